@@ -1,0 +1,1 @@
+"""Owns the mounts: the small privileged part beside the servers."""

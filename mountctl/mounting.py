@@ -1,0 +1,157 @@
+"""Mounting and unmounting FUSE file systems, and the settings that belong to a mount."""
+
+import ctypes
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+
+READ_AHEAD_KIB = 16384
+"""The kernel's default of 128 KiB leaves a store with any latency idle."""
+MAX_BACKGROUND = 64
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+_UMOUNT_NOFOLLOW = 8
+_MNT_DETACH = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class FuseUnavailableError(Exception):
+    """The host or the user cannot mount FUSE file systems."""
+
+
+class MountpointError(Exception):
+    """The mount point cannot be mounted on."""
+
+
+def mount(mountpoint: Path, *, source: str, allow_other: bool) -> int:
+    """Mount a FUSE file system, read-only, without set-uid programs and devices; the /dev/fuse descriptor.
+
+    By mount(2) for root, else by fusermount3. Raises FuseUnavailableError, MountpointError.
+    """
+    if os.geteuid() != 0:
+        return _mount_by_fusermount(mountpoint, source, allow_other)
+    descriptor = _open_fuse()
+    options = f"fd={descriptor},rootmode=40000,user_id=0,group_id={os.getegid()},default_permissions"
+    if allow_other:
+        options += ",allow_other"
+    result = _libc.mount(
+        source.encode(errors="surrogateescape"),
+        os.fsencode(mountpoint),
+        FILE_SYSTEM_TYPE.encode(),
+        ctypes.c_ulong(_MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME),
+        options.encode(),
+    )
+    if result != 0:
+        number = ctypes.get_errno()
+        os.close(descriptor)
+        raise MountpointError(f"mount {mountpoint}: {os.strerror(number)}")
+    return descriptor
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount; *lazy* takes it out of the tree now, even when it is busy. Raises OSError."""
+    if os.geteuid() == 0:
+        flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+        if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(mountpoint))
+        return
+    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode != 0:
+        raise OSError(0, done.stderr.strip().removeprefix("fusermount3: "), str(mountpoint))
+
+
+def tune(mountpoint: Path) -> list[str]:
+    """Deepen read-ahead and the number of requests under way, where allowed; what could not be set, and why.
+
+    After the kernel and the server have agreed on the connection, which resets them.
+    """
+    mounted = mount_at(mountpoint)
+    if mounted is None:
+        return [f"{mountpoint} is not mounted"]
+    device = mounted.device
+    connection = CONNECTIONS / device.partition(":")[2]
+    settings = {
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb"): READ_AHEAD_KIB,
+        connection / "max_background": MAX_BACKGROUND,
+        connection / "congestion_threshold": MAX_BACKGROUND * 3 // 4,
+    }
+    problems = []
+    _mount_fusectl()
+    for path, value in settings.items():
+        try:
+            path.write_text(str(value))
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+    return problems
+
+
+def abort(mountpoint: Path) -> None:
+    """Abort the FUSE connection of a mount: whoever waits for it gets an error. Raises OSError, LookupError."""
+    mounted = mount_at(mountpoint)
+    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        raise LookupError(f"{mountpoint}: no trimsfs mount")
+    _mount_fusectl()
+    (CONNECTIONS / mounted.device.partition(":")[2] / "abort").write_text("1")
+
+
+def _mount_fusectl() -> None:
+    """Have the kernel's FUSE control files, where allowed; systemd hosts have them already."""
+    if os.geteuid() == 0 and not any(CONNECTIONS.iterdir()):
+        _libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
+
+
+def _open_fuse() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FuseUnavailableError("/dev/fuse does not exist: load the module with `modprobe fuse`") from None
+    except OSError as error:
+        raise FuseUnavailableError(f"/dev/fuse: {error.strerror}: is the container allowed to use it?") from None
+
+
+def _fusermount() -> str:
+    path = shutil.which("fusermount3")
+    if path is None:
+        raise FuseUnavailableError("fusermount3 is not installed: install the package fuse3, or mount as root")
+    return path
+
+
+def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> int:
+    # fusermount3 splits its options at commas that no backslash escapes.
+    name = source.replace("\\", "\\\\").replace(",", "\\,")
+    options = f"ro,nosuid,nodev,noatime,default_permissions,subtype=trimsfs,fsname={name}"
+    if allow_other:
+        options += ",allow_other"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        try:
+            done = subprocess.run(
+                [_fusermount(), "-o", options, "--", str(mountpoint)],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise FuseUnavailableError("fusermount3 did not return in 30 s") from None
+        if done.returncode != 0:
+            message = done.stderr.strip().removeprefix("fusermount3: ")
+            if "user_allow_other" in message:
+                message += ", or mount with --no-allow-other"
+            kind = FuseUnavailableError if "fuse device" in message else MountpointError
+            raise kind(f"fusermount3: {message}")
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    if not descriptors:
+        raise FuseUnavailableError("fusermount3 sent no descriptor")
+    os.set_inheritable(descriptors[0], False)
+    return descriptors[0]

@@ -1,0 +1,113 @@
+"""What the programs of this directory share.
+
+They stand for a user's processes: plain framework code that is given a path. None of them knows
+of the filesystem that may lie behind the path.
+"""
+
+import errno
+import hashlib
+import json
+import mmap
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+_VMA_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run `main`; on an exception print one line on stderr and exit with status 1."""
+    try:
+        main()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        # MXNet puts the C++ stack trace before the message; the others put detail after it.
+        message = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        sys.exit(f"{Path(sys.argv[0]).name}: {type(error).__name__}: {message.strip()}")
+
+
+def report(values: Mapping[str, object]) -> None:
+    """Print `values` as one line of JSON, at once."""
+    print(json.dumps(values), flush=True)
+
+
+def digest(buffers: Iterable[memoryview]) -> str:
+    """Return the SHA-256 of the bytes of contiguous buffers, one after the other."""
+    sha256 = hashlib.sha256()
+    for buffer in buffers:
+        sha256.update(buffer.cast("B"))
+    return sha256.hexdigest()
+
+
+def seeded_array(shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.float32]:
+    """Return float32 values from a normal distribution, the same for the same arguments."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def residency(mapping: mmap.mmap) -> dict[str, int]:
+    """Return how much of a mapping is resident in this process, in KiB.
+
+    `rss_kib` counts each resident page whole; `pss_kib` divides it by the number of processes
+    that map it.
+    """
+    totals = {"rss_kib": 0, "pss_kib": 0}
+    start: int = np.frombuffer(mapping, np.uint8).ctypes.data
+    end = start + -(-len(mapping) // mmap.PAGESIZE) * mmap.PAGESIZE
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if header := _VMA_HEADER.match(line):
+            inside = start <= int(header[1], 16) and int(header[2], 16) <= end
+        elif inside and line.startswith(("Rss:", "Pss:")):
+            totals[f"{line[:3].lower()}_kib"] += int(line.split()[1])
+    return totals
+
+
+def build(directory: Path, names: Sequence[str], write: Callable[[Path], None]) -> None:
+    """Have `write` fill `directory` with the files `names`, unless all are there; report sizes.
+
+    The files are written in a hidden directory beside `directory`, which a killed build leaves
+    behind, and moved when all are finished: together where `directory` is absent or empty, else
+    one after the other. So no file in `directory` is ever half written.
+    """
+    directory = directory.resolve()
+    start = time.perf_counter()
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{directory.name}."
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=directory.parent) as scratch:
+            # A directory of its own, for mkdtemp makes one that only its owner may enter.
+            staged = Path(scratch, "staged")
+            staged.mkdir()
+            write(staged)
+            written = sorted(file.name for file in staged.iterdir())
+            if written != sorted(names):
+                raise RuntimeError(f"built {written}, not {sorted(names)}")
+            for name in names:
+                # safetensors and onnx make files that only their owner may read.
+                (staged / name).chmod(0o644)
+            _move_into_place(staged, directory)
+    report(
+        {
+            "built": bool(missing),
+            "build_s": round(time.perf_counter() - start, 3),
+            "bytes": {name: (directory / name).stat().st_size for name in names},
+        }
+    )
+
+
+def _move_into_place(staged: Path, directory: Path) -> None:
+    try:
+        # Takes the place of an absent or empty directory in one step, and fails on any other.
+        staged.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        for file in sorted(staged.iterdir()):
+            file.replace(directory / file.name)

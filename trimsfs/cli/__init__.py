@@ -1,0 +1,1 @@
+"""The ``trimsfs`` command: renders what the mounts' control files give."""

@@ -1,0 +1,75 @@
+"""``trimsfs warm``, ``pin``, ``unpin`` and ``evict``: commands by control file, with a progress bar."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from trimsfs.cli.control import control_directory, read_lines
+from trimsfs.cli.exits import fail, reported
+
+_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.command()
+@_paths
+@click.option(
+    "--to",
+    "tier",
+    type=click.Choice(["disk", "host"]),
+    default="host",
+    show_default=True,
+    help="How near: the cache directory, or the host's memory as well.",
+)
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@reported
+def warm(paths: tuple[Path, ...], tier: Literal["disk", "host"], quiet: bool) -> None:
+    """Fetch models before they are needed; a directory means all below it."""
+    _command(f"warm-{tier}", paths, "warming", quiet)
+
+
+@click.command()
+@_paths
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@reported
+def pin(paths: tuple[Path, ...], quiet: bool) -> None:
+    """Fetch models to disk and never evict them, until `trimsfs unpin`."""
+    _command("pin", paths, "pinning", quiet)
+
+
+@click.command()
+@_paths
+@reported
+def unpin(paths: tuple[Path, ...]) -> None:
+    """Let models be evicted again."""
+    _command("unpin", paths, "unpinning", quiet=True)
+
+
+@click.command()
+@_paths
+@reported
+def evict(paths: tuple[Path, ...]) -> None:
+    """Remove models from the disk tier; what is open or pinned is refused."""
+    _command("evict", paths, "evicting", quiet=True)
+
+
+def _command(name: str, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
+    """Give a command for each path; exits with the code of the first that fails, after trying all."""
+    failures: list[dict[str, str]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        for path in paths:
+            task = progress.add_task(f"{verb} {path}", total=None)
+            line = None
+            for line in read_lines(control_directory(path) / name):
+                progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
+            if line is None or line["state"] != "done":
+                failures.append(line or {"error": f"{path}: the command ended early", "kind": ""})
+            else:
+                progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
+    for failure in failures[1:]:
+        click.echo(f"trimsfs: {failure['error']}", err=True)
+    if failures:
+        fail(failures[0]["kind"], failures[0]["error"])

@@ -1,0 +1,123 @@
+"""``trimsfs doctor``: what of this host is fit for a mount, and what to do about the rest."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import trio
+
+from trimsfs.cli.exits import reported
+from trimsfs.cli.options import mount_options
+from trimsfs.errors import CacheInUseError, TrimsError
+from trimsfs.mountinfo import mounts
+from trimsfs.options import MountOptions
+from trimsfs.stores import RetryingStore, open_store
+from trimsfs.tiers.disk import lock_directory
+
+PROBE_DEADLINE_S = 5.0
+OLDEST_KERNEL = (5, 14)
+
+
+class _ProblemError(Exception):
+    """A check that failed: what is wrong and what to do."""
+
+
+@click.command()
+@reported
+@mount_options
+def doctor(options: MountOptions) -> None:
+    """Check this host, the cache directory and the store; takes the options that `trimsfs mount` would get.
+
+    Prints a line for each check. Exits 1 when one failed.
+    """
+    options = options.resolved(Path("/models"))
+    checks: list[tuple[str, Callable[[MountOptions], str]]] = [
+        ("kernel", _kernel),
+        ("/dev/fuse", _device),
+        ("privileges", _privileges),
+        ("libfuse", _libfuse),
+        ("cache", _cache),
+        ("store", _store),
+        ("mounts", _mounts),
+    ]
+    failed = False
+    for name, check in checks:
+        try:
+            click.echo(f"ok    {name}: {check(options)}")
+        except (_ProblemError, TrimsError, OSError) as problem:
+            failed = True
+            click.echo(f"FAIL  {name}: {problem}")
+    sys.exit(1 if failed else 0)
+
+
+def _kernel(_: MountOptions) -> str:
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if numbers < OLDEST_KERNEL:
+        raise _ProblemError(f"Linux {release} is too old: use {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer")
+    return f"Linux {release}"
+
+
+def _device(_: MountOptions) -> str:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise _ProblemError("does not exist: load the module with `modprobe fuse`") from None
+    except OSError as error:
+        raise _ProblemError(f"{error.strerror}: give this user or container access to it") from None
+    return "can be opened"
+
+
+def _privileges(options: MountOptions) -> str:
+    if os.geteuid() == 0:
+        return "root: mounts by itself, every local user may read"
+    if shutil.which("fusermount3") is None:
+        raise _ProblemError("fusermount3 is not installed: install the package fuse3, or mount as root")
+    if options.allow_other and "user_allow_other" not in _active_lines(Path("/etc/fuse.conf")):
+        raise _ProblemError("--allow-other needs the line user_allow_other in /etc/fuse.conf")
+    return f"uid {os.geteuid()}: mounts through fusermount3"
+
+
+def _active_lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _libfuse(_: MountOptions) -> str:
+    return f"pyfuse3 {version('pyfuse3')}"
+
+
+def _cache(options: MountOptions) -> str:
+    directory = options.cache_dir
+    assert directory is not None
+    try:
+        os.close(lock_directory(directory))
+        use = "free"
+    except CacheInUseError:
+        use = "in use by a mount"
+    status = os.statvfs(directory)
+    available = status.f_bavail * status.f_frsize
+    if available <= options.min_free:
+        raise _ProblemError(
+            f"{directory}: {available >> 20} MiB available, and --min-free keeps {options.min_free >> 20}: "
+            "free some space or set --cache-dir"
+        )
+    return f"{directory}: {use}, {available >> 20} MiB available"
+
+
+def _store(options: MountOptions) -> str:
+    async def probe() -> None:
+        store = RetryingStore(open_store(options, max_requests=1), deadline_s=PROBE_DEADLINE_S)
+        await store.probe()
+        await store.aclose()
+
+    trio.run(probe)
+    return f"{options.store} can be listed"
+
+
+def _mounts(_: MountOptions) -> str:
+    return ", ".join(f"{mount.mountpoint} ({mount.source})" for mount in mounts()) or "none"

@@ -1,0 +1,155 @@
+"""``trimsfs ls`` and ``trimsfs status``."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from trimsfs.cli.control import all_mounts, mount_of_path, read_json, read_text, translated
+from trimsfs.cli.exits import reported
+from trimsfs.errors import TrimsError
+from trimsfs.metrics import parse
+
+
+@dataclass(slots=True)
+class _Row:
+    """A model: a directory with files in it, or a file that stands alone. Sizes in bytes."""
+
+    files: int = 0
+    size: int = 0
+    disk: int = 0
+    host: int = 0
+    open: int = 0
+    pinned: int = 0
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--files", is_flag=True, help="One line for each file instead of each directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reported
+def ls(path: Path | None, files: bool, as_json: bool) -> None:
+    """List the models below PATH (default: of all mounts): sizes, what is on disk and in memory, who uses them."""
+    rows: dict[str, _Row] = {}
+    for root in [path] if path is not None else [mount.mountpoint for mount in all_mounts()]:
+        rows |= _rows(Path(os.path.realpath(root)), files)
+    if as_json:
+        fields = _Row.__dataclass_fields__
+        models = [{"path": name} | {field: getattr(row, field) for field in fields} for name, row in rows.items()]
+        click.echo(json.dumps(models, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("MODEL", overflow="fold")
+    for heading in ("FILES", "SIZE", "DISK", "HOST", "OPEN", "PINNED"):
+        table.add_column(heading, justify="right")
+    for name, row in sorted(rows.items()):
+        table.add_row(
+            name,
+            str(row.files),
+            decimal(row.size),
+            _share(row.disk, row.size),
+            _share(row.host, row.size),
+            str(row.open or ""),
+            "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
+        )
+    Console().print(table)
+
+
+def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
+    mount = mount_of_path(root)
+    models = read_json(mount.mountpoint / ".trims/models")["models"]
+    # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
+    here = {model["path"]: model for model in models}
+    rows: dict[str, _Row] = {}
+    for file, size in _walk(root):
+        relative = file.relative_to(mount.mountpoint)
+        top = by_file or file.parent == mount.mountpoint
+        row = rows.setdefault(str(file if top else file.parent), _Row())
+        row.files += 1
+        row.size += size
+        model = here.get(str(relative))
+        if model is not None:
+            row.disk += model["residency"]["disk"]
+            row.host += model["residency"]["host"] or 0
+            row.open += model["open"]
+            row.pinned += model["pinned"]
+    return rows
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, int]]:
+    try:
+        if root.is_file():
+            yield root, root.stat().st_size
+            return
+        with os.scandir(root) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        for entry in listed:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path))
+            else:
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+    except OSError as error:
+        raise translated(error, root) from error
+
+
+def _share(part: int, whole: int) -> str:
+    if whole == 0 or part == 0:
+        return "-"
+    return f"{min(part / whole, 1):.0%}"
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reported
+def status(mountpoint: Path | None, as_json: bool) -> None:
+    """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
+    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else all_mounts()
+    found: list[dict[str, Any]] = []
+    for mount in chosen:
+        try:
+            facts = read_json(mount.mountpoint / ".trims/control")
+            facts["metrics"] = parse(read_text(mount.mountpoint / ".trims/metrics"))
+        except TrimsError as error:
+            facts = {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(error)}
+        found.append(facts)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("no trimsfs mounts")
+    for facts in found:
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    click.echo(f"{facts['mountpoint']}: {facts['store']}")
+    if "error" in facts:
+        click.echo(f"  not answering: {facts['error']}")
+        return
+    metrics = facts["metrics"]
+
+    def number(name: str) -> int:
+        return int(metrics.get(f"trimsfs_{name}", 0))
+
+    budget = number("disk_budget_bytes")
+    limit = f" of {decimal(budget)}" if budget else ""
+    click.echo(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
+    click.echo(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
+    click.echo(
+        f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
+        f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"
+    )
+    click.echo(
+        f"  store       {number('store_requests_total')} requests, "
+        f"{number('store_failed_attempts_total')} attempts failed"
+    )
+    click.echo(f"  open        {number('files_open_handles')} files")
+    click.echo(f"  log         {facts['log_file']}")

@@ -1,0 +1,172 @@
+"""``trimsfs mount`` and ``trimsfs umount``."""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from trimsfs.cli.control import read_json
+from trimsfs.cli.exits import fail, reported
+from trimsfs.cli.options import mount_options
+from trimsfs.errors import FuseUnavailableError, InUseError, MountpointError, NotMountedError, TrimsError
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+from trimsfs.options import MountOptions
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 10.0
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")
+@reported
+@mount_options
+def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
+    """Mount a store of models at MOUNTPOINT, an empty directory.
+
+    Returns when the mount answers. Every option can also be a line of the configuration file (with _ for -) or an environment
+    variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
+    """
+    mountpoint = _check(mountpoint)
+    options = options.resolved(mountpoint)
+    if options.store is not None and "://" not in options.store:
+        _make_default_store(Path(options.store))
+    order: dict[str, object] = {
+        "mountpoint": str(mountpoint),
+        "source": options.store,
+        "allow_other": options.allow_other,
+        "foreground": foreground,
+        "server": [sys.executable, "-m", "trimsfs.daemon"],
+        "options": options.model_dump(mode="json", exclude_none=True),
+    }
+    keeper = [sys.executable, "-m", "mountctl.keeper"]
+    if foreground:
+        _become(keeper, order)
+    _start(keeper, order, options)
+    _await_answer(mountpoint)
+    click.echo(f"{options.store} is mounted at {mountpoint} (log: {options.log_file})")
+
+
+def _check(mountpoint: Path) -> Path:
+    """The mount point as an absolute path without links, fit to be mounted on. Raises MountpointError."""
+    # realpath leaves a dead mount alone where resolve() would raise.
+    mountpoint = Path(os.path.realpath(mountpoint))
+    mounted = mount_at(mountpoint)
+    if mounted is not None:
+        remedy = "use it, or unmount it with `trimsfs umount`" if mounted.kind == FILE_SYSTEM_TYPE else "choose another"
+        raise MountpointError(f"{mountpoint} is already mounted ({mounted.source}): {remedy}")
+    try:
+        with os.scandir(mountpoint) as entries:
+            empty = next(entries, None) is None
+    except FileNotFoundError:
+        raise MountpointError(f"{mountpoint} does not exist: create it with `mkdir -p`") from None
+    except OSError as error:
+        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+    if not empty:
+        raise MountpointError(f"{mountpoint} is not empty: mounting would hide its files; choose another")
+    if not os.path.exists("/dev/fuse"):
+        raise FuseUnavailableError("/dev/fuse does not exist: load the module with `modprobe fuse`")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise FuseUnavailableError("fusermount3 is not installed: install the package fuse3, or mount as root")
+    return mountpoint
+
+
+def _make_default_store(store: Path) -> None:
+    """Make the embedded default store, so that `trimsfs mount` works on a bare machine; no other."""
+    default = MountOptions().resolved(Path("/")).store
+    if str(store) == default:
+        with suppress(OSError):
+            store.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _become(keeper: list[str], order: dict[str, object]) -> NoReturn:
+    """Turn this process into the keeper."""
+    descriptor = os.memfd_create("trimsfs-order")
+    os.write(descriptor, json.dumps(order).encode())
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.dup2(descriptor, 0)
+    os.execv(keeper[0], keeper)
+
+
+def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -> None:
+    """Start the keeper in the background and wait for its first word."""
+    assert options.log_file is not None
+    receiver, sender = os.pipe()
+    try:
+        options.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_file = options.log_file.open("ab")
+    except OSError as error:
+        fail("CacheUnusableError", f"log file {options.log_file}: {error.strerror}: set --cache-dir or --log-file")
+    with log_file:
+        process = subprocess.Popen(
+            [*keeper, "--status-fd", str(sender)],
+            stdin=subprocess.PIPE,
+            stdout=log_file,
+            stderr=log_file,
+            pass_fds=[sender],
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(sender)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(json.dumps(order).encode())
+    ready, _, _ = select.select([receiver], [], [], START_TIMEOUT_S)
+    if not ready:
+        process.terminate()
+        fail("", f"the mount was not ready in {START_TIMEOUT_S:.0f} s: see {options.log_file}")
+    with os.fdopen(receiver) as status:
+        answer = json.loads(status.readline() or "{}")
+    if answer.get("type") == "ready":
+        return
+    process.wait(STOP_TIMEOUT_S)
+    message = answer.get("error") or "the keeper ended"
+    fail(answer.get("kind", ""), message if "kind" in answer else f"{message}: see {options.log_file}")
+
+
+def _await_answer(mountpoint: Path) -> None:
+    """Ask the mount for something; a mount that does not answer must not hang this process too."""
+    thread = threading.Thread(target=os.statvfs, args=(mountpoint,), daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT_S)
+    if thread.is_alive():
+        fail("", f"{mountpoint} is mounted but does not answer: see its log, or `mountctl abort {mountpoint}`")
+
+
+@click.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
+@reported
+def umount(mountpoint: Path, lazy: bool) -> None:
+    """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
+    mountpoint = Path(os.path.realpath(mountpoint))
+    mounted = mount_at(mountpoint)
+    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        raise NotMountedError(f"{mountpoint}: no trimsfs mount")
+    keeper = None
+    with suppress(TrimsError, OSError, KeyError):
+        keeper = os.pidfd_open(read_json(mountpoint / ".trims/control")["keeper_pid"])
+    if os.geteuid() == 0:
+        command = ["umount", *(["--lazy"] if lazy else []), str(mountpoint)]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        if "busy" in done.stderr:
+            raise InUseError(
+                f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
+            )
+        raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
+    if keeper is not None and not lazy:
+        ended, _, _ = select.select([keeper], [], [], STOP_TIMEOUT_S)
+        if not ended:
+            fail("", f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s")

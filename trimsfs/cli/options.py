@@ -1,0 +1,72 @@
+"""The mount options as options of commands, made from their one schema."""
+
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, MountOptions, load_options
+
+_METAVARS = {
+    "store": "URL",
+    "endpoint_url": "URL",
+    "cache_dir": "DIR",
+    "cache_size": "SIZE",
+    "min_free": "SIZE",
+    "memory_limit": "SIZE",
+    "log_file": "FILE",
+    "mode": "OCTAL",
+    "dir_mode": "OCTAL",
+}
+
+
+def mount_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the mount options; it gets those that were set as one MountOptions, ``options``."""
+
+    def wrapped(config: Path | None, **arguments: Any) -> None:
+        names = MountOptions.model_fields.keys()
+        given = {name: arguments.pop(name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        command(options=load_options(given, config=config), **arguments)
+
+    wrapped.__name__ = command.__name__
+    wrapped.__doc__ = command.__doc__
+    decorated: Callable[..., None] = wrapped
+    for name, field in reversed(MountOptions.model_fields.items()):
+        flag = "--" + name.replace("_", "-")
+        shown = (
+            "" if field.default in {None, False} or name == "mode" else f"  [default: {_shown(name, field.default)}]"
+        )
+        attributes: dict[str, Any] = {"default": None, "help": f"{field.description}{shown}"}
+        if _holds(field.annotation, bool):
+            flag = f"{flag}/--no-{flag[2:]}"
+        else:
+            attributes["metavar"] = _METAVARS.get(name, _metavar(field.annotation))
+        decorated = click.option(flag, name, **attributes)(decorated)
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
+        help=f"TOML file with any of these options.  [default: {DEFAULT_CONFIG}]",
+    )(decorated)
+
+
+def _holds(annotation: Any, kind: type) -> bool:
+    if isinstance(annotation, types.UnionType):
+        return any(_holds(part, kind) for part in typing.get_args(annotation))
+    return annotation is kind
+
+
+def _metavar(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return "|".join(typing.get_args(annotation))
+    return "S" if annotation is float else "TEXT"
+
+
+def _shown(name: str, default: object) -> str:
+    if _METAVARS.get(name) == "SIZE" and isinstance(default, int):
+        return f"{default >> 20}MiB"
+    return str(default)

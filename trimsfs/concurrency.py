@@ -1,0 +1,53 @@
+"""How many requests to keep under way: as many as the store serves without queueing them."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(slots=True)
+class AdaptiveLimit:
+    """A limit that follows the store's latency (as TCP Vegas does) and halves when it is throttled.
+
+    With ``n`` requests under way, each taking ``latency`` where the best ever seen took ``best``, about
+    ``n * (1 - best / latency)`` of them wait in a queue somewhere. Few waiting: there is room for
+    one more. Many: one less. Only requests of one size are comparable, so the caller reports those.
+    """
+
+    maximum: int
+    minimum: int = 2
+    value: float = 4.0
+    _best: float = field(default=float("inf"), init=False)
+    _last_cut: float = field(default=float("-inf"), init=False)
+
+    LOW_QUEUE: ClassVar[float] = 2.0
+    HIGH_QUEUE: ClassVar[float] = 4.0
+    CUT_INTERVAL_S: ClassVar[float] = 1.0
+    FORGET: ClassVar[float] = 1.01
+
+    def __post_init__(self) -> None:
+        self.minimum = min(self.minimum, self.maximum)
+        self.value = min(self.value, float(self.maximum))
+
+    @property
+    def limit(self) -> int:
+        """The number of requests that may be under way now."""
+        return int(self.value)
+
+    def succeeded(self, latency_s: float, under_way: int) -> None:
+        """A request took *latency_s* seconds while *under_way* (itself included) were running."""
+        # The best latency drifts up slowly, so that a store that has become slower is learned anew.
+        self._best = min(self._best * self.FORGET, latency_s)
+        queued = under_way * (1 - self._best / max(latency_s, 1e-9))
+        if queued > self.HIGH_QUEUE:
+            self._set(self.value - 1)
+        elif queued < self.LOW_QUEUE and under_way >= self.limit:
+            self._set(self.value + 1)
+
+    def throttled(self, now_s: float) -> None:
+        """The store refused a request for load, or stalled: halve, at most once a second."""
+        if now_s - self._last_cut >= self.CUT_INTERVAL_S:
+            self._last_cut = now_s
+            self._set(self.value / 2)
+
+    def _set(self, value: float) -> None:
+        self.value = max(float(self.minimum), min(float(self.maximum), value))

@@ -1,0 +1,329 @@
+"""The control surface: extended attributes and control files, by name.
+
+Reading an attribute or an ``info`` file only looks. A command file acts: opening it starts the command, each read gives
+the next line of JSON on how far it has come, closing it ends the command. So a command dies with the process that gave it, and
+needs nothing but the path.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from trimsfs.errors import NotPermittedError, TrimsError
+from trimsfs.fetch import Fetcher
+from trimsfs.namespace import Inode, Kind, Namespace, Special
+from trimsfs.options import MountOptions
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier, Residency
+from trimsfs.tiers.host import populate
+from trimsfs.types import CHUNK_SIZE, Generation
+
+log = logging.getLogger(__name__)
+
+XATTR_PREFIX = "user.trims."
+PROGRESS_INTERVAL_S = 0.25
+FILES_AT_ONCE = 16
+SUBJECT = "subject"
+"""Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who opened a control file: ids as the host sees them."""
+
+    uid: int
+    groups: frozenset[int]
+
+
+class ControlHandle(Protocol):
+    """An open control file."""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """At most *size* bytes from *offset* on; none at the end."""
+
+    def close(self) -> None:
+        """The caller has closed the file."""
+
+
+class _Text:
+    """A control file whose content is made when it is opened."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+    def close(self) -> None:
+        """Nothing goes on."""
+
+
+class _Progress:
+    """How far a command has come: shared by the command, which writes, and its handle, which reads."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.done_bytes = 0
+        self.total_bytes = 0
+        self.arriving: set[Blob] = set()
+        self.finished = trio.Event()
+        self.error: TrimsError | None = None
+
+    def line(self) -> bytes:
+        state = "running"
+        if self.finished.is_set():
+            state = "done" if self.error is None else "failed"
+        line: dict[str, object] = {
+            "path": self.path,
+            "state": state,
+            "done_bytes": self.done_bytes + sum(blob.verified_bytes for blob in self.arriving),
+            "total_bytes": self.total_bytes,
+        }
+        if self.error is not None:
+            line |= {"error": str(self.error), "kind": type(self.error).__name__}
+        return _json(line)
+
+
+class _Command:
+    """A running command. Reads block for a moment at most, so a reader can always be interrupted."""
+
+    def __init__(self, progress: _Progress, scope: trio.CancelScope) -> None:
+        self._progress = progress
+        self._scope = scope
+        self._text = b""
+        self._last = False
+
+    async def read(self, offset: int, size: int) -> bytes:
+        if offset >= len(self._text) and not self._last:
+            if self._text:
+                with trio.move_on_after(PROGRESS_INTERVAL_S):
+                    await self._progress.finished.wait()
+            self._last = self._progress.finished.is_set()
+            self._text += self._progress.line()
+        return self._text[offset : offset + size]
+
+    def close(self) -> None:
+        self._scope.cancel()
+
+
+Command = Callable[[Generation, _Progress], Awaitable[None]]
+
+
+class Control:
+    """Answers for everything under ``.trims`` and ``user.trims.*``."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        options: MountOptions,
+        *,
+        metrics: Callable[[], bytes],
+        facts: Callable[[], dict[str, object]],
+    ) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._fetcher = fetcher
+        self._options = options
+        self._metrics = metrics
+        self._facts = facts
+        self._nursery: trio.Nursery | None = None
+        self._root_files: dict[str, Callable[[], Awaitable[bytes]]] = {
+            "control": self._control,
+            "metrics": self._render_metrics,
+            "models": self._models,
+        }
+        self._commands: dict[str, Command] = {
+            "evict": self._evict,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "warm-disk": self._warm_disk,
+            "warm-host": self._warm_host,
+        }
+        self._xattrs: dict[str, Callable[[Residency], str]] = {
+            "etag": lambda here: here.generation.etag,
+            "generation": lambda here: here.token,
+            "pinned": lambda here: _boolean(here.pinned),
+            "residency": lambda here: json.dumps(_residency(here)),
+            "verified": lambda here: _boolean(here.verified),
+        }
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry commands, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def names(self, inode: Inode) -> list[str]:
+        """The names of the control files in a control directory."""
+        if inode.control == SUBJECT:
+            return sorted(["info", *self._commands])
+        return sorted(self._root_files) if not inode.path else []
+
+    def xattr_names(self, inode: Inode) -> list[str]:
+        """The full names of an inode's attributes."""
+        return [XATTR_PREFIX + name for name in self._xattrs] if inode.kind is Kind.OBJECT else []
+
+    async def xattr(self, inode: Inode, name: str) -> bytes | None:
+        """The value of an attribute by its full name; None when there is no such attribute."""
+        handler = self._xattrs.get(name.removeprefix(XATTR_PREFIX)) if name.startswith(XATTR_PREFIX) else None
+        if handler is None or inode.generation is None or inode.kind is not Kind.OBJECT:
+            return None
+        return handler(await self._disk.residency(inode.generation)).encode()
+
+    async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
+        """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""
+        name = inode.control
+        if name in self._commands:
+            self._authorise(caller, name, inode.path)
+            return self._start(name, inode)
+        if name == "info":
+            return _Text(await self._info(inode))
+        return _Text(await self._root_files[name]())
+
+    def _authorise(self, caller: Caller, command: str, path: str) -> None:
+        options = self._options
+        if caller.uid not in {0, options.uid} and options.control_gid not in caller.groups:
+            raise NotPermittedError(f"{command} /{path}: uid {caller.uid} may not command this mount")
+
+    def _start(self, name: str, inode: Inode) -> ControlHandle:
+        assert self._nursery is not None
+        log.info("%s /%s", name, inode.path)
+        progress = _Progress(inode.path)
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._carry, name, inode, progress, scope)
+        return _Command(progress, scope)
+
+    async def _carry(self, name: str, inode: Inode, progress: _Progress, scope: trio.CancelScope) -> None:
+        """Give a command for everything below an inode; what fails does not keep the rest from being done."""
+        slots = trio.Semaphore(FILES_AT_ONCE)
+        try:
+            with scope:
+                generations = [generation async for generation in self._below(inode)]
+                progress.total_bytes = sum(generation.size for generation in generations)
+                async with trio.open_nursery() as nursery:
+                    for generation in generations:
+                        await slots.acquire()
+                        nursery.start_soon(self._carry_one, self._commands[name], generation, progress, slots)
+        except TrimsError as error:
+            progress.error = error
+        finally:
+            progress.finished.set()
+
+    async def _carry_one(
+        self, command: Command, generation: Generation, progress: _Progress, slots: trio.Semaphore
+    ) -> None:
+        try:
+            await command(generation, progress)
+            progress.done_bytes += generation.size
+        except TrimsError as error:
+            progress.error = progress.error or error
+        finally:
+            slots.release()
+
+    async def _below(self, inode: Inode) -> AsyncIterator[Generation]:
+        """The generation that an inode is about, or all those below a directory."""
+        if inode.generation is not None:
+            yield inode.generation
+            return
+        prefixes = [inode.path]
+        while prefixes:
+            prefix = prefixes.pop()
+            for name, entry in (await self._namespace.entries(prefix)).items():
+                if isinstance(entry, Generation):
+                    yield entry
+                elif entry is Special.DIRECTORY:
+                    prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
+
+    # Commands
+
+    async def _warm_disk(self, generation: Generation, progress: _Progress) -> None:
+        async with self._disk.using(generation) as blob:
+            progress.arriving.add(blob)
+            try:
+                await self._fetcher.fetch_all(blob)
+            finally:
+                progress.arriving.discard(blob)
+
+    async def _warm_host(self, generation: Generation, progress: _Progress) -> None:
+        await self._warm_disk(generation, progress)
+        async with self._disk.using(generation) as blob:
+            for start in range(0, generation.size, CHUNK_SIZE):
+                stop = min(start + CHUNK_SIZE, generation.size)
+                await trio.to_thread.run_sync(populate, blob.fileno(), start, stop)
+
+    async def _pin(self, generation: Generation, progress: _Progress) -> None:
+        async with self._disk.using(generation) as blob:
+            await self._disk.pin(blob, True)
+        await self._warm_disk(generation, progress)
+
+    async def _unpin(self, generation: Generation, progress: _Progress) -> None:
+        del progress
+        async with self._disk.using(generation) as blob:
+            await self._disk.pin(blob, False)
+
+    async def _evict(self, generation: Generation, progress: _Progress) -> None:
+        del progress
+        await self._disk.evict(generation)
+
+    # Looking
+
+    async def _info(self, inode: Inode) -> bytes:
+        if inode.generation is not None:
+            return _json(_model(await self._disk.residency(inode.generation)))
+        below = [here for here in await self._disk.residencies() if here.generation.key.startswith(inode.path)]
+        return _json(
+            {
+                "path": inode.path,
+                "cached_files": len(below),
+                "residency": {
+                    "disk": sum(here.disk_bytes for here in below),
+                    "host": sum(here.host_bytes or 0 for here in below),
+                },
+            }
+        )
+
+    async def _models(self) -> bytes:
+        return _json({"models": [_model(here) for here in await self._disk.residencies()]})
+
+    async def _render_metrics(self) -> bytes:
+        return self._metrics()
+
+    async def _control(self) -> bytes:
+        return _json(self._facts())
+
+
+def _model(here: Residency) -> dict[str, object]:
+    generation = here.generation
+    return {
+        "path": generation.key.encode(errors="surrogateescape").decode(errors="replace"),
+        "size": generation.size,
+        "generation": here.token,
+        "etag": generation.etag,
+        "version_id": generation.version_id,
+        "modified": generation.modified_ns / 1e9,
+        "residency": _residency(here),
+        "verified": here.verified,
+        "pinned": here.pinned,
+        "open": here.users,
+        "uses": here.uses,
+        "last_used": here.last_used or None,
+    }
+
+
+def _residency(here: Residency) -> dict[str, int | None]:
+    return {"disk": here.disk_bytes, "host": here.host_bytes}
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"

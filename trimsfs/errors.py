@@ -1,0 +1,113 @@
+"""What can go wrong, independent of FUSE and of any vendor's library.
+
+::
+
+    TrimsError
+    ├── ConfigurationError         an option that cannot be used
+    ├── FuseUnavailableError       the host cannot mount FUSE file systems
+    ├── MountpointError            the directory cannot be mounted on
+    ├── NotMountedError            there is no trimsfs mount at a path
+    ├── CacheError
+    │   ├── CacheInUseError        another server holds the cache directory
+    │   ├── CacheUnusableError     the cache directory cannot be used
+    │   └── CacheFullError         no room is left and nothing can be evicted
+    ├── NoSuchEntryError           a name that does not exist
+    ├── NotPermittedError          a command the caller may not give
+    ├── InUseError                 a command on a file that is open
+    └── StoreError
+        ├── BucketNotFoundError    the bucket or directory does not exist
+        ├── ObjectNotFoundError    the store said that the object does not exist
+        ├── ObjectChangedError     the object is no longer the generation asked for
+        ├── StoreAccessError       the credentials are missing, wrong or not enough
+        ├── TransientStoreError    may succeed when tried again
+        │   ├── StoreThrottledError    the store asked for fewer requests
+        │   └── StoreStalledError      no bytes came in time
+        └── StoreUnavailableError  still failing after the retries
+
+Messages are one line: the thing, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
+maps them to errno values, ``trimsfs.cli.exits`` to exit codes.
+"""
+
+
+class TrimsError(Exception):
+    """Base of every error that trimsfs raises on purpose."""
+
+
+class ConfigurationError(TrimsError):
+    """An option has a value that cannot be used."""
+
+
+class FuseUnavailableError(TrimsError):
+    """The host or the user cannot mount FUSE file systems."""
+
+
+class MountpointError(TrimsError):
+    """The mount point is missing, in use, or not empty."""
+
+
+class NotMountedError(TrimsError):
+    """No trimsfs mount answers at a path."""
+
+
+class CacheError(TrimsError):
+    """Base of the errors of the cache directory."""
+
+
+class CacheInUseError(CacheError):
+    """Another server holds the lock of the cache directory."""
+
+
+class CacheUnusableError(CacheError):
+    """The cache directory cannot be created, locked or written."""
+
+
+class CacheFullError(CacheError):
+    """The cache has no room and nothing in it may be evicted."""
+
+
+class NoSuchEntryError(TrimsError):
+    """A name that does not exist, as far as the store says."""
+
+
+class NotPermittedError(TrimsError):
+    """The caller may not give this command."""
+
+
+class InUseError(TrimsError):
+    """The command needs a file that nobody has open."""
+
+
+class StoreError(TrimsError):
+    """Base of the errors of a store."""
+
+
+class BucketNotFoundError(StoreError):
+    """The bucket, or the directory of a directory store, does not exist."""
+
+
+class ObjectNotFoundError(StoreError):
+    """The store said that there is no such object."""
+
+
+class ObjectChangedError(StoreError):
+    """The store holds another generation of the object than the one asked for."""
+
+
+class StoreAccessError(StoreError):
+    """The store refused the credentials, or there are none."""
+
+
+class TransientStoreError(StoreError):
+    """The request failed in a way that another attempt may cure."""
+
+
+class StoreThrottledError(TransientStoreError):
+    """The store asked for fewer requests."""
+
+
+class StoreStalledError(TransientStoreError):
+    """The store sent no bytes, or too few, for too long."""
+
+
+class StoreUnavailableError(StoreError):
+    """The request kept failing until the retries were used up."""

@@ -1,0 +1,259 @@
+"""The filesystem, free of FUSE: what each call of the kernel means."""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trimsfs.control import SUBJECT, Caller, Control, ControlHandle
+from trimsfs.errors import NoSuchEntryError, ObjectChangedError
+from trimsfs.fetch import Buffer, Fetcher
+from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+FOREVER_S = 86400.0
+"""For attributes: an inode's never change, as another content is another inode."""
+CONTROL_TTL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
+
+    inode: Inode
+    directory: bool
+    size: int
+    modified_ns: int
+    entry_ttl_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An open file. ``cached`` tells that the kernel may keep its pages, also from an earlier open."""
+
+    handle: int
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesystemStatistics:
+    """Handles open now; reads answered and bytes handed to the kernel since the server started."""
+
+    open_handles: int
+    reads: int
+    read_bytes: int
+
+
+@dataclass(slots=True)
+class _FileHandle:
+    inode: Inode
+    blob: Blob
+
+
+class Filesystem:
+    """Files and directories of a store, read-only.
+
+    Errors are those of ``trimsfs.errors``. *invalidate* is called with a directory's inode number and a name when the kernel should
+    look the name up again; it must not block.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        control: Control,
+        *,
+        mounted_ns: int,
+        invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
+    ) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._fetcher = fetcher
+        self._control = control
+        self._mounted_ns = mounted_ns
+        self._invalidate = invalidate
+        self._numbers = itertools.count(1)
+        self._files: dict[int, _FileHandle] = {}
+        self._controls: dict[int, ControlHandle] = {}
+        self._directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]]]] = {}
+        self._reads = self._read_bytes = 0
+
+    def statistics(self) -> FilesystemStatistics:
+        return FilesystemStatistics(open_handles=len(self._files), reads=self._reads, read_bytes=self._read_bytes)
+
+    # Names
+
+    async def lookup(self, parent: int, name: bytes) -> Attributes:
+        """What a name is; the caller counts it with `told`. Raises NoSuchEntryError for a name that does not exist."""
+        directory = self._namespace.inode(parent)
+        if directory.kind is Kind.CONTROL_DIRECTORY:
+            return await self._lookup_control(directory, name)
+        if name == CONTROL_NAME:
+            return self._attributes(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
+        entry, left = await self._namespace.lookup(directory.path, name)
+        return self._entry_attributes(directory.path, name, entry, left)
+
+    async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
+        text = os.fsdecode(name)
+        if text in self._control.names(directory):
+            inode = self._namespace.reference(Kind.CONTROL_FILE, directory.path, directory.generation, text)
+            return self._attributes(inode, CONTROL_TTL_S)
+        if directory.control == SUBJECT:
+            raise NoSuchEntryError(f"no control file {text}")
+        path, generation = directory.path, None
+        if name != CONTROL_NAME:
+            entry, _ = await self._namespace.lookup(directory.path, name)
+            if entry is Special.ABSENT:
+                raise NoSuchEntryError(f"{directory.path}{text}")
+            path += text if isinstance(entry, Generation) else f"{text}/"
+            generation = entry if isinstance(entry, Generation) else None
+        inode = self._namespace.reference(Kind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        return self._attributes(inode, CONTROL_TTL_S)
+
+    def told(self, attributes: Attributes) -> None:
+        """The kernel has been told of an inode once more; it will `forget` as often."""
+        attributes.inode.lookups += 1
+
+    def untold(self, attributes: Attributes) -> None:
+        """The kernel has not been told of an inode after all."""
+        self._namespace.discard(attributes.inode)
+
+    def forget(self, number: int, lookups: int) -> None:
+        """The kernel no longer refers to an inode as often as that."""
+        self._namespace.forget(number, lookups)
+
+    def attributes(self, number: int) -> Attributes:
+        """The attributes of an inode that the kernel knows."""
+        return self._attributes(self._namespace.inode(number), FOREVER_S)
+
+    def _entry_attributes(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
+        path = prefix + os.fsdecode(name)
+        if isinstance(entry, Generation):
+            return self._attributes(self._namespace.reference(Kind.OBJECT, path, entry), ttl_s)
+        if entry is Special.DIRECTORY:
+            return self._attributes(self._namespace.reference(Kind.DIRECTORY, f"{path}/"), ttl_s)
+        raise NoSuchEntryError(path)
+
+    def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
+        generation = inode.generation if inode.kind is Kind.OBJECT else None
+        return Attributes(
+            inode=inode,
+            directory=inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY},
+            size=generation.size if generation is not None else 0,
+            modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
+            entry_ttl_s=ttl_s,
+        )
+
+    # Directories
+
+    async def open_directory(self, number: int) -> int:
+        """A handle on the listing of a directory as it is now."""
+        inode = self._namespace.inode(number)
+        entries: list[tuple[bytes, Entry]] = []
+        if inode.kind is Kind.DIRECTORY:
+            entries = list((await self._namespace.entries(inode.path)).items())
+        handle = next(self._numbers)
+        self._directories[handle] = inode, entries
+        return handle
+
+    def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        """The entries of a listing from position *start* on: name, attributes and the position after it.
+
+        The caller counts with `told` those that it passes on and gives the first it cannot back with `untold`. Control directories
+        name their files; ``.trims`` itself is in no listing.
+        """
+        inode, entries = self._directories[handle]
+        if inode.kind is Kind.CONTROL_DIRECTORY:
+            return self._list_control(inode, start)
+        return (
+            (name, self._entry_attributes(inode.path, name, entry, CONTROL_TTL_S), position)
+            for position, (name, entry) in enumerate(entries[start:], start + 1)
+        )
+
+    def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        for position, name in enumerate(self._control.names(inode)[start:], start + 1):
+            file = self._namespace.reference(Kind.CONTROL_FILE, inode.path, inode.generation, name)
+            yield name.encode(), self._attributes(file, CONTROL_TTL_S), position
+
+    def close_directory(self, handle: int) -> None:
+        del self._directories[handle]
+
+    # Files
+
+    async def open(self, number: int, caller: Caller) -> Opened:
+        """Open a file for reading. Raises ObjectChangedError when the store is known to have replaced it."""
+        inode = self._namespace.inode(number)
+        handle = next(self._numbers)
+        if inode.kind is Kind.CONTROL_FILE:
+            self._controls[handle] = await self._control.open(inode, caller)
+            return Opened(handle=handle, cached=False)
+        if inode.generation is None:
+            raise IsADirectoryError(inode.path)
+        blob = await self._disk.acquire(inode.generation)
+        if inode.replaced and not blob.complete:
+            self._disk.release(blob)
+            raise ObjectChangedError(f"{inode.path} has been replaced")
+        self._fetcher.hold(blob)
+        self._files[handle] = _FileHandle(inode, blob)
+        return Opened(handle=handle, cached=True)
+
+    async def read(self, handle: int, offset: int, size: int) -> Buffer:
+        """At most *size* bytes of an open file from *offset* on; fewer only at its end.
+
+        Raises ObjectChangedError when bytes that are not here belong to a content that the store no longer has.
+        """
+        file = self._files.get(handle)
+        if file is None:
+            return await self._controls[handle].read(offset, size)
+        stop = min(offset + size, file.blob.generation.size)
+        if offset >= stop:
+            return b""
+        try:
+            data = await self._fetcher.read(file.blob, offset, stop)
+        except ObjectChangedError:
+            self._replaced(file.inode)
+            raise
+        self._reads += 1
+        self._read_bytes += len(data)
+        return data
+
+    def release(self, handle: int) -> None:
+        """The last reference to an open file, mappings included, is gone."""
+        control = self._controls.pop(handle, None)
+        if control is not None:
+            control.close()
+            return
+        file = self._files.pop(handle)
+        self._fetcher.unhold(file.blob)
+        self._disk.release(file.blob)
+
+    def _replaced(self, inode: Inode) -> None:
+        if inode.replaced:
+            return
+        inode.replaced = True
+        log.info("/%s has been replaced in the store", inode.path)
+        self._namespace.replaced(inode.path)
+        prefix, _, name = inode.path.rpartition("/")
+        directory = self._namespace.reference(Kind.DIRECTORY, prefix and f"{prefix}/")
+        self._invalidate(directory.number, os.fsencode(name))
+        self._namespace.discard(directory)
+
+    # Attributes
+
+    async def xattr(self, number: int, name: str) -> bytes | None:
+        """The value of an extended attribute; None when there is no such attribute."""
+        return await self._control.xattr(self._namespace.inode(number), name)
+
+    def xattr_names(self, number: int) -> list[str]:
+        return self._control.xattr_names(self._namespace.inode(number))
+
+    def space(self) -> tuple[int, int]:
+        """Bytes of models that fit on disk, and how many more of them."""
+        free = self._disk.free_bytes()
+        return self._disk.statistics().used_bytes + free, free

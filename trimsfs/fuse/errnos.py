@@ -1,0 +1,35 @@
+"""The one table from errors to errno values, as callers of the mount see them."""
+
+import errno
+
+from trimsfs.errors import (
+    CacheError,
+    InUseError,
+    NoSuchEntryError,
+    NotPermittedError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+)
+
+_TABLE: tuple[tuple[type[Exception], int], ...] = (
+    # The first entry that an error is an instance of counts.
+    (NoSuchEntryError, errno.ENOENT),
+    (NotPermittedError, errno.EPERM),
+    (InUseError, errno.EBUSY),
+    (ObjectNotFoundError, errno.ESTALE),
+    (ObjectChangedError, errno.ESTALE),
+    (StoreAccessError, errno.EACCES),
+    (StoreError, errno.EIO),
+    (CacheError, errno.EIO),
+    (IsADirectoryError, errno.EISDIR),
+)
+
+
+def errno_of(error: Exception) -> int:
+    """The errno for an error; EIO for one that is not in the table, a defect."""
+    for kind, number in _TABLE:
+        if isinstance(error, kind):
+            return number
+    return errno.EIO

@@ -1,0 +1,155 @@
+"""Kernel requests → calls of the filesystem: types and errors are translated here, nothing is decided."""
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from trimsfs.control import Caller
+from trimsfs.errors import TrimsError
+from trimsfs.filesystem import FOREVER_S, Attributes, Filesystem
+from trimsfs.fuse.errnos import errno_of
+from trimsfs.options import MountOptions
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BLOCK_SIZE = 4096
+READ_SIZE = 128 * 1024
+"""What programs that ask (st_blksize) read at a time."""
+
+
+def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(function)
+    async def call(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return await function(*arguments, **named)
+        except pyfuse3.FUSEError:
+            raise
+        except (TrimsError, IsADirectoryError) as error:
+            number = errno_of(error)
+            if number not in {errno.ENOENT, errno.EPERM}:
+                log.warning("%s: %s: %s", function.__name__, os.strerror(number), error)
+            raise pyfuse3.FUSEError(number) from error
+        except Exception as error:
+            log.exception("%s failed", function.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return call
+
+
+class Operations(pyfuse3.Operations):
+    """The requests that a read-only file system gets; the kernel itself answers EROFS to all that would write."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, filesystem: Filesystem, options: MountOptions) -> None:
+        super().__init__()
+        self._filesystem = filesystem
+        self._uid = options.uid or 0
+        self._gid = options.gid or 0
+        self._mode = options.mode
+        self._dir_mode = options.dir_mode or 0
+
+    @_translated
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        attributes = await self._filesystem.lookup(parent_inode, name)
+        self._filesystem.told(attributes)
+        return self._entry(attributes)
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        for number, lookups in inode_list:
+            self._filesystem.forget(number, lookups)
+
+    @_translated
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self._filesystem.attributes(inode))
+
+    @_translated
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(await self._filesystem.open_directory(inode))
+
+    @_translated
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for name, attributes, position in self._filesystem.list_directory(fh, start_id):
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(attributes), position):
+                self._filesystem.untold(attributes)
+                break
+            self._filesystem.told(attributes)
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        self._filesystem.close_directory(fh)
+
+    @_translated
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        opened = await self._filesystem.open(inode, _caller(ctx))
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.cached, direct_io=not opened.cached
+        )
+
+    @_translated
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        # pyfuse3 takes any buffer, whatever its annotation says.
+        return await self._filesystem.read(fh, off, size)  # type: ignore[return-value]
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self._filesystem.release(fh)
+
+    @_translated
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        value = await self._filesystem.xattr(inode, os.fsdecode(name))
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @_translated
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> Sequence[pyfuse3.XAttrNameT]:
+        return [pyfuse3.XAttrNameT(os.fsencode(name)) for name in self._filesystem.xattr_names(inode)]
+
+    @_translated
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        total, free = self._filesystem.space()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_SIZE
+        data.f_blocks = total // BLOCK_SIZE
+        data.f_bfree = data.f_bavail = free // BLOCK_SIZE
+        data.f_files = data.f_ffree = data.f_favail = 0
+        data.f_namemax = 255
+        return data
+
+    def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(attributes.inode.number)
+        entry.generation = 0
+        entry.entry_timeout = attributes.entry_ttl_s
+        entry.attr_timeout = FOREVER_S
+        mode = stat.S_IFDIR | self._dir_mode if attributes.directory else stat.S_IFREG | self._mode
+        entry.st_mode = pyfuse3.ModeT(mode)
+        entry.st_nlink = 1
+        entry.st_uid = self._uid
+        entry.st_gid = self._gid
+        entry.st_rdev = 0
+        entry.st_size = attributes.size
+        entry.st_blksize = READ_SIZE
+        entry.st_blocks = -(-attributes.size // 512)
+        entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = attributes.modified_ns
+        return entry
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    try:
+        groups = pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):
+        groups = set()  # the process is gone, or in another PID namespace
+    return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}))

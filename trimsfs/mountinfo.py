@@ -1,0 +1,52 @@
+"""Which file systems are mounted, as the kernel lists them: looking there touches no mount."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE_SYSTEM_TYPE = "fuse.trimsfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A mounted file system. ``device`` is ``major:minor``."""
+
+    mountpoint: Path
+    device: str
+    kind: str
+    source: str
+
+
+def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
+    """The mounts of a type, or all, in this mount namespace; what covers a mount point comes after what it covers."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields, _, rest = line.partition(" - ")
+        parts = fields.split(" ")
+        file_system_type, source, *_ = rest.split(" ")
+        if kind in {None, file_system_type}:
+            found.append(
+                Mount(
+                    mountpoint=Path(_unescape(parts[4])),
+                    device=parts[2],
+                    kind=file_system_type,
+                    source=_unescape(source),
+                )
+            )
+    return found
+
+
+def mount_at(mountpoint: Path) -> Mount | None:
+    """What is mounted at exactly this path, if anything."""
+    return next((mount for mount in reversed(mounts(None)) if mount.mountpoint == mountpoint), None)
+
+
+def mount_of(path: Path) -> Mount | None:
+    """The trimsfs mount that an absolute path without symbolic links lies on, if any."""
+    inside = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
+    deepest = max(inside, key=lambda mount: len(mount.mountpoint.parts), default=None)
+    return deepest if deepest is not None and deepest.kind == FILE_SYSTEM_TYPE else None
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -1,0 +1,328 @@
+"""Names → inodes → generations: what the store holds, as a tree of directories that is read lazily."""
+
+import contextlib
+import enum
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs.errors import NoSuchEntryError, ObjectNotFoundError, StoreError
+from trimsfs.stores.base import Page, Store
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+ROOT_INODE = 1
+CONTROL_NAME = b".trims"
+"""Reserved in every directory: the way to the control files."""
+
+NAME_MAX = 255
+NEGATIVE_TTL_S = 5.0
+"""Longest that a name's absence is believed: a model that has just been uploaded should appear."""
+STALE_RETRY_S = 5.0
+"""While the store is down, known names are served from memory and the store is asked this often."""
+REST_LIMIT = 100_000
+"""Entries asked for at once after the first page; a store gives as many as it likes."""
+KNOWN_NAMES = 10_000
+"""Single names remembered in a directory that is too large to be listed for a lookup."""
+_INODE_BITS = 62
+
+
+class Kind(enum.Enum):
+    """What an inode is."""
+
+    DIRECTORY = "directory"
+    OBJECT = "object"
+    CONTROL_DIRECTORY = "control directory"
+    CONTROL_FILE = "control file"
+
+
+class Special(enum.Enum):
+    """What a name can be besides an object."""
+
+    DIRECTORY = "directory"
+    ABSENT = "absent"
+
+
+Entry = Generation | Special
+"""A name in a directory: the object of that name, a directory, or known to be absent."""
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """A file or directory that the kernel may know.
+
+    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty). Control inodes have
+    the path of what they are about, and for a file the ``control`` name. ``lookups`` counts the kernel's references. ``replaced``: the store has shown another generation.
+    """
+
+    number: int
+    kind: Kind
+    path: str
+    generation: Generation | None = None
+    control: str = ""
+    lookups: int = 0
+    replaced: bool = False
+
+
+class _Directory:
+    """What is known of one directory, and since when.
+
+    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time. ``failure`` is why the
+    store could not be asked; it is not asked again before ``retry_at``.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self.listed = float("-inf")
+        self.complete = False
+        self.large = False
+        self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
+        self.failure: StoreError | None = None
+        self.retry_at = float("-inf")
+        self.lock = trio.Lock()
+
+    def failed(self, error: StoreError) -> None:
+        self.failure = error
+        self.retry_at = trio.current_time() + STALE_RETRY_S
+
+    def raise_recent_failure(self) -> None:
+        """Do not make every caller wait for the same failure."""
+        if self.failure is not None and trio.current_time() < self.retry_at:
+            raise self.failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceStatistics:
+    """``hidden_keys`` counts keys that cannot be file names, in the directories listed so far."""
+
+    inodes: int
+    directories: int
+    hidden_keys: int
+
+
+class Namespace:
+    """The directories of a store. Names are believed for *ttl_s* seconds, absence for at most NEGATIVE_TTL_S.
+
+    A name is absent only when the store has said so. When the store cannot be asked, what is known is served on; what is not
+    known raises StoreUnavailableError.
+    """
+
+    def __init__(self, store: Store, *, ttl_s: float) -> None:
+        self._store = store
+        self._ttl_s = ttl_s
+        self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
+        self._directories: dict[str, _Directory] = {}
+        self._root = Inode(ROOT_INODE, Kind.DIRECTORY, "", lookups=1)
+        self._inodes = {ROOT_INODE: self._root}
+        self._hidden: dict[str, int] = {}
+
+    def statistics(self) -> NamespaceStatistics:
+        return NamespaceStatistics(
+            inodes=len(self._inodes),
+            directories=len(self._directories),
+            hidden_keys=sum(self._hidden.values()),
+        )
+
+    # Inodes
+
+    def inode(self, number: int) -> Inode:
+        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
+        try:
+            return self._inodes[number]
+        except KeyError:
+            raise NoSuchEntryError(f"inode {number} is not known") from None
+
+    def reference(self, kind: Kind, path: str, generation: Generation | None = None, control: str = "") -> Inode:
+        """The inode of a thing, its number a function of what it is; made when it is not known yet.
+
+        The caller counts in ``lookups`` what it tells the kernel, and discards an inode that it does not tell.
+        """
+        if kind is Kind.DIRECTORY and not path:
+            return self._root
+        etag = generation.etag if generation is not None else ""
+        for salt in range(len(self._inodes) + 1):
+            number = _inode_number(kind, path, etag, control, salt)
+            inode = self._inodes.get(number)
+            if inode is None:
+                inode = self._inodes[number] = Inode(number, kind, path, generation, control)
+                return inode
+            known = inode.generation.etag if inode.generation is not None else ""
+            if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
+                return inode
+        raise AssertionError("unreachable: more salts than inodes were tried")
+
+    def forget(self, number: int, lookups: int) -> None:
+        """The kernel gave up that many references to an inode."""
+        inode = self._inodes.get(number)
+        if inode is None or inode is self._root:
+            return
+        inode.lookups -= lookups
+        if inode.lookups <= 0:
+            del self._inodes[number]
+
+    def discard(self, inode: Inode) -> None:
+        """Drop an inode that turned out not to be told to the kernel."""
+        if inode.lookups <= 0 and inode is not self._root:
+            self._inodes.pop(inode.number, None)
+
+    # Names
+
+    async def lookup(self, prefix: str, name: bytes) -> tuple[Entry, float]:
+        """What *name* is in the directory *prefix*, and for how many more seconds that is believed.
+
+        ABSENT only when the store has said that there is no such name. Raises StoreError when it cannot be asked.
+        """
+        if not possible(name):
+            return Special.ABSENT, self._negative_ttl_s
+        directory = self._directory(prefix)
+        answer = self._known(directory, name)
+        if answer is None and not directory.large:
+            async with directory.lock:
+                answer = self._known(directory, name)
+                if answer is None and not self._fresh(directory):
+                    await self._refresh(directory, prefix, whole=False)
+                    answer = self._known(directory, name)
+        return answer or await self._ask(directory, prefix, name)
+
+    async def entries(self, prefix: str) -> dict[bytes, Entry]:
+        """All entries of a directory by name; the caller must not change them.
+
+        Raises StoreError when the directory is not known and the store cannot be asked.
+        """
+        directory = self._directory(prefix)
+        if not self._fresh(directory):
+            async with directory.lock:
+                if not self._fresh(directory):
+                    await self._refresh(directory, prefix, whole=True)
+        return directory.entries
+
+    def replaced(self, key: str) -> None:
+        """The object is not what the directory says: ask the store at the next lookup."""
+        directory = self._directories.get(key[: key.rfind("/") + 1])
+        if directory is not None:
+            directory.listed = float("-inf")
+            directory.names.clear()
+
+    def _directory(self, prefix: str) -> _Directory:
+        directory = self._directories.get(prefix)
+        if directory is None:
+            directory = self._directories[prefix] = _Directory()
+        return directory
+
+    def _fresh(self, directory: _Directory) -> bool:
+        """Whether the listing may be used: it is young, or the store has just failed to give another."""
+        now = trio.current_time()
+        return directory.complete and now < max(directory.listed + self._ttl_s, directory.retry_at)
+
+    def _known(self, directory: _Directory, name: bytes) -> tuple[Entry, float] | None:
+        """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
+        now = trio.current_time()
+        if name in directory.names:
+            entry, told = directory.names[name]
+            left = told + self._ttl(entry) - now
+            if left > 0:
+                return entry, left
+        entry = directory.entries.get(name, Special.ABSENT)
+        left = directory.listed + self._ttl(entry) - now
+        if entry is not Special.ABSENT:
+            left = max(left, directory.retry_at - now)
+        return (entry, left) if directory.complete and left > 0 else None
+
+    def _ttl(self, entry: Entry) -> float:
+        return self._negative_ttl_s if entry is Special.ABSENT else self._ttl_s
+
+    async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
+        """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
+        try:
+            directory.raise_recent_failure()
+            entry = await self._probe(prefix + os.fsdecode(name))
+        except StoreError as error:
+            directory.failed(error)
+            old = directory.names.get(name, (Special.ABSENT, 0.0))[0]
+            stale = directory.entries.get(name, old)
+            if stale is Special.ABSENT:
+                raise
+            return stale, STALE_RETRY_S
+        directory.names[name] = entry, trio.current_time()
+        directory.names.move_to_end(name)
+        while len(directory.names) > KNOWN_NAMES:
+            directory.names.popitem(last=False)
+        return entry, self._ttl(entry)
+
+    async def _refresh(self, directory: _Directory, prefix: str, *, whole: bool) -> None:
+        """List a directory anew: all of it, or only if one page holds it."""
+        asked = trio.current_time()
+        try:
+            directory.raise_recent_failure()
+            pages = [await self._store.list_page(prefix)]
+            while whole and (token := pages[-1].next_token) is not None:
+                pages.append(await self._store.list_page(prefix, token=token, limit=REST_LIMIT))
+        except StoreError as error:
+            if not directory.complete:
+                directory.failed(error)
+                raise
+            log.warning("serving /%s as it was listed before: %s", prefix, error)
+            directory.failed(error)
+            return
+        directory.large = pages[-1].next_token is not None
+        if not directory.large:
+            directory.entries, self._hidden[prefix] = _entries(prefix, pages)
+            directory.listed = asked
+            directory.complete = True
+            directory.names.clear()
+
+    async def _probe(self, path: str) -> Entry:
+        """Ask for an object, and whether there is anything below its name. A directory wins."""
+        found: list[Generation] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stat, path, found)
+                below = await self._store.list_page(f"{path}/", limit=1)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        if below.objects or below.prefixes:
+            return Special.DIRECTORY
+        return found[0] if found else Special.ABSENT
+
+    async def _stat(self, path: str, found: list[Generation]) -> None:
+        with contextlib.suppress(ObjectNotFoundError):
+            found.append(await self._store.stat(path))
+
+
+def possible(name: bytes) -> bool:
+    """Whether a name from a store can be a file name here."""
+    return 0 < len(name) <= NAME_MAX and name not in {b".", b"..", CONTROL_NAME} and not set(name) & {0, ord("/")}
+
+
+def _entries(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], int]:
+    """The entries of a listing, in order of name, and how many keys cannot be shown."""
+    entries: dict[bytes, Entry] = {}
+    hidden = 0
+    for page in pages:
+        named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
+        named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
+        for text, entry in named:
+            name = os.fsencode(text)
+            if not possible(name):
+                hidden += 1
+            elif name not in entries:
+                entries[name] = entry
+            elif entry is Special.DIRECTORY or entries[name] is Special.DIRECTORY:
+                hidden += 1
+                entries[name] = Special.DIRECTORY
+    if hidden:
+        log.warning("/%s: %d keys cannot be shown as files", prefix, hidden)
+    return dict(sorted(entries.items())), hidden
+
+
+def _inode_number(kind: Kind, path: str, etag: str, control: str, salt: int) -> int:
+    identity = "\0".join((kind.value, path, etag, control, str(salt)))
+    digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).digest()
+    number = int.from_bytes(digest) & ((1 << _INODE_BITS) - 1)
+    return number if number > ROOT_INODE else number + 2

@@ -1,0 +1,154 @@
+"""The options of a mount: one schema for the configuration file, the environment and the command line.
+
+Later sources win: defaults, the TOML file, ``TRIMSFS_*`` variables, the command line. This is the only module that
+reads the environment for trimsfs (the SDKs of the stores read their own).
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+
+from trimsfs.errors import ConfigurationError
+
+DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
+ENVIRONMENT_PREFIX = "TRIMSFS_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _parse_mode(value: object) -> object:
+    """Permission bits are written in octal wherever they come from as text."""
+    if isinstance(value, str):
+        try:
+            return int(value, 8)
+        except ValueError:
+            raise ValueError("is not an octal number such as 0444") from None
+    return value
+
+
+Mode = Annotated[int, BeforeValidator(_parse_mode), Field(ge=0, le=0o777)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class MountOptions(BaseModel):
+    """Everything a mount can be told. Sizes are in bytes (``10GiB`` is understood), times in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
+    region: str | None = Field(None, description="S3 region.")
+    profile: str | None = Field(None, description="Profile of the AWS configuration files.")
+    addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
+    anonymous: bool = Field(False, description="Send unsigned S3 requests.")
+    cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
+    cache_size: ByteSize | None = Field(
+        None, description="Most bytes of models on disk. Default: whatever --min-free leaves."
+    )
+    min_free: ByteSize = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
+    memory_limit: Annotated[ByteSize, Field(ge=32 << 20)] = Field(
+        ByteSize(128 << 20), description="Most bytes of models in the server's own memory."
+    )
+    metadata_ttl: Seconds = Field(60.0, description="Seconds for which names and sizes from the store are believed.")
+    retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        15.0, description="Seconds of failing requests after which a read gives EIO."
+    )
+    stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        5.0,
+        description="Seconds without a byte from the store after which a request is tried again.",
+    )
+    allow_other: bool | None = Field(None, description="Let other users in. Default: yes when root mounts, else no.")
+    uid: Annotated[int, Field(ge=0)] | None = Field(None, description="Owner of all files. Default: the mounting user.")
+    gid: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Group of all files. Default: the mounting user's."
+    )
+    mode: Mode = Field(0o444, description="Permission bits of files, octal; write bits mean nothing.")
+    dir_mode: Mode | None = Field(
+        None, description="Permission bits of directories, octal. Default: --mode, x where r is."
+    )
+    control_gid: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Group that may warm, pin and evict, besides root and the owner."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
+    log_file: Path | None = Field(
+        None,
+        description="Where a background mount logs. Default: trimsfs.log in the cache directory.",
+    )
+
+    def resolved(self, mountpoint: Path) -> "MountOptions":
+        """These options with every default that depends on the user and the mount point filled in."""
+        root = os.geteuid() == 0
+        state = platformdirs.PlatformDirs("trimsfs", appauthor=False)
+        data = Path("/var/lib/trimsfs") if root else state.user_data_path
+        cache = Path("/var/cache/trimsfs") if root else state.user_cache_path
+        cache_dir = self.cache_dir or cache / escape(mountpoint)
+        read_bits = self.mode & 0o444
+        return self.model_copy(
+            update={
+                "store": _absolute(self.store) if self.store else str(data / "models"),
+                "cache_dir": cache_dir.absolute(),
+                "log_file": (self.log_file or cache_dir / "trimsfs.log").absolute(),
+                "allow_other": root if self.allow_other is None else self.allow_other,
+                "uid": os.geteuid() if self.uid is None else self.uid,
+                "gid": os.getegid() if self.gid is None else self.gid,
+                "mode": self.mode & 0o555,
+                "dir_mode": (read_bits | read_bits >> 2) if self.dir_mode is None else self.dir_mode,
+            }
+        )
+
+
+def _absolute(store: str) -> str:
+    return store if "://" in store else str(Path(store).absolute())
+
+
+def escape(mountpoint: Path) -> str:
+    """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is doubled."""
+    return str(mountpoint).strip("/").replace("-", "--").replace("/", "-") or "root"
+
+
+def load_options(
+    arguments: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> MountOptions:
+    """Merge the sources; *arguments* holds what the command line gave, without what it left out.
+
+    Raises ConfigurationError naming the option, where it came from and what is wrong with it.
+    """
+    environment = os.environ if environment is None else environment
+    path = config or DEFAULT_CONFIG
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if config is not None or path.exists():
+        layers.append((str(path), _read_toml(path)))
+    variables = {
+        name: environment[variable]
+        for name in MountOptions.model_fields
+        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
+    }
+    layers.append(("environment", variables))
+    layers.append(("command line", arguments))
+    merged = {name: value for _, layer in layers for name, value in layer.items()}
+    try:
+        return MountOptions.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        source = next(source for source, layer in reversed(layers) if name in layer)
+        cause = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            cause = "there is no such option"
+        raise ConfigurationError(f"option {name} = {merged[name]!r} ({source}): {cause}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None

@@ -1,0 +1,60 @@
+"""What the rest of trimsfs asks of a store."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from trimsfs.types import Generation
+
+PAGE_LIMIT = 1000
+"""Most entries in one page of a listing, as in S3."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Part of a listing: the objects directly under a prefix and the prefixes one level below it.
+
+    Keys and prefixes are whole, prefixes end in ``/``. ``next_token`` asks for the page that follows; None
+    after the last one.
+    """
+
+    objects: tuple[Generation, ...]
+    prefixes: tuple[str, ...]
+    next_token: str | None
+
+
+class Store(Protocol):
+    """Where models come from. Every method may block for as long as a network does.
+
+    Any method may raise TransientStoreError, StoreUnavailableError or StoreAccessError besides those it names.
+    Keys are relative to the store's own prefix.
+    """
+
+    @property
+    def identity(self) -> str:
+        """Names the store in the cache: equal for mounts that see the same objects under the same keys."""
+
+    async def probe(self) -> None:
+        """Check that the store can be reached, exists and can be listed.
+
+        Raises BucketNotFoundError when there is no such bucket or directory.
+        """
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        """One page of the directory *prefix* (empty, or ending in ``/``), at most *limit* entries.
+
+        A prefix under which nothing exists gives an empty page.
+        """
+
+    async def stat(self, key: str) -> Generation:
+        """The newest generation of an object. Raises ObjectNotFoundError."""
+
+    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
+        """Fill *buffer* with the generation's bytes from *offset* on; the range lies inside the object.
+
+        Returns the version id that the store gave for these bytes, if it keeps versions. Raises
+        ObjectChangedError when the store no longer has this generation, ObjectNotFoundError when it has none.
+        On any error the buffer's content means nothing.
+        """
+
+    async def aclose(self) -> None:
+        """Release connections and threads."""

@@ -1,0 +1,96 @@
+"""Retries around any store."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import tenacity
+import trio
+
+from trimsfs.errors import StoreUnavailableError, TransientStoreError
+from trimsfs.stores.base import PAGE_LIMIT, Page, Store
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.1
+LONGEST_WAIT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatistics:
+    """Requests since the server started, each with all its attempts, and attempts that failed for a passing reason."""
+
+    requests: int
+    failed_attempts: int
+
+
+class RetryingStore:
+    """Tries transient failures again, with exponential backoff and full jitter, until *deadline_s* has passed.
+
+    What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
+    starts after the deadline; one under way is bounded by the store's own timeouts, so that slow progress
+    is not cut. ``on_failure`` hears of every failed attempt.
+    """
+
+    def __init__(self, store: Store, *, deadline_s: float) -> None:
+        self._store = store
+        self._deadline_s = deadline_s
+        self._requests = self._failures = 0
+        self.on_failure: Callable[[TransientStoreError], None] = lambda _error: None
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(requests=self._requests, failed_attempts=self._failures)
+
+    @property
+    def identity(self) -> str:
+        return self._store.identity
+
+    async def probe(self) -> None:
+        await self._retry("the store", self._store.probe)
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        return await self._retry(
+            f"listing of {prefix or '/'}",
+            partial(self._store.list_page, prefix, token=token, limit=limit),
+        )
+
+    async def stat(self, key: str) -> Generation:
+        return await self._retry(key, partial(self._store.stat, key))
+
+    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
+        return await self._retry(
+            f"{generation.key} at {offset}",
+            partial(self._store.read_into, generation, offset, buffer),
+        )
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    async def _retry(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        self._requests += 1
+        started = trio.current_time()
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(TransientStoreError),
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
+            stop=lambda _: trio.current_time() - started >= self._deadline_s,
+            sleep=trio.sleep,
+            after=lambda state: self._failed(subject, state),
+            reraise=True,
+        )
+        try:
+            return await retrying(attempt)
+        except TransientStoreError as error:
+            raise StoreUnavailableError(f"{subject}: {error}") from error
+
+    def _failed(self, subject: str, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if not isinstance(error, TransientStoreError):
+            return
+        self._failures += 1
+        log.info("%s: attempt %d failed: %s", subject, state.attempt_number, error)
+        self.on_failure(error)

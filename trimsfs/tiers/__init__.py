@@ -1,0 +1,1 @@
+"""Where the bytes of models are kept on this host."""

@@ -1,0 +1,156 @@
+"""A blob: the local file that holds one generation of an object, chunk by chunk."""
+
+import enum
+import logging
+import mmap
+import os
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+import crc32c
+
+from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
+from trimsfs.tiers.index import ChunkRecord
+from trimsfs.types import CHUNK_SIZE, Generation
+
+log = logging.getLogger(__name__)
+
+
+class ChunkState(enum.IntEnum):
+    """What is known of a chunk of a blob."""
+
+    MISSING = 0
+    UNVERIFIED = 1
+    """Recorded by an earlier server: its bytes must pass their checksum before they are served."""
+    VERIFIED = 2
+
+
+class Blob:
+    """A sparse file of the object's size and what is known of its chunks.
+
+    Once a chunk is VERIFIED its bytes never change. ``users`` counts handles, flights and commands that need the blob
+    to stay; it is only touched from the event loop. A blob without a file (``attached`` is False: the cache could
+    not make one, or the object is empty) never holds a chunk. The methods that take buffers block on the disk.
+    """
+
+    def __init__(self, token: str, generation: Generation, *, pinned: bool = False) -> None:
+        self.token = token
+        self.generation = generation
+        self.pinned = pinned
+        self.users = 0
+        self.states = bytearray(chunk_count(generation.size))
+        self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
+        self._verified = 0
+        self._descriptor: int | None = None
+        self._view: memoryview | None = None
+
+    @property
+    def attached(self) -> bool:
+        return self._descriptor is not None
+
+    def fileno(self) -> int:
+        """The file's descriptor, while attached."""
+        assert self._descriptor is not None
+        return self._descriptor
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte can be served from the file."""
+        return self._verified == len(self.states)
+
+    @property
+    def verified_bytes(self) -> int:
+        """Bytes that can be served from the file."""
+        full = self._verified * CHUNK_SIZE
+        if self.states and self.states[-1] == ChunkState.VERIFIED:
+            full -= len(self.states) * CHUNK_SIZE - self.generation.size
+        return full
+
+    @property
+    def present_bytes(self) -> int:
+        """Bytes in the file, verified or not."""
+        size = self.generation.size
+        missing = sum(
+            chunk_length(chunk, size) for chunk, state in enumerate(self.states) if state == ChunkState.MISSING
+        )
+        return size - missing
+
+    def attach(self, path: Path) -> bool:
+        """Open the file, making or resizing it as needed; False when it did not have its size already."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fitting = os.fstat(descriptor).st_size == self.generation.size
+            if not fitting:
+                os.truncate(descriptor, 0)
+                os.truncate(descriptor, self.generation.size)
+            mapping = mmap.mmap(descriptor, self.generation.size, prot=mmap.PROT_READ)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        self._view = memoryview(mapping)
+        return fitting
+
+    def detach(self) -> None:
+        """Close the file. Views that are still in use keep the mapping until they are gone."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._view = None
+
+    def recall(self, records: Iterable[ChunkRecord]) -> None:
+        """Take over what the index recorded of the file."""
+        for record in records:
+            self.states[record.chunk] = ChunkState.UNVERIFIED
+            self._crcs[record.chunk] = record.crc
+
+    def readable(self, start: int, stop: int) -> bool:
+        """Whether the bytes ``[start, stop)`` can be served from the file."""
+        return all(self.states[chunk] == ChunkState.VERIFIED for chunk in chunks_of(start, stop))
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping."""
+        assert self._view is not None
+        return self._view[start:stop]
+
+    def write(self, chunk: int, data: memoryview) -> ChunkRecord:
+        """Write a whole chunk to the file; `commit` makes it known. Raises OSError."""
+        assert self._descriptor is not None
+        start, stop = chunk_span(chunk, self.generation.size)
+        assert stop - start == len(data)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], start + done)
+        return ChunkRecord(chunk=chunk, length=len(data), crc=crc32c.crc32c(data))
+
+    def commit(self, record: ChunkRecord) -> None:
+        """The chunk's bytes are right: serve them from now on."""
+        self._verified += self.states[record.chunk] != ChunkState.VERIFIED
+        self._crcs[record.chunk] = record.crc
+        self.states[record.chunk] = ChunkState.VERIFIED
+
+    def check(self, chunk: int, buffer: memoryview) -> ChunkRecord | None:
+        """Read a chunk from the file into *buffer*; None when it fails its checksum. Raises OSError."""
+        assert self._descriptor is not None
+        start, stop = chunk_span(chunk, self.generation.size)
+        done = 0
+        while done < stop - start:
+            count = os.preadv(self._descriptor, [buffer[done : stop - start]], start + done)
+            if count == 0:
+                return None
+            done += count
+        crc = crc32c.crc32c(buffer[:done])
+        if crc != self._crcs[chunk]:
+            return None
+        return ChunkRecord(chunk=chunk, length=done, crc=crc)
+
+    def forget(self, chunk: int) -> None:
+        """The chunk's bytes are wrong or gone: fetch them again."""
+        self._verified -= self.states[chunk] == ChunkState.VERIFIED
+        self.states[chunk] = ChunkState.MISSING
+
+    def sync(self) -> None:
+        """Wait until what is written has reached the disk. Raises OSError."""
+        if self._descriptor is not None:
+            os.fdatasync(self._descriptor)

@@ -1,0 +1,458 @@
+"""The disk tier: blobs in a cache directory, under a budget, found again after a restart."""
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import sqlite3
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from trimsfs.errors import CacheInUseError, CacheUnusableError, InUseError
+from trimsfs.eviction import lru
+from trimsfs.ranges import chunk_length
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.host import resident_bytes
+from trimsfs.tiers.index import BlobIndex, BlobRecord, ChunkRecord
+from trimsfs.types import CHUNK_SIZE, Generation
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+FLUSH_INTERVAL_S = 0.2
+SYNC_INTERVAL_S = 2.0
+DISK_THREADS = 8
+HEADROOM = 4 * CHUNK_SIZE
+"""What is evicted beyond the need, so that a full cache is not searched for every chunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskStatistics:
+    """Bytes and counts since the server started; ``budget_bytes`` is None where only free space limits."""
+
+    used_bytes: int
+    budget_bytes: int | None
+    open_blobs: int
+    evictions: int
+    evicted_bytes: int
+    corrupt_chunks: int
+    refused_chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` of them in the page cache (None: unknown).
+
+    ``verified`` tells that every byte is here and has been checked since the server started; ``users`` counts open
+    handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
+    """
+
+    generation: Generation
+    token: str
+    disk_bytes: int
+    host_bytes: int | None
+    verified: bool
+    pinned: bool
+    users: int
+    uses: int
+    last_used: float
+
+
+class DiskTier:
+    """The blobs of one store in one cache directory, which no other server may use meanwhile.
+
+    A blob in use or pinned is never evicted. When there is no room even so, `store_chunk` declines and the caller serves
+    the bytes without keeping them.
+
+    Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from looking a
+    blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file. ``_used`` counts chunks
+    from the moment room was made for them.
+    """
+
+    def __init__(self, directory: Path, *, store: str, budget: int | None = None, min_free: int = 0) -> None:
+        self._directory = directory
+        self._store = store
+        self._budget = budget
+        self._min_free = min_free
+        self._blob_directory = directory / "blobs"
+        self._lock_descriptor = lock_directory(directory)
+        try:
+            self._blob_directory.mkdir(mode=0o700, exist_ok=True)
+            self._index = BlobIndex(directory / "index.sqlite")
+        except OSError as error:
+            os.close(self._lock_descriptor)
+            raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+        except BaseException:
+            os.close(self._lock_descriptor)
+            raise
+        self._used = self._index.total_bytes()
+        self._blobs: OrderedDict[str, Blob] = OrderedDict()
+        self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        self._lock = trio.Lock()
+        self._commit_lock = trio.Lock()
+        self._threads = trio.CapacityLimiter(DISK_THREADS)
+        self._pending: list[tuple[str, ChunkRecord]] = []
+        self._unsynced: dict[str, set[int]] = {}
+        self._touched: dict[str, None] = {}
+        self._full_until = float("-inf")
+        self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
+
+    def statistics(self) -> DiskStatistics:
+        return DiskStatistics(
+            used_bytes=self._used,
+            budget_bytes=self._budget,
+            open_blobs=sum(blob.users > 0 for blob in self._blobs.values()),
+            evictions=self._evictions,
+            evicted_bytes=self._evicted_bytes,
+            corrupt_chunks=self._corrupt,
+            refused_chunks=self._refused,
+        )
+
+    def free_bytes(self) -> int:
+        """Bytes that models may still take on disk without an eviction."""
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize - self._min_free
+        if self._budget is not None:
+            free = min(free, self._budget - self._used)
+        return max(0, free)
+
+    @property
+    def full(self) -> bool:
+        """Whether room was looked for, a moment ago, in vain."""
+        return trio.current_time() < self._full_until
+
+    async def run(self) -> None:
+        """Record what was written and used, for as long as the server runs."""
+        await self._remove_orphans()
+        synced = trio.current_time()
+        while True:
+            await trio.sleep(FLUSH_INTERVAL_S)
+            await self.flush()
+            if trio.current_time() - synced >= SYNC_INTERVAL_S:
+                await self._sync()
+                synced = trio.current_time()
+
+    async def aclose(self) -> None:
+        """Record everything and give the directory up."""
+        await self.flush()
+        await self._sync()
+        for blob in self._blobs.values():
+            blob.detach()
+        self._blobs.clear()
+        self._index.close()
+        os.close(self._lock_descriptor)
+
+    # Using blobs
+
+    @asynccontextmanager
+    async def using(self, generation: Generation) -> AsyncIterator[Blob]:
+        """The blob of a generation, kept for the length of the block."""
+        blob = await self.acquire(generation)
+        try:
+            yield blob
+        finally:
+            self.release(blob)
+
+    async def acquire(self, generation: Generation) -> Blob:
+        """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
+        token = generation.token(self._store)
+        known = self._blobs.get(token)
+        blob = known if known is not None else await self._bring(token, generation)
+        self.share(blob)
+        return blob
+
+    async def _bring(self, token: str, generation: Generation) -> Blob:
+        async with self._lock:
+            if (known := self._blobs.get(token)) is not None:
+                return known
+            blob, lost = await self._in_thread(self._load, token, generation)
+            self._used -= lost
+            self._blobs[token] = blob
+            return blob
+
+    def share(self, blob: Blob) -> None:
+        """Use a blob that is in use already once more."""
+        blob.users += 1
+        self._blobs.move_to_end(blob.token)
+        self._touched.pop(blob.token, None)
+        self._touched[blob.token] = None
+
+    def release(self, blob: Blob) -> None:
+        """The opposite of `acquire` and `share`."""
+        blob.users -= 1
+        if len(self._blobs) > self._idle_limit:
+            self._close_idle()
+
+    async def store_chunk(self, blob: Blob, chunk: int, data: memoryview) -> bool:
+        """Keep a chunk that was fetched; False when there is no room or the disk fails."""
+        if not blob.attached:
+            return False
+        for _ in range(2):
+            if not await self._make_room(len(data)):
+                break
+            try:
+                record = await self._in_thread(blob.write, chunk, data)
+            except OSError as error:
+                self._used -= len(data)
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
+                    break
+                await self._evict_bytes(len(data) + HEADROOM)
+            else:
+                blob.commit(record)
+                self._pending.append((blob.token, record))
+                return True
+        self._refused += 1
+        return False
+
+    async def verify_chunk(self, blob: Blob, chunk: int, buffer: memoryview) -> bool:
+        """Check a chunk that an earlier server left; False, and it is missing, when its bytes are wrong."""
+        try:
+            record = await self._in_thread(blob.check, chunk, buffer)
+        except OSError as error:
+            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
+            record = None
+        if record is not None:
+            blob.commit(record)
+            return True
+        log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
+        self._corrupt += 1
+        self._used -= chunk_length(chunk, blob.generation.size)
+        blob.forget(chunk)
+        try:
+            await self._in_thread(self._index.remove_chunks, blob.token, [chunk])
+        except sqlite3.Error as error:
+            log.error("cannot write the cache index: %s", error)
+        return False
+
+    # Commands
+
+    async def residencies(self) -> list[Residency]:
+        """What is here of every blob in the index, by key."""
+        await self.flush()
+        records = await self._in_thread(self._index.records)
+        return await self._in_thread(lambda: [self._residency(record) for record in records])
+
+    async def residency(self, generation: Generation) -> Residency:
+        """What is here of one generation."""
+        token = generation.token(self._store)
+        await self.flush()
+        loaded = await self._in_thread(self._index.load, token)
+        record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
+        return await self._in_thread(self._residency, record)
+
+    async def pin(self, blob: Blob, pinned: bool) -> None:
+        """Keep a blob from eviction, or no longer."""
+        await self._in_thread(self._index.set_pinned, blob.token, pinned)
+        blob.pinned = pinned
+
+    async def evict(self, generation: Generation) -> int:
+        """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned."""
+        token = generation.token(self._store)
+        await self.flush()
+        loaded = await self._in_thread(self._index.load, token)
+        if loaded is None:
+            return 0
+        if loaded[0].pinned:
+            raise InUseError(f"{generation.key} is pinned: unpin it first")
+        freed = await self._evict_token(token, loaded[0].bytes)
+        if freed is None:
+            raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
+        return freed
+
+    # Room
+
+    async def _make_room(self, size: int) -> bool:
+        """Count *size* bytes as used, evicting for them if need be; False when there is no room."""
+        missing = size - self.free_bytes()
+        if missing > 0:
+            if self.full:
+                return False
+            await self._evict_bytes(missing + HEADROOM, at_least=missing)
+            if self.free_bytes() < size:
+                # Nothing is evictable: do not search again for every chunk of a large file.
+                self._full_until = trio.current_time() + 1.0
+                return False
+        self._used += size
+        return True
+
+    async def _evict_bytes(self, wanted: int, *, at_least: int = 0) -> None:
+        """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
+        await self.flush()
+        candidates = [
+            entry
+            for entry in await self._in_thread(self._index.evictable)
+            if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
+        ]
+        if sum(entry.size for entry in candidates) < at_least:
+            return
+        for victim in lru(candidates, wanted):
+            await self._evict_token(victim.name, victim.size)
+
+    async def _evict_token(self, token: str, size: int) -> int | None:
+        """Remove a blob that nobody uses; None when somebody does."""
+        async with self._lock, self._commit_lock:
+            blob = self._blobs.get(token)
+            if blob is not None:
+                if blob.users:
+                    return None
+                del self._blobs[token]
+                size = blob.present_bytes
+                blob.detach()
+            self._pending = [item for item in self._pending if item[0] != token]
+            self._unsynced.pop(token, None)
+            self._touched.pop(token, None)
+            await self._in_thread(self._remove, token)
+        self._used -= size
+        self._evictions += 1
+        self._evicted_bytes += size
+        log.info("evicted %s: %d bytes", token, size)
+        return size
+
+    def _close_idle(self) -> None:
+        for token, blob in list(self._blobs.items()):
+            if len(self._blobs) <= self._idle_limit:
+                break
+            if blob.users == 0 and token not in self._unsynced:
+                blob.detach()
+                del self._blobs[token]
+
+    # The index, in step
+
+    async def flush(self) -> None:
+        """Record the chunks written and the blobs used so far."""
+        async with self._commit_lock:
+            pending, self._pending = self._pending, []
+            touched, self._touched = self._touched, {}
+            if not pending and not touched:
+                return
+            try:
+                await self._in_thread(self._record, pending, list(touched))
+            except sqlite3.Error as error:
+                log.error("cannot write the cache index: %s", error)
+                self._pending = pending + self._pending
+                return
+            for token, record in pending:
+                self._unsynced.setdefault(token, set()).add(record.chunk)
+
+    async def _sync(self) -> None:
+        for token in list(self._unsynced):
+            chunks = self._unsynced.get(token)
+            blob = self._blobs.get(token)
+            if chunks is None or blob is None:
+                continue
+            blob.users += 1
+            done = frozenset(chunks)
+            try:
+                await self._in_thread(blob.sync)
+                await self._in_thread(self._index.mark_synced, token, done)
+                chunks -= done
+            except (OSError, sqlite3.Error) as error:
+                log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
+            finally:
+                self.release(blob)
+            if not chunks:
+                self._unsynced.pop(token, None)
+
+    # In worker threads
+
+    def _residency(self, record: BlobRecord) -> Residency:
+        blob = self._blobs.get(record.token)
+        try:
+            with self._path(record.token).open("rb") as file:
+                host_bytes = resident_bytes(file.fileno())
+        except OSError:
+            host_bytes = 0
+        return Residency(
+            generation=record.generation,
+            token=record.token,
+            disk_bytes=record.bytes,
+            host_bytes=host_bytes,
+            verified=blob is not None and blob.complete,
+            pinned=record.pinned,
+            users=blob.users if blob is not None else 0,
+            uses=record.uses,
+            last_used=record.last_used,
+        )
+
+    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+
+    def _record(self, pending: list[tuple[str, ChunkRecord]], touched: list[str]) -> None:
+        self._index.add_chunks(pending)
+        self._index.used(touched)
+
+    def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
+        """A blob, and the bytes that the index wrongly believed to be in it."""
+        blob = Blob(token, generation)
+        lost = 0
+        if generation.size == 0:
+            return blob, lost
+        try:
+            loaded = self._index.load(token)
+            if loaded is None:
+                self._index.add(token, self._store, generation)
+            path = self._path(token)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            fitting = blob.attach(path)
+            if loaded is not None:
+                blob.pinned = loaded[0].pinned
+                if fitting:
+                    blob.recall(loaded[1])
+                else:
+                    self._index.remove_chunks(token, [record.chunk for record in loaded[1]])
+                    lost = loaded[0].bytes
+        except (OSError, sqlite3.Error) as error:
+            log.error("%s: not cached: %s", generation.key, error)
+        return blob, lost
+
+    def _remove(self, token: str) -> None:
+        self._index.remove(token)
+        self._path(token).unlink(missing_ok=True)
+
+    def _path(self, token: str) -> Path:
+        return self._blob_directory / token[:2] / token
+
+    async def _remove_orphans(self) -> None:
+        """Remove files that no row of the index names: what a crash between the two steps of an eviction leaves."""
+        try:
+            for directory in await self._in_thread(lambda: list(self._blob_directory.iterdir())):
+                async with self._lock:
+                    await self._in_thread(self._sweep, directory)
+        except (OSError, sqlite3.Error) as error:
+            log.error("cannot look for left-over blobs: %s", error)
+
+    def _sweep(self, directory: Path) -> None:
+        for path in directory.iterdir():
+            if not self._index.has(path.name):
+                log.info("removing %s: not in the index", path)
+                path.unlink()
+
+
+def lock_directory(directory: Path) -> int:
+    """Make the cache directory and lock it; the descriptor that holds the lock."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}: set --cache-dir") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CacheInUseError(
+            f"cache directory {directory} is in use by another server: unmount that, or set --cache-dir"
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+    return descriptor

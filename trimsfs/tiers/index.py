@@ -1,0 +1,257 @@
+"""The SQLite index of the disk tier: which blobs exist and which of their chunks can be trusted.
+
+The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted before
+its blob is. ``synced`` tells that the bytes had reached the disk. A chunk that is not synced survives a killed server (the
+page cache has it) but not a boot, so opening the index after a boot forgets those.
+
+All methods block on the disk and are called from worker threads, one at a time.
+"""
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimsfs.errors import CacheUnusableError
+from trimsfs.eviction import Evictable
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+    token TEXT PRIMARY KEY,      -- the blob's file name
+    store TEXT NOT NULL,
+    key BLOB NOT NULL,
+    etag TEXT NOT NULL,
+    version_id TEXT,
+    size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    uses INTEGER NOT NULL DEFAULT 0,
+    sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, whatever the clock does
+    last_used REAL NOT NULL      -- for people
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blobs_by_sequence ON blobs (sequence);
+CREATE TABLE IF NOT EXISTS chunks (
+    token TEXT NOT NULL,
+    chunk INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    crc INTEGER NOT NULL,        -- CRC32C
+    synced INTEGER NOT NULL,
+    PRIMARY KEY (token, chunk)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRecord:
+    """A chunk that is in a blob. ``crc`` is the CRC32C of its ``length`` bytes."""
+
+    chunk: int
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRecord:
+    """A blob as the index knows it; ``bytes`` is how much of it is on disk."""
+
+    token: str
+    generation: Generation
+    pinned: bool
+    uses: int
+    last_used: float
+    bytes: int
+
+    @classmethod
+    def empty(cls, token: str, generation: Generation) -> "BlobRecord":
+        """The record of a generation of which nothing is here."""
+        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0)
+
+
+class BlobIndex:
+    """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew."""
+
+    def __init__(self, path: Path, *, boot_id: str | None = None) -> None:
+        self._lock = threading.Lock()
+        self.rebuilt = False
+        boot_id = boot_id or BOOT_ID.read_text().strip()
+        try:
+            try:
+                self._connection = _open(path, boot_id)
+            except sqlite3.DatabaseError as error:
+                log.warning("%s: %s: starting with an empty cache", path, error)
+                for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+                    path.with_name(name).unlink(missing_ok=True)
+                self._connection = _open(path, boot_id)
+                self.rebuilt = True
+        except (sqlite3.Error, OSError) as error:
+            raise CacheUnusableError(f"cache index {path}: {error}") from error
+        self._sequence: int = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
+
+    def close(self) -> None:
+        """Write everything into the database file and close it."""
+        with self._lock:
+            self._connection.close()
+
+    def load(self, token: str) -> tuple[BlobRecord, list[ChunkRecord]] | None:
+        """A blob and the chunks it has, or None."""
+        with self._lock:
+            rows = self._connection.execute(f"{_SELECT} WHERE token = ?", (token,)).fetchall()
+            if not rows:
+                return None
+            chunks = self._connection.execute(
+                "SELECT chunk, bytes, crc FROM chunks WHERE token = ? ORDER BY chunk", (token,)
+            ).fetchall()
+        return _record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
+
+    def add(self, token: str, store: str, generation: Generation) -> None:
+        """Record a blob before its file is made."""
+        with self._transaction() as connection:
+            self._sequence += 1
+            connection.execute(
+                "INSERT OR IGNORE INTO blobs "
+                "(token, store, key, etag, version_id, size, modified_ns, sequence, last_used) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    token,
+                    store,
+                    os.fsencode(generation.key),
+                    generation.etag,
+                    generation.version_id,
+                    generation.size,
+                    generation.modified_ns,
+                    self._sequence,
+                    time.time(),
+                ),
+            )
+
+    def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
+        """Record chunks whose bytes are written, not yet synced."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO chunks (token, chunk, bytes, crc, synced) VALUES (?, ?, ?, ?, 0)",
+                [(token, record.chunk, record.length, record.crc) for token, record in chunks],
+            )
+
+    def mark_synced(self, token: str, chunks: Iterable[int]) -> None:
+        """The bytes of these chunks have reached the disk."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "UPDATE chunks SET synced = 1 WHERE token = ? AND chunk = ?",
+                [(token, chunk) for chunk in chunks],
+            )
+
+    def remove_chunks(self, token: str, chunks: Sequence[int]) -> None:
+        """Forget chunks, because their bytes turned out to be wrong."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "DELETE FROM chunks WHERE token = ? AND chunk = ?",
+                [(token, chunk) for chunk in chunks],
+            )
+
+    def used(self, tokens: Sequence[str]) -> None:
+        """The blobs were used now, in this order."""
+        with self._transaction() as connection:
+            for token in tokens:
+                self._sequence += 1
+                connection.execute(
+                    "UPDATE blobs SET uses = uses + 1, sequence = ?, last_used = ? WHERE token = ?",
+                    (self._sequence, time.time(), token),
+                )
+
+    def set_pinned(self, token: str, pinned: bool) -> None:
+        with self._transaction() as connection:
+            connection.execute("UPDATE blobs SET pinned = ? WHERE token = ?", (pinned, token))
+
+    def remove(self, token: str) -> None:
+        """Forget a blob, before its file is removed."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM chunks WHERE token = ?", (token,))
+            connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
+
+    def evictable(self) -> list[Evictable]:
+        """All blobs that are not pinned and hold bytes, least recently used first."""
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, "
+                "sequence FROM blobs WHERE pinned = 0 AND n > 0 ORDER BY sequence"
+            ).fetchall()
+        return [Evictable(name=token, size=n, last_used=sequence) for token, n, sequence in rows]
+
+    def records(self) -> list[BlobRecord]:
+        """All blobs, by key."""
+        with self._lock:
+            return [_record(row) for row in self._connection.execute(f"{_SELECT} ORDER BY key")]
+
+    def has(self, token: str) -> bool:
+        """Whether a blob is recorded."""
+        return bool(self._one("SELECT count(*) FROM blobs WHERE token = ?", token))
+
+    def total_bytes(self) -> int:
+        """Bytes of all chunks on disk."""
+        return self._one("SELECT coalesce(sum(bytes), 0) FROM chunks")
+
+    def _one(self, query: str, *parameters: str) -> int:
+        with self._lock:
+            return int(self._connection.execute(query, parameters).fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._connection:
+            yield self._connection
+
+
+_SELECT = (
+    "SELECT token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
+    "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) FROM blobs"
+)
+
+
+def _record(row: Sequence[Any]) -> BlobRecord:
+    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present = row
+    return BlobRecord(
+        token=token,
+        generation=Generation(
+            key=os.fsdecode(key),
+            etag=etag,
+            size=size,
+            modified_ns=modified_ns,
+            version_id=version_id,
+        ),
+        pinned=bool(pinned),
+        uses=uses,
+        last_used=last_used,
+        bytes=present,
+    )
+
+
+def _open(path: Path, boot_id: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in {0, SCHEMA_VERSION}:
+            raise sqlite3.DatabaseError(f"schema {version} is not {SCHEMA_VERSION}")
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        with connection:
+            last_boot = connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone()
+            if last_boot != (boot_id,):
+                connection.execute("DELETE FROM chunks WHERE synced = 0")
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,28 @@
+"""Values that every layer speaks of."""
+
+import hashlib
+from dataclasses import dataclass
+
+CHUNK_SIZE = 8 * 1024 * 1024
+"""Bytes in a chunk, the unit of fetching and verification. The last chunk of an object is shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One immutable content of an object: what a handle reads from its open to its release.
+
+    ``size`` is in bytes, ``modified_ns`` in nanoseconds since the epoch. ``etag`` is the store's name for
+    the content: another content of the same key has another one. ``version_id`` lets some stores
+    serve a generation that has since been replaced; it is no part of the identity.
+    """
+
+    key: str
+    etag: str
+    size: int
+    modified_ns: int
+    version_id: str | None = None
+
+    def token(self, store_url: str) -> str:
+        """A name for this content in this store: 32 hexadecimal digits, safe as a file name."""
+        identity = "\0".join((store_url, self.key, self.etag, str(self.size)))
+        return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
