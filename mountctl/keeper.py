@@ -1,12 +1,13 @@
 """The keeper: mounts, holds the /dev/fuse descriptor, starts the server and cleans up after it.
 
-It parses nothing but its server's few messages, and never touches the mount: a process that waits for its own child's answer
-cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard input::
+It parses nothing but its server's few messages, and never touches the mount: a process that waits for its own
+child's answer cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard input::
 
     {"mountpoint": "/models", "source": "s3://bucket", "allow_other": true, "foreground": false, "server": [...]}
 
-``server`` is the command line of the server, which gets the whole order on its own standard input. The first thing that happens
-is told as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed", "kind": ..., "error": ...}``.
+``server`` is the command line of the server, which gets the whole order on its own standard input. The first
+thing that happens is told as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed",
+"kind": ..., "error": ...}``.
 """
 
 import argparse

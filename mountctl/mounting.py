@@ -62,10 +62,11 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(mountpoint))
         return
-    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    program = _fusermount()
+    command = [program, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode != 0:
-        raise OSError(0, done.stderr.strip().removeprefix("fusermount3: "), str(mountpoint))
+        raise OSError(0, done.stderr.strip().removeprefix(f"{program}: "), str(mountpoint))
 
 
 def tune(mountpoint: Path) -> list[str]:
@@ -127,6 +128,7 @@ def _fusermount() -> str:
 def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> int:
     # fusermount3 splits its options at commas that no backslash escapes.
     name = source.replace("\\", "\\\\").replace(",", "\\,")
+    program = _fusermount()
     options = f"ro,nosuid,nodev,noatime,default_permissions,subtype=trimsfs,fsname={name}"
     if allow_other:
         options += ",allow_other"
@@ -134,7 +136,7 @@ def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> in
     with ours, theirs:
         try:
             done = subprocess.run(
-                [_fusermount(), "-o", options, "--", str(mountpoint)],
+                [program, "-o", options, "--", str(mountpoint)],
                 env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
                 pass_fds=[theirs.fileno()],
                 capture_output=True,
@@ -145,10 +147,10 @@ def _mount_by_fusermount(mountpoint: Path, source: str, allow_other: bool) -> in
         except subprocess.TimeoutExpired:
             raise FuseUnavailableError("fusermount3 did not return in 30 s") from None
         if done.returncode != 0:
-            message = done.stderr.strip().removeprefix("fusermount3: ")
+            message = done.stderr.strip().removeprefix(f"{program}: ")
             if "user_allow_other" in message:
                 message += ", or mount with --no-allow-other"
-            kind = FuseUnavailableError if "fuse device" in message else MountpointError
+            kind = FuseUnavailableError if "/dev/fuse" in message else MountpointError
             raise kind(f"fusermount3: {message}")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:

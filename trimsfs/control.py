@@ -1,8 +1,8 @@
 """The control surface: extended attributes and control files, by name.
 
-Reading an attribute or an ``info`` file only looks. A command file acts: opening it starts the command, each read gives
-the next line of JSON on how far it has come, closing it ends the command. So a command dies with the process that gave it, and
-needs nothing but the path.
+Reading an attribute or an ``info`` file only looks. A command file acts: opening it starts the command, each
+read gives the next line of JSON on how far it has come, closing it ends the command. So a command dies with the
+process that gave it, and needs nothing but the path.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Fetching: what is missing, one flight for whoever waits, demanded chunks before prefetched ones.
 
-A *flight* makes one chunk readable: it checks the bytes an earlier server left, or gets them from the store. Every
-reader that needs the chunk waits for the same flight. When nobody waits, the rest of the objects being read is prefetched.
+A *flight* makes one chunk readable: it checks the bytes an earlier server left, or gets them from the store.
+Every reader that needs the chunk waits for the same flight. When nobody waits, the rest of the objects being
+read is prefetched.
 """
 
 import logging
@@ -137,8 +138,8 @@ class Fetcher:
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
 
-        Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or StoreAccessError when it
-        cannot give the bytes.
+        Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or
+        StoreAccessError when it cannot give the bytes.
         """
         if blob.readable(start, stop):
             return blob.view(start, stop)

@@ -58,8 +58,8 @@ class _FileHandle:
 class Filesystem:
     """Files and directories of a store, read-only.
 
-    Errors are those of ``trimsfs.errors``. *invalidate* is called with a directory's inode number and a name when the kernel should
-    look the name up again; it must not block.
+    Errors are those of ``trimsfs.errors``. *invalidate* is called with a directory's inode number and a name
+    when the kernel should look the name up again; it must not block.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class Filesystem:
     def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
 
-        The caller counts with `told` those that it passes on and gives the first it cannot back with `untold`. Control directories
-        name their files; ``.trims`` itself is in no listing.
+        The caller counts with `told` those that it passes on and gives the first it cannot back with `untold`.
+        Control directories name their files; ``.trims`` itself is in no listing.
         """
         inode, entries = self._directories[handle]
         if inode.kind is Kind.CONTROL_DIRECTORY:

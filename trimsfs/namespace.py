@@ -57,8 +57,9 @@ Entry = Generation | Special
 class Inode:
     """A file or directory that the kernel may know.
 
-    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty). Control inodes have
-    the path of what they are about, and for a file the ``control`` name. ``lookups`` counts the kernel's references. ``replaced``: the store has shown another generation.
+    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
+    Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
+    the kernel's references. ``replaced``: the store has shown another generation.
     """
 
     number: int
@@ -73,8 +74,8 @@ class Inode:
 class _Directory:
     """What is known of one directory, and since when.
 
-    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time. ``failure`` is why the
-    store could not be asked; it is not asked again before ``retry_at``.
+    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
+    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``.
     """
 
     def __init__(self) -> None:
@@ -88,8 +89,10 @@ class _Directory:
         self.lock = trio.Lock()
 
     def failed(self, error: StoreError) -> None:
-        self.failure = error
-        self.retry_at = trio.current_time() + STALE_RETRY_S
+        """The store could not be asked just now; a recent failure that is told again does not count anew."""
+        if trio.current_time() >= self.retry_at:
+            self.failure = error
+            self.retry_at = trio.current_time() + STALE_RETRY_S
 
     def raise_recent_failure(self) -> None:
         """Do not make every caller wait for the same failure."""
@@ -109,8 +112,8 @@ class NamespaceStatistics:
 class Namespace:
     """The directories of a store. Names are believed for *ttl_s* seconds, absence for at most NEGATIVE_TTL_S.
 
-    A name is absent only when the store has said so. When the store cannot be asked, what is known is served on; what is not
-    known raises StoreUnavailableError.
+    A name is absent only when the store has said so. When the store cannot be asked, what is known is served
+    on; what is not known raises StoreUnavailableError.
     """
 
     def __init__(self, store: Store, *, ttl_s: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from trimsfs.cli.control import all_mounts, mount_of_path, read_json, read_text,
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
+
+PIPE_WIDTH = 1000
 
 
 @dataclass(slots=True)
@@ -59,7 +62,8 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
             str(row.open or ""),
             "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
         )
-    Console().print(table)
+    # What is piped is not folded to a terminal's width.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _rows(root: Path, by_file: bool) -> dict[str, _Row]:

@@ -33,8 +33,8 @@ ANSWER_TIMEOUT_S = 10.0
 def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     """Mount a store of models at MOUNTPOINT, an empty directory.
 
-    Returns when the mount answers. Every option can also be a line of the configuration file (with _ for -) or an environment
-    variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
+    Returns when the mount answers. Every option can also be a line of the configuration file (with _ for -) or
+    an environment variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
     """
     mountpoint = _check(mountpoint)
     options = options.resolved(mountpoint)

@@ -50,7 +50,7 @@ class DiskStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
-    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` of them in the page cache (None: unknown).
+    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
     ``verified`` tells that every byte is here and has been checked since the server started; ``users`` counts open
     handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
@@ -70,12 +70,12 @@ class Residency:
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
-    A blob in use or pinned is never evicted. When there is no room even so, `store_chunk` declines and the caller serves
-    the bytes without keeping them.
+    A blob in use or pinned is never evicted. When there is no room even so, `store_chunk` declines and the
+    caller serves the bytes without keeping them.
 
-    Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from looking a
-    blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file. ``_used`` counts chunks
-    from the moment room was made for them.
+    Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
+    looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
+    ``_used`` counts chunks from the moment room was made for them.
     """
 
     def __init__(self, directory: Path, *, store: str, budget: int | None = None, min_free: int = 0) -> None:

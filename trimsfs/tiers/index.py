@@ -1,8 +1,8 @@
 """The SQLite index of the disk tier: which blobs exist and which of their chunks can be trusted.
 
-The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted before
-its blob is. ``synced`` tells that the bytes had reached the disk. A chunk that is not synced survives a killed server (the
-page cache has it) but not a boot, so opening the index after a boot forgets those.
+The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted
+before its blob is. ``synced`` tells that the bytes had reached the disk. A chunk that is not synced survives a
+killed server (the page cache has it) but not a boot, so opening the index after a boot forgets those.
 
 All methods block on the disk and are called from worker threads, one at a time.
 """

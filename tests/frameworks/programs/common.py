@@ -4,6 +4,7 @@ They stand for a user's processes: plain framework code that is given a path. No
 of the filesystem that may lie behind the path.
 """
 
+import argparse
 import errno
 import hashlib
 import json
@@ -66,6 +67,36 @@ def residency(mapping: mmap.mmap) -> dict[str, int]:
         elif inside and line.startswith(("Rss:", "Pss:")):
             totals[f"{line[:3].lower()}_kib"] += int(line.split()[1])
     return totals
+
+
+def arguments_with_hold(description: str | None) -> argparse.Namespace:
+    """Parse the arguments of a program that can hold its mapping: `directory` and `hold_on_stdin`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument(
+        "--hold-on-stdin",
+        action="store_true",
+        help='report {"ready": true} when mapped; measure after a line of input, end with the input',
+    )
+    return parser.parse_args()
+
+
+def report_mapped(results: Mapping[str, object], path: Path, *, hold: bool) -> None:
+    """Map a whole file read-only and shared, read a byte of every page, and report the results with its residency.
+
+    With `hold` the measuring waits for a line on standard input and the end for its end, so that a parent can
+    have several processes measure while all of them map the file.
+    """
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()
+    if hold:
+        report({"ready": True})
+        if not sys.stdin.readline():
+            raise RuntimeError("stdin was closed before a line came")
+    report({**results, **residency(mapping)})
+    if hold:
+        sys.stdin.read()
 
 
 def build(directory: Path, names: Sequence[str], write: Callable[[Path], None]) -> None:

@@ -1,14 +1,10 @@
 """Load an MXNet checkpoint by path, infer once, and measure a shared mapping of its weights."""
 
-import argparse
-import mmap
 import os
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from common import digest, report, residency, run, seeded_array
+from common import arguments_with_hold, digest, report_mapped, run, seeded_array
 
 # OpenMP reads this once, when MXNet loads it. One thread makes outputs comparable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,24 +28,9 @@ def load_and_infer(params: Path, symbol: Path) -> dict[str, object]:
     }
 
 
-def map_and_touch(path: Path) -> mmap.mmap:
-    """Map a whole file read-only and shared, and read a byte of every page."""
-    with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    np.frombuffer(mapping, np.uint8)[:: mmap.PAGESIZE].max()
-    return mapping
-
-
 def main() -> None:
-    """Load, infer, map and report; with --hold-on-stdin measure again after a line of input."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument(
-        "--hold-on-stdin",
-        action="store_true",
-        help='report {"ready": true} when mapped, and wait for a line before the final report',
-    )
-    arguments = parser.parse_args()
+    """Load, infer, map and report; with --hold-on-stdin together with other processes."""
+    arguments = arguments_with_hold(__doc__)
     params = arguments.directory / "params"
 
     results = load_and_infer(params, arguments.directory / "symbol.json")
@@ -57,12 +38,7 @@ def main() -> None:
     if arrays != results["parameters"]:
         raise RuntimeError(f"{arrays} arrays in {params}, {results['parameters']} in the network")
 
-    mapping = map_and_touch(params)
-    if arguments.hold_on_stdin:
-        report({"ready": True, **residency(mapping)})
-        if not sys.stdin.readline():
-            raise RuntimeError("stdin was closed before a line came")
-    report({**results, **residency(mapping)})
+    report_mapped(results, params, hold=arguments.hold_on_stdin)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """Load a torch file by path as a mapping, and run ResNet-18 on the mapped weights."""
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
 import torchvision
-from common import digest, report, run, seeded_array
+from common import arguments_with_hold, digest, report_mapped, run, seeded_array
 
 
 def main() -> None:
     """Load `model.pt`, digest its tensors, infer once, and report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path)
-    path = parser.parse_args().directory / "model.pt"
+    arguments = arguments_with_hold(__doc__)
+    path = arguments.directory / "model.pt"
     torch.set_num_threads(1)
 
     start = time.perf_counter()
@@ -28,15 +25,14 @@ def main() -> None:
     start = time.perf_counter()
     with torch.inference_mode():
         output = network(image).numpy()
-    report(
-        {
-            "load_s": round(load_s, 4),
-            "infer_s": round(time.perf_counter() - start, 4),
-            "tensors": len(weights),
-            "tensors_sha256": tensors_sha256,
-            "output_sha256": digest([output.data]),
-        }
-    )
+    results = {
+        "load_s": round(load_s, 4),
+        "infer_s": round(time.perf_counter() - start, 4),
+        "tensors": len(weights),
+        "tensors_sha256": tensors_sha256,
+        "output_sha256": digest([output.data]),
+    }
+    report_mapped(results, path, hold=arguments.hold_on_stdin)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+# Everything from nothing on Debian 13 with root, Python 3.11 or newer, pip and apt:
+#   make demo    runs the main job: two processes load a ResNet-50 through a mount
+#   make test    passes the tests
+# Both install what they need. Frameworks whose needs clash have an environment each.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+HAS_MXNET := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info < (3, 12) else "")')
+
+MAIN := .venv
+MXNET := .venv-mxnet
+FRAMEWORKS := .venv-frameworks
+DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
+
+APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
+APT_TEST := attr ceph-common ceph-mon ceph-osd radosgw
+APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
+# Packages that are there already are not asked for, so that a user who is not root can go on.
+missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
+	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
+	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
+
+.PHONY: demo test test-all lint clean apt-main apt-test
+
+demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
+	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
+
+test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
+	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
+	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
+
+lint: $(MAIN)/ready-dev
+	$(MAIN)/bin/ruff check .
+	$(MAIN)/bin/ruff format --check .
+	$(MAIN)/bin/mypy
+
+apt-main:
+	$(if $(call missing,$(APT_MAIN)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_MAIN)))
+
+apt-test: apt-main
+	$(if $(call missing,$(APT_TEST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_TEST)))
+
+$(MAIN)/ready: pyproject.toml | apt-main
+	$(PYTHON) -m venv $(MAIN)
+	$(MAIN)/bin/pip install -q --upgrade pip
+	$(MAIN)/bin/pip install -q -e .
+	touch $@
+
+$(MAIN)/ready-dev: $(MAIN)/ready
+	$(MAIN)/bin/pip install -q -e '.[dev]'
+	touch $@
+
+$(MXNET)/ready: tests/frameworks/requirements-mxnet.txt
+	$(PYTHON) -m venv $(MXNET)
+	$(MXNET)/bin/pip install -q -r $<
+	touch $@
+
+$(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install -q -r $<
+	touch $@
+
+clean:
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

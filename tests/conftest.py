@@ -1,0 +1,61 @@
+"""Fixtures for all tests. Those of services start the real thing once a session and stop it at its end."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import MountedStore, mounted
+from tests.services import S3Server
+from tests.services.ceph import Ceph, start_ceph
+from tests.services.moto import start_moto
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real mounts by mount(2) need root; a developer without it runs the rest."""
+    for item in items:
+        if "fuse" in item.path.parts and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture
+def store_directory(tmp_path: Path) -> Path:
+    """An empty directory to serve as a store. All users may enter what is above it, as above a real mount point."""
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    directory = tmp_path / "store"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def directory_mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """The store directory, mounted; names are believed for a moment only, so that tests see changes."""
+    with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2") as mount:
+        yield mount
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[Ceph]:
+    """A real S3 server."""
+    with start_ceph() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """An emulated S3 server, for what the real one here lacks."""
+    with start_moto() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(ceph: Ceph) -> str:
+    """An empty bucket of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    with contextlib.closing(ceph.client()) as client:
+        client.create_bucket(Bucket=name)
+    return name

@@ -1,0 +1,119 @@
+"""The main job, shown: two processes load one model by path through a mount of the embedded default store.
+
+Run by ``make demo`` as ``python -m tests.demo PYTHON``, where PYTHON has MXNet or, where that cannot be had, torch.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.mounts import trimsfs
+from trimsfs.options import MountOptions
+
+PROGRAMS = Path(__file__).parent / "frameworks/programs"
+PROCESSES = 2
+TIMEOUT_S = 300
+
+
+def main() -> None:
+    """Build the model in the default store, mount that, and have two processes load it."""
+    python = sys.argv[1]
+    mxnet = subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode == 0
+    model, file, framework = ("resnet50", "params", "mxnet") if mxnet else ("resnet18", "model.pt", "torch")
+    store = Path(MountOptions().resolved(Path("/")).store or "")
+    console = Console(width=100)
+    if not mxnet:
+        console.print("MXNet 1.9 needs Python 3.11 or older, which is not here: showing torch with ResNet-18 instead.")
+    built = _run([python, str(PROGRAMS / f"{framework}_build.py"), str(store / model)])
+    console.print(f"Model {model} ({built['bytes'][file] / 1e6:.1f} MB) is in the default store {store}.")
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimsfs-demo-")))
+        mountpoint = directory / "models"
+        mountpoint.mkdir()
+        done = trimsfs("mount", mountpoint, "--cache-dir", directory / "cache")
+        console.print(f"$ trimsfs mount {mountpoint}")
+        if done.returncode != 0:
+            sys.exit(done.stderr.strip())
+        console.print(done.stdout.strip())
+        stack.callback(trimsfs, "umount", mountpoint)
+        results = _load_at_once(python, PROGRAMS / f"{framework}_load.py", mountpoint / model)
+        console.print(trimsfs("ls").stdout.rstrip())
+    console.print(_table(framework, model, file, results))
+    if len({result["output_sha256"] for result in results}) != 1:
+        sys.exit("The processes computed different outputs.")
+    shared = all(result["pss_kib"] < result["rss_kib"] * 0.6 for result in results)
+    if not shared:
+        sys.exit("The processes do not share the model's pages.")
+    console.print(
+        f"Outputs are equal. {PROCESSES} processes map the same pages: each has its PSS at RSS/{PROCESSES}.\n"
+        f"(The mapping is the process's own; what {framework} copies into its parameters comes on top.)"
+    )
+
+
+def _load_at_once(python: str, program: Path, model: Path) -> list[dict[str, Any]]:
+    """Have processes load and map the model and measure while all of them map it."""
+    processes = [
+        subprocess.Popen(
+            [python, "-W", "ignore", str(program), str(model), "--hold-on-stdin"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(PROCESSES)
+    ]
+    with ExitStack() as stack:
+        for process in processes:
+            stack.callback(process.kill)
+        for process in processes:
+            _line(process)
+        results = []
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            results.append(_line(process))
+        for process in processes:
+            process.communicate(timeout=TIMEOUT_S)
+    return results
+
+
+def _line(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"A process ended with status {process.wait()}.")
+    values: dict[str, Any] = json.loads(line)
+    return values
+
+
+def _run(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=TIMEOUT_S)
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def _table(framework: str, model: str, file: str, results: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{model}, loaded by {framework} in {PROCESSES} processes at once", title_justify="left")
+    table.add_column("process")
+    for heading in (f"{framework} load", "inference", f"{file} mapped: RSS", "PSS"):
+        table.add_column(heading, justify="right")
+    for number, result in enumerate(results, 1):
+        table.add_row(
+            str(number),
+            f"{result['load_s'] * 1e3:.0f} ms",
+            f"{result['infer_s'] * 1e3:.0f} ms",
+            f"{result['rss_kib'] / 1024:.1f} MiB",
+            f"{result['pss_kib'] / 1024:.1f} MiB",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The control surface as seen through a real mount: attributes, control files, and the commands made of them."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import xattr
+
+from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def model(store_directory: Path) -> Path:
+    """A model of two files in the store."""
+    directory = store_directory / "resnet50"
+    directory.mkdir()
+    (directory / "params").write_bytes(os.urandom(17 * MIB))
+    (directory / "symbol.json").write_text("{}")
+    return directory
+
+
+def test_attributes_tell_generation_and_residency(model: Path, directory_mount: MountedStore) -> None:
+    path = directory_mount.path / "resnet50/params"
+    attributes = xattr.xattr(path)
+
+    assert sorted(attributes.list()) == [
+        f"user.trims.{name}" for name in ("etag", "generation", "pinned", "residency", "verified")
+    ]
+    assert attributes["user.trims.verified"] == b"false"
+    assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0}
+    path.read_bytes()
+    assert json.loads(attributes["user.trims.residency"])["disk"] == 17 * MIB
+    assert attributes["user.trims.verified"] == b"true"
+    with pytest.raises(OSError, match="No data available"):
+        attributes.get("user.trims.absent")
+    generation = attributes["user.trims.generation"]
+    (model / "params").write_bytes(b"other")
+    (model / "params").touch()
+    wait_until(lambda: xattr.getxattr(path, "user.trims.generation") != generation)
+
+
+def test_control_directory_can_be_reached_but_is_not_listed(model: Path, directory_mount: MountedStore) -> None:
+    assert ".trims" not in os.listdir(directory_mount.path)
+    assert ".trims" not in os.listdir(directory_mount.path / "resnet50")
+    assert set(os.listdir(directory_mount.path / ".trims")) == {"control", "metrics", "models"}
+    assert "info" in os.listdir(directory_mount.path / "resnet50/.trims/params")
+    assert directory_mount.info("resnet50/params")["size"] == 17 * MIB
+    with pytest.raises(FileNotFoundError):
+        (directory_mount.path / ".trims/absent").stat()
+
+
+def test_metrics_are_prometheus_text(model: Path, directory_mount: MountedStore) -> None:
+    (directory_mount.path / "resnet50/params").read_bytes()
+    metrics = directory_mount.metrics()
+
+    assert metrics["trimsfs_fetch_fetched_bytes_total"] == 17 * MIB
+    assert metrics["trimsfs_files_open_handles"] == 0
+    assert metrics["trimsfs_disk_used_bytes"] == 17 * MIB
+
+
+def test_warm_pin_evict_and_ls(model: Path, directory_mount: MountedStore) -> None:
+    folder = directory_mount.path / "resnet50"
+
+    assert trimsfs("warm", folder, "--to", "disk").returncode == 0
+    assert _listed(folder) == {"files": 2, "size": 17 * MIB + 2, "disk": 17 * MIB + 2, "open": 0, "pinned": 0}
+    assert trimsfs("warm", folder).returncode == 0
+    assert trimsfs("pin", folder / "params").returncode == 0
+    assert xattr.getxattr(folder / "params", "user.trims.pinned") == b"true"
+    refused = trimsfs("evict", folder)
+    assert (refused.returncode, "is pinned" in refused.stderr) == (12, True)
+    assert _listed(folder)["disk"] == 17 * MIB
+    assert trimsfs("unpin", folder / "params").returncode == 0
+    with (folder / "params").open("rb"):
+        refused = trimsfs("evict", folder / "params")
+        assert (refused.returncode, "is in use" in refused.stderr) == (12, True)
+    assert trimsfs("evict", folder).returncode == 0
+    assert _listed(folder)["disk"] == 0
+    assert "resnet50" in trimsfs("ls", directory_mount.path).stdout
+    assert "params" in trimsfs("ls", "--files", folder).stdout
+
+
+def test_status_shows_the_mount(directory_mount: MountedStore) -> None:
+    (facts,) = json.loads(trimsfs("status", directory_mount.path, "--json").stdout)
+
+    assert facts["mountpoint"] == str(directory_mount.path)
+    assert facts["metrics"]["trimsfs_files_open_handles"] == 0
+    assert str(directory_mount.path) in trimsfs("status").stdout
+
+
+def test_commands_on_other_paths_fail_clearly(tmp_path: Path, directory_mount: MountedStore) -> None:
+    elsewhere = trimsfs("warm", tmp_path)
+    absent = trimsfs("warm", directory_mount.path / "absent")
+
+    assert (elsewhere.returncode, "not on a trimsfs mount" in elsewhere.stderr) == (10, True)
+    assert (absent.returncode, "No such file" in absent.stderr) == (13, True)
+
+
+@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin", "unpin", "evict"])
+def test_other_users_may_look_but_not_command(command: str, model: Path, directory_mount: MountedStore) -> None:
+    def as_other(name: str) -> "subprocess.CompletedProcess[bytes]":
+        path = directory_mount.path / "resnet50/.trims/params" / name
+        drop = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+        return subprocess.run([*drop, "cat", str(path)], capture_output=True, check=False)
+
+    refused = as_other(command)
+    assert (refused.returncode, b"Operation not permitted" in refused.stderr) == (1, True)
+    assert as_other("info").returncode == 0
+
+
+def test_group_told_by_control_gid_may_command(model: Path, store_directory: Path, tmp_path: Path) -> None:
+    with mounted(store_directory, tmp_path, "--control-gid", "777") as mount:
+        path = mount.path / "resnet50/.trims/params/warm-disk"
+        member = ["setpriv", "--reuid=12345", "--regid=12345", "--groups=777"]
+        done = subprocess.run([*member, "cat", str(path)], capture_output=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["state"] == "done"
+
+
+def test_warming_more_than_fits_fails_and_reading_it_does_not(
+    model: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    with mounted(store_directory, tmp_path, "--cache-size", "10MiB") as mount:
+        done = trimsfs("warm", mount.path / "resnet50/params")
+        assert (done.returncode, "no room in the cache" in done.stderr) == (9, True)
+        assert (mount.path / "resnet50/params").read_bytes() == (model / "params").read_bytes()
+        assert mount.metrics()["trimsfs_disk_used_bytes"] <= 10 * MIB
+
+
+def _listed(path: Path) -> dict[str, int]:
+    (row,) = json.loads(trimsfs("ls", "--json", path).stdout)
+    return {name: row[name] for name in ("files", "size", "disk", "open", "pinned")}

@@ -1,0 +1,242 @@
+"""Mounting, unmounting, and what goes wrong with them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from trimsfs.mountinfo import mount_at
+
+AS_NOBODY = [
+    # fusermount3 wants a user of the password file. The interpreter may lie in root's home: only reading is
+    # allowed beyond what any user may.
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--bounding-set=-all,+dac_read_search,+sys_admin,+setuid,+setgid,+dac_override", "--inh-caps=+dac_read_search"),
+    "--ambient-caps=+dac_read_search",
+]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(directory_mount: MountedStore) -> None:
+    line = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(directory_mount.path) in line)
+    assert {"ro", "nosuid", "nodev", "default_permissions", "allow_other"} <= set(line.split()[3].split(","))
+    assert line.split()[2] == "fuse.trimsfs"
+
+
+def test_read_ahead_is_deep(directory_mount: MountedStore) -> None:
+    mount = mount_at(directory_mount.path)
+    assert mount is not None
+    assert Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").read_text() == "16384\n"
+
+
+def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with mounted(store_directory, tmp_path) as mount:
+            facts = mount.control()
+        assert mount_at(mount.path) is None
+        assert not alive(facts["server_pid"])
+        assert not alive(facts["keeper_pid"])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "code", "message"),
+    [
+        (lambda path: path.rmdir(), (), 4, "does not exist: create it"),
+        (lambda path: (path / "file").touch(), (), 4, "is not empty"),
+        (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
+        (None, ("--store", "gopher://x"), 2, "write s3://BUCKET"),
+        (None, ("--store", "s3:///prefix"), 2, "no bucket"),
+        (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
+        (None, ("--cache-size", "many"), 2, "cache_size = 'many' (command line)"),
+        (None, ("--mode", "999"), 2, "not an octal number"),
+        (None, ("--config", "/nonexistent.toml"), 2, "/nonexistent.toml"),
+    ],
+)
+def test_what_cannot_be_mounted_gives_one_line_and_its_exit_code(
+    prepare: Callable[[Path], None] | None,
+    options: tuple[str, ...],
+    code: int,
+    message: str,
+    store_directory: Path,
+    tmp_path: Path,
+) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    if prepare is not None:
+        prepare(mountpoint)
+
+    done = trimsfs("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache", *options)
+
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert mount_at(mountpoint) is None
+
+
+def test_mounting_twice_is_refused(store_directory: Path, tmp_path: Path, directory_mount: MountedStore) -> None:
+    done = trimsfs("mount", directory_mount.path, "--store", store_directory, "--cache-dir", tmp_path / "other")
+
+    assert (done.returncode, "already mounted" in done.stderr) == (4, True)
+
+
+def test_cache_directory_in_use_is_refused(
+    store_directory: Path, tmp_path: Path, directory_mount: MountedStore
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+
+    done = trimsfs("mount", other, "--store", store_directory, "--cache-dir", directory_mount.cache)
+
+    assert done.returncode == 8
+    assert f"{directory_mount.cache} is in use by another server" in done.stderr
+    assert mount_at(other) is None
+
+
+def test_without_dev_fuse_the_error_says_what_to_do(store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    command = f"mount -t tmpfs none /dev && exec {TRIMSFS} mount {mountpoint} --store {store_directory}"
+
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, "modprobe fuse" in done.stderr) == (3, True), done.stderr
+
+
+def test_options_come_from_file_and_environment(store_directory: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('mode = "0400"\nuid = 7\ncache_size = "1GiB"\n')
+    with mounted(
+        store_directory, tmp_path, "--uid", "9", environment={"TRIMSFS_CONFIG": str(config), "TRIMSFS_GID": "8"}
+    ) as mount:
+        status = mount.path.stat()
+        options = mount.control()["options"]
+
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o500, 9, 8)
+    assert options["cache_size"] == 1 << 30
+
+
+def test_umount_of_something_else_is_refused(tmp_path: Path) -> None:
+    done = trimsfs("umount", tmp_path)
+
+    assert (done.returncode, "no trimsfs mount" in done.stderr) == (10, True)
+
+
+def test_busy_mount_stays_until_it_is_detached(store_directory: Path, directory_mount: MountedStore) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    facts = directory_mount.control()
+    with (directory_mount.path / "model").open("rb", buffering=0) as file:
+        done = trimsfs("umount", directory_mount.path)
+        assert (done.returncode, "is in use" in done.stderr) == (12, True)
+        assert trimsfs("umount", "--lazy", directory_mount.path).returncode == 0
+        assert mount_at(directory_mount.path) is None
+        assert file.read() == b"weights"
+    wait_until(lambda: not alive(facts["keeper_pid"]))
+
+
+def test_killed_server_leaves_no_mount_and_no_keeper(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path) as mount:
+        facts = mount.control()
+        os.kill(facts["server_pid"], signal.SIGKILL)
+        wait_until(lambda: not alive(facts["keeper_pid"]))
+        assert mount_at(mount.path) is None
+    with mounted(store_directory, tmp_path) as mount:
+        assert (mount.path / "model").read_bytes() == b"weights"
+
+
+def test_terminated_keeper_unmounts(directory_mount: MountedStore) -> None:
+    facts = directory_mount.control()
+    os.kill(facts["keeper_pid"], signal.SIGTERM)
+    wait_until(lambda: not alive(facts["keeper_pid"]))
+    assert mount_at(directory_mount.path) is None
+    assert not alive(facts["server_pid"])
+
+
+def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    command = [
+        TRIMSFS,
+        "mount",
+        mountpoint,
+        "--foreground",
+        "--store",
+        store_directory,
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        wait_until(lambda: mount_at(mountpoint) is not None)
+        assert os.listdir(mountpoint) == []
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        unmount(mountpoint)
+    assert process.returncode == 0, errors
+    assert f"serving {store_directory}" in errors
+    assert "Traceback" not in errors
+
+
+def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    models = home / ".local/share/trimsfs/models"
+    mountpoint = home / "models"
+    for directory in (home, home / ".local", home / ".local/share", models.parent, models, mountpoint):
+        directory.mkdir()
+        os.chown(directory, 65534, 65534)
+    (models / "model").write_bytes(b"weights")
+    environment = {**os.environ, "HOME": str(home), "TRIMSFS_CONFIG": "/dev/null"}
+
+    def as_user(*command: str | Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*AS_NOBODY, *command], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    mode = Path("/dev/fuse").stat().st_mode
+    Path("/dev/fuse").chmod(0o666)  # as udev leaves it on any host that has udev
+    try:
+        done = as_user(TRIMSFS, "mount", mountpoint)
+        assert done.returncode == 0, done.stderr
+        assert as_user("cat", mountpoint / "model").stdout == "weights"
+        assert as_user(TRIMSFS, "ls").returncode == 0
+        assert (home / ".cache/trimsfs").is_dir()
+        again = as_user(TRIMSFS, "umount", mountpoint)
+        assert again.returncode == 0, again.stderr
+        assert mount_at(mountpoint) is None
+    finally:
+        if mount_at(mountpoint) is not None:
+            subprocess.run(["umount", "-l", mountpoint], check=True)
+        Path("/dev/fuse").chmod(mode)
+
+
+def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_path: Path) -> None:
+    good = trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache")
+    bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache")
+
+    assert good.returncode == 0, good.stdout
+    assert all(line.startswith("ok ") for line in good.stdout.splitlines())
+    assert bad.returncode == 1
+    assert "FAIL  store: store directory /nonexistent does not exist: create it" in bad.stdout
+
+
+def test_help_needs_no_mount_and_no_server() -> None:
+    for command in ((), ("mount",), ("umount",), ("ls",), ("status",), ("warm",), ("pin",), ("evict",), ("doctor",)):
+        done = trimsfs(*command, "--help")
+        assert (done.returncode, done.stdout.startswith("Usage: trimsfs")) == (0, True), command
+    assert (
+        subprocess.run([sys.executable, "-m", "mountctl.cli", "--help"], capture_output=True, check=False).returncode
+        == 0
+    )

@@ -1,0 +1,197 @@
+"""Files read through a real mount."""
+
+import errno
+import hashlib
+import mmap
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import MountedStore, mounted, wait_until
+
+MIB = 1 << 20
+
+
+def read_as_another_user(path: Path) -> "subprocess.CompletedProcess[bytes]":
+    command = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", "cat", str(path)]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def test_files_and_directories_appear_as_they_are(store_directory: Path, directory_mount: MountedStore) -> None:
+    (store_directory / "resnet50").mkdir()
+    (store_directory / "resnet50/params").write_bytes(b"weights")
+    (store_directory / "single file").write_bytes(b"")
+
+    assert sorted(os.listdir(directory_mount.path)) == ["resnet50", "single file"]
+    assert (directory_mount.path / "resnet50/params").read_bytes() == b"weights"
+    assert (directory_mount.path / "single file").read_bytes() == b""
+    source, shown = ((root / "resnet50/params").stat() for root in (store_directory, directory_mount.path))
+    assert (shown.st_size, shown.st_mtime_ns) == (7, source.st_mtime_ns)
+    assert shown.st_mode & 0o777 == 0o444
+    assert (directory_mount.path / "resnet50").stat().st_mode & 0o777 == 0o555
+    with pytest.raises(FileNotFoundError):
+        (directory_mount.path / "resnet50/absent").stat()
+
+
+def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, directory_mount: MountedStore) -> None:
+    draw = random.Random(3)
+    content = draw.randbytes(20 * MIB + 123)
+    (store_directory / "model").write_bytes(content)
+
+    descriptor = os.open(directory_mount.path / "model", os.O_RDONLY)
+    try:
+        for _ in range(200):
+            offset, size = draw.randrange(len(content) + 10), draw.randrange(300_000)
+            assert os.pread(descriptor, size, offset) == content[offset : offset + size]
+    finally:
+        os.close(descriptor)
+
+
+def test_mapping_shows_the_content(store_directory: Path, directory_mount: MountedStore) -> None:
+    content = random.Random(4).randbytes(9 * MIB)
+    (store_directory / "model").write_bytes(content)
+
+    with (
+        (directory_mount.path / "model").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping,
+    ):
+        assert hashlib.sha256(mapping).digest() == hashlib.sha256(content).digest()
+
+
+def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path, directory_mount: MountedStore) -> None:
+    content = random.Random(5).randbytes(64 * MIB)
+    (store_directory / "model").write_bytes(content)
+    program = Path(__file__).with_name("fault_threads.py")
+
+    done = subprocess.run(
+        [sys.executable, program, str(directory_mount.path / "model"), "64"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(content).hexdigest()
+
+
+def test_other_users_read_what_root_mounted(store_directory: Path, directory_mount: MountedStore) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+
+    done = read_as_another_user(directory_mount.path / "model")
+
+    assert (done.returncode, done.stdout) == (0, b"weights")
+
+
+def test_no_allow_other_keeps_other_users_out(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path, "--no-allow-other") as mount:
+        done = read_as_another_user(mount.path / "model")
+
+    assert done.returncode == 1
+    assert b"Permission denied" in done.stderr
+
+
+def test_owner_group_and_mode_are_as_told(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path, "--uid", "1234", "--gid", "4321", "--mode", "0640") as mount:
+        status = (mount.path / "model").stat()
+        directory = mount.path.stat()
+        done = read_as_another_user(mount.path / "model")
+
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (1234, 4321, 0o440)
+    assert directory.st_mode & 0o777 == 0o550
+    assert b"Permission denied" in done.stderr
+
+
+def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(
+    store_directory: Path, directory_mount: MountedStore
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    (store_directory / "folder").mkdir()
+    model, folder = directory_mount.path / "model", directory_mount.path / "folder"
+    attempts = {
+        "create": (directory_mount.path / "new").touch,
+        "write": lambda: model.open("r+b"),
+        "append": lambda: model.open("ab"),
+        "truncate": lambda: os.truncate(model, 0),
+        "unlink": model.unlink,
+        "rename": lambda: model.rename(directory_mount.path / "other"),
+        "mkdir": (directory_mount.path / "new").mkdir,
+        "rmdir": folder.rmdir,
+        "chmod": lambda: model.chmod(0o777),
+        "chown": lambda: os.chown(model, 1, 1),
+        "utime": lambda: os.utime(model),
+        "link": lambda: os.link(model, directory_mount.path / "new"),
+        "symlink": lambda: os.symlink("model", directory_mount.path / "new"),
+        "setxattr": lambda: os.setxattr(model, "user.other", b"x"),
+        "setxattr of ours": lambda: os.setxattr(model, "user.trims.pinned", b"true"),
+        "removexattr": lambda: os.removexattr(model, "user.trims.pinned"),
+    }
+    for name, attempt in attempts.items():
+        with pytest.raises(OSError, match="Read-only file system") as caught:
+            attempt()
+        assert caught.value.errno == errno.EROFS, name
+    assert model.read_bytes() == b"weights"
+
+
+def test_replaced_file_gives_estale_to_old_handles_and_new_content_to_new_ones(
+    store_directory: Path, directory_mount: MountedStore
+) -> None:
+    old, new = (random.Random(seed).randbytes(24 * MIB) for seed in (6, 7))
+    (store_directory / "model").write_bytes(old)
+    descriptor = os.open(directory_mount.path / "model", os.O_RDONLY)
+    try:
+        (store_directory / "new").write_bytes(new)
+        (store_directory / "new").replace(store_directory / "model")
+        with pytest.raises(OSError, match="Stale file handle"):
+            os.pread(descriptor, 100, 0)
+        assert (directory_mount.path / "model").read_bytes() == new
+    finally:
+        os.close(descriptor)
+
+
+def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(
+    store_directory: Path, directory_mount: MountedStore
+) -> None:
+    old, new = (random.Random(seed).randbytes(12 * MIB) for seed in (8, 9))
+    (store_directory / "model").write_bytes(old)
+    with (directory_mount.path / "model").open("rb", buffering=0) as file:
+        assert file.read(4) == old[:4]
+        wait_until(lambda: directory_mount.info("model")["verified"])
+        (store_directory / "new").write_bytes(new)
+        (store_directory / "new").replace(store_directory / "model")
+        time.sleep(0.3)
+        assert (directory_mount.path / "model").read_bytes() == new
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        assert file.read(len(old)) == old
+
+
+def test_listing_100_000_files_and_looking_one_up(store_directory: Path, tmp_path: Path) -> None:
+    for number in range(100_000):
+        (store_directory / f"{number:06}").touch()
+    with mounted(store_directory, tmp_path) as mount:
+        assert len(os.listdir(mount.path)) == 100_000
+        assert (mount.path / "012345").stat().st_size == 0
+        requests = mount.metrics()["trimsfs_store_requests_total"]
+        for number in range(0, 100_000, 1000):
+            (mount.path / f"{number:06}").stat()
+        with pytest.raises(FileNotFoundError):
+            (mount.path / "absent").stat()
+        assert mount.metrics()["trimsfs_store_requests_total"] - requests <= 2
+
+
+def test_page_cache_is_kept_from_one_open_to_the_next(store_directory: Path, directory_mount: MountedStore) -> None:
+    (store_directory / "model").write_bytes(bytes(MIB))
+    path = directory_mount.path / "model"
+    path.read_bytes()
+    reads = directory_mount.metrics()["trimsfs_files_reads_total"]
+    for _ in range(10):
+        path.read_bytes()
+    assert directory_mount.metrics()["trimsfs_files_reads_total"] == reads

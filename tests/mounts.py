@@ -1,0 +1,107 @@
+"""Mounts made by tests the way a user makes them: with the ``trimsfs`` command."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimsfs.metrics import parse
+
+TRIMSFS = str(Path(sys.executable).with_name("trimsfs"))
+COMMAND_TIMEOUT_S = 90
+LAZY = "--lazy"
+
+
+def trimsfs(
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    user: int | None = None,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+) -> "subprocess.CompletedProcess[str]":
+    """Run ``trimsfs`` with these arguments, whatever it returns; TRIMSFS_* variables of the tests do not reach it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRIMSFS_")}
+    return subprocess.run(
+        [TRIMSFS, *map(str, arguments)],
+        env=inherited | {"TRIMSFS_CONFIG": "/dev/null"} | dict(environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MountedStore:
+    """A mount and where its cache is."""
+
+    path: Path
+    cache: Path
+
+    def control(self) -> dict[str, Any]:
+        """The facts of the server."""
+        facts: dict[str, Any] = json.loads((self.path / ".trims/control").read_text())
+        return facts
+
+    def metrics(self) -> dict[str, float]:
+        """The server's metrics by name."""
+        return parse((self.path / ".trims/metrics").read_text())
+
+    def info(self, name: str) -> dict[str, Any]:
+        """What the mount says of a file."""
+        path = self.path / name
+        facts: dict[str, Any] = json.loads((path.parent / ".trims" / path.name / "info").read_text())
+        return facts
+
+    def log(self) -> str:
+        """The server's log so far."""
+        return (self.cache / "trimsfs.log").read_text()
+
+
+@contextmanager
+def mounted(
+    store: str | Path,
+    directory: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[MountedStore]:
+    """Mount *store* at ``directory/models`` with its cache in ``directory/cache``; unmounted at the end in any case."""
+    mountpoint, cache = directory / "models", directory / "cache"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    done = trimsfs("mount", mountpoint, "--store", store, "--cache-dir", cache, *options, environment=environment)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield MountedStore(mountpoint, cache)
+    finally:
+        unmount(mountpoint)
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount if mounted, busy or not, and wait for the server to be gone."""
+    done = trimsfs("umount", mountpoint)
+    if done.returncode == 12:
+        trimsfs("umount", LAZY, mountpoint)
+        raise AssertionError(f"{mountpoint} was still in use: {done.stderr}")
+
+
+def wait_until(
+    condition: Callable[[], bool], timeout_s: float = 10, tolerate: type[Exception] | tuple[()] = ()
+) -> None:
+    """Return once the condition holds; errors of the kind *tolerate* count as not yet. Fails when it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if condition():
+                return
+        except tolerate:
+            pass
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
