@@ -1,6 +1,7 @@
 """Mounting and unmounting FUSE file systems, and the settings that belong to a mount."""
 
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -50,6 +51,11 @@ def mount(mountpoint: Path, *, source: str, allow_other: bool) -> int:
     if result != 0:
         number = ctypes.get_errno()
         os.close(descriptor)
+        if number == errno.EPERM:
+            raise FuseUnavailableError(
+                f"mount {mountpoint}: {os.strerror(number)}: "
+                "root lacks CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN)"
+            )
         raise MountpointError(f"mount {mountpoint}: {os.strerror(number)}")
     return descriptor
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.mounts import trimsfs
-from trimsfs.options import MountOptions
+from trimsfs.options import default_store
 
 PROGRAMS = Path(__file__).parent / "frameworks/programs"
 PROCESSES = 2
@@ -27,7 +27,7 @@ def main() -> None:
     python = sys.argv[1]
     mxnet = subprocess.run([python, "-c", "import mxnet"], capture_output=True, check=False).returncode == 0
     model, file, framework = ("resnet50", "params", "mxnet") if mxnet else ("resnet18", "model.pt", "torch")
-    store = Path(MountOptions().resolved(Path("/")).store or "")
+    store = default_store()
     console = Console(width=100)
     if not mxnet:
         console.print("MXNet 1.9 needs Python 3.11 or older, which is not here: showing torch with ResNet-18 instead.")

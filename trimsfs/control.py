@@ -277,20 +277,12 @@ class Control:
     async def _info(self, inode: Inode) -> bytes:
         if inode.generation is not None:
             return _json(_model(await self._disk.residency(inode.generation)))
-        below = [here for here in await self._disk.residencies() if here.generation.key.startswith(inode.path)]
-        return _json(
-            {
-                "path": inode.path,
-                "cached_files": len(below),
-                "residency": {
-                    "disk": sum(here.disk_bytes for here in below),
-                    "host": sum(here.host_bytes or 0 for here in below),
-                },
-            }
-        )
+        return await self._models(inode.path)
 
-    async def _models(self) -> bytes:
-        return _json({"models": [_model(here) for here in await self._disk.residencies()]})
+    async def _models(self, prefix: str = "") -> bytes:
+        """What is here of the objects below a prefix, those of which nothing is here left out."""
+        below = [here for here in await self._disk.residencies() if here.generation.key.startswith(prefix)]
+        return _json({"path": prefix, "models": [_model(here) for here in below]})
 
     async def _render_metrics(self) -> bytes:
         return self._metrics()

@@ -66,7 +66,7 @@ class Keeper:
 async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None:
     """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
     assert options.cache_dir is not None
-    started = time.time()
+    started, keeper_pid = time.time(), os.getppid()
     requests = max_requests(options.memory_limit)
     raw_store = open_store(options, max_requests=requests)
     disk = DiskTier(
@@ -94,7 +94,7 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
                 "mountpoint": str(mountpoint),
                 "store": options.store,
                 "server_pid": os.getpid(),
-                "keeper_pid": os.getppid(),
+                "keeper_pid": keeper_pid,
                 "started": started,
                 "cache_dir": str(options.cache_dir),
                 "log_file": str(options.log_file),

@@ -82,14 +82,12 @@ class MountOptions(BaseModel):
     def resolved(self, mountpoint: Path) -> "MountOptions":
         """These options with every default that depends on the user and the mount point filled in."""
         root = os.geteuid() == 0
-        state = platformdirs.PlatformDirs("trimsfs", appauthor=False)
-        data = Path("/var/lib/trimsfs") if root else state.user_data_path
-        cache = Path("/var/cache/trimsfs") if root else state.user_cache_path
+        cache = Path("/var/cache/trimsfs") if root else platformdirs.user_cache_path("trimsfs")
         cache_dir = self.cache_dir or cache / escape(mountpoint)
         read_bits = self.mode & 0o444
         return self.model_copy(
             update={
-                "store": _absolute(self.store) if self.store else str(data / "models"),
+                "store": _absolute(self.store) if self.store else str(default_store()),
                 "cache_dir": cache_dir.absolute(),
                 "log_file": (self.log_file or cache_dir / "trimsfs.log").absolute(),
                 "allow_other": root if self.allow_other is None else self.allow_other,
@@ -99,6 +97,12 @@ class MountOptions(BaseModel):
                 "dir_mode": (read_bits | read_bits >> 2) if self.dir_mode is None else self.dir_mode,
             }
         )
+
+
+def default_store() -> Path:
+    """The embedded store: a local directory, used when no store is told and made by the first mount."""
+    root = os.geteuid() == 0
+    return (Path("/var/lib/trimsfs") if root else platformdirs.user_data_path("trimsfs")) / "models"
 
 
 def _absolute(store: str) -> str:

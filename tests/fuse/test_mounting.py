@@ -166,7 +166,7 @@ def test_terminated_keeper_unmounts(directory_mount: MountedStore) -> None:
 def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_directory: Path, tmp_path: Path) -> None:
     mountpoint = tmp_path / "models"
     mountpoint.mkdir()
-    command = [
+    command: list[str | Path] = [
         TRIMSFS,
         "mount",
         mountpoint,

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(
     (store_directory / "model").write_bytes(b"weights")
     (store_directory / "folder").mkdir()
     model, folder = directory_mount.path / "model", directory_mount.path / "folder"
-    attempts = {
+    attempts: dict[str, Callable[[], object]] = {
         "create": (directory_mount.path / "new").touch,
         "write": lambda: model.open("r+b"),
         "append": lambda: model.open("ab"),
@@ -195,3 +196,16 @@ def test_page_cache_is_kept_from_one_open_to_the_next(store_directory: Path, dir
     for _ in range(10):
         path.read_bytes()
     assert directory_mount.metrics()["trimsfs_files_reads_total"] == reads
+
+
+def test_nothing_is_fetched_before_the_first_read(store_directory: Path, directory_mount: MountedStore) -> None:
+    (store_directory / "model").write_bytes(random.Random(10).randbytes(40 * MIB))
+
+    def fetched() -> float:
+        return directory_mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+
+    with (directory_mount.path / "model").open("rb", buffering=0) as file:
+        time.sleep(0.3)
+        assert fetched() == 0
+        file.read(1)
+        wait_until(lambda: fetched() == 40 * MIB)

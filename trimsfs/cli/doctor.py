@@ -15,7 +15,7 @@ from trimsfs.cli.exits import reported
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import CacheInUseError, TrimsError
 from trimsfs.mountinfo import mounts
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, default_store
 from trimsfs.stores import RetryingStore, open_store
 from trimsfs.tiers.disk import lock_directory
 
@@ -110,6 +110,9 @@ def _cache(options: MountOptions) -> str:
 
 
 def _store(options: MountOptions) -> str:
+    if options.store == str(default_store()) and not default_store().exists():
+        return f"{options.store} will be made by the first mount"
+
     async def probe() -> None:
         store = RetryingStore(open_store(options, max_requests=1), deadline_s=PROBE_DEADLINE_S)
         await store.probe()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from trimsfs.cli.control import all_mounts, mount_of_path, read_json, read_text, translated
+from trimsfs.cli.control import all_mounts, control_directory, mount_of_path, read_json, read_text, translated
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
@@ -67,18 +67,18 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
 
 
 def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
-    mount = mount_of_path(root)
-    models = read_json(mount.mountpoint / ".trims/models")["models"]
+    info = read_json(control_directory(root) / "info")
     # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
-    here = {model["path"]: model for model in models}
+    here = {model["path"]: model for model in info.get("models", [info])}
+    mountpoint = mount_of_path(root).mountpoint
     rows: dict[str, _Row] = {}
     for file, size in _walk(root):
-        relative = file.relative_to(mount.mountpoint)
-        top = by_file or file.parent == mount.mountpoint
-        row = rows.setdefault(str(file if top else file.parent), _Row())
+        key = info["path"] + str(file.relative_to(root)) if "models" in info else info["path"]
+        alone = by_file or file.parent == mountpoint
+        row = rows.setdefault(str(file if alone else file.parent), _Row())
         row.files += 1
         row.size += size
-        model = here.get(str(relative))
+        model = here.get(key)
         if model is not None:
             row.disk += model["residency"]["disk"]
             row.host += model["residency"]["host"] or 0

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +19,7 @@ from trimsfs.cli.exits import fail, reported
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import FuseUnavailableError, InUseError, MountpointError, NotMountedError, TrimsError
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, default_store
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -82,8 +83,7 @@ def _check(mountpoint: Path) -> Path:
 
 def _make_default_store(store: Path) -> None:
     """Make the embedded default store, so that `trimsfs mount` works on a bare machine; no other."""
-    default = MountOptions().resolved(Path("/")).store
-    if str(store) == default:
+    if store == default_store():
         with suppress(OSError):
             store.mkdir(mode=0o755, parents=True, exist_ok=True)
 
@@ -152,9 +152,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     mounted = mount_at(mountpoint)
     if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
-    keeper = None
-    with suppress(TrimsError, OSError, KeyError):
-        keeper = os.pidfd_open(read_json(mountpoint / ".trims/control")["keeper_pid"])
+    processes = _processes(mountpoint)
     if os.geteuid() == 0:
         command = ["umount", *(["--lazy"] if lazy else []), str(mountpoint)]
     else:
@@ -166,7 +164,20 @@ def umount(mountpoint: Path, lazy: bool) -> None:
                 f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
             )
         raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
-    if keeper is not None and not lazy:
-        ended, _, _ = select.select([keeper], [], [], STOP_TIMEOUT_S)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while processes and not lazy:
+        ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
         if not ended:
             fail("", f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s")
+        processes = [process for process in processes if process not in ended]
+
+
+def _processes(mountpoint: Path) -> list[int]:
+    """Descriptors of the mount's processes, as far as it still answers."""
+    descriptors: list[int] = []
+    with suppress(TrimsError):
+        facts = read_json(mountpoint / ".trims/control")
+        for name in ("server_pid", "keeper_pid"):
+            with suppress(OSError):
+                descriptors.append(os.pidfd_open(facts[name]))
+    return descriptors

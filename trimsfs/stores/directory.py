@@ -28,7 +28,8 @@ MAX_THREADS = 32
 class DirectoryStore:
     """The files below a directory. A file's ETag is made of its inode, size and times.
 
-    Symbolic links are followed while they stay inside the directory; others do not exist. Special files do not exist.
+    Symbolic links are followed while they stay inside the directory and lead to no directory above themselves;
+    others do not exist. Special files do not exist.
     """
 
     def __init__(self, root: Path) -> None:
@@ -93,9 +94,13 @@ class DirectoryStore:
         )
 
     def _stat_entry(self, prefix: str, entry: "os.DirEntry[str]") -> os.stat_result:
-        if entry.is_symlink():
-            return os.stat(self._path(prefix + entry.name))
-        return entry.stat(follow_symlinks=False)
+        if not entry.is_symlink():
+            return entry.stat(follow_symlinks=False)
+        target = self._path(prefix + entry.name)
+        parts = prefix.split("/")
+        if target in {self._path("/".join(parts[:depth])) for depth in range(len(parts))}:
+            raise ObjectNotFoundError(f"{prefix}{entry.name}: leads back to {target}")
+        return os.stat(target)
 
     def _stat(self, key: str) -> Generation:
         try:

@@ -111,6 +111,8 @@ class S3Store:
         await self._call(request, self._metadata)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        if not _encodable(prefix):
+            return Page(objects=(), prefixes=(), next_token=None)
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}
         request = partial(
             self._client.list_objects_v2,
@@ -138,6 +140,8 @@ class S3Store:
         )
 
     async def stat(self, key: str) -> Generation:
+        if not _encodable(key):
+            raise ObjectNotFoundError(f"{key!r}: keys are UTF-8")
         request = partial(self._client.head_object, Bucket=self._bucket, Key=self._prefix + key)
         answer = await self._call(request, self._metadata)
         return Generation(
@@ -262,6 +266,11 @@ def _client(options: MountOptions, connections: int) -> "S3Client":
         return session.client("s3", endpoint_url=options.endpoint_url, config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
+
+
+def _encodable(key: str) -> bool:
+    """Whether a name can be a key at all; names from the kernel are any bytes, undecodable ones as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 def _version(value: str | None) -> str | None:

@@ -1,0 +1,45 @@
+"""The documents say what is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from trimsfs.cli.exits import EXIT_CODES
+from trimsfs.options import MountOptions, load_options
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_test_that_the_semantics_name_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/semantics.md").read_text()))
+    defined = set(
+        re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")))
+    )
+
+    assert len(named) > 20
+    assert named <= defined
+
+
+def test_every_option_and_exit_code_is_described() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+
+    assert {name for name in MountOptions.model_fields if name.replace("_", "-") not in text} == set()
+    assert {code for code in EXIT_CODES.values() if f"| {code} |" not in text} == set()
+
+
+def test_example_configuration_is_valid() -> None:
+    options = load_options({}, config=ROOT / "packaging/config.toml", environment={})
+
+    assert options.store == "s3://my-models"
+    assert options.cache_size == 500 << 30
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_files_named_in_documents_exist(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:trimsfs|tests|mountctl|packaging|docs)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
