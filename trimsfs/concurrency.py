@@ -17,12 +17,14 @@ class AdaptiveLimit:
     minimum: int = 2
     value: float = 4.0
     _best: float = field(default=float("inf"), init=False)
+    _samples: int = field(default=0, init=False)
     _last_cut: float = field(default=float("-inf"), init=False)
 
     LOW_QUEUE: ClassVar[float] = 2.0
     HIGH_QUEUE: ClassVar[float] = 4.0
     CUT_INTERVAL_S: ClassVar[float] = 1.0
-    FORGET: ClassVar[float] = 1.01
+    PROBE_EVERY: ClassVar[int] = 240
+    PROBE_SHARE: ClassVar[float] = 0.75
 
     def __post_init__(self) -> None:
         self.minimum = min(self.minimum, self.maximum)
@@ -35,9 +37,13 @@ class AdaptiveLimit:
 
     def succeeded(self, latency_s: float, under_way: int) -> None:
         """A request took *latency_s* seconds while *under_way* (itself included) were running."""
-        # The best latency drifts up slowly, so that a store that has become slower is learned anew.
-        self._best = min(self._best * self.FORGET, latency_s)
-        queued = under_way * (1 - self._best / max(latency_s, 1e-9))
+        self._samples += 1
+        if self._samples % self.PROBE_EVERY == 0:
+            # The store may have become slower for good: learn its best latency anew, with a shorter queue.
+            self._best = float("inf")
+            self._set(self.value * self.PROBE_SHARE)
+        self._best = min(self._best, latency_s)
+        queued = under_way * (1 - self._best / latency_s) if latency_s > 0 else 0.0
         if queued > self.HIGH_QUEUE:
             self._set(self.value - 1)
         elif queued < self.LOW_QUEUE and under_way >= self.limit:

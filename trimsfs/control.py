@@ -18,8 +18,9 @@ from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier, Residency
+from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import populate
+from trimsfs.tiers.residency import Residency
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)

@@ -184,6 +184,8 @@ class Fetcher:
         for chunk in range(len(blob.states)):
             if blob.states[chunk] == ChunkState.VERIFIED:
                 continue
+            # What is kept in memory is fetched again: there may be room on the disk by now.
+            self._kept.pop((blob.token, chunk), None)
             window.append(self._demand(blob, chunk))
             self._pump()
             if len(window) >= self._limit.limit:
@@ -205,14 +207,19 @@ class Fetcher:
         key = (blob.token, chunk)
         flight = self._flights.get(key)
         if flight is None:
-            flight = _Flight(blob, chunk, trio.current_time())
             if key in self._kept:
                 self._kept.move_to_end(key)
+                flight = _Flight(blob, chunk, trio.current_time())
                 flight.data = self._kept[key]
                 flight.done.set()
                 return flight
-            self._flights[key] = flight
+            flight = self._new_flight(blob, chunk)
             self._demanded.append(flight)
+        return flight
+
+    def _new_flight(self, blob: Blob, chunk: int) -> _Flight:
+        flight = self._flights[blob.token, chunk] = _Flight(blob, chunk, trio.current_time())
+        blob.users += 1
         return flight
 
     def _pump(self) -> None:
@@ -221,7 +228,6 @@ class Fetcher:
             flight = self._next_flight()
             if flight is None:
                 return
-            flight.blob.users += 1
             self._under_way += 1
             self._nursery.start_soon(self._fly, flight)
 
@@ -234,9 +240,7 @@ class Fetcher:
             while (chunk := prefetch.next_chunk()) is not None:
                 if (token, chunk) not in self._flights:
                     self._prefetches.move_to_end(token)
-                    flight = _Flight(prefetch.blob, chunk, trio.current_time())
-                    self._flights[token, chunk] = flight
-                    return flight
+                    return self._new_flight(prefetch.blob, chunk)
         return None
 
     async def _fly(self, flight: _Flight) -> None:
@@ -262,7 +266,6 @@ class Fetcher:
                     flight.error = StoreUnavailableError(f"{blob.generation.key}: server stopping")
             self._land(flight)
             self._under_way -= 1
-            self._disk.release(blob)
             self._pump()
 
     async def _verify(self, blob: Blob, chunk: int, buffer: memoryview) -> bool:
@@ -278,15 +281,25 @@ class Fetcher:
         began, under_way = trio.current_time(), self._under_way
         offset, _ = chunk_span(chunk, blob.generation.size)
         try:
-            version = await self._store.read_into(blob.generation, offset, data)
+            version = await self._read(blob, offset, data)
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{blob.generation.key} has been deleted") from error
         if len(data) == CHUNK_SIZE:
             self._limit.succeeded(trio.current_time() - began, under_way)
-        if version is not None and blob.generation.version_id is None:
+        if version is not None:
             blob.generation = replace(blob.generation, version_id=version)
         self._fetched_bytes += len(data)
         self._fetched += 1
+
+    async def _read(self, blob: Blob, offset: int, data: memoryview) -> str | None:
+        generation = blob.generation
+        try:
+            return await self._store.read_into(generation, offset, data)
+        except (ObjectChangedError, ObjectNotFoundError):
+            if generation.version_id is None:
+                raise
+        # The version is gone, but the newest may have the same content.
+        return await self._store.read_into(replace(generation, version_id=None), offset, data)
 
     def _keep(self, key: tuple[str, int], data: memoryview) -> None:
         """Keep a chunk that is not in its blob in memory, in place of the least recently used such one."""
@@ -313,6 +326,7 @@ class Fetcher:
     def _land(self, flight: _Flight) -> None:
         del self._flights[flight.blob.token, flight.chunk]
         flight.done.set()
+        self._disk.release(flight.blob)
 
 
 def max_requests(memory_limit: int) -> int:

@@ -9,8 +9,10 @@ FILE_SYSTEM_TYPE = "fuse.trimsfs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A mounted file system. ``device`` is ``major:minor``."""
+    """A mounted file system. ``device`` is ``major:minor``; ``parent`` is the number of the mount it is mounted in."""
 
+    number: int
+    parent: int
     mountpoint: Path
     device: str
     kind: str
@@ -20,15 +22,17 @@ class Mount:
 def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
     """The mounts of a type, or all, in this mount namespace; what covers a mount point comes after what it covers."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
-        parts = fields.split(" ")
+        number, parent, device, _, mountpoint, *_ = fields.split(" ")
         file_system_type, source, *_ = rest.split(" ")
         if kind in {None, file_system_type}:
             found.append(
                 Mount(
-                    mountpoint=Path(_unescape(parts[4])),
-                    device=parts[2],
+                    number=int(number),
+                    parent=int(parent),
+                    mountpoint=Path(_unescape(mountpoint)),
+                    device=device,
                     kind=file_system_type,
                     source=_unescape(source),
                 )
@@ -43,9 +47,15 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 def mount_of(path: Path) -> Mount | None:
     """The trimsfs mount that an absolute path without symbolic links lies on, if any."""
-    inside = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
-    deepest = max(inside, key=lambda mount: len(mount.mountpoint.parts), default=None)
-    return deepest if deepest is not None and deepest.kind == FILE_SYSTEM_TYPE else None
+    over = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
+    numbers = {mount.number for mount in over}
+    # From the root down, into whatever is mounted first on the way: a mount below a covered one is not on it.
+    here = [mount for mount in over if mount.parent not in numbers - {mount.number}]
+    found = None
+    while here:
+        found = min(here, key=lambda mount: len(mount.mountpoint.parts))
+        here = [mount for mount in over if mount.parent == found.number != mount.number]
+    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
 
 
 def _unescape(field: str) -> str:

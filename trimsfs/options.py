@@ -110,8 +110,9 @@ def _absolute(store: str) -> str:
 
 
 def escape(mountpoint: Path) -> str:
-    """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is doubled."""
-    return str(mountpoint).strip("/").replace("-", "--").replace("/", "-") or "root"
+    """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is ``%2D``."""
+    name = str(mountpoint).removeprefix("/").replace("%", "%25").replace("-", "%2D").replace("/", "-")
+    return name or "-"
 
 
 def load_options(
@@ -126,9 +127,7 @@ def load_options(
     """
     environment = os.environ if environment is None else environment
     path = config or DEFAULT_CONFIG
-    layers: list[tuple[str, Mapping[str, Any]]] = []
-    if config is not None or path.exists():
-        layers.append((str(path), _read_toml(path)))
+    layers: list[tuple[str, Mapping[str, Any]]] = [(str(path), _read_toml(path, needed=config is not None))]
     variables = {
         name: environment[variable]
         for name in MountOptions.model_fields
@@ -149,9 +148,13 @@ def load_options(
         raise ConfigurationError(f"option {name} = {merged[name]!r} ({source}): {cause}") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if not needed:
+            return {}
+        raise ConfigurationError(f"configuration file {path}: No such file or directory") from None
     except OSError as error:
         raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -17,7 +17,7 @@ from trimsfs.errors import CacheInUseError, TrimsError
 from trimsfs.mountinfo import mounts
 from trimsfs.options import MountOptions, default_store
 from trimsfs.stores import RetryingStore, open_store
-from trimsfs.tiers.disk import lock_directory
+from trimsfs.tiers.lock import lock_directory
 
 PROBE_DEADLINE_S = 5.0
 OLDEST_KERNEL = (5, 14)

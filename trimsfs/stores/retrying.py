@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
+_BACKOFF = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +74,12 @@ class RetryingStore:
 
     async def _retry(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         self._requests += 1
-        started = trio.current_time()
+        deadline = trio.current_time() + self._deadline_s
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientStoreError),
-            wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-            stop=lambda _: trio.current_time() - started >= self._deadline_s,
+            # The last attempt is at the deadline itself: who waits for this store relies on the whole time.
+            wait=lambda state: min(_BACKOFF(state), max(0.0, deadline - trio.current_time())),
+            stop=lambda _: trio.current_time() >= deadline,
             sleep=trio.sleep,
             after=lambda state: self._failed(subject, state),
             reraise=True,

@@ -1,7 +1,6 @@
 """The disk tier: blobs in a cache directory, under a budget, found again after a restart."""
 
 import errno
-import fcntl
 import logging
 import os
 import resource
@@ -15,12 +14,14 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.errors import CacheInUseError, CacheUnusableError, InUseError
+from trimsfs.errors import CacheUnusableError, InUseError
 from trimsfs.eviction import lru
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.host import resident_bytes
+from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord, ChunkRecord
+from trimsfs.tiers.lock import lock_directory
+from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)
@@ -48,25 +49,6 @@ class DiskStatistics:
     refused_chunks: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Residency:
-    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
-
-    ``verified`` tells that every byte is here and has been checked since the server started; ``users`` counts open
-    handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
-    """
-
-    generation: Generation
-    token: str
-    disk_bytes: int
-    host_bytes: int | None
-    verified: bool
-    pinned: bool
-    users: int
-    uses: int
-    last_used: float
-
-
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
@@ -75,14 +57,12 @@ class DiskTier:
 
     Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
     looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
-    ``_used`` counts chunks from the moment room was made for them.
+    ``_budget.used`` counts chunks from the moment room was made for them.
     """
 
     def __init__(self, directory: Path, *, store: str, budget: int | None = None, min_free: int = 0) -> None:
         self._directory = directory
         self._store = store
-        self._budget = budget
-        self._min_free = min_free
         self._blob_directory = directory / "blobs"
         self._lock_descriptor = lock_directory(directory)
         try:
@@ -94,22 +74,22 @@ class DiskTier:
         except BaseException:
             os.close(self._lock_descriptor)
             raise
-        self._used = self._index.total_bytes()
+        self._budget = Budget(directory, limit=budget, min_free=min_free, used=self._index.total_bytes())
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._lock = trio.Lock()
         self._commit_lock = trio.Lock()
+        self._room_lock = trio.Lock()
         self._threads = trio.CapacityLimiter(DISK_THREADS)
         self._pending: list[tuple[str, ChunkRecord]] = []
         self._unsynced: dict[str, set[int]] = {}
-        self._touched: dict[str, None] = {}
-        self._full_until = float("-inf")
+        self._touched: dict[str, int] = {}
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(
-            used_bytes=self._used,
-            budget_bytes=self._budget,
+            used_bytes=self._budget.used,
+            budget_bytes=self._budget.limit,
             open_blobs=sum(blob.users > 0 for blob in self._blobs.values()),
             evictions=self._evictions,
             evicted_bytes=self._evicted_bytes,
@@ -119,16 +99,12 @@ class DiskTier:
 
     def free_bytes(self) -> int:
         """Bytes that models may still take on disk without an eviction."""
-        status = os.statvfs(self._directory)
-        free = status.f_bavail * status.f_frsize - self._min_free
-        if self._budget is not None:
-            free = min(free, self._budget - self._used)
-        return max(0, free)
+        return max(0, self._budget.free())
 
     @property
     def full(self) -> bool:
         """Whether room was looked for, a moment ago, in vain."""
-        return trio.current_time() < self._full_until
+        return self._budget.full
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
@@ -167,7 +143,11 @@ class DiskTier:
         token = generation.token(self._store)
         known = self._blobs.get(token)
         blob = known if known is not None else await self._bring(token, generation)
-        self.share(blob)
+        if generation.version_id is not None:
+            blob.generation = generation
+        blob.users += 1
+        self._blobs.move_to_end(token)
+        self._touched[token] = self._touched.pop(token, 0) + 1
         return blob
 
     async def _bring(self, token: str, generation: Generation) -> Blob:
@@ -175,41 +155,39 @@ class DiskTier:
             if (known := self._blobs.get(token)) is not None:
                 return known
             blob, lost = await self._in_thread(self._load, token, generation)
-            self._used -= lost
+            self._budget.used -= lost
             self._blobs[token] = blob
             return blob
 
-    def share(self, blob: Blob) -> None:
-        """Use a blob that is in use already once more."""
-        blob.users += 1
-        self._blobs.move_to_end(blob.token)
-        self._touched.pop(blob.token, None)
-        self._touched[blob.token] = None
-
     def release(self, blob: Blob) -> None:
-        """The opposite of `acquire` and `share`."""
+        """The opposite of `acquire`."""
         blob.users -= 1
-        if len(self._blobs) > self._idle_limit:
+        if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
+            del self._blobs[blob.token]  # the next open tries again to make a file for it
+        elif len(self._blobs) > self._idle_limit:
             self._close_idle()
 
     async def store_chunk(self, blob: Blob, chunk: int, data: memoryview) -> bool:
         """Keep a chunk that was fetched; False when there is no room or the disk fails."""
-        if not blob.attached:
+        if not blob.attached or self._budget.full:
+            self._refused += 1
             return False
-        for _ in range(2):
+        for last in (False, True):
             if not await self._make_room(len(data)):
                 break
             try:
                 record = await self._in_thread(blob.write, chunk, data)
             except OSError as error:
-                self._used -= len(data)
-                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                self._budget.used -= len(data)
+                if last or error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                     log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
+                    self._budget.found_full()
                     break
                 await self._evict_bytes(len(data) + HEADROOM)
             else:
                 blob.commit(record)
                 self._pending.append((blob.token, record))
+                self._unsynced.setdefault(blob.token, set()).add(chunk)
                 return True
         self._refused += 1
         return False
@@ -226,7 +204,7 @@ class DiskTier:
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self._corrupt += 1
-        self._used -= chunk_length(chunk, blob.generation.size)
+        self._budget.used -= chunk_length(chunk, blob.generation.size)
         blob.forget(chunk)
         try:
             await self._in_thread(self._index.remove_chunks, blob.token, [chunk])
@@ -239,7 +217,7 @@ class DiskTier:
     async def residencies(self) -> list[Residency]:
         """What is here of every blob in the index, by key."""
         await self.flush()
-        records = await self._in_thread(self._index.records)
+        records = await self._in_thread(self._index.records, self._store)
         return await self._in_thread(lambda: [self._residency(record) for record in records])
 
     async def residency(self, generation: Generation) -> Residency:
@@ -264,7 +242,7 @@ class DiskTier:
             return 0
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
-        freed = await self._evict_token(token, loaded[0].bytes)
+        freed = await self._evict_token(token)
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
@@ -273,46 +251,53 @@ class DiskTier:
 
     async def _make_room(self, size: int) -> bool:
         """Count *size* bytes as used, evicting for them if need be; False when there is no room."""
-        missing = size - self.free_bytes()
-        if missing > 0:
-            if self.full:
-                return False
-            await self._evict_bytes(missing + HEADROOM, at_least=missing)
-            if self.free_bytes() < size:
-                # Nothing is evictable: do not search again for every chunk of a large file.
-                self._full_until = trio.current_time() + 1.0
-                return False
-        self._used += size
+        if self._budget.free() < size:
+            async with self._room_lock:
+                if self._budget.full:
+                    return False
+                missing = size - self._budget.free()
+                if missing > 0:
+                    await self._evict_bytes(missing + HEADROOM, at_least=missing)
+                if self._budget.free() < size:
+                    self._budget.found_full()
+                    return False
+        self._budget.used += size
         return True
 
     async def _evict_bytes(self, wanted: int, *, at_least: int = 0) -> None:
         """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
         await self.flush()
-        candidates = [
-            entry
-            for entry in await self._in_thread(self._index.evictable)
-            if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
-        ]
+        try:
+            evictable = await self._in_thread(self._index.evictable, self._store)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return
+        candidates = [entry for entry in evictable if (blob := self._blobs.get(entry.name)) is None or blob.users == 0]
         if sum(entry.size for entry in candidates) < at_least:
             return
         for victim in lru(candidates, wanted):
-            await self._evict_token(victim.name, victim.size)
+            await self._evict_token(victim.name)
 
-    async def _evict_token(self, token: str, size: int) -> int | None:
-        """Remove a blob that nobody uses; None when somebody does."""
+    async def _evict_token(self, token: str) -> int | None:
+        """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone."""
         async with self._lock, self._commit_lock:
             blob = self._blobs.get(token)
             if blob is not None:
-                if blob.users:
+                if blob.users or blob.pinned:
                     return None
                 del self._blobs[token]
-                size = blob.present_bytes
                 blob.detach()
+            unrecorded = sum(record.length for name, record in self._pending if name == token)
             self._pending = [item for item in self._pending if item[0] != token]
             self._unsynced.pop(token, None)
             self._touched.pop(token, None)
-            await self._in_thread(self._remove, token)
-        self._used -= size
+            try:
+                size = unrecorded + await self._in_thread(self._remove, token)
+            except (OSError, sqlite3.Error) as error:
+                log.error("cannot evict %s: %s", token, error)
+                return 0
+        self._budget.used -= size
+        self._budget.found_room()
         self._evictions += 1
         self._evicted_bytes += size
         log.info("evicted %s: %d bytes", token, size)
@@ -336,13 +321,10 @@ class DiskTier:
             if not pending and not touched:
                 return
             try:
-                await self._in_thread(self._record, pending, list(touched))
+                await self._in_thread(self._record, pending, touched)
             except sqlite3.Error as error:
                 log.error("cannot write the cache index: %s", error)
                 self._pending = pending + self._pending
-                return
-            for token, record in pending:
-                self._unsynced.setdefault(token, set()).add(record.chunk)
 
     async def _sync(self) -> None:
         for token in list(self._unsynced):
@@ -351,7 +333,7 @@ class DiskTier:
             if chunks is None or blob is None:
                 continue
             blob.users += 1
-            done = frozenset(chunks)
+            done = chunks - {record.chunk for name, record in self._pending if name == token}
             try:
                 await self._in_thread(blob.sync)
                 await self._in_thread(self._index.mark_synced, token, done)
@@ -365,29 +347,13 @@ class DiskTier:
 
     # In worker threads
 
-    def _residency(self, record: BlobRecord) -> Residency:
-        blob = self._blobs.get(record.token)
-        try:
-            with self._path(record.token).open("rb") as file:
-                host_bytes = resident_bytes(file.fileno())
-        except OSError:
-            host_bytes = 0
-        return Residency(
-            generation=record.generation,
-            token=record.token,
-            disk_bytes=record.bytes,
-            host_bytes=host_bytes,
-            verified=blob is not None and blob.complete,
-            pinned=record.pinned,
-            users=blob.users if blob is not None else 0,
-            uses=record.uses,
-            last_used=record.last_used,
-        )
-
     async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
 
-    def _record(self, pending: list[tuple[str, ChunkRecord]], touched: list[str]) -> None:
+    def _residency(self, record: BlobRecord) -> Residency:
+        return residency_of(record, self._blobs.get(record.token), self._path(record.token))
+
+    def _record(self, pending: list[tuple[str, ChunkRecord]], touched: dict[str, int]) -> None:
         self._index.add_chunks(pending)
         self._index.used(touched)
 
@@ -415,9 +381,10 @@ class DiskTier:
             log.error("%s: not cached: %s", generation.key, error)
         return blob, lost
 
-    def _remove(self, token: str) -> None:
-        self._index.remove(token)
+    def _remove(self, token: str) -> int:
+        freed = self._index.remove(token)
         self._path(token).unlink(missing_ok=True)
+        return freed
 
     def _path(self, token: str) -> Path:
         return self._blob_directory / token[:2] / token
@@ -436,23 +403,3 @@ class DiskTier:
             if not self._index.has(path.name):
                 log.info("removing %s: not in the index", path)
                 path.unlink()
-
-
-def lock_directory(directory: Path) -> int:
-    """Make the cache directory and lock it; the descriptor that holds the lock."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}: set --cache-dir") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CacheInUseError(
-            f"cache directory {directory} is in use by another server: unmount that, or set --cache-dir"
-        ) from None
-    except OSError as error:
-        os.close(descriptor)
-        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
-    return descriptor

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (
     token TEXT PRIMARY KEY,      -- the blob's file name
-    store TEXT NOT NULL,
+    store BLOB NOT NULL,
     key BLOB NOT NULL,
     etag TEXT NOT NULL,
     version_id TEXT,
@@ -88,16 +88,28 @@ class BlobIndex:
         boot_id = boot_id or BOOT_ID.read_text().strip()
         try:
             try:
-                self._connection = _open(path, boot_id)
+                self._open(path, boot_id)
+            except sqlite3.OperationalError:
+                raise  # locked, or a full or failing disk: the index itself may be well
             except sqlite3.DatabaseError as error:
                 log.warning("%s: %s: starting with an empty cache", path, error)
                 for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
                     path.with_name(name).unlink(missing_ok=True)
-                self._connection = _open(path, boot_id)
+                self._open(path, boot_id)
                 self.rebuilt = True
         except (sqlite3.Error, OSError) as error:
             raise CacheUnusableError(f"cache index {path}: {error}") from error
-        self._sequence: int = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
+
+    def _open(self, path: Path, boot_id: str) -> None:
+        self._connection = _open(path, boot_id)
+        try:
+            (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            if problem != "ok":
+                raise sqlite3.DatabaseError(problem)
+            self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def close(self) -> None:
         """Write everything into the database file and close it."""
@@ -125,7 +137,7 @@ class BlobIndex:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     token,
-                    store,
+                    os.fsencode(store),
                     os.fsencode(generation.key),
                     generation.etag,
                     generation.version_id,
@@ -160,39 +172,46 @@ class BlobIndex:
                 [(token, chunk) for chunk in chunks],
             )
 
-    def used(self, tokens: Sequence[str]) -> None:
-        """The blobs were used now, in this order."""
+    def used(self, tokens: Mapping[str, int]) -> None:
+        """The blobs were used now, so many times each, in this order."""
         with self._transaction() as connection:
-            for token in tokens:
+            for token, times in tokens.items():
                 self._sequence += 1
                 connection.execute(
-                    "UPDATE blobs SET uses = uses + 1, sequence = ?, last_used = ? WHERE token = ?",
-                    (self._sequence, time.time(), token),
+                    "UPDATE blobs SET uses = uses + ?, sequence = ?, last_used = ? WHERE token = ?",
+                    (times, self._sequence, time.time(), token),
                 )
 
     def set_pinned(self, token: str, pinned: bool) -> None:
         with self._transaction() as connection:
             connection.execute("UPDATE blobs SET pinned = ? WHERE token = ?", (pinned, token))
 
-    def remove(self, token: str) -> None:
-        """Forget a blob, before its file is removed."""
+    def remove(self, token: str) -> int:
+        """Forget a blob, before its file is removed; the bytes that were recorded of it."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM chunks WHERE token = ?", (token,))
+            rows = connection.execute("DELETE FROM chunks WHERE token = ? RETURNING bytes", (token,))
+            freed: int = sum(length for (length,) in rows)
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
+        return freed
 
-    def evictable(self) -> list[Evictable]:
-        """All blobs that are not pinned and hold bytes, least recently used first."""
+    def evictable(self, store: str) -> list[Evictable]:
+        """All blobs that hold bytes and are not pinned, least recently used first.
+
+        A pin counts only while the directory serves the store that it is for: nobody can take back another's.
+        """
         with self._lock:
             rows = self._connection.execute(
                 "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, "
-                "sequence FROM blobs WHERE pinned = 0 AND n > 0 ORDER BY sequence"
+                "sequence FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
+                (os.fsencode(store),),
             ).fetchall()
         return [Evictable(name=token, size=n, last_used=sequence) for token, n, sequence in rows]
 
-    def records(self) -> list[BlobRecord]:
-        """All blobs, by key."""
+    def records(self, store: str) -> list[BlobRecord]:
+        """All blobs of a store, by key."""
+        query = f"{_SELECT} WHERE store = ? ORDER BY key"
         with self._lock:
-            return [_record(row) for row in self._connection.execute(f"{_SELECT} ORDER BY key")]
+            return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
 
     def has(self, token: str) -> bool:
         """Whether a blob is recorded."""

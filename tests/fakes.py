@@ -1,0 +1,244 @@
+"""A store in memory, for tests: it counts what it is asked, and waits, fails and changes its objects on demand."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import trio
+
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
+from trimsfs.stores.base import PAGE_LIMIT, Page, Store
+from trimsfs.types import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A call of the store. ``key`` is the key or the prefix; ``offset`` and ``length`` are those of a read."""
+
+    method: str
+    key: str = ""
+    offset: int = 0
+    length: int = 0
+    version_id: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rule:
+    """Applies to the requests that it matches, *times* of them; None matches everything."""
+
+    method: str | None
+    key: str | None
+    offset: int | None
+    times: float = float("inf")
+    error: StoreError | None = None
+    gate: trio.Event | None = None
+    delay_s: float = 0.0
+
+    def matches(self, request: Request) -> bool:
+        return (
+            self.times > 0
+            and self.method in {None, request.method}
+            and self.key in {None, request.key}
+            and self.offset in {None, request.offset}
+        )
+
+
+class MemoryStore:
+    """Objects by key, each with its history: a version that has an id can be read after it was replaced or deleted.
+
+    ``requests`` holds every call in the order of their starts, ``fetched`` the bytes given by (key, offset).
+    """
+
+    def __init__(self, objects: dict[str, bytes] | None = None, *, identity: str = "memory://test") -> None:
+        self._identity = identity
+        self._current: dict[str, Generation] = {}
+        self._contents: dict[tuple[str, str], bytes] = {}
+        self._versions: dict[tuple[str, str], Generation] = {}
+        self._rules: list[_Rule] = []
+        self._arrivals = trio.Event()
+        self._clock = 0
+        self.requests: list[Request] = []
+        self.fetched: Counter[tuple[str, int]] = Counter()
+        self.under_way = 0
+        self.most_under_way = 0
+        self.closed = False
+        for key, content in (objects or {}).items():
+            self.put(key, content)
+
+    # What tests do to it
+
+    def put(self, key: str, content: bytes, *, etag: str | None = None, version_id: str | None = None) -> Generation:
+        """Make or replace an object; the new generation."""
+        self._clock += 1
+        generation = Generation(
+            key=key,
+            etag=etag or f'"{hashlib.md5(content).hexdigest()}"',
+            size=len(content),
+            modified_ns=self._clock * 1_000_000_000,
+            version_id=version_id,
+        )
+        self._current[key] = generation
+        self._contents[key, generation.etag] = content
+        if version_id is not None:
+            self._versions[key, version_id] = generation
+        return generation
+
+    def delete(self, key: str) -> None:
+        """Delete the newest generation of an object; one with a version id can still be read by that."""
+        del self._current[key]
+
+    def purge(self, key: str, version_id: str) -> None:
+        """Delete a version for good."""
+        version = self._versions.pop((key, version_id))
+        if self._current.get(key) is version:
+            del self._current[key]
+
+    def generation(self, key: str) -> Generation:
+        """The newest generation, as a listing shows it: without its version id."""
+        return replace(self._current[key], version_id=None)
+
+    def fail(
+        self,
+        error: StoreError,
+        *,
+        times: float = 1,
+        method: str | None = None,
+        key: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        """Fail the next *times* requests that match."""
+        self._rules.append(_Rule(method=method, key=key, offset=offset, times=times, error=error))
+
+    def block(
+        self,
+        *,
+        times: float = float("inf"),
+        method: str | None = None,
+        key: str | None = None,
+        offset: int | None = None,
+    ) -> trio.Event:
+        """Hold the matching requests back until the returned event is set."""
+        gate = trio.Event()
+        self._rules.append(_Rule(method=method, key=key, offset=offset, times=times, gate=gate))
+        return gate
+
+    def delay(
+        self, delay_s: float, *, method: str | None = None, key: str | None = None, offset: int | None = None
+    ) -> None:
+        """Let the matching requests take that long, on trio's clock."""
+        self._rules.append(_Rule(method=method, key=key, offset=offset, delay_s=delay_s))
+
+    def heal(self) -> None:
+        """Forget all failures and delays, and let everything held back go on."""
+        rules, self._rules = self._rules, []
+        for rule in rules:
+            if rule.gate is not None:
+                rule.gate.set()
+
+    # What tests ask of it
+
+    def count(self, method: str, key: str | None = None) -> int:
+        """How often a method was called, for a key or in all."""
+        return sum(request.method == method and key in {None, request.key} for request in self.requests)
+
+    def reads(self, key: str | None = None) -> list[int]:
+        """The offsets that were read, in the order of the requests."""
+        return [
+            request.offset for request in self.requests if request.method == "read_into" and key in {None, request.key}
+        ]
+
+    def reads_by_key(self) -> dict[str, list[int]]:
+        """The offsets that were read of each object."""
+        offsets = defaultdict(list)
+        for request in self.requests:
+            if request.method == "read_into":
+                offsets[request.key].append(request.offset)
+        return dict(offsets)
+
+    async def arrived(self, count: int, *, method: str = "read_into") -> None:
+        """Wait until a method has been called *count* times in all."""
+        while self.count(method) < count:
+            await self._arrivals.wait()
+
+    # The Store protocol
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    async def probe(self) -> None:
+        async with self._serving(Request(method="probe")):
+            return
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        async with self._serving(Request(method="list_page", key=prefix)):
+            entries: dict[str, Generation | None] = {}
+            for key in self._current:
+                if key.startswith(prefix) and key != prefix:
+                    name, slash, _ = key[len(prefix) :].partition("/")
+                    entries[prefix + name + slash] = None if slash else self.generation(key)
+            left = [name for name in sorted(entries) if token is None or name > token]
+            page = left[: min(limit, PAGE_LIMIT)]
+            return Page(
+                objects=tuple(entry for name in page if (entry := entries[name]) is not None),
+                prefixes=tuple(name for name in page if entries[name] is None),
+                next_token=page[-1] if len(page) < len(left) else None,
+            )
+
+    async def stat(self, key: str) -> Generation:
+        async with self._serving(Request(method="stat", key=key)):
+            if key not in self._current:
+                raise ObjectNotFoundError(f"{key}: no such object")
+            return self._current[key]
+
+    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
+        key, length, version = generation.key, len(buffer), generation.version_id
+        assert offset >= 0
+        assert 0 < length <= generation.size - offset
+        buffer[:] = b"\xee" * length  # what a request that fails may leave
+        request = Request(method="read_into", key=key, offset=offset, length=length, version_id=version)
+        async with self._serving(request):
+            held = self._current.get(key)
+            if version is not None:
+                held = self._versions.get((key, version))
+                if held is None:
+                    raise ObjectChangedError(f"{key}: there is no version {version}")
+            if held is None:
+                raise ObjectNotFoundError(f"{key}: no such object")
+            if held.etag != generation.etag:
+                raise ObjectChangedError(f"{key}: its ETag is now {held.etag}")
+            buffer[:] = self._contents[key, held.etag][offset : offset + length]
+            self.fetched[key, offset] += length
+            return held.version_id
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    @asynccontextmanager
+    async def _serving(self, request: Request) -> AsyncIterator[None]:
+        """Count a request while it is served, and first wait and fail as the rules say."""
+        self.requests.append(request)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        arrivals, self._arrivals = self._arrivals, trio.Event()
+        arrivals.set()
+        try:
+            await trio.lowlevel.checkpoint()
+            for rule in [rule for rule in self._rules if rule.matches(request)]:
+                rule.times -= 1
+                if rule.gate is not None:
+                    await rule.gate.wait()
+                if rule.delay_s:
+                    await trio.sleep(rule.delay_s)
+                if rule.error is not None:
+                    raise rule.error
+            yield
+        finally:
+            self.under_way -= 1
+
+
+def as_store(store: MemoryStore) -> Store:
+    """The same store; lets the type checker compare it with the protocol."""
+    return store

@@ -1,0 +1,109 @@
+"""The components under test, put together for the length of a block."""
+
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.fakes import MemoryStore
+from trimsfs.fetch import Fetcher
+from trimsfs.ranges import chunk_span
+from trimsfs.stores.base import Store
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.types import Generation
+
+STORE_URL = "memory://test"
+
+
+def content_of(key: str, size: int) -> bytes:
+    """Bytes that look random and are always the same for a key."""
+    return random.Random(key).randbytes(size)
+
+
+def generation_of(key: str, content: bytes, *, version_id: str | None = None) -> Generation:
+    return Generation(
+        key=key,
+        etag=hashlib.md5(content).hexdigest(),
+        size=len(content),
+        modified_ns=1_700_000_000_000_000_000,
+        version_id=version_id,
+    )
+
+
+def piece(content: bytes, chunk: int) -> memoryview:
+    """One chunk of a content."""
+    start, stop = chunk_span(chunk, len(content))
+    return memoryview(content)[start:stop]
+
+
+@asynccontextmanager
+async def opened(
+    directory: Path, *, budget: int | None = None, min_free: int = 0, store: str = STORE_URL
+) -> AsyncIterator[DiskTier]:
+    """A disk tier on a directory, recorded and closed at the end."""
+    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free)
+    try:
+        yield tier
+    finally:
+        with trio.CancelScope(shield=True):
+            await tier.aclose()
+
+
+async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
+    """Store a whole object, as if it had been read once."""
+    generation = generation_of(key, content)
+    async with tier.using(generation) as blob:
+        for chunk in range(len(blob.states)):
+            assert await tier.store_chunk(blob, chunk, piece(content, chunk))
+    return generation
+
+
+async def recorded_bytes(tier: DiskTier) -> int:
+    """Bytes on disk as the index has them."""
+    return sum(here.disk_bytes for here in await tier.residencies())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, in real time whatever trio's clock does, until something has happened."""
+    for _ in range(2000):
+        if condition():
+            return
+        await trio.to_thread.run_sync(time.sleep, 0.002)
+    raise AssertionError("did not happen in 4 s")
+
+
+def states(blob: Blob) -> list[ChunkState]:
+    return [ChunkState(state) for state in blob.states]
+
+
+def blob_files(directory: Path) -> list[Path]:
+    """The files of all blobs in a cache directory."""
+    return sorted(path for path in (directory / "blobs").rglob("*") if path.is_file())
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    """Change one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0xFF]))
+
+
+@asynccontextmanager
+async def fetching(
+    store: Store | MemoryStore, tier: DiskTier, *, memory_limit: int, deadline_s: float = 15.0
+) -> AsyncIterator[Fetcher]:
+    """A fetcher at work."""
+    fetcher = Fetcher(store, tier, memory_limit=memory_limit, retry_deadline_s=deadline_s)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(fetcher.run)
+        try:
+            yield fetcher
+        finally:
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,240 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.parts import content_of, flip_byte, generation_of, piece
+from trimsfs.ranges import chunk_count, chunk_length
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.index import ChunkRecord
+from trimsfs.types import Generation
+
+
+def generation_of_size(size: int) -> Generation:
+    return Generation(key="a", etag="e", size=size, modified_ns=0)
+
+
+@pytest.fixture
+def content(chunk_size: int) -> bytes:
+    """Two whole chunks and a short one."""
+    return content_of("a", 2 * chunk_size + 100)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "blob"
+
+
+@pytest.fixture
+def blob(content: bytes, path: Path) -> Blob:
+    """A new blob with its file, all chunks missing."""
+    blob = Blob("token", generation_of("a", content))
+    blob.attach(path)
+    return blob
+
+
+def store(blob: Blob, content: bytes, *chunks: int) -> None:
+    for chunk in chunks:
+        blob.commit(blob.write(chunk, piece(content, chunk)))
+
+
+def restarted(blob: Blob, content: bytes, path: Path) -> Blob:
+    """The blob as the next server finds it, with records of what was stored."""
+    records = [blob.write(chunk, piece(content, chunk)) for chunk in range(len(blob.states))]
+    blob.detach()
+    again = Blob("token", blob.generation)
+    assert again.attach(path)
+    again.recall(records)
+    return again
+
+
+def test_a_new_blob_is_a_sparse_private_file_of_the_objects_size(blob: Blob, path: Path, content: bytes) -> None:
+    status = path.stat()
+    assert status.st_size == len(content)
+    assert status.st_blocks == 0
+    assert status.st_mode & 0o777 == 0o600
+    assert blob.attached
+    assert list(blob.states) == [ChunkState.MISSING] * 3
+    assert (blob.verified_bytes, blob.present_bytes, blob.complete) == (0, 0, False)
+
+
+def test_attaching_tells_whether_the_file_had_its_size(content: bytes, path: Path) -> None:
+    generation = generation_of("a", content)
+    first, second = Blob("token", generation), Blob("token", generation)
+    assert not first.attach(path)
+    assert second.attach(path)
+
+
+@pytest.mark.parametrize("size", [1, 10_000_000])
+def test_a_file_of_another_size_is_emptied(content: bytes, path: Path, size: int) -> None:
+    path.write_bytes(b"x" * size)
+    blob = Blob("token", generation_of("a", content))
+    assert not blob.attach(path)
+    assert path.read_bytes() == bytes(len(content))
+
+
+def test_written_bytes_are_served_once_committed(blob: Blob, content: bytes, chunk_size: int) -> None:
+    record = blob.write(1, piece(content, 1))
+    assert not blob.readable(chunk_size, chunk_size + 1)
+    blob.commit(record)
+    assert blob.readable(chunk_size, 2 * chunk_size)
+    assert blob.view(chunk_size, 2 * chunk_size) == piece(content, 1)
+    assert not blob.readable(chunk_size - 1, chunk_size + 1)
+    assert not blob.readable(chunk_size, 2 * chunk_size + 1)
+
+
+def test_the_whole_object_is_served_across_chunks(blob: Blob, content: bytes) -> None:
+    store(blob, content, 2, 0, 1)
+    assert blob.complete
+    assert blob.readable(0, len(content))
+    assert blob.view(0, len(content)) == content
+
+
+def test_a_partial_write_is_carried_on(blob: Blob, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:1000], offset))
+    store(blob, content, 0, 1, 2)
+    assert blob.view(0, len(content)) == content
+
+
+def test_a_failing_write_raises(blob: Blob, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match="No space left"):
+        blob.write(0, piece(content, 0))
+    assert blob.states[0] == ChunkState.MISSING
+
+
+# Checking what an earlier server left
+
+
+def test_what_was_recorded_is_not_served_before_it_is_checked(blob: Blob, content: bytes, path: Path) -> None:
+    again = restarted(blob, content, path)
+    assert list(again.states) == [ChunkState.UNVERIFIED] * 3
+    assert not again.readable(0, 1)
+    assert not again.complete
+    assert (again.verified_bytes, again.present_bytes) == (0, len(content))
+
+
+def test_bytes_that_are_right_pass(blob: Blob, content: bytes, path: Path, chunk_size: int) -> None:
+    again = restarted(blob, content, path)
+    buffer = memoryview(bytearray(chunk_size))
+    for chunk in range(3):
+        record = again.check(chunk, buffer)
+        assert record is not None
+        assert buffer[: record.length] == piece(content, chunk)
+        again.commit(record)
+    assert again.complete
+    assert again.view(0, len(content)) == content
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_a_flipped_byte_fails_its_own_chunk_only(
+    blob: Blob, content: bytes, path: Path, chunk_size: int, chunk: int
+) -> None:
+    again = restarted(blob, content, path)
+    flip_byte(path, chunk * chunk_size + 50)
+    buffer = memoryview(bytearray(chunk_size))
+    assert [again.check(number, buffer) is None for number in range(3)] == [number == chunk for number in range(3)]
+
+
+def test_a_file_that_ends_early_fails(blob: Blob, content: bytes, path: Path, chunk_size: int) -> None:
+    again = restarted(blob, content, path)
+    os.truncate(path, chunk_size + 10)
+    buffer = memoryview(bytearray(chunk_size))
+    assert again.check(0, buffer) is not None
+    assert again.check(1, buffer) is None
+    assert again.check(2, buffer) is None
+
+
+def test_a_short_read_is_carried_on(
+    blob: Blob, content: bytes, path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = restarted(blob, content, path)
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:777]], offset))
+    assert again.check(0, memoryview(bytearray(chunk_size))) is not None
+
+
+# Counting
+
+
+def test_counts_follow_what_happens_to_chunks(blob: Blob, content: bytes, chunk_size: int) -> None:
+    store(blob, content, 0, 2)
+    assert (blob.verified_bytes, blob.present_bytes) == (chunk_size + 100, chunk_size + 100)
+    store(blob, content, 0)
+    assert blob.verified_bytes == chunk_size + 100
+    blob.forget(2)
+    assert (blob.verified_bytes, blob.present_bytes) == (chunk_size, chunk_size)
+    blob.forget(2)
+    assert (blob.verified_bytes, blob.present_bytes) == (chunk_size, chunk_size)
+    assert not blob.readable(2 * chunk_size, 2 * chunk_size + 1)
+
+
+@given(size=st.integers(1, 10 * (8 << 20)), data=st.data())
+def test_counts_add_up_for_any_set_of_chunks(size: int, data: st.DataObject) -> None:
+    chunks = st.integers(0, chunk_count(size) - 1)
+    blob = Blob("token", generation_of_size(size))
+    verified: set[int] = set()
+    for chunk, forget in data.draw(st.lists(st.tuples(chunks, st.booleans()))):
+        if forget:
+            blob.forget(chunk)
+            verified.discard(chunk)
+        else:
+            blob.commit(ChunkRecord(chunk=chunk, length=chunk_length(chunk, size), crc=0))
+            verified.add(chunk)
+    assert blob.verified_bytes == sum(chunk_length(chunk, size) for chunk in verified)
+    assert blob.present_bytes == blob.verified_bytes
+    assert blob.complete == (len(verified) == chunk_count(size))
+
+
+def test_an_empty_object_is_complete_without_a_file() -> None:
+    blob = Blob("token", generation_of_size(0))
+    assert blob.complete
+    assert not blob.attached
+    assert (blob.verified_bytes, blob.present_bytes) == (0, 0)
+    assert blob.readable(0, 0)
+
+
+# The end
+
+
+def test_views_stay_valid_after_the_file_is_closed_and_removed(blob: Blob, content: bytes, path: Path) -> None:
+    store(blob, content, 0, 1, 2)
+    view = blob.view(0, len(content))
+    blob.detach()
+    path.unlink()
+    assert not blob.attached
+    assert view == content
+
+
+def test_the_descriptor_is_closed(blob: Blob) -> None:
+    descriptor = blob.fileno()
+    blob.detach()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    blob.detach()
+
+
+def test_a_failing_attach_leaks_no_descriptor(path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    del chunk_size
+    before = os.listdir("/proc/self/fd")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "truncate", fail)
+    blob = Blob("token", generation_of_size(10))
+    with pytest.raises(OSError, match="No space left"):
+        blob.attach(path)
+    assert not blob.attached
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_syncing_without_a_file_does_nothing() -> None:
+    Blob("token", generation_of_size(0)).sync()

@@ -1,0 +1,318 @@
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.unit.parts import generation_of
+from tests.unit.tmpfs import tmpfs
+from trimsfs.errors import CacheUnusableError
+from trimsfs.tiers.index import BlobIndex, ChunkRecord
+from trimsfs.types import Generation
+
+STORE = "memory://test"
+A, B, C = (generation_of(key, key.encode() * 100) for key in "abc")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite"
+
+
+@pytest.fixture
+def index(path: Path) -> Iterator[BlobIndex]:
+    with closing(BlobIndex(path, boot_id="this boot")) as index:
+        yield index
+
+
+def chunk(number: int, length: int = 100) -> ChunkRecord:
+    return ChunkRecord(chunk=number, length=length, crc=0xDEADBEEF + number)
+
+
+def make(index: BlobIndex, *names: str, length: int = 100) -> None:
+    """Blobs of one chunk each, used in this order."""
+    for name in names:
+        index.add(name, STORE, generation_of(name, name.encode()))
+        index.add_chunks([(name, chunk(0, length))])
+
+
+def order(index: BlobIndex) -> list[str]:
+    return [entry.name for entry in index.evictable(STORE)]
+
+
+# What is recorded
+
+
+def test_an_unknown_blob_is_not_there(index: BlobIndex) -> None:
+    assert index.load("a") is None
+    assert not index.has("a")
+    assert index.total_bytes() == 0
+    assert index.records(STORE) == []
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [A, replace(A, version_id="v1"), replace(A, key="\udcff/ü/x"), replace(A, size=1 << 45, modified_ns=1 << 62)],
+)
+def test_a_generation_comes_back_as_it_was(path: Path, generation: Generation) -> None:
+    with closing(BlobIndex(path)) as index:
+        index.add("a", STORE, generation)
+    with closing(BlobIndex(path)) as index:
+        loaded = index.load("a")
+    assert loaded is not None
+    assert loaded[0].generation == generation
+
+
+def test_a_store_with_a_name_that_is_not_text_can_be_recorded(index: BlobIndex) -> None:
+    index.add("a", "file:///srv/\udcff", A)
+    assert index.has("a")
+
+
+def test_records_survive_reopening(path: Path) -> None:
+    with closing(BlobIndex(path)) as index:
+        index.add("a", STORE, A)
+        index.add_chunks([("a", chunk(3, 70)), ("a", chunk(1))])
+        index.set_pinned("a", True)
+        index.used({"a": 1})
+    with closing(BlobIndex(path)) as index:
+        assert not index.rebuilt
+        loaded = index.load("a")
+        assert loaded is not None
+        record, chunks = loaded
+        assert (record.pinned, record.uses, record.bytes) == (True, 1, 170)
+        assert record.last_used > 0
+        assert chunks == [chunk(1), chunk(3, 70)]
+        assert index.total_bytes() == 170
+
+
+def test_adding_a_blob_again_changes_nothing(index: BlobIndex) -> None:
+    make(index, "a")
+    index.set_pinned("a", True)
+    index.add("a", STORE, A)
+    loaded = index.load("a")
+    assert loaded is not None
+    assert loaded[0].pinned
+    assert loaded[1] == [chunk(0)]
+
+
+def test_a_chunk_written_again_replaces_the_old_one(index: BlobIndex) -> None:
+    make(index, "a")
+    index.add_chunks([("a", ChunkRecord(chunk=0, length=100, crc=1))])
+    loaded = index.load("a")
+    assert loaded is not None
+    assert loaded[1] == [ChunkRecord(chunk=0, length=100, crc=1)]
+    assert index.total_bytes() == 100
+
+
+def test_removed_chunks_are_forgotten_and_no_others(index: BlobIndex) -> None:
+    make(index, "a", "b")
+    index.add_chunks([("a", chunk(1))])
+    index.remove_chunks("a", [0])
+    a, b = index.load("a"), index.load("b")
+    assert a is not None
+    assert b is not None
+    assert (a[1], b[1]) == ([chunk(1)], [chunk(0)])
+
+
+def test_a_removed_blob_is_forgotten_with_its_chunks(index: BlobIndex) -> None:
+    make(index, "a", "b")
+    index.remove("a")
+    assert not index.has("a")
+    assert index.load("a") is None
+    assert index.total_bytes() == 100
+    index.add("a", STORE, A)
+    assert index.load("a") is not None
+    assert index.total_bytes() == 100
+
+
+def test_records_come_in_order_of_their_keys(index: BlobIndex) -> None:
+    make(index, "c", "a", "b")
+    assert [record.generation.key for record in index.records(STORE)] == ["a", "b", "c"]
+
+
+# The order of eviction
+
+
+def test_blobs_are_evictable_in_the_order_of_their_last_use(index: BlobIndex) -> None:
+    make(index, "a", "b", "c")
+    assert order(index) == ["a", "b", "c"]
+    index.used({"b": 1, "a": 1})
+    assert order(index) == ["c", "b", "a"]
+
+
+def test_the_order_of_use_goes_on_after_reopening_whatever_the_clock_says(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(BlobIndex(path)) as index:
+        make(index, "a", "b", "c")
+        index.used({"a": 1})
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    with closing(BlobIndex(path)) as index:
+        assert order(index) == ["b", "c", "a"]
+        index.used({"b": 1})
+        assert order(index) == ["c", "a", "b"]
+
+
+def test_pinned_blobs_and_those_without_bytes_are_not_evictable(index: BlobIndex) -> None:
+    make(index, "a", "b", "c")
+    index.set_pinned("a", True)
+    index.remove_chunks("b", [0])
+    assert order(index) == ["c"]
+    index.set_pinned("a", False)
+    assert order(index) == ["a", "c"]
+
+
+def test_an_evictable_blob_has_the_size_of_its_chunks(index: BlobIndex) -> None:
+    make(index, "a", length=70)
+    index.add_chunks([("a", chunk(1, 30)), ("a", chunk(2, 1))])
+    assert [entry.size for entry in index.evictable(STORE)] == [101]
+
+
+# Boots
+
+
+def test_chunks_that_were_not_synced_are_forgotten_after_a_boot(path: Path) -> None:
+    with closing(BlobIndex(path, boot_id="one")) as index:
+        make(index, "a", "b")
+        index.add_chunks([("a", chunk(1))])
+        index.mark_synced("a", [1])
+    with closing(BlobIndex(path, boot_id="two")) as index:
+        a, b = index.load("a"), index.load("b")
+        assert a is not None
+        assert b is not None
+        assert (a[1], b[1]) == ([chunk(1)], [])
+        assert index.total_bytes() == 100
+
+
+def test_chunks_that_were_not_synced_are_kept_within_a_boot(path: Path) -> None:
+    with closing(BlobIndex(path, boot_id="one")) as index:
+        make(index, "a")
+    with closing(BlobIndex(path, boot_id="one")) as index:
+        assert index.total_bytes() == 100
+
+
+def test_a_chunk_written_again_has_to_be_synced_again(path: Path) -> None:
+    with closing(BlobIndex(path, boot_id="one")) as index:
+        make(index, "a")
+        index.mark_synced("a", [0])
+        index.add_chunks([("a", chunk(0))])
+    with closing(BlobIndex(path, boot_id="two")) as index:
+        assert index.total_bytes() == 0
+
+
+def test_the_boot_is_the_kernels_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot)
+    boot.write_text("one\n")
+    with closing(BlobIndex(path)) as index:
+        make(index, "a")
+    with closing(BlobIndex(path)) as index:
+        assert index.total_bytes() == 100
+    boot.write_text("two\n")
+    with closing(BlobIndex(path)) as index:
+        assert index.total_bytes() == 0
+
+
+# Damage
+
+
+def damage_header(path: Path) -> None:
+    path.write_bytes(b"not a database" + path.read_bytes()[14:])
+
+
+def damage_table(path: Path, table: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
+
+
+def damage_meta(path: Path) -> None:
+    damage_table(path, "meta")
+
+
+def damage_blobs(path: Path) -> None:
+    damage_table(path, "blobs")
+
+
+def damage_chunks(path: Path) -> None:
+    damage_table(path, "chunks")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def change_schema_version(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 999")
+
+
+def full_index(path: Path) -> None:
+    with closing(BlobIndex(path)) as index:
+        for number in range(50):
+            index.add(f"token{number}", STORE, A)
+            index.add_chunks([(f"token{number}", chunk(chunk_number)) for chunk_number in range(20)])
+            index.mark_synced(f"token{number}", range(20))
+    assert path.stat().st_size > 5 * 4096
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_header, truncate, change_schema_version, damage_meta, damage_blobs, damage_chunks]
+)
+def test_an_index_that_cannot_be_used_is_made_anew(path: Path, damage: Callable[[Path], None]) -> None:
+    full_index(path)
+    damage(path)
+    with closing(BlobIndex(path)) as index:
+        assert index.rebuilt
+        assert index.records(STORE) == []
+        assert index.total_bytes() == 0
+        make(index, "a")
+    with closing(BlobIndex(path)) as index:
+        assert not index.rebuilt
+        assert index.has("a")
+
+
+def test_an_index_that_is_a_directory_cannot_be_used(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(CacheUnusableError, match=str(path)):
+        BlobIndex(path)
+
+
+def test_an_index_in_a_directory_that_is_missing_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(CacheUnusableError, match="missing"):
+        BlobIndex(tmp_path / "missing/index.sqlite")
+
+
+def test_a_full_disk_does_not_cost_the_index(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", 8 << 20) as directory:
+        path = directory / "index.sqlite"
+        full_index(path)
+        filler = directory / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        with contextlib.suppress(CacheUnusableError):
+            BlobIndex(path).close()
+        filler.unlink()
+        with closing(BlobIndex(path)) as index:
+            assert len(index.records(STORE)) == 50
+
+
+def test_somebody_elses_lock_does_not_cost_the_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_index(path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, timeout=0.01))
+    with closing(connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with contextlib.suppress(CacheUnusableError):
+            BlobIndex(path).close()
+        other.rollback()
+    with closing(BlobIndex(path)) as index:
+        assert len(index.records(STORE)) == 50

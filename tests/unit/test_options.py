@@ -1,0 +1,335 @@
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimsfs import options as options_module
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import MountOptions, escape, load_options
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def default_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the default configuration file would be; there is none."""
+    path = tmp_path / "etc/config.toml"
+    monkeypatch.setattr(options_module, "DEFAULT_CONFIG", path)
+    return path
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    return tmp_path / "mine.toml"
+
+
+def load(
+    arguments: dict[str, Any] | None = None,
+    *,
+    config: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> MountOptions:
+    return load_options(arguments or {}, config=config, environment=environment or {})
+
+
+def error_of(
+    arguments: dict[str, Any] | None = None,
+    *,
+    config: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(arguments, config=config, environment=environment)
+    return str(caught.value)
+
+
+# Precedence
+
+
+def test_defaults_hold_when_nothing_is_given() -> None:
+    assert load() == MountOptions()
+
+
+def test_the_file_beats_the_defaults(toml: Path) -> None:
+    toml.write_text("metadata_ttl = 1.5")
+    assert load(config=toml).metadata_ttl == 1.5
+
+
+def test_the_environment_beats_the_file(toml: Path) -> None:
+    toml.write_text("metadata_ttl = 1.5\nregion = 'eu-west-1'")
+    options = load(config=toml, environment={"TRIMSFS_METADATA_TTL": "2.5"})
+    assert options.metadata_ttl == 2.5
+    assert options.region == "eu-west-1"
+
+
+def test_the_command_line_beats_the_environment(toml: Path) -> None:
+    toml.write_text("metadata_ttl = 1.5")
+    environment = {"TRIMSFS_METADATA_TTL": "2.5", "TRIMSFS_PROFILE": "models"}
+    options = load({"metadata_ttl": 3.5}, config=toml, environment=environment)
+    assert options.metadata_ttl == 3.5
+    assert options.profile == "models"
+
+
+def test_an_overridden_value_need_not_be_valid(toml: Path) -> None:
+    toml.write_text("uid = -1")
+    assert load({"uid": 5}, config=toml).uid == 5
+
+
+def test_the_default_file_is_read_where_there_is_one(default_config: Path) -> None:
+    default_config.parent.mkdir()
+    default_config.write_text("store = 's3://models'")
+    assert load().store == "s3://models"
+
+
+def test_a_given_file_replaces_the_default_one(default_config: Path, toml: Path) -> None:
+    default_config.parent.mkdir()
+    default_config.write_text("store = 's3://models'")
+    toml.write_text("")
+    assert load(config=toml).store is None
+
+
+def test_the_process_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMSFS_STORE", "s3://from-environment")
+    assert load_options({}).store == "s3://from-environment"
+
+
+def test_other_variables_are_left_alone() -> None:
+    assert load(environment={"TRIMSFS_CONFIG": "/x", "TRIMSFS_NO_SUCH": "1", "STORE": "s3://x"}) == MountOptions()
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10GiB", 10 * GIB),
+        ("1.5 GiB", 3 * GIB // 2),
+        ("5GB", 5 * 10**9),
+        ("4096", 4096),
+        ("0", 0),
+        ("2tib", 2048 * GIB),
+    ],
+)
+def test_sizes_are_understood_with_their_units(text: str, size: int) -> None:
+    assert load(environment={"TRIMSFS_CACHE_SIZE": text}).cache_size == size
+
+
+def test_a_size_in_the_file_may_be_a_number_of_bytes(toml: Path) -> None:
+    toml.write_text("cache_size = 1_000_000\nmin_free = '2MiB'")
+    options = load(config=toml)
+    assert options.cache_size == 1_000_000
+    assert options.min_free == 2 << 20
+
+
+@pytest.mark.parametrize("text", ["0640", "640", "0o640"])
+def test_modes_are_octal(text: str) -> None:
+    assert load(environment={"TRIMSFS_MODE": text}).mode == 0o640
+
+
+def test_a_mode_in_the_file_may_be_an_octal_literal(toml: Path) -> None:
+    toml.write_text("mode = 0o440\ndir_mode = '0550'")
+    options = load(config=toml)
+    assert (options.mode, options.dir_mode) == (0o440, 0o550)
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("yes", True), ("no", False), ("0", False)])
+def test_switches_can_be_given_as_text(text: str, value: bool) -> None:
+    assert load(environment={"TRIMSFS_ALLOW_OTHER": text}).allow_other is value
+
+
+def test_options_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(load(), "store", "s3://other")  # noqa: B010
+
+
+# Errors
+
+
+def test_an_error_names_the_option_its_value_its_source_and_the_cause() -> None:
+    text = error_of(environment={"TRIMSFS_METADATA_TTL": "soon"})
+    assert text.startswith("option metadata_ttl = 'soon' (environment): ")
+    assert "number" in text
+
+
+def test_an_error_names_the_file_that_the_value_is_in(toml: Path) -> None:
+    toml.write_text("log_level = 'loud'")
+    text = error_of(config=toml)
+    assert text.startswith(f"option log_level = 'loud' ({toml}): ")
+    assert "'debug', 'info', 'warning' or 'error'" in text
+
+
+def test_an_error_names_the_source_that_won(toml: Path) -> None:
+    toml.write_text("uid = 4")
+    text = error_of({"uid": -3}, config=toml, environment={"TRIMSFS_UID": "5"})
+    assert text.startswith("option uid = -3 (command line): ")
+
+
+def test_an_unknown_option_is_refused(toml: Path) -> None:
+    toml.write_text("cachesize = '10GiB'")
+    assert error_of(config=toml) == f"option cachesize = '10GiB' ({toml}): there is no such option"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cache_size", "10 bananas"),
+        ("cache_size", "-1"),
+        ("memory_limit", "16MiB"),
+        ("metadata_ttl", "-1"),
+        ("metadata_ttl", "nan"),
+        ("metadata_ttl", "inf"),
+        ("retry_deadline", "0"),
+        ("stall_timeout", "0"),
+        ("stall_timeout", "inf"),
+        ("uid", "-1"),
+        ("gid", "root"),
+        ("mode", "0999"),
+        ("mode", "01777"),
+        ("dir_mode", "rwx"),
+        ("addressing_style", "dns"),
+        ("anonymous", "perhaps"),
+    ],
+)
+def test_unusable_values_are_refused_in_one_line(name: str, value: str) -> None:
+    text = error_of(environment={f"TRIMSFS_{name.upper()}": value})
+    assert text.startswith(f"option {name} = '{value}' (environment): ")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["cache_size", "min_free"])
+def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
+    toml.write_text(f"{name} = -1")
+    assert error_of(config=toml).startswith(f"option {name} = -1 ({toml}): ")
+
+
+def test_a_mode_that_is_not_octal_says_what_one_looks_like() -> None:
+    assert error_of({"mode": "rw"}) == "option mode = 'rw' (command line): is not an octal number such as 0444"
+
+
+def test_broken_toml_is_reported_with_the_file(toml: Path) -> None:
+    toml.write_text("store = ")
+    assert error_of(config=toml).startswith(f"configuration file {toml}: not valid TOML: ")
+
+
+def test_a_file_that_is_not_text_is_reported(toml: Path) -> None:
+    toml.write_bytes(b"store = '\xff\xfe'")
+    assert error_of(config=toml).startswith(f"configuration file {toml}: not valid TOML: ")
+
+
+def test_a_given_file_that_is_missing_is_reported(toml: Path) -> None:
+    assert error_of(config=toml) == f"configuration file {toml}: No such file or directory"
+
+
+def test_a_directory_as_file_is_reported(tmp_path: Path) -> None:
+    assert error_of(config=tmp_path) == f"configuration file {tmp_path}: Is a directory"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_a_default_file_in_a_directory_that_may_not_be_searched_is_reported(default_config: Path) -> None:
+    default_config.parent.mkdir(mode=0o700)
+    default_config.write_text("")
+    os.seteuid(65534)
+    try:
+        text = error_of()
+    finally:
+        os.seteuid(0)
+    assert text == f"configuration file {default_config}: Permission denied"
+
+
+# Defaults that depend on the user and the mount point
+
+
+def as_user(monkeypatch: pytest.MonkeyPatch, uid: int, home: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "getegid", lambda: uid)
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+
+
+def test_defaults_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    as_user(monkeypatch, 0, tmp_path)
+    options = MountOptions().resolved(Path("/mnt/models"))
+    assert options.store == "/var/lib/trimsfs/models"
+    assert options.cache_dir == Path("/var/cache/trimsfs/mnt-models")
+    assert options.log_file == Path("/var/cache/trimsfs/mnt-models/trimsfs.log")
+    assert options.allow_other is True
+    assert (options.uid, options.gid) == (0, 0)
+    assert (options.mode, options.dir_mode) == (0o444, 0o555)
+
+
+def test_defaults_of_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    as_user(monkeypatch, 1234, tmp_path)
+    options = MountOptions().resolved(Path("/mnt/models"))
+    assert options.store == str(tmp_path / ".local/share/trimsfs/models")
+    assert options.cache_dir == tmp_path / ".cache/trimsfs/mnt-models"
+    assert options.allow_other is False
+    assert (options.uid, options.gid) == (1234, 1234)
+
+
+def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    as_user(monkeypatch, 0, tmp_path)
+    given_options = MountOptions(
+        store="s3://models/prefix",
+        cache_dir=tmp_path / "cache",
+        log_file=tmp_path / "log",
+        allow_other=False,
+        uid=7,
+        gid=8,
+        mode=0o440,
+        dir_mode=0o510,
+    )
+    assert given_options.resolved(Path("/mnt")) == given_options
+
+
+def test_write_bits_are_dropped_and_directories_can_be_searched_by_who_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    as_user(monkeypatch, 0, tmp_path)
+    options = MountOptions(mode=0o640).resolved(Path("/mnt"))
+    assert (options.mode, options.dir_mode) == (0o440, 0o550)
+
+
+def test_relative_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = MountOptions(store="models", cache_dir=Path("cache"), log_file=Path("log")).resolved(Path("/mnt"))
+    assert options.store == str(tmp_path / "models")
+    assert options.cache_dir == tmp_path / "cache"
+    assert options.log_file == tmp_path / "log"
+
+
+def test_resolved_options_survive_the_way_to_the_server(tmp_path: Path) -> None:
+    options = load({"cache_size": "1GiB", "mode": "0440"}).resolved(tmp_path)
+    assert MountOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+# Names of cache directories
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "name"),
+    [("/mnt/models", "mnt-models"), ("/mnt/my-models", "mnt-my%2Dmodels"), ("/a%2D", "a%252D"), ("/m", "m")],
+)
+def test_a_mount_point_as_a_file_name(mountpoint: str, name: str) -> None:
+    assert escape(Path(mountpoint)) == name
+
+
+NAMES = st.text("ab-.", min_size=1, max_size=4).filter(lambda name: name not in {".", ".."})
+MOUNTPOINTS = st.lists(NAMES, max_size=3).map(lambda names: Path("/", *names))
+
+
+@given(MOUNTPOINTS)
+def test_a_mount_points_name_has_no_slash_and_is_not_special(mountpoint: Path) -> None:
+    assert "/" not in escape(mountpoint)
+    assert escape(mountpoint) not in {"", ".", ".."}
+
+
+def test_different_mount_points_have_different_names() -> None:
+    texts = ("/" + "".join(letters) for length in range(6) for letters in itertools.product("a-/", repeat=length))
+    mountpoints = {Path(text) for text in [*texts, "/root"] if not text.startswith("//")}
+    assert len({escape(mountpoint) for mountpoint in mountpoints}) == len(mountpoints)

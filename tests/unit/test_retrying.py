@@ -1,0 +1,215 @@
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes import MemoryStore, as_store
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreStalledError,
+    StoreThrottledError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
+from trimsfs.stores.retrying import LONGEST_WAIT_S, RetryingStore
+from trimsfs.types import Generation
+
+DEADLINE_S = 15.0
+CONTENT = b"0123456789"
+
+
+class Attempts(MemoryStore):
+    """Remembers when each request began."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": CONTENT, "dir/b": b"b"})
+        self.times: list[float] = []
+
+    async def stat(self, key: str) -> Generation:
+        self.times.append(trio.current_time())
+        return await super().stat(key)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore({"a": CONTENT, "dir/b": b"b"})
+
+
+@pytest.fixture
+def retrying(store: MemoryStore) -> RetryingStore:
+    return RetryingStore(as_store(store), deadline_s=DEADLINE_S)
+
+
+@pytest.fixture
+def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the jitter's upper end each time."""
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+
+
+async def test_every_call_reaches_the_store(store: MemoryStore, retrying: RetryingStore) -> None:
+    await retrying.probe()
+    page = await retrying.list_page("", limit=1)
+    assert [generation.key for generation in page.objects] == ["a"]
+    rest = await retrying.list_page("", token=page.next_token)
+    assert rest.prefixes == ("dir/",)
+    generation = await retrying.stat("a")
+    buffer = bytearray(4)
+    assert await retrying.read_into(generation, 3, memoryview(buffer)) is None
+    assert buffer == b"3456"
+    assert retrying.identity == store.identity
+    await retrying.aclose()
+    assert store.closed
+    assert retrying.statistics().requests == 5
+    assert retrying.statistics().failed_attempts == 0
+
+
+async def test_the_version_that_the_store_gave_is_passed_on(store: MemoryStore, retrying: RetryingStore) -> None:
+    generation = store.put("v", CONTENT, version_id="v1")
+    assert await retrying.read_into(generation, 0, memoryview(bytearray(1))) == "v1"
+
+
+async def test_passing_failures_are_tried_again(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.fail(TransientStoreError("reset"), times=2)
+    store.fail(StoreThrottledError("slow down"), times=1)
+    store.fail(StoreStalledError("no bytes"), times=1)
+    generation = await retrying.stat("a")
+    assert generation.size == len(CONTENT)
+    assert store.count("stat") == 5
+    assert retrying.statistics().requests == 1
+    assert retrying.statistics().failed_attempts == 4
+
+
+async def test_a_read_that_failed_half_way_gives_the_right_bytes_in_the_end(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.fail(TransientStoreError("reset"), times=3, method="read_into")
+    buffer = bytearray(len(CONTENT))
+    await retrying.read_into(store.generation("a"), 0, memoryview(buffer))
+    assert buffer == CONTENT
+
+
+async def test_gives_up_at_the_deadline_and_names_the_subject_and_the_last_cause(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.fail(TransientStoreError("connection refused"), times=3)
+    store.fail(TransientStoreError("no route to host"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError, match=r"^a: no route to host$") as caught:
+        await retrying.stat("a")
+    assert isinstance(caught.value.__cause__, TransientStoreError)
+    assert DEADLINE_S <= trio.current_time() - began <= DEADLINE_S + LONGEST_WAIT_S
+    assert retrying.statistics().failed_attempts == store.count("stat")
+
+
+async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, longest_waits: None) -> None:
+    del autojump_clock, longest_waits
+    store = Attempts()
+    store.fail(TransientStoreError("connection refused"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError):
+        await RetryingStore(store, deadline_s=DEADLINE_S).stat("a")
+    # Nor does it give up before: whoever waits for the same store relies on the whole time.
+    assert trio.current_time() - began >= DEADLINE_S
+    assert max(store.times) - began <= DEADLINE_S + 1e-6
+
+
+async def test_waits_grow_up_to_the_longest(autojump_clock: MockClock, longest_waits: None) -> None:
+    del autojump_clock, longest_waits
+    store = Attempts()
+    store.fail(TransientStoreError("connection refused"), times=8)
+    await RetryingStore(store, deadline_s=60).stat("a")
+    waits = [after - before for before, after in zip(store.times, store.times[1:], strict=False)]
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0])
+
+
+async def test_waits_are_spread(autojump_clock: MockClock) -> None:
+    del autojump_clock
+    firsts = set()
+    for _ in range(5):
+        store = Attempts()
+        store.fail(TransientStoreError("connection refused"), times=1)
+        await RetryingStore(store, deadline_s=60).stat("a")
+        firsts.add(store.times[1] - store.times[0])
+    assert len(firsts) == 5
+    assert all(0 <= wait <= 0.1 for wait in firsts)
+
+
+async def test_an_attempt_under_way_is_not_cut_at_the_deadline(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.delay(10 * DEADLINE_S, method="stat")
+    assert (await retrying.stat("a")).key == "a"
+
+
+async def test_a_slow_failure_after_the_deadline_is_the_last(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.delay(DEADLINE_S)
+    store.fail(StoreStalledError("no bytes"), times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await retrying.probe()
+    assert store.count("probe") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ObjectNotFoundError("gone"),
+        ObjectChangedError("changed"),
+        StoreAccessError("denied"),
+        BucketNotFoundError("no bucket"),
+        StoreUnavailableError("odd"),
+    ],
+)
+async def test_lasting_failures_pass_at_once(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock, error: StoreError
+) -> None:
+    del autojump_clock
+    heard: list[TransientStoreError] = []
+    retrying.on_failure = heard.append
+    store.fail(error)
+    began = trio.current_time()
+    with pytest.raises(type(error)) as caught:
+        await retrying.stat("a")
+    assert caught.value is error
+    assert trio.current_time() == began
+    assert store.count("stat") == 1
+    assert heard == []
+    assert retrying.statistics().failed_attempts == 0
+
+
+async def test_every_failed_attempt_is_heard_of_also_the_last(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    heard: list[TransientStoreError] = []
+    retrying.on_failure = heard.append
+    error = StoreThrottledError("slow down")
+    store.fail(error, times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await retrying.list_page("dir/")
+    assert heard == [error] * store.count("list_page")
+    assert len(heard) > 3
+
+
+async def test_cancelling_ends_the_retries(
+    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+) -> None:
+    del autojump_clock
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    with trio.move_on_after(1) as scope:
+        await retrying.probe()
+    assert scope.cancelled_caught
+    count = store.count("probe")
+    await trio.sleep(20)
+    assert store.count("probe") == count

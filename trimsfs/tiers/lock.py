@@ -1,0 +1,27 @@
+"""One server a cache directory."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from trimsfs.errors import CacheInUseError, CacheUnusableError
+
+
+def lock_directory(directory: Path) -> int:
+    """Make the cache directory and lock it; the descriptor that holds the lock."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}: set --cache-dir") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CacheInUseError(
+            f"cache directory {directory} is in use by another server: unmount that, or set --cache-dir"
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+    return descriptor

@@ -1,0 +1,48 @@
+"""What of a generation is on this host."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.host import resident_bytes
+from trimsfs.tiers.index import BlobRecord
+from trimsfs.types import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
+
+    ``verified`` tells that every byte is here and has been checked since the server started; ``users`` counts open
+    handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
+    """
+
+    generation: Generation
+    token: str
+    disk_bytes: int
+    host_bytes: int | None
+    verified: bool
+    pinned: bool
+    users: int
+    uses: int
+    last_used: float
+
+
+def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency:
+    """Put together what the index, the server and the page cache know; *path* is the blob's file."""
+    try:
+        with path.open("rb") as file:
+            host_bytes = resident_bytes(file.fileno())
+    except OSError:
+        host_bytes = 0
+    return Residency(
+        generation=record.generation,
+        token=record.token,
+        disk_bytes=record.bytes,
+        host_bytes=host_bytes,
+        verified=blob is not None and blob.complete,
+        pinned=record.pinned,
+        users=blob.users if blob is not None else 0,
+        uses=record.uses,
+        last_used=record.last_used,
+    )
