@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from trimsfs.errors import NotPermittedError, TrimsError
+from trimsfs.errors import CacheUnusableError, NotPermittedError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
@@ -225,6 +225,9 @@ class Control:
             progress.done_bytes += generation.size
         except TrimsError as error:
             progress.error = progress.error or error
+        except Exception as error:  # a defect: it ends this command, not the server
+            log.exception("/%s", generation.key)
+            progress.error = progress.error or CacheUnusableError(f"{generation.key}: internal error: {error!r}")
         finally:
             slots.release()
 
@@ -257,7 +260,10 @@ class Control:
         async with self._disk.using(generation) as blob:
             for start in range(0, generation.size, CHUNK_SIZE):
                 stop = min(start + CHUNK_SIZE, generation.size)
-                await trio.to_thread.run_sync(populate, blob.fileno(), start, stop)
+                try:
+                    await trio.to_thread.run_sync(populate, blob.fileno(), start, stop)
+                except OSError as error:
+                    raise CacheUnusableError(f"{generation.key}: cannot be read from the cache: {error}") from error
 
     async def _pin(self, generation: Generation, progress: _Progress) -> None:
         async with self._disk.using(generation) as blob:

@@ -289,7 +289,7 @@ class Namespace:
                 below = await self._store.list_page(f"{path}/", limit=1)
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
-        if below.objects or below.prefixes:
+        if below.exists:
             return Special.DIRECTORY
         return found[0] if found else Special.ABSENT
 

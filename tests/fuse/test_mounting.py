@@ -55,7 +55,7 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         (lambda path: path.rmdir(), (), 4, "does not exist: create it"),
         (lambda path: (path / "file").touch(), (), 4, "is not empty"),
         (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
-        (None, ("--store", "gopher://x"), 2, "write s3://BUCKET"),
+        (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
         (None, ("--store", "s3:///prefix"), 2, "no bucket"),
         (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
         (None, ("--cache-size", "many"), 2, "cache_size = 'many' (command line)"),

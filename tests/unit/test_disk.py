@@ -25,11 +25,11 @@ from tests.unit.parts import (
     until,
 )
 from tests.unit.tmpfs import tmpfs
-from trimsfs.errors import CacheInUseError, CacheUnusableError, InUseError
+from trimsfs.errors import CacheError, CacheInUseError, CacheUnusableError, InUseError
 from trimsfs.eviction import Evictable
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index import BlobIndex, ChunkRecord
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 
@@ -327,6 +327,49 @@ async def test_a_running_tier_records_what_is_written_and_syncs_it(
     monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
     async with opened(tmp_path / "left") as tier:
         assert await here(tier) == {"a": chunk_size}
+
+
+async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced_later(
+    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.FLUSH_INTERVAL_S", 0.001)
+    monkeypatch.setattr("trimsfs.tiers.disk.SYNC_INTERVAL_S", 0.0)
+    syncing, sync_on, recording, record_on = (threading.Event() for _ in range(4))
+    sync, add_chunks = Blob.sync, BlobIndex.add_chunks
+
+    def slow_sync(blob: Blob) -> None:
+        if blob.generation.key == "a":
+            syncing.set()
+            sync_on.wait(5)
+        sync(blob)
+
+    def slow_add(index: BlobIndex, chunks: list[tuple[str, ChunkRecord]]) -> None:
+        if [record.chunk for _, record in chunks] == [1]:
+            recording.set()
+            record_on.wait(5)
+        add_chunks(index, chunks)
+
+    a, b = small("a", chunk_size), small("b", chunk_size, 2)
+    async with opened(cache) as tier, trio.open_nursery() as nursery:
+        monkeypatch.setattr(Blob, "sync", slow_sync)
+        monkeypatch.setattr(BlobIndex, "add_chunks", slow_add)
+        async with tier.using(generation_of("a", a)) as blob_a, tier.using(generation_of("b", b)) as blob_b:
+            await store(tier, blob_a, a, 0)
+            await store(tier, blob_b, b, 0)
+            nursery.start_soon(tier.run)
+            await until(syncing.is_set)
+            await store(tier, blob_b, b, 1)
+            nursery.start_soon(tier.flush)
+            await until(recording.is_set)
+            sync_on.set()
+            await trio.to_thread.run_sync(record_on.wait, 0.02)
+            record_on.set()
+        nursery.cancel_scope.cancel()
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("another")
+    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    async with opened(cache) as tier:
+        assert await here(tier) == {"a": chunk_size, "b": 2 * chunk_size}
 
 
 # Room
@@ -634,6 +677,32 @@ async def test_an_index_that_cannot_be_written_keeps_the_chunks_for_later(
                 await tier.flush()
             assert "cannot write the cache index: disk I/O error" in caplog.text
         assert await here(tier) == {"a": chunk_size}
+
+
+async def test_a_pin_that_cannot_be_recorded_is_an_error_of_the_cache(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anything else would end the server that carries the command."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
+        monkeypatch.setattr(BlobIndex, "set_pinned", fail)
+        async with tier.using(generation) as blob:
+            with pytest.raises(CacheError, match="database or disk is full"):
+                await tier.pin(blob, True)
+            assert not blob.pinned
+
+
+async def test_a_cache_directory_that_is_removed_under_the_server_declines(cache: Path, chunk_size: int) -> None:
+    a, b = small("a", chunk_size), small("b", chunk_size)
+    async with opened(cache) as tier, tier.using(generation_of("a", a)) as before:
+        shutil.rmtree(cache)
+        assert await store(tier, before, a, 0) in ([True], [False])
+        async with tier.using(generation_of("b", b)) as after:
+            assert await store(tier, after, b, 0) == [False]
 
 
 async def test_a_blob_without_a_file_is_served_without_being_kept(

@@ -7,10 +7,11 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
+from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.retrying import RetryingStore
 from trimsfs.stores.s3 import S3Store
 
-__all__ = ["DirectoryStore", "Page", "RetryingStore", "S3Store", "Store", "open_store"]
+__all__ = ["DirectoryStore", "FsspecStore", "Page", "RetryingStore", "S3Store", "Store", "open_store"]
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -26,6 +27,8 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         return S3Store(parts.netloc, parts.path, options, max_requests=max_requests)
     if parts.scheme == "file":
         return DirectoryStore(Path(parts.path))
-    if "://" not in url and url:
+    if "://" in url:
+        return FsspecStore(url, max_requests=max_requests)
+    if url:
         return DirectoryStore(Path(url))
-    raise ConfigurationError(f"store {url}: write s3://BUCKET[/PREFIX] or a directory")
+    raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")

@@ -1,8 +1,10 @@
 """What the rest of trimsfs asks of a store."""
 
+import errno
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimsfs.errors import ObjectNotFoundError
 from trimsfs.types import Generation
 
 PAGE_LIMIT = 1000
@@ -14,12 +16,24 @@ class Page:
     """Part of a listing: the objects directly under a prefix and the prefixes one level below it.
 
     Keys and prefixes are whole, prefixes end in ``/``. ``next_token`` asks for the page that follows; None
-    after the last one.
+    after the last one. ``empty`` tells that the directory exists though the page names nothing in it.
     """
 
     objects: tuple[Generation, ...]
     prefixes: tuple[str, ...]
     next_token: str | None
+    empty: bool = False
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a directory."""
+        return self.empty or bool(self.objects or self.prefixes)
+
+
+def absent(error: Exception) -> bool:
+    """Whether an error of a file system says that there is no such file."""
+    numbers = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+    return isinstance(error, ObjectNotFoundError) or (isinstance(error, OSError) and error.errno in numbers)
 
 
 class Store(Protocol):
@@ -42,7 +56,7 @@ class Store(Protocol):
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         """One page of the directory *prefix* (empty, or ending in ``/``), at most *limit* entries.
 
-        A prefix under which nothing exists gives an empty page.
+        A prefix under which nothing exists gives an empty page. Raises BucketNotFoundError as `probe` does.
         """
 
     async def stat(self, key: str) -> Generation:

@@ -17,7 +17,7 @@ from trimsfs.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page
+from trimsfs.stores.base import PAGE_LIMIT, Page, absent
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -72,8 +72,11 @@ class DirectoryStore:
         try:
             with os.scandir(self._path(prefix)) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
-        except (FileNotFoundError, NotADirectoryError, ObjectNotFoundError):
-            entries = []
+        except (OSError, ObjectNotFoundError) as error:
+            if not absent(error):
+                raise
+            self._probe()
+            return Page(objects=(), prefixes=(), next_token=None)
         first = bisect_right(entries, token, key=lambda entry: entry.name) if token else 0
         page = entries[first : first + limit]
         objects: list[Generation] = []
@@ -91,6 +94,7 @@ class DirectoryStore:
             objects=tuple(objects),
             prefixes=tuple(prefixes),
             next_token=page[-1].name if first + limit < len(entries) else None,
+            empty=not objects and not prefixes,
         )
 
     def _stat_entry(self, prefix: str, entry: "os.DirEntry[str]") -> os.stat_result:
@@ -105,7 +109,9 @@ class DirectoryStore:
     def _stat(self, key: str) -> Generation:
         try:
             status = os.stat(self._path(key))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if not absent(error):
+                raise
             raise ObjectNotFoundError(f"{key}: no such file in {self._root}") from None
         if not stat_module.S_ISREG(status.st_mode):
             raise ObjectNotFoundError(f"{key}: not a regular file in {self._root}")
@@ -114,11 +120,13 @@ class DirectoryStore:
     def _read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
         try:
             descriptor = os.open(self._path(generation.key), os.O_RDONLY | os.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if not absent(error):
+                raise
             raise ObjectNotFoundError(f"{generation.key}: removed from {self._root}") from None
         try:
             done = 0
-            while done < len(buffer):
+            while done < len(buffer) and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
                 count = os.preadv(descriptor, [buffer[done:]], offset + done)
                 if count == 0:
                     break

@@ -137,6 +137,7 @@ class S3Store:
             ),
             prefixes=tuple(item["Prefix"][strip:] for item in answer.get("CommonPrefixes", ())),
             next_token=answer.get("NextContinuationToken") if answer["IsTruncated"] else None,
+            empty=any(item["Key"] == self._prefix + prefix for item in answer.get("Contents", ())),
         )
 
     async def stat(self, key: str) -> Generation:

@@ -99,7 +99,10 @@ class DiskTier:
 
     def free_bytes(self) -> int:
         """Bytes that models may still take on disk without an eviction."""
-        return max(0, self._budget.free())
+        try:
+            return max(0, self._budget.free())
+        except OSError:
+            return 0  # the directory is gone
 
     @property
     def full(self) -> bool:
@@ -162,6 +165,7 @@ class DiskTier:
     def release(self, blob: Blob) -> None:
         """The opposite of `acquire`."""
         blob.users -= 1
+        self._touched[blob.token] = self._touched.pop(blob.token, 0)
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
             del self._blobs[blob.token]  # the next open tries again to make a file for it
         elif len(self._blobs) > self._idle_limit:
@@ -173,7 +177,12 @@ class DiskTier:
             self._refused += 1
             return False
         for last in (False, True):
-            if not await self._make_room(len(data)):
+            try:
+                if not await self._make_room(len(data)):
+                    break
+            except OSError as error:
+                log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
+                self._budget.found_full()
                 break
             try:
                 record = await self._in_thread(blob.write, chunk, data)
@@ -217,27 +226,27 @@ class DiskTier:
     async def residencies(self) -> list[Residency]:
         """What is here of every blob in the index, by key."""
         await self.flush()
-        records = await self._in_thread(self._index.records, self._store)
+        records = await self._ask_index(self._index.records, self._store)
         return await self._in_thread(lambda: [self._residency(record) for record in records])
 
     async def residency(self, generation: Generation) -> Residency:
         """What is here of one generation."""
         token = generation.token(self._store)
         await self.flush()
-        loaded = await self._in_thread(self._index.load, token)
+        loaded = await self._ask_index(self._index.load, token)
         record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
         return await self._in_thread(self._residency, record)
 
     async def pin(self, blob: Blob, pinned: bool) -> None:
         """Keep a blob from eviction, or no longer."""
-        await self._in_thread(self._index.set_pinned, blob.token, pinned)
+        await self._ask_index(self._index.set_pinned, blob.token, pinned)
         blob.pinned = pinned
 
     async def evict(self, generation: Generation) -> int:
         """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned."""
         token = generation.token(self._store)
         await self.flush()
-        loaded = await self._in_thread(self._index.load, token)
+        loaded = await self._ask_index(self._index.load, token)
         if loaded is None:
             return 0
         if loaded[0].pinned:
@@ -295,6 +304,7 @@ class DiskTier:
                 size = unrecorded + await self._in_thread(self._remove, token)
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot evict %s: %s", token, error)
+                self._budget.used -= unrecorded
                 return 0
         self._budget.used -= size
         self._budget.found_room()
@@ -333,7 +343,8 @@ class DiskTier:
             if chunks is None or blob is None:
                 continue
             blob.users += 1
-            done = chunks - {record.chunk for name, record in self._pending if name == token}
+            async with self._commit_lock:  # what is being recorded is not in the index yet
+                done = chunks - {record.chunk for name, record in self._pending if name == token}
             try:
                 await self._in_thread(blob.sync)
                 await self._in_thread(self._index.mark_synced, token, done)
@@ -346,6 +357,13 @@ class DiskTier:
                 self._unsynced.pop(token, None)
 
     # In worker threads
+
+    async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """For commands: what fails is an error of the cache."""
+        try:
+            return await self._in_thread(function, *arguments)
+        except sqlite3.Error as error:
+            raise CacheUnusableError(f"cache index {self._directory / 'index.sqlite'}: {error}") from error
 
     async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)

@@ -1,0 +1,164 @@
+"""Anything that fsspec can read, as a store: gs://, abfs://, hf://, ... The only home of fsspec, an extra."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import trio
+
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ConfigurationError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    TransientStoreError,
+)
+from trimsfs.stores.base import PAGE_LIMIT, Page, absent
+from trimsfs.types import Generation
+
+T = TypeVar("T")
+
+CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "checksum", "crc32c", "generation", "oid")
+TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class FsspecStore:
+    """The files below a URL of fsspec.
+
+    fsspec has no conditional reads. So each read looks at the file afterwards, one more request, and a file that has
+    changed meanwhile is noticed as far as its ETag, checksum or times tell.
+    """
+
+    def __init__(self, url: str, *, max_requests: int) -> None:
+        try:
+            import fsspec  # noqa: PLC0415 - an extra, wanted only here
+        except ImportError:
+            raise ConfigurationError(
+                f"store {url}: neither s3://BUCKET[/PREFIX] nor a directory; others need trimsfs[fsspec]"
+            ) from None
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"store {url}: {error}") from error
+        self._root = self._root.rstrip("/")
+        self._url = url.rstrip("/")
+        self._limiter = trio.CapacityLimiter(max_requests)
+
+    @property
+    def identity(self) -> str:
+        return self._url
+
+    async def probe(self) -> None:
+        await self._call(self._probe)
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        return await self._call(partial(self._list_page, prefix, token, limit))
+
+    async def stat(self, key: str) -> Generation:
+        return await self._call(partial(self._stat, key))
+
+    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
+        await self._call(partial(self._read_into, generation, offset, buffer))
+
+    async def aclose(self) -> None:
+        """fsspec keeps its connections for as long as the process lives."""
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        def translated() -> T:
+            try:
+                return function()
+            except PermissionError as error:
+                raise StoreAccessError(f"{self._url}: {error}") from error
+            except (ConfigurationError, BucketNotFoundError, ObjectNotFoundError, ObjectChangedError):
+                raise
+            except Exception as error:
+                # Each implementation raises what its own client library does.
+                raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
+
+        return await trio.to_thread.run_sync(translated, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _probe(self) -> None:
+        try:
+            self._files.ls(self._root, detail=False)
+        except OSError as error:
+            if not absent(error):
+                raise
+            raise BucketNotFoundError(f"store {self._url} does not exist") from None
+
+    def _list_page(self, prefix: str, token: str | None, limit: int) -> Page:
+        nothing = Page(objects=(), prefixes=(), next_token=None)
+        try:
+            path = self._path(prefix).rstrip("/")
+            listed = self._files.ls(path, detail=True)
+        except (OSError, ObjectNotFoundError) as error:
+            if not absent(error):
+                raise
+            self._probe()
+            return nothing
+        if len(listed) == 1 and listed[0]["type"] == "file" and listed[0]["name"].rstrip("/") == path:
+            return nothing  # some implementations list a file as itself
+        entries = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in listed}
+        names = sorted(name for name in entries if name and (token is None or name > token))
+        page = names[:limit]
+        return Page(
+            objects=tuple(
+                _generation(prefix + name, entries[name]) for name in page if entries[name]["type"] == "file"
+            ),
+            prefixes=tuple(f"{prefix}{name}/" for name in page if entries[name]["type"] == "directory"),
+            next_token=page[-1] if len(names) > limit else None,
+            empty=not names,
+        )
+
+    def _stat(self, key: str) -> Generation:
+        try:
+            info = self._files.info(self._path(key))
+        except OSError as error:
+            if not absent(error):
+                raise
+            raise ObjectNotFoundError(f"{key}: no such file in {self._url}") from None
+        if info["type"] != "file":
+            raise ObjectNotFoundError(f"{key}: not a file in {self._url}")
+        return _generation(key, info)
+
+    def _read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
+        try:
+            data = self._files.cat_file(self._path(generation.key), start=offset, end=offset + len(buffer))
+        except OSError as error:
+            if not absent(error) and not isinstance(error, IsADirectoryError):
+                raise
+            raise ObjectNotFoundError(f"{generation.key}: removed from {self._url}") from None
+        if self._stat(generation.key) != generation:
+            raise ObjectChangedError(f"{generation.key}: the file in {self._url} has changed")
+        if len(data) != len(buffer):
+            raise TransientStoreError(f"asked for {len(buffer)} bytes, was sent {len(data)}")
+        buffer[:] = data
+
+    def _path(self, key: str) -> str:
+        if not {".", ".."}.isdisjoint(key.split("/")):
+            raise ObjectNotFoundError(f"{key}: not a key of {self._url}")
+        return f"{self._root}/{key}" if key else self._root
+
+
+def _generation(key: str, info: Mapping[str, Any]) -> Generation:
+    identity = [(field, str(info[field])) for field in (*CONTENT_FIELDS, *TIME_FIELDS) if info.get(field) is not None]
+    times = [info[field] for field in TIME_FIELDS if info.get(field) is not None]
+    return Generation(
+        key=key,
+        etag=hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()[:32],
+        size=int(info["size"] or 0),
+        modified_ns=_nanoseconds(times[0]) if times else 0,
+    )
+
+
+def _nanoseconds(moment: object) -> int:
+    if isinstance(moment, str):
+        try:
+            moment = datetime.fromisoformat(moment)
+        except ValueError:
+            return 0
+    if isinstance(moment, datetime):
+        return int(moment.timestamp() * 1e9)
+    return int(moment * 1e9) if isinstance(moment, int | float) else 0
