@@ -1,7 +1,8 @@
 """Where models come from."""
 
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
@@ -20,13 +21,14 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     Raises ConfigurationError for a URL that names none.
     """
     url = options.store or ""
-    parts = urlsplit(url)
-    if parts.scheme == "s3":
-        if not parts.netloc:
-            raise ConfigurationError(f"store {url}: no bucket: write s3://BUCKET[/PREFIX]")
-        return S3Store(parts.netloc, parts.path, options, max_requests=max_requests)
-    if parts.scheme == "file":
-        return DirectoryStore(Path(parts.path))
+    if url.startswith("s3://"):
+        # Not as a URL is parsed: a prefix may hold any character.
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+            raise ConfigurationError(f"store {url!r}: {bucket!r} is no bucket: write s3://BUCKET[/PREFIX]")
+        return S3Store(bucket, prefix, options, max_requests=max_requests)
+    if url.startswith("file://"):
+        return DirectoryStore(Path(unquote(urlsplit(url).path)))
     if "://" in url:
         return FsspecStore(url, max_requests=max_requests)
     if url:

@@ -35,14 +35,12 @@ class FsspecStore:
     def __init__(self, url: str, *, max_requests: int) -> None:
         try:
             import fsspec  # noqa: PLC0415 - an extra, wanted only here
-        except ImportError:
-            raise ConfigurationError(
-                f"store {url}: neither s3://BUCKET[/PREFIX] nor a directory; others need trimsfs[fsspec]"
-            ) from None
-        try:
+
             self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise ConfigurationError(f"store {url}: {error}") from error
+            raise ConfigurationError(
+                f"store {url}: {error}: write s3://BUCKET[/PREFIX] or a directory, or install what fsspec needs"
+            ) from error
         self._root = self._root.rstrip("/")
         self._url = url.rstrip("/")
         self._limiter = trio.CapacityLimiter(max_requests)

@@ -1,0 +1,163 @@
+"""What only a directory as a store has: links, special files, files written in place, errors of a disk."""
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    TransientStoreError,
+)
+from trimsfs.stores import DirectoryStore
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The store's directory; beside it is a file that is not in the store."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/secret").write_bytes(b"secret")
+    root = tmp_path / "root"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+async def store(root: Path) -> AsyncIterator[DirectoryStore]:
+    store = DirectoryStore(root)
+    yield store
+    await store.aclose()
+
+
+async def shown(store: DirectoryStore, prefix: str = "") -> list[str]:
+    page = await store.list_page(prefix)
+    return sorted([*(generation.key for generation in page.objects), *page.prefixes])
+
+
+async def test_links_that_stay_inside_are_followed(root: Path, store: DirectoryStore) -> None:
+    (root / "v2").mkdir()
+    (root / "v2/params").write_bytes(b"weights")
+    (root / "latest").symlink_to("v2")
+    (root / "model").symlink_to(root / "latest/params")
+
+    assert await shown(store) == ["latest/", "model", "v2/"]
+    assert await shown(store, "latest/") == ["latest/params"]
+    for key in ("model", "latest/params"):
+        buffer = bytearray(7)
+        await store.read_into(await store.stat(key), 0, memoryview(buffer))
+        assert buffer == b"weights"
+
+
+async def test_link_that_now_leads_to_another_file_is_another_generation(root: Path, store: DirectoryStore) -> None:
+    (root / "v1").write_bytes(b"old bytes")
+    (root / "v2").write_bytes(b"new bytes")
+    (root / "latest").symlink_to("v1")
+    old = await store.stat("latest")
+    (root / "new").symlink_to("v2")
+    (root / "new").replace(root / "latest")
+
+    assert (await store.stat("latest")).etag != old.etag
+    with pytest.raises(ObjectChangedError):
+        await store.read_into(old, 0, memoryview(bytearray(9)))
+
+
+@pytest.mark.parametrize(
+    "target", ["../outside/secret", "../outside", "nowhere", "link", "link/below", "/etc/passwd", "..", "."]
+)
+async def test_links_that_lead_out_nowhere_or_round_do_not_exist(
+    root: Path, store: DirectoryStore, target: str
+) -> None:
+    (root / "model").write_bytes(b"weights")
+    (root / "link").symlink_to(target)
+
+    assert await shown(store) == ["model"]
+    for key in ("link", "link/secret"):
+        with pytest.raises(ObjectNotFoundError):
+            await store.stat(key)
+    if target != ".":
+        assert await shown(store, "link/") == []
+
+
+@pytest.mark.parametrize("key", ["../outside/secret", "/etc/passwd", "a/../../outside/secret"])
+async def test_no_key_leads_out(root: Path, store: DirectoryStore, key: str) -> None:
+    (root / "a").mkdir()
+    with pytest.raises(ObjectNotFoundError):
+        await store.stat(key)
+    assert await shown(store, key.rpartition("/")[0] + "/") == []
+
+
+async def test_special_files_do_not_exist(root: Path, store: DirectoryStore) -> None:
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "socket"))
+    (root / "model").write_bytes(b"weights")
+
+    assert await shown(store) == ["model"]
+    for key in ("fifo", "socket"):
+        with pytest.raises(ObjectNotFoundError):
+            await store.stat(key)
+
+
+async def test_fifo_in_place_of_a_file_gives_no_bytes_and_does_not_block(root: Path, store: DirectoryStore) -> None:
+    (root / "model").write_bytes(b"weights")
+    old = await store.stat("model")
+    (root / "model").unlink()
+    os.mkfifo(root / "model")
+
+    with trio.fail_after(5), pytest.raises((ObjectChangedError, ObjectNotFoundError)):
+        await store.read_into(old, 0, memoryview(bytearray(7)))
+
+
+@pytest.mark.parametrize("content", [b"short", b"and longer than before", b"new bytes"])
+async def test_file_written_in_place_gives_no_bytes_for_the_old_generation(
+    root: Path, store: DirectoryStore, content: bytes
+) -> None:
+    path = root / "model"
+    path.write_bytes(b"old bytes")
+    os.utime(path, ns=(0, 1_000_000_000))
+    old = await store.stat("model")
+    path.write_bytes(content)
+
+    for length in (1, 9):
+        with pytest.raises(ObjectChangedError):
+            await store.read_into(old, 0, memoryview(bytearray(length)))
+
+
+async def test_directory_that_vanishes_is_not_taken_for_an_empty_one(root: Path, store: DirectoryStore) -> None:
+    (root / "model").write_bytes(b"weights")
+    assert await shown(store) == ["model"]
+    os.rename(root, f"{root}-unmounted")
+
+    with pytest.raises((BucketNotFoundError, TransientStoreError), match=str(root)):
+        await store.list_page("")
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.EACCES, StoreAccessError), (errno.EIO, TransientStoreError)])
+async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
+    root: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
+) -> None:
+    path = root / "model"
+    path.write_bytes(b"weights")
+    generation = await store.stat("model")
+
+    def fail(path: Any, *_arguments: Any, **_named: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    for name, call in (
+        ("scandir", lambda: store.list_page("")),
+        ("scandir", store.probe),
+        ("stat", lambda: store.stat("model")),
+        ("open", lambda: store.read_into(generation, 0, memoryview(bytearray(7)))),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trimsfs.stores.directory.os.{name}", fail)
+            with pytest.raises(expected, match=rf"\A{root}[^\n]*: {os.strerror(number)}\Z"):
+                await call()

@@ -1,0 +1,62 @@
+"""A boto3 client as the mount's options want it."""
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import MountOptions
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_S = 3.0
+
+
+def make_client(options: MountOptions, connections: int) -> "S3Client":
+    """A client that tries each request once. Raises ConfigurationError for options that cannot be used."""
+    if options.endpoint_url is not None:
+        _check_endpoint(options.endpoint_url)
+    if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
+        raise ConfigurationError(f"S3: region {options.region!r} cannot be a region")
+    config = Config(
+        signature_version=UNSIGNED if options.anonymous else None,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=options.stall_timeout,
+        max_pool_connections=connections,
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": options.addressing_style},
+        tcp_keepalive=True,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        session = boto3.Session(profile_name=options.profile, region_name=options.region)
+        if session.region_name is None and options.endpoint_url is not None:
+            # A server other than AWS seldom cares, but a signature needs some region.
+            session = boto3.Session(profile_name=options.profile, region_name="us-east-1")
+        return session.client("s3", endpoint_url=options.endpoint_url, config=config)
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise ConfigurationError(f"S3: {error}") from error
+
+
+def _check_endpoint(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port_error = "" if parts.port is None or parts.port else "port 0"
+    except ValueError as error:
+        raise ConfigurationError(f"S3: endpoint URL {_shown(url)}: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError(f"S3: endpoint URL {_shown(url)}: credentials do not belong there")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port_error or re.search(r"\s", url):
+        raise ConfigurationError(f"S3: endpoint URL {_shown(url)!r}: write http://HOST[:PORT] or https://HOST[:PORT]")
+
+
+def _shown(url: str) -> str:
+    """A URL without what may be a password."""
+    return re.sub(r"//[^/]*@", "//***@", url)

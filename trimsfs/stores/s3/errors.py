@@ -1,0 +1,120 @@
+"""What the SDK raises, as trimsfs's own errors."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import botocore.exceptions
+import botocore.parsers
+import urllib3.exceptions
+
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreStalledError,
+    StoreThrottledError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
+
+T = TypeVar("T")
+
+_ACCESS_CODES = {
+    "401",
+    "403",
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+}
+_THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
+_CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
+_PASSING_CODES = {"408", "InternalError", "RequestTimeout"}
+_NETWORK_ERRORS = (
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+_TIMEOUTS = (botocore.exceptions.ReadTimeoutError, urllib3.exceptions.TimeoutError, TimeoutError)
+_NO_CREDENTIALS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.TokenRetrievalError,
+    botocore.exceptions.SSOError,
+)
+_MALFORMED = (botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError)
+
+
+def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
+    """Call *function*, which asks the SDK about a bucket or one of its objects; errors are StoreErrors of one line.
+
+    No message shows what the SDK would send, as that holds credentials.
+    """
+    subject = f"{key}: bucket {bucket}" if key else f"bucket {bucket}"
+    try:
+        return function()
+    except StoreError:
+        raise
+    except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, *_MALFORMED) as error:
+        if "header value" in str(error):
+            # Without the cause, whose text is the header: it holds the access key or the token.
+            message = f"{subject}: the credentials hold a character that cannot be sent: check them"
+            raise StoreAccessError(message) from None
+        raise _sdk_error(error, subject) from error
+    except botocore.exceptions.ClientError as error:
+        raise _client_error(error, bucket, subject) from error
+
+
+def one_line(text: object) -> str:
+    """Text of others as one line."""
+    return " ".join(str(text).split())
+
+
+def _sdk_error(error: Exception, subject: str) -> StoreError:
+    """What went wrong on this side of the connection, or with it."""
+    said = one_line(error)
+    if isinstance(error, _TIMEOUTS):
+        return StoreStalledError(f"no answer in time: {said}")
+    if isinstance(error, _NETWORK_ERRORS):
+        return TransientStoreError(said)
+    if isinstance(error, _NO_CREDENTIALS):
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --anonymous"
+        return StoreAccessError(f"{subject}: {said}: {remedy}")
+    if isinstance(error, botocore.exceptions.ParamValidationError):
+        return BucketNotFoundError(f"{subject}: {said}")
+    if isinstance(error, botocore.exceptions.BotoCoreError):
+        return StoreUnavailableError(f"{subject}: {said}")
+    return StoreUnavailableError(f"{subject}: the answer is not S3's: check the endpoint")
+
+
+def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: str) -> StoreError:
+    answer: Any = error.response
+    code = str(answer.get("Error", {}).get("Code") or "")
+    message = one_line(answer.get("Error", {}).get("Message") or "")
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    said = ": ".join(filter(None, (code, message))) or f"HTTP status {status}"
+    if code == "NoSuchBucket":
+        return BucketNotFoundError(f"bucket {bucket} does not exist")
+    if code in {"PermanentRedirect", "301"}:
+        region = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
+        return StoreAccessError(f"bucket {bucket} is in region {region}: set --region")
+    if code in {"404", "NoSuchKey"}:
+        return ObjectNotFoundError(f"{subject}: no such object")
+    if code in _CHANGED_CODES:
+        return ObjectChangedError(f"{subject}: {said}")
+    if code in _ACCESS_CODES or status in {401, 403}:
+        return StoreAccessError(f"{subject}: {said}: check the credentials")
+    if code in _THROTTLE_CODES or status in {429, 503}:
+        return StoreThrottledError(said)
+    if status >= 500 or code in _PASSING_CODES:
+        return TransientStoreError(said)
+    return StoreUnavailableError(f"{subject}: {said}")
