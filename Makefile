@@ -44,11 +44,11 @@ apt-test: apt-main
 $(MAIN)/ready: pyproject.toml | apt-main
 	$(PYTHON) -m venv $(MAIN)
 	$(MAIN)/bin/pip install -q --upgrade pip
-	$(MAIN)/bin/pip install -q -e .
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
 	touch $@
 
 $(MAIN)/ready-dev: $(MAIN)/ready
-	$(MAIN)/bin/pip install -q -e '.[dev]'
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
 	touch $@
 
 $(MXNET)/ready: tests/frameworks/requirements-mxnet.txt

@@ -44,7 +44,7 @@ def main() -> None:
         console.print(done.stdout.strip())
         stack.callback(trimsfs, "umount", mountpoint)
         results = _load_at_once(python, PROGRAMS / f"{framework}_load.py", mountpoint / model)
-        console.print(trimsfs("ls").stdout.rstrip())
+        console.print(trimsfs("ls", mountpoint).stdout.rstrip())
     console.print(_table(framework, model, file, results))
     if len({result["output_sha256"] for result in results}) != 1:
         sys.exit("The processes computed different outputs.")
@@ -52,7 +52,8 @@ def main() -> None:
     if not shared:
         sys.exit("The processes do not share the model's pages.")
     console.print(
-        f"Outputs are equal. {PROCESSES} processes map the same pages: each has its PSS at RSS/{PROCESSES}.\n"
+        "Outputs are equal, and the processes map the same pages: RSS counts them whole in each process,\n"
+        "PSS divides them by the number of mappings.\n"
         f"(The mapping is the process's own; what {framework} copies into its parameters comes on top.)"
     )
 

@@ -19,13 +19,13 @@ import trio
 
 from trimsfs import __version__, metrics
 from trimsfs.control import Control
-from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
+from trimsfs.errors import FuseUnavailableError, MountpointError, StoreUnavailableError, TrimsError
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse import session
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
-from trimsfs.stores import RetryingStore, open_store
+from trimsfs.stores import RetryingStore, Store, open_store
 from trimsfs.tiers.disk import DiskTier
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
         min_free=options.min_free,
     )
     try:
-        await RetryingStore(raw_store, deadline_s=PROBE_DEADLINE_S).probe()
+        await _probe(raw_store, options)
         store = RetryingStore(raw_store, deadline_s=options.retry_deadline)
         fetcher = Fetcher(store, disk, memory_limit=options.memory_limit, retry_deadline_s=options.retry_deadline)
         store.on_failure = fetcher.store_failed
@@ -126,6 +126,14 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
         with trio.CancelScope(shield=True):
             await disk.aclose()
         await raw_store.aclose()
+
+
+async def _probe(store: Store, options: MountOptions) -> None:
+    try:
+        await RetryingStore(store, deadline_s=PROBE_DEADLINE_S).probe()
+    except StoreUnavailableError as error:
+        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
+        raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

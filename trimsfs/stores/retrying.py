@@ -52,7 +52,7 @@ class RetryingStore:
         return self._store.identity
 
     async def probe(self) -> None:
-        await self._retry("the store", self._store.probe)
+        await self._retry("no answer", self._store.probe)
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return await self._retry(
