@@ -26,6 +26,7 @@ from mountctl import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 
 MESSAGE_LIMIT = 65536
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOP_TIMEOUT_S = 15.0
 """How long a server may take to record its state after the file system is unmounted."""
 
@@ -47,7 +48,7 @@ class Keeper:
         wakeup, waker = socket.socketpair()
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (*ENDING, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server = subprocess.Popen(
@@ -64,7 +65,7 @@ class Keeper:
             self._attend(server, ours, wakeup)
         finally:
             self._clean_up(server)
-        return server.returncode
+        return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
     def _attend(self, server: "subprocess.Popen[bytes]", channel: socket.socket, wakeup: socket.socket) -> None:
         while server.poll() is None:
@@ -74,7 +75,7 @@ class Keeper:
                 if not message:
                     return
                 self._answer(channel, json.loads(message))
-            if wakeup in readable and {signal.SIGTERM, signal.SIGINT} & set(wakeup.recv(64)):
+            if wakeup in readable and set(ENDING) & set(wakeup.recv(64)):
                 self._unmount(server)
                 return
 
@@ -124,8 +125,8 @@ class Keeper:
 
     def _clean_up(self, server: "subprocess.Popen[bytes]") -> None:
         """Leave neither server nor mount behind."""
-        if self._descriptor is None:
-            server.terminate()
+        if self._descriptor is None and not self._told:
+            server.terminate()  # it does not end by itself
         try:
             server.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """Mounting and unmounting FUSE file systems, and the settings that belong to a mount."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -110,9 +111,10 @@ def abort(mountpoint: Path) -> None:
 
 
 def _mount_fusectl() -> None:
-    """Have the kernel's FUSE control files, where allowed; systemd hosts have them already."""
-    if os.geteuid() == 0 and not any(CONNECTIONS.iterdir()):
-        _libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
+    """Have the kernel's FUSE control files, where there can be any; systemd hosts have them already."""
+    with contextlib.suppress(OSError):
+        if os.geteuid() == 0 and not any(CONNECTIONS.iterdir()):
+            _libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)
 
 
 def _open_fuse() -> int:

@@ -8,6 +8,7 @@ process that gave it, and needs nothing but the path.
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -248,16 +249,12 @@ class Control:
     # Commands
 
     async def _warm_disk(self, generation: Generation, progress: _Progress) -> None:
-        async with self._disk.using(generation) as blob:
-            progress.arriving.add(blob)
-            try:
-                await self._fetcher.fetch_all(blob)
-            finally:
-                progress.arriving.discard(blob)
+        async with self._arriving(generation, progress) as blob:
+            await self._fetcher.fetch_all(blob)
 
     async def _warm_host(self, generation: Generation, progress: _Progress) -> None:
-        await self._warm_disk(generation, progress)
-        async with self._disk.using(generation) as blob:
+        async with self._arriving(generation, progress) as blob:
+            await self._fetcher.fetch_all(blob)
             for start in range(0, generation.size, CHUNK_SIZE):
                 stop = min(start + CHUNK_SIZE, generation.size)
                 try:
@@ -266,9 +263,24 @@ class Control:
                     raise CacheUnusableError(f"{generation.key}: cannot be read from the cache: {error}") from error
 
     async def _pin(self, generation: Generation, progress: _Progress) -> None:
-        async with self._disk.using(generation) as blob:
+        async with self._arriving(generation, progress) as blob:
+            before = blob.pinned
             await self._disk.pin(blob, True)
-        await self._warm_disk(generation, progress)
+            try:
+                await self._fetcher.fetch_all(blob)
+            except TrimsError:
+                await self._disk.pin(blob, before)
+                raise
+
+    @asynccontextmanager
+    async def _arriving(self, generation: Generation, progress: _Progress) -> AsyncIterator[Blob]:
+        """The blob of a generation, whose arrival counts as progress for the length of the block."""
+        async with self._disk.using(generation) as blob:
+            progress.arriving.add(blob)
+            try:
+                yield blob
+            finally:
+                progress.arriving.discard(blob)
 
     async def _unpin(self, generation: Generation, progress: _Progress) -> None:
         del progress

@@ -20,6 +20,7 @@ import trio
 from trimsfs import __version__, metrics
 from trimsfs.control import Control
 from trimsfs.errors import FuseUnavailableError, MountpointError, StoreUnavailableError, TrimsError
+from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse import session
@@ -111,13 +112,13 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
             invalidate=session.invalidate,
         )
         sources["files"] = filesystem.statistics
-        with session.session(filesystem, options, keeper.mount()):
+        with session.session(filesystem, options, keeper.mount()) as agreed:
             async with trio.open_nursery() as nursery:
                 await nursery.start(fetcher.run)
                 await nursery.start(control.run)
                 nursery.start_soon(disk.run)
                 nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-                keeper.ready()
+                nursery.start_soon(_announce, agreed, keeper)
                 log.info("serving %s at %s", options.store, mountpoint)
                 await session.serve()
                 log.info("%s is unmounted", mountpoint)
@@ -126,6 +127,11 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
         with trio.CancelScope(shield=True):
             await disk.aclose()
         await raw_store.aclose()
+
+
+async def _announce(agreed: trio.Event, keeper: Keeper) -> None:
+    await agreed.wait()
+    keeper.ready()
 
 
 async def _probe(store: Store, options: MountOptions) -> None:
@@ -160,13 +166,17 @@ def _configure_logging(options: MountOptions, *, foreground: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the server process; exits 0 when the file system was unmounted, else 1."""
+    """Entry point of the server process; exits 0 when the file system was unmounted, else with a documented code."""
     parser = argparse.ArgumentParser(prog="trimsfs.daemon")
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
     keeper = Keeper(socket.socket(fileno=arguments.keeper_fd))
-    # Ctrl-C in the foreground reaches the whole group: the keeper unmounts, which ends the server.
+    # Ctrl-C in the foreground, or its terminal's end, reaches the whole group: the keeper unmounts, which ends
+    # the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.umask(0o077)
+    failure: TrimsError | None = None
     try:
         order = json.load(sys.stdin)
         options = MountOptions.model_validate(order["options"])
@@ -175,12 +185,19 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         trio.run(serve, options, Path(order["mountpoint"]), keeper)
     except* TrimsError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        log.error("%s", error)
-        keeper.failed(error if isinstance(error, Exception) else RuntimeError(str(error)))
-        sys.exit(1)
+        failure = _first(group)
+    if failure is not None:
+        log.error("%s", failure)
+        keeper.failed(failure)
+        sys.exit(exit_code(type(failure).__name__))
+
+
+def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:
+    """The first error in a group."""
+    error: TrimsError | BaseExceptionGroup[TrimsError] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ class Fetcher:
         self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self._under_way = 0
+        self._succeeded_at = float("-inf")
         self._fetched_bytes = self._fetched = self._failed = self._verified = self._uncached = 0
 
     def statistics(self) -> FetchStatistics:
@@ -157,7 +158,7 @@ class Fetcher:
             if flight is not None:
                 await flight.done.wait()
                 if flight.error is not None:
-                    raise flight.error
+                    raise flight.error.with_traceback(None)
                 if flight.data is not None:
                     pieces.append(flight.data[low - first : high - first])
                     continue
@@ -196,7 +197,7 @@ class Fetcher:
     async def _landed(self, flight: _Flight) -> None:
         await flight.done.wait()
         if flight.error is not None:
-            raise flight.error
+            raise flight.error.with_traceback(None)
         if flight.data is not None:
             raise CacheFullError(
                 f"{flight.blob.generation.key}: no room in the cache: evict or unpin models, or raise --cache-size"
@@ -284,6 +285,7 @@ class Fetcher:
             version = await self._read(blob, offset, data)
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{blob.generation.key} has been deleted") from error
+        self._succeeded_at = trio.current_time()
         if len(data) == CHUNK_SIZE:
             self._limit.succeeded(trio.current_time() - began, under_way)
         if version is not None:
@@ -318,6 +320,8 @@ class Fetcher:
             return
         # Whoever has queued for as long as the store has failed is not made to wait for a failure of his own.
         patience = trio.current_time() - self._retry_deadline_s
+        if self._succeeded_at > patience:
+            return  # the store serves other objects: it is this one that fails
         while self._demanded and self._demanded[0].enqueued <= patience:
             waiting = self._demanded.popleft()
             waiting.error = error

@@ -97,7 +97,9 @@ class Filesystem:
         if name == CONTROL_NAME:
             return self._attributes(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
         entry, left = await self._namespace.lookup(directory.path, name)
-        return self._entry_attributes(directory.path, name, entry, left)
+        attributes = self._entry_attributes(directory.path, name, entry, left)
+        attributes.inode.replaced = False  # this content is what the store has, perhaps again
+        return attributes
 
     async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
         text = os.fsdecode(name)

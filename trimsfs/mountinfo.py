@@ -1,5 +1,6 @@
 """Which file systems are mounted, as the kernel lists them: looking there touches no mount."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
                 )
             )
     return found
+
+
+def canonical(mountpoint: Path) -> Path:
+    """A mount point as the kernel lists it, found without touching what is mounted there."""
+    absolute = Path(os.path.abspath(mountpoint))
+    beside = Path(os.path.realpath(absolute.parent), absolute.name)
+    return beside if mount_at(beside) is not None else Path(os.path.realpath(absolute))
 
 
 def mount_at(mountpoint: Path) -> Mount | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.errors import NoSuchEntryError, ObjectNotFoundError, StoreError
+from trimsfs.errors import NoSuchEntryError, ObjectNotFoundError, StoreAccessError, StoreError
 from trimsfs.stores.base import Page, Store
 from trimsfs.types import Generation
 
@@ -75,12 +75,14 @@ class _Directory:
     """What is known of one directory, and since when.
 
     ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
-    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``.
+    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
+    was asked before ``distrusted`` are known to be outdated.
     """
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
         self.listed = float("-inf")
+        self.distrusted = float("-inf")
         self.complete = False
         self.large = False
         self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
@@ -97,7 +99,7 @@ class _Directory:
     def raise_recent_failure(self) -> None:
         """Do not make every caller wait for the same failure."""
         if self.failure is not None and trio.current_time() < self.retry_at:
-            raise self.failure
+            raise self.failure.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +190,7 @@ class Namespace:
         if answer is None and not directory.large:
             async with directory.lock:
                 answer = self._known(directory, name)
-                if answer is None and not self._fresh(directory):
+                if answer is None and not directory.large and not self._fresh(directory):
                     await self._refresh(directory, prefix, whole=False)
                     answer = self._known(directory, name)
         return answer or await self._ask(directory, prefix, name)
@@ -211,6 +213,7 @@ class Namespace:
         if directory is not None:
             directory.listed = float("-inf")
             directory.names.clear()
+            directory.distrusted = trio.current_time()
 
     def _directory(self, prefix: str) -> _Directory:
         directory = self._directories.get(prefix)
@@ -242,18 +245,21 @@ class Namespace:
 
     async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
+        asked = trio.current_time()
         try:
             directory.raise_recent_failure()
             entry = await self._probe(prefix + os.fsdecode(name))
         except StoreError as error:
-            directory.failed(error)
-            old = directory.names.get(name, (Special.ABSENT, 0.0))[0]
-            stale = directory.entries.get(name, old)
+            if not isinstance(error, StoreAccessError):  # which may be about this object alone
+                directory.failed(error)
+            listed = directory.entries.get(name, Special.ABSENT)
+            stale, _ = directory.names.get(name, (listed, 0.0))  # the later of the two
             if stale is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
-        directory.names[name] = entry, trio.current_time()
-        directory.names.move_to_end(name)
+        if asked > directory.distrusted:
+            directory.names[name] = entry, asked
+            directory.names.move_to_end(name)
         while len(directory.names) > KNOWN_NAMES:
             directory.names.popitem(last=False)
         return entry, self._ttl(entry)
@@ -276,7 +282,7 @@ class Namespace:
         directory.large = pages[-1].next_token is not None
         if not directory.large:
             directory.entries, self._hidden[prefix] = _entries(prefix, pages)
-            directory.listed = asked
+            directory.listed = asked if asked > directory.distrusted else float("-inf")
             directory.complete = True
             directory.names.clear()
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.services import S3Server
 from trimsfs.options import MountOptions
-from trimsfs.stores import FsspecStore, RetryingStore, Store, open_store
+from trimsfs.stores import RetryingStore, Store, open_store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -87,23 +87,6 @@ class S3Backend(Backend):
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         bucket = f"missing-{self.bucket}" if missing else self.bucket
         return open_store(s3_options(self.client.meta.endpoint_url, bucket, prefix), max_requests=MAX_REQUESTS)
-
-
-@dataclass(frozen=True, slots=True)
-class FsspecBackend(Backend):
-    """A directory, for FsspecStore: one of the few implementations of fsspec that need no server."""
-
-    root: Path
-
-    def put(self, key: str, content: bytes) -> None:
-        DirectoryBackend(self.root).put(key, content)
-
-    def delete(self, key: str) -> None:
-        DirectoryBackend(self.root).delete(key)
-
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        root = self.root.with_name("missing") if missing else self.root
-        return FsspecStore(f"local://{root / prefix}", max_requests=MAX_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)

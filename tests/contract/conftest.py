@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.contract.backends import (
-    Backend,
-    DirectoryBackend,
-    FsspecBackend,
-    RetryingBackend,
-    S3Backend,
-    new_bucket,
-    use_only,
-)
+from tests.contract.backends import Backend, DirectoryBackend, RetryingBackend, S3Backend, new_bucket, use_only
 from tests.services import S3Server
 from tests.services.ceph import Ceph, missing_programs
 from trimsfs.stores import Store
@@ -52,8 +44,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
         return _bucket(request, request.param, monkeypatch)
     root = tmp_path / "root"
     root.mkdir()
-    if request.param == "fsspec":
-        return FsspecBackend(root)
     if request.param == "fsspec":
         return DirectoryBackend(root, "local://")
     directory = DirectoryBackend(root)

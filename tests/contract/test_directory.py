@@ -149,12 +149,12 @@ async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
     generation = await store.stat("model")
 
     def fail(path: Any, *_arguments: Any, **_named: Any) -> Any:
-        raise OSError(number, os.strerror(number), str(path))
+        raise OSError(number, os.strerror(number), path)
 
     for name, call in (
         ("scandir", lambda: store.list_page("")),
         ("scandir", store.probe),
-        ("stat", lambda: store.stat("model")),
+        ("open", lambda: store.stat("model")),
         ("open", lambda: store.read_into(generation, 0, memoryview(bytearray(7)))),
     ):
         with monkeypatch.context() as patch:

@@ -424,10 +424,10 @@ async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path,
         async with tier.using(generation_of("b", b)) as other:
             assert await store(tier, other, b, 0) == [False]
             assert states(other) == [MISSING] * 3
+            assert tier.full
         assert tier.statistics().evictions == 0
         assert tier.statistics().refused_chunks == 1
         assert tier.statistics().used_bytes == 3.75 * chunk_size == await recorded_bytes(tier)
-        assert tier.full
 
 
 async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: int, mock_clock: MockClock) -> None:
@@ -437,9 +437,12 @@ async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: i
         await store(tier, holding, a, 0, 1)
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
-            tier.release(holding)
-            assert await store(tier, blob, b, 0) == [False]
+            assert tier.full
             mock_clock.jump(1.5)
+            assert not tier.full
+            assert await store(tier, blob, b, 0) == [False]
+            assert tier.full
+            tier.release(holding)
             assert not tier.full
             assert await store(tier, blob, b, 0) == [True]
         assert await here(tier) == {"b": chunk_size}

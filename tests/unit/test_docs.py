@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.cli.exits import EXIT_CODES
+from trimsfs.exits import EXIT_CODES
 from trimsfs.options import MountOptions, load_options
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 """``trimsfs warm``, ``pin``, ``unpin`` and ``evict``: commands by control file, with a progress bar."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -9,8 +9,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from trimsfs.cli.control import control_directory, read_lines
 from trimsfs.cli.exits import fail, reported
+from trimsfs.errors import TrimsError
 
-_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
 
 
 @click.command()
@@ -57,14 +58,17 @@ def evict(paths: tuple[Path, ...]) -> None:
 
 def _command(name: str, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
     """Give a command for each path; exits with the code of the first that fails, after trying all."""
-    failures: list[dict[str, str]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    failures: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         for path in paths:
             task = progress.add_task(f"{verb} {path}", total=None)
             line = None
-            for line in read_lines(control_directory(path) / name):
-                progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
+            try:
+                for line in read_lines(control_directory(path) / name):
+                    progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
+            except TrimsError as error:
+                line = {"state": "failed", "error": str(error), "kind": type(error).__name__}
             if line is None or line["state"] != "done":
                 failures.append(line or {"error": f"{path}: the command ended early", "kind": ""})
             else:

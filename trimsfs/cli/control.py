@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,47 @@ from trimsfs.errors import (
     NoSuchEntryError,
     NotMountedError,
     NotPermittedError,
+    ObjectChangedError,
+    StoreAccessError,
     StoreUnavailableError,
     TrimsError,
 )
 from trimsfs.mountinfo import Mount, mount_of, mounts
 
+ANSWER_TIMEOUT_S = 10.0
+
 
 def mount_of_path(path: Path) -> Mount:
-    """The mount that a path lies on. Raises NotMountedError."""
-    mount = mount_of(Path(os.path.realpath(path)))
-    if mount is None:
-        raise NotMountedError(f"{path} is not on a trimsfs mount")
-    return mount
+    """The mount that a path lies on, which answers. Raises NotMountedError."""
+    for candidate in (os.path.abspath, os.path.realpath):
+        # The first asks nothing of a mount that may not answer.
+        mount = mount_of(Path(candidate(path)))
+        if mount is not None:
+            check_answers(mount.mountpoint)
+            return mount
+    raise NotMountedError(f"{path} is not on a trimsfs mount")
+
+
+def check_answers(mountpoint: Path) -> None:
+    """Ask a mount for something. Raises NotMountedError when there is no answer in ANSWER_TIMEOUT_S."""
+    # By another process: one that waits for a mount that does not answer cannot be ended.
+    process = subprocess.Popen(
+        ["stat", "--file-system", "--", mountpoint], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise NotMountedError(f"{mountpoint} does not answer: see its log, or `mountctl abort {mountpoint}`") from None
+    if process.returncode != 0:
+        cause = message.strip().rpartition(": ")[2]
+        raise NotMountedError(f"{mountpoint}: {cause}: its server is gone; unmount it with `trimsfs umount --lazy`")
 
 
 def control_directory(path: Path) -> Path:
     """The directory with the control files about a file or directory. Raises NotMountedError, NoSuchEntryError."""
-    path = Path(os.path.realpath(path))
     mount_of_path(path)
+    path = Path(os.path.realpath(path))
     try:
         directory = path.is_dir()
         if not directory:
@@ -74,8 +98,12 @@ def translated(error: OSError, path: Path) -> TrimsError:
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
             return NoSuchEntryError(message)
-        case errno.EPERM | errno.EACCES:
+        case errno.EPERM:
             return NotPermittedError(f"{message}: only root, the owner of the mount and its --control-gid may do this")
+        case errno.EACCES:
+            return StoreAccessError(f"{message}: by the mode of the mount, or the store's credentials: see its log")
+        case errno.ESTALE:
+            return ObjectChangedError(f"{message}: replaced or deleted in the store: try again")
         case errno.ENOTCONN:
             return NotMountedError(f"{message}: its server is gone; unmount it with `trimsfs umount --lazy`")
         case _:

@@ -11,9 +11,18 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
-from trimsfs.cli.control import all_mounts, control_directory, mount_of_path, read_json, read_text, translated
+from trimsfs.cli.control import (
+    all_mounts,
+    check_answers,
+    control_directory,
+    mount_of_path,
+    read_json,
+    read_text,
+    translated,
+)
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
@@ -34,7 +43,7 @@ class _Row:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.argument("path", type=Path, required=False)
 @click.option("--files", is_flag=True, help="One line for each file instead of each directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
@@ -54,7 +63,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
         table.add_column(heading, justify="right")
     for name, row in sorted(rows.items()):
         table.add_row(
-            name,
+            escape(name),
             str(row.files),
             decimal(row.size),
             _share(row.disk, row.size),
@@ -110,7 +119,7 @@ def _share(part: int, whole: int) -> str:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path), required=False)
+@click.argument("mountpoint", type=Path, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def status(mountpoint: Path | None, as_json: bool) -> None:
@@ -119,6 +128,7 @@ def status(mountpoint: Path | None, as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     for mount in chosen:
         try:
+            check_answers(mount.mountpoint)
             facts = read_json(mount.mountpoint / ".trims/control")
             facts["metrics"] = parse(read_text(mount.mountpoint / ".trims/metrics"))
         except TrimsError as error:

@@ -6,7 +6,6 @@ import select
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,20 +13,26 @@ from typing import NoReturn
 
 import click
 
-from trimsfs.cli.control import read_json
+from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import fail, reported
 from trimsfs.cli.options import mount_options
-from trimsfs.errors import FuseUnavailableError, InUseError, MountpointError, NotMountedError, TrimsError
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+from trimsfs.errors import (
+    ConfigurationError,
+    FuseUnavailableError,
+    InUseError,
+    MountpointError,
+    NotMountedError,
+    TrimsError,
+)
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
 from trimsfs.options import MountOptions, default_store
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-ANSWER_TIMEOUT_S = 10.0
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")
 @reported
 @mount_options
@@ -39,6 +44,7 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     """
     mountpoint = _check(mountpoint)
     options = options.resolved(mountpoint)
+    _check_apart(mountpoint, options)
     if options.store is not None and "://" not in options.store:
         _make_default_store(Path(options.store))
     order: dict[str, object] = {
@@ -53,14 +59,13 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     if foreground:
         _become(keeper, order)
     _start(keeper, order, options)
-    _await_answer(mountpoint)
+    check_answers(mountpoint)
     click.echo(f"{options.store} is mounted at {mountpoint} (log: {options.log_file})")
 
 
 def _check(mountpoint: Path) -> Path:
     """The mount point as an absolute path without links, fit to be mounted on. Raises MountpointError."""
-    # realpath leaves a dead mount alone where resolve() would raise.
-    mountpoint = Path(os.path.realpath(mountpoint))
+    mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is not None:
         remedy = "use it, or unmount it with `trimsfs umount`" if mounted.kind == FILE_SYSTEM_TYPE else "choose another"
@@ -79,6 +84,19 @@ def _check(mountpoint: Path) -> Path:
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise FuseUnavailableError("fusermount3 is not installed: install the package fuse3, or mount as root")
     return mountpoint
+
+
+def _check_apart(mountpoint: Path, options: MountOptions) -> None:
+    """The server must never need its own mount, nor find it in its store. Raises ConfigurationError."""
+    own = {"cache_dir": options.cache_dir, "log_file": options.log_file}
+    store = (options.store or "").removeprefix("file://")
+    if "://" not in store:
+        root = Path(os.path.realpath(store))
+        if root.is_relative_to(mountpoint) or mountpoint.is_relative_to(root):
+            raise ConfigurationError(f"store {root} and mount point {mountpoint} overlap: choose another mount point")
+    for name, path in own.items():
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(mountpoint):
+            raise ConfigurationError(f"option {name} = {path}: lies on the mount point {mountpoint}: choose another")
 
 
 def _make_default_store(store: Path) -> None:
@@ -103,7 +121,7 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
     receiver, sender = os.pipe()
     try:
         options.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_file = options.log_file.open("ab")
+        log_file = os.fdopen(os.open(options.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     except OSError as error:
         fail("CacheUnusableError", f"log file {options.log_file}: {error.strerror}: set --cache-dir or --log-file")
     with log_file:
@@ -133,31 +151,23 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
     fail(answer.get("kind", ""), message if "kind" in answer else f"{message}: see {options.log_file}")
 
 
-def _await_answer(mountpoint: Path) -> None:
-    """Ask the mount for something; a mount that does not answer must not hang this process too."""
-    thread = threading.Thread(target=os.statvfs, args=(mountpoint,), daemon=True)
-    thread.start()
-    thread.join(ANSWER_TIMEOUT_S)
-    if thread.is_alive():
-        fail("", f"{mountpoint} is mounted but does not answer: see its log, or `mountctl abort {mountpoint}`")
-
-
 @click.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @reported
 def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
-    mountpoint = Path(os.path.realpath(mountpoint))
+    mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
-    processes = _processes(mountpoint)
+    processes = [] if lazy else _processes(mountpoint)
     if os.geteuid() == 0:
-        command = ["umount", *(["--lazy"] if lazy else []), str(mountpoint)]
+        command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         if "busy" in done.stderr:
             raise InUseError(
@@ -165,7 +175,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
             )
         raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while processes and not lazy:
+    while processes:
         ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
         if not ended:
             fail("", f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s")
@@ -176,6 +186,7 @@ def _processes(mountpoint: Path) -> list[int]:
     """Descriptors of the mount's processes, as far as it still answers."""
     descriptors: list[int] = []
     with suppress(TrimsError):
+        check_answers(mountpoint)
         facts = read_json(mountpoint / ".trims/control")
         for name in ("server_pid", "keeper_pid"):
             with suppress(OSError):

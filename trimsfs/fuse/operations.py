@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from trimsfs.control import Caller
 from trimsfs.errors import TrimsError
@@ -50,13 +51,18 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, filesystem: Filesystem, options: MountOptions) -> None:
+    def __init__(self, filesystem: Filesystem, options: MountOptions, agreed: trio.Event) -> None:
         super().__init__()
+        self._agreed = agreed
         self._filesystem = filesystem
         self._uid = options.uid or 0
         self._gid = options.gid or 0
         self._mode = options.mode
         self._dir_mode = options.dir_mode or 0
+
+    def init(self) -> None:
+        # Tasks that wait for this run when libfuse has answered the kernel's INIT.
+        self._agreed.set()
 
     @_translated
     async def lookup(

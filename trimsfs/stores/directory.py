@@ -3,7 +3,8 @@
 import os
 import stat as stat_module
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -59,9 +60,13 @@ class DirectoryStore:
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
         except PermissionError as error:
-            raise StoreAccessError(f"{error.filename}: {error.strerror}") from error
+            raise StoreAccessError(f"{self._named(error)}: {error.strerror}") from error
         except OSError as error:
-            raise TransientStoreError(f"{error.filename}: {error.strerror}") from error
+            raise TransientStoreError(f"{self._named(error)}: {error.strerror}") from error
+
+    def _named(self, error: OSError) -> object:
+        """The file that an error is about; calls on descriptors do not tell."""
+        return self._root if isinstance(error.filename, int | None) else error.filename
 
     def _probe(self) -> None:
         if not self._root.is_dir():
@@ -70,26 +75,19 @@ class DirectoryStore:
 
     def _list_page(self, prefix: str, token: str | None, limit: int) -> Page:
         try:
-            with os.scandir(self._path(prefix)) as scan:
+            with self._opened(prefix, os.O_RDONLY | os.O_DIRECTORY) as descriptor, os.scandir(descriptor) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
+                first = bisect_right(entries, token, key=lambda entry: entry.name) if token else 0
+                page = entries[first : first + limit]
+                found = [(entry.name, self._stat_entry(prefix, entry)) for entry in page]
         except (OSError, ObjectNotFoundError) as error:
             if not absent(error):
                 raise
             self._probe()
             return Page(objects=(), prefixes=(), next_token=None)
-        first = bisect_right(entries, token, key=lambda entry: entry.name) if token else 0
-        page = entries[first : first + limit]
-        objects: list[Generation] = []
-        prefixes: list[str] = []
-        for entry in page:
-            try:
-                status = self._stat_entry(prefix, entry)
-            except (OSError, ObjectNotFoundError):
-                continue  # gone since the listing, or a link that leads nowhere or outside
-            if stat_module.S_ISDIR(status.st_mode):
-                prefixes.append(f"{prefix}{entry.name}/")
-            elif stat_module.S_ISREG(status.st_mode):
-                objects.append(_generation(prefix + entry.name, status))
+        modes = [(name, status, stat_module.S_IFMT(status.st_mode)) for name, status in found if status is not None]
+        objects = [_generation(prefix + name, status) for name, status, mode in modes if mode == stat_module.S_IFREG]
+        prefixes = [f"{prefix}{name}/" for name, _, mode in modes if mode == stat_module.S_IFDIR]
         return Page(
             objects=tuple(objects),
             prefixes=tuple(prefixes),
@@ -97,18 +95,26 @@ class DirectoryStore:
             empty=not objects and not prefixes,
         )
 
-    def _stat_entry(self, prefix: str, entry: "os.DirEntry[str]") -> os.stat_result:
-        if not entry.is_symlink():
-            return entry.stat(follow_symlinks=False)
-        target = self._path(prefix + entry.name)
-        parts = prefix.split("/")
-        if target in {self._path("/".join(parts[:depth])) for depth in range(len(parts))}:
-            raise ObjectNotFoundError(f"{prefix}{entry.name}: leads back to {target}")
-        return os.stat(target)
+    def _stat_entry(self, prefix: str, entry: "os.DirEntry[str]") -> os.stat_result | None:
+        """The status of an entry; None for one that is gone, or a link that leads nowhere, outside or round."""
+        try:
+            if not entry.is_symlink():
+                return entry.stat(follow_symlinks=False)
+            target = self._path(prefix + entry.name)
+            parts = prefix.split("/")
+            if target in {self._path("/".join(parts[:depth])) for depth in range(len(parts))}:
+                return None
+            with self._opened(prefix + entry.name, os.O_PATH) as descriptor:
+                return os.fstat(descriptor)
+        except (OSError, ObjectNotFoundError) as error:
+            if absent(error) or (isinstance(error, PermissionError) and entry.is_symlink()):
+                return None
+            raise
 
     def _stat(self, key: str) -> Generation:
         try:
-            status = os.stat(self._path(key))
+            with self._opened(key, os.O_PATH) as descriptor:
+                status = os.fstat(descriptor)
         except OSError as error:
             if not absent(error):
                 raise
@@ -119,31 +125,41 @@ class DirectoryStore:
 
     def _read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
         try:
-            descriptor = os.open(self._path(generation.key), os.O_RDONLY | os.O_NONBLOCK)
+            with self._opened(generation.key, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
+                done = 0
+                while done < len(buffer) and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                    if count == 0:
+                        break
+                    done += count
+                # A writer changes the times of the file with its bytes, so looking afterwards is enough.
+                now = _generation(generation.key, os.fstat(descriptor))
         except OSError as error:
             if not absent(error):
                 raise
             raise ObjectNotFoundError(f"{generation.key}: removed from {self._root}") from None
-        try:
-            done = 0
-            while done < len(buffer) and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
-                count = os.preadv(descriptor, [buffer[done:]], offset + done)
-                if count == 0:
-                    break
-                done += count
-            # A writer changes the times of the file with its bytes, so looking afterwards is enough.
-            now = _generation(generation.key, os.fstat(descriptor))
-        finally:
-            os.close(descriptor)
         if now != generation or done < len(buffer):
             raise ObjectChangedError(f"{generation.key}: the file in {self._root} has changed")
+
+    @contextmanager
+    def _opened(self, key: str, flags: int) -> Iterator[int]:
+        """A descriptor of a key's file, which is inside the directory even if links are changed meanwhile."""
+        descriptor = os.open(self._path(key), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._check_inside(os.readlink(f"/proc/self/fd/{descriptor}"), key)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _path(self, key: str) -> str:
         """The file of a key. Raises ObjectNotFoundError when a link leads out of the directory."""
         path = os.path.realpath(self._root / key)
+        self._check_inside(path, key)
+        return path
+
+    def _check_inside(self, path: str, key: str) -> None:
         if path != str(self._root) and not path.startswith(os.path.join(self._root, "")):
             raise ObjectNotFoundError(f"{key}: outside {self._root}")
-        return path
 
 
 def _generation(key: str, status: os.stat_result) -> Generation:

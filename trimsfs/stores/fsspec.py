@@ -14,6 +14,8 @@ from trimsfs.errors import (
     ObjectChangedError,
     ObjectNotFoundError,
     StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, absent
@@ -21,8 +23,30 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-CONTENT_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "checksum", "crc32c", "generation", "oid")
-TIME_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+CONTENT_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "md5",
+    "checksum",
+    "crc32c",
+    "generation",
+    "oid",
+    "sha",
+    "hex",
+)
+TIME_FIELDS = (
+    "mtime",
+    "modify",
+    "modificationTime",
+    "last_write_time",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+    "created",
+)
 
 
 class FsspecStore:
@@ -70,7 +94,7 @@ class FsspecStore:
                 return function()
             except PermissionError as error:
                 raise StoreAccessError(f"{self._url}: {error}") from error
-            except (ConfigurationError, BucketNotFoundError, ObjectNotFoundError, ObjectChangedError):
+            except StoreError:
                 raise
             except Exception as error:
                 # Each implementation raises what its own client library does.
@@ -142,11 +166,13 @@ class FsspecStore:
 
 def _generation(key: str, info: Mapping[str, Any]) -> Generation:
     identity = [(field, str(info[field])) for field in (*CONTENT_FIELDS, *TIME_FIELDS) if info.get(field) is not None]
+    if not identity or info.get("size") is None:
+        raise StoreUnavailableError(f"{key}: this store tells neither checksum nor time of its files: not to be cached")
     times = [info[field] for field in TIME_FIELDS if info.get(field) is not None]
     return Generation(
         key=key,
         etag=hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()[:32],
-        size=int(info["size"] or 0),
+        size=int(info["size"]),
         modified_ns=_nanoseconds(times[0]) if times else 0,
     )
 

@@ -18,7 +18,7 @@ class Budget:
     def __init__(self, directory: Path, *, limit: int | None, min_free: int, used: int) -> None:
         self._directory = directory
         self._min_free = min_free
-        self._full_until = float("-inf")
+        self._full_until = self._failing_until = float("-inf")
         self.limit = limit
         self.used = used
 
@@ -32,13 +32,22 @@ class Budget:
 
     @property
     def full(self) -> bool:
-        """Whether room was looked for, a moment ago, in vain."""
-        return trio.current_time() < self._full_until
+        """Whether room was looked for, or a write tried, a moment ago, in vain."""
+        return self.failing or trio.current_time() < self._full_until
+
+    @property
+    def failing(self) -> bool:
+        """Whether a write failed a moment ago."""
+        return trio.current_time() < self._failing_until
 
     def found_full(self) -> None:
-        """There is no room, or the disk fails: not to be tried again for every chunk of a large file."""
+        """Nothing can be evicted: not to be searched again for every chunk of a large file."""
         self._full_until = trio.current_time() + FULL_FOR_S
 
+    def found_failing(self) -> None:
+        """The disk does not take what there is room for: not to be tried again for every chunk."""
+        self._failing_until = trio.current_time() + FULL_FOR_S
+
     def found_room(self) -> None:
-        """Something was evicted."""
+        """Something was evicted, or can be now."""
         self._full_until = float("-inf")

@@ -80,6 +80,7 @@ class DiskTier:
         self._lock = trio.Lock()
         self._commit_lock = trio.Lock()
         self._room_lock = trio.Lock()
+        self._sync_lock = trio.Lock()
         self._threads = trio.CapacityLimiter(DISK_THREADS)
         self._pending: list[tuple[str, ChunkRecord]] = []
         self._unsynced: dict[str, set[int]] = {}
@@ -166,6 +167,8 @@ class DiskTier:
         """The opposite of `acquire`."""
         blob.users -= 1
         self._touched[blob.token] = self._touched.pop(blob.token, 0)
+        if blob.users == 0:
+            self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
             del self._blobs[blob.token]  # the next open tries again to make a file for it
         elif len(self._blobs) > self._idle_limit:
@@ -173,7 +176,7 @@ class DiskTier:
 
     async def store_chunk(self, blob: Blob, chunk: int, data: memoryview) -> bool:
         """Keep a chunk that was fetched; False when there is no room or the disk fails."""
-        if not blob.attached or self._budget.full:
+        if not blob.attached or self._budget.failing:
             self._refused += 1
             return False
         for last in (False, True):
@@ -182,7 +185,7 @@ class DiskTier:
                     break
             except OSError as error:
                 log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
-                self._budget.found_full()
+                self._budget.found_failing()
                 break
             try:
                 record = await self._in_thread(blob.write, chunk, data)
@@ -190,7 +193,7 @@ class DiskTier:
                 self._budget.used -= len(data)
                 if last or error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                     log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
-                    self._budget.found_full()
+                    self._budget.found_failing()
                     break
                 await self._evict_bytes(len(data) + HEADROOM)
             else:
@@ -251,7 +254,8 @@ class DiskTier:
             return 0
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
-        freed = await self._evict_token(token)
+        async with self._sync_lock:
+            freed = await self._evict_token(token)
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
@@ -342,17 +346,18 @@ class DiskTier:
             blob = self._blobs.get(token)
             if chunks is None or blob is None:
                 continue
-            blob.users += 1
-            async with self._commit_lock:  # what is being recorded is not in the index yet
-                done = chunks - {record.chunk for name, record in self._pending if name == token}
-            try:
-                await self._in_thread(blob.sync)
-                await self._in_thread(self._index.mark_synced, token, done)
-                chunks -= done
-            except (OSError, sqlite3.Error) as error:
-                log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
-            finally:
-                self.release(blob)
+            async with self._sync_lock:
+                blob.users += 1
+                try:
+                    async with self._commit_lock:  # what is being recorded is not in the index yet
+                        done = chunks - {record.chunk for name, record in self._pending if name == token}
+                    await self._in_thread(blob.sync)
+                    await self._in_thread(self._index.mark_synced, token, done)
+                    chunks -= done
+                except (OSError, sqlite3.Error) as error:
+                    log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
+                finally:
+                    blob.users -= 1
             if not chunks:
                 self._unsynced.pop(token, None)
 
@@ -366,7 +371,10 @@ class DiskTier:
             raise CacheUnusableError(f"cache index {self._directory / 'index.sqlite'}: {error}") from error
 
     async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+        # What has begun is finished, whatever is cancelled meanwhile: the books stay right.
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+        raise AssertionError("unreachable: a shield swallows nothing")
 
     def _residency(self, record: BlobRecord) -> Residency:
         return residency_of(record, self._blobs.get(record.token), self._path(record.token))

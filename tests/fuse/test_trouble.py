@@ -1,0 +1,154 @@
+"""What would hang a mount or leave one behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.test_mounting import alive
+from tests.mounts import TRIMSFS, MountedStore, trimsfs, unmount, wait_until
+from trimsfs.mountinfo import mount_at
+
+_READ_CALLS = {"0", "19"}
+"""read and readv on x86-64."""
+
+
+def reads_fuse(pid: int) -> bool:
+    """Whether the main thread of a server is in a blocking read of /dev/fuse."""
+    call = Path(f"/proc/{pid}/syscall").read_text().split()
+    if call[0] not in _READ_CALLS:
+        return False
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{int(call[1], 16)}") == "/dev/fuse"
+    except FileNotFoundError:
+        return False
+
+
+def ask_until_killed(directory: Path) -> None:
+    number = 0
+    while True:
+        number += 1
+        (directory / f"absent-{os.getpid()}-{number}").exists()
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="knows system calls by number")
+def test_processes_killed_while_they_ask_do_not_stop_the_server(directory_mount: MountedStore) -> None:
+    """The kernel takes back what a killed process asked, maybe just before the server reads it."""
+    server = directory_mount.control()["server_pid"]
+    draw = random.Random(1)
+    for _ in range(40):
+        askers = []
+        for _ in range(3):
+            asker = os.fork()
+            if asker == 0:
+                try:
+                    ask_until_killed(directory_mount.path)
+                finally:
+                    os._exit(1)
+            askers.append(asker)
+        time.sleep(draw.uniform(0.002, 0.02))
+        for asker in askers:
+            os.kill(asker, signal.SIGKILL)
+            os.waitpid(asker, 0)
+        wait_until(lambda: not reads_fuse(server), timeout_s=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (lambda mountpoint: ("--cache-dir", mountpoint / "cache"), "lies on the mount point"),
+        (lambda mountpoint: ("--log-file", mountpoint / "log"), "lies on the mount point"),
+        (lambda mountpoint: ("--store", mountpoint), "overlap"),
+        (lambda mountpoint: ("--store", mountpoint.parent), "overlap"),
+        (lambda mountpoint: ("--store", f"file://{mountpoint}"), "overlap"),
+    ],
+)
+def test_mount_that_would_need_itself_is_refused(
+    options: Callable[[Path], tuple[str | Path, ...]], message: str, store_directory: Path, tmp_path: Path
+) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+
+    done = trimsfs(
+        *("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache"), *options(mountpoint)
+    )
+
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert mount_at(mountpoint) is None
+
+
+def foreground(mountpoint: Path, store: str | Path, cache: Path) -> "subprocess.Popen[str]":
+    command: list[str | Path] = [TRIMSFS, "mount", mountpoint, "--foreground", "--store", store, "--cache-dir", cache]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_foreground_mount_goes_with_its_terminal(store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    process = foreground(mountpoint, store_directory, tmp_path / "cache")
+    try:
+        wait_until(lambda: mount_at(mountpoint) is not None)
+        assert os.listdir(mountpoint) == []
+        os.killpg(process.pid, signal.SIGHUP)
+        process.communicate(timeout=20)
+        assert mount_at(mountpoint) is None
+    finally:
+        process.kill()
+        unmount(mountpoint)
+
+
+def test_foreground_mount_that_fails_exits_as_one_in_the_background(tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    process = foreground(mountpoint, "/nonexistent/store", tmp_path / "cache")
+    _, errors = process.communicate(timeout=20)
+
+    assert process.returncode == 5
+    assert "/nonexistent/store does not exist" in errors
+    assert "Traceback" not in errors
+
+
+def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: MountedStore) -> None:
+    facts = directory_mount.control()
+    os.kill(facts["server_pid"], signal.SIGSTOP)
+    try:
+        status = trimsfs("status", "--json", timeout_s=40)
+        (shown,) = [one for one in json.loads(status.stdout) if one["mountpoint"] == str(directory_mount.path)]
+        assert "does not answer" in shown["error"]
+        assert trimsfs("warm", directory_mount.path, timeout_s=40).returncode == 10
+        mountctl = Path(TRIMSFS).with_name("mountctl")
+        done = subprocess.run([mountctl, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode == 0
+        assert mount_at(directory_mount.path) is None
+    finally:
+        os.kill(facts["server_pid"], signal.SIGCONT)
+    wait_until(lambda: not alive(facts["keeper_pid"]), timeout_s=20)
+
+
+def test_names_are_shown_as_they_are(store_directory: Path, directory_mount: MountedStore) -> None:
+    name = "llama[v2] [/b]"  # markup to rich, with a slash to the file system
+    (store_directory / name).mkdir(parents=True)
+    (store_directory / name / "params").write_bytes(b"weights")
+
+    assert name in trimsfs("ls", directory_mount.path).stdout
+    assert trimsfs("warm", directory_mount.path / name).returncode == 0
+
+
+def test_root_without_sysfs_can_mount(store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    mount = f"{TRIMSFS} mount {mountpoint} --store {store_directory} --cache-dir {tmp_path / 'cache'}"
+    script = f"umount -l /sys && {mount} && ls {mountpoint} && {TRIMSFS} umount {mountpoint}"
+
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,27 @@
+"""The one table from errors to exit codes, of the command line and of the server process."""
+
+from trimsfs import errors
+
+UNEXPECTED = 1
+EXIT_CODES: dict[str, int] = {
+    errors.ConfigurationError.__name__: 2,
+    errors.FuseUnavailableError.__name__: 3,
+    errors.MountpointError.__name__: 4,
+    errors.BucketNotFoundError.__name__: 5,
+    errors.StoreAccessError.__name__: 6,
+    errors.StoreUnavailableError.__name__: 7,
+    errors.CacheInUseError.__name__: 8,
+    errors.CacheUnusableError.__name__: 9,
+    errors.CacheFullError.__name__: 9,
+    errors.NotMountedError.__name__: 10,
+    errors.NotPermittedError.__name__: 11,
+    errors.InUseError.__name__: 12,
+    errors.NoSuchEntryError.__name__: 13,
+    errors.ObjectChangedError.__name__: 14,
+}
+"""By the name of the error's class, which is also how servers and control files name it."""
+
+
+def exit_code(kind: str) -> int:
+    """The exit code for an error class by its name."""
+    return EXIT_CODES.get(kind, UNEXPECTED)
