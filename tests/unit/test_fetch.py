@@ -26,9 +26,7 @@ from trimsfs.stores.retrying import LONGEST_WAIT_S, RetryingStore
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 
-# Most tests stop the clock: the limit of requests then depends on nothing but what happens.
 DEADLINE_S = 15.0
-pytestmark = pytest.mark.usefixtures("mock_clock")
 
 
 class Bench:

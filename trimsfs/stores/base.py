@@ -32,7 +32,7 @@ class Page:
 
 def absent(error: Exception) -> bool:
     """Whether an error of a file system says that there is no such file."""
-    numbers = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+    numbers = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
     return isinstance(error, ObjectNotFoundError) or (isinstance(error, OSError) and error.errno in numbers)
 
 

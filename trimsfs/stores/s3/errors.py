@@ -111,6 +111,8 @@ def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: 
         return ObjectNotFoundError(f"{subject}: no such object")
     if code in _CHANGED_CODES:
         return ObjectChangedError(f"{subject}: {said}")
+    if code == "InvalidObjectState":
+        return StoreUnavailableError(f"{subject}: {said}: archived: restore it first")
     if code in _ACCESS_CODES or status in {401, 403}:
         return StoreAccessError(f"{subject}: {said}: check the credentials")
     if code in _THROTTLE_CODES or status in {429, 503}:
