@@ -37,7 +37,7 @@ def check_answers(mountpoint: Path) -> None:
     """Ask a mount for something. Raises NotMountedError when there is no answer in ANSWER_TIMEOUT_S."""
     # By another process: one that waits for a mount that does not answer cannot be ended.
     process = subprocess.Popen(
-        ["stat", "--file-system", "--", mountpoint], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ["stat", "-f", "--", mountpoint], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     try:
         _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
