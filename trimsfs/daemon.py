@@ -81,7 +81,7 @@ async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None
         store = RetryingStore(raw_store, deadline_s=options.retry_deadline)
         fetcher = Fetcher(store, disk, memory_limit=options.memory_limit, retry_deadline_s=options.retry_deadline)
         store.on_failure = fetcher.store_failed
-        namespace = Namespace(store, ttl_s=options.metadata_ttl)
+        namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store)
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
             "fetch": fetcher.statistics,

@@ -200,7 +200,8 @@ class Fetcher:
             raise flight.error.with_traceback(None)
         if flight.data is not None:
             raise CacheFullError(
-                f"{flight.blob.generation.key}: no room in the cache: evict or unpin models, or raise --cache-size"
+                f"{flight.blob.generation.key}: no room in the cache: "
+                "evict or unpin models, raise --cache-size or lower --min-free"
             )
 
     def _demand(self, blob: Blob, chunk: int) -> _Flight:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.errors import NoSuchEntryError, ObjectNotFoundError, StoreAccessError, StoreError
+from trimsfs.errors import (
+    NoSuchEntryError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.stores.base import Page, Store
 from trimsfs.types import Generation
 
@@ -118,8 +125,10 @@ class Namespace:
     on; what is not known raises StoreUnavailableError.
     """
 
-    def __init__(self, store: Store, *, ttl_s: float) -> None:
+    def __init__(self, store: Store, *, ttl_s: float, impatient: Store | None = None) -> None:
         self._store = store
+        self._impatient = impatient or store
+        self._down_until = float("-inf")
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
         self._directories: dict[str, _Directory] = {}
@@ -224,7 +233,8 @@ class Namespace:
     def _fresh(self, directory: _Directory) -> bool:
         """Whether the listing may be used: it is young, or the store has just failed to give another."""
         now = trio.current_time()
-        return directory.complete and now < max(directory.listed + self._ttl_s, directory.retry_at)
+        usable_until = max(directory.listed + self._ttl_s, directory.retry_at, self._down_until)
+        return directory.complete and now < usable_until
 
     def _known(self, directory: _Directory, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
@@ -237,7 +247,7 @@ class Namespace:
         entry = directory.entries.get(name, Special.ABSENT)
         left = directory.listed + self._ttl(entry) - now
         if entry is not Special.ABSENT:
-            left = max(left, directory.retry_at - now)
+            left = max(left, directory.retry_at - now, self._down_until - now)
         return (entry, left) if directory.complete and left > 0 else None
 
     def _ttl(self, entry: Entry) -> float:
@@ -269,15 +279,19 @@ class Namespace:
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            pages = [await self._store.list_page(prefix)]
+            store = self._impatient if directory.complete else self._store
+            pages = [await store.list_page(prefix)]
             while whole and (token := pages[-1].next_token) is not None:
-                pages.append(await self._store.list_page(prefix, token=token, limit=REST_LIMIT))
+                pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
         except StoreError as error:
             if not directory.complete:
                 directory.failed(error)
                 raise
             log.warning("serving /%s as it was listed before: %s", prefix, error)
             directory.failed(error)
+            if isinstance(error, StoreUnavailableError | TransientStoreError):
+                # Not only this directory: a path is looked up level by level.
+                self._down_until = trio.current_time() + STALE_RETRY_S
             return
         directory.large = pages[-1].next_token is not None
         if not directory.large:

@@ -31,6 +31,7 @@ def _parse_mode(value: object) -> object:
 
 
 Mode = Annotated[int, BeforeValidator(_parse_mode), Field(ge=0, le=0o777)]
+Identity = Annotated[int, Field(ge=0, le=(1 << 32) - 2)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -62,15 +63,13 @@ class MountOptions(BaseModel):
         description="Seconds without a byte from the store after which a request is tried again.",
     )
     allow_other: bool | None = Field(None, description="Let other users in. Default: yes when root mounts, else no.")
-    uid: Annotated[int, Field(ge=0)] | None = Field(None, description="Owner of all files. Default: the mounting user.")
-    gid: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Group of all files. Default: the mounting user's."
-    )
+    uid: Identity | None = Field(None, description="Owner of all files. Default: the mounting user.")
+    gid: Identity | None = Field(None, description="Group of all files. Default: the mounting user's.")
     mode: Mode = Field(0o444, description="Permission bits of files, octal; write bits mean nothing.")
     dir_mode: Mode | None = Field(
         None, description="Permission bits of directories, octal. Default: --mode, x where r is."
     )
-    control_gid: Annotated[int, Field(ge=0)] | None = Field(
+    control_gid: Identity | None = Field(
         None, description="Group that may warm, pin and evict, besides root and the owner."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
@@ -143,6 +142,8 @@ def load_options(
         name = str(first["loc"][0])
         source = next(source for source, layer in reversed(layers) if name in layer)
         cause = first["msg"].removeprefix("Value error, ")
+        if first["type"].startswith("byte_size"):
+            cause = "is not a size such as 10GiB"
         if first["type"] == "extra_forbidden":
             cause = "there is no such option"
         raise ConfigurationError(f"option {name} = {merged[name]!r} ({source}): {cause}") from None
@@ -150,7 +151,7 @@ def load_options(
 
 def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         if not needed:
             return {}
@@ -159,3 +160,8 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
         raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None
+    for name in ("mode", "dir_mode"):
+        if isinstance(values.get(name), int) and set(str(values[name])) <= set("01234567"):
+            # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
+            raise ConfigurationError(f'option {name} = {values[name]} ({path}): write it as text, such as "0444"')
+    return values

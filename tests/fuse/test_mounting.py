@@ -99,7 +99,8 @@ def test_cache_directory_in_use_is_refused(
     done = trimsfs("mount", other, "--store", store_directory, "--cache-dir", directory_mount.cache)
 
     assert done.returncode == 8
-    assert f"{directory_mount.cache} is in use by another server" in done.stderr
+    server = directory_mount.control()["server_pid"]
+    assert f"{directory_mount.cache} is in use by another server (pid {server})" in done.stderr
     assert mount_at(other) is None
 
 

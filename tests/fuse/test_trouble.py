@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.test_mounting import alive
-from tests.mounts import TRIMSFS, MountedStore, trimsfs, unmount, wait_until
+from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
 from trimsfs.mountinfo import mount_at
 
 _READ_CALLS = {"0", "19"}
@@ -64,6 +64,7 @@ def test_processes_killed_while_they_ask_do_not_stop_the_server(directory_mount:
     [
         (lambda mountpoint: ("--cache-dir", mountpoint / "cache"), "lies on the mount point"),
         (lambda mountpoint: ("--log-file", mountpoint / "log"), "lies on the mount point"),
+        (lambda mountpoint: ("--cache-dir", mountpoint.parent / "store/cache"), "lies in the store"),
         (lambda mountpoint: ("--store", mountpoint), "overlap"),
         (lambda mountpoint: ("--store", mountpoint.parent), "overlap"),
         (lambda mountpoint: ("--store", f"file://{mountpoint}"), "overlap"),
@@ -152,3 +153,19 @@ def test_root_without_sysfs_can_mount(store_directory: Path, tmp_path: Path) -> 
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_one_mount_that_fails_does_not_hide_the_others(
+    store_directory: Path, tmp_path: Path, directory_mount: MountedStore
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path / "dead") as dead:
+        os.kill(dead.control()["keeper_pid"], signal.SIGKILL)
+        os.kill(dead.control()["server_pid"], signal.SIGKILL)
+        done = trimsfs("ls")
+        again = trimsfs("mount", dead.path, "--store", store_directory)
+
+        assert f"left out: {dead.path}" in done.stderr
+        assert str(directory_mount.path / "model") in done.stdout
+        assert "its server is gone" in again.stderr
+        assert trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache").returncode == 1

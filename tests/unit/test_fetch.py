@@ -702,7 +702,7 @@ async def test_fetching_all_without_room_says_so(workshop: Workshop) -> None:
     workshop.put("a", 10)
     bench = await workshop.bench(budget=4)
     blob = await bench.acquire("a")
-    with pytest.raises(CacheFullError, match="a: no room in the cache: evict or unpin models, or raise --cache-size"):
+    with pytest.raises(CacheFullError, match="a: no room in the cache: evict or unpin models, raise --cache-size"):
         await bench.fetcher.fetch_all(blob)
 
 

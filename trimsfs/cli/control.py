@@ -37,7 +37,11 @@ def check_answers(mountpoint: Path) -> None:
     """Ask a mount for something. Raises NotMountedError when there is no answer in ANSWER_TIMEOUT_S."""
     # By another process: one that waits for a mount that does not answer cannot be ended.
     process = subprocess.Popen(
-        ["stat", "-f", "--", mountpoint], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ["stat", "-f", "--", mountpoint],
+        env={**os.environ, "LC_ALL": "C"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
@@ -46,6 +50,8 @@ def check_answers(mountpoint: Path) -> None:
         raise NotMountedError(f"{mountpoint} does not answer: see its log, or `mountctl abort {mountpoint}`") from None
     if process.returncode != 0:
         cause = message.strip().rpartition(": ")[2]
+        if cause == "Permission denied":
+            raise NotPermittedError(f"{mountpoint}: {cause}: it is another user's mount")
         raise NotMountedError(f"{mountpoint}: {cause}: its server is gone; unmount it with `trimsfs umount --lazy`")
 
 

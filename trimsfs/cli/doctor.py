@@ -5,15 +5,17 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import trio
 
+from trimsfs.cli.control import check_answers
 from trimsfs.cli.exits import reported
 from trimsfs.cli.options import mount_options
-from trimsfs.errors import CacheInUseError, TrimsError
+from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import mounts
 from trimsfs.options import MountOptions, default_store
 from trimsfs.stores import RetryingStore, open_store
@@ -123,4 +125,7 @@ def _store(options: MountOptions) -> str:
 
 
 def _mounts(_: MountOptions) -> str:
+    for mount in mounts():
+        with suppress(NotPermittedError):
+            check_answers(mount.mountpoint)
     return ", ".join(f"{mount.mountpoint} ({mount.source})" for mount in mounts()) or "none"

@@ -50,8 +50,13 @@ class _Row:
 def ls(path: Path | None, files: bool, as_json: bool) -> None:
     """List the models below PATH (default: of all mounts): sizes, what is on disk and in memory, who uses them."""
     rows: dict[str, _Row] = {}
-    for root in [path] if path is not None else [mount.mountpoint for mount in all_mounts()]:
-        rows |= _rows(Path(os.path.realpath(root)), files)
+    if path is not None:
+        rows = _rows(path, files)
+    for mount in all_mounts() if path is None else []:
+        try:
+            rows |= _rows(mount.mountpoint, files)
+        except TrimsError as error:
+            click.echo(f"trimsfs: left out: {error}", err=True)
     if as_json:
         fields = _Row.__dataclass_fields__
         models = [{"path": name} | {field: getattr(row, field) for field in fields} for name, row in rows.items()]
@@ -77,6 +82,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
 
 def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
     info = read_json(control_directory(root) / "info")
+    root = Path(os.path.realpath(root))
     # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
     here = {model["path"]: model for model in info.get("models", [info])}
     mountpoint = mount_of_path(root).mountpoint

@@ -22,6 +22,7 @@ from trimsfs.errors import (
     InUseError,
     MountpointError,
     NotMountedError,
+    NotPermittedError,
     TrimsError,
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
@@ -68,7 +69,11 @@ def _check(mountpoint: Path) -> Path:
     mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is not None:
-        remedy = "use it, or unmount it with `trimsfs umount`" if mounted.kind == FILE_SYSTEM_TYPE else "choose another"
+        remedy = "choose another"
+        if mounted.kind == FILE_SYSTEM_TYPE:
+            with suppress(NotPermittedError):
+                check_answers(mountpoint)
+            remedy = "use it, or unmount it with `trimsfs umount`"
         raise MountpointError(f"{mountpoint} is already mounted ({mounted.source}): {remedy}")
     try:
         with os.scandir(mountpoint) as entries:
@@ -94,6 +99,9 @@ def _check_apart(mountpoint: Path, options: MountOptions) -> None:
         root = Path(os.path.realpath(store))
         if root.is_relative_to(mountpoint) or mountpoint.is_relative_to(root):
             raise ConfigurationError(f"store {root} and mount point {mountpoint} overlap: choose another mount point")
+        for name, path in own.items():
+            if path is not None and Path(os.path.realpath(path)).is_relative_to(root):
+                raise ConfigurationError(f"option {name} = {path}: lies in the store {root}: choose another")
     for name, path in own.items():
         if path is not None and Path(os.path.realpath(path)).is_relative_to(mountpoint):
             raise ConfigurationError(f"option {name} = {path}: lies on the mount point {mountpoint}: choose another")
@@ -169,6 +177,8 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        if "not found in" in done.stderr or "must be superuser" in done.stderr:
+            raise NotPermittedError(f"{mountpoint} is mounted by another user: ask them, or root")
         if "busy" in done.stderr:
             raise InUseError(
                 f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
@@ -185,10 +195,12 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 def _processes(mountpoint: Path) -> list[int]:
     """Descriptors of the mount's processes, as far as it still answers."""
     descriptors: list[int] = []
-    with suppress(TrimsError):
+    try:
         check_answers(mountpoint)
         facts = read_json(mountpoint / ".trims/control")
         for name in ("server_pid", "keeper_pid"):
             with suppress(OSError):
                 descriptors.append(os.pidfd_open(facts[name]))
+    except TrimsError as error:
+        click.echo(f"trimsfs: not waiting for the server to end: {error}", err=True)
     return descriptors

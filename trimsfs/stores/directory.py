@@ -70,7 +70,8 @@ class DirectoryStore:
 
     def _probe(self) -> None:
         if not self._root.is_dir():
-            raise BucketNotFoundError(f"store directory {self._root} does not exist: create it")
+            known = "is not a directory" if self._root.exists() else "does not exist: create it"
+            raise BucketNotFoundError(f"store directory {self._root} {known}")
         os.scandir(self._root).close()
 
     def _list_page(self, prefix: str, token: str | None, limit: int) -> Page:
@@ -118,6 +119,7 @@ class DirectoryStore:
         except OSError as error:
             if not absent(error):
                 raise
+            self._probe()
             raise ObjectNotFoundError(f"{key}: no such file in {self._root}") from None
         if not stat_module.S_ISREG(status.st_mode):
             raise ObjectNotFoundError(f"{key}: not a regular file in {self._root}")
@@ -137,6 +139,7 @@ class DirectoryStore:
         except OSError as error:
             if not absent(error):
                 raise
+            self._probe()
             raise ObjectNotFoundError(f"{generation.key}: removed from {self._root}") from None
         if now != generation or done < len(buffer):
             raise ObjectChangedError(f"{generation.key}: the file in {self._root} has changed")

@@ -1,5 +1,6 @@
 """One server a cache directory."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -17,11 +18,16 @@ def lock_directory(directory: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
+        known = f" (pid {holder})" if holder else ""
         raise CacheInUseError(
-            f"cache directory {directory} is in use by another server: unmount that, or set --cache-dir"
+            f"cache directory {directory} is in use by another server{known}: unmount that, or set --cache-dir"
         ) from None
     except OSError as error:
         os.close(descriptor)
         raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+    with contextlib.suppress(OSError):  # a full disk: whoever meets the lock is told less
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
