@@ -40,7 +40,7 @@ STOP_TIMEOUT_S = 20.0
 def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     """Mount a store of models at MOUNTPOINT, an empty directory.
 
-    Returns when the mount answers. Every option can also be a line of the configuration file (with _ for -) or
+    Returns when the mount answers. All but --foreground can also be lines of the configuration file (with _ for -) or
     an environment variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
     """
     mountpoint = _check(mountpoint)
