@@ -1,0 +1,29 @@
+"""What callers of the mount see of an error."""
+
+import errno
+
+import pytest
+
+from trimsfs import errors
+from trimsfs.fuse.errnos import errno_of
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (errors.NoSuchEntryError("a"), errno.ENOENT),
+        (errors.NotPermittedError("a"), errno.EPERM),
+        (errors.InUseError("a"), errno.EBUSY),
+        (errors.ObjectChangedError("a"), errno.ESTALE),
+        (errors.ObjectNotFoundError("a"), errno.ESTALE),
+        (errors.StoreAccessError("a"), errno.EACCES),
+        (errors.StoreUnavailableError("a"), errno.EIO),
+        (errors.TransientStoreError("a"), errno.EIO),
+        (errors.BucketNotFoundError("a"), errno.EIO),
+        (errors.CacheUnusableError("a"), errno.EIO),
+        (IsADirectoryError("a"), errno.EISDIR),
+        (RuntimeError("a defect"), errno.EIO),
+    ],
+)
+def test_each_error_has_the_errno_that_callers_expect(error: Exception, number: int) -> None:
+    assert errno_of(error) == number
