@@ -1,6 +1,5 @@
 """A pyfuse3 session on a /dev/fuse descriptor that somebody else mounted."""
 
-import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,6 @@ import trio
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse.operations import Operations
 from trimsfs.options import MountOptions
-
-log = logging.getLogger(__name__)
 
 MAX_TASKS = 1024
 """Requests being answered at once. Only requests that wait for the store take long, and each costs little."""

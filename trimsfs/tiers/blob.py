@@ -1,7 +1,6 @@
 """A blob: the local file that holds one generation of an object, chunk by chunk."""
 
 import enum
-import logging
 import mmap
 import os
 from array import array
@@ -13,8 +12,6 @@ import crc32c
 from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.tiers.index import ChunkRecord
 from trimsfs.types import CHUNK_SIZE, Generation
-
-log = logging.getLogger(__name__)
 
 
 class ChunkState(enum.IntEnum):

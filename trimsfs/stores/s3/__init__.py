@@ -1,6 +1,5 @@
 """An S3 bucket, or a prefix of one, as a store. The only home of boto3."""
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,8 +15,6 @@ from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
