@@ -17,7 +17,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TrimsError,
 )
-from trimsfs.mountinfo import Mount, mount_of, mounts
+from trimsfs.mountinfo import Mount, mount_of
 
 ANSWER_TIMEOUT_S = 10.0
 
@@ -91,11 +91,6 @@ def read_text(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise translated(error, path) from error
-
-
-def all_mounts() -> list[Mount]:
-    """The trimsfs mounts of this host, those of containers excepted."""
-    return mounts()
 
 
 def translated(error: OSError, path: Path) -> TrimsError:

@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from trimsfs.cli.control import (
-    all_mounts,
     check_answers,
     control_directory,
     mount_of_path,
@@ -26,6 +25,7 @@ from trimsfs.cli.control import (
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
+from trimsfs.mountinfo import mount_of, mounts
 
 PIPE_WIDTH = 1000
 
@@ -52,7 +52,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
     rows: dict[str, _Row] = {}
     if path is not None:
         rows = _rows(path, files)
-    for mount in all_mounts() if path is None else []:
+    for mount in mounts() if path is None else []:
         try:
             rows |= _rows(mount.mountpoint, files)
         except TrimsError as error:
@@ -85,11 +85,11 @@ def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
     root = Path(os.path.realpath(root))
     # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
     here = {model["path"]: model for model in info.get("models", [info])}
-    mountpoint = mount_of_path(root).mountpoint
+    mount = mount_of(root)
     rows: dict[str, _Row] = {}
     for file, size in _walk(root):
         key = info["path"] + str(file.relative_to(root)) if "models" in info else info["path"]
-        alone = by_file or file.parent == mountpoint
+        alone = by_file or (mount is not None and file.parent == mount.mountpoint)
         row = rows.setdefault(str(file if alone else file.parent), _Row())
         row.files += 1
         row.size += size
@@ -130,7 +130,7 @@ def _share(part: int, whole: int) -> str:
 @reported
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
-    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else all_mounts()
+    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else mounts()
     found: list[dict[str, Any]] = []
     for mount in chosen:
         try:

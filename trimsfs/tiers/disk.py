@@ -342,24 +342,28 @@ class DiskTier:
 
     async def _sync(self) -> None:
         for token in list(self._unsynced):
-            chunks = self._unsynced.get(token)
-            blob = self._blobs.get(token)
-            if chunks is None or blob is None:
-                continue
             async with self._sync_lock:
-                blob.users += 1
-                try:
-                    async with self._commit_lock:  # what is being recorded is not in the index yet
-                        done = chunks - {record.chunk for name, record in self._pending if name == token}
-                    await self._in_thread(blob.sync)
-                    await self._in_thread(self._index.mark_synced, token, done)
-                    chunks -= done
-                except (OSError, sqlite3.Error) as error:
-                    log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
-                finally:
-                    blob.users -= 1
-            if not chunks:
-                self._unsynced.pop(token, None)
+                await self._sync_blob(token)
+
+    async def _sync_blob(self, token: str) -> None:
+        """Bring to the disk what was written to a blob, unless it has been evicted meanwhile."""
+        chunks = self._unsynced.get(token)
+        blob = self._blobs.get(token)
+        if chunks is None or blob is None:
+            return
+        blob.users += 1
+        try:
+            async with self._commit_lock:  # what is being recorded is not in the index yet
+                done = chunks - {record.chunk for name, record in self._pending if name == token}
+            await self._in_thread(blob.sync)
+            await self._in_thread(self._index.mark_synced, token, done)
+            chunks -= done
+        except (OSError, sqlite3.Error) as error:
+            log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
+        finally:
+            blob.users -= 1
+        if not chunks:
+            self._unsynced.pop(token, None)
 
     # In worker threads
 
