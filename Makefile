@@ -1,7 +1,8 @@
 # Everything from nothing on Debian 13 with root, Python 3.11 or newer, pip and apt:
 #   make demo    runs the main job: two processes load a ResNet-50 through a mount
 #   make test    passes the tests
-# Both install what they need. Frameworks whose needs clash have an environment each.
+#   make bench   measures against a native file, rclone and s3fs
+# All install what they need. Frameworks whose needs clash have an environment each.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HAS_MXNET := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info < (3, 12) else "")')
@@ -13,13 +14,14 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr ceph-common ceph-mon ceph-osd radosgw
+APT_BENCH := rclone s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # Packages that are there already are not asked for, so that a user who is not root can go on.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all lint clean apt-main apt-test
+.PHONY: demo test test-all bench lint clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -29,6 +31,9 @@ test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)
 
 test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
+
+bench: apt-bench $(MAIN)/ready-bench
+	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)
 
 lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff check .
@@ -41,7 +46,10 @@ apt-main:
 apt-test: apt-main
 	$(if $(call missing,$(APT_TEST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_TEST)))
 
-$(MAIN)/ready: pyproject.toml | apt-main
+apt-bench: apt-main
+	$(if $(call missing,$(APT_BENCH)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_BENCH)))
+
+$(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/fuse/*.[ch]) | apt-main
 	$(PYTHON) -m venv $(MAIN)
 	$(MAIN)/bin/pip install -q --upgrade pip
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
@@ -49,6 +57,10 @@ $(MAIN)/ready: pyproject.toml | apt-main
 
 $(MAIN)/ready-dev: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
+	touch $@
+
+$(MAIN)/ready-bench: $(MAIN)/ready
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[bench]'
 	touch $@
 
 $(MXNET)/ready: tests/frameworks/requirements-mxnet.txt

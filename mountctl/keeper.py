@@ -12,6 +12,7 @@ thing that happens is told as one JSON line on ``--status-fd``: ``{"type": "read
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import select
@@ -71,16 +72,22 @@ class Keeper:
         while server.poll() is None:
             readable, _, _ = select.select([channel, wakeup], [], [])
             if channel in readable:
-                message = channel.recv(MESSAGE_LIMIT)
+                message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_LIMIT, 1)
                 if not message:
                     return
-                self._answer(channel, json.loads(message))
+                self._answer(channel, json.loads(message), descriptors)
             if wakeup in readable and set(ENDING) & set(wakeup.recv(64)):
                 self._unmount(server)
                 return
 
-    def _answer(self, channel: socket.socket, message: dict[str, Any]) -> None:
+    def _answer(self, channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
         match message.get("type"):
+            case "backing-open":
+                channel.send(json.dumps(self._open_backing(descriptors)).encode())
+            case "backing-close":
+                assert self._descriptor is not None
+                with contextlib.suppress(OSError):  # the connection may be gone
+                    mounting.close_backing(self._descriptor, message["id"])
             case "mount":
                 try:
                     self._descriptor = mounting.mount(
@@ -97,6 +104,18 @@ class Keeper:
                 self._tell({"type": "ready"})
             case "failed":
                 self._tell(message)
+
+    def _open_backing(self, files: list[int]) -> dict[str, Any]:
+        assert self._descriptor is not None
+        try:
+            if not files:  # the kernel drops a descriptor that there is no room for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return {"id": mounting.open_backing(self._descriptor, files[0])}
+        except OSError as error:
+            return {"errno": error.errno, "error": error.strerror}
+        finally:
+            for file in files:
+                os.close(file)
 
     def _tell(self, message: dict[str, Any]) -> None:
         """Tell whoever waits for the mount, once."""

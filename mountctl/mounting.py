@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -13,12 +15,15 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 
 READ_AHEAD_KIB = 16384
 """The kernel's default of 128 KiB leaves a store with any latency idle."""
-MAX_BACKGROUND = 64
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
 _UMOUNT_NOFOLLOW = 8
 _MNT_DETACH = 2
+
+# FUSE_DEV_IOC_BACKING_OPEN and _CLOSE of <linux/fuse.h>
+_BACKING_OPEN = 1 << 30 | 16 << 16 | 229 << 8 | 1
+_BACKING_CLOSE = 1 << 30 | 4 << 16 | 229 << 8 | 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,28 +82,31 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def tune(mountpoint: Path) -> list[str]:
-    """Deepen read-ahead and the number of requests under way, where allowed; what could not be set, and why.
+    """Deepen read-ahead, where allowed; what could not be set, and why.
 
-    After the kernel and the server have agreed on the connection, which resets them.
+    After the kernel and the server have agreed on the connection, which resets it.
     """
     mounted = mount_at(mountpoint)
     if mounted is None:
         return [f"{mountpoint} is not mounted"]
-    device = mounted.device
-    connection = CONNECTIONS / device.partition(":")[2]
-    settings = {
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb"): READ_AHEAD_KIB,
-        connection / "max_background": MAX_BACKGROUND,
-        connection / "congestion_threshold": MAX_BACKGROUND * 3 // 4,
-    }
-    problems = []
-    _mount_fusectl()
-    for path, value in settings.items():
-        try:
-            path.write_text(str(value))
-        except OSError as error:
-            problems.append(f"{path}: {error.strerror}")
-    return problems
+    _mount_fusectl()  # for `abort`
+    path = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+    try:
+        path.write_text(str(READ_AHEAD_KIB))
+    except OSError as error:
+        return [f"{path}: {error.strerror}"]
+    return []
+
+
+def open_backing(connection: int, file: int) -> int:
+    """Register a file as a backing file of a FUSE connection, both descriptors; its id. Raises OSError."""
+    number: int = fcntl.ioctl(connection, _BACKING_OPEN, bytearray(struct.pack("=iIQ", file, 0, 0)), True)
+    return number
+
+
+def close_backing(connection: int, number: int) -> None:
+    """Give up what `open_backing` gave. Raises OSError."""
+    fcntl.ioctl(connection, _BACKING_CLOSE, struct.pack("=I", number))
 
 
 def abort(mountpoint: Path) -> None:

@@ -31,10 +31,17 @@ def store_directory(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture(params=["--passthrough", "--no-passthrough"])
+def directory_mount(request: pytest.FixtureRequest, store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """The store directory, mounted in either mode; names are believed for a moment only, so that tests see changes."""
+    with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2", request.param) as mount:
+        yield mount
+
+
 @pytest.fixture
-def directory_mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
-    """The store directory, mounted; names are believed for a moment only, so that tests see changes."""
-    with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2") as mount:
+def streaming_mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """As `directory_mount`, but opening never waits: bytes come as they are read."""
+    with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2", "--cold-open", "stream") as mount:
         yield mount
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 import trio
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
-from trimsfs.stores.base import PAGE_LIMIT, Page, Store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.types import Generation
+
+PIECE = 5000
+"""Bytes passed on at a time: chunks are no multiple of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +29,15 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class _Rule:
-    """Applies to the requests that it matches, *times* of them; None matches everything."""
+    """Applies to the requests that it matches, *times* of them; None matches everything.
+
+    To a read it applies once *after* bytes have been passed on.
+    """
 
     method: str | None
     key: str | None
     offset: int | None
+    after: int = 0
     times: float = float("inf")
     error: StoreError | None = None
     gate: trio.Event | None = None
@@ -42,17 +49,32 @@ class _Rule:
             and self.method in {None, request.method}
             and self.key in {None, request.key}
             and self.offset in {None, request.offset}
+            and (self.after == 0 or self.after < request.length)
         )
+
+    async def apply(self) -> None:
+        """Wait and fail as told."""
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.delay_s:
+            await trio.sleep(self.delay_s)
+        if self.error is not None:
+            raise self.error
 
 
 class MemoryStore:
     """Objects by key, each with its history: a version that has an id can be read after it was replaced or deleted.
 
-    ``requests`` holds every call in the order of their starts, ``fetched`` the bytes given by (key, offset).
+    ``requests`` holds every call in the order of their starts, ``fetched`` the bytes given by (key, offset) to
+    the reads that succeeded. A store that is not *streaming* passes wrong bytes on in a read that fails; one that is
+    reads in another thread, so that what lands may be told at once.
     """
 
-    def __init__(self, objects: dict[str, bytes] | None = None, *, identity: str = "memory://test") -> None:
+    def __init__(
+        self, objects: dict[str, bytes] | None = None, *, identity: str = "memory://test", streaming: bool = False
+    ) -> None:
         self._identity = identity
+        self._streaming = streaming
         self._current: dict[str, Generation] = {}
         self._contents: dict[tuple[str, str], bytes] = {}
         self._versions: dict[tuple[str, str], Generation] = {}
@@ -107,9 +129,10 @@ class MemoryStore:
         method: str | None = None,
         key: str | None = None,
         offset: int | None = None,
+        after: int = 0,
     ) -> None:
-        """Fail the next *times* requests that match."""
-        self._rules.append(_Rule(method=method, key=key, offset=offset, times=times, error=error))
+        """Fail the next *times* requests that match, reads of more than *after* bytes once that many were passed on."""
+        self._rules.append(_Rule(method=method, key=key, offset=offset, after=after, times=times, error=error))
 
     def block(
         self,
@@ -118,10 +141,11 @@ class MemoryStore:
         method: str | None = None,
         key: str | None = None,
         offset: int | None = None,
+        after: int = 0,
     ) -> trio.Event:
-        """Hold the matching requests back until the returned event is set."""
+        """Hold the matching requests back until the returned event is set, as `fail` fails them."""
         gate = trio.Event()
-        self._rules.append(_Rule(method=method, key=key, offset=offset, times=times, gate=gate))
+        self._rules.append(_Rule(method=method, key=key, offset=offset, after=after, times=times, gate=gate))
         return gate
 
     def delay(
@@ -145,19 +169,17 @@ class MemoryStore:
 
     def reads(self, key: str | None = None) -> list[int]:
         """The offsets that were read, in the order of the requests."""
-        return [
-            request.offset for request in self.requests if request.method == "read_into" and key in {None, request.key}
-        ]
+        return [request.offset for request in self.requests if request.method == "read" and key in {None, request.key}]
 
     def reads_by_key(self) -> dict[str, list[int]]:
         """The offsets that were read of each object."""
         offsets = defaultdict(list)
         for request in self.requests:
-            if request.method == "read_into":
+            if request.method == "read":
                 offsets[request.key].append(request.offset)
         return dict(offsets)
 
-    async def arrived(self, count: int, *, method: str = "read_into") -> None:
+    async def arrived(self, count: int, *, method: str = "read") -> None:
         """Wait until a method has been called *count* times in all."""
         while self.count(method) < count:
             await self._arrivals.wait()
@@ -167,6 +189,14 @@ class MemoryStore:
     @property
     def identity(self) -> str:
         return self._identity
+
+    @property
+    def streaming(self) -> bool:
+        return self._streaming
+
+    @property
+    def forkable(self) -> bool:
+        return False
 
     async def probe(self) -> None:
         async with self._serving(Request(method="probe")):
@@ -193,32 +223,59 @@ class MemoryStore:
                 raise ObjectNotFoundError(f"{key}: no such object")
             return self._current[key]
 
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
-        key, length, version = generation.key, len(buffer), generation.version_id
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        key, version = generation.key, generation.version_id
         assert offset >= 0
         assert 0 < length <= generation.size - offset
-        buffer[:] = b"\xee" * length  # what a request that fails may leave
-        request = Request(method="read_into", key=key, offset=offset, length=length, version_id=version)
-        async with self._serving(request):
-            held = self._current.get(key)
-            if version is not None:
-                held = self._versions.get((key, version))
-                if held is None:
-                    raise ObjectChangedError(f"{key}: there is no version {version}")
+        request = Request(method="read", key=key, offset=offset, length=length, version_id=version)
+        begun = False
+        try:
+            async with self._serving(request) as rules:
+                held = self._held(generation)
+                content = self._contents[key, held.etag][offset : offset + length]
+                done = 0
+                for rule in sorted(rules, key=lambda rule: rule.after):
+                    begun = True
+                    await self._pass_on(content[done : rule.after], sink)
+                    done = rule.after
+                    await rule.apply()
+                begun = True
+                await self._pass_on(content[done:], sink)
+                if not self._streaming:
+                    held = self._held(generation)  # it may have been replaced meanwhile
+        except StoreError:
+            if not self._streaming and not begun:
+                await self._pass_on(b"\xee" * length, sink)
+            raise
+        self.fetched[key, offset] += length
+        return held.version_id
+
+    def _held(self, generation: Generation) -> Generation:
+        """The stored object that a generation is. Raises as `read` does."""
+        key, version = generation.key, generation.version_id
+        held = self._current.get(key)
+        if version is not None:
+            held = self._versions.get((key, version))
             if held is None:
-                raise ObjectNotFoundError(f"{key}: no such object")
-            if held.etag != generation.etag:
-                raise ObjectChangedError(f"{key}: its ETag is now {held.etag}")
-            buffer[:] = self._contents[key, held.etag][offset : offset + length]
-            self.fetched[key, offset] += length
-            return held.version_id
+                raise ObjectChangedError(f"{key}: there is no version {version}")
+        if held is None:
+            raise ObjectNotFoundError(f"{key}: no such object")
+        if held.etag != generation.etag:
+            raise ObjectChangedError(f"{key}: its ETag is now {held.etag}")
+        return held
+
+    async def _pass_on(self, content: bytes, sink: Sink) -> None:
+        if self._streaming:
+            await trio.to_thread.run_sync(_pieces, content, sink)
+        else:
+            _pieces(content, sink)
 
     async def aclose(self) -> None:
         self.closed = True
 
     @asynccontextmanager
-    async def _serving(self, request: Request) -> AsyncIterator[None]:
-        """Count a request while it is served, and first wait and fail as the rules say."""
+    async def _serving(self, request: Request) -> AsyncIterator[list[_Rule]]:
+        """Count a request while it is served, and first wait and fail as the rules say; those that apply later."""
         self.requests.append(request)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
@@ -226,17 +283,26 @@ class MemoryStore:
         arrivals.set()
         try:
             await trio.lowlevel.checkpoint()
+            later = []
             for rule in [rule for rule in self._rules if rule.matches(request)]:
                 rule.times -= 1
-                if rule.gate is not None:
-                    await rule.gate.wait()
-                if rule.delay_s:
-                    await trio.sleep(rule.delay_s)
-                if rule.error is not None:
-                    raise rule.error
-            yield
+                if rule.after:
+                    later.append(rule)
+                else:
+                    await rule.apply()
+            yield later
         finally:
             self.under_way -= 1
+
+
+def _pieces(content: bytes, sink: Sink) -> None:
+    """Pass bytes on, in one buffer that is used again, as a store may."""
+    buffer = memoryview(bytearray(PIECE))
+    for begin in range(0, len(content), PIECE):
+        piece = content[begin : begin + PIECE]
+        buffer[: len(piece)] = piece
+        sink(buffer[: len(piece)])
+        buffer[:] = bytes(PIECE)
 
 
 def as_store(store: MemoryStore) -> Store:

@@ -8,20 +8,20 @@ from typing import ClassVar
 class AdaptiveLimit:
     """A limit that follows the store's latency (as TCP Vegas does) and halves when it is throttled.
 
-    With ``n`` requests under way, each taking ``latency`` where the best ever seen took ``best``, about
-    ``n * (1 - best / latency)`` of them wait in a queue somewhere. Few waiting: there is room for
-    one more. Many: one less. Only requests of one size are comparable, so the caller reports those.
+    With ``n`` requests under way, each taking ``latency`` where the best of its size ever seen took ``best``, about
+    ``n * (1 - best / latency)`` of them wait in a queue somewhere. Few waiting: there is room for one more. Many: one
+    less. Some queue is wanted: it keeps the store busy while the next request is on its way.
     """
 
     maximum: int
     minimum: int = 2
-    value: float = 4.0
-    _best: float = field(default=float("inf"), init=False)
+    value: float = 16.0
+    _best: dict[int, float] = field(default_factory=dict, init=False)
     _samples: int = field(default=0, init=False)
     _last_cut: float = field(default=float("-inf"), init=False)
 
-    LOW_QUEUE: ClassVar[float] = 2.0
-    HIGH_QUEUE: ClassVar[float] = 4.0
+    LOW_QUEUE: ClassVar[float] = 4.0
+    HIGH_QUEUE: ClassVar[float] = 8.0
     CUT_INTERVAL_S: ClassVar[float] = 1.0
     PROBE_EVERY: ClassVar[int] = 240
     PROBE_SHARE: ClassVar[float] = 0.75
@@ -35,15 +35,15 @@ class AdaptiveLimit:
         """The number of requests that may be under way now."""
         return int(self.value)
 
-    def succeeded(self, latency_s: float, under_way: int) -> None:
-        """A request took *latency_s* seconds while *under_way* (itself included) were running."""
+    def succeeded(self, latency_s: float, under_way: int, *, size: int) -> None:
+        """A request for *size* bytes took *latency_s* seconds while *under_way* (itself included) were running."""
         self._samples += 1
         if self._samples % self.PROBE_EVERY == 0:
             # The store may have become slower for good: learn its best latency anew, with a shorter queue.
-            self._best = float("inf")
+            self._best.clear()
             self._set(self.value * self.PROBE_SHARE)
-        self._best = min(self._best, latency_s)
-        queued = under_way * (1 - self._best / latency_s) if latency_s > 0 else 0.0
+        best = self._best[size] = min(self._best.get(size, latency_s), latency_s)
+        queued = under_way * (1 - best / latency_s) if latency_s > 0 else 0.0
         if queued > self.HIGH_QUEUE:
             self._set(self.value - 1)
         elif queued < self.LOW_QUEUE and under_way >= self.limit:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -18,17 +19,20 @@ from trimsfs.errors import CacheUnusableError, NotPermittedError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
+from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.tiers.host import populate
+from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.residency import Residency
-from trimsfs.types import CHUNK_SIZE, Generation
+from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
 XATTR_PREFIX = "user.trims."
 PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
+RELEASE_S, RELEASE_INTERVAL_S = 0.5, 0.01
+"""How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
 
@@ -122,7 +126,9 @@ class Control:
         self,
         namespace: Namespace,
         disk: DiskTier,
+        host: HostTier,
         fetcher: Fetcher,
+        residents: Residents,
         options: MountOptions,
         *,
         metrics: Callable[[], bytes],
@@ -130,7 +136,9 @@ class Control:
     ) -> None:
         self._namespace = namespace
         self._disk = disk
+        self._host = host
         self._fetcher = fetcher
+        self._residents = residents
         self._options = options
         self._metrics = metrics
         self._facts = facts
@@ -160,7 +168,17 @@ class Control:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
+            await self._restore_pins()
             await trio.sleep_forever()
+
+    async def _restore_pins(self) -> None:
+        """Have what was pinned before the server started in memory again."""
+        for here in await self._disk.residencies():
+            if here.pinned:
+                try:
+                    await self._pin(here.generation, _Progress(here.generation.key))
+                except TrimsError as error:
+                    log.warning("%s is pinned, but not all here: %s", here.generation.key, error)
 
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
@@ -255,12 +273,16 @@ class Control:
     async def _warm_host(self, generation: Generation, progress: _Progress) -> None:
         async with self._arriving(generation, progress) as blob:
             await self._fetcher.fetch_all(blob)
-            for start in range(0, generation.size, CHUNK_SIZE):
-                stop = min(start + CHUNK_SIZE, generation.size)
-                try:
-                    await trio.to_thread.run_sync(populate, blob.fileno(), start, stop)
-                except OSError as error:
-                    raise CacheUnusableError(f"{generation.key}: cannot be read from the cache: {error}") from error
+            await self._in_memory(partial(self._host.bring, again=True), blob)
+            await self._residents.announce(blob)
+
+    async def _in_memory(self, function: Callable[[Blob], Awaitable[None]], blob: Blob) -> None:
+        if not blob.attached:
+            return  # it is empty
+        try:
+            await function(blob)
+        except OSError as error:
+            raise CacheUnusableError(f"{blob.generation.key}: cannot be read from the cache: {error}") from error
 
     async def _pin(self, generation: Generation, progress: _Progress) -> None:
         async with self._arriving(generation, progress) as blob:
@@ -268,9 +290,11 @@ class Control:
             await self._disk.pin(blob, True)
             try:
                 await self._fetcher.fetch_all(blob)
+                await self._in_memory(self._host.pin, blob)
             except TrimsError:
                 await self._disk.pin(blob, before)
                 raise
+            await self._residents.announce(blob)
 
     @asynccontextmanager
     async def _arriving(self, generation: Generation, progress: _Progress) -> AsyncIterator[Blob]:
@@ -286,22 +310,26 @@ class Control:
         del progress
         async with self._disk.using(generation) as blob:
             await self._disk.pin(blob, False)
+            self._host.unpin(blob)
 
     async def _evict(self, generation: Generation, progress: _Progress) -> None:
         del progress
+        with trio.move_on_after(RELEASE_S):
+            while (here := await self._disk.residency(generation)).users and not here.pinned:
+                await trio.sleep(RELEASE_INTERVAL_S)
         await self._disk.evict(generation)
 
     # Looking
 
     async def _info(self, inode: Inode) -> bytes:
         if inode.generation is not None:
-            return _json(_model(await self._disk.residency(inode.generation)))
+            return _json(self._model(await self._disk.residency(inode.generation)))
         return await self._models(inode.path)
 
     async def _models(self, prefix: str = "") -> bytes:
         """What is here of the objects below a prefix, those of which nothing is here left out."""
         below = [here for here in await self._disk.residencies() if here.generation.key.startswith(prefix)]
-        return _json({"path": prefix, "models": [_model(here) for here in below]})
+        return _json({"path": prefix, "models": [self._model(here) for here in below]})
 
     async def _render_metrics(self) -> bytes:
         return self._metrics()
@@ -309,23 +337,23 @@ class Control:
     async def _control(self) -> bytes:
         return _json(self._facts())
 
-
-def _model(here: Residency) -> dict[str, object]:
-    generation = here.generation
-    return {
-        "path": generation.key.encode(errors="surrogateescape").decode(errors="replace"),
-        "size": generation.size,
-        "generation": here.token,
-        "etag": generation.etag,
-        "version_id": generation.version_id,
-        "modified": generation.modified_ns / 1e9,
-        "residency": _residency(here),
-        "verified": here.verified,
-        "pinned": here.pinned,
-        "open": here.users,
-        "uses": here.uses,
-        "last_used": here.last_used or None,
-    }
+    def _model(self, here: Residency) -> dict[str, object]:
+        generation = here.generation
+        return {
+            "path": generation.key.encode(errors="surrogateescape").decode(errors="replace"),
+            "size": generation.size,
+            "generation": here.token,
+            "etag": generation.etag,
+            "version_id": generation.version_id,
+            "modified": generation.modified_ns / 1e9,
+            "residency": _residency(here),
+            "verified": here.verified,
+            "passthrough": self._residents.has(generation),
+            "pinned": here.pinned,
+            "open": here.users,
+            "uses": here.uses,
+            "last_used": here.last_used or None,
+        }
 
 
 def _residency(here: Residency) -> dict[str, int | None]:

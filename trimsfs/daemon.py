@@ -4,139 +4,241 @@ Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mou
 """
 
 import argparse
+import contextlib
+import errno
+import gc
 import json
 import logging
 import logging.handlers
+import math
 import os
 import resource
 import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from trimsfs import __version__, metrics
+from trimsfs.channel import Channel, ChannelClosedError, Message
+from trimsfs.coldopen import ColdOpener
 from trimsfs.control import Control
 from trimsfs.errors import FuseUnavailableError, MountpointError, StoreUnavailableError, TrimsError
+from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
-from trimsfs.fuse import session
+from trimsfs.fuse.session import Session, invalidate, why_no_passthrough
+from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
-from trimsfs.stores import RetryingStore, Store, open_store
+from trimsfs.residents import Residents
+from trimsfs.siblings import Siblings
+from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.host import HostTier
+from trimsfs.transfer import Copier
+from trimsfs.workers import Spawner, WorkerPool
 
 log = logging.getLogger(__name__)
 
-MESSAGE_LIMIT = 65536
+SERVER_NICENESS = -10
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
 
 class Keeper:
-    """The server's end of the channel to its keeper: one JSON object a message."""
+    """The server's end of the channel to its keeper, who also registers backing files: that takes its privileges."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
+    def __init__(self, end: socket.socket) -> None:
+        self._channel = Channel(end)
+        self._asking = trio.Lock()
+        self._closing, self._to_close = trio.open_memory_channel[int](math.inf)
 
-    def mount(self) -> int:
+    async def mount(self) -> int:
         """Have the file system mounted; the /dev/fuse descriptor. Raises FuseUnavailableError, MountpointError."""
-        self._send({"type": "mount"})
-        message, descriptors, _, _ = socket.recv_fds(self._channel, MESSAGE_LIMIT, 1)
-        answer = json.loads(message or b"{}")
+        answer, descriptors = await self._ask({"type": "mount"})
         if descriptors:
             return descriptors[0]
         kind = MountpointError if answer.get("kind") == "MountpointError" else FuseUnavailableError
-        raise kind(answer.get("error", "the keeper is gone"))
+        raise kind(answer["error"])
 
-    def ready(self) -> None:
+    async def open(self, descriptor: int) -> int:
+        """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError."""
+        answer, _ = await self._ask({"type": "backing-open"}, [descriptor])
+        if "error" in answer:
+            raise FuseUnavailableError(_why_no_backing(answer["errno"], answer["error"]))
+        number: int = answer["id"]
+        return number
+
+    def close(self, backing_id: int) -> None:
+        """Give a backing id up, soon."""
+        self._closing.send_nowait(backing_id)
+
+    async def run(self) -> None:
+        """Pass on what `close` was told, for as long as the server runs."""
+        async for backing_id in self._to_close:
+            async with self._asking:
+                await self._channel.send({"type": "backing-close", "id": backing_id})
+
+    async def ready(self) -> None:
         """Tell that the mount answers."""
-        self._send({"type": "ready"})
+        async with self._asking:
+            await self._channel.send({"type": "ready"})
 
-    def failed(self, error: Exception) -> None:
-        """Tell why there will be no mount."""
-        self._send({"type": "failed", "kind": type(error).__name__, "error": str(error)})
+    async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        try:
+            async with self._asking:
+                await self._channel.send(message, descriptors)
+                return await self._channel.receive()
+        except ChannelClosedError as error:
+            raise FuseUnavailableError(f"the keeper is gone: {error}") from error
 
-    def _send(self, message: dict[str, object]) -> None:
-        self._channel.send(json.dumps(message).encode())
+
+def _why_no_backing(number: int, text: str) -> str:
+    """Why the kernel refuses a backing file, and what to do."""
+    return {
+        errno.EPERM: "passthrough takes CAP_SYS_ADMIN: mount as root",
+        errno.ENOTTY: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
+        errno.EOPNOTSUPP: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
+        errno.ELOOP: "the cache directory lies on a stacked file system: choose a --cache-dir on ext4, xfs or tmpfs",
+    }.get(number, f"the kernel refuses a backing file: {text}")
 
 
-async def serve(options: MountOptions, mountpoint: Path, keeper: Keeper) -> None:
+async def serve(
+    options: MountOptions, mountpoint: Path, keeper_end: socket.socket, spawner: Spawner, raw_store: Store
+) -> None:
     """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
     assert options.cache_dir is not None
-    started, keeper_pid = time.time(), os.getppid()
-    requests = max_requests(options.memory_limit)
-    raw_store = open_store(options, max_requests=requests)
     disk = DiskTier(
         options.cache_dir,
         store=raw_store.identity,
         budget=options.cache_size,
         min_free=options.min_free,
+        policy=POLICIES[options.cache_policy],
     )
     try:
         await _probe(raw_store, options)
-        store = RetryingStore(raw_store, deadline_s=options.retry_deadline)
-        fetcher = Fetcher(store, disk, memory_limit=options.memory_limit, retry_deadline_s=options.retry_deadline)
-        store.on_failure = fetcher.store_failed
-        namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store)
-        sources: dict[str, metrics.Source] = {
-            "disk": disk.statistics,
-            "fetch": fetcher.statistics,
-            "names": namespace.statistics,
-            "store": store.statistics,
-        }
-
-        def facts() -> dict[str, object]:
-            return {
-                "version": __version__,
-                "mountpoint": str(mountpoint),
-                "store": options.store,
-                "server_pid": os.getpid(),
-                "keeper_pid": keeper_pid,
-                "started": started,
-                "cache_dir": str(options.cache_dir),
-                "log_file": str(options.log_file),
-                "options": options.model_dump(mode="json", exclude_none=True),
-            }
-
-        control = Control(namespace, disk, fetcher, options, metrics=metrics.renderer(sources), facts=facts)
-        filesystem = Filesystem(
-            namespace,
-            disk,
-            fetcher,
-            control,
-            mounted_ns=time.time_ns(),
-            invalidate=session.invalidate,
-        )
-        sources["files"] = filesystem.statistics
-        with session.session(filesystem, options, keeper.mount()) as agreed:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(fetcher.run)
-                await nursery.start(control.run)
-                nursery.start_soon(disk.run)
-                nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-                nursery.start_soon(_announce, agreed, keeper)
-                log.info("serving %s at %s", options.store, mountpoint)
-                await session.serve()
-                log.info("%s is unmounted", mountpoint)
-                nursery.cancel_scope.cancel()
+        await _serve(options, mountpoint, Keeper(keeper_end), spawner, raw_store, disk)
     finally:
         with trio.CancelScope(shield=True):
             await disk.aclose()
         await raw_store.aclose()
 
 
-async def _announce(agreed: trio.Event, keeper: Keeper) -> None:
-    await agreed.wait()
-    keeper.ready()
+async def _serve(
+    options: MountOptions, mountpoint: Path, keeper: Keeper, spawner: Spawner, raw_store: Store, disk: DiskTier
+) -> None:
+    started, keeper_pid = time.time(), os.getppid()
+    retrying = Retrying(deadline_s=options.retry_deadline)
+    pool = WorkerPool(spawner, count=options.fetch_processes or 2)
+    fetcher = Fetcher(
+        pool,
+        disk,
+        retrying,
+        memory_limit=options.memory_limit,
+        retry_deadline_s=options.retry_deadline,
+        streaming=raw_store.streaming,
+    )
+    retrying.on_failure = fetcher.store_failed
+    host = HostTier(pool.populate, budget=options.host_size, policy=POLICIES[options.host_policy])
+    residents = Residents(disk, host)
+    disk.on_removed = residents.withdraw
+    disk.load_cost = fetcher.load_cost
+    fetcher.completed = residents.announce
+    namespace = Namespace(RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store)
+    sources: dict[str, metrics.Source] = {
+        "disk": disk.statistics,
+        "fetch": fetcher.statistics,
+        "host": host.statistics,
+        "names": namespace.statistics,
+        "store": retrying.statistics,
+    }
+
+    def facts() -> dict[str, object]:
+        return {
+            "version": __version__,
+            "mountpoint": str(mountpoint),
+            "store": options.store,
+            "server_pid": os.getpid(),
+            "keeper_pid": keeper_pid,
+            "started": started,
+            "cache_dir": str(options.cache_dir),
+            "log_file": str(options.log_file),
+            "passthrough": residents.facts(),
+            "options": options.model_dump(mode="json", exclude_none=True),
+        }
+
+    control = Control(
+        namespace, disk, host, fetcher, residents, options, metrics=metrics.renderer(sources), facts=facts
+    )
+    cold_opener = ColdOpener(disk, fetcher, residents, mode=options.cold_open)
+    siblings = Siblings(namespace, disk, fetcher, residents)
+    filesystem = Filesystem(
+        namespace,
+        disk,
+        fetcher,
+        control,
+        residents,
+        cold_opener,
+        siblings,
+        mounted_ns=time.time_ns(),
+        invalidate=invalidate,
+    )
+    sources["files"] = filesystem.statistics
+    session = Session(filesystem, options, overlay=_on_overlay(options))
+    with session.on(await keeper.mount()):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            await nursery.start(fetcher.run)
+            await nursery.start(cold_opener.run)
+            await nursery.start(siblings.run)
+            nursery.start_soon(keeper.run)
+            nursery.start_soon(disk.run)
+            nursery.start_soon(host.run)
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            nursery.start_soon(_announce, session, keeper, residents, options)
+            await nursery.start(control.run)
+            log.info("serving %s at %s", options.store, mountpoint)
+            await session.serve()
+            log.info("%s is unmounted", mountpoint)
+            nursery.cancel_scope.cancel()
+
+
+def _on_overlay(options: MountOptions) -> bool:
+    assert options.cache_dir is not None
+    mount = holding(options.cache_dir.resolve())
+    return mount is not None and mount.kind == "overlay"
+
+
+async def _announce(session: Session, keeper: Keeper, residents: Residents, options: MountOptions) -> None:
+    """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
+    connection = await session.agreed()
+    if not options.passthrough:
+        residents.impossible("switched off by --no-passthrough")
+    elif not connection.passthrough:
+        residents.impossible(why_no_passthrough())
+    else:
+        assert options.cache_dir is not None
+        try:
+            descriptor = os.open(options.cache_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                keeper.close(await keeper.open(descriptor))
+            finally:
+                os.close(descriptor)
+            residents.backed_by(keeper)
+        except (OSError, FuseUnavailableError) as error:
+            residents.impossible(str(error))
+    await keeper.ready()
 
 
 async def _probe(store: Store, options: MountOptions) -> None:
     try:
-        await RetryingStore(store, deadline_s=PROBE_DEADLINE_S).probe()
+        await RetryingStore(store, Retrying(deadline_s=PROBE_DEADLINE_S)).probe()
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
         raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
@@ -170,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="trimsfs.daemon")
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
-    keeper = Keeper(socket.socket(fileno=arguments.keeper_fd))
+    keeper_end = socket.socket(fileno=arguments.keeper_fd)
     # Ctrl-C in the foreground, or its terminal's end, reaches the whole group: the keeper unmounts, which ends
     # the server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -183,13 +285,39 @@ def main() -> None:
         _configure_logging(options, foreground=order["foreground"])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        trio.run(serve, options, Path(order["mountpoint"]), keeper)
+        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
+        store = open_store(options, max_requests=max_requests(options.memory_limit))
+        gc.collect()
+        gc.freeze()
+        spawner = Spawner(partial(_make_copier, options, store))
+        _step_forward()
+        trio.run(serve, options, Path(order["mountpoint"]), keeper_end, spawner, store)
     except* TrimsError as group:
         failure = _first(group)
     if failure is not None:
         log.error("%s", failure)
-        keeper.failed(failure)
+        _tell_failure(keeper_end, failure)
         sys.exit(exit_code(type(failure).__name__))
+
+
+def _step_forward() -> None:
+    """Have a core at once, as far as that is allowed: every open of every program waits for this process."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, SERVER_NICENESS)
+        if os.getsid(0) == os.getppid():  # the keeper's own session, not a user's
+            Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
+
+
+def _make_copier(options: MountOptions, store: Store) -> Copier:
+    """What a fetch process works with: the server's own store, where it can be shared."""
+    requests = max_requests(options.memory_limit)
+    return Copier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
+
+
+def _tell_failure(keeper_end: socket.socket, error: TrimsError) -> None:
+    """Tell the keeper, when all else has ended, why there is no mount, or no longer."""
+    keeper_end.setblocking(True)
+    keeper_end.send(json.dumps({"type": "failed", "kind": type(error).__name__, "error": str(error)}).encode())
 
 
 def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

@@ -12,6 +12,7 @@
     │   ├── CacheUnusableError     the cache directory cannot be used
     │   └── CacheFullError         no room is left and nothing can be evicted
     ├── NoSuchEntryError           a name that does not exist
+    ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
     ├── InUseError                 a command on a file that is open
     └── StoreError
@@ -67,6 +68,10 @@ class CacheFullError(CacheError):
 
 class NoSuchEntryError(TrimsError):
     """A name that does not exist, as far as the store says."""
+
+
+class LookUpAgainError(TrimsError):
+    """The inode is no longer what its name leads to; the kernel, told so, looks the name up and tries again."""
 
 
 class NotPermittedError(TrimsError):

@@ -2,11 +2,16 @@
 
 A *flight* makes one chunk readable: it checks the bytes an earlier server left, or gets them from the store.
 Every reader that needs the chunk waits for the same flight. When nobody waits, the rest of the objects being
-read is prefetched.
+read is prefetched. Neighbouring chunks may come in one request, a *run* of flights, of which each lands by itself.
 """
 
 import logging
-from collections import OrderedDict, deque
+import math
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import trio
@@ -20,20 +25,29 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.ranges import chunk_length, chunk_span, chunks_of
-from trimsfs.stores.base import Store
+from trimsfs.flights import HEAD_START_S, Flight, FlightBoard, Throughput
+from trimsfs.ranges import chunk_span, chunks_of
+from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.types import CHUNK_SIZE
+from trimsfs.transfer import Arrived, Landed, Transfer
+from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
 
 log = logging.getLogger(__name__)
 
-Buffer = bytes | memoryview
+RUN_LIMIT = 4
+"""Most chunks in one request: 32 MiB make its own cost small."""
+LOAD_LATENCY_S = 0.03
+LOAD_RATE = 1e8
+"""Bytes a second: a guess that stands until something was measured."""
+MAX_REQUESTS = 32
+REQUEST_MEMORY = 2 << 20
+"""Bytes that a request takes in the process that makes it: its buffer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStatistics:
-    """Counts since the server started, and what is under way now."""
+    """Counts since the server started, and what is under way now; ``rate`` is in bytes a second, of late."""
 
     fetched_bytes: int
     fetched_chunks: int
@@ -43,72 +57,41 @@ class FetchStatistics:
     in_flight: int
     waiting: int
     request_limit: int
-
-
-class _Flight:
-    """One chunk on its way. ``data`` is set when the chunk could not be kept in the blob."""
-
-    def __init__(self, blob: Blob, chunk: int, enqueued: float) -> None:
-        self.blob = blob
-        self.chunk = chunk
-        self.enqueued = enqueued
-        self.done = trio.Event()
-        self.error: StoreError | None = None
-        self.data: memoryview | None = None
-
-
-class _Prefetch:
-    """The chunks of one blob still to prefetch, from the last demanded one onward and round.
-
-    ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that bytes were asked for.
-    """
-
-    def __init__(self, blob: Blob) -> None:
-        self.blob = blob
-        self.holders = 0
-        self.touched = False
-        self.cursor = 0
-        self.left = len(blob.states)
-
-    def next_chunk(self) -> int | None:
-        """The next chunk that is not verified; None when there is none left."""
-        states = self.blob.states
-        while self.left > 0:
-            chunk = self.cursor
-            self.cursor = (chunk + 1) % len(states)
-            self.left -= 1
-            if states[chunk] != ChunkState.VERIFIED:
-                return chunk
-        return None
-
-    def demand(self, chunk: int) -> None:
-        """A reader is at *chunk*: what follows it is the most likely to be wanted next."""
-        self.touched = True
-        self.cursor = (chunk + 1) % len(self.blob.states)
-        self.left = len(self.blob.states)
+    rate: float | None
 
 
 class Fetcher:
-    """Makes bytes of blobs readable. All memory for chunks on their way comes from one bounded pool.
+    """Makes bytes of blobs readable. *transfer* moves them; ``completed`` hears of each blob that is whole.
 
-    Invariants: ``_flights`` holds a flight from its demand or start until it is done; a started flight holds a user of
-    its blob and one buffer; ``_under_way`` counts started flights and never exceeds the pool.
+    Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
+    started runs; prefetched ones start within the adaptive limit, demanded ones within its maximum. No more than half
+    of the memory holds chunks on their way that have no room on disk, and the rest such chunks that have landed.
     """
 
-    def __init__(self, store: Store, disk: DiskTier, *, memory_limit: int, retry_deadline_s: float) -> None:
-        self._store = store
+    def __init__(
+        self,
+        transfer: Transfer,
+        disk: DiskTier,
+        retrying: Retrying,
+        *,
+        memory_limit: int,
+        retry_deadline_s: float,
+        streaming: bool,
+    ) -> None:
+        self._transfer = transfer
         self._disk = disk
+        self._retrying = retrying
         self._retry_deadline_s = retry_deadline_s
-        buffers = max_requests(memory_limit)
-        self._kept_limit = memory_limit // CHUNK_SIZE - buffers
-        self._limit = AdaptiveLimit(maximum=buffers)
-        self._buffers: list[memoryview] = []
-        self._flights: dict[tuple[str, int], _Flight] = {}
-        self._demanded: deque[_Flight] = deque()
-        self._prefetches: OrderedDict[str, _Prefetch] = OrderedDict()
+        self._board = FlightBoard(run_limit=RUN_LIMIT if streaming else 1)
+        self._kept_limit = max(1, memory_limit // CHUNK_SIZE // 2)
+        self._uncached_slots = trio.Semaphore(self._kept_limit)
+        self._limit = AdaptiveLimit(maximum=max_requests(memory_limit))
+        self._throughput = Throughput()
+        self.completed: Callable[[Blob], Awaitable[object]] | None = None
         self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self._under_way = 0
+        self._pump_is_due = False
         self._succeeded_at = float("-inf")
         self._fetched_bytes = self._fetched = self._failed = self._verified = self._uncached = 0
 
@@ -120,8 +103,9 @@ class Fetcher:
             verified_chunks=self._verified,
             uncached_chunks=self._uncached,
             in_flight=self._under_way,
-            waiting=len(self._demanded),
+            waiting=self._board.waiting,
             request_limit=self._limit.limit,
+            rate=self._throughput.rate,
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -129,12 +113,27 @@ class Fetcher:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # what lands from now on starts nothing
+                for waiting in self._board.impatient(math.inf):
+                    waiting.error = _stopping(waiting.blob)
+                    self._land(waiting)
 
     def store_failed(self, error: TransientStoreError) -> None:
         """A request failed and will be tried again: ask for less."""
         del error
         self._limit.throttled(trio.current_time())
+
+    def seconds_for(self, size: int) -> float | None:
+        """About how long fetching *size* bytes takes; None before anything was fetched."""
+        rate = self._throughput.rate
+        return None if rate is None else size / rate
+
+    def load_cost(self, size: int) -> float:
+        """About how many seconds it takes to fetch *size* bytes again, a request's own time included."""
+        return LOAD_LATENCY_S + size / (self._throughput.rate or LOAD_RATE)
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
@@ -145,7 +144,7 @@ class Fetcher:
         if blob.readable(start, stop):
             return blob.view(start, stop)
         chunks = chunks_of(start, stop)
-        prefetch = self._prefetches.get(blob.token)
+        prefetch = self._board.prefetch(blob)
         if prefetch is not None:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
@@ -156,7 +155,7 @@ class Fetcher:
             low, high = max(start, first), min(stop, last)
             flight = flights.get(chunk)
             if flight is not None:
-                await flight.done.wait()
+                await flight.until(high - first)
                 if flight.error is not None:
                     raise flight.error.with_traceback(None)
                 if flight.data is not None:
@@ -167,173 +166,299 @@ class Fetcher:
 
     def hold(self, blob: Blob) -> None:
         """The blob is open: once bytes of it are asked for, prefetch the rest."""
-        prefetch = self._prefetches.get(blob.token)
-        if prefetch is None:
-            prefetch = self._prefetches[blob.token] = _Prefetch(blob)
-        prefetch.holders += 1
+        self._board.hold(blob)
 
     def unhold(self, blob: Blob) -> None:
         """The opposite of `hold`: after the last one, what has not been started is not fetched."""
-        prefetch = self._prefetches[blob.token]
-        prefetch.holders -= 1
-        if prefetch.holders == 0:
-            del self._prefetches[blob.token]
+        self._board.unhold(blob)
 
     async def fetch_all(self, blob: Blob) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
-        window = deque[_Flight]()
+        if blob.complete:
+            return
+        prefetch = self._board.hold(blob)
+        prefetch.wanted += 1
+        prefetch.error = None
+        prefetch.demand(-1)
+        # What is kept in memory is fetched again: there may be room on the disk by now.
         for chunk in range(len(blob.states)):
-            if blob.states[chunk] == ChunkState.VERIFIED:
-                continue
-            # What is kept in memory is fetched again: there may be room on the disk by now.
             self._kept.pop((blob.token, chunk), None)
-            window.append(self._demand(blob, chunk))
+        try:
             self._pump()
-            if len(window) >= self._limit.limit:
-                await self._landed(window.popleft())
-        while window:
-            await self._landed(window.popleft())
+            while not blob.complete:
+                if not blob.attached:
+                    raise _no_room(blob)
+                if prefetch.error is not None:
+                    raise prefetch.error.with_traceback(None)
+                if prefetch.left == 0 and not self._board.flying(blob):
+                    prefetch.demand(-1)
+                    self._pump()
+                await prefetch.changed()
+        finally:
+            prefetch.wanted -= 1
+            self._board.unhold(blob)
 
-    async def _landed(self, flight: _Flight) -> None:
-        await flight.done.wait()
-        if flight.error is not None:
-            raise flight.error.with_traceback(None)
-        if flight.data is not None:
-            raise CacheFullError(
-                f"{flight.blob.generation.key}: no room in the cache: "
-                "evict or unpin models, raise --cache-size or lower --min-free"
-            )
-
-    def _demand(self, blob: Blob, chunk: int) -> _Flight:
+    def _demand(self, blob: Blob, chunk: int) -> Flight:
         """The flight of a chunk, queued as wanted by somebody; done already if its bytes are kept in memory."""
-        key = (blob.token, chunk)
-        flight = self._flights.get(key)
-        if flight is None:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                flight = _Flight(blob, chunk, trio.current_time())
-                flight.data = self._kept[key]
-                flight.done.set()
-                return flight
-            flight = self._new_flight(blob, chunk)
-            self._demanded.append(flight)
-        return flight
-
-    def _new_flight(self, blob: Blob, chunk: int) -> _Flight:
-        flight = self._flights[blob.token, chunk] = _Flight(blob, chunk, trio.current_time())
-        blob.users += 1
+        kept = self._kept.get((blob.token, chunk))
+        if kept is not None:
+            self._kept.move_to_end((blob.token, chunk))
+            flight = Flight(blob, chunk, demanded=True)
+            flight.data = kept
+            flight.done.set()
+            return flight
+        flight, new = self._board.demand(blob, chunk)
+        blob.users += new
         return flight
 
     def _pump(self) -> None:
         """Start flights while there is room for them; called whenever there is more work or more room."""
-        while self._nursery is not None and self._under_way < self._limit.limit:
-            flight = self._next_flight()
-            if flight is None:
-                return
+        while self._nursery is not None:
+            run = self._board.next_demanded(self._limit.maximum - self._under_way)
+            if not run:
+                run = self._board.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
+                if not run:
+                    self._pump_later()
+                    return
+                run[0].blob.users += len(run)
+            if self._under_way == 0:
+                self._throughput.busy()
             self._under_way += 1
-            self._nursery.start_soon(self._fly, flight)
+            self._nursery.start_soon(self._fly, run)
 
-    def _next_flight(self) -> _Flight | None:
-        if self._demanded:
-            return self._demanded.popleft()
-        for token, prefetch in list(self._prefetches.items()):
-            if not prefetch.touched or not prefetch.blob.attached or self._disk.full:
-                continue
-            while (chunk := prefetch.next_chunk()) is not None:
-                if (token, chunk) not in self._flights:
-                    self._prefetches.move_to_end(token)
-                    return self._new_flight(prefetch.blob, chunk)
-        return None
+    def _pump_later(self) -> None:
+        """Look again when those that had a head start have had it."""
+        if self._board.waiting_for_head_start and not self._pump_is_due:
+            assert self._nursery is not None
+            self._pump_is_due = True
+            self._nursery.start_soon(self._pump_after_head_start)
 
-    async def _fly(self, flight: _Flight) -> None:
-        buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(CHUNK_SIZE))
-        blob, chunk = flight.blob, flight.chunk
+    async def _pump_after_head_start(self) -> None:
+        await trio.sleep(HEAD_START_S)
+        self._pump_is_due = False
+        self._pump()
+
+    # What a flight does
+
+    async def _fly(self, run: Sequence[Flight]) -> None:
+        blob = run[0].blob
         try:
-            if not await self._verify(blob, chunk, buffer):
-                data = buffer[: chunk_length(chunk, blob.generation.size)]
-                await self._get(blob, chunk, data)
-                if not await self._disk.store_chunk(blob, chunk, data):
-                    flight.data = data
-                    self._keep((blob.token, chunk), data)
-        except StoreError as error:
-            log.error("%s: chunk %d: %s", blob.generation.key, chunk, error)
-            self._fail(flight, error)
-        except Exception:
-            log.exception("%s: chunk %d", blob.generation.key, chunk)
-            self._fail(flight, StoreUnavailableError(f"{blob.generation.key}: internal error"))
+            requests: list[Sequence[Flight]] = []
+            with self._failing(run):
+                requests = await self._requests(run)
+            for flights in requests:
+                with self._failing(flights):
+                    await self._fetch(flights)
         finally:
-            if flight.data is None:
-                self._buffers.append(buffer)
-                if flight.error is None and blob.states[chunk] != ChunkState.VERIFIED:
-                    flight.error = StoreUnavailableError(f"{blob.generation.key}: server stopping")
-            self._land(flight)
+            for flight in run:
+                if not flight.done.is_set():
+                    flight.error = _stopping(blob)
+                    self._land(flight)
             self._under_way -= 1
+            if self._under_way == 0:
+                self._throughput.idle()
             self._pump()
 
-    async def _verify(self, blob: Blob, chunk: int, buffer: memoryview) -> bool:
+    @contextmanager
+    def _failing(self, run: Sequence[Flight]) -> Iterator[None]:
+        """What goes wrong in the block is told to those who wait for the run."""
+        key = run[0].blob.generation.key
+        try:
+            yield
+        except StoreError as error:
+            log.error("%s: chunk %d: %s", key, run[0].chunk, error)
+            self._fail(run, error)
+        except Exception:
+            log.exception("%s: chunk %d", key, run[0].chunk)
+            self._fail(run, StoreUnavailableError(f"{key}: internal error"))
+
+    async def _requests(self, run: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The parts of a run that are to be asked for, one by one; the rest was here and has landed."""
+        if run[0].blob.states[run[0].chunk] != ChunkState.UNVERIFIED:
+            return [run]
+        # All are checked first: what is here is not to wait for what the store may not give.
+        return [[flight] for flight in run if not await self._verify(flight)]
+
+    async def _verify(self, flight: Flight) -> bool:
         """Whether the bytes an earlier server left are here and right."""
-        if blob.states[chunk] != ChunkState.UNVERIFIED:
+        blob, chunk = flight.blob, flight.chunk
+        start, stop = chunk_span(chunk, blob.generation.size)
+        try:
+            crc = await self._retrying.call(
+                blob.generation.key, lambda: self._transfer.checksum(blob.fileno(), start, stop)
+            )
+        except OSError as error:
+            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
+            crc = None
+        if not await self._disk.checked(blob, chunk, crc):
             return False
-        verified = await self._disk.verify_chunk(blob, chunk, buffer)
-        self._verified += verified
-        return verified
+        self._verified += 1
+        self._land(flight)
+        return True
 
-    async def _get(self, blob: Blob, chunk: int, data: memoryview) -> None:
-        """Fill *data* with the chunk from the store."""
-        began, under_way = trio.current_time(), self._under_way
-        offset, _ = chunk_span(chunk, blob.generation.size)
+    async def _fetch(self, run: Sequence[Flight]) -> None:
+        """Get chunks that follow each other from the store, into the blob if there is room."""
+        blob = run[0].blob
+        for last in (False, True):
+            left = [flight for flight in run if not flight.done.is_set()]
+            size = _stop(left) - _start(left)
+            if not await self._disk.reserve(blob, size):
+                break
+            try:
+                await self._fetch_into_blob(left)
+            except OSError as error:
+                unwritten = [flight for flight in left if not flight.done.is_set()]
+                await self._disk.write_failed(blob, _stop(unwritten) - _start(unwritten), error, last=last)
+            else:
+                return
+        for flight in run:
+            if flight.done.is_set():
+                continue
+            self._disk.refused()
+            self._stop_prefetch(blob, _no_room(blob))
+            if flight.demanded:
+                await self._fetch_uncached(flight)
+            else:
+                self._land(flight)
+
+    async def _fetch_into_blob(self, run: Sequence[Flight]) -> None:
+        """Raises OSError when the blob cannot be written; chunks that were, have landed then."""
+        blob = run[0].blob
+        flights = {flight.chunk: flight for flight in run}
+        position, stop = _start(run), _stop(run)
+
+        def landed(record: ChunkRecord) -> None:
+            nonlocal position
+            position += record.length
+            self._disk.wrote(blob, record)
+            self._arrived(record.length)
+            self._land(flights[record.chunk])
+
+        def arrived(offset: int) -> None:
+            flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
+
+        async def attempt() -> None:
+            wanted = arrived if any(flight.demanded for flight in run) else None
+            await self._request(blob, position, stop, blob.fileno(), position, landed, wanted)
+
         try:
-            version = await self._read(blob, offset, data)
-        except ObjectNotFoundError as error:
-            raise ObjectChangedError(f"{blob.generation.key} has been deleted") from error
-        self._succeeded_at = trio.current_time()
-        if len(data) == CHUNK_SIZE:
-            self._limit.succeeded(trio.current_time() - began, under_way)
-        if version is not None:
-            blob.generation = replace(blob.generation, version_id=version)
-        self._fetched_bytes += len(data)
-        self._fetched += 1
+            await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
+        except StoreError:
+            self._disk.unreserve(stop - position)
+            raise
 
-    async def _read(self, blob: Blob, offset: int, data: memoryview) -> str | None:
-        generation = blob.generation
-        try:
-            return await self._store.read_into(generation, offset, data)
-        except (ObjectChangedError, ObjectNotFoundError):
-            if generation.version_id is None:
-                raise
-        # The version is gone, but the newest may have the same content.
-        return await self._store.read_into(replace(generation, version_id=None), offset, data)
-
-    def _keep(self, key: tuple[str, int], data: memoryview) -> None:
-        """Keep a chunk that is not in its blob in memory, in place of the least recently used such one."""
+    async def _fetch_uncached(self, flight: Flight) -> None:
+        """Get a chunk into memory, to be served without being kept on disk."""
+        blob = flight.blob
+        start, stop = chunk_span(flight.chunk, blob.generation.size)
+        came: list[ChunkRecord] = []
+        async with self._uncached_slots:
+            descriptor = os.memfd_create("trimsfs-chunk")
+            try:
+                os.truncate(descriptor, stop - start)
+                await self._retrying.call(
+                    f"{blob.generation.key} at {start}",
+                    lambda: self._request(blob, start, stop, descriptor, 0, came.append),
+                )
+                assert came
+                self._arrived(stop - start)
+                # The mapping lives for as long as a view of it is used.
+                flight.data = memoryview(mmap.mmap(descriptor, stop - start, prot=mmap.PROT_READ))
+            except OSError as error:
+                raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
+            finally:
+                os.close(descriptor)
         self._uncached += 1
-        self._kept[key] = data
+        self._kept[blob.token, flight.chunk] = flight.data
         while len(self._kept) > self._kept_limit:
             self._kept.popitem(last=False)
+        self._land(flight)
 
-    def _fail(self, flight: _Flight, error: StoreError) -> None:
-        self._failed += 1
-        flight.error = error
-        prefetch = self._prefetches.get(flight.blob.token)
-        if prefetch is not None:
-            prefetch.touched = False
+    async def _request(
+        self,
+        blob: Blob,
+        start: int,
+        stop: int,
+        descriptor: int,
+        position: int,
+        landed: Landed,
+        arrived: Arrived | None = None,
+    ) -> None:
+        """One attempt at copying bytes of the object to a place in a file."""
+        began, under_way, generation = trio.current_time(), self._under_way, blob.generation
+        try:
+            try:
+                version = await self._transfer.fetch(generation, start, stop, descriptor, position, landed, arrived)
+            except (ObjectChangedError, ObjectNotFoundError):
+                if generation.version_id is None:
+                    raise
+                # The version is gone, but the newest may have the same content.
+                generation = replace(generation, version_id=None)
+                version = await self._transfer.fetch(generation, start, stop, descriptor, position, landed, arrived)
+        except ObjectNotFoundError as error:
+            raise ObjectChangedError(f"{generation.key} has been deleted") from error
+        now = trio.current_time()
+        if (stop - start) % CHUNK_SIZE == 0:
+            self._limit.succeeded(now - began, under_way, size=stop - start)
+        if version is not None:
+            blob.generation = replace(blob.generation, version_id=version)
+
+    def _arrived(self, size: int) -> None:
+        self._succeeded_at = trio.current_time()
+        self._throughput.add(size)
+        self._fetched_bytes += size
+        self._fetched += 1
+
+    def _fail(self, run: Sequence[Flight], error: StoreError) -> None:
+        for flight in run:
+            if not flight.done.is_set():
+                self._failed += 1
+                flight.error = error
+                self._land(flight)
+        self._stop_prefetch(run[0].blob, error)
         if not isinstance(error, StoreUnavailableError):
             return
         # Whoever has queued for as long as the store has failed is not made to wait for a failure of his own.
         patience = trio.current_time() - self._retry_deadline_s
         if self._succeeded_at > patience:
             return  # the store serves other objects: it is this one that fails
-        while self._demanded and self._demanded[0].enqueued <= patience:
-            waiting = self._demanded.popleft()
+        for waiting in self._board.impatient(patience):
             waiting.error = error
             self._land(waiting)
 
-    def _land(self, flight: _Flight) -> None:
-        del self._flights[flight.blob.token, flight.chunk]
-        flight.done.set()
-        self._disk.release(flight.blob)
+    def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
+        prefetch = self._board.prefetch(blob)
+        if prefetch is not None:
+            prefetch.stop(error)
+
+    def _land(self, flight: Flight) -> None:
+        """A flight has ended, well or not: nobody waits for it any more."""
+        blob = flight.blob
+        self._board.landed(flight)
+        flight.land()
+        if blob.complete and self.completed is not None and self._nursery is not None:
+            self._nursery.start_soon(self.completed, blob)
+        self._disk.release(blob)
 
 
 def max_requests(memory_limit: int) -> int:
-    """How many chunks may be on their way at once; the rest of the memory keeps chunks the disk has no room for."""
-    return max(1, memory_limit // CHUNK_SIZE * 3 // 4)
+    """How many requests may be under way at once within a limit of memory."""
+    return max(1, min(MAX_REQUESTS, memory_limit // 2 // REQUEST_MEMORY))
+
+
+def _start(run: Sequence[Flight]) -> int:
+    return chunk_span(run[0].chunk, run[0].blob.generation.size)[0]
+
+
+def _stop(run: Sequence[Flight]) -> int:
+    return chunk_span(run[-1].chunk, run[-1].blob.generation.size)[1]
+
+
+def _stopping(blob: Blob) -> StoreUnavailableError:
+    return StoreUnavailableError(f"{blob.generation.key}: server stopping")
+
+
+def _no_room(blob: Blob) -> CacheFullError:
+    return CacheFullError(
+        f"{blob.generation.key}: no room in the cache: evict or unpin models, raise --cache-size or lower --min-free"
+    )

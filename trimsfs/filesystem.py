@@ -6,19 +6,26 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, Caller, Control, ControlHandle
-from trimsfs.errors import NoSuchEntryError, ObjectChangedError
-from trimsfs.fetch import Buffer, Fetcher
+from trimsfs.errors import LookUpAgainError, NoSuchEntryError, ObjectChangedError
+from trimsfs.fetch import Fetcher
 from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
+from trimsfs.residents import Residents
+from trimsfs.siblings import Siblings
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.types import Generation
+from trimsfs.types import Buffer, Generation
 
 log = logging.getLogger(__name__)
 
 FOREVER_S = 86400.0
 """For attributes: an inode's never change, as another content is another inode."""
 CONTROL_TTL_S = 1.0
+IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED = 1, 2, 4
+UNKNOWN = (1 << 64) - 1
+BACKING_SHIFT = 32
+"""The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +41,26 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """An open file. ``cached`` tells that the kernel may keep its pages, also from an earlier open."""
+    """An open file. ``cached`` tells that the kernel may keep its pages, also from an earlier open, ``direct`` that it
+    should pass every read on.
+
+    A handle with a backing id in its upper half is passed through: the kernel reads the local file by itself.
+    """
 
     handle: int
     cached: bool
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesystemStatistics:
-    """Handles open now; reads answered and bytes handed to the kernel since the server started."""
+    """Handles open now, and of those in passthrough mode; opens of each mode, reads answered and bytes handed to the
+    kernel since the server started."""
 
     open_handles: int
+    passthrough_handles: int
+    passthrough_opens: int
+    cached_opens: int
     reads: int
     read_bytes: int
 
@@ -60,6 +76,9 @@ class Filesystem:
 
     Errors are those of ``trimsfs.errors``. *invalidate* is called with a directory's inode number and a name
     when the kernel should look the name up again; it must not block.
+
+    The number of an inode decides how it is opened, so that the kernel never meets one inode opened both ways, also
+    when it still uses a number that the name no longer leads to.
     """
 
     def __init__(
@@ -68,6 +87,9 @@ class Filesystem:
         disk: DiskTier,
         fetcher: Fetcher,
         control: Control,
+        residents: Residents,
+        cold_opener: ColdOpener,
+        siblings: Siblings,
         *,
         mounted_ns: int,
         invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
@@ -76,16 +98,27 @@ class Filesystem:
         self._disk = disk
         self._fetcher = fetcher
         self._control = control
+        self._residents = residents
+        self._cold_opener = cold_opener
+        self._siblings = siblings
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
         self._numbers = itertools.count(1)
         self._files: dict[int, _FileHandle] = {}
         self._controls: dict[int, ControlHandle] = {}
         self._directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]]]] = {}
-        self._reads = self._read_bytes = 0
+        self._reads = self._read_bytes = self._passthrough_opens = self._cached_opens = 0
+        residents.flipped = self._look_up_again
 
     def statistics(self) -> FilesystemStatistics:
-        return FilesystemStatistics(open_handles=len(self._files), reads=self._reads, read_bytes=self._read_bytes)
+        return FilesystemStatistics(
+            open_handles=len(self._files),
+            passthrough_handles=sum(handle >> BACKING_SHIFT != 0 for handle in self._files),
+            passthrough_opens=self._passthrough_opens,
+            cached_opens=self._cached_opens,
+            reads=self._reads,
+            read_bytes=self._read_bytes,
+        )
 
     # Names
 
@@ -137,7 +170,8 @@ class Filesystem:
     def _entry_attributes(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
         path = prefix + os.fsdecode(name)
         if isinstance(entry, Generation):
-            return self._attributes(self._namespace.reference(Kind.OBJECT, path, entry), ttl_s)
+            inode = self._namespace.reference(Kind.OBJECT, path, entry, resident=self._residents.has(entry))
+            return self._attributes(inode, ttl_s)
         if entry is Special.DIRECTORY:
             return self._attributes(self._namespace.reference(Kind.DIRECTORY, f"{path}/"), ttl_s)
         raise NoSuchEntryError(path)
@@ -160,7 +194,7 @@ class Filesystem:
         entries: list[tuple[bytes, Entry]] = []
         if inode.kind is Kind.DIRECTORY:
             entries = list((await self._namespace.entries(inode.path)).items())
-        handle = next(self._numbers)
+        handle = self._new_handle()
         self._directories[handle] = inode, entries
         return handle
 
@@ -188,22 +222,63 @@ class Filesystem:
 
     # Files
 
-    async def open(self, number: int, caller: Caller) -> Opened:
-        """Open a file for reading. Raises ObjectChangedError when the store is known to have replaced it."""
+    async def open(
+        self, number: int, caller: Callable[[], Caller], interruptible: Interruptible, *, thread: int = 0
+    ) -> Opened:
+        """Open a file for reading, for a thread of some process.
+
+        Raises ObjectChangedError when the store is known to have replaced it, LookUpAgainError when the name leads to
+        the resident inode by now, InterruptedError for a signal while it waits.
+        """
         inode = self._namespace.inode(number)
-        handle = next(self._numbers)
         if inode.kind is Kind.CONTROL_FILE:
-            self._controls[handle] = await self._control.open(inode, caller)
-            return Opened(handle=handle, cached=False)
+            handle = self._new_handle()
+            self._controls[handle] = await self._control.open(inode, caller())
+            return Opened(handle=handle, cached=False, direct=True)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
         blob = await self._disk.acquire(inode.generation)
-        if inode.replaced and not blob.complete:
+        self._siblings.opened(inode, here=blob.complete)
+        try:
+            backing_id = await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
+        except BaseException:
             self._disk.release(blob)
+            raise
+        handle = self._new_handle(backing_id)
+        self._files[handle] = _FileHandle(inode, blob)
+        return Opened(handle=handle, cached=not backing_id)
+
+    async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> int:
+        """The backing id of a blob; one that has been evicted since the kernel learnt the number is fetched again."""
+        if not self._residents.ready(blob) and not await self._cold_opener.fetch(blob, interruptible):
+            raise LookUpAgainError(inode.path)
+        self._residents.opened(blob)
+        self._cold_opener.opened(blob, thread)
+        self._passthrough_opens += 1
+        return blob.backing_id
+
+    async def _cold(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> int:
+        """Open in cached mode: no backing id. Raises LookUpAgainError when the blob has become resident meanwhile."""
+        if inode.replaced and not blob.complete:
             raise ObjectChangedError(f"{inode.path} has been replaced")
         self._fetcher.hold(blob)
-        self._files[handle] = _FileHandle(inode, blob)
-        return Opened(handle=handle, cached=True)
+        try:
+            # A blob that is resident already is opened by a number from before, which a bind mount keeps: serve it.
+            if not blob.backing_id and await self._cold_opener.wait(blob, interruptible, thread):
+                raise LookUpAgainError(inode.path)
+        except BaseException as error:
+            self._fetcher.unhold(blob)
+            if isinstance(error, ObjectChangedError):
+                self._replaced(inode)
+            raise
+        self._cached_opens += 1
+        return 0
+
+    def _new_handle(self, backing_id: int = 0) -> int:
+        while True:
+            handle = backing_id << BACKING_SHIFT | next(self._numbers) % (1 << BACKING_SHIFT)
+            if handle not in self._files and handle not in self._controls and handle not in self._directories:
+                return handle
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         """At most *size* bytes of an open file from *offset* on; fewer only at its end.
@@ -231,9 +306,10 @@ class Filesystem:
         if control is not None:
             control.close()
             return
-        file = self._files.pop(handle)
-        self._fetcher.unhold(file.blob)
-        self._disk.release(file.blob)
+        blob = self._files.pop(handle).blob
+        if handle >> BACKING_SHIFT == 0:
+            self._fetcher.unhold(blob)
+        self._disk.release(blob)
 
     def _replaced(self, inode: Inode) -> None:
         if inode.replaced:
@@ -241,7 +317,11 @@ class Filesystem:
         inode.replaced = True
         log.info("/%s has been replaced in the store", inode.path)
         self._namespace.replaced(inode.path)
-        prefix, _, name = inode.path.rpartition("/")
+        self._look_up_again(inode.path)
+
+    def _look_up_again(self, path: str) -> None:
+        """Have the kernel forget what it knows of a name."""
+        prefix, _, name = path.rpartition("/")
         directory = self._namespace.reference(Kind.DIRECTORY, prefix and f"{prefix}/")
         self._invalidate(directory.number, os.fsencode(name))
         self._namespace.discard(directory)
@@ -251,6 +331,20 @@ class Filesystem:
     async def xattr(self, number: int, name: str) -> bytes | None:
         """The value of an extended attribute; None when there is no such attribute."""
         return await self._control.xattr(self._namespace.inode(number), name)
+
+    async def residency(self, number: int) -> tuple[int, int, int, int]:
+        """What of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
+        inode = self._namespace.inode(number)
+        if inode.kind is not Kind.OBJECT or inode.generation is None:
+            raise NoSuchEntryError(f"{inode.path} is no model file")
+        here = await self._disk.residency(inode.generation)
+        host = UNKNOWN if here.host_bytes is None else here.host_bytes
+        flags = (
+            (IS_VERIFIED if here.verified else 0)
+            | (IS_PASSTHROUGH if self._residents.has(inode.generation) else 0)
+            | (IS_PINNED if here.pinned else 0)
+        )
+        return inode.generation.size, here.disk_bytes, host, flags
 
     def xattr_names(self, number: int) -> list[str]:
         return self._control.xattr_names(self._namespace.inode(number))

@@ -55,6 +55,12 @@ def mount_at(mountpoint: Path) -> Mount | None:
 
 def mount_of(path: Path) -> Mount | None:
     """The trimsfs mount that an absolute path without symbolic links lies on, if any."""
+    found = holding(path)
+    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
+
+
+def holding(path: Path) -> Mount | None:
+    """The mount of any type that an absolute path without symbolic links lies on; None for one that is hidden."""
     over = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
     numbers = {mount.number for mount in over}
     # From the root down, into whatever is mounted first on the way: a mount below a covered one is not on it.
@@ -63,7 +69,7 @@ def mount_of(path: Path) -> Mount | None:
     while here:
         found = min(here, key=lambda mount: len(mount.mountpoint.parts))
         here = [mount for mount in over if mount.parent == found.number != mount.number]
-    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
+    return found
 
 
 def _unescape(field: str) -> str:

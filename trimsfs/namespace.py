@@ -38,6 +38,8 @@ REST_LIMIT = 100_000
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
+RESIDENT_BIT = 1 << _INODE_BITS
+"""Set in the number by which a name leads to its object while the object is resident; programs never see it."""
 
 
 class Kind(enum.Enum):
@@ -66,7 +68,9 @@ class Inode:
 
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
     Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
-    the kernel's references. ``replaced``: the store has shown another generation.
+    the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
+    apart by RESIDENT_BIT in the number: opens of the ``resident`` one are passed through to the local file, opens of
+    the other are served from here.
     """
 
     number: int
@@ -76,6 +80,10 @@ class Inode:
     control: str = ""
     lookups: int = 0
     replaced: bool = False
+
+    @property
+    def resident(self) -> bool:
+        return bool(self.number & RESIDENT_BIT)
 
 
 class _Directory:
@@ -152,7 +160,15 @@ class Namespace:
         except KeyError:
             raise NoSuchEntryError(f"inode {number} is not known") from None
 
-    def reference(self, kind: Kind, path: str, generation: Generation | None = None, control: str = "") -> Inode:
+    def reference(
+        self,
+        kind: Kind,
+        path: str,
+        generation: Generation | None = None,
+        control: str = "",
+        *,
+        resident: bool = False,
+    ) -> Inode:
         """The inode of a thing, its number a function of what it is; made when it is not known yet.
 
         The caller counts in ``lookups`` what it tells the kernel, and discards an inode that it does not tell.
@@ -161,7 +177,7 @@ class Namespace:
             return self._root
         etag = generation.etag if generation is not None else ""
         for salt in range(len(self._inodes) + 1):
-            number = _inode_number(kind, path, etag, control, salt)
+            number = _inode_number(kind, path, etag, control, salt) | (RESIDENT_BIT if resident else 0)
             inode = self._inodes.get(number)
             if inode is None:
                 inode = self._inodes[number] = Inode(number, kind, path, generation, control)
@@ -215,6 +231,11 @@ class Namespace:
                 if not self._fresh(directory):
                     await self._refresh(directory, prefix, whole=True)
         return directory.entries
+
+    def known_entries(self, prefix: str) -> dict[bytes, Entry]:
+        """The entries of a directory as it was last listed, in order of name; none when it was not."""
+        directory = self._directories.get(prefix)
+        return directory.entries if directory is not None else {}
 
     def replaced(self, key: str) -> None:
         """The object is not what the directory says: ask the store at the next lookup."""

@@ -32,6 +32,7 @@ def _parse_mode(value: object) -> object:
 
 Mode = Annotated[int, BeforeValidator(_parse_mode), Field(ge=0, le=0o777)]
 Identity = Annotated[int, Field(ge=0, le=(1 << 32) - 2)]
+PolicyName = Literal["lru", "fifo", "lcu", "cost", "flush", "never", "eager"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -50,9 +51,22 @@ class MountOptions(BaseModel):
     cache_size: ByteSize | None = Field(
         None, description="Most bytes of models on disk. Default: whatever --min-free leaves."
     )
+    cache_policy: PolicyName = Field("lru", description="Which models leave the disk when room is needed.")
     min_free: ByteSize = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
     memory_limit: Annotated[ByteSize, Field(ge=32 << 20)] = Field(
         ByteSize(128 << 20), description="Most bytes of models in the server's own memory."
+    )
+    host_size: ByteSize | None = Field(
+        None, description="Most bytes of models kept in the host's memory. Default: as many as the kernel keeps."
+    )
+    host_policy: PolicyName = Field("lru", description="Which models leave memory when --host-size is reached.")
+    passthrough: bool = Field(True, description="Have the kernel read local copies by itself, where it can.")
+    cold_open: Literal["auto", "wait", "stream"] = Field(
+        "auto",
+        description="Whether opening a model that is not here waits until it is; auto: if that takes 2 s at most.",
+    )
+    fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None, description="Processes that fetch. Default: one a core, 2 to 4."
     )
     metadata_ttl: Seconds = Field(60.0, description="Seconds for which names and sizes from the store are believed.")
     retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
@@ -88,6 +102,7 @@ class MountOptions(BaseModel):
             update={
                 "store": _absolute(self.store) if self.store else str(default_store()),
                 "cache_dir": cache_dir.absolute(),
+                "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
                 "log_file": (self.log_file or cache_dir / "trimsfs.log").absolute(),
                 "allow_other": root if self.allow_other is None else self.allow_other,
                 "uid": os.geteuid() if self.uid is None else self.uid,

@@ -7,6 +7,18 @@ CHUNK_SIZE = 8 * 1024 * 1024
 """Bytes in a chunk, the unit of fetching and verification. The last chunk of an object is shorter."""
 
 
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRecord:
+    """A chunk that is in a blob. ``crc`` is the CRC32C of its ``length`` bytes."""
+
+    chunk: int
+    length: int
+    crc: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """One immutable content of an object: what a handle reads from its open to its release.

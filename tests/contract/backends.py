@@ -11,7 +11,8 @@ import pytest
 
 from tests.services import S3Server
 from trimsfs.options import MountOptions
-from trimsfs.stores import RetryingStore, Store, open_store
+from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -105,7 +106,18 @@ class RetryingBackend(Backend):
         self.inner.make_directory(key)
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        return RetryingStore(self.inner.open(prefix, missing=missing), deadline_s=5)
+        return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5))
+
+
+async def read(store: Store, generation: Generation, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes [start, stop) of a generation, from one read."""
+    received = bytearray()
+
+    def sink(piece: Buffer) -> None:
+        received.extend(piece)
+
+    await store.read(generation, start, (generation.size if stop is None else stop) - start, sink)
+    return bytes(received)
 
 
 def s3_options(endpoint_url: str, bucket: str, prefix: str = "", *, stall_timeout: float = 5) -> MountOptions:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.contract.backends import read
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -51,9 +52,7 @@ async def test_links_that_stay_inside_are_followed(root: Path, store: DirectoryS
     assert await shown(store) == ["latest/", "model", "v2/"]
     assert await shown(store, "latest/") == ["latest/params"]
     for key in ("model", "latest/params"):
-        buffer = bytearray(7)
-        await store.read_into(await store.stat(key), 0, memoryview(buffer))
-        assert buffer == b"weights"
+        assert await read(store, await store.stat(key)) == b"weights"
 
 
 async def test_link_that_now_leads_to_another_file_is_another_generation(root: Path, store: DirectoryStore) -> None:
@@ -66,7 +65,7 @@ async def test_link_that_now_leads_to_another_file_is_another_generation(root: P
 
     assert (await store.stat("latest")).etag != old.etag
     with pytest.raises(ObjectChangedError):
-        await store.read_into(old, 0, memoryview(bytearray(9)))
+        await read(store, old)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ async def test_fifo_in_place_of_a_file_gives_no_bytes_and_does_not_block(root: P
     os.mkfifo(root / "model")
 
     with trio.fail_after(5), pytest.raises((ObjectChangedError, ObjectNotFoundError)):
-        await store.read_into(old, 0, memoryview(bytearray(7)))
+        await read(store, old)
 
 
 @pytest.mark.parametrize("content", [b"short", b"and longer than before", b"new bytes"])
@@ -128,7 +127,7 @@ async def test_file_written_in_place_gives_no_bytes_for_the_old_generation(
 
     for length in (1, 9):
         with pytest.raises(ObjectChangedError):
-            await store.read_into(old, 0, memoryview(bytearray(length)))
+            await read(store, old, 0, length)
 
 
 async def test_directory_that_vanishes_is_not_taken_for_an_empty_one(root: Path, store: DirectoryStore) -> None:
@@ -155,7 +154,7 @@ async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
         ("scandir", lambda: store.list_page("")),
         ("scandir", store.probe),
         ("open", lambda: store.stat("model")),
-        ("open", lambda: store.read_into(generation, 0, memoryview(bytearray(7)))),
+        ("open", lambda: read(store, generation)),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"trimsfs.stores.directory.os.{name}", fail)

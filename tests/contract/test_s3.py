@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.contract.backends import MAX_REQUESTS, S3Backend, new_bucket, s3_options, use_only
+from tests.contract.backends import MAX_REQUESTS, S3Backend, new_bucket, read, s3_options, use_only
 from tests.contract.conftest import needs_ceph
 from tests.contract.raw_server import Answer, drip, hang_up, raw, raw_server, reset, respond, stall, then
 from tests.services import S3Server
@@ -31,7 +31,7 @@ from trimsfs.errors import (
 )
 from trimsfs.namespace import Namespace, Special
 from trimsfs.options import MountOptions
-from trimsfs.stores import RetryingStore, Store, open_store
+from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Generation
 
 SIZE = 300_000
@@ -81,19 +81,13 @@ def failure(status: str, code: str = "", message: str = "because", headers: Mapp
     return respond(status, body.encode(), headers=headers)
 
 
-async def read(store: Store, generation: Generation = GENERATION) -> bytes:
-    buffer = bytearray(generation.size)
-    await store.read_into(generation, 0, memoryview(buffer))
-    return bytes(buffer)
-
-
 async def everything(store: Store) -> dict[str, StoreError]:
     """The errors of all calls, by the call."""
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "probe": store.probe,
         "list_page": lambda: store.list_page(""),
         "stat": lambda: store.stat("model"),
-        "read_into": lambda: read(store),
+        "read": lambda: read(store, GENERATION),
     }
     errors = {}
     for name, call in calls.items():
@@ -108,7 +102,7 @@ async def everything(store: Store) -> dict[str, StoreError]:
 
 async def test_right_answer_is_accepted() -> None:
     async with store_of(part()) as store:
-        got = await read(store)
+        got = await read(store, GENERATION)
     assert (len(got), got == CONTENT) == (SIZE, True)
 
 
@@ -164,7 +158,7 @@ async def test_bad_answer_to_a_read_is_an_error_and_never_wrong_bytes(
 ) -> None:
     async with store_of(answer) as store:
         with trio.fail_after(STALL_S * 10), pytest.raises(StoreError) as caught:
-            await read(store)
+            await read(store, GENERATION)
     assert type(caught.value) is expected
     assert str(caught.value)
     assert "None" not in str(caught.value)
@@ -184,7 +178,7 @@ async def test_bad_answer_to_a_read_is_an_error_and_never_wrong_bytes(
 async def test_message_of_the_server_is_told_in_one_line(answer: Answer, expected: type[StoreError]) -> None:
     async with store_of(answer) as store:
         with pytest.raises(expected, match=r"\A[^\r\n]*of two[^\r\n]*lines[^\r\n]*\Z"):
-            await read(store)
+            await read(store, GENERATION)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +216,7 @@ async def test_slow_body_is_accepted_while_it_is_not_too_slow() -> None:
     pieces = [CONTENT[start : start + 5000] for start in range(0, SIZE, 5000)]
     async with store_of(then(part(b""), *(drip(piece, times=1) for piece in pieces))) as store:
         began = trio.current_time()
-        got = await read(store)
+        got = await read(store, GENERATION)
     assert trio.current_time() - began > 2 * STALL_S
     assert (len(got), got == CONTENT) == (SIZE, True)
 
@@ -243,8 +237,8 @@ async def test_dripping_listing_stalls(answer: Answer) -> None:
 async def test_connection_that_breaks_again_and_again_is_tried_anew_until_it_does_not() -> None:
     answers = (reset, failure("500 Internal Server Error"), part(CONTENT[:100_000]), hang_up, part())
     async with store_of(*answers) as store:
-        retrying = RetryingStore(store, deadline_s=10)
-        got = await read(retrying)
+        retrying = Retrying(deadline_s=10)
+        got = await retrying.call("model", lambda: read(store, GENERATION))
     assert (len(got), got == CONTENT) == (SIZE, True)
     assert retrying.statistics().failed_attempts == 4
 
@@ -263,7 +257,7 @@ async def test_every_read_asks_for_the_etag_the_range_and_the_version() -> None:
         raw_server(part()) as server,
         opened(s3_options(server.endpoint_url, "bucket", "some/prefix", stall_timeout=STALL_S)) as store,
     ):
-        await read(store)
+        await read(store, GENERATION)
         await read(store, replace(GENERATION, version_id="v7"))
     plain, versioned = (request.decode() for request in server.requests)
     assert plain.startswith("GET /bucket/some/prefix/dir/model HTTP/1.1\r\n")
@@ -279,7 +273,7 @@ async def test_cancelled_calls_return_at_once_whatever_the_server_does() -> None
         opened(s3_options(server.endpoint_url, "bucket", stall_timeout=2)) as store,
         trio.open_nursery() as nursery,
     ):
-        for call in (lambda: read(store), lambda: store.stat("model"), lambda: store.list_page("")):
+        for call in (lambda: read(store, GENERATION), lambda: store.stat("model"), lambda: store.list_page("")):
             nursery.start_soon(call)
         with trio.fail_after(5):
             await server.arrived(3)
@@ -312,7 +306,7 @@ async def test_dead_endpoint_is_given_up_at_the_deadline(dead_endpoint: str) -> 
     async with opened(s3_options(dead_endpoint, "bucket")) as store:
         began = trio.current_time()
         with pytest.raises(StoreUnavailableError, match=f"model: .*{dead_endpoint}"):
-            await RetryingStore(store, deadline_s=1).stat("model")
+            await RetryingStore(store, Retrying(deadline_s=1)).stat("model")
     assert trio.current_time() - began < 2
 
 
@@ -321,7 +315,7 @@ async def test_server_that_never_answers_is_given_up_after_the_stall_timeout() -
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         async with opened(s3_options(url, "bucket", stall_timeout=STALL_S)) as store:
-            for call in (store.probe, lambda: store.stat("model"), lambda: read(store)):
+            for call in (store.probe, lambda: store.stat("model"), lambda: read(store, GENERATION)):
                 began = trio.current_time()
                 with pytest.raises(StoreStalledError):
                     await call()
@@ -548,7 +542,7 @@ async def test_no_secret_is_in_an_error_or_a_log(
     told: list[str] = []
     for answer in (failure("403 Forbidden", "SignatureDoesNotMatch"), failure("500 Internal Server Error"), hang_up):
         async with store_of(answer) as store:
-            for inner in (store, RetryingStore(store, deadline_s=0.05)):
+            for inner in (store, RetryingStore(store, Retrying(deadline_s=0.05))):
                 told += [str(error) for error in (await everything(inner)).values()]
 
     assert len(told) == 24

@@ -1,16 +1,23 @@
 """What every store does, whatever is behind it."""
 
 import random
+import threading
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import trio
 
-from tests.contract.backends import Backend, S3Backend
-from trimsfs.errors import BucketNotFoundError, ObjectChangedError, ObjectNotFoundError, TransientStoreError
+from tests.contract.backends import Backend, S3Backend, read
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+    TransientStoreError,
+)
 from trimsfs.stores import Page, Store
-from trimsfs.types import Generation
+from trimsfs.types import Buffer, Generation
 
 MIB = 1 << 20
 
@@ -61,14 +68,11 @@ def nothing(page: Page) -> bool:
     return names(page) == [] and page.next_token is None
 
 
-async def read(store: Store, generation: Generation, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of a generation."""
-    buffer = bytearray(stop - start)
-    await store.read_into(generation, start, memoryview(buffer))
-    return bytes(buffer)
+def ignore(_piece: Buffer) -> None:
+    """Takes bytes that nobody needs."""
 
 
-def same(got: bytes, expected: bytes) -> bool:
+def same(got: Buffer | bytearray, expected: Buffer) -> bool:
     """Whether they are equal; pytest would take minutes to explain a difference."""
     return got == expected
 
@@ -288,6 +292,48 @@ async def test_large_object_is_read_exactly_whole_and_in_pieces(backend: Backend
         assert same(await read(store, generation, start, stop), content[start:stop])
 
 
+async def test_pieces_come_from_one_thread_that_may_call_the_event_loop(backend: Backend, store: Store) -> None:
+    content = random.Random(16).randbytes(3 * MIB + 5)
+    backend.put("model", content)
+    received = bytearray()
+    threads = set()
+
+    def sink(piece: Buffer) -> None:
+        threads.add(threading.get_ident())
+        trio.from_thread.run_sync(received.extend, bytes(piece))
+
+    await store.read(await store.stat("model"), 7, len(content) - 7, sink)
+    assert same(received, content[7:])
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+
+
+async def test_error_that_the_sink_raises_comes_back_as_itself(backend: Backend, store: Store) -> None:
+    class SinkError(StoreError):
+        pass
+
+    def sink(piece: Buffer) -> None:
+        raise error
+
+    error = SinkError("the disk is full")
+    backend.put("model", bytes(3 * MIB))
+    with pytest.raises(SinkError) as caught:
+        await store.read(await store.stat("model"), 0, 3 * MIB, sink)
+    assert caught.value is error
+    # Nothing of the failed read is left in the way of the next.
+    assert await read(store, await store.stat("model"), 0, 5) == bytes(5)
+
+
+async def test_streaming_store_passes_on_no_byte_of_another_generation(backend: Backend, store: Store) -> None:
+    pieces: list[Buffer] = []
+    backend.put("model", b"old" * MIB)
+    old = await store.stat("model")
+    backend.put("model", b"new" * MIB)
+    with pytest.raises((ObjectChangedError, ObjectNotFoundError)):
+        await store.read(old, 0, 3 * MIB, pieces.append)
+    assert not (store.streaming and pieces)
+
+
 async def test_16_tasks_read_one_object_at_once(backend: Backend, store: Store) -> None:
     content = random.Random(13).randbytes(4 * MIB)
     backend.put("model", content)
@@ -388,7 +434,7 @@ async def test_generation_read_by_its_version_outlives_replacement_and_deletion(
     s3.put("model", old)
     (listed,) = (await s3_store.list_page("")).objects
 
-    version = await s3_store.read_into(listed, 0, memoryview(bytearray(10)))
+    version = await s3_store.read(listed, 0, 10, ignore)
     assert version
     assert version == (await s3_store.stat("model")).version_id
     kept = replace(listed, version_id=version)
@@ -421,7 +467,7 @@ async def test_bucket_without_versions_names_none(s3: S3Backend, s3_store: Store
     s3.put("model", b"weights")
     generation = await s3_store.stat("model")
     assert generation.version_id is None
-    assert await s3_store.read_into(generation, 0, memoryview(bytearray(7))) is None
+    assert await s3_store.read(generation, 0, 7, ignore) is None
 
 
 async def test_object_older_than_its_buckets_versions_can_be_read(s3: S3Backend, s3_store: Store) -> None:

@@ -142,17 +142,17 @@ def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(
 
 
 def test_replaced_file_gives_estale_to_old_handles_and_new_content_to_new_ones(
-    store_directory: Path, directory_mount: MountedStore
+    store_directory: Path, streaming_mount: MountedStore
 ) -> None:
     old, new = (random.Random(seed).randbytes(24 * MIB) for seed in (6, 7))
     (store_directory / "model").write_bytes(old)
-    descriptor = os.open(directory_mount.path / "model", os.O_RDONLY)
+    descriptor = os.open(streaming_mount.path / "model", os.O_RDONLY)
     try:
         (store_directory / "new").write_bytes(new)
         (store_directory / "new").replace(store_directory / "model")
         with pytest.raises(OSError, match="Stale file handle"):
             os.pread(descriptor, 100, 0)
-        assert (directory_mount.path / "model").read_bytes() == new
+        assert (streaming_mount.path / "model").read_bytes() == new
     finally:
         os.close(descriptor)
 
@@ -198,13 +198,15 @@ def test_page_cache_is_kept_from_one_open_to_the_next(store_directory: Path, dir
     assert directory_mount.metrics()["trimsfs_files_reads_total"] == reads
 
 
-def test_nothing_is_fetched_before_the_first_read(store_directory: Path, directory_mount: MountedStore) -> None:
+def test_streaming_open_fetches_nothing_before_the_first_read(
+    store_directory: Path, streaming_mount: MountedStore
+) -> None:
     (store_directory / "model").write_bytes(random.Random(10).randbytes(40 * MIB))
 
     def fetched() -> float:
-        return directory_mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+        return streaming_mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
 
-    with (directory_mount.path / "model").open("rb", buffering=0) as file:
+    with (streaming_mount.path / "model").open("rb", buffering=0) as file:
         time.sleep(0.3)
         assert fetched() == 0
         file.read(1)

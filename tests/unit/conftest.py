@@ -1,8 +1,15 @@
 """Fixtures of the unit tests."""
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.unit.workshop import Workshop
 
 SMALL_CHUNK = 16 * 1024
 
@@ -13,6 +20,7 @@ def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int) -> int:
         if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
             monkeypatch.setattr(module, "CHUNK_SIZE", size)
     monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 4 * size)
+    monkeypatch.setattr("trimsfs.fetch.REQUEST_MEMORY", size // 4)
     return size
 
 
@@ -20,3 +28,28 @@ def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int) -> int:
 def chunk_size(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes in a chunk, made few, so that objects of many chunks stay small."""
     return set_chunk_size(monkeypatch, SMALL_CHUNK)
+
+
+@pytest.fixture
+async def workshop(tmp_path: Path, chunk_size: int) -> AsyncIterator[Workshop]:
+    """For a store that tells only at the end of a read whether its bytes are right."""
+    async with working(tmp_path / "cache", chunk_size, MemoryStore()) as workshop:
+        yield workshop
+
+
+@pytest.fixture
+async def streaming(tmp_path: Path, chunk_size: int) -> AsyncIterator[Workshop]:
+    """For a store whose bytes are right at once."""
+    async with working(tmp_path / "cache", chunk_size, MemoryStore(streaming=True)) as workshop:
+        yield workshop
+
+
+@asynccontextmanager
+async def working(directory: Path, chunk_size: int, store: MemoryStore) -> AsyncIterator[Workshop]:
+    async with trio.open_nursery() as nursery:
+        workshop = Workshop(nursery, directory, chunk_size, store)
+        yield workshop
+        store.heal()
+        nursery.cancel_scope.cancel()
+    if workshop.tier is not None:
+        await workshop.tier.aclose()

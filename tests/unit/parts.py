@@ -1,21 +1,25 @@
 """The components under test, put together for the length of a block."""
 
 import hashlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import crc32c
 import trio
 
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, as_store
+from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
 from trimsfs.ranges import chunk_span
-from trimsfs.stores.base import Store
+from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.types import Generation
+from trimsfs.transfer import Copier, Transfer
+from trimsfs.types import ChunkRecord, Generation
 
 STORE_URL = "memory://test"
 
@@ -43,10 +47,15 @@ def piece(content: bytes, chunk: int) -> memoryview:
 
 @asynccontextmanager
 async def opened(
-    directory: Path, *, budget: int | None = None, min_free: int = 0, store: str = STORE_URL
+    directory: Path,
+    *,
+    budget: int | None = None,
+    min_free: int = 0,
+    store: str = STORE_URL,
+    policy: Policy = lru,
 ) -> AsyncIterator[DiskTier]:
     """A disk tier on a directory, recorded and closed at the end."""
-    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free)
+    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free, policy=policy)
     try:
         yield tier
     finally:
@@ -54,12 +63,44 @@ async def opened(
             await tier.aclose()
 
 
+def written(blob: Blob, chunk: int, data: memoryview | bytes) -> ChunkRecord:
+    """Write a chunk to a blob's file; nobody is told of it."""
+    start, _ = chunk_span(chunk, blob.generation.size)
+    assert os.pwrite(blob.fileno(), data, start) == len(data)
+    return ChunkRecord(chunk=chunk, length=len(data), crc=crc32c.crc32c(data))
+
+
+async def store_chunk(tier: DiskTier, blob: Blob, chunk: int, data: memoryview) -> bool:
+    """Keep a chunk as the fetcher does, if there is room."""
+    for last in (False, True):
+        if not await tier.reserve(blob, len(data)):
+            break
+        try:
+            record = await trio.to_thread.run_sync(written, blob, chunk, data)
+        except OSError as error:
+            await tier.write_failed(blob, len(data), error, last=last)
+        else:
+            tier.wrote(blob, record)
+            return True
+    tier.refused()
+    return False
+
+
+async def verify_chunk(tier: DiskTier, blob: Blob, chunk: int) -> bool:
+    """Check a chunk that an earlier server left as the fetcher does; whether it is right."""
+    try:
+        crc = await copier(MemoryStore()).checksum(blob.fileno(), *chunk_span(chunk, blob.generation.size))
+    except OSError:
+        crc = None
+    return await tier.checked(blob, chunk, crc)
+
+
 async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
     """Store a whole object, as if it had been read once."""
     generation = generation_of(key, content)
     async with tier.using(generation) as blob:
         for chunk in range(len(blob.states)):
-            assert await tier.store_chunk(blob, chunk, piece(content, chunk))
+            assert await store_chunk(tier, blob, chunk, piece(content, chunk))
     return generation
 
 
@@ -95,12 +136,39 @@ def flip_byte(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0xFF]))
 
 
+def copier(store: MemoryStore) -> Copier:
+    """Moves bytes of a store in this process."""
+    return Copier(as_store(store), threads=8)
+
+
+def fetcher_of(
+    store: MemoryStore,
+    tier: DiskTier,
+    *,
+    memory_limit: int,
+    deadline_s: float = 15.0,
+    transfer: Transfer | None = None,
+) -> Fetcher:
+    """A fetcher put together as the server does."""
+    retrying = Retrying(deadline_s=deadline_s)
+    fetcher = Fetcher(
+        transfer or copier(store),
+        tier,
+        retrying,
+        memory_limit=memory_limit,
+        retry_deadline_s=deadline_s,
+        streaming=store.streaming,
+    )
+    retrying.on_failure = fetcher.store_failed
+    return fetcher
+
+
 @asynccontextmanager
 async def fetching(
-    store: Store | MemoryStore, tier: DiskTier, *, memory_limit: int, deadline_s: float = 15.0
+    store: MemoryStore, tier: DiskTier, *, memory_limit: int, deadline_s: float = 15.0
 ) -> AsyncIterator[Fetcher]:
     """A fetcher at work."""
-    fetcher = Fetcher(store, tier, memory_limit=memory_limit, retry_deadline_s=deadline_s)
+    fetcher = fetcher_of(store, tier, memory_limit=memory_limit, deadline_s=deadline_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(fetcher.run)
         try:

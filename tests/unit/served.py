@@ -1,8 +1,9 @@
 """A whole server without FUSE: the file system over a store in memory, and a cache on disk."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ from typing import Any
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import fetching, opened, until
+from tests.unit.parts import copier, fetcher_of, opened, until
 from trimsfs import metrics
+from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import Caller, Control
+from trimsfs.errors import FuseUnavailableError, LookUpAgainError
+from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
-from trimsfs.filesystem import Attributes, Filesystem
+from trimsfs.filesystem import BACKING_SHIFT, Attributes, Filesystem
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
+from trimsfs.residents import Backing, Residents
+from trimsfs.siblings import Siblings
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.host import HostTier
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
@@ -25,21 +32,99 @@ CONTROL_GID = 3000
 MOUNTED_NS = 1_700_000_000_000_000_000
 
 
+class FakeBacking:
+    """Hands out ids 1, 2, 3, ... as a kernel might, and remembers what they were closed for.
+
+    ``open_ids`` are those that are not closed; ``error`` fails the next opens, ``gate`` holds them back. ``violations``
+    are ids that were closed though an open file had them, which ``in_use`` tells.
+    """
+
+    def __init__(self) -> None:
+        self.opened: list[int] = []
+        self.closed: list[int] = []
+        self.error: FuseUnavailableError | None = None
+        self.gate: trio.Event | None = None
+        self.in_use: Callable[[int], bool] = lambda _number: False
+        self.violations: list[int] = []
+        self._files: dict[int, int] = {}
+
+    @property
+    def open_ids(self) -> set[int]:
+        return set(self._files)
+
+    async def open(self, descriptor: int) -> int:
+        await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        number = len(self.opened) + 1
+        self._files[number] = os.dup(descriptor)
+        self.opened.append(number)
+        return number
+
+    def close(self, backing_id: int) -> None:
+        os.close(self._files.pop(backing_id))  # KeyError: closed twice, or never opened
+        self.closed.append(backing_id)
+        if self.in_use(backing_id):
+            self.violations.append(backing_id)
+
+    def read(self, backing_id: int, offset: int, size: int) -> bytes:
+        """What the kernel would read for a handle that is passed through."""
+        return os.pread(self._files[backing_id], size, offset)
+
+    def dispose(self) -> None:
+        """The mount is gone, and all ids with it."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+
+def as_backing(backing: FakeBacking) -> Backing:
+    """The same; lets the type checker compare it with the protocol."""
+    return backing
+
+
+class Signal:
+    """What a signal to an opening thread does: `send` it."""
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self.sent = False
+
+    def send(self) -> None:
+        self.sent = True
+        self._scope.cancel()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._scope = trio.CancelScope()
+        with self._scope:
+            if self.sent:
+                self._scope.cancel()
+            yield
+        if self._scope.cancelled_caught:
+            raise InterruptedError
+
+
 @dataclass(slots=True, kw_only=True)
 class Server:
     """The parts of a server, and what the kernel and a program would do with them.
 
-    ``invalidated`` holds the names that the kernel was told to look up again.
+    ``invalidated`` holds the names that the kernel was told to look up again. ``handles`` are those that are open.
     """
 
     store: MemoryStore
     namespace: Namespace
     disk: DiskTier
+    host: HostTier
     fetcher: Fetcher
+    residents: Residents
     control: Control
     filesystem: Filesystem
+    backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
-    _handles: set[int] = field(default_factory=set)
+    handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
 
     async def find(self, path: str) -> Attributes:
@@ -61,23 +146,32 @@ class Server:
             self.filesystem.forget(number, 1)
         self._told.clear()
 
-    async def open(self, path: str, caller: Caller = OWNER) -> int:
-        """Look a file up and open it."""
-        return await self.open_inode(await self.number(path), caller)
+    async def open(self, path: str, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext) -> int:
+        """Look a file up and open it; once more, as the kernel does, when the name leads elsewhere by then."""
+        try:
+            return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
+        except LookUpAgainError:
+            return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
 
-    async def open_inode(self, number: int, caller: Caller = OWNER) -> int:
+    async def open_inode(
+        self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext
+    ) -> int:
         """Open an inode that was looked up before."""
-        handle = (await self.filesystem.open(number, caller)).handle
-        self._handles.add(handle)
+        handle = (await self.filesystem.open(number, lambda: caller, interruptible)).handle
+        self.handles.add(handle)
         return handle
 
     async def read(self, handle: int, offset: int = 0, size: int = 1 << 30) -> bytes:
-        """What one read gives."""
+        """What one read gives, of a file that is passed through as of any other."""
+        backing_id = handle >> BACKING_SHIFT
+        if backing_id:
+            assert self.backing is not None
+            return self.backing.read(backing_id, offset, size)
         return bytes(await self.filesystem.read(handle, offset, size))
 
     def release(self, handle: int) -> None:
         """Close an open file."""
-        self._handles.remove(handle)
+        self.handles.remove(handle)
         self.filesystem.release(handle)
 
     async def content(self, path: str, caller: Caller = OWNER) -> bytes:
@@ -127,17 +221,22 @@ class Server:
         last = (await self.command(name, path))[-1]
         return last["state"], last.get("kind")
 
+    def passes_through(self, backing_id: int) -> bool:
+        """Whether an open file has a backing id."""
+        return any(handle >> BACKING_SHIFT == backing_id for handle in self.handles)
+
     def users(self) -> int:
         """How often blobs are in use, by handles, flights and commands."""
         return sum(blob.users for blob in self.disk._blobs.values())
 
     async def idle(self) -> None:
         """Close everything, and wait until what is under way has ended. Nothing may be left in use."""
-        for handle in list(self._handles):
+        for handle in list(self.handles):
             self.release(handle)
         self.store.heal()
         with trio.CancelScope(shield=True):
-            await until(lambda: self.users() == 0)
+            # The last chunk of a stream lands a moment before its request ends.
+            await until(lambda: self.users() == self.fetcher.statistics().in_flight == 0)
         fetch, disk = self.fetcher.statistics(), self.disk.statistics()
         assert (fetch.in_flight, fetch.waiting, disk.open_blobs) == (0, 0, 0)
         assert self.filesystem.statistics().open_handles == 0
@@ -151,43 +250,81 @@ async def served(
     chunk_size: int,
     budget: int | None = None,
     ttl_s: float = 60.0,
+    policy: Policy = lru,
+    host_budget: int | None = None,
+    host_policy: Policy = lru,
+    backing: FakeBacking | None = None,
+    cold_open: ColdOpen = "stream",
+    siblings: bool = False,
+    deadline_s: float = 15.0,
 ) -> AsyncIterator[Server]:
-    """A server on a cache directory, idle at the end."""
+    """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode."""
     options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
     invalidated: list[tuple[int, bytes]] = []
-    async with (
-        opened(directory, budget=budget) as disk,
-        fetching(store, disk, memory_limit=16 * chunk_size) as fetcher,
-        trio.open_nursery() as nursery,
-    ):
+    async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
+        fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
+        host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
+        residents = Residents(disk, host)
+        disk.on_removed = residents.withdraw
+        disk.load_cost = fetcher.load_cost
+        fetcher.completed = residents.announce
         namespace = Namespace(as_store(store), ttl_s=ttl_s)
-        sources: dict[str, metrics.Source] = {"disk": disk.statistics, "fetch": fetcher.statistics}
+        sources: dict[str, metrics.Source] = {
+            "disk": disk.statistics,
+            "fetch": fetcher.statistics,
+            "host": host.statistics,
+        }
         control = Control(
             namespace,
             disk,
+            host,
             fetcher,
+            residents,
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},
         )
+        cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
+        watching = Siblings(namespace, disk, fetcher, residents)
         filesystem = Filesystem(
             namespace,
             disk,
             fetcher,
             control,
+            residents,
+            cold_opener,
+            watching,
             mounted_ns=MOUNTED_NS,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
+        if backing is None:
+            residents.impossible("not wanted")
+        else:
+            residents.backed_by(as_backing(backing))
+        await nursery.start(fetcher.run)
+        await nursery.start(cold_opener.run)
         await nursery.start(control.run)
+        if siblings:
+            await nursery.start(watching.run)
         server = Server(
             store=store,
             namespace=namespace,
             disk=disk,
+            host=host,
             fetcher=fetcher,
+            residents=residents,
             control=control,
             filesystem=filesystem,
+            backing=backing,
             invalidated=invalidated,
         )
-        yield server
-        await server.idle()
+        if backing is not None:
+            backing.in_use = server.passes_through
+        try:
+            yield server
+            await server.idle()
+            assert backing is None or backing.violations == []
+        finally:
+            if backing is not None:
+                backing.dispose()
         nursery.cancel_scope.cancel()

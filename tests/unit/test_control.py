@@ -2,7 +2,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from tests.unit.served import CONTROL_GID, OWNER, STRANGER, Server, served
 from trimsfs import metrics
 from trimsfs.control import FILES_AT_ONCE, Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, StoreUnavailableError
-from trimsfs.tiers.host import resident_bytes
+from trimsfs.tiers import pages
+from trimsfs.tiers.pages import resident_bytes
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 COMMANDS = ("evict", "pin", "unpin", "warm-disk", "warm-host")
@@ -58,6 +59,12 @@ async def on_disk(server: Server, path: str) -> int:
     """Bytes of a file on disk, as its attribute tells."""
     residency: dict[str, int] = json.loads(await server.attribute(path, "residency") or "{}")
     return residency["disk"]
+
+
+async def in_memory(server: Server, *paths: str) -> None:
+    """Wait until files that are on disk have been brought into memory, which nobody waits for."""
+    size = sum([await on_disk(server, path) for path in paths])
+    await until(lambda: server.host.statistics().used_bytes == size and server.users() == 0)
 
 
 # Attributes
@@ -106,7 +113,7 @@ async def test_looking_at_attributes_fetches_nothing(server: Server, store: Memo
         await server.attribute("net/params", name)
     await server.info("net/params")
     await server.info("net")
-    assert store.count("read_into") == 0
+    assert store.count("read") == 0
     assert json.loads(await server.content(".trims/models"))["models"] == []
 
 
@@ -146,8 +153,9 @@ async def test_every_control_file_is_empty_to_look_at_and_uncached(server: Serve
     for path in (".trims/models", ".trims/metrics", ".trims/control", ".trims/empty/info", ".trims/empty/pin"):
         attributes = await server.find(path)
         assert (attributes.directory, attributes.size) == (False, 0)
-        opened = await server.filesystem.open(attributes.inode.number, OWNER)
+        opened = await server.filesystem.open(attributes.inode.number, lambda: OWNER, nullcontext)
         assert not opened.cached
+        assert opened.direct
         server.filesystem.release(opened.handle)
 
 
@@ -238,6 +246,7 @@ async def test_info_of_a_directory_is_about_what_is_here_of_it(server: Server, s
 async def test_models_are_all_that_is_here(server: Server, sizes: dict[str, int]) -> None:
     for path in ("other/params", "net/params"):
         await server.command("warm-disk", path)
+    await in_memory(server, "other/params", "net/params")  # which is a use
     models = json.loads(await server.content(".trims/models"))["models"]
     assert models == [await server.info("net/params"), await server.info("other/params")]
     assert [model["size"] for model in models] == [sizes["net/params"], sizes["other/params"]]
@@ -331,9 +340,11 @@ async def test_warming_the_host_reads_every_byte_into_its_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
 ) -> None:
     ranges: list[tuple[int, int]] = []
-    monkeypatch.setattr("trimsfs.control.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
+    monkeypatch.setattr("trimsfs.transfer.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
+    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
     await server.command("warm-disk", "net/params")
-    assert ranges == []
+    await in_memory(server, "net/params")
+    ranges.clear()
     await server.command("warm-host", "net/params")
     ends = [0, *(stop for _, stop in ranges)]
     assert [start for start, _ in ranges] == ends[:-1]
@@ -344,6 +355,7 @@ async def test_warming_the_host_brings_back_what_the_kernel_had_dropped(
     server: Server, tmp_path: Path, sizes: dict[str, int]
 ) -> None:
     await server.command("warm-disk", "net/params")
+    await in_memory(server, "net/params")
     (path,) = blob_files(tmp_path / "cache")
     with path.open("rb") as file:
         if resident_bytes(file.fileno()) is None:
@@ -408,7 +420,7 @@ async def test_evicting_removes_the_file_and_its_bytes(server: Server, tmp_path:
 async def test_evicting_what_is_not_here_does_nothing(server: Server, store: MemoryStore) -> None:
     assert await server.outcome("evict", "net/params") == ("done", None)
     assert await server.outcome("evict", "empty") == ("done", None)
-    assert store.count("read_into") == 0
+    assert store.count("read") == 0
 
 
 async def test_evicting_a_directory_leaves_its_neighbours(server: Server, sizes: dict[str, int]) -> None:
@@ -494,7 +506,7 @@ async def test_object_that_was_replaced_meanwhile_fails(server: Server, store: M
 async def test_progress_is_one_line_of_json_a_read_until_the_end(
     server: Server, store: MemoryStore, sizes: dict[str, int], chunk_size: int
 ) -> None:
-    gate = store.block(method="read_into", offset=4 * chunk_size)
+    gate = store.block(method="read", offset=4 * chunk_size)
     handle = await server.open(await server.control_file("net/params", "warm-disk"))
     lines: list[dict[str, Any]] = []
     text = b""
@@ -538,9 +550,10 @@ async def test_line_longer_than_a_read_is_read_in_pieces(server: Server) -> None
 async def test_progress_never_goes_back_while_the_host_is_warmed(
     server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], chunk_size: int
 ) -> None:
-    fetched = store.block(method="read_into", offset=4 * chunk_size)
+    fetched = store.block(method="read", offset=4 * chunk_size)
     populated = threading.Event()
-    monkeypatch.setattr("trimsfs.control.populate", lambda *_: populated.wait(5))
+    monkeypatch.setattr("trimsfs.transfer.populate", lambda *_: populated.wait(5))
+    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
     handle = await server.open(await server.control_file("net/params", "warm-host"))
     done: list[int] = []
     offset = 0
@@ -559,7 +572,7 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
 async def test_closing_ends_the_command(
     server: Server, store: MemoryStore, command: str, sizes: dict[str, int]
 ) -> None:
-    store.block(method="read_into")
+    store.block(method="read")
     handle = await server.open(await server.control_file("", command))
     await store.arrived(1)
     server.release(handle)
@@ -573,7 +586,7 @@ async def test_closing_ends_the_command(
 async def test_two_commands_for_one_file_are_independent(
     server: Server, store: MemoryStore, sizes: dict[str, int]
 ) -> None:
-    store.block(method="read_into")
+    store.block(method="read")
     file = await server.control_file("net/params", "warm-disk")
     first, second = await server.open(file), await server.open(file)
     await store.arrived(1)
@@ -604,7 +617,7 @@ async def test_others_may_not_command(server: Server, store: MemoryStore, comman
     for path in ("other/params", "other", ""):
         with pytest.raises(NotPermittedError, match=f"{command}.*2000"):
             await server.command(command, path, STRANGER)
-    assert store.count("read_into") == 0
+    assert store.count("read") == 0
     assert server.users() == 0
     assert json.loads(await server.content(".trims/models"))["models"] == []
 

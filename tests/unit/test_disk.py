@@ -22,14 +22,17 @@ from tests.unit.parts import (
     piece,
     recorded_bytes,
     states,
+    store_chunk,
     until,
+    verify_chunk,
 )
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheError, CacheInUseError, CacheUnusableError, InUseError
 from trimsfs.eviction import Evictable
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.tiers.index import BlobIndex, ChunkRecord
+from trimsfs.tiers.index import BlobIndex
+from trimsfs.types import ChunkRecord
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 
@@ -50,7 +53,7 @@ async def here(tier: DiskTier) -> dict[str, int]:
 
 
 async def store(tier: DiskTier, blob: Blob, content: bytes, *chunks: int) -> list[bool]:
-    return [await tier.store_chunk(blob, chunk, piece(content, chunk)) for chunk in chunks]
+    return [await store_chunk(tier, blob, chunk, piece(content, chunk)) for chunk in chunks]
 
 
 def put_file(path: Path) -> None:
@@ -186,9 +189,8 @@ async def test_chunks_come_back_unverified_after_a_restart_and_verify(cache: Pat
         assert tier.statistics().used_bytes == chunk_size + chunk_size // 2
         async with tier.using(generation_of("a", content)) as blob:
             assert states(blob) == [UNVERIFIED, MISSING, UNVERIFIED]
-            buffer = memoryview(bytearray(chunk_size))
-            assert await tier.verify_chunk(blob, 0, buffer)
-            assert await tier.verify_chunk(blob, 2, buffer)
+            assert await verify_chunk(tier, blob, 0)
+            assert await verify_chunk(tier, blob, 2)
             assert states(blob) == [VERIFIED, MISSING, VERIFIED]
             assert blob.view(0, chunk_size) == content[:chunk_size]
             assert tier.statistics().used_bytes == chunk_size + chunk_size // 2
@@ -204,7 +206,7 @@ async def test_chunks_survive_a_server_that_is_killed(cache: Path, chunk_size: i
         shutil.copytree(cache, tmp_path / "left")
     async with opened(tmp_path / "left") as tier, tier.using(generation) as blob:
         assert states(blob) == [UNVERIFIED, UNVERIFIED]
-        assert await tier.verify_chunk(blob, 1, memoryview(bytearray(chunk_size)))
+        assert await verify_chunk(tier, blob, 1)
 
 
 async def test_chunks_that_were_not_synced_do_not_survive_a_boot(
@@ -232,8 +234,7 @@ async def test_a_flipped_byte_makes_the_chunk_missing(cache: Path, chunk_size: i
         generation = await fill(tier, "a", content)
     flip_byte(blob_files(cache)[0], chunk_size + 5)
     async with opened(cache) as tier, tier.using(generation) as blob:
-        buffer = memoryview(bytearray(chunk_size))
-        assert not await tier.verify_chunk(blob, 1, buffer)
+        assert not await verify_chunk(tier, blob, 1)
         assert states(blob) == [UNVERIFIED, MISSING, UNVERIFIED]
         assert tier.statistics().corrupt_chunks == 1
         assert tier.statistics().used_bytes == len(content) - chunk_size == await recorded_bytes(tier)
@@ -252,7 +253,7 @@ async def test_a_chunk_that_cannot_be_read_is_missing(
 
     async with opened(cache) as tier, tier.using(generation) as blob:
         monkeypatch.setattr(os, "preadv", fail)
-        assert not await tier.verify_chunk(blob, 0, memoryview(bytearray(chunk_size)))
+        assert not await verify_chunk(tier, blob, 0)
         assert states(blob) == [MISSING]
         assert tier.statistics().used_bytes == 0
 
@@ -611,20 +612,6 @@ async def test_a_disk_that_fails_otherwise_costs_no_other_model(
         assert await here(tier) == {"a": chunk_size}
 
 
-async def test_a_disk_that_stays_full_costs_other_models_once(
-    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    b = small("b", chunk_size)
-    async with opened(cache) as tier:
-        for number in range(20):
-            await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
-        FailingWrites(monkeypatch, errno.ENOSPC)
-        async with tier.using(generation_of("b", b)) as blob:
-            assert await store(tier, blob, b, 0) == [False]
-        # Room for the chunk and the headroom of four.
-        assert tier.statistics().evictions == 5
-
-
 async def test_a_disk_that_stays_full_is_full(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
 ) -> None:
@@ -907,10 +894,9 @@ async def test_idle_blobs_are_closed_beyond_a_limit_and_found_again(
                 pass
         # The lock, three files of the index, and the blobs with a duplicate each, which Python makes for the mapping.
         assert len(os.listdir("/proc/self/fd")) <= before + 4 + 2 * 4
-        buffer = memoryview(bytearray(chunk_size))
         for key, content in contents.items():
             async with tier.using(generation_of(key, content)) as blob:
-                assert await tier.verify_chunk(blob, 0, buffer)
+                assert await verify_chunk(tier, blob, 0)
         assert tier.statistics().used_bytes == 20 * chunk_size == await recorded_bytes(tier)
 
 

@@ -10,7 +10,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.unit.parts import blob_files, content_of, flip_byte, generation_of, opened, piece, recorded_bytes
+from tests.unit.parts import (
+    blob_files,
+    content_of,
+    flip_byte,
+    generation_of,
+    opened,
+    piece,
+    recorded_bytes,
+    store_chunk,
+    verify_chunk,
+)
 from trimsfs.errors import InUseError
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -68,12 +78,9 @@ class Sequence:
                 nursery.start_soon(self.fly, blob, chunk)
 
     async def fly(self, blob: Blob, chunk: int) -> None:
-        buffer = memoryview(bytearray(self.chunk_size))
-        if blob.states[chunk] == ChunkState.UNVERIFIED and await self.tier.verify_chunk(blob, chunk, buffer):
+        if blob.states[chunk] == ChunkState.UNVERIFIED and await verify_chunk(self.tier, blob, chunk):
             return
-        content = self.contents[blob.generation.key]
-        buffer[: chunk_length(chunk, len(content))] = piece(content, chunk)
-        await self.tier.store_chunk(blob, chunk, buffer[: chunk_length(chunk, len(content))])
+        await store_chunk(self.tier, blob, chunk, piece(self.contents[blob.generation.key], chunk))
 
     async def evict(self) -> None:
         key = self.any_key()

@@ -1,25 +1,92 @@
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.eviction import Evictable, lru
+from trimsfs.eviction import POLICIES, Evictable, Policy, cost, eager, fifo, flush, lcu, lru, never
+from trimsfs.options import MountOptions
+
+
+def some(rows: list[tuple[int, int, int, int, float]]) -> list[Evictable]:
+    return [
+        Evictable(name=str(number), size=size, last_used=last_used, loaded=loaded, uses=uses, cost_s=cost_s)
+        for number, (size, last_used, loaded, uses, cost_s) in enumerate(rows)
+    ]
+
 
 ENTRIES = st.lists(
-    st.builds(Evictable, name=st.text(max_size=3), size=st.integers(0, 100), last_used=st.integers(0, 1000)),
-    unique_by=lambda entry: entry.last_used,
-    max_size=30,
-)
+    st.tuples(
+        st.integers(0, 100), st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 5), st.sampled_from([0.0, 1, 5])
+    ),
+    unique_by=(lambda row: row[1], lambda row: row[2]),
+    max_size=15,
+).map(some)
+NEEDED = st.integers(1, 1500)
+
+Key = Callable[[Evictable], tuple[float, ...]]
+ORDERED: dict[str, tuple[Policy, Key]] = {
+    "lru": (lru, lambda entry: (entry.last_used,)),
+    "fifo": (fifo, lambda entry: (entry.loaded,)),
+    "lcu": (lcu, lambda entry: (entry.uses, entry.last_used)),
+    "cost": (cost, lambda entry: (entry.cost_s / max(1, entry.size), entry.last_used)),
+}
+"""The policies that give up one entry after the other, and the order in which they do."""
+
+ordered = pytest.mark.parametrize(("policy", "key"), ORDERED.values(), ids=ORDERED)
 
 
-@given(ENTRIES, st.integers(-10, 4000))
-def test_what_is_kept_was_used_after_every_victim(entries: list[Evictable], needed: int) -> None:
-    victims = lru(entries, needed)
-    kept = [entry for entry in entries if entry not in victims]
-    assert all(victim.last_used < entry.last_used for victim in victims for entry in kept)
+def entry(
+    name: str, *, size: int = 10, last_used: int = 0, loaded: int = 0, uses: int = 0, cost_s: float = 0.0
+) -> Evictable:
+    return Evictable(name=name, size=size, last_used=last_used, loaded=loaded, uses=uses, cost_s=cost_s)
 
 
-@given(ENTRIES, st.integers(1, 4000))
-def test_victims_are_as_many_as_needed_and_no_more(entries: list[Evictable], needed: int) -> None:
-    victims = lru(entries, needed)
+def names(victims: list[Evictable]) -> str:
+    return "".join(victim.name for victim in victims)
+
+
+# All policies
+
+
+def test_every_policy_can_be_chosen_and_nothing_else() -> None:
+    for field in ("cache_policy", "host_policy"):
+        assert {MountOptions.model_validate({field: name}).model_dump()[field] for name in POLICIES} == set(POLICIES)
+        with pytest.raises(ValueError, match="lru"):
+            MountOptions.model_validate({field: "random"})
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(entries=ENTRIES, needed=st.integers(-10, 1500))
+def test_victims_are_some_of_the_entries_each_once(policy: Policy, entries: list[Evictable], needed: int) -> None:
+    victims = policy(iter(entries), needed)
+    assert len({victim.name for victim in victims}) == len(victims)
+    assert set(victims) <= set(entries)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(entries=ENTRIES, needed=st.integers(max_value=0))
+def test_nothing_is_evicted_for_nothing(policy: Policy, entries: list[Evictable], needed: int) -> None:
+    assert policy(entries, needed) == []
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"never"}))
+@given(entries=ENTRIES, needed=NEEDED)
+def test_victims_free_what_is_needed_or_are_all(name: str, entries: list[Evictable], needed: int) -> None:
+    victims = POLICIES[name](entries, needed)
+    assert sum(victim.size for victim in victims) >= needed or len(victims) == len(entries)
+
+
+# One entry after the other
+
+
+@ordered
+@given(entries=ENTRIES, needed=NEEDED)
+def test_victims_are_as_many_as_needed_and_no_more(
+    policy: Policy, key: Key, entries: list[Evictable], needed: int
+) -> None:
+    del key
+    victims = policy(entries, needed)
     freed = sum(victim.size for victim in victims)
     if freed < needed:
         assert len(victims) == len(entries)
@@ -27,11 +94,65 @@ def test_victims_are_as_many_as_needed_and_no_more(entries: list[Evictable], nee
         assert freed - victims[-1].size < needed
 
 
-@given(ENTRIES, st.integers(max_value=0))
-def test_nothing_is_evicted_for_nothing(entries: list[Evictable], needed: int) -> None:
-    assert lru(entries, needed) == []
+@ordered
+@given(entries=ENTRIES, needed=NEEDED)
+def test_victims_come_in_the_order_of_the_policy_and_before_all_that_is_kept(
+    policy: Policy, key: Key, entries: list[Evictable], needed: int
+) -> None:
+    victims = policy(entries, needed)
+    kept = [entry for entry in entries if entry not in victims]
+    assert victims == sorted(victims, key=key)
+    assert all(key(victim) <= key(other) for victim in victims for other in kept)
 
 
-def test_victims_come_least_recently_used_first_whatever_the_order_of_entries() -> None:
-    old, middle, new = (Evictable(name=str(n), size=10, last_used=n) for n in range(3))
-    assert lru([new, old, middle], 15) == [old, middle]
+@ordered
+@given(entries=ENTRIES, needed=NEEDED, data=st.data())
+def test_the_order_of_the_entries_does_not_matter(
+    policy: Policy, key: Key, entries: list[Evictable], needed: int, data: st.DataObject
+) -> None:
+    del key
+    assert policy(data.draw(st.permutations(entries)), needed) == policy(entries, needed)
+
+
+def test_the_least_recently_used_go_first() -> None:
+    entries = [entry("a", last_used=3, loaded=1), entry("b", last_used=1, loaded=2), entry("c", last_used=2, loaded=3)]
+    assert names(lru(entries, 15)) == "bc"
+
+
+def test_the_first_to_come_go_first_however_they_are_used() -> None:
+    entries = [entry("a", last_used=9, loaded=1, uses=9), entry("b", last_used=1, loaded=2), entry("c", loaded=3)]
+    assert names(fifo(entries, 15)) == "ab"
+
+
+def test_the_least_commonly_used_go_first_and_the_older_of_equals() -> None:
+    entries = [
+        entry("a", uses=5, last_used=1),
+        entry("b", uses=1, last_used=9),
+        entry("c", uses=1, last_used=8),
+        entry("d", uses=2, last_used=0),
+    ]
+    assert names(lcu(entries, 35)) == "cbda"
+
+
+def test_what_is_cheap_to_load_again_goes_first_by_the_byte() -> None:
+    entries = [
+        entry("small", size=10, cost_s=0.1),  # much for its few bytes
+        entry("large", size=1000, cost_s=1.0),
+        entry("huge", size=10_000, cost_s=2.0),
+        entry("empty", size=0, cost_s=0.0, last_used=1),
+    ]
+    assert [victim.name for victim in cost(entries, 100_000)] == ["empty", "huge", "large", "small"]
+
+
+# All or nothing
+
+
+@pytest.mark.parametrize("policy", [flush, eager])
+@given(entries=ENTRIES, needed=NEEDED)
+def test_flushing_gives_up_everything_for_the_least_need(policy: Policy, entries: list[Evictable], needed: int) -> None:
+    assert policy(entries, needed) == entries
+
+
+@given(entries=ENTRIES, needed=NEEDED)
+def test_never_gives_nothing_up(entries: list[Evictable], needed: int) -> None:
+    assert never(entries, needed) == []

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.parts import generation_of
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheUnusableError
-from trimsfs.tiers.index import BlobIndex, ChunkRecord
-from trimsfs.types import Generation
+from trimsfs.tiers.index import BlobIndex
+from trimsfs.types import ChunkRecord, Generation
 
 STORE = "memory://test"
 A, B, C = (generation_of(key, key.encode() * 100) for key in "abc")
@@ -172,6 +172,36 @@ def test_an_evictable_blob_has_the_size_of_its_chunks(index: BlobIndex) -> None:
     assert [entry.size for entry in index.evictable(STORE)] == [101]
 
 
+def test_what_a_policy_is_told_of_a_blob(index: BlobIndex) -> None:
+    make(index, "a", "b", length=70)
+    index.used({"a": 2})
+    index.used({"b": 1, "a": 3})
+    a, b = sorted(index.evictable(STORE), key=lambda entry: entry.name)
+    assert (a.size, a.uses, b.uses) == (70, 5, 1)
+    assert a.loaded < b.loaded
+    assert a.last_used > b.last_used
+
+
+def test_the_order_of_arrival_goes_on_after_reopening(path: Path) -> None:
+    with closing(BlobIndex(path)) as index:
+        make(index, "a", "b")
+        index.used({"a": 1})
+    with closing(BlobIndex(path)) as index:
+        make(index, "c")
+        index.used({"b": 1})
+        index.add("a", STORE, A)  # it is there already
+        entries = sorted(index.evictable(STORE), key=lambda entry: entry.loaded)
+    assert [entry.name for entry in entries] == ["a", "b", "c"]
+    assert len({entry.loaded for entry in entries}) == 3
+
+
+def test_a_blob_that_comes_back_has_come_last(index: BlobIndex) -> None:
+    make(index, "a", "b")
+    index.remove("a")
+    make(index, "a")
+    assert [entry.name for entry in sorted(index.evictable(STORE), key=lambda entry: entry.loaded)] == ["b", "a"]
+
+
 # Boots
 
 
@@ -254,6 +284,27 @@ def change_schema_version(path: Path) -> None:
         connection.execute("PRAGMA user_version = 999")
 
 
+def make_of_the_first_schema(path: Path) -> None:
+    """An index of the release before this one: it told nothing of the order of arrival."""
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("""
+            CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+            CREATE TABLE blobs (
+                token TEXT PRIMARY KEY, store BLOB NOT NULL, key BLOB NOT NULL, etag TEXT NOT NULL, version_id TEXT,
+                size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0,
+                uses INTEGER NOT NULL DEFAULT 0, sequence INTEGER NOT NULL, last_used REAL NOT NULL
+            ) WITHOUT ROWID;
+            CREATE TABLE chunks (
+                token TEXT NOT NULL, chunk INTEGER NOT NULL, bytes INTEGER NOT NULL, crc INTEGER NOT NULL,
+                synced INTEGER NOT NULL, PRIMARY KEY (token, chunk)
+            ) WITHOUT ROWID;
+            INSERT INTO blobs VALUES ('a', 's', 'k', 'e', NULL, 1, 1, 0, 1, 1, 1.0);
+            INSERT INTO chunks VALUES ('a', 0, 1, 1, 1);
+            PRAGMA user_version = 1;
+        """)
+
+
 def full_index(path: Path) -> None:
     with closing(BlobIndex(path)) as index:
         for number in range(50):
@@ -264,7 +315,16 @@ def full_index(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_header, truncate, change_schema_version, damage_meta, damage_blobs, damage_chunks]
+    "damage",
+    [
+        damage_header,
+        truncate,
+        change_schema_version,
+        make_of_the_first_schema,
+        damage_meta,
+        damage_blobs,
+        damage_chunks,
+    ],
 )
 def test_an_index_that_cannot_be_used_is_made_anew(path: Path, damage: Callable[[Path], None]) -> None:
     full_index(path)

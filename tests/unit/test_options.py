@@ -283,6 +283,7 @@ def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         gid=8,
         mode=0o440,
         dir_mode=0o510,
+        fetch_processes=7,
     )
     assert given_options.resolved(Path("/mnt")) == given_options
 

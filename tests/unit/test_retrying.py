@@ -14,7 +14,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.retrying import LONGEST_WAIT_S, RetryingStore
+from trimsfs.stores.retrying import LONGEST_WAIT_S, Retrying, RetryingStore
 from trimsfs.types import Generation
 
 DEADLINE_S = 15.0
@@ -39,8 +39,13 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def retrying(store: MemoryStore) -> RetryingStore:
-    return RetryingStore(as_store(store), deadline_s=DEADLINE_S)
+def policy() -> Retrying:
+    return Retrying(deadline_s=DEADLINE_S)
+
+
+@pytest.fixture
+def retrying(store: MemoryStore, policy: Retrying) -> RetryingStore:
+    return RetryingStore(as_store(store), policy)
 
 
 @pytest.fixture
@@ -49,30 +54,32 @@ def longest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda _low, high: high)
 
 
-async def test_every_call_reaches_the_store(store: MemoryStore, retrying: RetryingStore) -> None:
+async def test_every_call_reaches_the_store(store: MemoryStore, policy: Retrying, retrying: RetryingStore) -> None:
     await retrying.probe()
     page = await retrying.list_page("", limit=1)
     assert [generation.key for generation in page.objects] == ["a"]
     rest = await retrying.list_page("", token=page.next_token)
     assert rest.prefixes == ("dir/",)
     generation = await retrying.stat("a")
-    buffer = bytearray(4)
-    assert await retrying.read_into(generation, 3, memoryview(buffer)) is None
-    assert buffer == b"3456"
+    received = bytearray()
+    assert await retrying.read(generation, 3, 4, received.extend) is None
+    assert received == b"3456"
     assert retrying.identity == store.identity
+    assert not retrying.streaming
+    assert RetryingStore(as_store(MemoryStore(streaming=True)), policy).streaming
     await retrying.aclose()
     assert store.closed
-    assert retrying.statistics().requests == 5
-    assert retrying.statistics().failed_attempts == 0
+    assert policy.statistics().requests == 4
+    assert policy.statistics().failed_attempts == 0
 
 
 async def test_the_version_that_the_store_gave_is_passed_on(store: MemoryStore, retrying: RetryingStore) -> None:
     generation = store.put("v", CONTENT, version_id="v1")
-    assert await retrying.read_into(generation, 0, memoryview(bytearray(1))) == "v1"
+    assert await retrying.read(generation, 0, 1, bytearray().extend) == "v1"
 
 
 async def test_passing_failures_are_tried_again(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     del autojump_clock
     store.fail(TransientStoreError("reset"), times=2)
@@ -81,22 +88,51 @@ async def test_passing_failures_are_tried_again(
     generation = await retrying.stat("a")
     assert generation.size == len(CONTENT)
     assert store.count("stat") == 5
-    assert retrying.statistics().requests == 1
-    assert retrying.statistics().failed_attempts == 4
+    assert policy.statistics().requests == 1
+    assert policy.statistics().failed_attempts == 4
 
 
-async def test_a_read_that_failed_half_way_gives_the_right_bytes_in_the_end(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+async def test_a_read_is_tried_once(
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
+    """What of it has come is known to who reads, not here."""
     del autojump_clock
-    store.fail(TransientStoreError("reset"), times=3, method="read_into")
-    buffer = bytearray(len(CONTENT))
-    await retrying.read_into(store.generation("a"), 0, memoryview(buffer))
-    assert buffer == CONTENT
+    error = TransientStoreError("reset")
+    store.fail(error, method="read")
+    with pytest.raises(TransientStoreError) as caught:
+        await retrying.read(store.generation("a"), 0, len(CONTENT), bytearray().extend)
+    assert caught.value is error
+    assert store.count("read") == 1
+    assert policy.statistics().requests == 0
+
+
+async def test_anything_can_be_tried_again_and_gives_its_result(policy: Retrying, autojump_clock: MockClock) -> None:
+    del autojump_clock
+    heard: list[TransientStoreError] = []
+    policy.on_failure = heard.append
+    errors = [TransientStoreError("one"), StoreStalledError("two")]
+    left = list(errors)
+
+    async def attempt() -> int:
+        if left:
+            raise left.pop(0)
+        return 7
+
+    assert await policy.call("a", attempt) == 7
+    assert heard == errors
+
+
+async def test_errors_that_are_not_of_a_store_pass_at_once(policy: Retrying) -> None:
+    async def attempt() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        await policy.call("a", attempt)
+    assert (policy.statistics().requests, policy.statistics().failed_attempts) == (1, 0)
 
 
 async def test_gives_up_at_the_deadline_and_names_the_subject_and_the_last_cause(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     del autojump_clock
     store.fail(TransientStoreError("connection refused"), times=3)
@@ -106,7 +142,7 @@ async def test_gives_up_at_the_deadline_and_names_the_subject_and_the_last_cause
         await retrying.stat("a")
     assert isinstance(caught.value.__cause__, TransientStoreError)
     assert DEADLINE_S <= trio.current_time() - began <= DEADLINE_S + LONGEST_WAIT_S
-    assert retrying.statistics().failed_attempts == store.count("stat")
+    assert policy.statistics().failed_attempts == store.count("stat")
 
 
 async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, longest_waits: None) -> None:
@@ -115,7 +151,7 @@ async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, l
     store.fail(TransientStoreError("connection refused"), times=float("inf"))
     began = trio.current_time()
     with pytest.raises(StoreUnavailableError):
-        await RetryingStore(store, deadline_s=DEADLINE_S).stat("a")
+        await RetryingStore(store, Retrying(deadline_s=DEADLINE_S)).stat("a")
     # Nor does it give up before: whoever waits for the same store relies on the whole time.
     assert trio.current_time() - began >= DEADLINE_S
     assert max(store.times) - began <= DEADLINE_S + 1e-6
@@ -125,7 +161,7 @@ async def test_waits_grow_up_to_the_longest(autojump_clock: MockClock, longest_w
     del autojump_clock, longest_waits
     store = Attempts()
     store.fail(TransientStoreError("connection refused"), times=8)
-    await RetryingStore(store, deadline_s=60).stat("a")
+    await RetryingStore(store, Retrying(deadline_s=60)).stat("a")
     waits = [after - before for before, after in zip(store.times, store.times[1:], strict=False)]
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0])
 
@@ -136,7 +172,7 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
     for _ in range(5):
         store = Attempts()
         store.fail(TransientStoreError("connection refused"), times=1)
-        await RetryingStore(store, deadline_s=60).stat("a")
+        await RetryingStore(store, Retrying(deadline_s=60)).stat("a")
         firsts.add(store.times[1] - store.times[0])
     assert len(firsts) == 5
     assert all(0 <= wait <= 0.1 for wait in firsts)
@@ -172,11 +208,11 @@ async def test_a_slow_failure_after_the_deadline_is_the_last(
     ],
 )
 async def test_lasting_failures_pass_at_once(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock, error: StoreError
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock, error: StoreError
 ) -> None:
     del autojump_clock
     heard: list[TransientStoreError] = []
-    retrying.on_failure = heard.append
+    policy.on_failure = heard.append
     store.fail(error)
     began = trio.current_time()
     with pytest.raises(type(error)) as caught:
@@ -185,15 +221,15 @@ async def test_lasting_failures_pass_at_once(
     assert trio.current_time() == began
     assert store.count("stat") == 1
     assert heard == []
-    assert retrying.statistics().failed_attempts == 0
+    assert policy.statistics().failed_attempts == 0
 
 
 async def test_every_failed_attempt_is_heard_of_also_the_last(
-    store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
+    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     del autojump_clock
     heard: list[TransientStoreError] = []
-    retrying.on_failure = heard.append
+    policy.on_failure = heard.append
     error = StoreThrottledError("slow down")
     store.fail(error, times=float("inf"))
     with pytest.raises(StoreUnavailableError):

@@ -1,9 +1,12 @@
 """``trimsfs doctor``: what of this host is fit for a mount, and what to do about the rest."""
 
+import importlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -12,13 +15,13 @@ from pathlib import Path
 import click
 import trio
 
-from trimsfs.cli.control import check_answers
+from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import reported
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
-from trimsfs.mountinfo import mounts
-from trimsfs.options import MountOptions, default_store
-from trimsfs.stores import RetryingStore, open_store
+from trimsfs.mountinfo import holding, mounts
+from trimsfs.options import ENVIRONMENT_PREFIX, MountOptions, default_store
+from trimsfs.stores import Retrying, RetryingStore, open_store
 from trimsfs.tiers.lock import lock_directory
 
 PROBE_DEADLINE_S = 5.0
@@ -29,13 +32,17 @@ class _ProblemError(Exception):
     """A check that failed: what is wrong and what to do."""
 
 
+class _Advice(Exception):  # noqa: N818 - not an error
+    """A check that found something that works, but could be better."""
+
+
 @click.command()
 @reported
 @mount_options
 def doctor(options: MountOptions) -> None:
     """Check this host, the cache directory and the store; takes the options that `trimsfs mount` would get.
 
-    Prints a line for each check. Exits 1 when one failed.
+    Prints a line for each check: ok, a note on what could be better, or FAIL. Exits 1 when one failed.
     """
     options = options.resolved(Path("/models"))
     checks: list[tuple[str, Callable[[MountOptions], str]]] = [
@@ -44,6 +51,8 @@ def doctor(options: MountOptions) -> None:
         ("privileges", _privileges),
         ("libfuse", _libfuse),
         ("cache", _cache),
+        ("passthrough", _passthrough),
+        ("memory", _memory),
         ("store", _store),
         ("mounts", _mounts),
     ]
@@ -51,6 +60,8 @@ def doctor(options: MountOptions) -> None:
     for name, check in checks:
         try:
             click.echo(f"ok    {name}: {check(options)}")
+        except _Advice as advice:
+            click.echo(f"note  {name}: {advice}")
         except (_ProblemError, TrimsError, OSError) as problem:
             failed = True
             click.echo(f"FAIL  {name}: {problem}")
@@ -90,7 +101,8 @@ def _active_lines(path: Path) -> list[str]:
 
 
 def _libfuse(_: MountOptions) -> str:
-    return f"pyfuse3 {version('pyfuse3')}"
+    libfuse = importlib.import_module("trimsfs.fuse._libfuse").LIBFUSE
+    return f"libfuse {libfuse}, pyfuse3 {version('pyfuse3')}"
 
 
 def _cache(options: MountOptions) -> str:
@@ -111,12 +123,57 @@ def _cache(options: MountOptions) -> str:
     return f"{directory}: {use}, {available >> 20} MiB available"
 
 
+def _passthrough(options: MountOptions) -> str:
+    """Mounts an empty store for a moment, with a cache beside the real one: only the kernel can tell."""
+    if not options.passthrough:
+        raise _Advice("switched off by --no-passthrough: files are served in cached mode")
+    assert options.cache_dir is not None
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=options.cache_dir) as cache:
+        mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
+        for directory in (mountpoint, store):
+            directory.mkdir()
+        trimsfs = [sys.executable, "-m", "trimsfs"]
+        mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache, "--min-free", "0"]
+        environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
+        done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise _ProblemError(f"a mount for a test failed: {done.stderr.strip().removeprefix('trimsfs: ')}")
+        try:
+            answer = read_json(mountpoint / ".trims/control")["passthrough"]
+        finally:
+            subprocess.run([*trimsfs, "umount", str(mountpoint)], capture_output=True, timeout=60, check=True)
+    if not answer["used"]:
+        raise _Advice(f"files are served in cached mode: {answer['reason']}")
+    return "the kernel reads local copies by itself"
+
+
+def _memory(options: MountOptions) -> str:
+    assert options.cache_dir is not None
+    mount = holding(options.cache_dir.resolve())
+    available = _available_bytes()
+    facts = f"{available >> 20} MiB available"
+    if mount is not None and mount.kind == "tmpfs":
+        return f"{facts}; the cache directory is in memory: disk and host tier in one"
+    if options.cache_size is not None and options.cache_size <= available // 2:
+        raise _Advice(
+            f"{facts}: --cache-size fits: a cache directory on `mount -t tmpfs -o huge=always,size="
+            f"{(options.cache_size + options.min_free) >> 20}m tmpfs DIR` maps by huge page (a boot empties it)"
+        )
+    return facts
+
+
+def _available_bytes() -> int:
+    """Memory that programs could have without swapping."""
+    text = Path("/proc/meminfo").read_text()
+    return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+
+
 def _store(options: MountOptions) -> str:
     if options.store == str(default_store()) and not default_store().exists():
         return f"{options.store} will be made by the first mount"
 
     async def probe() -> None:
-        store = RetryingStore(open_store(options, max_requests=1), deadline_s=PROBE_DEADLINE_S)
+        store = RetryingStore(open_store(options, max_requests=1), Retrying(deadline_s=PROBE_DEADLINE_S))
         await store.probe()
         await store.aclose()
 

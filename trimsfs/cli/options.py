@@ -15,6 +15,8 @@ _METAVARS = {
     "endpoint_url": "URL",
     "cache_dir": "DIR",
     "cache_size": "SIZE",
+    "host_size": "SIZE",
+    "fetch_processes": "N",
     "min_free": "SIZE",
     "memory_limit": "SIZE",
     "log_file": "FILE",

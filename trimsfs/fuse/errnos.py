@@ -5,6 +5,7 @@ import errno
 from trimsfs.errors import (
     CacheError,
     InUseError,
+    LookUpAgainError,
     NoSuchEntryError,
     NotPermittedError,
     ObjectChangedError,
@@ -18,12 +19,14 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
     (NoSuchEntryError, errno.ENOENT),
     (NotPermittedError, errno.EPERM),
     (InUseError, errno.EBUSY),
+    (LookUpAgainError, errno.ESTALE),
     (ObjectNotFoundError, errno.ESTALE),
     (ObjectChangedError, errno.ESTALE),
     (StoreAccessError, errno.EACCES),
     (StoreError, errno.EIO),
     (CacheError, errno.EIO),
     (IsADirectoryError, errno.EISDIR),
+    (InterruptedError, errno.EINTR),
 )
 
 

@@ -5,14 +5,16 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
 
 from trimsfs.control import Caller
-from trimsfs.errors import TrimsError
+from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem import FOREVER_S, Attributes, Filesystem
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.options import MountOptions
@@ -26,6 +28,9 @@ BLOCK_SIZE = 4096
 READ_SIZE = 128 * 1024
 """What programs that ask (st_blksize) read at a time."""
 
+_EXPECTED = (NoSuchEntryError, NotPermittedError, LookUpAgainError, InterruptedError)
+"""What callers may meet without anything being wrong."""
+
 
 def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     @functools.wraps(function)
@@ -34,9 +39,9 @@ def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Co
             return await function(*arguments, **named)
         except pyfuse3.FUSEError:
             raise
-        except (TrimsError, IsADirectoryError) as error:
+        except (TrimsError, IsADirectoryError, InterruptedError) as error:
             number = errno_of(error)
-            if number not in {errno.ENOENT, errno.EPERM}:
+            if not isinstance(error, _EXPECTED):
                 log.warning("%s: %s: %s", function.__name__, os.strerror(number), error)
             raise pyfuse3.FUSEError(number) from error
         except Exception as error:
@@ -59,6 +64,8 @@ class Operations(pyfuse3.Operations):
         self._gid = options.gid or 0
         self._mode = options.mode
         self._dir_mode = options.dir_mode or 0
+        self._waiting: dict[int, trio.CancelScope] = {}
+        self._interrupted: set[int] = set()
 
     def init(self) -> None:
         # Tasks that wait for this run when libfuse has answered the kernel's INIT.
@@ -99,10 +106,39 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
-        opened = await self._filesystem.open(inode, _caller(ctx))
+        try:
+            opened = await self._filesystem.open(
+                inode, partial(_caller, ctx), partial(self._interruptible, ctx.pid), thread=ctx.pid
+            )
+        finally:
+            self._interrupted.discard(ctx.pid)
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.cached, direct_io=not opened.cached
+            fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.cached, direct_io=opened.direct
         )
+
+    @contextmanager
+    def _interruptible(self, thread: int) -> Iterator[None]:
+        """A part of an open that a signal to the opening thread ends; one of another PID namespace has no number."""
+        if thread == 0:
+            yield
+            return
+        with trio.CancelScope() as scope:
+            self._waiting[thread] = scope
+            if thread in self._interrupted:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                del self._waiting[thread]
+        if scope.cancelled_caught:
+            raise InterruptedError
+
+    def interrupt(self, thread: int) -> None:
+        """A signal should end the open that a thread waits for, or is about to wait for."""
+        self._interrupted.add(thread)
+        scope = self._waiting.get(thread)
+        if scope is not None:
+            scope.cancel()
 
     @_translated
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:

@@ -1,52 +1,102 @@
 """A pyfuse3 session on a /dev/fuse descriptor that somebody else mounted."""
 
-import signal
+import errno
+import logging
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
 
+from trimsfs.errors import TrimsError
 from trimsfs.filesystem import Filesystem
+from trimsfs.fuse import _libfuse
+from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
 from trimsfs.options import MountOptions
 
+log = logging.getLogger(__name__)
+
 MAX_TASKS = 1024
 """Requests being answered at once. Only requests that wait for the store take long, and each costs little."""
+MAX_BACKGROUND = 64
+"""Reads ahead under way at once: the kernel's default of 12 leaves a store with any latency idle."""
 
 
-NUDGE_INTERVAL_S = 0.25
-"""Longest that the event loop stands still for a request that was taken back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What the kernel and this process agreed on: the minor protocol version, and whether passthrough may be used."""
+
+    minor: int
+    passthrough: bool
 
 
-@contextmanager
-def session(filesystem: Filesystem, options: MountOptions, descriptor: int) -> Iterator[trio.Event]:
-    """Speak FUSE on *descriptor*; the mount itself is not this process's to undo.
+class Session:
+    """An open session: `serve` it, and have ioctls answered in its nursery."""
 
-    Gives an event that is set when the kernel and `serve` have agreed on the connection.
-    """
-    agreed = trio.Event()
-    # libfuse takes /dev/fd/N for "already mounted, here is the connection".
-    pyfuse3.init(Operations(filesystem, options, agreed), f"/dev/fd/{descriptor}", set())
-    try:
-        yield agreed
-    finally:
-        pyfuse3.close(unmount=False)
+    def __init__(self, filesystem: Filesystem, options: MountOptions, *, overlay: bool) -> None:
+        self._filesystem = filesystem
+        self._agreed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._operations = Operations(filesystem, options, self._agreed)
+        _libfuse.configure(
+            passthrough=options.passthrough,
+            stack_depth=int(overlay),
+            max_background=MAX_BACKGROUND,
+            on_ioctl=self._on_ioctl,
+            on_interrupt=self._operations.interrupt,
+        )
+
+    @contextmanager
+    def on(self, descriptor: int) -> Iterator[None]:
+        """Speak FUSE on *descriptor*; the mount itself is not this process's to undo."""
+        os.set_blocking(descriptor, False)
+        # libfuse takes /dev/fd/N for "already mounted, here is the connection".
+        pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
+        assert _libfuse.connection()["interposed"]
+        try:
+            yield
+        finally:
+            pyfuse3.close(unmount=False)
+
+    async def agreed(self) -> Connection:
+        """Wait until the kernel and `serve` have agreed on the connection."""
+        await self._agreed.wait()
+        connection = _libfuse.connection()
+        return Connection(minor=connection["minor"], passthrough=connection["passthrough"])
+
+    async def serve(self) -> None:
+        """Answer requests until the file system is unmounted. For the main thread."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    def _on_ioctl(self, request: int, number: int, command: int, size: int) -> None:
+        if command != _libfuse.IOC_RESIDENCY or self._nursery is None:
+            _libfuse.reply_error(request, errno.ENOTTY)
+        else:
+            self._nursery.start_soon(self._answer_residency, request, number)
+
+    async def _answer_residency(self, request: int, number: int) -> None:
+        try:
+            size, disk, host, flags = await self._filesystem.residency(number)
+            _libfuse.reply_ioctl(request, struct.pack("=4Q", size, disk, host, flags))
+        except TrimsError as error:
+            _libfuse.reply_error(request, errno_of(error))
+        except BaseException:
+            _libfuse.reply_error(request, errno.EIO)
+            raise
 
 
-async def serve() -> None:
-    """Answer requests until the file system is unmounted. For the main thread.
-
-    pyfuse3 waits until there is a request and then reads it, blocking. When the process whose request it was is
-    killed in between, the kernel takes the request back, and the read waits for another one and holds up the event
-    loop and the GIL meanwhile. So a timer interrupts it: pyfuse3 takes that for nothing to read.
-    """
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, NUDGE_INTERVAL_S, NUDGE_INTERVAL_S)
-    try:
-        await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+def why_no_passthrough() -> str:
+    """Why the kernel and libfuse did not agree on passthrough though it was wanted, and what to do."""
+    if not _libfuse.PASSTHROUGH_BUILT:
+        return f"libfuse {_libfuse.LIBFUSE} has no passthrough: install 3.17 or newer and build trimsfs anew"
+    return "this kernel has no FUSE passthrough: Linux 6.9 or newer has"
 
 
 def invalidate(directory: int, name: bytes) -> None:

@@ -9,10 +9,10 @@ from trimsfs.options import MountOptions
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
-from trimsfs.stores.retrying import RetryingStore
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.stores.s3 import S3Store
 
-__all__ = ["DirectoryStore", "FsspecStore", "Page", "RetryingStore", "S3Store", "Store", "open_store"]
+__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "S3Store", "Store", "open_store"]
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:

@@ -1,14 +1,18 @@
 """What the rest of trimsfs asks of a store."""
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from trimsfs.errors import ObjectNotFoundError
-from trimsfs.types import Generation
+from trimsfs.types import Buffer, Generation
 
 PAGE_LIMIT = 1000
 """Most entries in one page of a listing, as in S3."""
+
+Sink = Callable[[Buffer], None]
+"""Takes the bytes that are read, piece after piece, in the thread that reads. A piece is not used after the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,14 @@ class Store(Protocol):
     def identity(self) -> str:
         """Names the store in the cache: equal for mounts that see the same objects under the same keys."""
 
+    @property
+    def streaming(self) -> bool:
+        """Whether what `read` passes on is right at once, or only when the whole read has succeeded."""
+
+    @property
+    def forkable(self) -> bool:
+        """Whether the store, not used so far, works in a forked process as well."""
+
     async def probe(self) -> None:
         """Check that the store can be reached, exists and can be listed.
 
@@ -62,12 +74,12 @@ class Store(Protocol):
     async def stat(self, key: str) -> Generation:
         """The newest generation of an object. Raises ObjectNotFoundError."""
 
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
-        """Fill *buffer* with the generation's bytes from *offset* on; the range lies inside the object.
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        """Pass *length* bytes of the generation from *offset* on to *sink*; the range lies inside the object.
 
         Returns the version id that the store gave for these bytes, if it keeps versions. Raises
-        ObjectChangedError when the store no longer has this generation, ObjectNotFoundError when it has none.
-        On any error the buffer's content means nothing.
+        ObjectChangedError when the store no longer has this generation, ObjectNotFoundError when it has none, and
+        any StoreError that *sink* raises.
         """
 
     async def aclose(self) -> None:

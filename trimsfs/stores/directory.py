@@ -18,12 +18,14 @@ from trimsfs.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, absent
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent
 from trimsfs.types import Generation
 
 T = TypeVar("T")
 
 MAX_THREADS = 32
+PIECE = 1 << 18
+"""Bytes read at a time."""
 
 
 class DirectoryStore:
@@ -41,6 +43,14 @@ class DirectoryStore:
     def identity(self) -> str:
         return f"file://{self._root}"
 
+    @property
+    def streaming(self) -> bool:
+        return False  # that a file has not changed is known afterwards
+
+    @property
+    def forkable(self) -> bool:
+        return True
+
     async def probe(self) -> None:
         await self._call(self._probe)
 
@@ -50,8 +60,8 @@ class DirectoryStore:
     async def stat(self, key: str) -> Generation:
         return await self._call(partial(self._stat, key))
 
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
-        await self._call(partial(self._read_into, generation, offset, buffer))
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+        await self._call(partial(self._read, generation, offset, length, sink))
 
     async def aclose(self) -> None:
         """Nothing is held open between calls."""
@@ -125,14 +135,16 @@ class DirectoryStore:
             raise ObjectNotFoundError(f"{key}: not a regular file in {self._root}")
         return _generation(key, status)
 
-    def _read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
+    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+        buffer = memoryview(bytearray(min(PIECE, length)))
+        done = 0
         try:
             with self._opened(generation.key, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-                done = 0
-                while done < len(buffer) and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
-                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                while done < length and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+                    count = os.preadv(descriptor, [buffer[: length - done]], offset + done)
                     if count == 0:
                         break
+                    sink(buffer[:count])
                     done += count
                 # A writer changes the times of the file with its bytes, so looking afterwards is enough.
                 now = _generation(generation.key, os.fstat(descriptor))
@@ -141,7 +153,7 @@ class DirectoryStore:
                 raise
             self._probe()
             raise ObjectNotFoundError(f"{generation.key}: removed from {self._root}") from None
-        if now != generation or done < len(buffer):
+        if now != generation or done < length:
             raise ObjectChangedError(f"{generation.key}: the file in {self._root} has changed")
 
     @contextmanager

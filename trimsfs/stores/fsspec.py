@@ -18,7 +18,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, absent
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -73,6 +73,14 @@ class FsspecStore:
     def identity(self) -> str:
         return self._url
 
+    @property
+    def streaming(self) -> bool:
+        return False  # that a file has not changed is known afterwards
+
+    @property
+    def forkable(self) -> bool:
+        return False  # some implementations have threads from the start
+
     async def probe(self) -> None:
         await self._call(self._probe)
 
@@ -82,8 +90,8 @@ class FsspecStore:
     async def stat(self, key: str) -> Generation:
         return await self._call(partial(self._stat, key))
 
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
-        await self._call(partial(self._read_into, generation, offset, buffer))
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+        await self._call(partial(self._read, generation, offset, length, sink))
 
     async def aclose(self) -> None:
         """fsspec keeps its connections for as long as the process lives."""
@@ -145,18 +153,18 @@ class FsspecStore:
             raise ObjectNotFoundError(f"{key}: not a file in {self._url}")
         return _generation(key, info)
 
-    def _read_into(self, generation: Generation, offset: int, buffer: memoryview) -> None:
+    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         try:
-            data = self._files.cat_file(self._path(generation.key), start=offset, end=offset + len(buffer))
+            data = self._files.cat_file(self._path(generation.key), start=offset, end=offset + length)
         except OSError as error:
             if not absent(error) and not isinstance(error, IsADirectoryError):
                 raise
             raise ObjectNotFoundError(f"{generation.key}: removed from {self._url}") from None
         if self._stat(generation.key) != generation:
             raise ObjectChangedError(f"{generation.key}: the file in {self._url} has changed")
-        if len(data) != len(buffer):
-            raise TransientStoreError(f"asked for {len(buffer)} bytes, was sent {len(data)}")
-        buffer[:] = data
+        if len(data) != length:
+            raise TransientStoreError(f"asked for {length} bytes, was sent {len(data)}")
+        sink(data)
 
     def _path(self, key: str) -> str:
         if not {".", ".."}.isdisjoint(key.split("/")):

@@ -10,7 +10,7 @@ import tenacity
 import trio
 
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
-from trimsfs.stores.base import PAGE_LIMIT, Page, Store
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class StoreStatistics:
     failed_attempts: int
 
 
-class RetryingStore:
+class Retrying:
     """Tries transient failures again, with exponential backoff and full jitter, until *deadline_s* has passed.
 
     What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
@@ -38,8 +38,7 @@ class RetryingStore:
     is not cut. ``on_failure`` hears of every failed attempt.
     """
 
-    def __init__(self, store: Store, *, deadline_s: float) -> None:
-        self._store = store
+    def __init__(self, *, deadline_s: float) -> None:
         self._deadline_s = deadline_s
         self._requests = self._failures = 0
         self.on_failure: Callable[[TransientStoreError], None] = lambda _error: None
@@ -47,32 +46,8 @@ class RetryingStore:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(requests=self._requests, failed_attempts=self._failures)
 
-    @property
-    def identity(self) -> str:
-        return self._store.identity
-
-    async def probe(self) -> None:
-        await self._retry("no answer", self._store.probe)
-
-    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        return await self._retry(
-            f"listing of {prefix or '/'}",
-            partial(self._store.list_page, prefix, token=token, limit=limit),
-        )
-
-    async def stat(self, key: str) -> Generation:
-        return await self._retry(key, partial(self._store.stat, key))
-
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
-        return await self._retry(
-            f"{generation.key} at {offset}",
-            partial(self._store.read_into, generation, offset, buffer),
-        )
-
-    async def aclose(self) -> None:
-        await self._store.aclose()
-
-    async def _retry(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What *attempt* gives at last; *subject* names in messages what it is about."""
         self._requests += 1
         deadline = trio.current_time() + self._deadline_s
         retrying = tenacity.AsyncRetrying(
@@ -84,8 +59,12 @@ class RetryingStore:
             after=lambda state: self._failed(subject, state),
             reraise=True,
         )
+
+        async def once() -> T:  # tenacity awaits what an async function gives, but not what a lambda does
+            return await attempt()
+
         try:
-            return await retrying(attempt)
+            return await retrying(once)
         except TransientStoreError as error:
             raise StoreUnavailableError(f"{subject}: {error}") from error
 
@@ -96,3 +75,41 @@ class RetryingStore:
         self._failures += 1
         log.info("%s: attempt %d failed: %s", subject, state.attempt_number, error)
         self.on_failure(error)
+
+
+class RetryingStore:
+    """A store whose requests for names are tried again. Reads are not: their caller knows what has come of one."""
+
+    def __init__(self, store: Store, retrying: Retrying) -> None:
+        self._store = store
+        self._retrying = retrying
+
+    @property
+    def identity(self) -> str:
+        return self._store.identity
+
+    @property
+    def streaming(self) -> bool:
+        return self._store.streaming
+
+    @property
+    def forkable(self) -> bool:
+        return self._store.forkable
+
+    async def probe(self) -> None:
+        await self._retrying.call("no answer", self._store.probe)
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        return await self._retrying.call(
+            f"listing of {prefix or '/'}",
+            partial(self._store.list_page, prefix, token=token, limit=limit),
+        )
+
+    async def stat(self, key: str) -> Generation:
+        return await self._retrying.call(key, partial(self._store.stat, key))
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        return await self._store.read(generation, offset, length, sink)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()

@@ -7,11 +7,8 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
-import crc32c
-
-from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
-from trimsfs.tiers.index import ChunkRecord
-from trimsfs.types import CHUNK_SIZE, Generation
+from trimsfs.ranges import chunk_count, chunks_of
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
 class ChunkState(enum.IntEnum):
@@ -28,7 +25,8 @@ class Blob:
 
     Once a chunk is VERIFIED its bytes never change. ``users`` counts handles, flights and commands that need the blob
     to stay; it is only touched from the event loop. A blob without a file (``attached`` is False: the cache could
-    not make one, or the object is empty) never holds a chunk. The methods that take buffers block on the disk.
+    not make one, or the object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by
+    while opens are passed through to it, else 0.
     """
 
     def __init__(self, token: str, generation: Generation, *, pinned: bool = False) -> None:
@@ -39,6 +37,7 @@ class Blob:
         self.states = bytearray(chunk_count(generation.size))
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
+        self.backing_id = 0
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -67,11 +66,15 @@ class Blob:
     @property
     def present_bytes(self) -> int:
         """Bytes in the file, verified or not."""
-        size = self.generation.size
-        missing = sum(
-            chunk_length(chunk, size) for chunk, state in enumerate(self.states) if state == ChunkState.MISSING
-        )
-        return size - missing
+        return self.generation.size - self.missing_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are not in the file."""
+        missing = self.states.count(ChunkState.MISSING) * CHUNK_SIZE
+        if self.states and self.states[-1] == ChunkState.MISSING:
+            missing -= len(self.states) * CHUNK_SIZE - self.generation.size
+        return missing
 
     def attach(self, path: Path) -> bool:
         """Open the file, making or resizing it as needed; False when it did not have its size already."""
@@ -111,36 +114,15 @@ class Blob:
         assert self._view is not None
         return self._view[start:stop]
 
-    def write(self, chunk: int, data: memoryview) -> ChunkRecord:
-        """Write a whole chunk to the file; `commit` makes it known. Raises OSError."""
-        assert self._descriptor is not None
-        start, stop = chunk_span(chunk, self.generation.size)
-        assert stop - start == len(data)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], start + done)
-        return ChunkRecord(chunk=chunk, length=len(data), crc=crc32c.crc32c(data))
-
     def commit(self, record: ChunkRecord) -> None:
         """The chunk's bytes are right: serve them from now on."""
         self._verified += self.states[record.chunk] != ChunkState.VERIFIED
         self._crcs[record.chunk] = record.crc
         self.states[record.chunk] = ChunkState.VERIFIED
 
-    def check(self, chunk: int, buffer: memoryview) -> ChunkRecord | None:
-        """Read a chunk from the file into *buffer*; None when it fails its checksum. Raises OSError."""
-        assert self._descriptor is not None
-        start, stop = chunk_span(chunk, self.generation.size)
-        done = 0
-        while done < stop - start:
-            count = os.preadv(self._descriptor, [buffer[done : stop - start]], start + done)
-            if count == 0:
-                return None
-            done += count
-        crc = crc32c.crc32c(buffer[:done])
-        if crc != self._crcs[chunk]:
-            return None
-        return ChunkRecord(chunk=chunk, length=done, crc=crc)
+    def crc(self, chunk: int) -> int:
+        """The CRC32C that a chunk's bytes had when they were written."""
+        return self._crcs[chunk]
 
     def forget(self, chunk: int) -> None:
         """The chunk's bytes are wrong or gone: fetch them again."""

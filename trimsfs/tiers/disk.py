@@ -8,28 +8,28 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from trimsfs.errors import CacheUnusableError, InUseError
-from trimsfs.eviction import lru
+from trimsfs.eviction import Policy, eager, lru
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
-from trimsfs.tiers.index import BlobIndex, BlobRecord, ChunkRecord
+from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.lock import lock_directory
 from trimsfs.tiers.residency import Residency, residency_of
-from trimsfs.types import CHUNK_SIZE, Generation
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-FLUSH_INTERVAL_S = 0.2
+FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 DISK_THREADS = 8
 HEADROOM = 4 * CHUNK_SIZE
@@ -52,15 +52,24 @@ class DiskStatistics:
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
-    A blob in use or pinned is never evicted. When there is no room even so, `store_chunk` declines and the
-    caller serves the bytes without keeping them.
+    A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
+    `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
+    that leaves the tier before it is closed, ``load_cost`` says how many seconds it takes to fetch so many bytes.
 
     Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
     looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
     ``_budget.used`` counts chunks from the moment room was made for them.
     """
 
-    def __init__(self, directory: Path, *, store: str, budget: int | None = None, min_free: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        store: str,
+        budget: int | None = None,
+        min_free: int = 0,
+        policy: Policy = lru,
+    ) -> None:
         self._directory = directory
         self._store = store
         self._blob_directory = directory / "blobs"
@@ -74,6 +83,9 @@ class DiskTier:
         except BaseException:
             os.close(self._lock_descriptor)
             raise
+        self.on_removed: Callable[[Blob], None] = lambda _blob: None
+        self.load_cost: Callable[[int], float] = lambda _size: 0.0
+        self._policy = policy
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=self._index.total_bytes())
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
@@ -117,6 +129,8 @@ class DiskTier:
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
             await self.flush()
+            if self._policy is eager:
+                await self._evict_bytes(1)
             if trio.current_time() - synced >= SYNC_INTERVAL_S:
                 await self._sync()
                 synced = trio.current_time()
@@ -174,49 +188,54 @@ class DiskTier:
         elif len(self._blobs) > self._idle_limit:
             self._close_idle()
 
-    async def store_chunk(self, blob: Blob, chunk: int, data: memoryview) -> bool:
-        """Keep a chunk that was fetched; False when there is no room or the disk fails."""
-        if not blob.attached or self._budget.failing:
-            self._refused += 1
-            return False
-        for last in (False, True):
-            try:
-                if not await self._make_room(len(data)):
-                    break
-            except OSError as error:
-                log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
-                self._budget.found_failing()
-                break
-            try:
-                record = await self._in_thread(blob.write, chunk, data)
-            except OSError as error:
-                self._budget.used -= len(data)
-                if last or error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                    log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
-                    self._budget.found_failing()
-                    break
-                await self._evict_bytes(len(data) + HEADROOM)
-            else:
-                blob.commit(record)
-                self._pending.append((blob.token, record))
-                self._unsynced.setdefault(blob.token, set()).add(chunk)
-                return True
-        self._refused += 1
-        return False
+    async def reserve(self, blob: Blob, size: int) -> bool:
+        """Make room for *size* bytes that are about to be written to a blob; False when there is none.
 
-    async def verify_chunk(self, blob: Blob, chunk: int, buffer: memoryview) -> bool:
-        """Check a chunk that an earlier server left; False, and it is missing, when its bytes are wrong."""
+        What is not written after all is given back with `unreserve`.
+        """
+        if not blob.attached or self._budget.failing:
+            return False
         try:
-            record = await self._in_thread(blob.check, chunk, buffer)
+            return await self._make_room(size)
         except OSError as error:
-            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
-            record = None
-        if record is not None:
-            blob.commit(record)
+            log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
+            self._budget.found_failing()
+            return False
+
+    def unreserve(self, size: int) -> None:
+        self._budget.used -= size
+
+    async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
+        """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
+
+        When that cannot help, `reserve` declines for a while.
+        """
+        self._budget.used -= size
+        if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            await self._evict_bytes(size + HEADROOM)
+        else:
+            log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
+            self._budget.found_failing()
+
+    def refused(self) -> None:
+        """A chunk is not kept, for want of room."""
+        self._refused += 1
+
+    def wrote(self, blob: Blob, record: ChunkRecord) -> None:
+        """A whole chunk, for which room was made, has been written: serve it from now on."""
+        blob.commit(record)
+        self._pending.append((blob.token, record))
+        self._unsynced.setdefault(blob.token, set()).add(record.chunk)
+
+    async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
+        """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
+        length = chunk_length(chunk, blob.generation.size)
+        if crc == blob.crc(chunk):
+            blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self._corrupt += 1
-        self._budget.used -= chunk_length(chunk, blob.generation.size)
+        self._budget.used -= length
         blob.forget(chunk)
         try:
             await self._in_thread(self._index.remove_chunks, blob.token, [chunk])
@@ -288,7 +307,8 @@ class DiskTier:
         candidates = [entry for entry in evictable if (blob := self._blobs.get(entry.name)) is None or blob.users == 0]
         if sum(entry.size for entry in candidates) < at_least:
             return
-        for victim in lru(candidates, wanted):
+        candidates = [replace(entry, cost_s=self.load_cost(entry.size)) for entry in candidates]
+        for victim in self._policy(candidates, wanted):
             await self._evict_token(victim.name)
 
     async def _evict_token(self, token: str) -> int | None:
@@ -298,8 +318,7 @@ class DiskTier:
             if blob is not None:
                 if blob.users or blob.pinned:
                     return None
-                del self._blobs[token]
-                blob.detach()
+                self._forget(blob)
             unrecorded = sum(record.length for name, record in self._pending if name == token)
             self._pending = [item for item in self._pending if item[0] != token]
             self._unsynced.pop(token, None)
@@ -321,9 +340,14 @@ class DiskTier:
         for token, blob in list(self._blobs.items()):
             if len(self._blobs) <= self._idle_limit:
                 break
-            if blob.users == 0 and token not in self._unsynced:
-                blob.detach()
-                del self._blobs[token]
+            if blob.users == 0 and not blob.pinned and token not in self._unsynced:
+                self._forget(blob)
+
+    def _forget(self, blob: Blob) -> None:
+        """Close a blob that nobody uses."""
+        del self._blobs[blob.token]
+        self.on_removed(blob)
+        blob.detach()
 
     # The index, in step
 

@@ -1,44 +1,203 @@
-"""The host tier: the page cache of the blobs, as far as the kernel tells and takes advice."""
+"""The host tier: the page cache of the blobs, steered.
 
-import ctypes
-import mmap
-import os
+The server brings a blob into memory before programs map it, so the memory is charged to the server's control group and
+to none of theirs. What is evicted is dropped from memory, not from disk; the kernel keeps pages that are mapped.
+"""
 
-MADV_POPULATE_READ = 22
-_SYS_CACHESTAT = 451  # the same number on every architecture
-_libc = ctypes.CDLL(None, use_errno=True)
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
+import trio
 
-class _Range(ctypes.Structure):
-    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+from trimsfs.errors import CacheFullError
+from trimsfs.eviction import Evictable, Policy, eager
+from trimsfs.tiers import pages
+from trimsfs.tiers.blob import Blob
 
+log = logging.getLogger(__name__)
 
-class _CacheStat(ctypes.Structure):
-    _fields_ = (
-        ("cached", ctypes.c_uint64),
-        ("dirty", ctypes.c_uint64),
-        ("writeback", ctypes.c_uint64),
-        ("evicted", ctypes.c_uint64),
-        ("recently_evicted", ctypes.c_uint64),
-    )
+Populate = Callable[[int, int, int], Awaitable[None]]
+"""Brings the bytes ``[start, stop)`` of a descriptor's file into the page cache. Raises OSError."""
 
-
-def resident_bytes(descriptor: int) -> int | None:
-    """Bytes of a file that are in the page cache, in whole pages; None on a kernel before 6.5."""
-    everything = _Range(0, 0)
-    answer = _CacheStat()
-    result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(everything), ctypes.byref(answer), 0)
-    return answer.cached * mmap.PAGESIZE if result == 0 else None
+CHECK_INTERVAL_S = 0.2
+READ_LATENCY_S = 1e-4
+READ_RATE = 1e9
+"""Bytes a second: about what loading from a local disk costs."""
 
 
-def populate(descriptor: int, start: int, stop: int) -> None:
-    """Read the bytes ``[start, stop)`` of a file into the page cache; *start* is a multiple of the page size.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStatistics:
+    """Bytes brought into memory and not evicted since, of those bytes locked, and evictions since the server started.
 
-    Blocks until they are there. Raises OSError.
+    The kernel may have reclaimed some of the bytes that are not locked: the residency of a file tells.
     """
-    with mmap.mmap(descriptor, stop - start, prot=mmap.PROT_READ, offset=start) as mapping:
+
+    used_bytes: int
+    budget_bytes: int | None
+    locked_bytes: int
+    evictions: int
+    evicted_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class _Hosted:
+    """A blob that is in memory. ``address`` is that of its locked mapping, None while it is not locked."""
+
+    blob: Blob
+    loaded: int
+    last_used: int
+    uses: int = 0
+    address: int | None = None
+
+
+class HostTier:
+    """Blobs in memory: at most *budget* bytes (None: as many as the kernel keeps), but for what is open.
+
+    A blob in use or pinned is never evicted; one that is opened comes in even when the others leave no room. Locked
+    bytes never exceed the budget.
+    """
+
+    def __init__(self, populate: Populate, *, budget: int | None, policy: Policy) -> None:
+        self._populate = populate
+        self._budget = budget
+        self._policy = policy
+        self._hosted: dict[str, _Hosted] = {}
+        self._numbers = itertools.count(1)
+        self._lock = trio.Lock()
+        self._evictions = self._evicted_bytes = 0
+
+    async def run(self) -> None:
+        """Drop what came in beyond the budget, and with the policy eager what is idle, while the server runs."""
+        while True:
+            await trio.sleep(CHECK_INTERVAL_S)
+            async with self._lock:
+                await self._evict(1 if self._policy is eager else self._excess())
+
+    def statistics(self) -> HostStatistics:
+        return HostStatistics(
+            used_bytes=self._used(),
+            budget_bytes=self._budget,
+            locked_bytes=self._locked(),
+            evictions=self._evictions,
+            evicted_bytes=self._evicted_bytes,
+        )
+
+    def holds(self, blob: Blob) -> bool:
+        """Whether a blob was brought in and not evicted since."""
+        return blob.token in self._hosted
+
+    def used(self, blob: Blob) -> None:
+        """A blob that is in memory was opened."""
+        hosted = self._hosted.get(blob.token)
+        if hosted is not None:
+            hosted.uses += 1
+            hosted.last_used = next(self._numbers)
+
+    async def bring(self, blob: Blob, *, again: bool = False) -> None:
+        """Bring a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
+
+        Raises OSError when it cannot be read, and TransientStoreError when the process that reads it ends.
+        """
+        if self.holds(blob) and not again:
+            return
+        async with self._lock:
+            await self._bring(blob)
+
+    async def _bring(self, blob: Blob) -> _Hosted:
+        size = blob.generation.size
+        hosted = self._hosted.get(blob.token)
+        if hosted is None:
+            await self._evict(self._excess(size))
+        resident = await trio.to_thread.run_sync(pages.resident_bytes, blob.fileno())
+        if resident is None or resident < size:
+            await self._populate(blob.fileno(), 0, size)
+        if hosted is None:
+            number = next(self._numbers)
+            hosted = self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
+        return hosted
+
+    async def pin(self, blob: Blob) -> None:
+        """Lock a complete blob, which the caller uses, in memory.
+
+        Raises CacheFullError when the budget forbids it, else as `bring`.
+        """
+        async with self._lock:
+            hosted = await self._bring(blob)
+            if hosted.address is None:
+                await self._lock_pages(hosted)
+
+    async def _lock_pages(self, hosted: _Hosted) -> None:
+        blob, size = hosted.blob, hosted.blob.generation.size
+        if self._budget is not None and self._locked() + size > self._budget:
+            raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
         try:
-            mapping.madvise(MADV_POPULATE_READ)
-        except OSError:
-            # A kernel before 5.14, or a failing disk: a plain read tells which.
-            os.pread(descriptor, stop - start, start)
+            hosted.address = await trio.to_thread.run_sync(pages.lock, blob.fileno(), size)
+        except OSError as error:
+            # It stays on disk and, as far as memory lasts, in memory.
+            log.warning(
+                "%s: not locked in memory: %s: raise the limit of locked memory (ulimit -l)",
+                blob.generation.key,
+                error.strerror,
+            )
+
+    def unpin(self, blob: Blob) -> None:
+        """Leave it to budget and kernel whether a blob stays in memory."""
+        hosted = self._hosted.get(blob.token)
+        if hosted is not None and hosted.address is not None:
+            pages.unlock(hosted.address, blob.generation.size)
+            hosted.address = None
+
+    def removed(self, blob: Blob) -> None:
+        """A blob has left the disk, and with it the memory."""
+        self.unpin(blob)
+        self._hosted.pop(blob.token, None)
+
+    async def _evict(self, wanted: int) -> None:
+        idle = [
+            Evictable(
+                name=token,
+                size=hosted.blob.generation.size,
+                last_used=hosted.last_used,
+                loaded=hosted.loaded,
+                uses=hosted.uses,
+                cost_s=READ_LATENCY_S + hosted.blob.generation.size / READ_RATE,
+            )
+            for token, hosted in self._hosted.items()
+            if _idle(hosted)
+        ]
+        if wanted > 0:
+            for victim in self._policy(idle, wanted):
+                await self._drop(victim.name)
+
+    async def _drop(self, token: str) -> None:
+        """Drop a blob from memory, unless it is used by now."""
+        hosted = self._hosted.get(token)
+        if hosted is None or not _idle(hosted):
+            return
+        del self._hosted[token]
+        blob = hosted.blob
+        blob.users += 1  # it must not be closed meanwhile
+        try:
+            await trio.to_thread.run_sync(pages.drop, blob.fileno())
+        except OSError as error:
+            log.warning("%s: not dropped from memory: %s", blob.generation.key, error.strerror)
+        finally:
+            blob.users -= 1
+        self._evictions += 1
+        self._evicted_bytes += blob.generation.size
+
+    def _excess(self, coming: int = 0) -> int:
+        """Bytes to drop so that *coming* more keep within the budget."""
+        return 0 if self._budget is None else self._used() + coming - self._budget
+
+    def _used(self) -> int:
+        return sum(hosted.blob.generation.size for hosted in self._hosted.values())
+
+    def _locked(self) -> int:
+        return sum(hosted.blob.generation.size for hosted in self._hosted.values() if hosted.address is not None)
+
+
+def _idle(hosted: _Hosted) -> bool:
+    return hosted.blob.users == 0 and not hosted.blob.pinned and hosted.blob.attached

@@ -20,12 +20,12 @@ from typing import Any
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction import Evictable
-from trimsfs.types import Generation
+from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS blobs (
     pinned INTEGER NOT NULL DEFAULT 0,
     uses INTEGER NOT NULL DEFAULT 0,
     sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, whatever the clock does
+    loaded INTEGER NOT NULL,     -- grows with every blob that is made
     last_used REAL NOT NULL      -- for people
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_by_sequence ON blobs (sequence);
@@ -51,15 +52,6 @@ CREATE TABLE IF NOT EXISTS chunks (
     PRIMARY KEY (token, chunk)
 ) WITHOUT ROWID;
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkRecord:
-    """A chunk that is in a blob. ``crc`` is the CRC32C of its ``length`` bytes."""
-
-    chunk: int
-    length: int
-    crc: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +125,8 @@ class BlobIndex:
             self._sequence += 1
             connection.execute(
                 "INSERT OR IGNORE INTO blobs "
-                "(token, store, key, etag, version_id, size, modified_ns, sequence, last_used) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "(token, store, key, etag, version_id, size, modified_ns, sequence, loaded, last_used) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     token,
                     os.fsencode(store),
@@ -143,6 +135,7 @@ class BlobIndex:
                     generation.version_id,
                     generation.size,
                     generation.modified_ns,
+                    self._sequence,
                     self._sequence,
                     time.time(),
                 ),
@@ -202,10 +195,13 @@ class BlobIndex:
         with self._lock:
             rows = self._connection.execute(
                 "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, "
-                "sequence FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
+                "sequence, loaded, uses FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
                 (os.fsencode(store),),
             ).fetchall()
-        return [Evictable(name=token, size=n, last_used=sequence) for token, n, sequence in rows]
+        return [
+            Evictable(name=token, size=n, last_used=sequence, loaded=loaded, uses=uses)
+            for token, n, sequence, loaded, uses in rows
+        ]
 
     def records(self, store: str) -> list[BlobRecord]:
         """All blobs of a store, by key."""

@@ -11,7 +11,7 @@ import trio
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
@@ -21,7 +21,7 @@ T = TypeVar("T")
 METADATA_THREADS = 8
 KEY_MAX = 1024
 """Bytes in the longest key that S3 knows."""
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
@@ -55,6 +55,14 @@ class S3Store:
     def identity(self) -> str:
         return f"{self._client.meta.endpoint_url}|s3://{self._bucket}/{self._prefix}"
 
+    @property
+    def streaming(self) -> bool:
+        return True  # the answer to If-Match comes before the bytes
+
+    @property
+    def forkable(self) -> bool:
+        return True
+
     async def probe(self) -> None:
         await self._ask(partial(self._list, "", None, 1))
 
@@ -68,8 +76,8 @@ class S3Store:
             raise ObjectNotFoundError(f"{key!r} cannot be a key")
         return await self._ask(partial(self._head, key), key)
 
-    async def read_into(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
-        read = partial(self._read, generation, offset, buffer)
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        read = partial(self._read, generation, offset, length, sink)
         return await trio.to_thread.run_sync(
             partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
         )
@@ -125,8 +133,8 @@ class S3Store:
             version_id=_version(answer.get("VersionId")),
         )
 
-    def _read(self, generation: Generation, offset: int, buffer: memoryview) -> str | None:
-        last = offset + len(buffer) - 1
+    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        last = offset + length - 1
         condition: _Condition = {"IfMatch": generation.etag}
         if generation.version_id is not None:
             condition["VersionId"] = generation.version_id
@@ -147,18 +155,18 @@ class S3Store:
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
             # The SDK's own stream has no read1(); urllib3's below it has.
-            self._receive(body._raw_stream, buffer)
+            self._receive(body._raw_stream, length, sink)
         return _version(answer.get("VersionId"))
 
-    def _receive(self, body: Any, buffer: memoryview) -> None:
+    def _receive(self, body: Any, length: int, sink: Sink) -> None:
         done = mark = 0
         marked = time.monotonic()
-        while done < len(buffer):
+        while done < length:
             # One piece as it comes: a read that fills its buffer cannot be told from a stall while bytes drip in.
-            piece = body.read1(min(PIECE, len(buffer) - done))
+            piece = body.read1(min(PIECE, length - done))
             if not piece:
-                raise TransientStoreError(f"the body ended after {done} of {len(buffer)} bytes")
-            buffer[done : done + len(piece)] = piece
+                raise TransientStoreError(f"the body ended after {done} of {length} bytes")
+            sink(piece)
             done += len(piece)
             elapsed = time.monotonic() - marked
             if elapsed > self._stall_timeout_s:

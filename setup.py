@@ -1,0 +1,28 @@
+"""Builds the libfuse extension; everything else is in pyproject.toml."""
+
+import shlex
+import subprocess
+
+from setuptools import Extension, setup
+
+
+def pkg_config(option: str) -> list[str]:
+    """What pkg-config says of libfuse. Ends the build with a remedy when it says nothing."""
+    try:
+        done = subprocess.run(["pkg-config", option, "fuse3"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit("libfuse 3 is not installed: apt-get install libfuse3-dev pkg-config") from None
+    return shlex.split(done.stdout)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "trimsfs.fuse._libfuse",
+            sources=["trimsfs/fuse/_libfuse.c"],
+            depends=["trimsfs/fuse/trimsfs.h"],
+            extra_compile_args=["-Wall", "-Wextra", *pkg_config("--cflags")],
+            extra_link_args=pkg_config("--libs"),
+        )
+    ]
+)

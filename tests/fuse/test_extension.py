@@ -1,0 +1,121 @@
+"""The extension over libfuse: clean to a strict compiler and to the address sanitizer."""
+
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import unmount, wait_until
+from trimsfs import fuse
+
+SOURCE = Path(fuse.__file__).with_name("_libfuse.c")
+ROOT = SOURCE.parents[2]
+STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+
+def flags() -> list[str]:
+    done = subprocess.run(["pkg-config", "--cflags", "fuse3"], capture_output=True, text=True, timeout=30, check=True)
+    return [f"-I{sysconfig.get_paths()['include']}", *shlex.split(done.stdout)]
+
+
+def test_extension_compiles_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["gcc", *STRICT, *flags(), "-O2", "-fPIC", "-c", SOURCE, "-o", tmp_path / "_libfuse.o"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_path: Path) -> None:
+    """A whole mount with an extension built for it: opens, ioctl, listing, eviction."""
+    content = random.Random(3).randbytes(9 << 20)
+    (store_directory / "model").write_bytes(content)
+    copy, mountpoint, log = tmp_path / "copy", tmp_path / "models", tmp_path / "sanitizer"
+    shutil.copytree(ROOT / "trimsfs", copy / "trimsfs", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    mountpoint.mkdir()
+    target = copy / "trimsfs/fuse" / f"_libfuse{sysconfig.get_config_var('EXT_SUFFIX')}"
+    sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+    subprocess.run(
+        ["gcc", *sanitize, *flags(), "-fPIC", "-shared", SOURCE, "-o", target, "-lfuse3"], timeout=120, check=True
+    )
+    preload = " ".join(
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    )
+    environment = os.environ | {
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",  # Python leaks by design at its end
+        "UBSAN_OPTIONS": f"log_path={log}",
+        "PYTHONPATH": f"{copy}:{ROOT}",
+        "TRIMSFS_CONFIG": "/dev/null",
+        "PYTHONMALLOC": "malloc",
+    }
+
+    def command(*arguments: str | Path) -> None:
+        subprocess.run([sys.executable, "-m", "trimsfs", *arguments], env=environment, timeout=120, check=True)
+
+    command("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache")
+    try:
+        maps = Path(f"/proc/{server_pid(mountpoint)}/maps").read_text()
+        assert str(target) in maps
+        assert "libasan" in maps
+        for _ in range(3):
+            assert (mountpoint / "model").read_bytes() == content
+            assert [path.name for path in mountpoint.iterdir()] == ["model"]
+            command("evict", mountpoint / "model")
+        program = "import fcntl,os,sys; f=os.open(sys.argv[1],0); fcntl.ioctl(f, 0x80207470, bytearray(32))"
+        subprocess.run([sys.executable, "-c", program, mountpoint / "model"], timeout=30, check=True)
+    finally:
+        unmount(mountpoint)
+    found = "".join(path.read_text() for path in tmp_path.glob("sanitizer.*"))
+    assert found == ""
+
+
+def server_pid(mountpoint: Path) -> int:
+    facts = (mountpoint / ".trims/control").read_text()
+    return int(facts.partition('"server_pid": ')[2].split(",")[0])
+
+
+def test_without_privilege_in_the_first_user_namespace_a_mount_works_in_cached_mode(
+    store_directory: Path, tmp_path: Path
+) -> None:
+    content = random.Random(4).randbytes(9 << 20)
+    (store_directory / "model").write_bytes(content)
+    mountpoint, cache = tmp_path / "models", tmp_path / "cache"
+    mountpoint.mkdir()
+    script = textwrap.dedent(
+        f"""
+        set -e
+        {sys.executable} -m trimsfs mount {mountpoint} --store {store_directory} --cache-dir {cache}
+        trap "{sys.executable} -m trimsfs umount {mountpoint}" EXIT
+        cmp {mountpoint}/model {store_directory}/model
+        cmp {mountpoint}/model {store_directory}/model
+        cat {mountpoint}/.trims/control
+        """
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script],
+        env=os.environ | {"TRIMSFS_CONFIG": "/dev/null"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert '"passthrough": {"used": false, "reason": "passthrough takes CAP_SYS_ADMIN: mount as root"}' in done.stdout
+    wait_until(lambda: "cached mode: passthrough takes CAP_SYS_ADMIN" in (cache / "trimsfs.log").read_text())
+    assert (cache / "trimsfs.log").read_text().count("cached mode") == 1

@@ -1,0 +1,405 @@
+"""Files that are wholly here are read by the kernel alone."""
+
+import hashlib
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.memory_group import memory_group
+from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from trimsfs import fuse
+from trimsfs.mountinfo import mount_at
+
+MIB = 1 << 20
+PROGRAMS = Path(__file__).parent
+MODEL = random.Random(20).randbytes(40 * MIB + 12345)
+READS = "trimsfs_files_reads_total"
+
+
+@pytest.fixture
+def mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """A mount of a store with one model, in passthrough mode."""
+    (store_directory / "model").write_bytes(MODEL)
+    with mounted(store_directory, tmp_path) as mount:
+        assert mount.control()["passthrough"] == {"used": True}
+        yield mount
+
+
+def test_server_sees_no_read_of_a_resident_file(mount: MountedStore) -> None:
+    path = mount.path / "model"
+    assert path.read_bytes() == MODEL
+    for _ in range(3):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[:] == MODEL
+    metrics = mount.metrics()
+    assert metrics[READS] == 0
+    assert metrics["trimsfs_files_cached_opens_total"] == 0
+    assert metrics["trimsfs_files_passthrough_opens_total"] == 4
+    assert mount.info("model")["passthrough"]
+
+
+def test_killing_the_server_does_not_disturb_a_reader_of_a_resident_file(mount: MountedStore) -> None:
+    with (mount.path / "model").open("rb", buffering=0) as file:
+        mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        os.kill(mount.control()["server_pid"], signal.SIGKILL)
+        wait_until(lambda: mount_at(mount.path) is None)
+        assert mapping[:] == MODEL
+        assert os.pread(file.fileno(), len(MODEL), 0) == MODEL
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as another:
+            assert another[-1000:] == MODEL[-1000:]
+        mapping.close()
+
+
+def test_name_leads_to_the_same_file_before_and_after(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    with mounted(store_directory, tmp_path, "--cold-open", "stream") as mount:
+        path = mount.path / "model"
+        with path.open("rb", buffering=0) as cold:
+            before = os.fstat(cold.fileno())
+            assert cold.read(10) == MODEL[:10]
+            wait_until(lambda: mount.info("model")["passthrough"])
+            reads = mount.metrics()[READS]
+            with path.open("rb") as resident:
+                assert resident.read() == MODEL
+                assert os.path.sameopenfile(cold.fileno(), resident.fileno())
+            assert mount.metrics()[READS] == reads
+            # The handle of before goes on beside it.
+            assert cold.read() == MODEL[10:]
+        assert os.path.samestat(before, path.stat())
+        with os.scandir(mount.path) as entries:
+            assert [entry.inode() for entry in entries] == [before.st_ino]
+
+
+def test_evicted_file_is_served_again(mount: MountedStore) -> None:
+    path = mount.path / "model"
+    for _ in range(3):
+        assert path.read_bytes() == MODEL
+        assert trimsfs("evict", path).returncode == 0
+        assert not mount.info("model")["passthrough"]
+    assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 3 * len(MODEL)
+
+
+def test_mapping_of_an_evicted_file_keeps_its_content(mount: MountedStore) -> None:
+    # Python's mmap keeps a descriptor of its own; with a plain mapping the file counts as closed.
+    program = textwrap.dedent(
+        """
+        import ctypes, hashlib, os, sys
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        fd = os.open(sys.argv[1], os.O_RDONLY)
+        size = os.fstat(fd).st_size
+        address = libc.mmap(None, size, 1, 1, fd, 0)
+        os.close(fd)
+        print("mapped", flush=True)
+        sys.stdin.readline()
+        print(hashlib.sha256(ctypes.string_at(address, size)).hexdigest(), flush=True)
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, mount.path / "model"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mapped\n"
+    wait_until(lambda: trimsfs("evict", mount.path / "model").returncode == 0)
+    assert (mount.path / "model").read_bytes() == MODEL
+    output, _ = process.communicate("\n", timeout=30)
+    assert output.strip() == hashlib.sha256(MODEL).hexdigest()
+
+
+def test_bind_mounted_file_is_served_before_and_after_an_eviction(mount: MountedStore, tmp_path: Path) -> None:
+    """A bind mount of a file keeps the inode that it met: no lookup ever tells it of another."""
+    target = tmp_path / "bound"
+    target.touch()
+    subprocess.run(["mount", "--bind", mount.path / "model", target], check=True, timeout=30)
+    try:
+        assert target.read_bytes() == MODEL  # bound while it was not here
+    finally:
+        subprocess.run(["umount", target], check=True, timeout=30)
+    subprocess.run(["mount", "--bind", mount.path / "model", target], check=True, timeout=30)
+    try:
+        assert target.read_bytes() == MODEL  # bound while it was resident
+        assert trimsfs("evict", mount.path / "model").returncode == 0
+        assert target.read_bytes() == MODEL
+    finally:
+        subprocess.run(["umount", target], check=True, timeout=30)
+
+
+def page_cache_bytes() -> int:
+    text = Path("/proc/meminfo").read_text()
+    return int(text.partition("\nCached:")[2].split()[0]) * 1024
+
+
+def test_eight_processes_share_one_copy_in_memory(store_directory: Path, tmp_path: Path) -> None:
+    size = 256 * MIB
+    with (store_directory / "model").open("wb") as file:
+        for seed in range(size // (32 * MIB)):
+            file.write(random.Random(seed).randbytes(32 * MIB))
+        os.fdatasync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with mounted(store_directory, tmp_path) as mount:
+        before = page_cache_bytes()
+        program = (
+            "import mmap,sys,hashlib; f=open(sys.argv[1],'rb'); m=mmap.mmap(f.fileno(),0,prot=1);"
+            "print(hashlib.sha256(m).hexdigest(),flush=True); sys.stdin.read()"
+        )
+        readers = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, mount.path / "model"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(8)
+        ]
+        digests = {reader.stdout.readline() for reader in readers if reader.stdout is not None}
+        with (store_directory / "model").open("rb") as file:  # the store's own pages do not count
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        grown = page_cache_bytes() - before
+        shares = [proportional_bytes(reader.pid, "model") for reader in readers]
+        for reader in readers:
+            reader.communicate(timeout=30)
+        assert len(digests) == 1
+        # What else happens on this host is not ours: a little is allowed for it.
+        assert grown <= 1.02 * size + 8 * MIB
+        assert sum(shares) <= 1.02 * size
+
+
+def proportional_bytes(pid: int, name: str) -> int:
+    """The share of a process in the pages of its mapping of a file."""
+    total, inside = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(f"/{name}")
+        elif inside and line.startswith("Pss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def test_client_limited_below_the_size_of_the_file_maps_all_of_it(mount: MountedStore) -> None:
+    assert trimsfs("warm", mount.path / "model").returncode == 0
+    program = (
+        "import mmap,os,sys,hashlib; open(sys.argv[2],'w').write(str(os.getpid()));"
+        "f=open(sys.argv[1],'rb'); m=mmap.mmap(f.fileno(),0,prot=1); m.madvise(22);"  # MADV_POPULATE_READ
+        "print(hashlib.sha256(m).hexdigest())"
+    )
+    with memory_group(24 * MIB) as processes:
+        done = subprocess.run(
+            [sys.executable, "-c", program, mount.path / "model", processes],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stdout.strip() == hashlib.sha256(MODEL).hexdigest(), done.stderr
+
+
+def test_signal_ends_an_open_that_waits(store_directory: Path, tmp_path: Path) -> None:
+    with (store_directory / "model").open("wb") as file:
+        file.truncate(64 << 30)
+    program = (
+        "import os,signal,sys,time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: (_ for _ in ()).throw(InterruptedError))\n"
+        "print('opening', flush=True)\n"
+        "try: os.open(sys.argv[1], os.O_RDONLY)\n"
+        "except InterruptedError: print('interrupted', flush=True)\n"
+    )
+    with mounted(store_directory, tmp_path, "--cold-open", "wait", "--min-free", "0") as mount:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, mount.path / "model"], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "opening\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGUSR1)
+        assert process.communicate(timeout=10)[0] == "interrupted\n"
+        # Nobody waits for it any more.
+        wait_until(lambda: mount.info("model")["open"] == 0)
+
+
+@pytest.mark.parametrize("options", [["--no-passthrough"], ["--passthrough"]])
+def test_ioctl_tells_c_programs_what_is_here(store_directory: Path, tmp_path: Path, options: list[str]) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    header = Path(fuse.__file__).parent
+    program = tmp_path / "residency"
+    subprocess.run(
+        ["gcc", "-Wall", "-Wextra", "-Werror", f"-I{header}", "-o", program, PROGRAMS / "residency.c"],
+        check=True,
+        timeout=60,
+    )
+    with mounted(store_directory, tmp_path, *options) as mount:
+
+        def residency() -> list[int]:
+            done = subprocess.run(
+                [program, mount.path / "model"], capture_output=True, text=True, timeout=30, check=True
+            )
+            return [int(word) for word in done.stdout.split()]
+
+        size, disk, host, flags = residency()  # opening it fetches it
+        assert (size, disk) == (len(MODEL), len(MODEL))
+        assert host >= size
+        assert flags == (1 if "--no-passthrough" in options else 3)
+        assert trimsfs("pin", mount.path / "model").returncode == 0
+        assert residency()[3] == flags | 4
+
+
+def test_pinned_file_is_locked_in_memory(mount: MountedStore) -> None:
+    path = mount.path / "model"
+
+    def locked() -> int:
+        smaps = Path(f"/proc/{mount.control()['server_pid']}/status").read_text()
+        return int(smaps.partition("VmLck:")[2].split()[0]) * 1024
+
+    assert trimsfs("pin", path).returncode == 0
+    assert locked() >= len(MODEL)
+    assert mount.metrics()["trimsfs_host_locked_bytes"] == len(MODEL)
+    assert trimsfs("unpin", path).returncode == 0
+    assert locked() == 0
+
+
+def test_pin_is_in_memory_again_after_a_new_mount(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    with mounted(store_directory, tmp_path) as mount:
+        assert trimsfs("pin", mount.path / "model").returncode == 0
+    with mounted(store_directory, tmp_path) as mount:
+        wait_until(lambda: mount.metrics()["trimsfs_host_locked_bytes"] == len(MODEL))
+        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 0
+
+
+def test_memory_budget_drops_what_was_used_longest_ago(store_directory: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        (store_directory / name).write_bytes(random.Random(name).randbytes(16 * MIB))
+    with mounted(store_directory, tmp_path, "--host-size", "32MiB") as mount:
+        for name in "abc":
+            assert (mount.path / name).read_bytes() == (store_directory / name).read_bytes()
+        held = {name: mount.info(name)["residency"] for name in "abc"}
+        assert held["a"] == {"disk": 16 * MIB, "host": 0}
+        assert held["c"]["host"] == 16 * MIB
+        assert mount.metrics()["trimsfs_host_used_bytes"] == 32 * MIB
+        assert (mount.path / "a").read_bytes() == (store_directory / "a").read_bytes()
+        assert mount.info("a")["residency"]["host"] == 16 * MIB
+
+
+def soak(mount: MountedStore, contents: dict[str, bytes], seconds: float) -> tuple[int, int, list[str]]:
+    """Five threads open, read and map files while another warms and evicts them: opens, evictions and what failed."""
+    failures: list[str] = []
+    opens = [0] * 5
+    stop = threading.Event()
+
+    def read(index: int) -> None:
+        draw = random.Random(index)
+        while not stop.is_set():
+            name = draw.choice(list(contents))
+            try:
+                with (mount.path / name).open("rb", buffering=0) as file:
+                    if draw.random() < 0.5:
+                        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+                            right = mapping[:] == contents[name]
+                    else:
+                        right = file.read(len(contents[name]) + 1) == contents[name]
+                if not right:
+                    failures.append(f"{name}: wrong bytes")
+            except OSError as error:
+                failures.append(f"{name}: {error}")
+            opens[index] += 1
+
+    threads = [threading.Thread(target=read, args=(index,)) for index in range(len(opens))]
+    for thread in threads:
+        thread.start()
+    evictions, deadline = 0, time.monotonic() + seconds
+    draw = random.Random(99)
+    while time.monotonic() < deadline and not failures:
+        name = draw.choice(list(contents))
+        control = mount.path / ".trims" / name
+        if '"done"' in (control / "evict").read_text().splitlines()[-1]:
+            evictions += 1
+        if draw.random() < 0.5:
+            (control / "warm-host").read_text()
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    return sum(opens), evictions, failures
+
+
+@pytest.mark.parametrize(
+    "seconds", [8, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(400)])], ids=["short", "long"]
+)
+@pytest.mark.parametrize("cold_open", ["auto", "stream"])
+def test_files_warmed_and_evicted_while_they_are_used_give_no_error_and_no_wrong_byte(
+    store_directory: Path, tmp_path: Path, cold_open: str, seconds: int
+) -> None:
+    contents = {f"m{number}": random.Random(number).randbytes(100_000 * 4**number) for number in range(5)}
+    for name, content in contents.items():
+        (store_directory / name).write_bytes(content)
+    with mounted(store_directory, tmp_path, "--cold-open", cold_open) as mount:
+        opens, evictions, failures = soak(mount, contents, seconds)
+        metrics = mount.metrics()
+    assert failures == []
+    assert opens > 50
+    assert evictions > 5
+    assert metrics["trimsfs_files_passthrough_opens_total"] > 10
+    assert metrics["trimsfs_files_cached_opens_total"] > (10 if cold_open == "stream" else -1)
+
+
+def test_cache_directory_in_memory_is_disk_and_host_tier_in_one(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128m,huge=always", "trimsfs-test", cache], check=True, timeout=30
+    )
+    try:
+        with mounted(store_directory, tmp_path, "--min-free", "1MiB") as mount:
+            assert mount.control()["passthrough"] == {"used": True}
+            assert (mount.path / "model").read_bytes() == MODEL
+            with (mount.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+                assert mapping[:] == MODEL
+            assert mount.metrics()[READS] == 0
+    finally:
+        subprocess.run(["umount", "--lazy", cache], check=True, timeout=30)
+
+
+def overlay(directory: Path, lower: Path) -> Path:
+    """An overlay of its own over a directory, mounted."""
+    for name in ("upper", "work", "merged"):
+        (directory / name).mkdir(parents=True)
+    options = f"lowerdir={lower},upperdir={directory / 'upper'},workdir={directory / 'work'}"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", directory / "merged"], check=True, timeout=30)
+    return directory / "merged"
+
+
+def test_cache_directory_on_overlayfs_passes_through_and_on_two_of_them_does_not(
+    store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(MODEL)
+    (tmp_path / "lower").mkdir()
+    first = overlay(tmp_path / "first", tmp_path / "lower")
+    try:
+        (tmp_path / "a").mkdir()
+        with mounted(store_directory, tmp_path / "a", "--cache-dir", str(first / "cache")) as mount:
+            assert mount.control()["passthrough"] == {"used": True}
+            assert (mount.path / "model").read_bytes() == MODEL
+            assert mount.metrics()[READS] == 0
+        second = overlay(tmp_path / "second", first)
+        (tmp_path / "b").mkdir()
+        try:
+            with mounted(store_directory, tmp_path / "b", "--cache-dir", str(second / "cache")) as mount:
+                why = mount.control()["passthrough"]
+                assert not why["used"]
+                assert "--cache-dir" in why["reason"]
+                assert why["reason"] in (second / "cache/trimsfs.log").read_text()
+                assert (mount.path / "model").read_bytes() == MODEL
+        finally:
+            subprocess.run(["umount", "--lazy", second], check=True, timeout=30)
+    finally:
+        subprocess.run(["umount", "--lazy", first], check=True, timeout=30)

@@ -1,0 +1,81 @@
+"""A real spawner for tests: ``python -m tests.unit.forked FD DIRECTORY CHUNK_SIZE WRITE_SIZE STREAMING``.
+
+The program forks it while it has no threads, as a server does, passes the server's end of it on through FD and ends.
+"""
+
+import errno
+import os
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from trimsfs import errors, transfer
+from trimsfs.stores import DirectoryStore
+from trimsfs.stores.base import Sink
+from trimsfs.transfer import Copier
+from trimsfs.types import Generation
+from trimsfs.workers import Spawner
+
+HANG_S = 600
+
+
+class OddStore(DirectoryStore):
+    """A directory; some keys do not name a file in it but what should happen.
+
+    ``error/KIND/TEXT`` raises, ``hang/BYTES`` gives so many bytes and then nothing for long, ``self`` tells the process
+    and its parent in place of a version.
+    """
+
+    def __init__(self, root: Path, *, streaming: bool) -> None:
+        super().__init__(root)
+        self._streams = streaming
+
+    @property
+    def streaming(self) -> bool:
+        return self._streams
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:  # type: ignore[override]
+        what, _, rest = generation.key.partition("/")
+        if what == "self":
+            return f"{os.getpid()} {os.getppid()}"
+        if what == "error":
+            kind, _, text = rest.partition("/")
+            if kind == "defect":
+                raise ZeroDivisionError(text)
+            raise getattr(errors, kind)(text)
+        if what == "hang":
+            return await self._call(partial(_hang, int(rest), sink))
+        await super().read(generation, offset, length, sink)
+        return None
+
+
+def _hang(count: int, sink: Sink) -> None:
+    sink(bytes(count))
+    time.sleep(HANG_S)
+    raise OSError(errno.EIO, "the test is over by now")
+
+
+def set_chunk_size(size: int) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
+            vars(module)["CHUNK_SIZE"] = size
+
+
+def make_copier(root: Path, *, streaming: bool) -> Copier:
+    return Copier(OddStore(root, streaming=streaming), threads=8)
+
+
+def main() -> None:
+    end, root, chunk_size, write_size, streaming = sys.argv[1:]
+    set_chunk_size(int(chunk_size))
+    vars(transfer)["WRITE_SIZE"] = int(write_size)
+    with socket.socket(fileno=int(end)) as test:
+        test.set_inheritable(False)
+        spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"))
+        socket.send_fds(test, [b"spawner"], [spawner._socket.fileno()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""Opening a file that is not here: who waits for it, how long, and what ends the wait."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.fakes import MemoryStore
+from tests.unit.parts import blob_files, content_of, flip_byte, until
+from tests.unit.served import FakeBacking, Server, Signal, served
+from trimsfs.coldopen import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
+from trimsfs.errors import (
+    CacheFullError,
+    FuseUnavailableError,
+    InUseError,
+    LookUpAgainError,
+    ObjectChangedError,
+    StoreAccessError,
+    StoreUnavailableError,
+)
+from trimsfs.filesystem import BACKING_SHIFT
+from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+CHUNKS = 5
+MODES = ("wait", "auto")
+
+
+def down() -> StoreUnavailableError:
+    return StoreUnavailableError("the store is down")
+
+
+@pytest.fixture
+def content(chunk_size: int) -> bytes:
+    return content_of("a", CHUNKS * chunk_size - 100)
+
+
+@pytest.fixture
+def store(content: bytes) -> MemoryStore:
+    return MemoryStore({"a": content, "empty": b""})
+
+
+@pytest.fixture
+def backing() -> FakeBacking:
+    return FakeBacking()
+
+
+@pytest.fixture
+def serving(store: MemoryStore, backing: FakeBacking, tmp_path: Path, chunk_size: int) -> Serving:
+    """Starts a server that passes opens through; always with the same cache."""
+    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size, backing=backing)
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """A mode that waits for what comes soon."""
+    mode: str = request.param
+    return mode
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:
+    """A server whose opens wait."""
+    async with serving(cold_open="wait") as server:
+        yield server
+
+
+@pytest.fixture
+def clock(mock_clock: MockClock) -> MockClock:
+    """Time that passes while nothing else happens; what threads do, takes none."""
+    mock_clock.autojump_threshold = 0.05
+    return mock_clock
+
+
+def passed_through(handle: int) -> bool:
+    return handle >> BACKING_SHIFT != 0
+
+
+async def opening(server: Server, number: int, outcomes: list[object], signal: Signal | None = None) -> None:
+    """Open an inode and note the handle, or the error."""
+    signal = signal or Signal()
+    try:
+        outcomes.append(await server.open_inode(number, interruptible=signal.interruptible))
+    except (LookUpAgainError, InterruptedError, StoreAccessError, StoreUnavailableError) as error:
+        outcomes.append(type(error))
+
+
+# Waiting
+
+
+async def test_an_open_waits_and_is_then_passed_through(serving: Serving, content: bytes, mode: str) -> None:
+    async with serving(cold_open=mode) as server:
+        handle = await server.open("a")
+        assert passed_through(handle)
+        assert await server.read(handle) == content
+        assert server.filesystem.statistics().cached_opens == 0
+
+
+async def test_the_kernel_is_told_to_look_again_once_the_file_is_here(
+    serving: Serving, store: MemoryStore, mode: str, chunk_size: int
+) -> None:
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        gate = store.block(offset=chunk_size)
+        outcomes: list[object] = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(opening, server, number, outcomes)
+            await store.arrived(CHUNKS)
+            await wait_all_tasks_blocked(0.01)
+            assert outcomes == []
+            gate.set()
+        assert outcomes == [LookUpAgainError] * 3
+        assert server.invalidated == [(ROOT_INODE, b"a")]
+        assert await server.number("a") == number | RESIDENT_BIT
+        assert server.filesystem.statistics().open_handles == 0
+
+
+async def test_a_file_is_kept_for_the_kernel_to_come_back(server: Server, content: bytes) -> None:
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(await server.number("a"))
+    assert await server.outcome("evict", "a") == ("failed", InUseError.__name__)
+    handle = await server.open_inode(await server.number("a"))
+    assert await server.read(handle) == content
+    server.release(handle)
+    await until(lambda: server.users() == 0)
+    assert await server.outcome("evict", "a") == ("done", None)
+
+
+async def test_a_file_is_not_kept_for_long_when_the_kernel_does_not_come_back(
+    serving: Serving, clock: MockClock
+) -> None:
+    del clock
+    async with serving(cold_open="wait") as server:
+        with pytest.raises(LookUpAgainError):
+            await server.open_inode(await server.number("a"))
+        assert server.users() == 1
+        await trio.sleep(EXPECTED_WITHIN_S + 0.01)
+        assert server.users() == 0
+        assert await server.outcome("evict", "a") == ("done", None)
+
+
+async def test_without_a_backing_an_open_waits_and_serves_in_cached_mode(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str
+) -> None:
+    async with serving(cold_open=mode, backing=None) as server:
+        handle = await server.open("a")
+        assert not passed_through(handle)
+        assert sum(store.fetched.values()) == len(content)
+        assert await server.read(handle) == content
+
+
+async def test_streaming_does_not_wait(serving: Serving, store: MemoryStore, content: bytes) -> None:
+    async with serving(cold_open="stream") as server:
+        handle = await server.open("a")
+        assert store.count("read") == 0
+        assert not passed_through(handle)
+        assert await server.read(handle) == content
+
+
+async def test_an_empty_file_is_opened_at_once(serving: Serving, mode: str) -> None:
+    async with serving(cold_open=mode) as server:
+        assert await server.content("empty") == b""
+
+
+async def test_a_number_from_before_is_served_when_the_file_is_resident_already(server: Server, content: bytes) -> None:
+    """A bind mount keeps it, and would be told to look again for ever."""
+    number = await server.number("a")
+    await server.command("warm-host", "a")
+    handle = await server.open_inode(number)
+    assert not passed_through(handle)
+    assert await server.read(handle) == content
+
+
+async def test_what_an_earlier_server_left_is_checked_and_not_fetched(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str
+) -> None:
+    async with serving(cold_open=mode, backing=FakeBacking()) as server:
+        await server.command("warm-disk", "a")
+    reads = store.count("read")
+    async with serving(cold_open=mode) as server:
+        handle = await server.open("a")
+        assert passed_through(handle)
+        assert await server.read(handle) == content
+    assert store.count("read") == reads
+
+
+# Signals
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_signal_ends_the_wait_and_leaves_nothing_in_use(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str, when: str
+) -> None:
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        store.block(method="read")
+        signal, outcomes = Signal(), list[object]()
+        if when == "before":
+            signal.send()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opening, server, number, outcomes, signal)
+            await wait_all_tasks_blocked(0.01)
+            signal.send()
+        assert outcomes == [InterruptedError]
+        store.heal()
+        await until(lambda: server.users() == 0)
+        assert server.filesystem.statistics().open_handles == 0
+        # What nobody waits for is not fetched, but for what had been asked for.
+        reads = store.count("read")
+        await wait_all_tasks_blocked(0.01)
+        assert store.count("read") == reads
+        assert await server.content("a") == content
+
+
+async def test_a_signal_ends_the_wait_for_a_file_that_was_resident(server: Server, store: MemoryStore) -> None:
+    await server.command("warm-host", "a")
+    number = await server.number("a")
+    assert await server.outcome("evict", "a") == ("done", None)
+    store.block(method="read")
+    signal, outcomes = Signal(), list[object]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opening, server, number, outcomes, signal)
+        await wait_all_tasks_blocked(0.01)
+        signal.send()
+    assert outcomes == [InterruptedError]
+    store.heal()
+    await until(lambda: server.users() == 0)
+
+
+async def test_a_signal_to_one_leaves_others_waiting(server: Server, store: MemoryStore, content: bytes) -> None:
+    number = await server.number("a")
+    gate = store.block(method="read")
+    signal = Signal()
+    interrupted: list[object] = []
+    patient: list[object] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(opening, server, number, interrupted, signal)
+        nursery.start_soon(opening, server, number, patient)
+        await wait_all_tasks_blocked(0.01)
+        signal.send()
+        await wait_all_tasks_blocked(0.01)
+        assert (interrupted, patient) == ([InterruptedError], [])
+        gate.set()
+    assert patient == [LookUpAgainError]
+    assert sum(store.fetched.values()) == len(content)
+
+
+# Giving up by the estimate
+
+
+async def test_auto_waits_for_what_comes_within_its_trial(
+    serving: Serving, store: MemoryStore, clock: MockClock
+) -> None:
+    del clock
+    store.delay(0.9 * TRIAL_S, method="read")
+    async with serving(cold_open="auto") as server:
+        assert passed_through(await server.open("a"))
+
+
+async def test_auto_gives_up_when_nothing_comes(
+    serving: Serving, store: MemoryStore, content: bytes, clock: MockClock
+) -> None:
+    del clock
+    store.delay(5 * TRIAL_S, method="read")
+    async with serving(cold_open="auto") as server:
+        began = trio.current_time()
+        handle = await server.open("a")
+        assert trio.current_time() - began == pytest.approx(TRIAL_S, abs=0.05)
+        assert not passed_through(handle)
+        # The fetch goes on for who has it open now.
+        assert await server.read(handle) == content
+
+
+@pytest.mark.parametrize(
+    ("chunks", "waits"),
+    [
+        (40, True),  # 16 of them in the first trial: all of them in about 1.2 s
+        (200, False),  # 6 s
+    ],
+)
+async def test_auto_goes_by_the_rate_of_the_file_itself(
+    serving: Serving, store: MemoryStore, chunk_size: int, clock: MockClock, chunks: int, waits: bool
+) -> None:
+    del clock
+    content = content_of("large", chunks * chunk_size)
+    store.put("large", content)
+    store.delay(0.8 * TRIAL_S, method="read")
+    async with serving(cold_open="auto") as server:
+        began = trio.current_time()
+        handle = await server.open("large")
+        elapsed = trio.current_time() - began
+        assert passed_through(handle) == waits
+        assert elapsed < PATIENCE_S + TRIAL_S if waits else elapsed == pytest.approx(TRIAL_S, abs=0.05)
+        assert await server.read(handle) == content
+
+
+async def test_auto_goes_by_what_came_of_late(
+    serving: Serving, store: MemoryStore, chunk_size: int, clock: MockClock
+) -> None:
+    del clock
+    for key, chunks in {"first": 32, "small": 2, "large": 500}.items():
+        store.put(key, content_of(key, chunks * chunk_size))
+    store.delay(0.8 * TRIAL_S, method="read")
+    async with serving(cold_open="auto") as server:
+        await server.command("warm-disk", "first")
+        rate = server.fetcher.statistics().rate
+        assert rate is not None
+        assert 500 * chunk_size / rate > PATIENCE_S > 2 * chunk_size / rate
+        reads, began = store.count("read"), trio.current_time()
+        assert not passed_through(await server.open("large"))
+        assert trio.current_time() == began
+        assert store.count("read") == reads
+        assert passed_through(await server.open("small"))
+
+
+async def test_waiting_waits_however_long_it_takes(serving: Serving, store: MemoryStore, clock: MockClock) -> None:
+    del clock
+    store.delay(100 * PATIENCE_S, method="read")
+    async with serving(cold_open="wait", deadline_s=1) as server:
+        assert passed_through(await server.open("a"))
+
+
+# Failures
+
+
+async def test_a_store_that_fails_while_nothing_is_here_fails_the_open(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str
+) -> None:
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        for error in (down(), StoreAccessError("denied")):
+            store.fail(error, times=float("inf"), method="read")
+            with pytest.raises(type(error), match=str(error)):
+                await server.open_inode(number)
+            store.heal()
+            await until(lambda: server.users() == 0)
+        assert server.filesystem.statistics().open_handles == 0
+        assert await server.content("a") == content
+
+
+async def test_a_store_that_fails_while_something_is_here_serves_that(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str, chunk_size: int
+) -> None:
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        for chunk in range(1, CHUNKS):
+            store.fail(down(), times=float("inf"), method="read", offset=chunk * chunk_size)
+        # The first chunk came before another failed, or comes with the next.
+        outcomes: list[object] = []
+        while not outcomes or outcomes[-1] is StoreUnavailableError:
+            await opening(server, number, outcomes)
+            assert len(outcomes) < 3
+        handle = outcomes[-1]
+        assert isinstance(handle, int)
+        assert not passed_through(handle)
+        assert await server.read(handle, 0, chunk_size) == content[:chunk_size]
+        with pytest.raises(StoreUnavailableError):
+            await server.read(handle, chunk_size, 1)
+        store.heal()
+        assert await server.read(handle) == content
+
+
+async def test_what_an_earlier_server_left_is_served_while_the_store_is_down(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, mode: str, chunk_size: int
+) -> None:
+    async with serving(cold_open=mode, backing=FakeBacking()) as server:
+        await server.command("warm-disk", "a")
+    flip_byte(blob_files(tmp_path / "cache")[0], 2 * chunk_size)
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        store.fail(down(), times=float("inf"), method="read")
+        handle = await server.open_inode(number)
+        for chunk in range(CHUNKS):
+            start, stop = chunk * chunk_size, (chunk + 1) * chunk_size
+            if chunk == 2:
+                with pytest.raises(StoreUnavailableError):
+                    await server.read(handle, start, chunk_size)
+            else:
+                assert await server.read(handle, start, chunk_size) == content[start:stop]
+
+
+async def test_an_object_that_was_replaced_fails_the_open_and_is_looked_up_again(
+    serving: Serving, store: MemoryStore, mode: str
+) -> None:
+    async with serving(cold_open=mode) as server:
+        number = await server.number("a")
+        new = content_of("new", 1000)
+        store.put("a", new)
+        for _ in range(2):
+            with pytest.raises(ObjectChangedError):
+                await server.open_inode(number)
+        assert server.invalidated == [(ROOT_INODE, b"a")]
+        await until(lambda: server.users() == 0)
+        assert await server.content("a") == new
+
+
+async def test_a_file_that_does_not_fit_is_served_as_it_comes(
+    serving: Serving, store: MemoryStore, content: bytes, mode: str, chunk_size: int
+) -> None:
+    async with serving(cold_open=mode, budget=2 * chunk_size) as server:
+        handle = await server.open("a")
+        assert not passed_through(handle)
+        assert await server.read(handle) == content
+        assert server.backing is not None
+        assert server.backing.opened == []
+
+
+async def test_a_file_that_was_resident_and_does_not_fit_any_more_fails_the_open(
+    serving: Serving, store: MemoryStore, chunk_size: int
+) -> None:
+    store.put("b", content_of("b", CHUNKS * chunk_size))
+    async with serving(cold_open="wait", budget=CHUNKS * chunk_size) as server:
+        await server.command("warm-host", "a")
+        number = await server.number("a")
+        assert await server.outcome("evict", "a") == ("done", None)
+        keeping = await server.open("b")
+        with pytest.raises(CacheFullError):
+            await server.open_inode(number)
+        # Its name leads to an inode that can be opened.
+        assert not passed_through(await server.open("a"))
+        server.release(keeping)
+
+
+async def test_a_refused_id_serves_the_open_in_cached_mode(
+    server: Server, backing: FakeBacking, content: bytes
+) -> None:
+    backing.error = FuseUnavailableError("no more ids")
+    handle = await server.open_inode(await server.number("a"))
+    assert not passed_through(handle)
+    assert await server.read(handle) == content

@@ -1,0 +1,171 @@
+"""Which blobs leave the disk, and who hears of it."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.unit.parts import content_of, fill, generation_of, opened, recorded_bytes, until
+from trimsfs.eviction import POLICIES, Evictable, cost, eager, fifo
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+async def here(tier: DiskTier) -> str:
+    """The keys of which there is something on disk."""
+    return "".join(found.generation.key for found in await tier.residencies() if found.disk_bytes)
+
+
+async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
+    for _ in range(times):
+        async with tier.using(generation_of(key, content_of(key, size))):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ("lru", "bcn"),
+        ("fifo", "acn"),  # b came first
+        ("lcu", "abn"),
+        ("cost", "acn"),  # b is the largest: a byte of it costs the least
+        ("flush", "n"),
+        ("eager", "n"),
+    ],
+)
+async def test_each_policy_chooses_for_itself(
+    cache: Path, chunk_size: int, policy: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
+    async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy]) as tier:
+        tier.load_cost = lambda size: 1.0 + size / 1e9
+        for key in "bac":
+            await fill(tier, key, content_of(key, sizes[key]))
+        await use(tier, "a", sizes["a"], 2)
+        await use(tier, "b", sizes["b"], 2)
+        await use(tier, "c", sizes["c"])
+        await fill(tier, "n", content_of("n", chunk_size))
+        assert await here(tier) == kept
+        assert tier.statistics().used_bytes == await recorded_bytes(tier)
+
+
+async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, budget=2 * chunk_size, policy=POLICIES["never"]) as tier:
+        for key in "ab":
+            await fill(tier, key, content_of(key, chunk_size))
+        async with tier.using(generation_of("c", content_of("c", chunk_size))) as blob:
+            assert not await tier.reserve(blob, chunk_size)
+        assert await here(tier) == "ab"
+        assert tier.statistics().used_bytes == 2 * chunk_size
+        # What is told to go, goes.
+        assert await tier.evict(generation_of("a", content_of("a", chunk_size))) == chunk_size
+
+
+async def test_the_order_of_arrival_survives_a_restart(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    async with opened(cache, policy=fifo) as tier:
+        for key in "cab":
+            await fill(tier, key, content_of(key, chunk_size))
+        await use(tier, "c", chunk_size)
+    async with opened(cache, budget=3 * chunk_size, policy=fifo) as tier:
+        await use(tier, "c", chunk_size)
+        await fill(tier, "d", content_of("d", chunk_size))
+        assert await here(tier) == "abd"
+
+
+async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.FLUSH_INTERVAL_S", 0.005)
+    async with opened(cache, policy=eager) as tier, trio.open_nursery() as nursery:
+        nursery.start_soon(tier.run)
+        async with tier.using(generation_of("p", content_of("p", chunk_size))) as pinned:
+            await tier.pin(pinned, True)
+            await fill(tier, "p", content_of("p", chunk_size))
+        async with tier.using(generation_of("a", content_of("a", chunk_size))) as blob:
+            await fill(tier, "a", content_of("a", chunk_size))
+            await trio.sleep(0.05)
+            assert blob.complete
+            assert await here(tier) == "ap"
+        await until(lambda: tier.statistics().evictions == 1)
+        assert await here(tier) == "p"
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(cache: Path, chunk_size: int) -> None:
+    removed: list[tuple[str, bool, int]] = []
+
+    def hear(blob: Blob) -> None:
+        removed.append((blob.generation.key, blob.attached, blob.users))
+
+    async with opened(cache) as tier:
+        tier.on_removed = hear
+        generations = [await fill(tier, key, content_of(key, chunk_size)) for key in "ab"]
+        assert removed == []
+        await tier.evict(generations[1])
+        assert removed == [("b", True, 0)]
+        await tier.evict(generations[1])
+        assert len(removed) == 1
+
+
+async def test_what_it_costs_to_load_is_asked_for_each_blob(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    told: list[Evictable] = []
+
+    def choose(entries: list[Evictable], needed: int) -> list[Evictable]:
+        told.extend(entries)
+        return cost(entries, needed)
+
+    async with opened(cache, budget=3 * chunk_size, policy=choose) as tier:  # type: ignore[arg-type]
+        tier.load_cost = lambda size: size / 1000
+        await fill(tier, "a", content_of("a", chunk_size))
+        await fill(tier, "b", content_of("b", 2 * chunk_size))
+        await fill(tier, "c", content_of("c", chunk_size))
+    assert sorted(entry.cost_s for entry in told) == [chunk_size / 1000, 2 * chunk_size / 1000]
+
+
+# Room that is reserved
+
+
+async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chunk_size: int) -> None:
+    async with (
+        opened(cache, budget=4 * chunk_size) as tier,
+        tier.using(generation_of("a", content_of("a", 4 * chunk_size))) as blob,
+    ):
+        assert await tier.reserve(blob, 3 * chunk_size)
+        assert tier.statistics().used_bytes == 3 * chunk_size
+        assert not await tier.reserve(blob, 2 * chunk_size)
+        assert tier.statistics().used_bytes == 3 * chunk_size
+        tier.unreserve(3 * chunk_size)
+        assert tier.statistics().used_bytes == 0
+        tier.release(await tier.acquire(generation_of("b", b"")))  # something has been closed: room is looked for again
+        assert await tier.reserve(blob, 4 * chunk_size)
+        tier.unreserve(4 * chunk_size)
+
+
+async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
+    async with (
+        opened(cache, budget=5 * chunk_size) as tier,
+        tier.using(generation_of("a", content_of("a", 20 * chunk_size))) as blob,
+    ):
+        granted: list[bool] = []
+
+        async def reserve() -> None:
+            granted.append(await tier.reserve(blob, chunk_size))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(reserve)
+        assert sum(granted) == 5
+        assert tier.statistics().used_bytes == 5 * chunk_size
+        tier.unreserve(5 * chunk_size)

@@ -1,0 +1,463 @@
+"""Announcing whole blobs, so that the kernel reads them by itself, and taking that back."""
+
+import errno
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.fakes import MemoryStore
+from tests.unit.parts import content_of, until
+from tests.unit.served import FakeBacking, Server, served
+from trimsfs.errors import FuseUnavailableError, InUseError, StoreUnavailableError, TransientStoreError
+from trimsfs.filesystem import BACKING_SHIFT, IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
+from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
+from trimsfs.tiers import pages
+from trimsfs.tiers.blob import Blob
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+CHUNKS = 5
+
+
+@pytest.fixture
+def contents(chunk_size: int) -> dict[str, bytes]:
+    return {key: content_of(key, CHUNKS * chunk_size - 100) for key in ("dir/a", "b")}
+
+
+@pytest.fixture
+def store(contents: dict[str, bytes]) -> MemoryStore:
+    return MemoryStore({**contents, "empty": b""})
+
+
+@pytest.fixture
+def backing() -> FakeBacking:
+    return FakeBacking()
+
+
+@pytest.fixture
+def serving(store: MemoryStore, backing: FakeBacking, tmp_path: Path, chunk_size: int) -> Serving:
+    """Starts a server that passes opens through; always with the same cache."""
+    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size, backing=backing)
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:
+    async with serving() as server:
+        yield server
+
+
+async def warm(server: Server, *paths: str) -> None:
+    """Have files resident."""
+    for path in paths:
+        assert await server.outcome("warm-host", path) == ("done", None)
+
+
+def backing_id(handle: int) -> int:
+    return handle >> BACKING_SHIFT
+
+
+async def resident(server: Server, path: str) -> bool:
+    """Whether a name leads to the inode whose opens are passed through."""
+    return bool(await server.number(path) & RESIDENT_BIT)
+
+
+async def blob_of(server: Server, path: str) -> Blob:
+    """A blob, in use until the test releases it."""
+    return await server.disk.acquire(server.store.generation(path))
+
+
+# Announcing
+
+
+async def test_a_file_is_announced_once_all_of_it_is_here(
+    server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
+) -> None:
+    gate = store.block(offset=3 * chunk_size)
+    before = await server.number("dir/a")
+    handle = await server.open("dir/a")
+    await server.read(handle, 0, chunk_size)
+    await until(lambda: sum(store.fetched.values()) == len(contents["dir/a"]) - chunk_size)
+    assert backing.opened == []
+    assert not await server.residents.announce(server.disk._blobs[store.generation("dir/a").token(store.identity)])
+    assert await server.number("dir/a") == before
+    gate.set()
+    await until(lambda: backing.opened == [1])
+    assert await server.number("dir/a") == before | RESIDENT_BIT
+    # The handle from before reads on as it did.
+    assert await server.read(handle) == contents["dir/a"]
+    assert backing_id(handle) == 0
+
+
+async def test_an_announced_file_is_passed_through_and_exact(
+    server: Server, store: MemoryStore, contents: dict[str, bytes]
+) -> None:
+    await warm(server, "dir/a", "b")
+    handles = {path: await server.open(path) for path in contents}
+    assert {backing_id(handle) for handle in handles.values()} == {1, 2}
+    for path, handle in handles.items():
+        assert await server.read(handle) == contents[path]
+        assert await server.read(handle, 5, 100) == contents[path][5:105]
+    statistics = server.filesystem.statistics()
+    assert (statistics.passthrough_handles, statistics.open_handles) == (2, 2)
+    assert (statistics.passthrough_opens, statistics.cached_opens, statistics.reads) == (2, 0, 0)
+
+
+async def test_opens_of_a_file_share_its_id_and_have_handles_of_their_own(server: Server) -> None:
+    await warm(server, "b")
+    handles = [await server.open("b") for _ in range(5)]
+    assert len(set(handles)) == 5
+    assert {backing_id(handle) for handle in handles} == {1}
+
+
+async def test_the_name_is_to_be_looked_up_again_when_it_is_announced_and_when_it_is_withdrawn(server: Server) -> None:
+    directory = await server.number("dir")
+    await warm(server, "dir/a", "b")
+    assert server.invalidated == [(directory, b"a"), (ROOT_INODE, b"b")]
+    assert await server.outcome("evict", "b") == ("done", None)
+    assert server.invalidated[2:] == [(ROOT_INODE, b"b")]
+
+
+async def test_a_file_is_recorded_and_in_memory_before_it_is_announced(
+    server: Server, store: MemoryStore, backing: FakeBacking, tmp_path: Path, contents: dict[str, bytes]
+) -> None:
+    backing.gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(warm, server, "b")
+        await until(lambda: server.host.statistics().used_bytes == len(contents["b"]))
+        with closing(sqlite3.connect(tmp_path / "cache/index.sqlite")) as index:
+            assert index.execute("SELECT sum(bytes) FROM chunks").fetchone() == (len(contents["b"]),)
+        assert not server.residents.has(store.generation("b"))
+        backing.gate.set()
+    assert server.residents.has(store.generation("b"))
+
+
+async def test_a_file_is_announced_once_however_many_ask_for_it(
+    server: Server, store: MemoryStore, backing: FakeBacking
+) -> None:
+    backing.gate = trio.Event()
+    blob = await blob_of(server, "b")
+    await server.fetcher.fetch_all(blob)
+    answers: list[bool] = []
+
+    async def announce() -> None:
+        answers.append(await server.residents.announce(blob))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(announce)
+        await wait_all_tasks_blocked()
+        backing.gate.set()
+    server.disk.release(blob)
+    assert answers == [True] * 5
+    assert backing.opened == [1]
+
+
+async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing: FakeBacking) -> None:
+    """An id that the kernel has given out would be lost."""
+    backing.gate = trio.Event()
+    server.fetcher.completed = None
+    blob = await blob_of(server, "b")
+    await server.fetcher.fetch_all(blob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.residents.announce, blob)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        backing.gate.set()
+    assert blob.backing_id == 1
+    server.disk.release(blob)
+    assert await server.outcome("evict", "b") == ("done", None)
+    assert backing.open_ids == set()
+
+
+async def test_an_empty_file_is_never_announced(server: Server, backing: FakeBacking) -> None:
+    await warm(server, "empty")
+    assert await server.content("empty") == b""
+    assert not await resident(server, "empty")
+    assert backing.opened == []
+
+
+async def test_attributes_and_residency_tell_of_it(server: Server, contents: dict[str, bytes]) -> None:
+    size = len(contents["b"])
+    number = await server.number("b")
+    assert await server.filesystem.residency(number) == (size, 0, 0, 0)
+    assert (await server.info("b"))["passthrough"] is False
+    assert await server.outcome("pin", "b") == ("done", None)
+    assert (await server.info("b"))["passthrough"] is True
+    for inode in (number, await server.number("b")):
+        total, disk, host, flags = await server.filesystem.residency(inode)
+        assert (total, disk) == (size, size)
+        assert host >= size
+        assert flags == IS_VERIFIED | IS_PASSTHROUGH | IS_PINNED
+
+
+# Where it cannot be
+
+
+async def test_without_a_backing_all_is_served_in_cached_mode(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
+) -> None:
+    async with serving(backing=None) as server:
+        await warm(server, "b")
+        handle = await server.open("b")
+        assert backing_id(handle) == 0
+        assert await server.read(handle) == contents["b"]
+        assert not server.residents.has(store.generation("b"))
+        assert server.residents.facts() == {"used": False, "reason": "not wanted"}
+        assert server.invalidated == []
+
+
+async def test_a_refused_id_leaves_the_file_served_in_cached_mode_and_is_told_once(
+    server: Server, backing: FakeBacking, contents: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    backing.error = FuseUnavailableError("no more ids")
+    with caplog.at_level(logging.WARNING):
+        await warm(server, "dir/a", "b", "b")
+    assert caplog.text.count("served in cached mode: no more ids") == 1
+    assert await server.content("b") == contents["b"]
+    assert not await resident(server, "b")
+    backing.error = None
+    await warm(server, "b")
+    assert await resident(server, "b")
+
+
+async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mode(
+    server: Server, backing: FakeBacking, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr("trimsfs.transfer.populate", fail)
+    assert await server.outcome("warm-disk", "b") == ("done", None)
+    await until(lambda: server.users() == 0)
+    assert backing.opened == []
+    assert await server.content("b") == contents["b"]
+
+
+@pytest.mark.parametrize("error", [TransientStoreError("the process has ended"), StoreUnavailableError("a defect")])
+async def test_a_worker_that_ends_while_it_brings_a_file_into_memory_does_not_end_the_server(
+    server: Server,
+    backing: FakeBacking,
+    contents: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """`WorkerPool.populate` raises errors of a store, too, and nobody waits for what `Fetcher.completed` does."""
+
+    async def fail(_descriptor: int, _start: int, _stop: int) -> None:
+        raise error
+
+    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    server.host._populate = fail
+    assert await server.outcome("warm-disk", "b") == ("done", None)
+    await until(lambda: server.users() == 0)
+    assert backing.opened == []
+    assert await server.content("b") == contents["b"]
+
+
+# Withdrawing
+
+
+async def test_a_file_in_use_is_not_withdrawn_and_its_id_is_closed_once(
+    server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
+) -> None:
+    cached_number = await server.number("b")
+    await warm(server, "b")
+    first, second = await server.open("b"), await server.open("b")
+    for handle in (first, second):
+        assert await server.outcome("evict", "b") == ("failed", InUseError.__name__)
+        assert backing.closed == []
+        assert await server.read(handle) == contents["b"]
+        server.release(handle)
+    assert await server.outcome("evict", "b") == ("done", None)
+    assert backing.closed == [1]
+    assert await server.number("b") == cached_number
+    assert not server.residents.has(store.generation("b"))
+    assert await server.outcome("evict", "b") == ("done", None)
+    assert backing.closed == [1]
+
+
+async def test_a_cached_handle_keeps_a_file_from_being_withdrawn(
+    server: Server, backing: FakeBacking, contents: dict[str, bytes]
+) -> None:
+    handle = await server.open("b")
+    await warm(server, "b")
+    assert await server.outcome("evict", "b") == ("failed", InUseError.__name__)
+    assert backing.closed == []
+    assert await server.read(handle) == contents["b"]
+
+
+async def test_opening_the_resident_number_after_an_eviction_fetches_again_and_waits(
+    server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
+) -> None:
+    """The kernel may not have looked the name up again yet."""
+    await warm(server, "b")
+    number = await server.number("b")
+    assert await server.outcome("evict", "b") == ("done", None)
+    gate = store.block(offset=2 * chunk_size)
+    handles: list[int] = []
+
+    async def open_it() -> None:
+        handles.append(await server.open_inode(number))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_it)
+        await store.arrived(2 * CHUNKS)
+        await wait_all_tasks_blocked(0.01)
+        assert handles == []
+        gate.set()
+    assert [backing_id(handle) for handle in handles] == [2]
+    assert (backing.opened, backing.closed) == ([1, 2], [1])
+    assert await server.read(handles[0]) == contents["b"]
+    assert await server.number("b") == number
+
+
+async def test_opening_the_resident_number_fails_with_the_store_and_leaves_nothing_in_use(
+    server: Server, store: MemoryStore
+) -> None:
+    await warm(server, "b")
+    number = await server.number("b")
+    assert await server.outcome("evict", "b") == ("done", None)
+    store.fail(StoreUnavailableError("down"), times=float("inf"), method="read")
+    with pytest.raises(StoreUnavailableError):
+        await server.open_inode(number)
+    await until(lambda: server.users() == 0)
+
+
+async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, chunk_size: int) -> None:
+    async with serving(budget=(CHUNKS + 1) * chunk_size) as server:
+        for _ in range(3):
+            await warm(server, "dir/a")
+            await warm(server, "b")
+            assert len(backing.open_ids) == 1
+            assert await resident(server, "b")
+            assert not await resident(server, "dir/a")
+    assert len(backing.opened) == 6
+
+
+async def test_a_file_that_left_memory_is_brought_back_by_its_next_open_with_the_same_id(
+    serving: Serving, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
+) -> None:
+    async with serving(host_budget=CHUNKS * chunk_size) as server:
+        await warm(server, "dir/a")
+        number = await server.number("dir/a")
+        await warm(server, "b")
+        assert server.host.statistics().evictions == 1
+        assert await server.number("dir/a") == number
+        handle = await server.open("dir/a")
+        assert await server.read(handle) == contents["dir/a"]
+        assert backing_id(handle) == 1
+        assert server.host.statistics().evictions == 2
+    assert backing.opened == [1, 2]
+
+
+async def test_idle_files_beyond_the_limit_of_descriptors_are_withdrawn(
+    serving: Serving, store: MemoryStore, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))  # an eighth of which may be idle blobs
+    for number in range(10):
+        store.put(f"many/{number}", b"model %d" % number)
+    async with serving() as server:
+        for number in range(10):
+            await warm(server, f"many/{number}")
+            await server.disk._sync()
+        assert len(backing.open_ids) <= 5
+        assert sorted(backing.opened) == sorted([*backing.closed, *backing.open_ids])
+        for number in range(10):
+            assert await server.content(f"many/{number}") == b"model %d" % number
+
+
+async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
+    serving: Serving, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))
+    for number in range(10):
+        store.put(f"many/{number}", b"model %d" % number)
+    async with serving() as server:
+        assert await server.outcome("pin", "b") == ("done", None)
+        locked = server.host.statistics().locked_bytes
+        assert locked > 0
+        for number in range(10):
+            await warm(server, f"many/{number}")
+            await server.disk._sync()
+        assert server.host.statistics().locked_bytes == locked
+        assert await server.outcome("unpin", "b") == ("done", None)
+
+
+# From one server, and one generation, to the next
+
+
+async def test_what_an_earlier_server_left_is_announced_once_it_is_checked(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
+) -> None:
+    async with serving(backing=FakeBacking()) as server:
+        await warm(server, "b")
+    async with serving() as server:
+        assert not await resident(server, "b")
+        assert await server.content("b") == contents["b"]
+        await until(lambda: server.residents.has(store.generation("b")))
+    assert sum(store.fetched.values()) == len(contents["b"])
+
+
+async def test_pinned_files_are_brought_back_and_locked_by_the_next_server(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes]
+) -> None:
+    async with serving(backing=FakeBacking()) as server:
+        assert await server.outcome("pin", "b") == ("done", None)
+    async with serving() as server:
+        await until(lambda: server.residents.has(store.generation("b")))
+        assert server.host.statistics().locked_bytes == len(contents["b"])
+        assert await server.outcome("unpin", "b") == ("done", None)
+        assert server.host.statistics().locked_bytes == 0
+
+
+async def test_a_new_generation_is_announced_beside_the_old_which_reads_on(
+    serving: Serving, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
+) -> None:
+    async with serving(ttl_s=0) as server:
+        await warm(server, "b")
+        old = await server.open("b")
+        store.put("b", contents["dir/a"])
+        assert not await resident(server, "b")
+        await warm(server, "b")
+        new = await server.open("b")
+        assert (backing_id(old), backing_id(new)) == (1, 2)
+        assert await server.read(old) == contents["b"]
+        assert await server.read(new) == contents["dir/a"]
+        server.release(old)
+        assert await server.read(new) == contents["dir/a"]
+
+
+async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
+    server: Server, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Fetcher.completed` announces blobs that nobody may use any more by then."""
+    server.fetcher.completed = None
+    commit_lock = server.disk._commit_lock
+
+    async def refuse(_descriptor: int) -> int:
+        # The index is being written from here on: an eviction waits for that before it looks at the blob.
+        await commit_lock.acquire()
+        nursery.start_soon(server.disk._evict_token, blob.token)
+        nursery.start_soon(server.residents.announce, blob)
+        await wait_all_tasks_blocked(0.01)
+        failing.undo()
+        raise FuseUnavailableError("no more ids")
+
+    for _ in range(10):  # trio chooses by chance which of the two goes on first
+        assert await server.outcome("warm-disk", "b") == ("done", None)
+        blob = await blob_of(server, "b")
+        with monkeypatch.context() as failing:
+            failing.setattr(backing, "open", refuse)
+            async with trio.open_nursery() as nursery:
+                assert not await server.residents.announce(blob)
+                server.disk.release(blob)
+                commit_lock.release()
+        assert await server.outcome("evict", "b") == ("done", None)
+    assert backing.open_ids == set()

@@ -1,0 +1,347 @@
+"""Moving bytes in this process; ``test_workers.py`` has others do the same."""
+
+import errno
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import crc32c
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.fakes import MemoryStore
+from tests.unit.parts import content_of, copier, piece
+from tests.unit.tmpfs import tmpfs
+from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.ranges import chunk_count, chunk_span
+from trimsfs.stores.base import Sink
+from trimsfs.tiers.pages import drop, resident_bytes
+from trimsfs.transfer import Copier
+from trimsfs.types import ChunkRecord, Generation
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of an empty file."""
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def content(chunk_size: int) -> bytes:
+    """Four whole chunks and a short one."""
+    return content_of("a", 4 * chunk_size + 321)
+
+
+@pytest.fixture(params=[False, True], ids=["at the end", "streaming"])
+def store(request: pytest.FixtureRequest, content: bytes) -> MemoryStore:
+    return MemoryStore({"a": content}, streaming=request.param)
+
+
+@pytest.fixture
+def late(content: bytes) -> MemoryStore:
+    """A store that tells only at the end of a read whether its bytes are right."""
+    return MemoryStore({"a": content})
+
+
+@pytest.fixture
+def streaming(content: bytes) -> MemoryStore:
+    """A store whose bytes are right at once."""
+    return MemoryStore({"a": content}, streaming=True)
+
+
+def record_of(content: bytes, chunk: int) -> ChunkRecord:
+    data = piece(content, chunk)
+    return ChunkRecord(chunk=chunk, length=len(data), crc=crc32c.crc32c(data))
+
+
+async def fetch(
+    store: MemoryStore, chunks: range, descriptor: int, records: list[ChunkRecord], *, position: int | None = None
+) -> str | None:
+    """Copy chunks to where they lie in the object, or to *position*."""
+    generation = store.generation("a")
+    start = chunk_span(chunks[0], generation.size)[0]
+    stop = chunk_span(chunks[-1], generation.size)[1]
+    position = start if position is None else position
+    return await copier(store).fetch(generation, start, stop, descriptor, position, records.append)
+
+
+# Fetching
+
+
+async def test_an_object_is_copied_exactly_with_its_checksums(store: MemoryStore, content: bytes, file: int) -> None:
+    records: list[ChunkRecord] = []
+    assert await fetch(store, range(5), file, records) is None
+    assert os.pread(file, len(content) + 1, 0) == content
+    assert records == [record_of(content, chunk) for chunk in range(5)]
+
+
+@pytest.mark.parametrize("chunks", [range(1), range(1, 3), range(2, 5), range(4, 5)])
+@pytest.mark.parametrize("position", [None, 0, 12345])
+async def test_any_run_of_chunks_goes_where_it_is_told_to(
+    store: MemoryStore, content: bytes, file: int, chunk_size: int, chunks: range, position: int | None
+) -> None:
+    records: list[ChunkRecord] = []
+    await fetch(store, chunks, file, records, position=position)
+    wanted = content[chunks.start * chunk_size : chunks.stop * chunk_size]
+    begin = chunks.start * chunk_size if position is None else position
+    assert os.pread(file, len(wanted) + 1, begin) == wanted
+    assert os.pread(file, begin, 0) == bytes(begin)
+    assert records == [record_of(content, chunk) for chunk in chunks]
+
+
+async def test_objects_of_any_size_are_copied_exactly(tmp_path: Path, chunk_size: int) -> None:
+    draw = random.Random(1)
+    for number in range(30):
+        content = content_of(f"object {number}", draw.choice([1, chunk_size, draw.randrange(1, 5 * chunk_size)]))
+        store = MemoryStore({"a": content}, streaming=number % 2 == 0)
+        path = tmp_path / "file"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        records: list[ChunkRecord] = []
+        await fetch(store, range(chunk_count(len(content))), descriptor, records)
+        os.close(descriptor)
+        assert path.read_bytes() == content
+        assert sum(record.length for record in records) == len(content)
+
+
+async def test_a_partial_write_is_carried_on(
+    store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:1000], offset))
+    records: list[ChunkRecord] = []
+    await fetch(store, range(5), file, records)
+    assert os.pread(file, len(content), 0) == content
+    assert records == [record_of(content, chunk) for chunk in range(5)]
+
+
+async def test_the_version_that_the_store_gave_is_passed_on(store: MemoryStore, content: bytes, file: int) -> None:
+    store.put("a", content, version_id="v1")
+    assert await fetch(store, range(2), file, []) == "v1"
+
+
+async def test_what_a_streaming_store_gives_lands_at_once(
+    streaming: MemoryStore, content: bytes, file: int, chunk_size: int
+) -> None:
+    gate = streaming.block(after=2 * chunk_size + 100)
+    records: list[ChunkRecord] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, streaming, range(5), file, records)
+        await wait_all_tasks_blocked(0.01)
+        assert records == [record_of(content, chunk) for chunk in range(2)]
+        assert os.pread(file, 2 * chunk_size, 0) == content[: 2 * chunk_size]
+        gate.set()
+    assert records == [record_of(content, chunk) for chunk in range(5)]
+
+
+async def test_what_another_store_gives_lands_once_it_is_known_to_be_right(
+    late: MemoryStore, content: bytes, file: int, chunk_size: int
+) -> None:
+    gate = late.block(after=4 * chunk_size)
+    records: list[ChunkRecord] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, late, range(5), file, records)
+        await wait_all_tasks_blocked(0.01)
+        assert os.pread(file, 4 * chunk_size, 0) == content[: 4 * chunk_size]
+        assert records == []
+        gate.set()
+    assert len(records) == 5
+
+
+async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
+    streaming: MemoryStore, content: bytes, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", chunk_size // 3)
+    heard: list[int] = []
+
+    def arrived(offset: int) -> None:
+        assert os.pread(file, offset - chunk_size, 0) == content[chunk_size:offset]
+        heard.append(offset)
+
+    generation = streaming.generation("a")
+    await copier(streaming).fetch(generation, chunk_size, generation.size, file, 0, lambda _: None, arrived)
+    assert heard == sorted(set(heard))
+    # Of a chunk that is whole, its landing tells.
+    assert {offset // chunk_size for offset in heard} == {1, 2, 3}
+    assert all(offset % chunk_size for offset in heard)
+
+
+async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:
+    heard: list[int] = []
+    generation = late.generation("a")
+    await copier(late).fetch(generation, 0, generation.size, file, 0, lambda _: None, heard.append)
+    assert heard == []
+
+
+async def test_landing_is_heard_of_in_the_event_loop(store: MemoryStore, file: int) -> None:
+    threads: set[int] = set()
+    generation = store.generation("a")
+
+    def landed(_record: ChunkRecord) -> None:
+        trio.lowlevel.current_task()  # raises elsewhere
+        threads.add(threading.get_ident())
+
+    await copier(store).fetch(generation, 0, generation.size, file, 0, landed)
+    assert threads == {threading.get_ident()}
+
+
+# Failures
+
+
+async def test_what_came_before_a_stream_breaks_has_landed(
+    streaming: MemoryStore, content: bytes, file: int, chunk_size: int
+) -> None:
+    error = TransientStoreError("reset")
+    streaming.fail(error, after=3 * chunk_size - 1)
+    records: list[ChunkRecord] = []
+    with pytest.raises(TransientStoreError) as caught:
+        await fetch(streaming, range(5), file, records)
+    assert caught.value is error
+    assert records == [record_of(content, chunk) for chunk in range(2)]
+
+
+@pytest.mark.parametrize("after", [0, 50_000])
+async def test_nothing_lands_of_a_read_that_another_store_takes_back(
+    late: MemoryStore, content: bytes, file: int, after: int
+) -> None:
+    assert after < len(content)
+    late.fail(ObjectChangedError("changed"), after=after)
+    records: list[ChunkRecord] = []
+    with pytest.raises(ObjectChangedError):
+        await fetch(late, range(5), file, records)
+    assert records == []
+
+
+async def test_a_full_disk_is_the_error_of_a_file_and_not_of_a_store(
+    store: MemoryStore, content: bytes, tmp_path: Path, chunk_size: int
+) -> None:
+    records: list[ChunkRecord] = []
+    with tmpfs(tmp_path / "disk", 2 * chunk_size + 4096) as directory:
+        descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            await fetch(store, range(5), descriptor, records)
+        assert caught.value.errno == errno.ENOSPC
+        assert os.pread(descriptor, 2 * chunk_size, 0) == content[: 2 * chunk_size]
+        os.close(descriptor)
+    assert records == [record_of(content, chunk) for chunk in range(2)][: 2 * store.streaming]
+
+
+async def test_a_descriptor_that_cannot_be_written_is_the_error_of_a_file(store: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await fetch(store, range(5), descriptor, [])
+    os.close(descriptor)
+
+
+async def test_what_a_store_gives_beyond_what_was_asked_for_is_written_nowhere(
+    content: bytes, file: int, chunk_size: int
+) -> None:
+    class Generous(MemoryStore):
+        async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+            return await super().read(generation, offset, length + 1, sink)
+
+    with pytest.raises(StoreError, match="more bytes came than were asked for"):
+        await fetch(Generous({"a": content}), range(2), file, [])
+    assert os.fstat(file).st_size == 2 * chunk_size
+
+
+# Checking
+
+
+async def test_the_checksum_is_that_of_the_range(store: MemoryStore, content: bytes, file: int) -> None:
+    os.pwrite(file, content, 0)
+    draw = random.Random(2)
+    moving = copier(store)
+    for start, stop in [(0, len(content)), (0, 1), *(sorted(draw.sample(range(len(content)), 2)) for _ in range(20))]:
+        assert await moving.checksum(file, start, stop) == crc32c.crc32c(content[start:stop])
+
+
+async def test_a_file_that_ends_early_has_no_checksum(store: MemoryStore, content: bytes, file: int) -> None:
+    os.pwrite(file, content, 0)
+    size = len(content)
+    for start, stop in [(0, size + 1), (size - 1, size + 1), (size, size + 1), (size + 5, size + 9)]:
+        assert await copier(store).checksum(file, start, stop) is None
+
+
+async def test_a_short_read_is_carried_on(
+    store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.pwrite(file, content, 0)
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:777]], offset))
+    assert await copier(store).checksum(file, 5, len(content)) == crc32c.crc32c(content[5:])
+
+
+async def test_a_large_range_is_checked_in_pieces(
+    store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.pwrite(file, content, 0)
+    monkeypatch.setattr("trimsfs.transfer.PIECE", 1000)
+    assert await copier(store).checksum(file, 0, len(content)) == crc32c.crc32c(content)
+
+
+async def test_a_file_that_cannot_be_read_is_an_error_of_its_own(store: MemoryStore, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await copier(store).checksum(descriptor, 0, 10)
+    os.close(descriptor)
+
+
+async def test_no_more_threads_work_than_allowed(
+    late: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.pwrite(file, content, 0)
+    preadv, at_once = os.preadv, threading.Semaphore(2)
+    free: list[bool] = []
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        free.append(at_once.acquire(blocking=False))
+        time.sleep(0.001)
+        try:
+            return preadv(descriptor, buffers, offset)
+        finally:
+            at_once.release()
+
+    monkeypatch.setattr(os, "preadv", read)
+    moving = Copier(late, threads=2)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(moving.checksum, file, 0, len(content))
+    assert len(free) >= 20
+    assert all(free)
+
+
+# Memory
+
+
+async def test_populating_brings_a_range_into_memory(late: MemoryStore, chunk_size: int) -> None:
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:  # /tmp may be in memory
+        size = 3 * chunk_size + 100
+        file.write(content_of("a", size))
+        file.flush()
+        descriptor = file.fileno()
+        drop(descriptor)
+        if resident_bytes(descriptor) != 0:
+            pytest.skip("this kernel does not tell what is in its page cache, or keeps all of it")
+        await copier(late).populate(descriptor, chunk_size, 2 * chunk_size)
+        resident = resident_bytes(descriptor)
+        assert resident is not None
+        assert resident >= chunk_size
+        await copier(late).populate(descriptor, 0, size)
+        resident = resident_bytes(descriptor)
+        assert resident is not None
+        assert resident >= size
+
+
+async def test_populating_a_file_that_ends_early_is_the_error_of_a_file(late: MemoryStore, file: int) -> None:
+    """Somebody may have cut a blob short."""
+    os.ftruncate(file, 100)
+    with pytest.raises(OSError, match=r"."):
+        await copier(late).populate(file, 0, 5000)

@@ -1,0 +1,469 @@
+"""Processes that move bytes: real ones, forked by a program of their own (``tests/unit/forked.py``)."""
+
+import errno
+import inspect
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import crc32c
+import pytest
+import trio
+import trio.testing
+
+from tests.unit.conftest import SMALL_CHUNK
+from tests.unit.parts import content_of, piece, until
+from tests.unit.tmpfs import tmpfs
+from trimsfs import errors
+from trimsfs.errors import (
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
+from trimsfs.ranges import chunk_count
+from trimsfs.stores import DirectoryStore
+from trimsfs.types import ChunkRecord, Generation
+from trimsfs.workers import NICENESS, Spawner, WorkerPool
+
+ROOT = Path(__file__).parents[2]
+WRITE_SIZE = SMALL_CHUNK // 4
+CONTENT = content_of("model", 3 * SMALL_CHUNK + 100)
+KINDS = sorted(
+    name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.StoreError)
+)
+
+pytestmark = pytest.mark.usefixtures("chunk_size")
+
+
+@contextmanager
+def spawning(root: Path, *, streaming: bool = False) -> Iterator[Spawner]:
+    """A spawner of workers on a directory."""
+    ours, theirs = socket.socketpair()
+    arguments = [str(theirs.fileno()), str(root), str(SMALL_CHUNK), str(WRITE_SIZE), str(streaming)]
+    with ours, theirs:
+        program = subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.forked", *arguments], cwd=ROOT, pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        _, (descriptor,), _, _ = socket.recv_fds(ours, 16, 1)
+        assert program.wait(10) == 0
+    spawner = Spawner.__new__(Spawner)
+    spawner._socket = socket.socket(fileno=descriptor)
+    try:
+        yield spawner
+    finally:
+        spawner._socket.close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("store")
+    (root / "model").write_bytes(CONTENT)
+    return root
+
+
+@pytest.fixture(scope="module")
+def late_spawner(root: Path) -> Iterator[Spawner]:
+    with spawning(root) as spawner:
+        yield spawner
+
+
+@pytest.fixture(scope="module")
+def streaming_spawner(root: Path) -> Iterator[Spawner]:
+    with spawning(root, streaming=True) as spawner:
+        yield spawner
+
+
+@asynccontextmanager
+async def working(spawner: Spawner, *, count: int = 2) -> AsyncIterator[WorkerPool]:
+    """A pool at work."""
+    pool = WorkerPool(spawner, count=count)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        try:
+            yield pool
+        finally:
+            nursery.cancel_scope.cancel()
+            close(pool)
+
+
+def close(pool: WorkerPool) -> None:
+    """Close the server's ends, as its own end does."""
+    for worker in pool._workers:
+        worker.channel.close()
+
+
+@pytest.fixture
+async def pool(late_spawner: Spawner) -> AsyncIterator[WorkerPool]:
+    async with working(late_spawner) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def streaming(streaming_spawner: Spawner) -> AsyncIterator[WorkerPool]:
+    """A pool whose store gives bytes that are right at once."""
+    async with working(streaming_spawner) as pool:
+        yield pool
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of an empty file."""
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+def odd(key: str, size: int = 10 * SMALL_CHUNK) -> Generation:
+    """An object that makes something happen."""
+    return Generation(key=key, etag="e", size=size, modified_ns=0)
+
+
+def ignore(_record: ChunkRecord) -> None:
+    """Nobody needs to know."""
+
+
+async def fetch(
+    pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord] | None = None
+) -> str | None:
+    landed = ignore if records is None else records.append
+    return await pool.fetch(generation, 0, generation.size, descriptor, 0, landed)
+
+
+async def process_of(pool: WorkerPool, descriptor: int) -> tuple[int, int]:
+    """The process of the worker that does the next job, and its parent."""
+    version = await fetch(pool, odd("self"), descriptor)
+    assert version is not None
+    worker, parent = version.split()
+    return int(worker), int(parent)
+
+
+def ended(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"
+
+
+# Jobs
+
+
+@pytest.fixture(params=["late_spawner", "streaming_spawner"])
+def spawner(request: pytest.FixtureRequest) -> Spawner:
+    """One of each kind of store."""
+    spawner: Spawner = request.getfixturevalue(request.param)
+    return spawner
+
+
+async def test_an_object_is_fetched_exactly(spawner: Spawner, root: Path, file: int) -> None:
+    generation = await DirectoryStore(root).stat("model")
+    records: list[ChunkRecord] = []
+    async with working(spawner) as pool:
+        await fetch(pool, generation, file, records)
+    assert os.pread(file, len(CONTENT) + 1, 0) == CONTENT
+    assert records == [
+        ChunkRecord(chunk=chunk, length=len(piece(CONTENT, chunk)), crc=crc32c.crc32c(piece(CONTENT, chunk)))
+        for chunk in range(4)
+    ]
+
+
+async def test_a_part_goes_where_it_is_told_to(pool: WorkerPool, root: Path, file: int) -> None:
+    generation = await DirectoryStore(root).stat("model")
+    start, stop = SMALL_CHUNK, 3 * SMALL_CHUNK
+    await pool.fetch(generation, start, stop, file, 7, ignore)
+    assert os.pread(file, len(CONTENT), 0) == bytes(7) + CONTENT[start:stop]
+
+
+async def test_jobs_at_once_are_shared_out_and_all_exact(pool: WorkerPool, root: Path, tmp_path: Path) -> None:
+    contents = {f"many{number}": content_of(f"many{number}", 1000 + 3000 * number) for number in range(30)}
+    store = DirectoryStore(root)
+
+    async def copy(key: str) -> None:
+        descriptor = os.open(tmp_path / key, os.O_RDWR | os.O_CREAT)
+        records: list[ChunkRecord] = []
+        await fetch(pool, await store.stat(key), descriptor, records)
+        os.close(descriptor)
+        assert len(records) == chunk_count(len(contents[key]))
+
+    for key, content in contents.items():
+        (root / key).write_bytes(content)
+    async with trio.open_nursery() as nursery:
+        for key in contents:
+            nursery.start_soon(copy, key)
+    for key, content in contents.items():
+        assert (tmp_path / key).read_bytes() == content
+
+
+async def test_a_worker_that_is_busy_is_spared(pool: WorkerPool, tmp_path: Path, file: int) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, pool, odd("hang/0"), file)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        processes = {(await process_of(pool, file))[0] for _ in range(10)}
+        nursery.cancel_scope.cancel()
+    assert len(processes) == 1
+
+
+async def test_checksums_are_those_of_the_bytes(pool: WorkerPool, file: int) -> None:
+    os.pwrite(file, CONTENT, 0)
+    draw = random.Random(1)
+    for _ in range(20):
+        start, stop = sorted(draw.sample(range(len(CONTENT)), 2))
+        assert await pool.checksum(file, start, stop) == crc32c.crc32c(CONTENT[start:stop])
+    assert await pool.checksum(file, 0, len(CONTENT) + 1) is None
+
+
+async def test_populating_succeeds(pool: WorkerPool, file: int) -> None:
+    os.pwrite(file, CONTENT, 0)
+    await pool.populate(file, 0, len(CONTENT))
+
+
+async def test_any_key_reaches_the_worker(pool: WorkerPool, root: Path, file: int) -> None:
+    key = "/".join(["\udcff\N{GRINNING FACE}" * 40] * 10)
+    path = root / os.fsencode(key).decode(errors="surrogateescape")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(CONTENT)
+    await fetch(pool, await DirectoryStore(root).stat(key), file)
+    assert os.pread(file, len(CONTENT) + 1, 0) == CONTENT
+
+
+async def test_workers_give_way_to_the_server(pool: WorkerPool, file: int) -> None:
+    process, _ = await process_of(pool, file)
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, process) == min(19, here + NICENESS)
+
+
+async def test_chunks_of_a_stream_are_told_of_while_it_goes_on(streaming: WorkerPool, file: int) -> None:
+    records: list[ChunkRecord] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch, streaming, odd(f"hang/{2 * SMALL_CHUNK + 5}"), file, records)
+        await until(lambda: len(records) == 2)
+        nursery.cancel_scope.cancel()
+    assert [record.chunk for record in records] == [0, 1]
+
+
+async def test_bytes_of_a_stream_are_told_of_before_their_chunk_is_whole(streaming: WorkerPool, file: int) -> None:
+    heard: list[int] = []
+    generation = odd(f"hang/{4 * WRITE_SIZE}", 8 * WRITE_SIZE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(streaming.fetch, generation, 0, generation.size, file, 0, ignore, heard.append)
+        await until(lambda: len(heard) >= 3)
+        nursery.cancel_scope.cancel()
+    assert heard == sorted(set(heard))
+    assert max(heard) <= 4 * WRITE_SIZE
+
+
+# Errors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_errors_of_the_store_come_back_as_themselves(pool: WorkerPool, file: int, kind: str) -> None:
+    text = "bucket b: a key \N{GRINNING FACE} \udcff: denied"
+    with pytest.raises(StoreError) as caught:
+        await fetch(pool, odd(f"error/{kind}/{text}"), file)
+    assert type(caught.value) is getattr(errors, kind)
+    assert str(caught.value) == text
+    assert pool.replaced == 0
+
+
+async def test_errors_of_a_directory_come_back_as_themselves(pool: WorkerPool, root: Path, file: int) -> None:
+    path = root / "fleeting"
+    path.write_bytes(b"content")
+    generation = await DirectoryStore(root).stat("fleeting")
+    path.write_bytes(b"another content")
+    records: list[ChunkRecord] = []
+    with pytest.raises(ObjectChangedError):
+        await fetch(pool, generation, file, records)
+    path.unlink()
+    with pytest.raises(ObjectNotFoundError):
+        await fetch(pool, generation, file, records)
+    assert records == []
+
+
+async def test_errors_of_the_file_come_back_as_themselves(pool: WorkerPool, root: Path, tmp_path: Path) -> None:
+    generation = await DirectoryStore(root).stat("model")
+    with tmpfs(tmp_path / "disk", 4096) as directory:
+        descriptor = os.open(directory / "file", os.O_RDWR | os.O_CREAT)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            await fetch(pool, generation, descriptor)
+        assert caught.value.errno == errno.ENOSPC
+        os.close(descriptor)
+    writable = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    os.write(writable, CONTENT)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await pool.checksum(writable, 0, 10)
+    with pytest.raises(OSError, match="Permission denied"):
+        await pool.populate(writable, 0, 10)
+    os.close(writable)
+
+
+async def test_a_defect_ends_the_job_and_not_the_worker(pool: WorkerPool, file: int) -> None:
+    with pytest.raises(StoreUnavailableError, match=r"internal error: ZeroDivisionError\('oops'\)"):
+        await fetch(pool, odd("error/defect/oops"), file)
+    assert await fetch(pool, odd("self"), file)
+    assert pool.replaced == 0
+
+
+# Workers that end
+
+
+async def lose(pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord]) -> None:
+    """Do a job that is lost with its worker."""
+    with pytest.raises(TransientStoreError, match="the process that fetched it has ended"):
+        await fetch(pool, generation, descriptor, records)
+
+
+async def test_a_worker_that_is_killed_fails_its_jobs_and_is_replaced(
+    streaming_spawner: Spawner, root: Path, file: int
+) -> None:
+    async with working(streaming_spawner, count=1) as pool:
+        process, _ = await process_of(pool, file)
+        records: list[ChunkRecord] = []
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                for count in (SMALL_CHUNK, 0, 0):
+                    nursery.start_soon(lose, pool, odd(f"hang/{count}"), file, records)
+                await until(lambda: bool(records))
+                os.kill(process, signal.SIGKILL)
+        # What had landed before has landed.
+        assert [record.chunk for record in records] == [0]
+        assert pool.replaced == 1
+        with trio.fail_after(5):
+            await fetch(pool, await DirectoryStore(root).stat("model"), file)
+            assert (await process_of(pool, file))[0] != process
+        assert os.pread(file, len(CONTENT), 0) == CONTENT
+
+
+async def test_jobs_of_other_workers_go_on(late_spawner: Spawner, root: Path, tmp_path: Path, file: int) -> None:
+    generation = await DirectoryStore(root).stat("model")
+    lost = served = 0
+
+    async def work(pool: WorkerPool, number: int) -> None:
+        nonlocal lost, served
+        descriptor = os.open(tmp_path / str(number), os.O_RDWR | os.O_CREAT)
+        for _ in range(20):
+            os.ftruncate(descriptor, 0)
+            try:
+                await fetch(pool, generation, descriptor)
+            except TransientStoreError:
+                lost += 1
+            else:
+                served += 1
+                assert os.pread(descriptor, len(CONTENT) + 1, 0) == CONTENT
+        os.close(descriptor)
+
+    async with working(late_spawner, count=3) as pool:
+        process, _ = await process_of(pool, file)
+        async with trio.open_nursery() as nursery:
+            for number in range(9):
+                nursery.start_soon(work, pool, number)
+            await until(lambda: served > 20)
+            os.kill(process, signal.SIGKILL)
+        assert pool.replaced == 1
+    # Those that it was doing, and perhaps some that came before it was known to be dead.
+    assert lost <= 9
+    assert served == 180 - lost
+
+
+def replaced(pool: WorkerPool, count: int) -> bool:
+    return pool.replaced == count
+
+
+async def test_a_worker_that_is_killed_again_and_again_is_replaced_each_time(
+    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.workers.REPLACE_AFTER_S", 0.01)
+    async with working(late_spawner, count=1) as pool:
+        seen = set()
+        for number in range(5):
+            process, _ = await process_of(pool, file)
+            seen.add(process)
+            os.kill(process, signal.SIGKILL)
+            await until(partial(replaced, pool, number + 1))
+        assert len(seen) == 5
+
+
+async def test_a_job_that_nobody_waits_for_any_more_harms_no_other(pool: WorkerPool, file: int) -> None:
+    for _ in range(5):
+        with trio.move_on_after(0.01):
+            await fetch(pool, odd("hang/0"), file)
+    for _ in range(50):
+        with trio.move_on_after(0) as scope:
+            await pool.checksum(file, 0, 1)
+        assert scope.cancelled_caught
+    assert await fetch(pool, odd("self"), file)
+    assert pool.replaced == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_workers_end_with_the_server(late_spawner: Spawner, file: int, busy: bool) -> None:
+    pool = WorkerPool(late_spawner, count=1)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        process, _ = await process_of(pool, file)
+        if busy:  # a thread of it waits for a store for long
+            nursery.start_soon(fetch, pool, odd("hang/0"), file)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not ended(process)
+        nursery.cancel_scope.cancel()
+    close(pool)
+    await until(lambda: ended(process))
+
+
+async def test_the_spawner_ends_with_the_server_and_its_workers_do_what_is_left(root: Path, file: int) -> None:
+    with spawning(root) as spawner:
+        async with working(spawner, count=1) as pool:
+            process, parent = await process_of(pool, file)
+            spawner._socket.close()
+            await until(lambda: ended(parent))
+            assert (await process_of(pool, file))[0] == process
+        await until(lambda: ended(process))
+
+
+def test_a_spawn_that_fails_says_so_and_leaves_no_descriptor_open(root: Path) -> None:
+    with spawning(root) as spawner:
+        spawner._socket.shutdown(socket.SHUT_RDWR)
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="Broken pipe"):
+            spawner.spawn()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_jobs_leave_no_descriptor_open(pool: WorkerPool, root: Path, file: int) -> None:
+    generation = await DirectoryStore(root).stat("model")
+
+    async def jobs(count: int) -> None:
+        for number in range(count):
+            await fetch(pool, generation, file)
+            await pool.checksum(file, 0, 100)
+            for failing in ("error/StoreAccessError/no", "error/defect/oops"):
+                with pytest.raises(StoreError):
+                    await fetch(pool, odd(failing), file)
+            with trio.move_on_after(0.001 * (number % 3)):
+                await fetch(pool, generation, file)
+
+    async def descriptors() -> list[int]:
+        processes: set[int] = set()
+        async with trio.open_nursery() as nursery:  # two at once are done by two workers
+            for _ in range(8):
+                nursery.start_soon(add, processes)
+        assert len(processes) == 2
+        return [len(os.listdir(f"/proc/{process}/fd")) for process in ("self", *sorted(processes))]
+
+    async def add(processes: set[int]) -> None:
+        processes.add((await process_of(pool, file))[0])
+
+    await jobs(5)
+    before = await descriptors()
+    await jobs(40)
+    after = await descriptors()
+    assert all(now <= then + 1 for now, then in zip(after, before, strict=True))

@@ -1,0 +1,56 @@
+"""Messages between the processes of a mount: JSON objects, with descriptors, over a pair of Unix sockets."""
+
+import array
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+MESSAGE_LIMIT = 65536
+DESCRIPTORS_LIMIT = 4
+
+Message = dict[str, Any]
+
+
+class ChannelClosedError(Exception):
+    """The process at the other end is gone."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep messages apart; neither is inherited by programs."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Channel:
+    """One end of a pair of sockets, inside trio. For one sender and one receiver at a time."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = trio.socket.from_stdlib_socket(end)
+
+    async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message with copies of descriptors. Raises ChannelClosedError."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            await self._socket.sendmsg([json.dumps(message).encode()], rights)
+        except OSError as error:
+            raise ChannelClosedError(str(error)) from error
+
+    async def receive(self) -> tuple[Message, list[int]]:
+        """The next message and the descriptors that came with it. Raises ChannelClosedError at the end."""
+        size = socket.CMSG_SPACE(DESCRIPTORS_LIMIT * array.array("i").itemsize)
+        try:
+            data, ancillary, _, _ = await self._socket.recvmsg(MESSAGE_LIMIT, size, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise ChannelClosedError(str(error)) from error
+        if not data:
+            raise ChannelClosedError("end of messages")
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        return json.loads(data), list(descriptors)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,132 @@
+"""Opening a file that is not here: wait until it is, or serve it as it comes."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import trio
+
+from trimsfs.errors import CacheFullError, ObjectChangedError, StoreError
+from trimsfs.fetch import Fetcher
+from trimsfs.residents import Residents
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+
+log = logging.getLogger(__name__)
+
+ColdOpen = Literal["auto", "wait", "stream"]
+Interruptible = Callable[[], AbstractContextManager[object]]
+"""Makes a block that a signal to the opening thread ends with InterruptedError."""
+
+PATIENCE_S = 2.0
+"""How long a reader of a header is made to wait, at most, for what readers of whole files gain."""
+TRIAL_S = 0.5
+"""How long the fetch of one file is watched before its rate is believed."""
+WATCH_INTERVAL_S = 0.05
+EXPECTED_WITHIN_S = 1.0
+"""How long a file that an open has waited for is kept for the kernel to come back for it."""
+
+
+class ColdOpener:
+    """Decides for opens of files that are not resident.
+
+    A program that reads all of a file has it sooner when its open waits until the file is here and then maps the local
+    file; one that reads only a header has it sooner when bytes are passed on as they come. ``auto`` waits
+    when the whole fetch should take no longer than PATIENCE_S, by the rate of late and then by its own.
+    """
+
+    def __init__(self, disk: DiskTier, fetcher: Fetcher, residents: Residents, *, mode: ColdOpen) -> None:
+        self._disk = disk
+        self._fetcher = fetcher
+        self._residents = residents
+        self._mode = mode
+        self._nursery: trio.Nursery | None = None
+        self._expected: dict[tuple[str, int], trio.Event] = {}
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep what is about to be opened, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def wait(self, blob: Blob, interruptible: Interruptible, thread: int) -> bool:
+        """Wait for a blob that the caller uses, if that is wise; whether it is resident now.
+
+        If it is, it stays so for a while: the kernel looks the name up again for the thread, but only once.
+
+        Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation, and
+        StoreError when nothing of the file is here and the store cannot give it.
+        """
+        if self._mode == "stream" or not blob.attached or self._hopeless(blob):
+            return False
+        try:
+            with interruptible():
+                if not await self._fetch(blob):
+                    return False
+        except ObjectChangedError:
+            raise
+        except CacheFullError:
+            return False
+        except StoreError:
+            if blob.present_bytes == 0:
+                raise
+            return False  # reads of what is here succeed
+        resident = await self._residents.announce(blob)
+        if resident:
+            self._expect(blob, thread)
+        return resident
+
+    async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:
+        """Wait for a blob however long it takes; whether it is resident now. Raises as `wait`, and CacheFullError."""
+        with interruptible():
+            await self._fetcher.fetch_all(blob)
+        return await self._residents.announce(blob)
+
+    def opened(self, blob: Blob, thread: int) -> None:
+        """A resident blob was opened by a thread."""
+        expected = self._expected.get((blob.token, thread))
+        if expected is not None:
+            expected.set()
+
+    def _expect(self, blob: Blob, thread: int) -> None:
+        """Keep a blob until the thread has opened it."""
+        key = (blob.token, thread)
+        if self._nursery is not None and key not in self._expected:
+            blob.users += 1
+            self._expected[key] = trio.Event()
+            self._nursery.start_soon(self._keep, blob, key)
+
+    async def _keep(self, blob: Blob, key: tuple[str, int]) -> None:
+        try:
+            with trio.move_on_after(EXPECTED_WITHIN_S):
+                await self._expected[key].wait()
+        finally:
+            del self._expected[key]
+            self._disk.release(blob)
+
+    def _hopeless(self, blob: Blob) -> bool:
+        missing_s = self._fetcher.seconds_for(blob.missing_bytes)
+        return self._mode == "auto" and missing_s is not None and missing_s > PATIENCE_S
+
+    async def _fetch(self, blob: Blob) -> bool:
+        """Fetch all of a blob; False when it turns out to take too long, and goes on by itself."""
+        if self._mode == "wait":
+            await self._fetcher.fetch_all(blob)
+        began, already = trio.current_time(), blob.verified_bytes
+        wait_s = TRIAL_S
+        while not blob.complete:
+            with trio.move_on_after(wait_s):
+                await self._fetcher.fetch_all(blob)
+                break
+            # At the rate so far, when would the rest be here?
+            elapsed, come = trio.current_time() - began, blob.verified_bytes - already
+            left = blob.generation.size - blob.verified_bytes
+            if come == 0 or elapsed + left * elapsed / come > PATIENCE_S:
+                return False
+            wait_s = WATCH_INTERVAL_S
+        return True

@@ -1,0 +1,281 @@
+"""What the fetcher keeps book of: chunks on their way, and blobs of which the rest is wanted."""
+
+import math
+from collections import OrderedDict, deque
+
+import trio
+
+from trimsfs.errors import StoreError, TrimsError
+from trimsfs.tiers.blob import Blob, ChunkState
+
+HEAD_START_S = 0.02
+"""How long the first bytes that a reader waits for have the store for themselves."""
+
+
+class Flight:
+    """One chunk on its way. ``data`` is set when the chunk could not be kept in the blob.
+
+    ``demanded`` tells that a reader waits for it; ``arrived`` how many of its first bytes are readable before it has
+    landed.
+    """
+
+    def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
+        self.blob = blob
+        self.chunk = chunk
+        self.demanded = demanded
+        self.enqueued = trio.current_time()
+        self.arrived = 0
+        self._more = trio.Event()
+        self.done = trio.Event()
+        self.error: StoreError | None = None
+        self.data: memoryview | None = None
+
+    def has_arrived(self, count: int) -> None:
+        """The first *count* bytes are readable."""
+        self.arrived = count
+        self._tell()
+
+    def land(self) -> None:
+        """The flight has ended, well or not."""
+        self.done.set()
+        self._tell()
+
+    async def until(self, count: int) -> None:
+        """Wait until the first *count* bytes are readable or the flight has ended."""
+        while self.arrived < count and not self.done.is_set():
+            await self._more.wait()
+
+    def _tell(self) -> None:
+        self._more.set()
+        self._more = trio.Event()
+
+
+class Prefetch:
+    """The chunks of one blob still to prefetch, from the last demanded one onward and round.
+
+    ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that bytes were asked for;
+    ``wanted`` counts those that wait for all of the blob, for whom ``error`` says why it cannot be had.
+    """
+
+    def __init__(self, blob: Blob) -> None:
+        self.blob = blob
+        self.holders = 0
+        self.wanted = 0
+        self.touched = False
+        self.error: TrimsError | None = None
+        self._changed = trio.Event()
+        self._cursor = 0
+        self._left = len(blob.states)
+
+    @property
+    def left(self) -> int:
+        """How many chunks are still to be looked at."""
+        return self._left
+
+    def next_chunk(self) -> int | None:
+        """The next chunk that is not verified; None when there is none left."""
+        states = self.blob.states
+        while self._left > 0:
+            chunk = self._cursor
+            self._cursor = (chunk + 1) % len(states)
+            self._left -= 1
+            if states[chunk] != ChunkState.VERIFIED:
+                return chunk
+        return None
+
+    def put_back(self) -> None:
+        """The chunk that `next_chunk` gave is not taken after all."""
+        self._cursor = (self._cursor - 1) % len(self.blob.states)
+        self._left += 1
+
+    def demand(self, chunk: int) -> None:
+        """A reader is at *chunk* (-1: before the first): what follows it is the most likely to be wanted next."""
+        self.touched = True
+        self._cursor = (chunk + 1) % max(1, len(self.blob.states))
+        self._left = len(self.blob.states)
+
+    def stop(self, error: TrimsError) -> None:
+        """The rest cannot be had for now."""
+        self.touched = False
+        self.error = error
+        self.tell()
+
+    def tell(self) -> None:
+        """Something has changed for those who wait for all of the blob."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+
+class Throughput:
+    """How many bytes a second come while something is under way, of late; None before anything was measured."""
+
+    WINDOW_S = 0.25
+    LEAST_BYTES = 4 << 20
+    WEIGHT = 0.5
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._began = math.inf
+        self._bytes = 0
+
+    def busy(self) -> None:
+        """Something is under way, after nothing was."""
+        self._began = trio.current_time()
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """*count* bytes have come."""
+        self._bytes += count
+        elapsed = trio.current_time() - self._began
+        if elapsed >= self.WINDOW_S:
+            self._measure(elapsed)
+            self.busy()
+
+    def idle(self) -> None:
+        """Nothing is under way any more."""
+        if self._bytes >= self.LEAST_BYTES:
+            self._measure(trio.current_time() - self._began)
+        self._bytes = 0
+
+    def _measure(self, elapsed_s: float) -> None:
+        if elapsed_s > 0:
+            now = self._bytes / elapsed_s
+            self.rate = now if self.rate is None else self.rate + self.WEIGHT * (now - self.rate)
+
+
+class FlightBoard:
+    """Which flights there are, and which start next: demanded ones before prefetched ones.
+
+    A *run* is what one request carries: at most *run_limit* chunks that follow each other, fewer while requests are
+    idle. ``waiting_for_head_start`` tells that the last look found only prefetches that are held back for a moment.
+    Invariant: a flight is listed from its demand or start until `landed`.
+    """
+
+    def __init__(self, *, run_limit: int) -> None:
+        self._run_limit = run_limit
+        self._flights: dict[tuple[str, int], Flight] = {}
+        self._demanded: deque[Flight] = deque()
+        self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
+        self.waiting_for_head_start = False
+
+    @property
+    def waiting(self) -> int:
+        """Demanded flights that have not started."""
+        return len(self._demanded)
+
+    def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
+        """The flight of a chunk that a reader waits for, and whether it is a new one."""
+        flight = self._flights.get((blob.token, chunk))
+        if flight is not None:
+            flight.demanded = True
+            return flight, False
+        flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=True)
+        self._demanded.append(flight)
+        return flight, True
+
+    def landed(self, flight: Flight) -> None:
+        """A flight has ended, well or not."""
+        del self._flights[flight.blob.token, flight.chunk]
+        prefetch = self._prefetches.get(flight.blob.token)
+        if prefetch is not None:
+            prefetch.tell()
+
+    def impatient(self, since: float) -> list[Flight]:
+        """Demanded flights that have not started and are queued since then or longer; no longer queued."""
+        found = []
+        while self._demanded and self._demanded[0].enqueued <= since:
+            found.append(self._demanded.popleft())
+        return found
+
+    def flying(self, blob: Blob) -> bool:
+        """Whether there is any flight of a blob."""
+        return any(token == blob.token for token, _ in self._flights)
+
+    # Blobs of which the rest is wanted
+
+    def hold(self, blob: Blob) -> Prefetch:
+        """One more holder of a blob's prefetch."""
+        prefetch = self._prefetches.get(blob.token)
+        if prefetch is None:
+            prefetch = self._prefetches[blob.token] = Prefetch(blob)
+        prefetch.holders += 1
+        return prefetch
+
+    def unhold(self, blob: Blob) -> None:
+        """One holder less; after the last one, what has not been started is not fetched."""
+        prefetch = self._prefetches[blob.token]
+        prefetch.holders -= 1
+        if prefetch.holders == 0:
+            del self._prefetches[blob.token]
+
+    def prefetch(self, blob: Blob) -> Prefetch | None:
+        """The prefetch of a blob that somebody holds."""
+        return self._prefetches.get(blob.token)
+
+    # What starts next
+
+    def next_demanded(self, idle: int) -> list[Flight]:
+        """A run of demanded flights, while *idle* requests may start."""
+        if not self._demanded or idle <= 0:
+            return []
+        run = [self._demanded.popleft()]
+        most = self._share(len(self._demanded) + 1, idle)
+        while len(run) < most and self._demanded and _follows(run[-1], self._demanded[0].blob, self._demanded[0].chunk):
+            run.append(self._demanded.popleft())
+        return run
+
+    def next_prefetched(self, idle: int, *, full: bool) -> list[Flight]:
+        """A run of prefetched flights, while *idle* requests may start. *full* tells that the disk has no room."""
+        self.waiting_for_head_start = False
+        if idle <= 0:
+            return []
+        for prefetch in sorted(self._prefetches.values(), key=lambda prefetch: not prefetch.wanted):
+            if not prefetch.touched or not prefetch.blob.attached or (full and not prefetch.wanted):
+                continue
+            if self._first_is_demanded(prefetch):
+                self.waiting_for_head_start = True
+                continue
+            run = self._take(prefetch, self._share(prefetch.left, idle))
+            if run:
+                self._prefetches.move_to_end(prefetch.blob.token)
+                return run
+        return []
+
+    def _first_is_demanded(self, prefetch: Prefetch) -> bool:
+        """Whether a reader has begun to wait for its first bytes of a blob: they get the way here for themselves."""
+        blob = prefetch.blob
+        if blob.verified_bytes or prefetch.wanted:
+            return False
+        since = trio.current_time() - HEAD_START_S
+        return any(
+            flight.blob is blob and flight.demanded and flight.enqueued > since for flight in self._flights.values()
+        )
+
+    def _share(self, pending: int, idle: int) -> int:
+        """How many of *pending* chunks one of the requests that may still start should take."""
+        return max(1, min(self._run_limit, pending // idle))
+
+    def _take(self, prefetch: Prefetch, most: int) -> list[Flight]:
+        """Flights for the next chunks of a blob that come in one request."""
+        blob = prefetch.blob
+        run: list[Flight] = []
+        while len(run) < most and (chunk := prefetch.next_chunk()) is not None:
+            if (blob.token, chunk) in self._flights:
+                if run:
+                    break
+                continue
+            if run and not _follows(run[-1], blob, chunk):
+                prefetch.put_back()
+                break
+            flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False)
+            run.append(flight)
+        return run
+
+
+def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
+    """Whether a chunk can come in one request with the flight of another."""
+    states = blob.states
+    return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]

@@ -1,0 +1,319 @@
+/*
+ * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, and reads of /dev/fuse
+ * that do not block.
+ *
+ * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
+ * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
+ * itself chose, so no table is kept here:
+ *   - a file handle with a backing id in its upper half is opened in passthrough mode;
+ *   - an inode number with RESIDENT_BIT is told to programs without it.
+ *
+ * Callbacks run in the thread that processes requests, which holds the GIL.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define FUSE_USE_VERSION 312
+#include <dlfcn.h>
+#include <errno.h>
+#include <fuse3/fuse_lowlevel.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "trimsfs.h"
+
+#define RESIDENT_BIT (UINT64_C(1) << 62)
+#define BACKING_SHIFT 32
+
+static struct {
+	int passthrough;
+	unsigned int stack_depth;
+	unsigned int max_background;
+	PyObject *on_ioctl;
+	PyObject *on_interrupt;
+} wanted;
+
+static struct {
+	int interposed;
+	int passthrough;
+	unsigned int minor;
+	void *init;
+	size_t init_size;
+} agreed;
+
+/* The operations of pyfuse3, and ours over them. */
+static struct fuse_lowlevel_ops inner, outer;
+
+/* The function of libfuse that has this name; this library's own is the one that dlsym would find. */
+static void *real(const char *name)
+{
+	static void *library;
+	Dl_info info;
+	void *function;
+
+	if (library == NULL && dladdr((void *)(uintptr_t)fuse_session_exit, &info) != 0)
+		library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+	function = library == NULL ? NULL : dlsym(library, name);
+	if (function == NULL)
+		Py_FatalError("libfuse lacks a function that it is known to have");
+	return function;
+}
+
+#define REAL(type, name)                          \
+	static type function;                     \
+	if (function == NULL)                     \
+		*(void **)&function = real(name); \
+	return function
+
+/* Drop what a callback returned, or report what it raised. */
+static void finish(PyObject *result, PyObject *callback)
+{
+	if (result == NULL)
+		PyErr_WriteUnraisable(callback);
+	Py_XDECREF(result);
+}
+
+/* Operations */
+
+static void wrapped_init(void *userdata, struct fuse_conn_info *conn)
+{
+	inner.init(userdata, conn);
+	agreed.minor = conn->proto_minor;
+	conn->max_background = wanted.max_background;
+	conn->congestion_threshold = wanted.max_background / 4 * 3;
+#ifdef FUSE_CAP_PASSTHROUGH
+	if (wanted.passthrough && fuse_set_feature_flag(conn, FUSE_CAP_PASSTHROUGH)) {
+		agreed.passthrough = 1;
+		conn->max_backing_stack_depth = wanted.stack_depth;
+	}
+#endif
+}
+
+static void on_interrupt(fuse_req_t req, void *data)
+{
+	PyObject *result;
+
+	(void)req;
+	result = PyObject_CallFunction(wanted.on_interrupt, "l", (long)(intptr_t)data);
+	finish(result, wanted.on_interrupt);
+}
+
+static void wrapped_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	/* A thread waits for one open at a time, so its id names the request. */
+	if (wanted.on_interrupt != NULL && fuse_req_ctx(req)->pid != 0)
+		fuse_req_interrupt_func(req, on_interrupt, (void *)(intptr_t)fuse_req_ctx(req)->pid);
+	inner.open(req, ino, fi);
+}
+
+static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg, struct fuse_file_info *fi,
+			  unsigned int flags, const void *in, size_t in_size, size_t out_size)
+{
+	PyObject *result;
+
+	(void)arg;
+	(void)fi;
+	(void)in;
+	(void)in_size;
+	if (wanted.on_ioctl == NULL || (flags & FUSE_IOCTL_DIR) != 0) {
+		fuse_reply_err(req, ENOTTY);
+		return;
+	}
+	result = PyObject_CallFunction(wanted.on_ioctl, "KKIn", (unsigned long long)(uintptr_t)req,
+				       (unsigned long long)ino, cmd, (Py_ssize_t)out_size);
+	if (result == NULL)
+		fuse_reply_err(req, EIO);
+	finish(result, wanted.on_ioctl);
+}
+
+static void wrap(const struct fuse_lowlevel_ops *ops, size_t size)
+{
+	memset(&inner, 0, sizeof(inner));
+	memcpy(&inner, ops, size < sizeof(inner) ? size : sizeof(inner));
+	outer = inner;
+	outer.init = wrapped_init;
+	outer.open = wrapped_open;
+	outer.ioctl = wrapped_ioctl;
+	agreed.interposed = 1;
+}
+
+/* Functions of libfuse */
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+						size_t op_size, struct libfuse_version *version, void *userdata)
+{
+	wrap(op, op_size);
+	REAL(__typeof__(&fuse_session_new_versioned), "fuse_session_new_versioned")
+	(args, &outer, sizeof(outer), version, userdata);
+}
+#else
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+				      void *userdata)
+{
+	wrap(op, op_size);
+	REAL(__typeof__(&fuse_session_new), "fuse_session_new")(args, &outer, sizeof(outer), userdata);
+}
+#endif
+
+static int receive(struct fuse_session *session, struct fuse_buf *buf)
+{
+	REAL(__typeof__(&fuse_session_receive_buf), "fuse_session_receive_buf")(session, buf);
+}
+
+/*
+ * /dev/fuse is read without blocking: the request that made it readable may have been taken back meanwhile. pyfuse3
+ * takes EINTR for nothing to read, and EAGAIN for a failure.
+ */
+int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buf)
+{
+	int size = receive(session, buf);
+
+	if (size == -EAGAIN)
+		return -EINTR;
+	if (size > 0 && agreed.init == NULL) {
+		agreed.init = malloc((size_t)size); /* the first message is INIT */
+		if (agreed.init != NULL) {
+			memcpy(agreed.init, buf->mem, (size_t)size);
+			agreed.init_size = (size_t)size;
+		}
+	}
+	return size;
+}
+
+int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	struct fuse_file_info ours = *fi;
+
+	ours.noflush = 1; /* nothing is ever written, so nothing is to be flushed at each close */
+#ifdef FUSE_CAP_PASSTHROUGH
+	ours.backing_id = (int32_t)(fi->fh >> BACKING_SHIFT);
+	if (ours.backing_id != 0)
+		ours.keep_cache = 0;
+#endif
+	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, &ours);
+}
+
+int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
+{
+	struct fuse_entry_param ours = *entry;
+
+	ours.attr.st_ino &= ~RESIDENT_BIT;
+	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
+}
+
+int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
+{
+	struct stat ours = *attr;
+
+	ours.st_ino &= ~RESIDENT_BIT;
+	REAL(__typeof__(&fuse_reply_attr), "fuse_reply_attr")(req, &ours, timeout);
+}
+
+size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char *name,
+			      const struct fuse_entry_param *entry, off_t off)
+{
+	struct fuse_entry_param ours = *entry;
+
+	ours.attr.st_ino &= ~RESIDENT_BIT;
+	REAL(__typeof__(&fuse_add_direntry_plus), "fuse_add_direntry_plus")(req, buf, size, name, &ours, off);
+}
+
+/* The Python module */
+
+static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
+{
+	static char *names[] = {"passthrough", "stack_depth", "max_background", "on_ioctl", "on_interrupt", NULL};
+	PyObject *ioctl_callback, *interrupt_callback;
+	unsigned int stack_depth, max_background;
+	int passthrough;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOO", names, &passthrough, &stack_depth, &max_background,
+					 &ioctl_callback, &interrupt_callback))
+		return NULL;
+	wanted.passthrough = passthrough;
+	wanted.stack_depth = stack_depth;
+	wanted.max_background = max_background;
+	Py_XSETREF(wanted.on_ioctl, Py_NewRef(ioctl_callback));
+	Py_XSETREF(wanted.on_interrupt, Py_NewRef(interrupt_callback));
+	Py_RETURN_NONE;
+}
+
+static PyObject *connection(PyObject *self, PyObject *args)
+{
+	(void)self;
+	(void)args;
+	return Py_BuildValue("{s:O,s:O,s:I}", "interposed", agreed.interposed ? Py_True : Py_False, "passthrough",
+			     agreed.passthrough ? Py_True : Py_False, "minor", agreed.minor);
+}
+
+static PyObject *init_message(PyObject *self, PyObject *args)
+{
+	(void)self;
+	(void)args;
+	return PyBytes_FromStringAndSize(agreed.init, (Py_ssize_t)agreed.init_size);
+}
+
+static PyObject *reply_ioctl(PyObject *self, PyObject *args)
+{
+	unsigned long long request;
+	Py_buffer data;
+	int result;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "Ky*", &request, &data))
+		return NULL;
+	result = fuse_reply_ioctl((fuse_req_t)(uintptr_t)request, 0, data.buf, (size_t)data.len);
+	PyBuffer_Release(&data);
+	return PyLong_FromLong(result);
+}
+
+static PyObject *reply_error(PyObject *self, PyObject *args)
+{
+	unsigned long long request;
+	int number;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "Ki", &request, &number))
+		return NULL;
+	return PyLong_FromLong(fuse_reply_err((fuse_req_t)(uintptr_t)request, number));
+}
+
+static PyMethodDef methods[] = {
+	{"configure", (PyCFunction)(void *)configure, METH_VARARGS | METH_KEYWORDS, NULL},
+	{"connection", connection, METH_NOARGS, NULL},
+	{"init_message", init_message, METH_NOARGS, NULL},
+	{"reply_ioctl", reply_ioctl, METH_VARARGS, NULL},
+	{"reply_error", reply_error, METH_VARARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	.m_base = PyModuleDef_HEAD_INIT,
+	.m_name = "_libfuse",
+	.m_size = -1,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__libfuse(void)
+{
+	PyObject *module = PyModule_Create(&definition);
+
+	if (module == NULL)
+		return NULL;
+	if (PyModule_AddIntConstant(module, "IOC_RESIDENCY", (long)TRIMSFS_IOC_RESIDENCY) < 0 ||
+	    PyModule_AddStringConstant(module, "LIBFUSE", fuse_pkgversion()) < 0 ||
+	    PyModule_AddIntConstant(module, "PASSTHROUGH_BUILT",
+#ifdef FUSE_CAP_PASSTHROUGH
+				    1
+#else
+				    0
+#endif
+				    ) < 0) {
+		Py_DECREF(module);
+		return NULL;
+	}
+	return module;
+}

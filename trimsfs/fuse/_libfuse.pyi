@@ -1,0 +1,43 @@
+"""The extension over libfuse; what it does to pyfuse3's calls is told in ``_libfuse.c``."""
+
+from collections.abc import Callable
+from typing import Final, TypedDict
+
+IOC_RESIDENCY: Final[int]
+"""Number of the ioctl that gives a ``struct trimsfs_residency``."""
+LIBFUSE: Final[str]
+"""Version of the libfuse that is loaded."""
+PASSTHROUGH_BUILT: Final[int]
+"""1 where the libfuse of the build knows passthrough, else 0."""
+
+class _Connection(TypedDict):
+    interposed: bool
+    passthrough: bool
+    minor: int
+
+def configure(
+    *,
+    passthrough: bool,
+    stack_depth: int,
+    max_background: int,
+    on_ioctl: Callable[[int, int, int, int], None],
+    on_interrupt: Callable[[int], None],
+) -> None:
+    """Tell, before the session is made, what to ask of the kernel.
+
+    ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
+    number, a command and the most bytes of a reply, and sees to a reply; ``on_interrupt`` gets the id of a thread whose
+    open a signal should end. Both are called in the thread that processes requests.
+    """
+
+def connection() -> _Connection:
+    """What came of it: whether pyfuse3 goes through this module, and whether the kernel agreed to passthrough."""
+
+def init_message() -> bytes:
+    """The kernel's INIT message; empty before it came."""
+
+def reply_ioctl(request: int, data: bytes, /) -> int:
+    """Answer an ioctl with data. Returns 0 or a negative errno."""
+
+def reply_error(request: int, number: int, /) -> int:
+    """Answer an ioctl with an errno. Returns 0 or a negative errno."""

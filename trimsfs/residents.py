@@ -1,0 +1,119 @@
+"""Which blobs are resident: announced to the kernel, which then serves their opens from the local file by itself.
+
+A blob is announced when all of it is verified, recorded in the index and in memory. Its name then leads to another
+inode number, so that the kernel never sees one inode opened both ways (it fails such opens). Withdrawing is the same
+move backwards.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from trimsfs.errors import TrimsError
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.host import HostTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+
+class Backing(Protocol):
+    """Registers files with the kernel as backing files of this mount."""
+
+    async def open(self, descriptor: int) -> int:
+        """The backing id, a positive number, of a file. Raises FuseUnavailableError."""
+
+    def close(self, backing_id: int) -> None:
+        """Give a backing id up. No open file may have it any more."""
+
+
+class Residents:
+    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode.
+
+    ``flipped`` hears of a key whose name the kernel should look up again; it must not block.
+    """
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        host: HostTier,
+    ) -> None:
+        self._disk = disk
+        self._host = host
+        self._backing: Backing | None = None
+        self._reason = "not known yet"
+        self.flipped: Callable[[str], None] = lambda _key: None
+        self._announcing: dict[str, trio.Event] = {}
+        self._announced: set[tuple[str, str]] = set()
+        self._failed: set[str] = set()
+
+    def backed_by(self, backing: Backing) -> None:
+        """Blobs can be announced."""
+        self._backing = backing
+
+    def impossible(self, reason: str) -> None:
+        """Blobs cannot be announced on this mount."""
+        self._reason = reason
+        log.info("files are served in cached mode: %s", reason)
+
+    def facts(self) -> dict[str, object]:
+        """Whether passthrough is used on this mount, and why not."""
+        return {"used": True} if self._backing is not None else {"used": False, "reason": self._reason}
+
+    def has(self, generation: Generation) -> bool:
+        """Whether opens of this generation are passed through."""
+        return (generation.key, generation.etag) in self._announced
+
+    async def announce(self, blob: Blob) -> bool:
+        """Announce a blob if it is complete, and bring it into memory; whether it is resident now."""
+        while (event := self._announcing.get(blob.token)) is not None:
+            await event.wait()
+        if self.ready(blob):
+            return True
+        if not blob.complete or not blob.attached:
+            return False
+        event = self._announcing[blob.token] = trio.Event()
+        blob.users += 1
+        try:
+            with trio.CancelScope(shield=True):
+                await self._announce(blob)
+        finally:
+            self._disk.release(blob)
+            del self._announcing[blob.token]
+            event.set()
+        return blob.backing_id != 0
+
+    async def _announce(self, blob: Blob) -> None:
+        try:
+            await self._disk.flush()
+            await self._host.bring(blob)
+            if self._backing is None or blob.backing_id:
+                return
+            blob.backing_id = await self._backing.open(blob.fileno())
+        except (OSError, TrimsError) as error:
+            if str(error) not in self._failed:
+                self._failed.add(str(error))
+                log.warning("%s: served in cached mode: %s", blob.generation.key, error)
+            return
+        self._announced.add((blob.generation.key, blob.generation.etag))
+        self.flipped(blob.generation.key)
+
+    def ready(self, blob: Blob) -> bool:
+        """Whether an open of a blob can be passed through at once."""
+        return blob.backing_id != 0 and self._host.holds(blob)
+
+    def opened(self, blob: Blob) -> None:
+        """A blob was opened in passthrough mode."""
+        self._host.used(blob)
+
+    def withdraw(self, blob: Blob) -> None:
+        """A blob that nobody uses leaves the disk tier: its next open is served in cached mode."""
+        self._host.removed(blob)
+        backing_id, blob.backing_id = blob.backing_id, 0
+        if backing_id and self._backing is not None:
+            self._announced.discard((blob.generation.key, blob.generation.etag))
+            self._backing.close(backing_id)
+            self.flipped(blob.generation.key)

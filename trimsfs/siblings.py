@@ -1,0 +1,82 @@
+"""Fetching the small files beside one that is opened, so that they do not cost a round trip each."""
+
+import logging
+from collections import OrderedDict
+
+import trio
+
+from trimsfs.errors import TrimsError
+from trimsfs.fetch import Fetcher
+from trimsfs.namespace import Inode, Namespace
+from trimsfs.readahead import SMALL, DirectoryReadahead
+from trimsfs.residents import Residents
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+FILES_AT_ONCE = 16
+DIRECTORIES = 256
+"""How many directories are remembered."""
+
+
+class Siblings:
+    """Watches which small files are opened, and fetches those beside them that are not here."""
+
+    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, residents: Residents) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._fetcher = fetcher
+        self._residents = residents
+        self._directories: OrderedDict[str, DirectoryReadahead] = OrderedDict()
+        self._slots = trio.Semaphore(FILES_AT_ONCE)
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry the fetches, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def opened(self, inode: Inode, *, here: bool) -> None:
+        """A file was opened; *here* tells that nothing had to be fetched for it."""
+        assert inode.generation is not None
+        if inode.generation.size > SMALL:
+            return
+        prefix, slash, name = inode.path.rpartition("/")
+        prefix += slash
+        readahead = self._directories.get(prefix)
+        if readahead is None:
+            if here:
+                return
+            readahead = self._directories[prefix] = DirectoryReadahead()
+            if len(self._directories) > DIRECTORIES:
+                self._directories.popitem(last=False)
+        wanted = readahead.opened(
+            name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
+        )
+        if wanted and self._nursery is not None:
+            self._nursery.start_soon(self._fetch, wanted)
+
+    async def _fetch(self, wanted: list[Generation]) -> None:
+        async with trio.open_nursery() as nursery:
+            for generation in wanted:
+                await self._slots.acquire()
+                if self._disk.full:
+                    self._slots.release()
+                    return
+                nursery.start_soon(self._fetch_one, generation)
+
+    async def _fetch_one(self, generation: Generation) -> None:
+        try:
+            async with self._disk.using(generation) as blob:
+                await self._fetcher.fetch_all(blob)
+                await self._residents.announce(blob)
+        except TrimsError as error:
+            log.debug("%s was not fetched unasked: %s", generation.key, error)
+        finally:
+            self._slots.release()

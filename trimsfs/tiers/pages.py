@@ -1,0 +1,77 @@
+"""The page cache of a file: what is in it, bringing in, locking, dropping. All but `resident_bytes` may block."""
+
+import ctypes
+import errno
+import mmap
+import os
+
+MADV_POPULATE_READ = 22
+_SYS_CACHESTAT = 451  # the same number on every architecture
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.mlock.argtypes = _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    _fields_ = (
+        ("cached", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    )
+
+
+def resident_bytes(descriptor: int) -> int | None:
+    """Bytes of a file that are in the page cache, in whole pages; None on a kernel before 6.5."""
+    everything = _Range(0, 0)
+    answer = _CacheStat()
+    result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(everything), ctypes.byref(answer), 0)
+    return answer.cached * mmap.PAGESIZE if result == 0 else None
+
+
+def populate(descriptor: int, start: int, stop: int) -> None:
+    """Read the bytes ``[start, stop)`` of a file into the page cache; *start* is a multiple of the page size.
+
+    Blocks until they are there. Raises OSError.
+    """
+    try:
+        mapping = mmap.mmap(descriptor, stop - start, prot=mmap.PROT_READ, offset=start)
+    except ValueError as error:  # it ends before
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
+    with mapping:
+        try:
+            mapping.madvise(MADV_POPULATE_READ)
+        except OSError:
+            # A kernel before 5.14, or a failing disk: a plain read tells which.
+            os.pread(descriptor, stop - start, start)
+
+
+def lock(descriptor: int, size: int) -> int:
+    """Map a whole file and lock its pages in memory; the mapping's address. Raises OSError when it is not allowed."""
+    # Python's own mmap holds the GIL while it faults pages in, and does not tell its address.
+    address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == _MAP_FAILED or address is None:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if _libc.mlock(address, size) != 0:
+        number = ctypes.get_errno()
+        _libc.munmap(address, size)
+        raise OSError(number, os.strerror(number))
+    return address
+
+
+def unlock(address: int, size: int) -> None:
+    """Undo `lock`; the pages stay in the page cache."""
+    _libc.munmap(address, size)
+
+
+def drop(descriptor: int) -> None:
+    """Take a file out of the page cache, all but what is mapped somewhere. Raises OSError."""
+    os.fdatasync(descriptor)  # pages that are not written yet cannot be dropped
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,171 @@
+"""Moving bytes: from a store into a file, chunk by chunk, and checking those that are there.
+
+The work is the same in the process that wants it and in one that works for it (``trimsfs.workers``).
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, TypeVar
+
+import crc32c
+import trio
+
+from trimsfs.errors import StoreError
+from trimsfs.stores.base import Store
+from trimsfs.tiers.pages import populate
+from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord, Generation
+
+T = TypeVar("T")
+
+PIECE = 1 << 18
+"""Bytes checked at a time: few enough to stay in a core's cache."""
+WRITE_SIZE = 2 << 20
+"""Bytes written at a time: ext4 and xfs then cache them in huge pages, and mapping them costs next to nothing."""
+
+Landed = Callable[[ChunkRecord], None]
+"""Hears of each chunk that is wholly written, in the event loop."""
+Arrived = Callable[[int], None]
+"""Hears up to which byte of the object all is written, in the event loop, and more often."""
+
+
+class Transfer(Protocol):
+    """Who moves the bytes. *descriptor* is a file's; ``OSError`` tells that the file, not the store, failed."""
+
+    async def fetch(
+        self,
+        generation: Generation,
+        start: int,
+        stop: int,
+        descriptor: int,
+        position: int,
+        landed: Landed,
+        arrived: Arrived | None = None,
+    ) -> str | None:
+        """Copy the bytes ``[start, stop)`` of a generation to *position* of a file; *start* begins a chunk.
+
+        *arrived* hears nothing of a store that is not streaming. Gives and raises what ``Store.read`` does, and
+        OSError.
+        """
+
+    async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
+        """The CRC32C of the bytes ``[start, stop)`` of a file; None when it ends before. Raises OSError."""
+
+    async def populate(self, descriptor: int, start: int, stop: int) -> None:
+        """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
+
+
+class Copier:
+    """Moves bytes in threads of this process."""
+
+    def __init__(self, store: Store, *, threads: int) -> None:
+        self._store = store
+        self._limiter = trio.CapacityLimiter(threads)
+
+    async def fetch(
+        self,
+        generation: Generation,
+        start: int,
+        stop: int,
+        descriptor: int,
+        position: int,
+        landed: Landed,
+        arrived: Arrived | None = None,
+    ) -> str | None:
+        whole: list[ChunkRecord] = []
+        streaming = self._store.streaming
+
+        def told(record: ChunkRecord) -> None:
+            if streaming:
+                trio.from_thread.run_sync(landed, record)
+            else:
+                whole.append(record)
+
+        def progress(offset: int) -> None:
+            if streaming and arrived is not None:
+                trio.from_thread.run_sync(arrived, offset)
+
+        writer = _ChunkWriter(descriptor, start, stop, position, told, progress)
+        try:
+            version = await self._store.read(generation, start, stop - start, writer)
+        except _FileError as error:
+            raise OSError(*error.args) from error
+        for record in whole:
+            landed(record)
+        return version
+
+    async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
+        return await self._in_thread(partial(_checksum, descriptor, start, stop))
+
+    async def populate(self, descriptor: int, start: int, stop: int) -> None:
+        await self._in_thread(partial(_populate, descriptor, start, stop))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, limiter=self._limiter)
+
+
+class _FileError(StoreError):
+    """An OSError of the file that is written, told from those of the store that is read."""
+
+
+class _ChunkWriter:
+    """Takes the pieces of a range in order and writes them."""
+
+    def __init__(self, descriptor: int, start: int, stop: int, position: int, landed: Landed, arrived: Arrived) -> None:
+        self._descriptor = descriptor
+        self._offset = start
+        self._stop = stop
+        self._shift = position - start
+        self._landed = landed
+        self._arrived = arrived
+        self._crc = 0
+        self._began = start
+        self._buffer = memoryview(bytearray(min(WRITE_SIZE, stop - start)))
+        self._filled = 0
+
+    def __call__(self, piece: Buffer) -> None:
+        view = memoryview(piece)
+        while view:
+            end = min(self._stop, (self._offset // CHUNK_SIZE + 1) * CHUNK_SIZE)
+            part = view[: min(end - self._offset, len(self._buffer) - self._filled)]
+            if not part:
+                raise StoreError("more bytes came than were asked for")
+            self._crc = crc32c.crc32c(part, self._crc)
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            self._offset += len(part)
+            view = view[len(part) :]
+            if self._filled == len(self._buffer) or self._offset == end:
+                self._write(self._buffer[: self._filled])
+            if self._offset == end:
+                chunk, length = self._began // CHUNK_SIZE, end - self._began
+                self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
+                self._crc, self._began = 0, end
+            elif self._filled == 0:
+                self._arrived(self._offset)
+
+    def _write(self, part: memoryview) -> None:
+        done, position = 0, self._offset + self._shift - len(part)
+        self._filled = 0
+        try:
+            while done < len(part):
+                done += os.pwrite(self._descriptor, part[done:], position + done)
+        except OSError as error:
+            raise _FileError(error.errno, error.strerror) from error
+
+
+def _checksum(descriptor: int, start: int, stop: int) -> int | None:
+    buffer = memoryview(bytearray(min(PIECE, stop - start)))
+    crc, offset = 0, start
+    while offset < stop:
+        count = os.preadv(descriptor, [buffer[: stop - offset]], offset)
+        if count == 0:
+            return None
+        crc = crc32c.crc32c(buffer[:count], crc)
+        offset += count
+    return crc
+
+
+def _populate(descriptor: int, start: int, stop: int) -> None:
+    for begin in range(start - start % CHUNK_SIZE, stop, CHUNK_SIZE):
+        populate(descriptor, begin, min(begin + CHUNK_SIZE, stop))

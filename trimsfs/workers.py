@@ -1,0 +1,246 @@
+"""Processes that move bytes for the server, so that its event loop has a core and the GIL to itself.
+
+Each runs a ``Copier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
+with the job. One that dies fails its jobs, which are tried again elsewhere, and is replaced.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+
+from trimsfs import errors
+from trimsfs.channel import Channel, ChannelClosedError, Message, pair
+from trimsfs.errors import StoreError, TransientStoreError
+from trimsfs.transfer import Arrived, Copier, Landed
+from trimsfs.types import ChunkRecord, Generation
+
+log = logging.getLogger(__name__)
+
+NICENESS = 10
+"""Below the server and the programs that use models."""
+REPLACE_AFTER_S = 0.5
+
+
+class Spawner:
+    """A process forked while the server has neither threads nor descriptors to leak, which forks the workers.
+
+    It ends with the server, and so do they: each reads from a socket whose other end only the server holds.
+    """
+
+    def __init__(self, make_copier: Callable[[], Copier]) -> None:
+        ours, theirs = pair()
+        if os.fork() == 0:
+            ours.close()
+            _spawn(theirs, make_copier)
+        theirs.close()
+        self._socket = ours
+
+    def spawn(self) -> socket.socket:
+        """A socket to a new worker. Raises OSError when there is no spawner any more."""
+        ours, theirs = pair()
+        with theirs:
+            try:
+                socket.send_fds(self._socket, [b"spawn"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+
+def _spawn(orders: socket.socket, make_copier: Callable[[], Copier]) -> NoReturn:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(orders, 16, 1)
+        if not data:
+            os._exit(0)
+        with socket.socket(fileno=descriptors[0]) as end:
+            if os.fork() == 0:
+                orders.close()
+                status = 1
+                try:
+                    _stand_back()
+                    trio.run(_work, end, make_copier)
+                    status = 0
+                finally:
+                    os._exit(status)  # not waiting for threads that wait for a store
+
+
+def _stand_back() -> None:
+    """Take a core only when neither the server nor the programs that use models want it."""
+    os.setsid()  # where the kernel shares cores by session, niceness counts within one only
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
+async def _work(end: socket.socket, make_copier: Callable[[], Copier]) -> None:
+    """Do jobs until the server is gone."""
+    channel, copier = Channel(end), make_copier()
+    answers, outgoing = trio.open_memory_channel[Message](1 << 20)
+    with contextlib.suppress(ChannelClosedError):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_answer, channel, outgoing)
+            with contextlib.suppress(ChannelClosedError):
+                while True:
+                    message, descriptors = await channel.receive()
+                    nursery.start_soon(_do, copier, message, descriptors[0], answers)
+            nursery.cancel_scope.cancel()
+
+
+async def _answer(channel: Channel, outgoing: "trio.MemoryReceiveChannel[Message]") -> None:
+    async for message in outgoing:
+        await channel.send(message)
+
+
+async def _do(copier: Copier, job: Message, descriptor: int, answers: "trio.MemorySendChannel[Message]") -> None:
+    number = job["id"]
+
+    def landed(record: ChunkRecord) -> None:
+        answers.send_nowait({"id": number, "landed": asdict(record)})
+
+    def arrived(offset: int) -> None:
+        answers.send_nowait({"id": number, "arrived": offset})
+
+    answer: Message
+    try:
+        answer = {"result": await _perform(copier, job, descriptor, landed, arrived)}
+    except OSError as error:
+        answer = {"errno": error.errno, "text": error.strerror}
+    except StoreError as error:
+        answer = {"error": type(error).__name__, "text": str(error)}
+    except Exception as error:  # a defect: it ends this job, not the worker
+        answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"}
+    finally:
+        os.close(descriptor)
+    answers.send_nowait({"id": number, **answer})
+
+
+async def _perform(copier: Copier, job: Message, descriptor: int, landed: Landed, arrived: Arrived) -> str | int | None:
+    start, stop = job["start"], job["stop"]
+    if job["do"] == "fetch":
+        generation = Generation(**job["generation"])
+        wanted = arrived if job["progress"] else None
+        return await copier.fetch(generation, start, stop, descriptor, job["position"], landed, wanted)
+    if job["do"] == "checksum":
+        return await copier.checksum(descriptor, start, stop)
+    await copier.populate(descriptor, start, stop)
+    return None
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    landed: Landed | None = None
+    arrived: Arrived | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+    answer: Message = field(default_factory=dict)
+
+
+class _Worker:
+    def __init__(self, end: socket.socket) -> None:
+        self.channel = Channel(end)
+        self.jobs: dict[int, _Job] = {}
+        self.sending = trio.Lock()
+
+
+class WorkerPool:
+    """*count* workers; a ``Transfer``."""
+
+    def __init__(self, spawner: Spawner, *, count: int) -> None:
+        self._spawner = spawner
+        self._workers = [_Worker(spawner.spawn()) for _ in range(count)]
+        self._numbers = itertools.count()
+        self.replaced = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hear the workers' answers, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            for slot in range(len(self._workers)):
+                nursery.start_soon(self._attend, slot)
+            task_status.started()
+
+    async def fetch(
+        self,
+        generation: Generation,
+        start: int,
+        stop: int,
+        descriptor: int,
+        position: int,
+        landed: Landed,
+        arrived: Arrived | None = None,
+    ) -> str | None:
+        message = {
+            "do": "fetch",
+            "generation": asdict(generation),
+            "start": start,
+            "stop": stop,
+            "position": position,
+            "progress": arrived is not None,
+        }
+        version: str | None = await self._give(message, descriptor, _Job(landed, arrived))
+        return version
+
+    async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
+        crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, descriptor, _Job())
+        return crc
+
+    async def populate(self, descriptor: int, start: int, stop: int) -> None:
+        await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())
+
+    async def _give(self, message: Message, descriptor: int, job: _Job) -> Any:
+        """Have the worker with the least to do do a job; what it gives. Raises OSError and StoreError."""
+        worker = min(self._workers, key=lambda worker: len(worker.jobs))
+        number = next(self._numbers)
+        worker.jobs[number] = job
+        try:
+            async with worker.sending:
+                await worker.channel.send({"id": number, **message}, [descriptor])
+            await job.done.wait()
+        except ChannelClosedError:
+            raise _lost() from None
+        finally:
+            worker.jobs.pop(number, None)
+        if "errno" in job.answer:
+            raise OSError(job.answer["errno"], job.answer["text"])
+        if "error" in job.answer:
+            raise getattr(errors, job.answer["error"])(job.answer["text"])
+        return job.answer["result"]
+
+    async def _attend(self, slot: int) -> None:
+        while True:
+            worker = self._workers[slot]
+            with contextlib.suppress(ChannelClosedError):
+                while True:
+                    answer, _ = await worker.channel.receive()
+                    job = worker.jobs.get(answer["id"])
+                    if job is None:
+                        continue  # its giver has been cancelled
+                    if "landed" in answer:
+                        assert job.landed is not None
+                        job.landed(ChunkRecord(**answer["landed"]))
+                    elif "arrived" in answer:
+                        assert job.arrived is not None
+                        job.arrived(answer["arrived"])
+                    else:
+                        job.answer = answer
+                        job.done.set()
+            log.error("a fetch process has ended: starting another")
+            self.replaced += 1
+            worker.channel.close()
+            self._workers[slot] = _Worker(self._spawner.spawn())
+            for job in worker.jobs.values():
+                job.answer = {"error": TransientStoreError.__name__, "text": str(_lost())}
+                job.done.set()
+            await trio.sleep(REPLACE_AFTER_S)
+
+
+def _lost() -> TransientStoreError:
+    return TransientStoreError("the process that fetched it has ended")
