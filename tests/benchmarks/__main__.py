@@ -1,0 +1,99 @@
+"""Measure, and write the report: ``python -m tests.benchmarks [--quick] [--only GROUP,...] [--output DIR]``, as root.
+
+Exits with 1 when a measurement failed; a budget that is missed is only reported.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks import machine, plots, report
+from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
+from tests.benchmarks.data import BUCKET, Data
+from tests.benchmarks.measure import cold, growth, processes, service, warm
+from tests.benchmarks.results import Results
+from tests.benchmarks.scale import FULL, QUICK, Scale
+from tests.services import SCRATCH
+from tests.services.fast import start_fast
+
+GROUPS: dict[str, Callable[[Bench], None]] = {
+    "cold": cold.cold,
+    "warm": warm.warm,
+    "processes": processes.processes,
+    "remount": service.remount,
+    "small": growth.small_files,
+    "cost": service.cost,
+    "distant": cold.distant,
+    "directories": growth.directories,
+    "sizes": growth.sizes,
+    "busy": service.busy,
+    "cold-open": cold.cold_open,
+}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    console = Console(width=max(Console().width, 160))
+    if os.geteuid() != 0:
+        sys.exit("the benchmarks mount and drop caches: run them as root")
+    if missing := machine.missing_programs():
+        sys.exit(f"not installed: {', '.join(missing)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    # So that everything is unmounted then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    facts = machine.facts() | {"scale": "quick" if options.quick else "full"}
+    results = _run(QUICK if options.quick else FULL, options.only, console)
+    report.show(results, console)
+    drawn = plots.draw(results, options.output)
+    (options.output / "results.json").write_text(report.as_json(results, facts))
+    (options.output / "report.md").write_text(report.markdown(results, facts, drawn))
+    console.print(f"written to {options.output}")
+    sys.exit(1 if results.failures else 0)
+
+
+def _run(scale: Scale, only: list[str], console: Console) -> Results:
+    with ExitStack() as stack:
+        scratch = tempfile.TemporaryDirectory(prefix="trimsfs-bench-", dir=SCRATCH, ignore_cleanup_errors=True)
+        work = Path(stack.enter_context(scratch))
+        data = Data(work)
+        (data.store / BUCKET).mkdir(parents=True)
+        plain = stack.enter_context(start_fast(data.store))
+        profile = stack.enter_context(start_fast(data.store, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
+        bench = Bench(scale, work, data, plain, profile, console)
+        for name in only:
+            begun = time.monotonic()
+            try:
+                GROUPS[name](bench)
+            except FAILURES as error:
+                # What goes wrong outside of one measurement, an unmount say.
+                bench.results.failures.append(f"{name}: {type(error).__name__}: {error}")
+            console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
+        return bench.results
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
+    parser.add_argument("--only", type=_groups, default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
+    return parser.parse_args()
+
+
+def _groups(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(GROUPS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(GROUPS)}")
+    return names
+
+
+if __name__ == "__main__":
+    main()

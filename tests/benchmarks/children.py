@@ -1,0 +1,95 @@
+"""Child processes that measure, each wait for them bounded."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.benchmarks.machine import back_memory
+
+READY_S = 60
+REPOSITORY = Path(__file__).parents[2]
+
+
+class TooSlowError(Exception):
+    """A measurement took longer than it may."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"> {limit_s:g} s")
+
+
+class ChildError(Exception):
+    """A child process failed; the message is the end of what it said."""
+
+
+class Child:
+    """A process of a module here. It is killed when the context ends."""
+
+    def __init__(self, module: str, *arguments: str | Path, **options: float | str | Path) -> None:
+        named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        self._rest = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments), *named],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=REPOSITORY,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait(READY_S)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def wait_ready(self) -> None:
+        """Return once it waits for the word."""
+        self._line(READY_S)
+
+    def tell(self) -> None:
+        """Give it the word."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
+    def outcome(self, timeout_s: float) -> dict[str, float]:
+        """What it prints next. Raises TooSlowError, or ChildError when it fails."""
+        outcome: dict[str, float] = json.loads(self._line(timeout_s))
+        return outcome
+
+    def _line(self, timeout_s: float) -> bytes:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise TooSlowError(timeout_s)
+            piece = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not piece:
+                raise ChildError(self._last_words())
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").splitlines()
+        return lines[-1] if lines else f"ended with status {self._process.wait(READY_S)}"
+
+
+def measure(action: str, path: Path, timeout_s: float, *, memory: int = 0, **options: float) -> dict[str, float]:
+    """The outcome of one action of `reader`, which will have *memory* bytes more cached; see `back_memory`."""
+    with Child("reader", action, path, **options) as child:
+        child.wait_ready()
+        back_memory(memory)
+        child.tell()
+        return child.outcome(timeout_s)

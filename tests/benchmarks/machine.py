@@ -1,0 +1,135 @@
+"""The machine: what it is, its memory, and what processes cost it."""
+
+import mmap
+import os
+import platform
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.benchmarks.contenders import Mount
+
+SAMPLE_INTERVAL_S = 0.1
+_MADV_POPULATE_WRITE = 23
+
+
+def facts() -> dict[str, str | int]:
+    """What the report says of where it was made."""
+    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "python": platform.python_version(),
+        "trimsfs": version("trimsfs"),
+        "rclone": _first_line("rclone", "version"),
+        "s3fs": _first_line("s3fs", "--version"),
+    }
+
+
+def back_memory(size: int) -> None:
+    """Have *size* bytes of free memory that the host of a virtual machine has really given to it.
+
+    A host that takes free pages back gives them again one by one, at a tenth of the speed of memory. Whoever happened
+    to get such pages for what it caches would measure that.
+    """
+    with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as mapping:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+        mapping.madvise(_MADV_POPULATE_WRITE)
+
+
+def own_memory_bytes(pids: Iterable[int], cache: Path) -> int:
+    """PSS of processes and all their descendants, in bytes, without the files in *cache* that they map.
+
+    Those are page cache, which is there for all and is measured as such.
+    """
+    total = 0
+    for pid in family(pids):
+        counts = False
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024 if counts else 0
+                elif re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    counts = str(cache) not in line
+    return total
+
+
+class Cost:
+    """CPU seconds and peak memory of a mount's processes and all their descendants while the context lasts.
+
+    Memory is sampled, which costs the processes a little: not for runs whose time is compared.
+    """
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._cpu_before_s = 0.0
+        self.cpu_s = 0.0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._cpu_before_s = _cpu_s(self._mount.pids)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.cpu_s = _cpu_s(self._mount.pids) - self._cpu_before_s
+
+    def _sample(self) -> None:
+        while not self._ended.is_set():
+            self.peak_bytes = max(self.peak_bytes, own_memory_bytes(self._mount.pids, self._mount.cache))
+            self._ended.wait(SAMPLE_INTERVAL_S)
+
+
+def family(pids: Iterable[int]) -> set[int]:
+    """The processes and all their descendants, as far as they are there."""
+    found: set[int] = set()
+    left = list(pids)
+    while left:
+        pid = left.pop()
+        with suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                left.extend(map(int, (task / "children").read_text().split()))
+            found.add(pid)
+    return found
+
+
+def _cpu_s(pids: Iterable[int]) -> float:
+    """CPU time of processes, their descendants and those of their children that have ended, in seconds."""
+    ticks = 0
+    for pid in family(pids):
+        with suppress(OSError):
+            # After the name, which may hold anything, the third field of proc_pid_stat(5) comes first.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def settle() -> None:
+    """Give file systems time for what they do after a file is closed, and the disk time to write."""
+    time.sleep(1)
+    os.sync()
+
+
+def missing_programs() -> list[str]:
+    """The programs that are measured or needed and are not installed."""
+    return [name for name in ("rclone", "s3fs", "setpriv", "umount") if shutil.which(name) is None]
+
+
+def _first_line(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()[0]

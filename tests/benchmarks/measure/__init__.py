@@ -1,0 +1,1 @@
+"""The measurements, a module for each subject."""

@@ -1,0 +1,79 @@
+"""Cold: an empty cache and nothing fetched, natively nothing in memory."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.children import measure
+from tests.benchmarks.contenders import Contender, trimsfs
+from tests.benchmarks.measure.references import WHOLE, best_gets, gets, single_gets
+from tests.benchmarks.results import TRIMSFS
+from tests.benchmarks.scale import size_text
+from tests.mounts import trimsfs as command
+from tests.services.fast import FastS3
+
+COLD, PROFILE = "cold", "cold, distant"
+COLD_OPEN, COLD_OPEN_PROFILE = "cold open", "cold open, distant"
+FIRST, SCAN = "first byte", "mapped, every byte"
+COPIES = 3
+"""Of each byte, as many as the worst contender caches: in memory of its own, in its cache file, in the mount."""
+MODES = ("wait", "stream", "auto")
+
+
+def cold(bench: Bench) -> None:
+    """The big file, from an endpoint that answers at once."""
+    _cold_set(bench, COLD, bench.plain, bench.scale.big)
+
+
+def distant(bench: Bench) -> None:
+    """A smaller one, from an endpoint like a distant store."""
+    _cold_set(bench, PROFILE, bench.profile, bench.scale.profile)
+
+
+def _cold_set(bench: Bench, group: str, server: FastS3, size: int) -> None:
+    relative = bench.data.file(size)
+    case = size_text(size)
+    for _ in range(bench.scale.cold_repetitions):
+        for contender in bench.contenders:
+            bench.take(group, case, contender.name, [FIRST, WHOLE], partial(_read, bench, contender, server, relative))
+        gets(bench, group, server, relative, size)
+        for contender in bench.contenders:
+            bench.take(group, case, contender.name, [SCAN], partial(_scan, bench, contender, server, relative))
+        single_gets(bench, group, server, relative)
+    best_gets(bench, group, size)
+
+
+def cold_open(bench: Bench) -> None:
+    """What an open of a file that is not here does, by the option ``--cold-open``."""
+    if "--cold-open" not in command("mount", "--help").stdout:
+        bench.results.skipped.append(f"{COLD_OPEN}: this trimsfs has no option --cold-open")
+        return
+    for group, server in ((COLD_OPEN, bench.plain), (COLD_OPEN_PROFILE, bench.profile)):
+        for size in bench.scale.cold_open_sizes:
+            relative = bench.data.file(size)
+            for _ in range(bench.scale.cold_repetitions):
+                for mode in MODES:
+                    contender = trimsfs(f"--cold-open={mode}", name=cold_open_name(mode))
+                    read = partial(_read, bench, contender, server, relative)
+                    bench.take(group, size_text(size), contender.name, [FIRST, WHOLE], read)
+        single_gets(bench, group, server, bench.data.file(max(bench.scale.cold_open_sizes)))
+
+
+def cold_open_name(mode: str) -> str:
+    """How the tables name trimsfs with that mode."""
+    return f"{TRIMSFS}, {mode}"
+
+
+def _read(bench: Bench, contender: Contender, server: FastS3, relative: Path) -> Sequence[float]:
+    with bench.cold(contender, relative, server) as mount:
+        outcome = measure(
+            "read", mount.path / relative, bench.scale.timeout_s, memory=COPIES * bench.data.size(relative)
+        )
+    return [outcome["first_s"], outcome["seconds"]]
+
+
+def _scan(bench: Bench, contender: Contender, server: FastS3, relative: Path) -> Sequence[float]:
+    with bench.cold(contender, relative, server) as mount:
+        memory = COPIES * bench.data.size(relative)
+        return [measure("scan", mount.path / relative, bench.scale.timeout_s, memory=memory)["seconds"]]

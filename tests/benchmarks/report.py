@@ -1,0 +1,161 @@
+"""Results as tables in the terminal, as markdown and as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from tests.benchmarks.bench import PROFILE_TEXT
+from tests.benchmarks.budgets import Verdict, verdicts
+from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, SHARES, Results, Series
+from tests.benchmarks.scale import GIB, KIB, MIB
+
+_NONE = "-"
+_BYTE_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
+_TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table before it is rendered."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(results: Results) -> Iterator[Table]:
+    """The budgets, then each group."""
+    yield _budget_table(verdicts(results))
+    for group in results.groups():
+        yield _group_table(results, group)
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the tables, and what failed or was left out."""
+    for table in tables(results):
+        rich = RichTable(title=table.title, title_justify="left")
+        for number, heading in enumerate(table.headings):
+            rich.add_column(heading, justify="left" if number == 0 else "right")
+        for row in table.rows:
+            rich.add_row(*row)
+        console.print(rich)
+    for text in results.skipped:
+        console.print(f"left out: {text}", highlight=False)
+    for text in results.failures:
+        console.print(f"[red]failed:[/red] {text}", highlight=False)
+
+
+def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence[Path]) -> str:
+    """The whole report."""
+    about = [
+        f"Measured {machine['date']} in one {machine['scale']} run on one machine, everything on loopback:",
+        f"{machine['cpu']}, {machine['cores']} cores, {int(machine['memory_bytes']) / GIB:.0f} GiB,",
+        f"Linux {machine['kernel']}, Python {machine['python']};",
+        f"trimsfs {machine['trimsfs']}, {machine['rclone']}, {machine['s3fs']}.",
+        "",
+        "Each cell: the median (least - most) where there are several samples, and the ratio to what is named last.",
+        "The S3 endpoint is an emulation that answers from memory (`tests/services/fast.py`).",
+        f'"Distant": {PROFILE_TEXT}. "GETs": plain ranged GETs by boto3 into one file.',
+    ]
+    parts = ["# Benchmarks", "\n".join(about)]
+    parts += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in plots]
+    for table in tables(results):
+        lines = [
+            f"## {table.title}\n",
+            _line(table.headings),
+            _line(["---", *["---:"] * (len(table.headings) - 1)]),
+            *map(_line, table.rows),
+        ]
+        parts.append("\n".join(lines))
+    parts += [f"Left out: {text}" for text in results.skipped] + [f"Failed: {text}" for text in results.failures]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(results: Results, machine: Mapping[str, str | int]) -> str:
+    """All samples, the budgets' numbers and the machine."""
+    samples = [
+        {**key._asdict(), "samples": series.samples, "median": series.median, "note": series.note}
+        for key, series in results.series.items()
+    ]
+    budgets = [
+        {"name": verdict.budget.name, "value": verdict.value, "bound": verdict.budget.bound, "verdict": verdict.word}
+        for verdict in verdicts(results)
+    ]
+    document = {
+        "machine": dict(machine),
+        "budgets": budgets,
+        "series": samples,
+        "skipped": results.skipped,
+        "failures": results.failures,
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def value_text(name: str, value: float, *bounds: float) -> str:
+    """A value, after it in parentheses the bounds of a range, and their unit, which goes by the name."""
+    unit, factor = "", 1.0
+    if name in BYTES:
+        unit, factor = next((unit for unit in _BYTE_UNITS if value >= unit[1]), _BYTE_UNITS[-1])
+    elif name not in SHARES:
+        unit, factor = next((unit for unit in _TIME_UNITS if value >= unit[1]), _TIME_UNITS[-1])
+    text = _number(value / factor)
+    if bounds:
+        text += f" ({' - '.join(_number(bound / factor) for bound in bounds)})"
+    return f"{text} {unit}".rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def base_of(row: Mapping[str, Series]) -> str | None:
+    """What the others in a row are compared with: native, the faster peer, the references, or else the first."""
+    if NATIVE in row and row[NATIVE].samples:
+        return NATIVE
+    medians = {name: series.median for name, series in row.items()}
+    peers = {name: median for name in PEERS if (median := medians.get(name))}
+    if peers:
+        return min(peers, key=lambda name: peers[name])
+    # One alone is compared with nothing.
+    return next((name for name in (GETS, *row) if medians.get(name)), None) if len(row) > 1 else None
+
+
+def _group_table(results: Results, group: str) -> Table:
+    rows = list(results.rows(group))
+    contenders = list(dict.fromkeys(name for _, _, row in rows for name in row))
+    lines = []
+    for name, case, row in rows:
+        base = None if name in SHARES else base_of(row)
+        cells = [_cell(name, row.get(contender), row[base].median if base else None) for contender in contenders]
+        lines.append([f"{name}, {case}", *cells, base or _NONE])
+    return Table(group, ["", *contenders, "ratio to"], lines)
+
+
+def _cell(name: str, series: Series | None, base: float | None) -> str:
+    if series is None:
+        return _NONE
+    median = series.median
+    if median is None:
+        return series.note
+    bounds = (min(series.samples), max(series.samples)) if len(series.samples) > 1 else ()
+    text = value_text(name, median, *bounds)
+    if base:
+        text += f" {median / base:.2f}x"
+    return f"{text}, then {series.note}" if series.note else text
+
+
+def _budget_table(all_verdicts: Sequence[Verdict]) -> Table:
+    rows = []
+    for verdict in all_verdicts:
+        budget = verdict.budget
+        number = _NONE if verdict.value is None else budget.text(verdict.value)
+        rows.append([budget.name, budget.description, budget.bound_text, number, verdict.word])
+    return Table("budgets", ["", "what", "bound", "measured", ""], rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

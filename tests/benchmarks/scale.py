@@ -1,0 +1,60 @@
+"""How much is measured: all of it, or a quick look."""
+
+from dataclasses import dataclass
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Sizes in bytes, times in seconds, the rest counts."""
+
+    big: int
+    profile: int
+    processes: tuple[int, ...]
+    directories: tuple[int, ...]
+    sizes: tuple[int, ...]
+    cold_open_sizes: tuple[int, ...]
+    cold_repetitions: int
+    warm_repetitions: int
+    operations: int
+    idle_operations: int
+    timeout_s: float
+    small_files: int = 300
+    small_size: int = 32 * KIB
+
+
+FULL = Scale(
+    big=GIB,
+    profile=256 * MIB,
+    processes=(1, 8, 32),
+    directories=(10, 1_000, 10_000, 100_000),
+    sizes=(8 * MIB, 64 * MIB, 256 * MIB, GIB),
+    cold_open_sizes=(MIB, 8 * MIB, 64 * MIB, 256 * MIB, GIB),
+    cold_repetitions=3,
+    warm_repetitions=5,
+    operations=5_000,
+    idle_operations=500,
+    timeout_s=60,
+)
+QUICK = Scale(
+    big=64 * MIB,
+    profile=32 * MIB,
+    processes=(1, 4),
+    directories=(10, 1_000),
+    sizes=(MIB, 8 * MIB, 64 * MIB),
+    cold_open_sizes=(MIB, 64 * MIB),
+    cold_repetitions=1,
+    warm_repetitions=3,
+    operations=2_000,
+    idle_operations=200,
+    timeout_s=20,
+)
+
+
+def size_text(size: float) -> str:
+    """A number of bytes with a binary unit."""
+    for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if size >= factor:
+            return f"{size / factor:.4g} {unit}"
+    return f"{size:.0f} B"

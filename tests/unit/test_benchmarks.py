@@ -1,0 +1,197 @@
+"""The benchmarks' arithmetic, and the endpoint that they read from."""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.benchmarks.budgets import BUDGETS, Budget, verdicts
+from tests.benchmarks.measure import cold, processes, warm
+from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
+from tests.benchmarks.reader import percentile
+from tests.benchmarks.report import value_text
+from tests.benchmarks.results import GETS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
+from tests.benchmarks.scale import size_text
+from tests.services.fast import FastS3, Traffic, start_fast
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+pytestmark = pytest.mark.timeout(60)
+BODY = random.Random(3).randbytes(300_000)
+NAMES = sorted(f"many/{number:04}" for number in range(1100))
+
+
+@pytest.fixture(scope="module", name="server")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastS3]:
+    root = tmp_path_factory.mktemp("fast")
+    for directory in ("bucket/many", "bucket/a", "bucket/ä ü"):
+        (root / directory).mkdir(parents=True)
+    (root / "bucket/ä ü/+%&.bin").write_bytes(BODY)
+    (root / "bucket/a.txt").write_bytes(b"")
+    (root / "bucket/a/b").write_bytes(b"b")
+    for name in NAMES:
+        (root / "bucket" / name).write_text(name)
+    with start_fast(root) as server:
+        yield server
+
+
+@pytest.fixture(name="client")
+def _client(server: FastS3) -> Iterator["S3Client"]:
+    with contextlib.closing(server.client()) as client:
+        yield client
+
+
+def results_of(samples: dict[tuple[str, str, str, str], list[float]]) -> Results:
+    results = Results()
+    for key, values in samples.items():
+        results.add(Key(*key), *values)
+    return results
+
+
+def measured(results: Results, name: str) -> tuple[float | None, str]:
+    """Number and word of the budget of that name."""
+    (verdict,) = (verdict for verdict in verdicts(results) if verdict.budget.name == name)
+    return verdict.value, verdict.word
+
+
+def test_median_and_percentile() -> None:
+    results = results_of({("g", "n", "c", TRIMSFS): [3, 1, 2], ("g", "n", "c", NATIVE): [4, 1]})
+
+    assert results.median("g", "n", "c", TRIMSFS) == 2
+    assert results.median("g", "n", "c", NATIVE) == 2.5
+    assert results.median("g", "n", "other", NATIVE) is None
+    assert [percentile([1, 2, 3, 4], share) for share in (0, 0.25, 0.5, 0.99, 1)] == [1, 1, 2, 4, 4]
+
+
+def test_budgets_of_times_and_speeds() -> None:
+    results = results_of(
+        {
+            (warm.WARM, warm.TOUCH, "1 GiB", TRIMSFS): [1.0, 1.1, 9.0],
+            (warm.WARM, warm.TOUCH, "1 GiB", NATIVE): [1.0],
+            (warm.WARM, warm.READ, "1 GiB", TRIMSFS): [2.0],
+            (warm.WARM, warm.READ, "1 GiB", NATIVE): [1.92],
+            (cold.COLD, WHOLE, "1 GiB", TRIMSFS): [2.0],
+            (cold.COLD, WHOLE, "1 GiB", GETS): [1.7],
+            (cold.COLD, WHOLE, "1 GiB", RCLONE): [2.8],
+            (cold.COLD, WHOLE, "1 GiB", S3FS): [4.0],
+            (processes.PROCESSES, processes.FETCHED, "1 process", TRIMSFS): [1.0],
+            (processes.PROCESSES, processes.FETCHED, "8 processes", TRIMSFS): [1.25],
+            (processes.PROCESSES, processes.IN_MEMORY, "1 process", TRIMSFS): [2.0],
+            (processes.PROCESSES, processes.IN_MEMORY, "8 processes", TRIMSFS): [1.02],
+        }
+    )
+
+    assert measured(results, "warm mapping, pages entered") == (1.1, "missed")
+    assert measured(results, "warm read") == (0.96, "met")
+    assert measured(results, "cold load") == (0.85, "met")
+    assert measured(results, "cold load beside others") == (1.4, "missed")
+    assert measured(results, "fetched once") == (1.25, "missed")
+    assert measured(results, "one copy in memory") == (1.02, "met")
+    assert measured(results, "server memory") == (None, "not measured")
+
+
+def test_first_byte_is_that_of_the_streaming_mode_if_there_is_one() -> None:
+    ordinary = {
+        (cold.COLD, cold.FIRST, "1 GiB", TRIMSFS): [3.0],
+        (cold.COLD, ONE_LAST, size_text(PART), GETS): [2.0],
+    }
+    streamed = {
+        (cold.COLD_OPEN, cold.FIRST, "1 MiB", cold.cold_open_name("stream")): [1.0],
+        (cold.COLD_OPEN, cold.FIRST, "1 GiB", cold.cold_open_name("stream")): [2.2],
+        (cold.COLD_OPEN, ONE_LAST, size_text(PART), GETS): [2.0],
+    }
+
+    assert measured(results_of(ordinary), "first byte") == (1.5, "missed")
+    assert measured(results_of(ordinary | streamed), "first byte") == (1.1, "met")
+
+
+def test_budgets_show_their_unit() -> None:
+    budget = Budget(name="", description="", formula=lambda _: None, bound=70e-6, unit="µs", factor=1e6)
+
+    assert (budget.bound_text, budget.text(1e-5)) == ("≤ 70 µs", "10 µs")
+    assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
+    assert value_text("time", 0.0125, 0.01, 1.5) == "12.5 (10 - 1500) ms"
+
+
+def test_endpoint_serves_exact_ranges_and_counts_them(server: FastS3, client: "S3Client") -> None:
+    key = "ä ü/+%&.bin"
+    server.reset()
+    head = client.head_object(Bucket="bucket", Key=key)
+    asked = {
+        "bytes=0-0": BODY[:1],
+        "bytes=1000-200999": BODY[1000:201000],
+        "bytes=299990-": BODY[-10:],
+        "bytes=-7": BODY[-7:],
+    }
+
+    for http_range, body in asked.items():
+        answer = client.get_object(Bucket="bucket", Key=key, Range=http_range, IfMatch=head["ETag"])
+        same = answer["Body"].read() == body
+        assert same, http_range
+        assert answer["ETag"] == head["ETag"]
+        assert answer["ContentRange"].endswith("/300000")
+    whole = client.get_object(Bucket="bucket", Key=key)["Body"].read() == BODY
+    assert whole
+    assert client.get_object(Bucket="bucket", Key="a.txt")["Body"].read() == b""
+
+    sent = len(BODY) + sum(map(len, asked.values()))
+    assert server.statistics()[f"bucket/{key}"] == Traffic(6, sent)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "condition", "code"),
+    [
+        ("bucket", "many/none", {}, "NoSuchKey"),
+        ("bucket", "many", {}, "NoSuchKey"),
+        ("bucket", "../bucket/a.txt", {}, "NoSuchKey"),
+        ("none", "a.txt", {}, "NoSuchBucket"),
+        ("bucket", "a.txt", {"IfMatch": '"other"'}, "PreconditionFailed"),
+        ("bucket", "a/b", {"Range": "bytes=1-"}, "InvalidRange"),
+    ],
+)
+def test_endpoint_refuses(client: "S3Client", bucket: str, key: str, condition: dict[str, str], code: str) -> None:
+    with pytest.raises(ClientError, match=code):
+        client.get_object(Bucket=bucket, Key=key, **condition)  # type: ignore[arg-type]
+
+
+def test_endpoint_lists_as_s3_does(client: "S3Client") -> None:
+    top = client.list_objects_v2(Bucket="bucket", Delimiter="/")
+    everything = [
+        item
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="bucket")
+        for item in page.get("Contents", [])
+    ]
+    first = client.list_objects(Bucket="bucket", Prefix="many/", Delimiter="/")
+    second = client.list_objects(Bucket="bucket", Prefix="many/", Delimiter="/", Marker=first["NextMarker"])
+    after = client.list_objects_v2(Bucket="bucket", Prefix="many/1", StartAfter="many/1097")
+
+    assert [item["Key"] for item in top["Contents"]] == ["a.txt"]
+    assert [item["Prefix"] for item in top["CommonPrefixes"]] == ["a/", "many/", "ä ü/"]
+    assert [item["Key"] for item in everything] == ["a.txt", "a/b", *NAMES, "ä ü/+%&.bin"]
+    assert everything[-1]["ETag"] == client.head_object(Bucket="bucket", Key="ä ü/+%&.bin")["ETag"]
+    assert everything[-1]["Size"] == len(BODY)
+    assert [item["Key"] for answer in (first, second) for item in answer["Contents"]] == NAMES
+    assert [item["Key"] for item in after["Contents"]] == ["many/1098", "many/1099"]
+    assert client.list_objects_v2(Bucket="bucket", Prefix="none/")["KeyCount"] == 0
+
+
+def test_endpoint_can_be_slow(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "bucket/file").write_bytes(BODY)
+    with start_fast(tmp_path, latency_ms=50, rate=2_000_000) as server, contextlib.closing(server.client()) as client:
+        client.head_bucket(Bucket="bucket")
+        begun = time.monotonic()
+        body = client.get_object(Bucket="bucket", Key="file")["Body"]
+        first_s = time.monotonic() - begun
+        same = body.read() == BODY
+
+        assert same
+        assert first_s >= 0.05
+        # The last piece leaves when its turn begins, not when it ends.
+        assert time.monotonic() - begun >= 0.05 + 0.135
