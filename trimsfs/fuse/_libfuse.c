@@ -1,6 +1,6 @@
 /*
- * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, and reads of /dev/fuse
- * that do not block.
+ * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, reads of /dev/fuse that do
+ * not block, and releases without a task of their own.
  *
  * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
  * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
@@ -17,6 +17,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fuse3/fuse_lowlevel.h>
+#include <linux/fuse.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,7 @@ static struct {
 	unsigned int max_background;
 	PyObject *on_ioctl;
 	PyObject *on_interrupt;
+	PyObject *on_release;
 } wanted;
 
 static struct {
@@ -107,6 +109,16 @@ static void wrapped_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *
 	inner.open(req, ino, fi);
 }
 
+static void wrapped_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	PyObject *result;
+
+	(void)ino;
+	result = PyObject_CallFunction(wanted.on_release, "K", (unsigned long long)fi->fh);
+	fuse_reply_err(req, 0);
+	finish(result, wanted.on_release);
+}
+
 static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg, struct fuse_file_info *fi,
 			  unsigned int flags, const void *in, size_t in_size, size_t out_size)
 {
@@ -134,6 +146,7 @@ static void wrap(const struct fuse_lowlevel_ops *ops, size_t size)
 	outer = inner;
 	outer.init = wrapped_init;
 	outer.open = wrapped_open;
+	outer.release = wrapped_release;
 	outer.ioctl = wrapped_ioctl;
 	agreed.interposed = 1;
 }
@@ -162,14 +175,34 @@ static int receive(struct fuse_session *session, struct fuse_buf *buf)
 	REAL(__typeof__(&fuse_session_receive_buf), "fuse_session_receive_buf")(session, buf);
 }
 
+static void process(struct fuse_session *session, const struct fuse_buf *buf)
+{
+	REAL(__typeof__(&fuse_session_process_buf), "fuse_session_process_buf")(session, buf);
+}
+
+static int is_release(const struct fuse_buf *buf, int size)
+{
+	struct fuse_in_header header;
+
+	if ((size_t)size < sizeof(header) || (buf->flags & FUSE_BUF_IS_FD) != 0)
+		return 0;
+	memcpy(&header, buf->mem, sizeof(header));
+	return header.opcode == FUSE_RELEASE;
+}
+
 /*
  * /dev/fuse is read without blocking: the request that made it readable may have been taken back meanwhile. pyfuse3
  * takes EINTR for nothing to read, and EAGAIN for a failure.
+ *
+ * Releases are done here: nobody waits for one, and where a program opens file after file, each open would wait until
+ * the event loop has come round for the release before it.
  */
 int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buf)
 {
-	int size = receive(session, buf);
+	int size;
 
+	while ((size = receive(session, buf)) > 0 && is_release(buf, size))
+		process(session, buf);
 	if (size == -EAGAIN)
 		return -EINTR;
 	if (size > 0 && agreed.init == NULL) {
@@ -224,20 +257,22 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 
 static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
 {
-	static char *names[] = {"passthrough", "stack_depth", "max_background", "on_ioctl", "on_interrupt", NULL};
-	PyObject *ioctl_callback, *interrupt_callback;
+	static char *names[] = {"passthrough",  "stack_depth", "max_background", "on_ioctl",
+				"on_interrupt", "on_release",  NULL};
+	PyObject *ioctl_callback, *interrupt_callback, *release_callback;
 	unsigned int stack_depth, max_background;
 	int passthrough;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOO", names, &passthrough, &stack_depth, &max_background,
-					 &ioctl_callback, &interrupt_callback))
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOO", names, &passthrough, &stack_depth, &max_background,
+					 &ioctl_callback, &interrupt_callback, &release_callback))
 		return NULL;
 	wanted.passthrough = passthrough;
 	wanted.stack_depth = stack_depth;
 	wanted.max_background = max_background;
 	Py_XSETREF(wanted.on_ioctl, Py_NewRef(ioctl_callback));
 	Py_XSETREF(wanted.on_interrupt, Py_NewRef(interrupt_callback));
+	Py_XSETREF(wanted.on_release, Py_NewRef(release_callback));
 	Py_RETURN_NONE;
 }
 

@@ -22,12 +22,14 @@ def configure(
     max_background: int,
     on_ioctl: Callable[[int, int, int, int], None],
     on_interrupt: Callable[[int], None],
+    on_release: Callable[[int], None],
 ) -> None:
     """Tell, before the session is made, what to ask of the kernel.
 
     ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
     number, a command and the most bytes of a reply, and sees to a reply; ``on_interrupt`` gets the id of a thread whose
-    open a signal should end. Both are called in the thread that processes requests.
+    open a signal should end; ``on_release`` gets the handle of a file that nobody has open any more. All are called in
+    the thread that processes requests.
     """
 
 def connection() -> _Connection:

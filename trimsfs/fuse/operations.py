@@ -145,9 +145,6 @@ class Operations(pyfuse3.Operations):
         # pyfuse3 takes any buffer, whatever its annotation says.
         return await self._filesystem.read(fh, off, size)  # type: ignore[return-value]
 
-    async def release(self, fh: pyfuse3.FileHandleT) -> None:
-        self._filesystem.release(fh)
-
     @_translated
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         value = await self._filesystem.xattr(inode, os.fsdecode(name))

@@ -48,6 +48,7 @@ class Session:
             max_background=MAX_BACKGROUND,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
+            on_release=filesystem.release,
         )
 
     @contextmanager
