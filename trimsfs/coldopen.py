@@ -19,7 +19,7 @@ ColdOpen = Literal["auto", "wait", "stream"]
 Interruptible = Callable[[], AbstractContextManager[object]]
 """Makes a block that a signal to the opening thread ends with InterruptedError."""
 
-PATIENCE_S = 2.0
+PATIENCE_S = 3.0
 """How long a reader of a header is made to wait, at most, for what readers of whole files gain."""
 TRIAL_S = 0.5
 """How long the fetch of one file is watched before its rate is believed."""

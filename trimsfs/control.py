@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 XATTR_PREFIX = "user.trims."
 PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
-RELEASE_S, RELEASE_INTERVAL_S = 0.5, 0.01
+RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 """How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
@@ -314,9 +314,11 @@ class Control:
 
     async def _evict(self, generation: Generation, progress: _Progress) -> None:
         del progress
-        with trio.move_on_after(RELEASE_S):
-            while (here := await self._disk.residency(generation)).users and not here.pinned:
-                await trio.sleep(RELEASE_INTERVAL_S)
+        for _ in range(RELEASE_CHECKS):
+            here = await self._disk.residency(generation)
+            if here.users == 0 or here.pinned:
+                break
+            await trio.sleep(RELEASE_INTERVAL_S)
         await self._disk.evict(generation)
 
     # Looking

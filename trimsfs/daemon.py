@@ -47,6 +47,8 @@ from trimsfs.workers import Spawner, WorkerPool
 log = logging.getLogger(__name__)
 
 SERVER_NICENESS = -10
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop waits, at most, for a thread that runs Python; by default ten times as long."""
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
@@ -289,6 +291,7 @@ def main() -> None:
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         spawner = Spawner(partial(_make_copier, options, store))
         _step_forward()
         trio.run(serve, options, Path(order["mountpoint"]), keeper_end, spawner, store)

@@ -63,7 +63,7 @@ class MountOptions(BaseModel):
     passthrough: bool = Field(True, description="Have the kernel read local copies by itself, where it can.")
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
-        description="Whether opening a model that is not here waits until it is; auto: if that takes 2 s at most.",
+        description="Whether opening a model that is not here waits until it is; auto: if that takes 3 s at most.",
     )
     fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Processes that fetch. Default: one a core, 2 to 4."

@@ -73,7 +73,7 @@ class Residents:
             await event.wait()
         if self.ready(blob):
             return True
-        if not blob.complete or not blob.attached:
+        if not blob.complete or not blob.attached or (self._backing is None and self._host.holds(blob)):
             return False
         event = self._announcing[blob.token] = trio.Event()
         blob.users += 1

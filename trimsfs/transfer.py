@@ -5,6 +5,7 @@ The work is the same in the process that wants it and in one that works for it (
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,8 @@ PIECE = 1 << 18
 """Bytes checked at a time: few enough to stay in a core's cache."""
 WRITE_SIZE = 2 << 20
 """Bytes written at a time: ext4 and xfs then cache them in huge pages, and mapping them costs next to nothing."""
+FIRST_WRITE_SHARE = 8
+"""The first write is this much smaller where a reader waits for its bytes."""
 
 Landed = Callable[[ChunkRecord], None]
 """Hears of each chunk that is wholly written, in the event loop."""
@@ -62,6 +65,11 @@ class Copier:
         self._store = store
         self._limiter = trio.CapacityLimiter(threads)
 
+    async def warm_up(self) -> None:
+        """Let the first job find a connection, and all that the store's library loads at its first request."""
+        with suppress(StoreError):  # whoever wants bytes will be told
+            await self._store.probe()
+
     async def fetch(
         self,
         generation: Generation,
@@ -85,7 +93,8 @@ class Copier:
             if streaming and arrived is not None:
                 trio.from_thread.run_sync(arrived, offset)
 
-        writer = _ChunkWriter(descriptor, start, stop, position, told, progress)
+        first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
+        writer = _ChunkWriter(descriptor, start, stop, position, told, progress, first)
         try:
             version = await self._store.read(generation, start, stop - start, writer)
         except _FileError as error:
@@ -109,9 +118,18 @@ class _FileError(StoreError):
 
 
 class _ChunkWriter:
-    """Takes the pieces of a range in order and writes them."""
+    """Takes the pieces of a range in order and writes them; *first* is the size of the first write."""
 
-    def __init__(self, descriptor: int, start: int, stop: int, position: int, landed: Landed, arrived: Arrived) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        start: int,
+        stop: int,
+        position: int,
+        landed: Landed,
+        arrived: Arrived,
+        first: int,
+    ) -> None:
         self._descriptor = descriptor
         self._offset = start
         self._stop = stop
@@ -120,6 +138,7 @@ class _ChunkWriter:
         self._arrived = arrived
         self._crc = 0
         self._began = start
+        self._write_end = start + first
         self._buffer = memoryview(bytearray(min(WRITE_SIZE, stop - start)))
         self._filled = 0
 
@@ -127,7 +146,8 @@ class _ChunkWriter:
         view = memoryview(piece)
         while view:
             end = min(self._stop, (self._offset // CHUNK_SIZE + 1) * CHUNK_SIZE)
-            part = view[: min(end - self._offset, len(self._buffer) - self._filled)]
+            write_end = min(end, self._write_end)
+            part = view[: write_end - self._offset]
             if not part:
                 raise StoreError("more bytes came than were asked for")
             self._crc = crc32c.crc32c(part, self._crc)
@@ -135,8 +155,9 @@ class _ChunkWriter:
             self._filled += len(part)
             self._offset += len(part)
             view = view[len(part) :]
-            if self._filled == len(self._buffer) or self._offset == end:
+            if self._offset == write_end:
                 self._write(self._buffer[: self._filled])
+                self._write_end = write_end - write_end % WRITE_SIZE + WRITE_SIZE
             if self._offset == end:
                 chunk, length = self._began // CHUNK_SIZE, end - self._began
                 self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))

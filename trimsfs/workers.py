@@ -89,6 +89,7 @@ async def _work(end: socket.socket, make_copier: Callable[[], Copier]) -> None:
     with contextlib.suppress(ChannelClosedError):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, channel, outgoing)
+            nursery.start_soon(copier.warm_up)
             with contextlib.suppress(ChannelClosedError):
                 while True:
                     message, descriptors = await channel.receive()

@@ -107,7 +107,7 @@ def _speed_of(group: str, *others: str) -> Formula:
 
 
 def _first_byte(group: str, open_group: str) -> Formula:
-    """Time to the first byte of the largest file, streamed / time of one GET of 8 MiB.
+    """Time to the first byte of the largest file, whose name is known, streamed / time of one GET of 8 MiB.
 
     From the group of the modes of opening where this trimsfs has them, otherwise from the ordinary cold read.
     """
@@ -132,7 +132,7 @@ def _ratio(results: Results, group: str, name: str, case: str, above: str, below
 BUDGETS = (
     Budget(
         name="warm mapping, pages entered",
-        description="time / native time to map the file and enter every page",
+        description="time / native time to map the open file and enter every page",
         formula=_times_native(warm.TOUCH),
         bound=1.05,
     ),

@@ -87,7 +87,7 @@ class Child:
 
 
 def measure(action: str, path: Path, timeout_s: float, *, memory: int = 0, **options: float) -> dict[str, float]:
-    """The outcome of one action of `reader`, which will have *memory* bytes more cached; see `back_memory`."""
+    """The outcome of one action of `reader`, which caches *memory* bytes more; see `back_memory`."""
     with Child("reader", action, path, **options) as child:
         child.wait_ready()
         back_memory(memory)

@@ -19,6 +19,8 @@ from typing import Self
 from tests.benchmarks.contenders import Mount
 
 SAMPLE_INTERVAL_S = 0.1
+COPIES = 4
+"""Of each byte: as many as the worst contender caches, in its memory, its cache file and the mount, and one over."""
 _MADV_POPULATE_WRITE = 23
 
 
@@ -39,12 +41,12 @@ def facts() -> dict[str, str | int]:
 
 
 def back_memory(size: int) -> None:
-    """Have *size* bytes of free memory that the host of a virtual machine has really given to it.
+    """Have free memory for *size* bytes to be cached, which the host of a virtual machine has really given to it.
 
     A host that takes free pages back gives them again one by one, at a tenth of the speed of memory. Whoever happened
     to get such pages for what it caches would measure that.
     """
-    with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as mapping:
+    with mmap.mmap(-1, max(COPIES * size, mmap.PAGESIZE)) as mapping:
         mapping.madvise(mmap.MADV_HUGEPAGE)
         mapping.madvise(_MADV_POPULATE_WRITE)
 

@@ -38,8 +38,10 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 Outcome = dict[str, float]
 
 
-def read(path: str, _: argparse.Namespace) -> Outcome:
-    """From open to the first bytes, and on to the last."""
+def read(path: str, options: argparse.Namespace) -> Outcome:
+    """From open to the first bytes, and on to the last; if it is *known*, its name has been looked up before."""
+    if options.known:
+        os.stat(path)
     begun = time.perf_counter()
     buffer = memoryview(bytearray(BLOCK))
     descriptor = os.open(path, os.O_RDONLY)
@@ -66,7 +68,10 @@ def preads(path: str, _: argparse.Namespace) -> Outcome:
 def scan(path: str, _: argparse.Namespace) -> Outcome:
     """Map the file and read every byte of the mapping, by memchr(3) for a byte that is not there."""
     begun = time.perf_counter()
-    address, size, descriptor = _map(path)
+    # It stays open: another open would have some file systems drop the pages.
+    descriptor = os.open(path, os.O_RDONLY)
+    size = os.fstat(descriptor).st_size
+    address = _map(descriptor, size)
     found = _libc.memchr(address, ABSENT_BYTE, size)
     ended = time.perf_counter()
     if found is not None:
@@ -76,9 +81,11 @@ def scan(path: str, _: argparse.Namespace) -> Outcome:
 
 
 def touch(path: str, _: argparse.Namespace) -> Outcome:
-    """Map the file and have the kernel enter every page into the page table."""
+    """Map the file, which is open, and have the kernel enter every page into the page table."""
+    descriptor = os.open(path, os.O_RDONLY)
+    size = os.fstat(descriptor).st_size
     begun = time.perf_counter()
-    address, size, _descriptor = _map(path)
+    address = _map(descriptor, size)
     if _libc.madvise(address, size, _MADV_POPULATE_READ) != 0:
         raise OSError(ctypes.get_errno(), "madvise")
     return {"seconds": time.perf_counter() - begun, "bytes": size}
@@ -187,14 +194,12 @@ def percentile(sorted_values: list[float], share: float) -> float:
     return sorted_values[max(0, math.ceil(share * len(sorted_values)) - 1)]
 
 
-def _map(path: str) -> tuple[int, int, int]:
-    """Address, size and descriptor, which stays open: another open would have some file systems drop the pages."""
-    descriptor = os.open(path, os.O_RDONLY)
-    size = os.fstat(descriptor).st_size
+def _map(descriptor: int, size: int) -> int:
+    """The address of a mapping of a whole file."""
     address = _libc.mmap(None, size, _PROT_READ, _MAP_SHARED, descriptor, 0)
     if address == _MAP_FAILED:
-        raise OSError(ctypes.get_errno(), "mmap", path)
-    return int(address), size, descriptor
+        raise OSError(ctypes.get_errno(), "mmap")
+    return int(address)
 
 
 def _content(path: str) -> int:
@@ -253,6 +258,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sleep-s", type=float, default=0)
     parser.add_argument("--hold", action="store_true")
+    parser.add_argument("--known", type=int, default=0)
     options = parser.parse_args()
     print("ready", flush=True)
     sys.stdin.readline()

@@ -128,10 +128,12 @@ class DiskTier:
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
-            await self.flush()
+            due = trio.current_time() - synced >= SYNC_INTERVAL_S
+            if self._pending or due:
+                await self.flush()
             if self._policy is eager:
                 await self._evict_bytes(1)
-            if trio.current_time() - synced >= SYNC_INTERVAL_S:
+            if due:
                 await self._sync()
                 synced = trio.current_time()
 

@@ -13,7 +13,7 @@ from tests.benchmarks.scale import size_text
 
 WARM = "warm"
 BEFORE, READ = "first read, not warm", "read"
-TOUCH, SCAN = "mapped, every page entered", "mapped, every byte"
+TOUCH, SCAN = "open file mapped, every page entered", "mapped, every byte"
 OPEN, OPEN_IDLE = "open and close", "open and close, 2 ms apart"
 STAT, FSTAT, RANDOM = "stat", "fstat", "4 KiB at random"
 P50, P99 = ", p50", ", p99"
