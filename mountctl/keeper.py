@@ -28,6 +28,8 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 
 MESSAGE_LIMIT = 65536
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LOOK_INTERVAL_S = 1.0
+STRAY_TIMEOUT_S = 0.5
 STOP_TIMEOUT_S = 15.0
 """How long a server may take to record its state after the file system is unmounted."""
 
@@ -65,12 +67,13 @@ class Keeper:
         try:
             self._attend(server, ours, wakeup)
         finally:
+            ours.close()  # nobody is to wait for an answer from here
             self._clean_up(server)
         return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
     def _attend(self, server: "subprocess.Popen[bytes]", channel: socket.socket, wakeup: socket.socket) -> None:
-        while server.poll() is None:
-            readable, _, _ = select.select([channel, wakeup], [], [])
+        while not _ended(server):
+            readable, _, _ = select.select([channel, wakeup], [], [], LOOK_INTERVAL_S)
             if channel in readable:
                 message, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_LIMIT, 1)
                 if not message:
@@ -147,8 +150,11 @@ class Keeper:
         if self._descriptor is None and not self._told:
             server.terminate()  # it does not end by itself
         try:
-            server.wait(STOP_TIMEOUT_S)
+            server.wait(STOP_TIMEOUT_S if not _ended(server) else STRAY_TIMEOUT_S)
         except subprocess.TimeoutExpired:
+            # One of its threads may wait in the kernel for an answer that it should itself have given.
+            with contextlib.suppress(OSError, LookupError):
+                mounting.abort(self._mountpoint)
             server.kill()
             server.wait()
         if self._descriptor is not None:
@@ -164,6 +170,17 @@ class Keeper:
                 "error": f"the server ended with status {server.returncode} before the mount answered",
             }
         )
+
+
+def _ended(server: "subprocess.Popen[bytes]") -> bool:
+    """Whether the server has ended, or all of it but threads that the kernel holds."""
+    if server.poll() is not None:
+        return True
+    try:
+        state = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in {"Z", "X"}
 
 
 def main() -> None:

@@ -50,7 +50,10 @@ class Channel:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-        return json.loads(data), list(descriptors)
+        try:
+            return json.loads(data), list(descriptors)
+        except ValueError as error:
+            raise ChannelClosedError("a message that cannot be read") from error
 
     def close(self) -> None:
         self._socket.close()

@@ -1,8 +1,8 @@
 """Opening a file that is not here: wait until it is, or serve it as it comes."""
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import trio
@@ -24,6 +24,8 @@ PATIENCE_S = 3.0
 TRIAL_S = 0.5
 """How long the fetch of one file is watched before its rate is believed."""
 WATCH_INTERVAL_S = 0.05
+MOST_WAITING = 512
+"""Opens that wait at once; the server answers no more than twice as many requests at a time."""
 EXPECTED_WITHIN_S = 1.0
 """How long a file that an open has waited for is kept for the kernel to come back for it."""
 
@@ -43,6 +45,7 @@ class ColdOpener:
         self._mode = mode
         self._nursery: trio.Nursery | None = None
         self._expected: dict[tuple[str, int], trio.Event] = {}
+        self._waiting = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what is about to be opened, for as long as the server runs."""
@@ -62,12 +65,13 @@ class ColdOpener:
         Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation, and
         StoreError when nothing of the file is here and the store cannot give it.
         """
-        if self._mode == "stream" or not blob.attached or self._hopeless(blob):
+        if self._mode == "stream" or not blob.attached or self._hopeless(blob) or self._waiting >= MOST_WAITING:
             return False
         try:
-            with interruptible():
+            with interruptible(), self._place():
                 if not await self._fetch(blob):
                     return False
+                resident = await self._residents.announce(blob)
         except ObjectChangedError:
             raise
         except CacheFullError:
@@ -76,19 +80,27 @@ class ColdOpener:
             if blob.present_bytes == 0:
                 raise
             return False  # reads of what is here succeed
-        resident = await self._residents.announce(blob)
         if resident:
             self._expect(blob, thread)
         return resident
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:
         """Wait for a blob however long it takes; whether it is resident now. Raises as `wait`, and CacheFullError."""
-        with interruptible():
+        with interruptible(), self._place():
             await self._fetcher.fetch_all(blob)
-        return await self._residents.announce(blob)
+            return await self._residents.announce(blob)
+        raise AssertionError("unreachable: an interrupted block raises")
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     def opened(self, blob: Blob, thread: int) -> None:
-        """A resident blob was opened by a thread."""
+        """A blob that is here was opened by a thread."""
         expected = self._expected.get((blob.token, thread))
         if expected is not None:
             expected.set()

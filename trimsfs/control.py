@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 XATTR_PREFIX = "user.trims."
 PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
-RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
+RELEASE_CHECKS, RELEASE_INTERVAL_S = 120, 0.01
 """How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
@@ -291,8 +291,9 @@ class Control:
             try:
                 await self._fetcher.fetch_all(blob)
                 await self._in_memory(self._host.pin, blob)
-            except TrimsError:
-                await self._disk.pin(blob, before)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._disk.pin(blob, before)
                 raise
             await self._residents.announce(blob)
 
@@ -310,7 +311,7 @@ class Control:
         del progress
         async with self._disk.using(generation) as blob:
             await self._disk.pin(blob, False)
-            self._host.unpin(blob)
+            await self._host.unpin(blob)
 
     async def _evict(self, generation: Generation, progress: _Progress) -> None:
         del progress

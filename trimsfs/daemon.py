@@ -84,8 +84,12 @@ class Keeper:
     async def run(self) -> None:
         """Pass on what `close` was told, for as long as the server runs."""
         async for backing_id in self._to_close:
-            async with self._asking:
-                await self._channel.send({"type": "backing-close", "id": backing_id})
+            try:
+                async with self._asking:
+                    await self._channel.send({"type": "backing-close", "id": backing_id})
+            except ChannelClosedError:
+                log.error("the keeper is gone: files that are evicted keep their space until the next mount")
+                return
 
     async def ready(self) -> None:
         """Tell that the mount answers."""
@@ -196,6 +200,7 @@ async def _serve(
     with session.on(await keeper.mount()):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
+            await nursery.start(residents.run)
             await nursery.start(fetcher.run)
             await nursery.start(cold_opener.run)
             await nursery.start(siblings.run)
@@ -320,7 +325,8 @@ def _make_copier(options: MountOptions, store: Store) -> Copier:
 def _tell_failure(keeper_end: socket.socket, error: TrimsError) -> None:
     """Tell the keeper, when all else has ended, why there is no mount, or no longer."""
     keeper_end.setblocking(True)
-    keeper_end.send(json.dumps({"type": "failed", "kind": type(error).__name__, "error": str(error)}).encode())
+    with contextlib.suppress(OSError):  # it may be gone, or have stopped listening
+        keeper_end.send(json.dumps({"type": "failed", "kind": type(error).__name__, "error": str(error)}).encode())
 
 
 def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

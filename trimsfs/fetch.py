@@ -7,9 +7,6 @@ read is prefetched. Neighbouring chunks may come in one request, a *run* of flig
 
 import logging
 import math
-import mmap
-import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +29,7 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.transfer import Arrived, Landed, Transfer
 from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
+from trimsfs.uncached import UncachedChunks
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +81,15 @@ class Fetcher:
         self._retrying = retrying
         self._retry_deadline_s = retry_deadline_s
         self._board = FlightBoard(run_limit=RUN_LIMIT if streaming else 1)
-        self._kept_limit = max(1, memory_limit // CHUNK_SIZE // 2)
-        self._uncached_slots = trio.Semaphore(self._kept_limit)
+        self._uncached = UncachedChunks(limit=max(1, memory_limit // CHUNK_SIZE // 2))
         self._limit = AdaptiveLimit(maximum=max_requests(memory_limit))
         self._throughput = Throughput()
         self.completed: Callable[[Blob], Awaitable[object]] | None = None
-        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self._under_way = 0
         self._pump_is_due = False
         self._succeeded_at = float("-inf")
-        self._fetched_bytes = self._fetched = self._failed = self._verified = self._uncached = 0
+        self._fetched_bytes = self._fetched = self._failed = self._verified = 0
 
     def statistics(self) -> FetchStatistics:
         return FetchStatistics(
@@ -101,7 +97,7 @@ class Fetcher:
             fetched_chunks=self._fetched,
             failed_chunks=self._failed,
             verified_chunks=self._verified,
-            uncached_chunks=self._uncached,
+            uncached_chunks=self._uncached.count,
             in_flight=self._under_way,
             waiting=self._board.waiting,
             request_limit=self._limit.limit,
@@ -180,9 +176,7 @@ class Fetcher:
         prefetch.wanted += 1
         prefetch.error = None
         prefetch.demand(-1)
-        # What is kept in memory is fetched again: there may be room on the disk by now.
-        for chunk in range(len(blob.states)):
-            self._kept.pop((blob.token, chunk), None)
+        self._uncached.forget(blob)
         try:
             self._pump()
             while not blob.complete:
@@ -200,9 +194,8 @@ class Fetcher:
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
         """The flight of a chunk, queued as wanted by somebody; done already if its bytes are kept in memory."""
-        kept = self._kept.get((blob.token, chunk))
+        kept = self._uncached.get(blob, chunk)
         if kept is not None:
-            self._kept.move_to_end((blob.token, chunk))
             flight = Flight(blob, chunk, demanded=True)
             flight.data = kept
             flight.done.set()
@@ -338,6 +331,8 @@ class Fetcher:
             flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
 
         async def attempt() -> None:
+            if position == stop:
+                return  # what failed was only the end of the request before
             wanted = arrived if any(flight.demanded for flight in run) else None
             await self._request(blob, position, stop, blob.fileno(), position, landed, wanted)
 
@@ -352,26 +347,16 @@ class Fetcher:
         blob = flight.blob
         start, stop = chunk_span(flight.chunk, blob.generation.size)
         came: list[ChunkRecord] = []
-        async with self._uncached_slots:
-            descriptor = os.memfd_create("trimsfs-chunk")
-            try:
-                os.truncate(descriptor, stop - start)
-                await self._retrying.call(
-                    f"{blob.generation.key} at {start}",
-                    lambda: self._request(blob, start, stop, descriptor, 0, came.append),
-                )
-                assert came
-                self._arrived(stop - start)
-                # The mapping lives for as long as a view of it is used.
-                flight.data = memoryview(mmap.mmap(descriptor, stop - start, prot=mmap.PROT_READ))
-            except OSError as error:
-                raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
-            finally:
-                os.close(descriptor)
-        self._uncached += 1
-        self._kept[blob.token, flight.chunk] = flight.data
-        while len(self._kept) > self._kept_limit:
-            self._kept.popitem(last=False)
+
+        async def fill(descriptor: int) -> None:
+            await self._retrying.call(
+                f"{blob.generation.key} at {start}",
+                lambda: self._request(blob, start, stop, descriptor, 0, came.append),
+            )
+            assert came
+
+        flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
+        self._arrived(stop - start)
         self._land(flight)
 
     async def _request(

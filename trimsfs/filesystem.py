@@ -3,8 +3,11 @@
 import itertools
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+import trio
 
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, Caller, Control, ControlHandle
@@ -24,6 +27,8 @@ FOREVER_S = 86400.0
 CONTROL_TTL_S = 1.0
 IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED = 1, 2, 4
 UNKNOWN = (1 << 64) - 1
+SENT_BACK_S = 1.0
+"""Within this time the kernel has come back to open what the name leads to."""
 BACKING_SHIFT = 32
 """The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
 
@@ -77,8 +82,10 @@ class Filesystem:
     Errors are those of ``trimsfs.errors``. *invalidate* is called with a directory's inode number and a name
     when the kernel should look the name up again; it must not block.
 
-    The number of an inode decides how it is opened, so that the kernel never meets one inode opened both ways, also
-    when it still uses a number that the name no longer leads to.
+    The number of an inode decides how it is opened, so that the kernel never meets one inode opened both ways. An open
+    by a number that the name no longer leads to is sent back (ESTALE), upon which the kernel looks the name up and
+    opens what it finds, but only once: a second open by the same thread is served as it is. So is that of a file that
+    is bind-mounted, to which no lookup leads.
     """
 
     def __init__(
@@ -107,8 +114,8 @@ class Filesystem:
         self._files: dict[int, _FileHandle] = {}
         self._controls: dict[int, ControlHandle] = {}
         self._directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]]]] = {}
+        self._sent_back: OrderedDict[tuple[int, str], float] = OrderedDict()
         self._reads = self._read_bytes = self._passthrough_opens = self._cached_opens = 0
-        residents.flipped = self._look_up_again
 
     def statistics(self) -> FilesystemStatistics:
         return FilesystemStatistics(
@@ -228,7 +235,7 @@ class Filesystem:
         """Open a file for reading, for a thread of some process.
 
         Raises ObjectChangedError when the store is known to have replaced it, LookUpAgainError when the name leads to
-        the resident inode by now, InterruptedError for a signal while it waits.
+        another inode by now, InterruptedError for a signal while it waits.
         """
         inode = self._namespace.inode(number)
         if inode.kind is Kind.CONTROL_FILE:
@@ -241,19 +248,27 @@ class Filesystem:
         self._siblings.opened(inode, here=blob.complete)
         try:
             backing_id = await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
-        except BaseException:
+        except BaseException as error:
             self._disk.release(blob)
+            if isinstance(error, ObjectChangedError):
+                self._send_back(inode, thread)
+                self._replaced(inode)
             raise
+        self._cold_opener.opened(blob, thread)
+        if thread:
+            self._sent_back.pop((thread, inode.path), None)
         handle = self._new_handle(backing_id)
         self._files[handle] = _FileHandle(inode, blob)
         return Opened(handle=handle, cached=not backing_id)
 
     async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> int:
         """The backing id of a blob; one that has been evicted since the kernel learnt the number is fetched again."""
-        if not self._residents.ready(blob) and not await self._cold_opener.fetch(blob, interruptible):
-            raise LookUpAgainError(inode.path)
+        if not self._residents.ready(blob):
+            if not blob.backing_id and self._send_back(inode, thread):
+                raise LookUpAgainError(inode.path)
+            if not await self._cold_opener.fetch(blob, interruptible):
+                raise LookUpAgainError(inode.path)
         self._residents.opened(blob)
-        self._cold_opener.opened(blob, thread)
         self._passthrough_opens += 1
         return blob.backing_id
 
@@ -263,16 +278,24 @@ class Filesystem:
             raise ObjectChangedError(f"{inode.path} has been replaced")
         self._fetcher.hold(blob)
         try:
-            # A blob that is resident already is opened by a number from before, which a bind mount keeps: serve it.
-            if not blob.backing_id and await self._cold_opener.wait(blob, interruptible, thread):
+            resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
+            if resident and self._send_back(inode, thread):
                 raise LookUpAgainError(inode.path)
-        except BaseException as error:
+        except BaseException:
             self._fetcher.unhold(blob)
-            if isinstance(error, ObjectChangedError):
-                self._replaced(inode)
             raise
         self._cached_opens += 1
         return 0
+
+    def _send_back(self, inode: Inode, thread: int) -> bool:
+        """Whether an open may be sent back; it counts as done. A thread of another PID namespace has no number."""
+        key, now = (thread, inode.path), trio.current_time()
+        again = now - self._sent_back.pop(key, float("-inf")) < SENT_BACK_S
+        if not again:
+            self._sent_back[key] = now
+            while now - next(iter(self._sent_back.values())) >= SENT_BACK_S:
+                self._sent_back.popitem(last=False)
+        return not again
 
     def _new_handle(self, backing_id: int = 0) -> int:
         while True:

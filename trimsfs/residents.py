@@ -2,11 +2,10 @@
 
 A blob is announced when all of it is verified, recorded in the index and in memory. Its name then leads to another
 inode number, so that the kernel never sees one inode opened both ways (it fails such opens). Withdrawing is the same
-move backwards.
+move backwards. The kernel is not told: an open by the number of before makes it look the name up again.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -31,10 +30,7 @@ class Backing(Protocol):
 
 
 class Residents:
-    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode.
-
-    ``flipped`` hears of a key whose name the kernel should look up again; it must not block.
-    """
+    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode."""
 
     def __init__(
         self,
@@ -45,10 +41,20 @@ class Residents:
         self._host = host
         self._backing: Backing | None = None
         self._reason = "not known yet"
-        self.flipped: Callable[[str], None] = lambda _key: None
         self._announcing: dict[str, trio.Event] = {}
         self._announced: set[tuple[str, str]] = set()
         self._failed: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry announcements, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
 
     def backed_by(self, backing: Backing) -> None:
         """Blobs can be announced."""
@@ -75,8 +81,16 @@ class Residents:
             return True
         if not blob.complete or not blob.attached or (self._backing is None and self._host.holds(blob)):
             return False
+        if self._nursery is None:
+            return False  # the server stops
         event = self._announcing[blob.token] = trio.Event()
         blob.users += 1
+        self._nursery.start_soon(self._carry, blob, event)
+        await event.wait()
+        return blob.backing_id != 0
+
+    async def _carry(self, blob: Blob, event: trio.Event) -> None:
+        """Announce a blob, whoever still waits for it."""
         try:
             with trio.CancelScope(shield=True):
                 await self._announce(blob)
@@ -84,7 +98,6 @@ class Residents:
             self._disk.release(blob)
             del self._announcing[blob.token]
             event.set()
-        return blob.backing_id != 0
 
     async def _announce(self, blob: Blob) -> None:
         try:
@@ -99,7 +112,6 @@ class Residents:
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
             return
         self._announced.add((blob.generation.key, blob.generation.etag))
-        self.flipped(blob.generation.key)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
@@ -116,4 +128,3 @@ class Residents:
         if backing_id and self._backing is not None:
             self._announced.discard((blob.generation.key, blob.generation.etag))
             self._backing.close(backing_id)
-            self.flipped(blob.generation.key)

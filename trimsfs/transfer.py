@@ -110,7 +110,8 @@ class Copier:
         await self._in_thread(partial(_populate, descriptor, start, stop))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(function, limiter=self._limiter)
+        # A worker that is not needed any more ends at once, whatever it reads.
+        return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
 class _FileError(StoreError):

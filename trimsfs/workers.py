@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 NICENESS = 10
 """Below the server and the programs that use models."""
 REPLACE_AFTER_S = 0.5
+TEXT_LIMIT = 4096
+"""Characters of an error that are passed on: a message has to hold them."""
 
 
 class Spawner:
@@ -63,7 +65,11 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], Copier]) -> NoReturn
         if not data:
             os._exit(0)
         with socket.socket(fileno=descriptors[0]) as end:
-            if os.fork() == 0:
+            try:
+                child = os.fork()
+            except OSError:
+                continue  # no room for a process now: who ordered it finds the socket closed
+            if child == 0:
                 orders.close()
                 status = 1
                 try:
@@ -117,9 +123,9 @@ async def _do(copier: Copier, job: Message, descriptor: int, answers: "trio.Memo
     except OSError as error:
         answer = {"errno": error.errno, "text": error.strerror}
     except StoreError as error:
-        answer = {"error": type(error).__name__, "text": str(error)}
+        answer = {"error": type(error).__name__, "text": str(error)[:TEXT_LIMIT]}
     except Exception as error:  # a defect: it ends this job, not the worker
-        answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"}
+        answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
         os.close(descriptor)
     answers.send_nowait({"id": number, **answer})
@@ -159,14 +165,21 @@ class WorkerPool:
         self._spawner = spawner
         self._workers = [_Worker(spawner.spawn()) for _ in range(count)]
         self._numbers = itertools.count()
+        self._stopped = False
         self.replaced = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hear the workers' answers, for as long as the server runs."""
-        async with trio.open_nursery() as nursery:
-            for slot in range(len(self._workers)):
-                nursery.start_soon(self._attend, slot)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                for slot in range(len(self._workers)):
+                    nursery.start_soon(self._attend, slot)
+                task_status.started()
+        finally:
+            # Nobody hears the workers any more, and some of those who wait for them cannot be cancelled.
+            self._stopped = True
+            for worker in self._workers:
+                _fail_all(worker)
 
     async def fetch(
         self,
@@ -198,6 +211,8 @@ class WorkerPool:
 
     async def _give(self, message: Message, descriptor: int, job: _Job) -> Any:
         """Have the worker with the least to do do a job; what it gives. Raises OSError and StoreError."""
+        if self._stopped:
+            raise _lost()
         worker = min(self._workers, key=lambda worker: len(worker.jobs))
         number = next(self._numbers)
         worker.jobs[number] = job
@@ -236,11 +251,19 @@ class WorkerPool:
             log.error("a fetch process has ended: starting another")
             self.replaced += 1
             worker.channel.close()
-            self._workers[slot] = _Worker(self._spawner.spawn())
-            for job in worker.jobs.values():
-                job.answer = {"error": TransientStoreError.__name__, "text": str(_lost())}
-                job.done.set()
+            try:
+                self._workers[slot] = _Worker(self._spawner.spawn())
+            except OSError as error:
+                log.error("no fetch process can be started: %s", error)
+            _fail_all(worker)
             await trio.sleep(REPLACE_AFTER_S)
+
+
+def _fail_all(worker: _Worker) -> None:
+    """Tell those who wait for a worker that it will not answer."""
+    for job in worker.jobs.values():
+        job.answer = {"error": TransientStoreError.__name__, "text": str(_lost())}
+        job.done.set()
 
 
 def _lost() -> TransientStoreError:

@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.data import BUCKET, Data
-from tests.benchmarks.measure import cold, growth, processes, service, warm
+from tests.benchmarks.measure import cold, growth, processes, service, warm, ways
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.services import SCRATCH
@@ -36,6 +36,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "sizes": growth.sizes,
     "busy": service.busy,
     "cold-open": cold.cold_open,
+    "ways": ways.ways,
 }
 
 

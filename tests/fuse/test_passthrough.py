@@ -48,6 +48,20 @@ def test_server_sees_no_read_of_a_resident_file(mount: MountedStore) -> None:
     assert mount.info("model")["passthrough"]
 
 
+@pytest.mark.parametrize("options", [["--no-passthrough"], ["--passthrough"]])
+def test_files_opened_one_after_the_other_are_all_released(
+    store_directory: Path, tmp_path: Path, options: list[str]
+) -> None:
+    (store_directory / "model").write_bytes(b"x" * 5000)
+    with mounted(store_directory, tmp_path, *options) as mount:
+        for _ in range(2000):
+            os.close(os.open(mount.path / "model", os.O_RDONLY))
+        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
+        metrics = mount.metrics()
+        assert metrics["trimsfs_files_passthrough_opens_total"] + metrics["trimsfs_files_cached_opens_total"] == 2000
+        assert mount.info("model")["open"] == 0
+
+
 def test_killing_the_server_does_not_disturb_a_reader_of_a_resident_file(mount: MountedStore) -> None:
     with (mount.path / "model").open("rb", buffering=0) as file:
         mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)

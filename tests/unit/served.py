@@ -154,10 +154,10 @@ class Server:
             return await self.open_inode(await self.number(path), caller, interruptible=interruptible)
 
     async def open_inode(
-        self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext
+        self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext, thread: int = 1
     ) -> int:
         """Open an inode that was looked up before."""
-        handle = (await self.filesystem.open(number, lambda: caller, interruptible)).handle
+        handle = (await self.filesystem.open(number, lambda: caller, interruptible, thread=thread)).handle
         self.handles.add(handle)
         return handle
 
@@ -301,6 +301,7 @@ async def served(
             residents.impossible("not wanted")
         else:
             residents.backed_by(as_backing(backing))
+        await nursery.start(residents.run)
         await nursery.start(fetcher.run)
         await nursery.start(cold_opener.run)
         await nursery.start(control.run)

@@ -441,6 +441,23 @@ async def test_open_file_is_not_evicted_until_it_is_closed(server: Server, sizes
     assert await server.outcome("evict", "net/params") == ("done", None)
 
 
+async def test_eviction_waits_for_a_close_that_is_about_to_be_heard_of(server: Server) -> None:
+    await server.command("warm-disk", "net/params")
+    handle = await server.open("net/params")
+    outcomes: list[object] = []
+
+    async def evict() -> None:
+        outcomes.append(await server.outcome("evict", "net/params"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(evict)
+        await trio.sleep(0.05)
+        assert outcomes == []
+        server.release(handle)
+    assert outcomes == [("done", None)]
+    assert await on_disk(server, "net/params") == 0
+
+
 async def test_what_cannot_be_evicted_does_not_keep_the_rest_of_a_directory(
     server: Server, sizes: dict[str, int]
 ) -> None:

@@ -320,11 +320,11 @@ async def test_a_pin_locks_memory_and_unpinning_unlocks_it(shelf: Shelf) -> None
         assert locked_bytes() - before == 3 * SIZE == tier.statistics().locked_bytes
         pages.drop(a.fileno())
         assert shelf.resident("a") == SIZE
-        tier.unpin(a)
+        await tier.unpin(a)
         assert locked_bytes() - before == 2 * SIZE == tier.statistics().locked_bytes
         assert held(tier, shelf) == "ab"
-        tier.unpin(a)
-        tier.unpin(b)
+        await tier.unpin(a)
+        await tier.unpin(b)
         assert locked_bytes() == before
         pages.drop(a.fileno())
         assert shelf.resident("a") == 0
@@ -339,7 +339,7 @@ async def test_a_pinned_blob_does_not_leave(shelf: Shelf) -> None:
     assert held(tier, shelf) == "cp"
     assert shelf.resident("p") == SIZE
     pinned.pinned = False
-    tier.unpin(pinned)
+    await tier.unpin(pinned)
     await bring(tier, shelf.blob("d"))
     assert held(tier, shelf) == "d"
     assert locked_bytes() == before
@@ -364,11 +364,11 @@ async def test_no_more_is_locked_than_the_budget(shelf: Shelf) -> None:
         with pytest.raises(CacheFullError, match="c: no room in memory: unpin models or raise --host-size"):
             await tier.pin(blob)
         assert locked_bytes() - before == 2 * SIZE == tier.statistics().locked_bytes
-        tier.unpin(shelf.blob("a"))
+        await tier.unpin(shelf.blob("a"))
         await tier.pin(blob)
     assert tier.statistics().locked_bytes == 2 * SIZE
     for name in "bc":
-        tier.unpin(shelf.blob(name))
+        await tier.unpin(shelf.blob(name))
     assert locked_bytes() == before
 
 
@@ -392,7 +392,7 @@ async def test_no_more_is_locked_than_the_budget_by_pins_at_once(shelf: Shelf) -
             nursery.start_soon(pin, name)
     locked = locked_bytes() - before
     for name in "abcdef":
-        tier.unpin(shelf.blob(name))
+        await tier.unpin(shelf.blob(name))
     assert locked == 2 * SIZE
     assert len(refused) == 4
     assert locked_bytes() == before
@@ -406,7 +406,7 @@ async def test_a_blob_that_is_pinned_twice_at_once_is_locked_once(shelf: Shelf) 
             nursery.start_soon(tier.pin, blob)
             nursery.start_soon(tier.pin, blob)
         assert locked_bytes() - before == SIZE
-        tier.unpin(blob)
+        await tier.unpin(blob)
     assert locked_bytes() == before
 
 
@@ -459,7 +459,7 @@ async def test_beyond_the_budget_is_only_what_may_not_leave(shelf: Shelf, policy
                     blob.pinned = True
         elif step == "unpin":
             blob.pinned = False
-            tier.unpin(blob)
+            await tier.unpin(blob)
         elif step == "remove" and not blob.users and not blob.pinned:
             tier.removed(blob)
         statistics = tier.statistics()

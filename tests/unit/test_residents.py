@@ -15,9 +15,15 @@ from trio.testing import wait_all_tasks_blocked
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, until
 from tests.unit.served import FakeBacking, Server, served
-from trimsfs.errors import FuseUnavailableError, InUseError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import (
+    FuseUnavailableError,
+    InUseError,
+    LookUpAgainError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.filesystem import BACKING_SHIFT, IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
-from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
+from trimsfs.namespace import RESIDENT_BIT
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 
@@ -115,12 +121,20 @@ async def test_opens_of_a_file_share_its_id_and_have_handles_of_their_own(server
     assert {backing_id(handle) for handle in handles} == {1}
 
 
-async def test_the_name_is_to_be_looked_up_again_when_it_is_announced_and_when_it_is_withdrawn(server: Server) -> None:
-    directory = await server.number("dir")
-    await warm(server, "dir/a", "b")
-    assert server.invalidated == [(directory, b"a"), (ROOT_INODE, b"b")]
+async def test_opens_by_the_number_of_before_are_sent_back_and_the_kernel_is_not_told(server: Server) -> None:
+    """It makes who tells it of a name wait for those who look up another in the same directory."""
+    cold = await server.number("b")
+    await warm(server, "b")
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(cold)
+    resident = await server.number("b")
+    assert resident != cold
+    server.release(await server.open_inode(resident))
     assert await server.outcome("evict", "b") == ("done", None)
-    assert server.invalidated[2:] == [(ROOT_INODE, b"b")]
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(resident)
+    assert await server.number("b") == cold
+    assert server.invalidated == []
 
 
 async def test_a_file_is_recorded_and_in_memory_before_it_is_announced(
@@ -169,7 +183,7 @@ async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         backing.gate.set()
-    assert blob.backing_id == 1
+    await until(lambda: blob.backing_id == 1)
     server.disk.release(blob)
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.open_ids == set()
@@ -210,6 +224,19 @@ async def test_without_a_backing_all_is_served_in_cached_mode(
         assert not server.residents.has(store.generation("b"))
         assert server.residents.facts() == {"used": False, "reason": "not wanted"}
         assert server.invalidated == []
+
+
+async def test_without_a_backing_opens_of_what_is_in_memory_do_no_work_twice(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(backing=None) as server:
+        await warm(server, "b")
+
+        async def bring(_blob: Blob) -> None:
+            raise AssertionError("it is in memory")
+
+        monkeypatch.setattr(server.host, "bring", bring)
+        await server.open("b")
 
 
 async def test_a_refused_id_leaves_the_file_served_in_cached_mode_and_is_told_once(
@@ -296,10 +323,12 @@ async def test_a_cached_handle_keeps_a_file_from_being_withdrawn(
 async def test_opening_the_resident_number_after_an_eviction_fetches_again_and_waits(
     server: Server, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
 ) -> None:
-    """The kernel may not have looked the name up again yet."""
+    """For a bind mount, which keeps the number."""
     await warm(server, "b")
     number = await server.number("b")
     assert await server.outcome("evict", "b") == ("done", None)
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(number)
     gate = store.block(offset=2 * chunk_size)
     handles: list[int] = []
 
@@ -325,6 +354,8 @@ async def test_opening_the_resident_number_fails_with_the_store_and_leaves_nothi
     number = await server.number("b")
     assert await server.outcome("evict", "b") == ("done", None)
     store.fail(StoreUnavailableError("down"), times=float("inf"), method="read")
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(number)
     with pytest.raises(StoreUnavailableError):
         await server.open_inode(number)
     await until(lambda: server.users() == 0)
@@ -441,9 +472,14 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
     server.fetcher.completed = None
     commit_lock = server.disk._commit_lock
 
+    async def write_index(free: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+        async with commit_lock:
+            task_status.started()
+            await free.wait()
+
     async def refuse(_descriptor: int) -> int:
         # The index is being written from here on: an eviction waits for that before it looks at the blob.
-        await commit_lock.acquire()
+        await nursery.start(write_index, free)
         nursery.start_soon(server.disk._evict_token, blob.token)
         nursery.start_soon(server.residents.announce, blob)
         await wait_all_tasks_blocked(0.01)
@@ -455,9 +491,10 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
         blob = await blob_of(server, "b")
         with monkeypatch.context() as failing:
             failing.setattr(backing, "open", refuse)
+            free = trio.Event()
             async with trio.open_nursery() as nursery:
                 assert not await server.residents.announce(blob)
                 server.disk.release(blob)
-                commit_lock.release()
+                free.set()
         assert await server.outcome("evict", "b") == ("done", None)
     assert backing.open_ids == set()

@@ -21,7 +21,7 @@ from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.pages import drop, resident_bytes
-from trimsfs.transfer import Copier
+from trimsfs.transfer import FIRST_WRITE_SHARE, Copier
 from trimsfs.types import ChunkRecord, Generation
 
 
@@ -170,6 +170,36 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
     # Of a chunk that is whole, its landing tells.
     assert {offset // chunk_size for offset in heard} == {1, 2, 3}
     assert all(offset % chunk_size for offset in heard)
+
+
+async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
+    streaming: MemoryStore, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", chunk_size // 2)
+    sizes: list[int] = []
+    pwrite = os.pwrite
+
+    def write(descriptor: int, data: memoryview, offset: int) -> int:
+        sizes.append(len(data))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    generation = streaming.generation("a")
+    heard: list[int] = []
+    await copier(streaming).fetch(generation, 0, chunk_size, file, 0, lambda _: None, heard.append)
+    first = chunk_size // 2 // FIRST_WRITE_SHARE
+    assert sizes == [first, chunk_size // 2 - first, chunk_size // 2]
+    assert heard == [first, chunk_size // 2]
+    sizes.clear()
+    await copier(streaming).fetch(generation, 0, chunk_size, file, 0, lambda _: None)
+    assert sizes == [chunk_size // 2] * 2
+
+
+async def test_a_store_that_is_down_does_not_keep_a_copier_from_starting(store: MemoryStore) -> None:
+    store.fail(TransientStoreError("down"))
+    await copier(store).warm_up()
+    await copier(store).warm_up()
+    assert store.count("probe") == 2
 
 
 async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:

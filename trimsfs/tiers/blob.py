@@ -77,12 +77,18 @@ class Blob:
         return missing
 
     def attach(self, path: Path) -> bool:
-        """Open the file, making or resizing it as needed; False when it did not have its size already."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Open the file, or make it anew; False when it was not there in its right size.
+
+        A file that is not right is replaced, never changed: programs may still map it.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC
+        fitting = path.exists() and path.stat().st_size == self.generation.size
+        if not fitting:
+            path.unlink(missing_ok=True)
+            flags |= os.O_CREAT | os.O_EXCL
+        descriptor = os.open(path, flags, 0o600)
         try:
-            fitting = os.fstat(descriptor).st_size == self.generation.size
             if not fitting:
-                os.truncate(descriptor, 0)
                 os.truncate(descriptor, self.generation.size)
             mapping = mmap.mmap(descriptor, self.generation.size, prot=mmap.PROT_READ)
         except BaseException:

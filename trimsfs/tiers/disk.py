@@ -425,6 +425,8 @@ class DiskTier:
                 self._index.add(token, self._store, generation)
             path = self._path(token)
             path.parent.mkdir(mode=0o700, exist_ok=True)
+            if loaded is None:
+                path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
             fitting = blob.attach(path)
             if loaded is not None:
                 blob.pinned = loaded[0].pinned

@@ -56,7 +56,8 @@ class HostTier:
     """Blobs in memory: at most *budget* bytes (None: as many as the kernel keeps), but for what is open.
 
     A blob in use or pinned is never evicted; one that is opened comes in even when the others leave no room. Locked
-    bytes never exceed the budget.
+    bytes never exceed the budget. Bringing a blob in takes its time and holds up no other: locks are held to evict and
+    to pin only.
     """
 
     def __init__(self, populate: Populate, *, budget: int | None, policy: Policy) -> None:
@@ -66,6 +67,8 @@ class HostTier:
         self._hosted: dict[str, _Hosted] = {}
         self._numbers = itertools.count(1)
         self._lock = trio.Lock()
+        self._pinning = trio.Lock()
+        self._coming: dict[str, trio.Event] = {}
         self._evictions = self._evicted_bytes = 0
 
     async def run(self) -> None:
@@ -102,29 +105,36 @@ class HostTier:
         """
         if self.holds(blob) and not again:
             return
-        async with self._lock:
+        while (coming := self._coming.get(blob.token)) is not None:
+            await coming.wait()
+            if self.holds(blob):
+                return
+        self._coming[blob.token] = trio.Event()
+        try:
             await self._bring(blob)
+        finally:
+            self._coming.pop(blob.token).set()
 
-    async def _bring(self, blob: Blob) -> _Hosted:
+    async def _bring(self, blob: Blob) -> None:
         size = blob.generation.size
-        hosted = self._hosted.get(blob.token)
-        if hosted is None:
-            await self._evict(self._excess(size))
+        if not self.holds(blob):
+            async with self._lock:
+                await self._evict(self._excess(size))
         resident = await trio.to_thread.run_sync(pages.resident_bytes, blob.fileno())
         if resident is None or resident < size:
             await self._populate(blob.fileno(), 0, size)
-        if hosted is None:
+        if not self.holds(blob):
             number = next(self._numbers)
-            hosted = self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
-        return hosted
+            self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
 
     async def pin(self, blob: Blob) -> None:
         """Lock a complete blob, which the caller uses, in memory.
 
         Raises CacheFullError when the budget forbids it, else as `bring`.
         """
-        async with self._lock:
-            hosted = await self._bring(blob)
+        async with self._pinning:
+            await self.bring(blob, again=True)
+            hosted = self._hosted[blob.token]
             if hosted.address is None:
                 await self._lock_pages(hosted)
 
@@ -142,8 +152,12 @@ class HostTier:
                 error.strerror,
             )
 
-    def unpin(self, blob: Blob) -> None:
+    async def unpin(self, blob: Blob) -> None:
         """Leave it to budget and kernel whether a blob stays in memory."""
+        async with self._pinning:
+            self._unlock(blob)
+
+    def _unlock(self, blob: Blob) -> None:
         hosted = self._hosted.get(blob.token)
         if hosted is not None and hosted.address is not None:
             pages.unlock(hosted.address, blob.generation.size)
@@ -151,7 +165,7 @@ class HostTier:
 
     def removed(self, blob: Blob) -> None:
         """A blob has left the disk, and with it the memory."""
-        self.unpin(blob)
+        self._unlock(blob)
         self._hosted.pop(blob.token, None)
 
     async def _evict(self, wanted: int) -> None:
@@ -176,8 +190,9 @@ class HostTier:
         hosted = self._hosted.get(token)
         if hosted is None or not _idle(hosted):
             return
-        del self._hosted[token]
         blob = hosted.blob
+        self._unlock(blob)
+        del self._hosted[token]
         blob.users += 1  # it must not be closed meanwhile
         try:
             await trio.to_thread.run_sync(pages.drop, blob.fileno())

@@ -68,7 +68,7 @@ def _read(
 ) -> Sequence[float]:
     with bench.cold(contender, relative, server) as mount:
         memory = bench.data.size(relative)
-        outcome = measure("read", mount.path / relative, bench.scale.timeout_s, memory=memory, known=known)
+        outcome = measure("read", mount.path / relative, bench.scale.timeout_s, memory=memory, known=int(known))
     return [outcome["first_s"], outcome["seconds"]]
 
 

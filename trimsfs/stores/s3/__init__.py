@@ -169,7 +169,7 @@ class S3Store:
             sink(piece)
             done += len(piece)
             elapsed = time.monotonic() - marked
-            if elapsed > self._stall_timeout_s:
+            if elapsed > self._stall_timeout_s and done < length:
                 if done - mark < elapsed * SLOWEST_RATE:
                     raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
                 mark, marked = done, time.monotonic()

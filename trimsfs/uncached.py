@@ -1,0 +1,59 @@
+"""Chunks without room on disk: the few that were read last, in memory."""
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trimsfs.errors import StoreUnavailableError
+from trimsfs.ranges import chunk_length
+from trimsfs.tiers.blob import Blob
+
+
+class UncachedChunks:
+    """At most *limit* chunks that have come, and as many that are on their way."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._slots = trio.Semaphore(limit)
+        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self.count = 0
+        """Chunks that have come since the server started."""
+
+    def get(self, blob: Blob, chunk: int) -> memoryview | None:
+        """The bytes of a chunk, if they are kept."""
+        data = self._kept.get((blob.token, chunk))
+        if data is not None:
+            self._kept.move_to_end((blob.token, chunk))
+        return data
+
+    def forget(self, blob: Blob) -> None:
+        """Drop what is kept of a blob: there may be room for it on the disk by now."""
+        for chunk in range(len(blob.states)):
+            self._kept.pop((blob.token, chunk), None)
+
+    async def fetch(self, blob: Blob, chunk: int, fill: Callable[[int], Awaitable[None]]) -> memoryview:
+        """The bytes of a chunk, which *fill* writes to the file of a descriptor, from its beginning.
+
+        Raises StoreUnavailableError for want of memory.
+        """
+        length = chunk_length(chunk, blob.generation.size)
+        async with self._slots:
+            try:
+                descriptor = os.memfd_create("trimsfs-chunk")
+                try:
+                    os.truncate(descriptor, length)
+                    await fill(descriptor)
+                    # The mapping lives for as long as a view of it is used.
+                    data = memoryview(mmap.mmap(descriptor, length, prot=mmap.PROT_READ))
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
+        self.count += 1
+        self._kept[blob.token, chunk] = data
+        while len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        return data
