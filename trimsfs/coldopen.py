@@ -26,7 +26,7 @@ TRIAL_S = 0.5
 WATCH_INTERVAL_S = 0.05
 MOST_WAITING = 512
 """Opens that wait at once; the server answers no more than twice as many requests at a time."""
-EXPECTED_WITHIN_S = 1.0
+EXPECTED_WITHIN_S = 0.4
 """How long a file that an open has waited for is kept for the kernel to come back for it."""
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 XATTR_PREFIX = "user.trims."
 PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
-RELEASE_CHECKS, RELEASE_INTERVAL_S = 120, 0.01
+RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 """How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""

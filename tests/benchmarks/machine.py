@@ -19,6 +19,7 @@ from typing import Self
 from tests.benchmarks.contenders import Mount
 
 SAMPLE_INTERVAL_S = 0.1
+BACKED_S = 0.25
 COPIES = 4
 """Of each byte: as many as the worst contender caches, in its memory, its cache file and the mount, and one over."""
 _MADV_POPULATE_WRITE = 23
@@ -46,9 +47,13 @@ def back_memory(size: int) -> None:
     A host that takes free pages back gives them again one by one, at a tenth of the speed of memory. Whoever happened
     to get such pages for what it caches would measure that.
     """
-    with mmap.mmap(-1, max(COPIES * size, mmap.PAGESIZE)) as mapping:
+    if size == 0:
+        return
+    with mmap.mmap(-1, COPIES * size) as mapping:
         mapping.madvise(mmap.MADV_HUGEPAGE)
         mapping.madvise(_MADV_POPULATE_WRITE)
+    # What was freed can be had by all processors a moment later.
+    time.sleep(BACKED_S)
 
 
 def own_memory_bytes(pids: Iterable[int], cache: Path) -> int:

@@ -25,14 +25,14 @@ class Scale:
 
 
 FULL = Scale(
-    big=GIB,
+    big=512 * MIB,
     profile=256 * MIB,
     processes=(1, 8, 32),
     directories=(10, 1_000, 10_000, 100_000),
-    sizes=(8 * MIB, 64 * MIB, 256 * MIB, GIB),
-    cold_open_sizes=(MIB, 8 * MIB, 64 * MIB, 256 * MIB, GIB),
+    sizes=(8 * MIB, 64 * MIB, 512 * MIB),
+    cold_open_sizes=(MIB, 64 * MIB, 512 * MIB),
     cold_repetitions=3,
-    warm_repetitions=5,
+    warm_repetitions=4,
     operations=5_000,
     idle_operations=500,
     timeout_s=60,
