@@ -76,6 +76,14 @@ def test_a_file_of_another_size_is_emptied(content: bytes, path: Path, size: int
     assert path.read_bytes() == bytes(len(content))
 
 
+def test_a_file_of_another_size_is_replaced_and_not_changed(content: bytes, path: Path) -> None:
+    """A program may still map it."""
+    path.write_bytes(b"x" * 100)
+    with path.open("rb") as before:
+        Blob("token", generation_of("a", content)).attach(path)
+        assert before.read() == b"x" * 100
+
+
 def test_written_bytes_are_served_once_committed(blob: Blob, content: bytes, chunk_size: int) -> None:
     record = written(blob, 1, piece(content, 1))
     assert not blob.readable(chunk_size, chunk_size + 1)

@@ -485,6 +485,16 @@ async def test_what_fits_can_be_warmed_right_after_what_does_not(serving: Servin
         assert await server.outcome("warm-disk", "other/params") == ("done", None)
 
 
+async def test_interrupted_pin_is_not_left_pinned(server: Server, store: MemoryStore) -> None:
+    store.block(method="read")
+    handle = await server.open("net/.trims/params/pin")
+    await store.arrived(1)
+    server.release(handle)
+    store.heal()
+    await until(lambda: server.users() == 0)
+    assert await server.attribute("net/params", "pinned") == "false"
+
+
 async def test_what_does_not_fit_is_not_left_pinned(serving: Serving, chunk_size: int) -> None:
     async with serving(budget=3 * chunk_size) as server:
         assert await server.outcome("pin", "net/params") == ("failed", "CacheFullError")

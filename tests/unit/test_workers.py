@@ -32,7 +32,7 @@ from trimsfs.errors import (
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
 from trimsfs.types import ChunkRecord, Generation
-from trimsfs.workers import NICENESS, Spawner, WorkerPool
+from trimsfs.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 WRITE_SIZE = SMALL_CHUNK // 4
@@ -390,6 +390,44 @@ async def test_a_worker_that_is_killed_again_and_again_is_replaced_each_time(
             os.kill(process, signal.SIGKILL)
             await until(partial(replaced, pool, number + 1))
         assert len(seen) == 5
+
+
+async def test_jobs_that_cannot_be_cancelled_end_with_the_pool(late_spawner: Spawner, file: int) -> None:
+    outcomes: list[str] = []
+
+    async def shielded(pool: WorkerPool) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await fetch(pool, odd("hang/0"), file)
+            except errors.TransientStoreError as error:
+                outcomes.append(str(error))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, working(late_spawner) as pool:
+            nursery.start_soon(shielded, pool)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        with pytest.raises(errors.TransientStoreError):
+            await fetch(pool, odd("hang/0"), file)
+    assert outcomes == ["the process that fetched it has ended"]
+
+
+async def test_a_worker_that_cannot_be_replaced_ends_nothing(
+    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(late_spawner, count=1) as pool:
+        pid = (await process_of(pool, file))[0]
+        with monkeypatch.context() as failing:
+
+            def refuse(_spawner: Spawner) -> socket.socket:
+                raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+            failing.setattr(Spawner, "spawn", refuse)
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: pool.replaced >= 2)
+            with pytest.raises(errors.TransientStoreError):
+                await fetch(pool, odd("hang/0"), file)
+        await trio.sleep(REPLACE_AFTER_S)
+        assert (await process_of(pool, file))[0] != pid
 
 
 async def test_a_job_that_nobody_waits_for_any_more_harms_no_other(pool: WorkerPool, file: int) -> None:
