@@ -169,3 +169,14 @@ async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: 
         assert sum(granted) == 5
         assert tier.statistics().used_bytes == 5 * chunk_size
         tier.unreserve(5 * chunk_size)
+
+
+async def test_a_budget_that_was_lowered_is_kept_to_at_once(tmp_path: Path, chunk_size: int) -> None:
+    async with opened(tmp_path / "cache") as tier:
+        for key in "abc":
+            await fill(tier, key, content_of(key, chunk_size))
+    async with opened(tmp_path / "cache", budget=2 * chunk_size) as tier, trio.open_nursery() as nursery:
+        nursery.start_soon(tier.run)
+        await until(lambda: tier.statistics().used_bytes <= 2 * chunk_size)
+        assert tier.statistics().evictions == 1
+        nursery.cancel_scope.cancel()

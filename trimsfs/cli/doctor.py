@@ -132,12 +132,13 @@ def _passthrough(options: MountOptions) -> str:
         mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
         for directory in (mountpoint, store):
             directory.mkdir()
-        trimsfs = [sys.executable, "-m", "trimsfs"]
+        trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # whatever lies in this directory
         mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache, "--min-free", "0"]
         environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
         done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
-            raise _ProblemError(f"a mount for a test failed: {done.stderr.strip().removeprefix('trimsfs: ')}")
+            said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            raise _ProblemError(f"a mount for a test failed: {said[-1].removeprefix('trimsfs: ')}")
         try:
             answer = read_json(mountpoint / ".trims/control")["passthrough"]
         finally:

@@ -1,5 +1,6 @@
 """The disk tier: blobs in a cache directory, under a budget, found again after a restart."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -125,6 +126,7 @@ class DiskTier:
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
         await self._remove_orphans()
+        await self._keep_to_budget()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
@@ -297,6 +299,11 @@ class DiskTier:
                     return False
         self._budget.used += size
         return True
+
+    async def _keep_to_budget(self) -> None:
+        """Evict what an earlier server was allowed to keep and this one is not."""
+        with contextlib.suppress(OSError):
+            await self._evict_bytes(-self._budget.free())
 
     async def _evict_bytes(self, wanted: int, *, at_least: int = 0) -> None:
         """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
