@@ -20,8 +20,8 @@ from tests.benchmarks.contenders import Mount
 
 SAMPLE_INTERVAL_S = 0.1
 BACKED_S = 0.25
-COPIES = 4
-"""Of each byte: as many as the worst contender caches, in its memory, its cache file and the mount, and one over."""
+COPIES = 12
+"""Of each byte: the worst contender caches three, and the kernel does not take first what was freed last."""
 _MADV_POPULATE_WRITE = 23
 
 
