@@ -101,7 +101,7 @@ class Residents:
 
     async def _announce(self, blob: Blob) -> None:
         try:
-            await self._disk.flush()
+            await self._disk.recorded(blob)
             await self._host.bring(blob)
             if self._backing is None or blob.backing_id:
                 return

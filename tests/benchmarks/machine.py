@@ -22,6 +22,9 @@ SAMPLE_INTERVAL_S = 0.1
 BACKED_S = 0.25
 COPIES = 12
 """Of each byte: the worst contender caches three, and the kernel does not take first what was freed last."""
+LEAST_BACKED = 6 << 30
+"""For a large file: what is free and has not been given back lies among what has."""
+LARGE = 32 << 20
 _MADV_POPULATE_WRITE = 23
 
 
@@ -49,11 +52,18 @@ def back_memory(size: int) -> None:
     """
     if size == 0:
         return
-    with mmap.mmap(-1, COPIES * size) as mapping:
+    amount = max(COPIES * size, LEAST_BACKED if size >= LARGE else 0)
+    with mmap.mmap(-1, min(amount, _available_bytes() // 2)) as mapping:
         mapping.madvise(mmap.MADV_HUGEPAGE)
         mapping.madvise(_MADV_POPULATE_WRITE)
     # What was freed can be had by all processors a moment later.
     time.sleep(BACKED_S)
+
+
+def _available_bytes() -> int:
+    """How much memory can be had without swapping."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def own_memory_bytes(pids: Iterable[int], cache: Path) -> int:

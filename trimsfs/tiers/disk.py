@@ -360,18 +360,27 @@ class DiskTier:
 
     # The index, in step
 
+    async def recorded(self, blob: Blob) -> None:
+        """Return when what was written to a blob so far has been recorded; those who wait together wait for one."""
+        async with self._commit_lock:
+            if any(token == blob.token for token, _ in self._pending):
+                await self._commit()
+
     async def flush(self) -> None:
         """Record the chunks written and the blobs used so far."""
         async with self._commit_lock:
-            pending, self._pending = self._pending, []
-            touched, self._touched = self._touched, {}
-            if not pending and not touched:
-                return
-            try:
-                await self._in_thread(self._record, pending, touched)
-            except sqlite3.Error as error:
-                log.error("cannot write the cache index: %s", error)
-                self._pending = pending + self._pending
+            await self._commit()
+
+    async def _commit(self) -> None:
+        pending, self._pending = self._pending, []
+        touched, self._touched = self._touched, {}
+        if not pending and not touched:
+            return
+        try:
+            await self._in_thread(self._record, pending, touched)
+        except sqlite3.Error as error:
+            log.error("cannot write the cache index: %s", error)
+            self._pending = pending + self._pending
 
     async def _sync(self) -> None:
         for token in list(self._unsynced):
@@ -431,10 +440,13 @@ class DiskTier:
             if loaded is None:
                 self._index.add(token, self._store, generation)
             path = self._path(token)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
             if loaded is None:
                 path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
-            fitting = blob.attach(path)
+            try:
+                fitting = blob.attach(path)
+            except FileNotFoundError:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                fitting = blob.attach(path)
             if loaded is not None:
                 blob.pinned = loaded[0].pinned
                 if fitting:

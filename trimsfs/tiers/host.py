@@ -15,6 +15,7 @@ from trimsfs.errors import CacheFullError
 from trimsfs.eviction import Evictable, Policy, eager
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.types import CHUNK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,10 @@ class HostTier:
         if not self.holds(blob):
             async with self._lock:
                 await self._evict(self._excess(size))
-        resident = await trio.to_thread.run_sync(pages.resident_bytes, blob.fileno())
+        if size <= CHUNK_SIZE:  # a look takes less than a thread does
+            resident = pages.resident_bytes(blob.fileno())
+        else:
+            resident = await trio.to_thread.run_sync(pages.resident_bytes, blob.fileno())
         if resident is None or resident < size:
             await self._populate(blob.fileno(), 0, size)
         if not self.holds(blob):
@@ -169,6 +173,8 @@ class HostTier:
         self._hosted.pop(blob.token, None)
 
     async def _evict(self, wanted: int) -> None:
+        if wanted <= 0:
+            return
         idle = [
             Evictable(
                 name=token,
@@ -181,9 +187,8 @@ class HostTier:
             for token, hosted in self._hosted.items()
             if _idle(hosted)
         ]
-        if wanted > 0:
-            for victim in self._policy(idle, wanted):
-                await self._drop(victim.name)
+        for victim in self._policy(idle, wanted):
+            await self._drop(victim.name)
 
     async def _drop(self, token: str) -> None:
         """Drop a blob from memory, unless it is used by now."""
