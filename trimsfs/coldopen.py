@@ -7,6 +7,7 @@ from typing import Literal
 
 import trio
 
+from trimsfs.background import Background
 from trimsfs.errors import CacheFullError, ObjectChangedError, StoreError
 from trimsfs.fetch import Fetcher
 from trimsfs.residents import Residents
@@ -43,19 +44,13 @@ class ColdOpener:
         self._fetcher = fetcher
         self._residents = residents
         self._mode = mode
-        self._nursery: trio.Nursery | None = None
+        self._background = Background()
         self._expected: dict[tuple[str, int], trio.Event] = {}
         self._waiting = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what is about to be opened, for as long as the server runs."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        await self._background.run(task_status)
 
     async def wait(self, blob: Blob, interruptible: Interruptible, thread: int) -> bool:
         """Wait for a blob that the caller uses, if that is wise; whether it is resident now.
@@ -108,10 +103,10 @@ class ColdOpener:
     def _expect(self, blob: Blob, thread: int) -> None:
         """Keep a blob until the thread has opened it."""
         key = (blob.token, thread)
-        if self._nursery is not None and key not in self._expected:
+        if self._background.running and key not in self._expected:
             blob.users += 1
             self._expected[key] = trio.Event()
-            self._nursery.start_soon(self._keep, blob, key)
+            self._background.start(self._keep, blob, key)
 
     async def _keep(self, blob: Blob, key: tuple[str, int]) -> None:
         try:

@@ -9,26 +9,26 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
+from trimsfs.background import Background
 from trimsfs.concurrency import AdaptiveLimit
 from trimsfs.errors import (
     CacheFullError,
-    ObjectChangedError,
-    ObjectNotFoundError,
     StoreError,
     StoreUnavailableError,
     TransientStoreError,
 )
 from trimsfs.flights import HEAD_START_S, Flight, FlightBoard, Throughput
+from trimsfs.loader import Loader
 from trimsfs.ranges import chunk_span, chunks_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.transfer import Arrived, Landed, Transfer
-from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
+from trimsfs.transfer import Transfer
+from trimsfs.types import CHUNK_SIZE, Buffer
 from trimsfs.uncached import UncachedChunks
 
 log = logging.getLogger(__name__)
@@ -76,27 +76,35 @@ class Fetcher:
         retry_deadline_s: float,
         streaming: bool,
     ) -> None:
-        self._transfer = transfer
         self._disk = disk
-        self._retrying = retrying
         self._retry_deadline_s = retry_deadline_s
         self._board = FlightBoard(run_limit=RUN_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // CHUNK_SIZE // 2))
         self._limit = AdaptiveLimit(maximum=max_requests(memory_limit))
+        self._loader = Loader(
+            transfer,
+            disk,
+            retrying,
+            uncached=self._uncached,
+            limit=self._limit,
+            landed=self._land,
+            came=self._came,
+            refused=self._refused,
+        )
         self._throughput = Throughput()
         self.completed: Callable[[Blob], Awaitable[object]] | None = None
-        self._nursery: trio.Nursery | None = None
+        self._background = Background()
         self._under_way = 0
         self._pump_is_due = False
         self._succeeded_at = float("-inf")
-        self._fetched_bytes = self._fetched = self._failed = self._verified = 0
+        self._fetched_bytes = self._fetched = self._failed = 0
 
     def statistics(self) -> FetchStatistics:
         return FetchStatistics(
             fetched_bytes=self._fetched_bytes,
             fetched_chunks=self._fetched,
             failed_chunks=self._failed,
-            verified_chunks=self._verified,
+            verified_chunks=self._loader.verified,
             uncached_chunks=self._uncached.count,
             in_flight=self._under_way,
             waiting=self._board.waiting,
@@ -106,16 +114,12 @@ class Fetcher:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry the flights, for as long as the server runs."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None  # what lands from now on starts nothing
-                for waiting in self._board.impatient(math.inf):
-                    waiting.error = _stopping(waiting.blob)
-                    self._land(waiting)
+        try:
+            await self._background.run(task_status)
+        finally:
+            for waiting in self._board.impatient(math.inf):
+                waiting.error = _stopping(waiting.blob)
+                self._land(waiting)
 
     def store_failed(self, error: TransientStoreError) -> None:
         """A request failed and will be tried again: ask for less."""
@@ -206,7 +210,7 @@ class Fetcher:
 
     def _pump(self) -> None:
         """Start flights while there is room for them; called whenever there is more work or more room."""
-        while self._nursery is not None:
+        while self._background.running:
             run = self._board.next_demanded(self._limit.maximum - self._under_way)
             if not run:
                 run = self._board.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
@@ -217,14 +221,13 @@ class Fetcher:
             if self._under_way == 0:
                 self._throughput.busy()
             self._under_way += 1
-            self._nursery.start_soon(self._fly, run)
+            self._background.start(self._fly, run)
 
     def _pump_later(self) -> None:
         """Look again when those that had a head start have had it."""
         if self._board.waiting_for_head_start and not self._pump_is_due:
-            assert self._nursery is not None
             self._pump_is_due = True
-            self._nursery.start_soon(self._pump_after_head_start)
+            self._background.start(self._pump_after_head_start)
 
     async def _pump_after_head_start(self) -> None:
         await trio.sleep(HEAD_START_S)
@@ -238,10 +241,10 @@ class Fetcher:
         try:
             requests: list[Sequence[Flight]] = []
             with self._failing(run):
-                requests = await self._requests(run)
+                requests = await self._loader.unchecked(run)
             for flights in requests:
                 with self._failing(flights):
-                    await self._fetch(flights)
+                    await self._loader.fetch(flights)
         finally:
             for flight in run:
                 if not flight.done.is_set():
@@ -265,130 +268,7 @@ class Fetcher:
             log.exception("%s: chunk %d", key, run[0].chunk)
             self._fail(run, StoreUnavailableError(f"{key}: internal error"))
 
-    async def _requests(self, run: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The parts of a run that are to be asked for, one by one; the rest was here and has landed."""
-        if run[0].blob.states[run[0].chunk] != ChunkState.UNVERIFIED:
-            return [run]
-        # All are checked first: what is here is not to wait for what the store may not give.
-        return [[flight] for flight in run if not await self._verify(flight)]
-
-    async def _verify(self, flight: Flight) -> bool:
-        """Whether the bytes an earlier server left are here and right."""
-        blob, chunk = flight.blob, flight.chunk
-        start, stop = chunk_span(chunk, blob.generation.size)
-        try:
-            crc = await self._retrying.call(
-                blob.generation.key, lambda: self._transfer.checksum(blob.fileno(), start, stop)
-            )
-        except OSError as error:
-            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
-            crc = None
-        if not await self._disk.checked(blob, chunk, crc):
-            return False
-        self._verified += 1
-        self._land(flight)
-        return True
-
-    async def _fetch(self, run: Sequence[Flight]) -> None:
-        """Get chunks that follow each other from the store, into the blob if there is room."""
-        blob = run[0].blob
-        for last in (False, True):
-            left = [flight for flight in run if not flight.done.is_set()]
-            size = _stop(left) - _start(left)
-            if not await self._disk.reserve(blob, size):
-                break
-            try:
-                await self._fetch_into_blob(left)
-            except OSError as error:
-                unwritten = [flight for flight in left if not flight.done.is_set()]
-                await self._disk.write_failed(blob, _stop(unwritten) - _start(unwritten), error, last=last)
-            else:
-                return
-        for flight in run:
-            if flight.done.is_set():
-                continue
-            self._disk.refused()
-            self._stop_prefetch(blob, _no_room(blob))
-            if flight.demanded:
-                await self._fetch_uncached(flight)
-            else:
-                self._land(flight)
-
-    async def _fetch_into_blob(self, run: Sequence[Flight]) -> None:
-        """Raises OSError when the blob cannot be written; chunks that were, have landed then."""
-        blob = run[0].blob
-        flights = {flight.chunk: flight for flight in run}
-        position, stop = _start(run), _stop(run)
-
-        def landed(record: ChunkRecord) -> None:
-            nonlocal position
-            position += record.length
-            self._disk.wrote(blob, record)
-            self._arrived(record.length)
-            self._land(flights[record.chunk])
-
-        def arrived(offset: int) -> None:
-            flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
-
-        async def attempt() -> None:
-            if position == stop:
-                return  # what failed was only the end of the request before
-            wanted = arrived if any(flight.demanded for flight in run) else None
-            await self._request(blob, position, stop, blob.fileno(), position, landed, wanted)
-
-        try:
-            await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
-        except StoreError:
-            self._disk.unreserve(stop - position)
-            raise
-
-    async def _fetch_uncached(self, flight: Flight) -> None:
-        """Get a chunk into memory, to be served without being kept on disk."""
-        blob = flight.blob
-        start, stop = chunk_span(flight.chunk, blob.generation.size)
-        came: list[ChunkRecord] = []
-
-        async def fill(descriptor: int) -> None:
-            await self._retrying.call(
-                f"{blob.generation.key} at {start}",
-                lambda: self._request(blob, start, stop, descriptor, 0, came.append),
-            )
-            assert came
-
-        flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
-        self._arrived(stop - start)
-        self._land(flight)
-
-    async def _request(
-        self,
-        blob: Blob,
-        start: int,
-        stop: int,
-        descriptor: int,
-        position: int,
-        landed: Landed,
-        arrived: Arrived | None = None,
-    ) -> None:
-        """One attempt at copying bytes of the object to a place in a file."""
-        began, under_way, generation = trio.current_time(), self._under_way, blob.generation
-        try:
-            try:
-                version = await self._transfer.fetch(generation, start, stop, descriptor, position, landed, arrived)
-            except (ObjectChangedError, ObjectNotFoundError):
-                if generation.version_id is None:
-                    raise
-                # The version is gone, but the newest may have the same content.
-                generation = replace(generation, version_id=None)
-                version = await self._transfer.fetch(generation, start, stop, descriptor, position, landed, arrived)
-        except ObjectNotFoundError as error:
-            raise ObjectChangedError(f"{generation.key} has been deleted") from error
-        now = trio.current_time()
-        if (stop - start) % CHUNK_SIZE == 0:
-            self._limit.succeeded(now - began, under_way, size=stop - start)
-        if version is not None:
-            blob.generation = replace(blob.generation, version_id=version)
-
-    def _arrived(self, size: int) -> None:
+    def _came(self, size: int) -> None:
         self._succeeded_at = trio.current_time()
         self._throughput.add(size)
         self._fetched_bytes += size
@@ -411,6 +291,10 @@ class Fetcher:
             waiting.error = error
             self._land(waiting)
 
+    def _refused(self, blob: Blob) -> None:
+        """There is no room on disk for a blob."""
+        self._stop_prefetch(blob, _no_room(blob))
+
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
         prefetch = self._board.prefetch(blob)
         if prefetch is not None:
@@ -421,22 +305,14 @@ class Fetcher:
         blob = flight.blob
         self._board.landed(flight)
         flight.land()
-        if blob.complete and self.completed is not None and self._nursery is not None:
-            self._nursery.start_soon(self.completed, blob)
+        if blob.complete and self.completed is not None and self._background.running:
+            self._background.start(self.completed, blob)
         self._disk.release(blob)
 
 
 def max_requests(memory_limit: int) -> int:
     """How many requests may be under way at once within a limit of memory."""
     return max(1, min(MAX_REQUESTS, memory_limit // 2 // REQUEST_MEMORY))
-
-
-def _start(run: Sequence[Flight]) -> int:
-    return chunk_span(run[0].chunk, run[0].blob.generation.size)[0]
-
-
-def _stop(run: Sequence[Flight]) -> int:
-    return chunk_span(run[-1].chunk, run[-1].blob.generation.size)[1]
 
 
 def _stopping(blob: Blob) -> StoreUnavailableError:

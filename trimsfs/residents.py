@@ -10,6 +10,7 @@ from typing import Protocol
 
 import trio
 
+from trimsfs.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -44,17 +45,11 @@ class Residents:
         self._announcing: dict[str, trio.Event] = {}
         self._announced: set[tuple[str, str]] = set()
         self._failed: set[str] = set()
-        self._nursery: trio.Nursery | None = None
+        self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry announcements, for as long as the server runs."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        await self._background.run(task_status)
 
     def backed_by(self, backing: Backing) -> None:
         """Blobs can be announced."""
@@ -81,11 +76,11 @@ class Residents:
             return True
         if not blob.complete or not blob.attached or (self._backing is None and self._host.holds(blob)):
             return False
-        if self._nursery is None:
+        if not self._background.running:
             return False  # the server stops
         event = self._announcing[blob.token] = trio.Event()
         blob.users += 1
-        self._nursery.start_soon(self._carry, blob, event)
+        self._background.start(self._carry, blob, event)
         await event.wait()
         return blob.backing_id != 0
 

@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import trio
 
+from trimsfs.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Namespace
@@ -30,17 +31,11 @@ class Siblings:
         self._residents = residents
         self._directories: OrderedDict[str, DirectoryReadahead] = OrderedDict()
         self._slots = trio.Semaphore(FILES_AT_ONCE)
-        self._nursery: trio.Nursery | None = None
+        self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry the fetches, for as long as the server runs."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
+        await self._background.run(task_status)
 
     def opened(self, inode: Inode, *, here: bool) -> None:
         """A file was opened; *here* tells that nothing had to be fetched for it."""
@@ -59,8 +54,8 @@ class Siblings:
         wanted = readahead.opened(
             name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
         )
-        if wanted and self._nursery is not None:
-            self._nursery.start_soon(self._fetch, wanted)
+        if wanted and self._background.running:
+            self._background.start(self._fetch, wanted)
 
     async def _fetch(self, wanted: list[Generation]) -> None:
         async with trio.open_nursery() as nursery:

@@ -6,6 +6,7 @@ The work is the same in the process that wants it and in one that works for it (
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -32,20 +33,27 @@ Arrived = Callable[[int], None]
 """Hears up to which byte of the object all is written, in the event loop, and more often."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The bytes ``[start, stop)`` of an object, and that they go to *position* of a descriptor's file."""
+
+    start: int
+    stop: int
+    descriptor: int
+    position: int
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
 class Transfer(Protocol):
-    """Who moves the bytes. *descriptor* is a file's; ``OSError`` tells that the file, not the store, failed."""
+    """Who moves the bytes. ``OSError`` tells that the file, not the store, failed."""
 
     async def fetch(
-        self,
-        generation: Generation,
-        start: int,
-        stop: int,
-        descriptor: int,
-        position: int,
-        landed: Landed,
-        arrived: Arrived | None = None,
+        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
-        """Copy the bytes ``[start, stop)`` of a generation to *position* of a file; *start* begins a chunk.
+        """Copy an extent of a generation, which begins where a chunk does.
 
         *arrived* hears nothing of a store that is not streaming. Gives and raises what ``Store.read`` does, and
         OSError.
@@ -71,14 +79,7 @@ class Copier:
             await self._store.probe()
 
     async def fetch(
-        self,
-        generation: Generation,
-        start: int,
-        stop: int,
-        descriptor: int,
-        position: int,
-        landed: Landed,
-        arrived: Arrived | None = None,
+        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
         whole: list[ChunkRecord] = []
         streaming = self._store.streaming
@@ -94,9 +95,9 @@ class Copier:
                 trio.from_thread.run_sync(arrived, offset)
 
         first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
-        writer = _ChunkWriter(descriptor, start, stop, position, told, progress, first)
+        writer = _ChunkWriter(extent, told, progress, first)
         try:
-            version = await self._store.read(generation, start, stop - start, writer)
+            version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
         for record in whole:
@@ -121,26 +122,17 @@ class _FileError(StoreError):
 class _ChunkWriter:
     """Takes the pieces of a range in order and writes them; *first* is the size of the first write."""
 
-    def __init__(
-        self,
-        descriptor: int,
-        start: int,
-        stop: int,
-        position: int,
-        landed: Landed,
-        arrived: Arrived,
-        first: int,
-    ) -> None:
-        self._descriptor = descriptor
-        self._offset = start
-        self._stop = stop
-        self._shift = position - start
+    def __init__(self, extent: Extent, landed: Landed, arrived: Arrived, first: int) -> None:
+        self._descriptor = extent.descriptor
+        self._offset = extent.start
+        self._stop = extent.stop
+        self._shift = extent.position - extent.start
         self._landed = landed
         self._arrived = arrived
         self._crc = 0
-        self._began = start
-        self._write_end = start + first
-        self._buffer = memoryview(bytearray(min(WRITE_SIZE, stop - start)))
+        self._began = extent.start
+        self._write_end = extent.start + first
+        self._buffer = memoryview(bytearray(min(WRITE_SIZE, extent.size)))
         self._filled = 0
 
     def __call__(self, piece: Buffer) -> None:

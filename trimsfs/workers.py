@@ -20,7 +20,7 @@ import trio
 from trimsfs import errors
 from trimsfs.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.transfer import Arrived, Copier, Landed
+from trimsfs.transfer import Arrived, Copier, Extent, Landed
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ async def _perform(copier: Copier, job: Message, descriptor: int, landed: Landed
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
-        return await copier.fetch(generation, start, stop, descriptor, job["position"], landed, wanted)
+        extent = Extent(start, stop, descriptor, job["position"])
+        return await copier.fetch(generation, extent, landed, wanted)
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
     await copier.populate(descriptor, start, stop)
@@ -182,24 +183,17 @@ class WorkerPool:
                 _fail_all(worker)
 
     async def fetch(
-        self,
-        generation: Generation,
-        start: int,
-        stop: int,
-        descriptor: int,
-        position: int,
-        landed: Landed,
-        arrived: Arrived | None = None,
+        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
         message = {
             "do": "fetch",
             "generation": asdict(generation),
-            "start": start,
-            "stop": stop,
-            "position": position,
+            "start": extent.start,
+            "stop": extent.stop,
+            "position": extent.position,
             "progress": arrived is not None,
         }
-        version: str | None = await self._give(message, descriptor, _Job(landed, arrived))
+        version: str | None = await self._give(message, extent.descriptor, _Job(landed, arrived))
         return version
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:

@@ -397,7 +397,7 @@ async def test_idle_files_beyond_the_limit_of_descriptors_are_withdrawn(
     async with serving() as server:
         for number in range(10):
             await warm(server, f"many/{number}")
-            await server.disk._sync()
+            await server.disk._journal.sync()
         assert len(backing.open_ids) <= 5
         assert sorted(backing.opened) == sorted([*backing.closed, *backing.open_ids])
         for number in range(10):
@@ -416,7 +416,7 @@ async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
         assert locked > 0
         for number in range(10):
             await warm(server, f"many/{number}")
-            await server.disk._sync()
+            await server.disk._journal.sync()
         assert server.host.statistics().locked_bytes == locked
         assert await server.outcome("unpin", "b") == ("done", None)
 
@@ -470,7 +470,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
 ) -> None:
     """`Fetcher.completed` announces blobs that nobody may use any more by then."""
     server.fetcher.completed = None
-    commit_lock = server.disk._commit_lock
+    commit_lock = server.disk._journal.recording
 
     async def write_index(free: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         async with commit_lock:

@@ -21,7 +21,7 @@ from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.pages import drop, resident_bytes
-from trimsfs.transfer import FIRST_WRITE_SHARE, Copier
+from trimsfs.transfer import FIRST_WRITE_SHARE, Copier, Extent
 from trimsfs.types import ChunkRecord, Generation
 
 
@@ -69,7 +69,7 @@ async def fetch(
     start = chunk_span(chunks[0], generation.size)[0]
     stop = chunk_span(chunks[-1], generation.size)[1]
     position = start if position is None else position
-    return await copier(store).fetch(generation, start, stop, descriptor, position, records.append)
+    return await copier(store).fetch(generation, Extent(start, stop, descriptor, position), records.append)
 
 
 # Fetching
@@ -165,7 +165,7 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
         heard.append(offset)
 
     generation = streaming.generation("a")
-    await copier(streaming).fetch(generation, chunk_size, generation.size, file, 0, lambda _: None, arrived)
+    await copier(streaming).fetch(generation, Extent(chunk_size, generation.size, file, 0), lambda _: None, arrived)
     assert heard == sorted(set(heard))
     # Of a chunk that is whole, its landing tells.
     assert {offset // chunk_size for offset in heard} == {1, 2, 3}
@@ -186,12 +186,12 @@ async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     monkeypatch.setattr(os, "pwrite", write)
     generation = streaming.generation("a")
     heard: list[int] = []
-    await copier(streaming).fetch(generation, 0, chunk_size, file, 0, lambda _: None, heard.append)
+    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0), lambda _: None, heard.append)
     first = chunk_size // 2 // FIRST_WRITE_SHARE
     assert sizes == [first, chunk_size // 2 - first, chunk_size // 2]
     assert heard == [first, chunk_size // 2]
     sizes.clear()
-    await copier(streaming).fetch(generation, 0, chunk_size, file, 0, lambda _: None)
+    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0), lambda _: None)
     assert sizes == [chunk_size // 2] * 2
 
 
@@ -205,7 +205,7 @@ async def test_a_store_that_is_down_does_not_keep_a_copier_from_starting(store: 
 async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:
     heard: list[int] = []
     generation = late.generation("a")
-    await copier(late).fetch(generation, 0, generation.size, file, 0, lambda _: None, heard.append)
+    await copier(late).fetch(generation, Extent(0, generation.size, file, 0), lambda _: None, heard.append)
     assert heard == []
 
 
@@ -217,7 +217,7 @@ async def test_landing_is_heard_of_in_the_event_loop(store: MemoryStore, file: i
         trio.lowlevel.current_task()  # raises elsewhere
         threads.add(threading.get_ident())
 
-    await copier(store).fetch(generation, 0, generation.size, file, 0, landed)
+    await copier(store).fetch(generation, Extent(0, generation.size, file, 0), landed)
     assert threads == {threading.get_ident()}
 
 

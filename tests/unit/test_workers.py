@@ -32,6 +32,7 @@ from trimsfs.errors import (
 )
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
+from trimsfs.transfer import Extent
 from trimsfs.types import ChunkRecord, Generation
 from trimsfs.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
 
@@ -137,7 +138,7 @@ async def fetch(
     pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord] | None = None
 ) -> str | None:
     landed = ignore if records is None else records.append
-    return await pool.fetch(generation, 0, generation.size, descriptor, 0, landed)
+    return await pool.fetch(generation, Extent(0, generation.size, descriptor, 0), landed)
 
 
 async def process_of(pool: WorkerPool, descriptor: int) -> tuple[int, int]:
@@ -181,7 +182,7 @@ async def test_an_object_is_fetched_exactly(spawner: Spawner, root: Path, file: 
 async def test_a_part_goes_where_it_is_told_to(pool: WorkerPool, root: Path, file: int) -> None:
     generation = await DirectoryStore(root).stat("model")
     start, stop = SMALL_CHUNK, 3 * SMALL_CHUNK
-    await pool.fetch(generation, start, stop, file, 7, ignore)
+    await pool.fetch(generation, Extent(start, stop, file, 7), ignore)
     assert os.pread(file, len(CONTENT), 0) == bytes(7) + CONTENT[start:stop]
 
 
@@ -256,7 +257,7 @@ async def test_bytes_of_a_stream_are_told_of_before_their_chunk_is_whole(streami
     heard: list[int] = []
     generation = odd(f"hang/{4 * WRITE_SIZE}", 8 * WRITE_SIZE)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(streaming.fetch, generation, 0, generation.size, file, 0, ignore, heard.append)
+        nursery.start_soon(streaming.fetch, generation, Extent(0, generation.size, file, 0), ignore, heard.append)
         await until(lambda: len(heard) >= 3)
         nursery.cancel_scope.cancel()
     assert heard == sorted(set(heard))

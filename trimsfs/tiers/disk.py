@@ -21,8 +21,10 @@ from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord
+from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.lock import lock_directory
 from trimsfs.tiers.residency import Residency, residency_of
+from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -91,13 +93,9 @@ class DiskTier:
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._lock = trio.Lock()
-        self._commit_lock = trio.Lock()
         self._room_lock = trio.Lock()
-        self._sync_lock = trio.Lock()
-        self._threads = trio.CapacityLimiter(DISK_THREADS)
-        self._pending: list[tuple[str, ChunkRecord]] = []
-        self._unsynced: dict[str, set[int]] = {}
-        self._touched: dict[str, int] = {}
+        self._threads = Threads(DISK_THREADS)
+        self._journal = Journal(self._index, self._threads)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -131,18 +129,18 @@ class DiskTier:
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
             due = trio.current_time() - synced >= SYNC_INTERVAL_S
-            if self._pending or due:
+            if self._journal.pending or due:
                 await self.flush()
             if self._policy is eager:
                 await self._evict_bytes(1)
             if due:
-                await self._sync()
+                await self._journal.sync()
                 synced = trio.current_time()
 
     async def aclose(self) -> None:
         """Record everything and give the directory up."""
         await self.flush()
-        await self._sync()
+        await self._journal.sync()
         for blob in self._blobs.values():
             blob.detach()
         self._blobs.clear()
@@ -169,14 +167,14 @@ class DiskTier:
             blob.generation = generation
         blob.users += 1
         self._blobs.move_to_end(token)
-        self._touched[token] = self._touched.pop(token, 0) + 1
+        self._journal.used(blob, 1)
         return blob
 
     async def _bring(self, token: str, generation: Generation) -> Blob:
         async with self._lock:
             if (known := self._blobs.get(token)) is not None:
                 return known
-            blob, lost = await self._in_thread(self._load, token, generation)
+            blob, lost = await self._threads.run(self._load, token, generation)
             self._budget.used -= lost
             self._blobs[token] = blob
             return blob
@@ -184,7 +182,7 @@ class DiskTier:
     def release(self, blob: Blob) -> None:
         """The opposite of `acquire`."""
         blob.users -= 1
-        self._touched[blob.token] = self._touched.pop(blob.token, 0)
+        self._journal.used(blob, 0)
         if blob.users == 0:
             self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
@@ -228,8 +226,7 @@ class DiskTier:
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk, for which room was made, has been written: serve it from now on."""
         blob.commit(record)
-        self._pending.append((blob.token, record))
-        self._unsynced.setdefault(blob.token, set()).add(record.chunk)
+        self._journal.wrote(blob, record)
 
     async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
         """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
@@ -242,7 +239,7 @@ class DiskTier:
         self._budget.used -= length
         blob.forget(chunk)
         try:
-            await self._in_thread(self._index.remove_chunks, blob.token, [chunk])
+            await self._threads.run(self._index.remove_chunks, blob.token, [chunk])
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
         return False
@@ -253,7 +250,7 @@ class DiskTier:
         """What is here of every blob in the index, by key."""
         await self.flush()
         records = await self._ask_index(self._index.records, self._store)
-        return await self._in_thread(lambda: [self._residency(record) for record in records])
+        return await self._threads.run(lambda: [self._residency(record) for record in records])
 
     async def residency(self, generation: Generation) -> Residency:
         """What is here of one generation."""
@@ -261,7 +258,7 @@ class DiskTier:
         await self.flush()
         loaded = await self._ask_index(self._index.load, token)
         record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
-        return await self._in_thread(self._residency, record)
+        return await self._threads.run(self._residency, record)
 
     async def pin(self, blob: Blob, pinned: bool) -> None:
         """Keep a blob from eviction, or no longer."""
@@ -277,7 +274,7 @@ class DiskTier:
             return 0
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
-        async with self._sync_lock:
+        async with self._journal.syncing:
             freed = await self._evict_token(token)
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
@@ -309,7 +306,7 @@ class DiskTier:
         """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
         await self.flush()
         try:
-            evictable = await self._in_thread(self._index.evictable, self._store)
+            evictable = await self._threads.run(self._index.evictable, self._store)
         except sqlite3.Error as error:
             log.error("cannot read the cache index: %s", error)
             return
@@ -322,18 +319,15 @@ class DiskTier:
 
     async def _evict_token(self, token: str) -> int | None:
         """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone."""
-        async with self._lock, self._commit_lock:
+        async with self._lock, self._journal.recording:
             blob = self._blobs.get(token)
             if blob is not None:
                 if blob.users or blob.pinned:
                     return None
                 self._forget(blob)
-            unrecorded = sum(record.length for name, record in self._pending if name == token)
-            self._pending = [item for item in self._pending if item[0] != token]
-            self._unsynced.pop(token, None)
-            self._touched.pop(token, None)
+            unrecorded = self._journal.forget(token)
             try:
-                size = unrecorded + await self._in_thread(self._remove, token)
+                size = unrecorded + await self._threads.run(self._remove, token)
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot evict %s: %s", token, error)
                 self._budget.used -= unrecorded
@@ -346,10 +340,10 @@ class DiskTier:
         return size
 
     def _close_idle(self) -> None:
-        for token, blob in list(self._blobs.items()):
+        for blob in list(self._blobs.values()):
             if len(self._blobs) <= self._idle_limit:
                 break
-            if blob.users == 0 and not blob.pinned and token not in self._unsynced:
+            if blob.users == 0 and not blob.pinned and self._journal.synced(blob):
                 self._forget(blob)
 
     def _forget(self, blob: Blob) -> None:
@@ -358,76 +352,25 @@ class DiskTier:
         self.on_removed(blob)
         blob.detach()
 
-    # The index, in step
-
-    async def recorded(self, blob: Blob) -> None:
-        """Return when what was written to a blob so far has been recorded; those who wait together wait for one."""
-        async with self._commit_lock:
-            if any(token == blob.token for token, _ in self._pending):
-                await self._commit()
-
     async def flush(self) -> None:
         """Record the chunks written and the blobs used so far."""
-        async with self._commit_lock:
-            await self._commit()
+        await self._journal.flush()
 
-    async def _commit(self) -> None:
-        pending, self._pending = self._pending, []
-        touched, self._touched = self._touched, {}
-        if not pending and not touched:
-            return
-        try:
-            await self._in_thread(self._record, pending, touched)
-        except sqlite3.Error as error:
-            log.error("cannot write the cache index: %s", error)
-            self._pending = pending + self._pending
-
-    async def _sync(self) -> None:
-        for token in list(self._unsynced):
-            async with self._sync_lock:
-                await self._sync_blob(token)
-
-    async def _sync_blob(self, token: str) -> None:
-        """Bring to the disk what was written to a blob, unless it has been evicted meanwhile."""
-        chunks = self._unsynced.get(token)
-        blob = self._blobs.get(token)
-        if chunks is None or blob is None:
-            return
-        blob.users += 1
-        try:
-            async with self._commit_lock:  # what is being recorded is not in the index yet
-                done = chunks - {record.chunk for name, record in self._pending if name == token}
-            await self._in_thread(blob.sync)
-            await self._in_thread(self._index.mark_synced, token, done)
-            chunks -= done
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
-        finally:
-            blob.users -= 1
-        if not chunks:
-            self._unsynced.pop(token, None)
+    async def recorded(self, blob: Blob) -> None:
+        """Return when what was written to a blob so far has been recorded."""
+        await self._journal.recorded(blob)
 
     # In worker threads
 
     async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """For commands: what fails is an error of the cache."""
         try:
-            return await self._in_thread(function, *arguments)
+            return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
             raise CacheUnusableError(f"cache index {self._directory / 'index.sqlite'}: {error}") from error
 
-    async def _in_thread(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        # What has begun is finished, whatever is cancelled meanwhile: the books stay right.
-        with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
-        raise AssertionError("unreachable: a shield swallows nothing")
-
     def _residency(self, record: BlobRecord) -> Residency:
         return residency_of(record, self._blobs.get(record.token), self._path(record.token))
-
-    def _record(self, pending: list[tuple[str, ChunkRecord]], touched: dict[str, int]) -> None:
-        self._index.add_chunks(pending)
-        self._index.used(touched)
 
     def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
         """A blob, and the bytes that the index wrongly believed to be in it."""
@@ -469,9 +412,9 @@ class DiskTier:
     async def _remove_orphans(self) -> None:
         """Remove files that no row of the index names: what a crash between the two steps of an eviction leaves."""
         try:
-            for directory in await self._in_thread(lambda: list(self._blob_directory.iterdir())):
+            for directory in await self._threads.run(lambda: list(self._blob_directory.iterdir())):
                 async with self._lock:
-                    await self._in_thread(self._sweep, directory)
+                    await self._threads.run(self._sweep, directory)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
 

@@ -1,0 +1,35 @@
+"""Tasks that outlive who starts them."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple
+
+import trio
+
+Ts = TypeVarTuple("Ts")
+
+
+class Background:
+    """Carries tasks for as long as `run` does: none before it and none after it."""
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry what is started, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    @property
+    def running(self) -> bool:
+        """Whether what is started is carried."""
+        return self._nursery is not None
+
+    def start(self, function: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
+        """Start a task, while `running`."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *arguments)

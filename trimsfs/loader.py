@@ -1,0 +1,177 @@
+"""Loading: the chunks of a run made readable, from what is here or from the store, into the blob if there is room."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from trimsfs.concurrency import AdaptiveLimit
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
+from trimsfs.flights import Flight
+from trimsfs.ranges import chunk_span
+from trimsfs.stores.retrying import Retrying
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.transfer import Arrived, Extent, Landed, Transfer
+from trimsfs.types import CHUNK_SIZE, ChunkRecord
+from trimsfs.uncached import UncachedChunks
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Moves what flights carry. *landed* hears of each flight that has ended well, *came* of bytes from the store.
+
+    *refused* hears of a blob for which there is no room on disk: its flights that nobody has demanded end without
+    bytes, those of the others are kept in memory.
+    """
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        disk: DiskTier,
+        retrying: Retrying,
+        *,
+        uncached: UncachedChunks,
+        limit: AdaptiveLimit,
+        landed: Callable[[Flight], None],
+        came: Callable[[int], None],
+        refused: Callable[[Blob], None],
+    ) -> None:
+        self._transfer = transfer
+        self._disk = disk
+        self._retrying = retrying
+        self._uncached = uncached
+        self._limit = limit
+        self._landed = landed
+        self._came = came
+        self._refused = refused
+        self._requests = 0
+        self.verified = 0
+        """Chunks whose bytes an earlier server left and that were right, since the server started."""
+
+    async def unchecked(self, run: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The parts of a run that are to be asked for, one by one; the rest was here and has landed."""
+        if run[0].blob.states[run[0].chunk] != ChunkState.UNVERIFIED:
+            return [run]
+        # All are checked first: what is here is not to wait for what the store may not give.
+        return [[flight] for flight in run if not await self._verify(flight)]
+
+    async def _verify(self, flight: Flight) -> bool:
+        """Whether the bytes an earlier server left are here and right."""
+        blob, chunk = flight.blob, flight.chunk
+        start, stop = chunk_span(chunk, blob.generation.size)
+        try:
+            crc = await self._retrying.call(
+                blob.generation.key, lambda: self._transfer.checksum(blob.fileno(), start, stop)
+            )
+        except OSError as error:
+            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
+            crc = None
+        if not await self._disk.checked(blob, chunk, crc):
+            return False
+        self.verified += 1
+        self._landed(flight)
+        return True
+
+    async def fetch(self, run: Sequence[Flight]) -> None:
+        """Get chunks that follow each other from the store, into the blob if there is room."""
+        blob = run[0].blob
+        for last in (False, True):
+            left = [flight for flight in run if not flight.done.is_set()]
+            size = _stop(left) - _start(left)
+            if not await self._disk.reserve(blob, size):
+                break
+            try:
+                await self._fetch_into_blob(left)
+            except OSError as error:
+                unwritten = [flight for flight in left if not flight.done.is_set()]
+                await self._disk.write_failed(blob, _stop(unwritten) - _start(unwritten), error, last=last)
+            else:
+                return
+        for flight in run:
+            if flight.done.is_set():
+                continue
+            self._disk.refused()
+            self._refused(blob)
+            if flight.demanded:
+                await self._fetch_uncached(flight)
+            else:
+                self._landed(flight)
+
+    async def _fetch_into_blob(self, run: Sequence[Flight]) -> None:
+        """Raises OSError when the blob cannot be written; chunks that were, have landed then."""
+        blob = run[0].blob
+        flights = {flight.chunk: flight for flight in run}
+        position, stop = _start(run), _stop(run)
+
+        def landed(record: ChunkRecord) -> None:
+            nonlocal position
+            position += record.length
+            self._disk.wrote(blob, record)
+            self._came(record.length)
+            self._landed(flights[record.chunk])
+
+        def arrived(offset: int) -> None:
+            flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
+
+        async def attempt() -> None:
+            if position == stop:
+                return  # what failed was only the end of the request before
+            wanted = arrived if any(flight.demanded for flight in run) else None
+            await self._request(blob, Extent(position, stop, blob.fileno(), position), landed, wanted)
+
+        try:
+            await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
+        except StoreError:
+            self._disk.unreserve(stop - position)
+            raise
+
+    async def _fetch_uncached(self, flight: Flight) -> None:
+        """Get a chunk into memory, to be served without being kept on disk."""
+        blob = flight.blob
+        start, stop = chunk_span(flight.chunk, blob.generation.size)
+        came: list[ChunkRecord] = []
+
+        async def fill(descriptor: int) -> None:
+            await self._retrying.call(
+                f"{blob.generation.key} at {start}",
+                lambda: self._request(blob, Extent(start, stop, descriptor, 0), came.append),
+            )
+            assert came
+
+        flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
+        self._came(stop - start)
+        self._landed(flight)
+
+    async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
+        """One attempt at copying bytes of the object to a place in a file."""
+        began, generation = trio.current_time(), blob.generation
+        self._requests += 1
+        under_way = self._requests
+        try:
+            try:
+                version = await self._transfer.fetch(generation, extent, landed, arrived)
+            except (ObjectChangedError, ObjectNotFoundError):
+                if generation.version_id is None:
+                    raise
+                # The version is gone, but the newest may have the same content.
+                generation = replace(generation, version_id=None)
+                version = await self._transfer.fetch(generation, extent, landed, arrived)
+        except ObjectNotFoundError as error:
+            raise ObjectChangedError(f"{generation.key} has been deleted") from error
+        finally:
+            self._requests -= 1
+        if extent.size % CHUNK_SIZE == 0:
+            self._limit.succeeded(trio.current_time() - began, under_way, size=extent.size)
+        if version is not None:
+            blob.generation = replace(blob.generation, version_id=version)
+
+
+def _start(run: Sequence[Flight]) -> int:
+    return chunk_span(run[0].chunk, run[0].blob.generation.size)[0]
+
+
+def _stop(run: Sequence[Flight]) -> int:
+    return chunk_span(run[-1].chunk, run[-1].blob.generation.size)[1]

@@ -1,0 +1,22 @@
+"""Worker threads for what blocks on the disk."""
+
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Threads:
+    """At most *count* at a time. What has begun is finished, whatever is cancelled meanwhile: books stay right."""
+
+    def __init__(self, count: int) -> None:
+        self._limiter = trio.CapacityLimiter(count)
+
+    async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """What *function* gives or raises."""
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+        raise AssertionError("unreachable: a shield swallows nothing")
