@@ -75,9 +75,16 @@ class _Progress:
         self.path = path
         self.done_bytes = 0
         self.total_bytes = 0
+        self.total_files = 0
+        self.failed_files = 0
         self.arriving: set[Blob] = set()
         self.finished = trio.Event()
         self.error: TrimsError | None = None
+
+    def failed(self, error: TrimsError) -> None:
+        """One file has failed; the first tells why."""
+        self.failed_files += 1
+        self.error = self.error or error
 
     def line(self) -> bytes:
         state = "running"
@@ -88,6 +95,8 @@ class _Progress:
             "state": state,
             "done_bytes": self.done_bytes + sum(blob.verified_bytes for blob in self.arriving),
             "total_bytes": self.total_bytes,
+            "total_files": self.total_files,
+            "failed_files": self.failed_files,
         }
         if self.error is not None:
             line |= {"error": str(self.error), "kind": type(self.error).__name__}
@@ -226,6 +235,7 @@ class Control:
         try:
             with scope:
                 generations = [generation async for generation in self._below(inode)]
+                progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
                 async with trio.open_nursery() as nursery:
                     for generation in generations:
@@ -243,10 +253,10 @@ class Control:
             await command(generation, progress)
             progress.done_bytes += generation.size
         except TrimsError as error:
-            progress.error = progress.error or error
+            progress.failed(error)
         except Exception as error:  # a defect: it ends this command, not the server
             log.exception("/%s", generation.key)
-            progress.error = progress.error or CacheUnusableError(f"{generation.key}: internal error: {error!r}")
+            progress.failed(CacheUnusableError(f"{generation.key}: internal error: {error!r}"))
         finally:
             slots.release()
 

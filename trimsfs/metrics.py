@@ -28,6 +28,42 @@ GAUGES = frozenset(
 )
 """Fields that go up and down; all others only grow."""
 
+HELP = {
+    "disk_used_bytes": "Bytes of models on disk.",
+    "disk_budget_bytes": "Most bytes of models on disk, by --cache-size.",
+    "disk_open_blobs": "Local copies in use.",
+    "disk_evictions": "Local copies removed from disk.",
+    "disk_evicted_bytes": "Bytes removed from disk.",
+    "disk_corrupt_chunks": "Chunks on disk that failed their checksum and were fetched again.",
+    "disk_refused_chunks": "Chunks fetched and not kept, for want of room on disk.",
+    "fetch_fetched_bytes": "Bytes of models that came from the store.",
+    "fetch_fetched_chunks": "Chunks that came from the store.",
+    "fetch_failed_chunks": "Chunks that could not be fetched, all attempts included.",
+    "fetch_verified_chunks": "Chunks of an earlier server whose checksum was right.",
+    "fetch_uncached_chunks": "Chunks fetched into memory only.",
+    "fetch_in_flight": "Requests for bytes under way.",
+    "fetch_waiting": "Chunks that readers wait for and no request has been made for yet.",
+    "fetch_request_limit": "Requests for prefetching that may be under way at once, as the store's latency allows.",
+    "fetch_rate": "Bytes a second that came from the store, of late, while something was fetched.",
+    "files_open_handles": "Open files.",
+    "files_passthrough_handles": "Open files that the kernel reads by itself.",
+    "files_passthrough_opens": "Opens in passthrough mode.",
+    "files_cached_opens": "Opens in cached mode.",
+    "files_reads": "Reads answered by the server.",
+    "files_read_bytes": "Bytes in reads answered by the server.",
+    "host_used_bytes": "Bytes of models brought into memory and not evicted from there.",
+    "host_budget_bytes": "Most bytes of models in memory, by --host-size.",
+    "host_locked_bytes": "Bytes of models locked in memory.",
+    "host_evictions": "Models dropped from memory.",
+    "host_evicted_bytes": "Bytes dropped from memory.",
+    "names_inodes": "Files and directories that the kernel knows.",
+    "names_directories": "Directories whose names are known.",
+    "names_hidden_keys": "Keys of the store that cannot be files.",
+    "store_requests": "Requests to the store, each with all its attempts.",
+    "store_failed_attempts": "Attempts at requests that failed and were made again.",
+}
+"""What each number is, by component and field."""
+
 Source = Callable[[], Any]
 
 
@@ -45,8 +81,8 @@ class _Statistics(Collector):
                 if value is None:
                     continue
                 family = GaugeMetricFamily if field.name in GAUGES else CounterMetricFamily
-                name = f"trimsfs_{component}_{field.name}"
-                yield family(name, f"{field.name.replace('_', ' ')} ({component})", value=value)
+                name = f"{component}_{field.name}"
+                yield family(f"trimsfs_{name}", HELP[name], value=value)
 
 
 def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:

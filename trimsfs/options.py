@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
 
@@ -156,12 +157,50 @@ def load_options(
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         source = next(source for source, layer in reversed(layers) if name in layer)
-        cause = first["msg"].removeprefix("Value error, ")
-        if first["type"].startswith("byte_size"):
-            cause = "is not a size such as 10GiB"
-        if first["type"] == "extra_forbidden":
-            cause = "there is no such option"
-        raise ConfigurationError(f"option {name} = {merged[name]!r} ({source}): {cause}") from None
+        raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
+
+
+def _spelling(name: str, value: object, source: str) -> str:
+    """An option as it was written where it comes from."""
+    match source:
+        case "command line":
+            return f"option {flag(name)} {value}"
+        case "environment":
+            return f"variable {ENVIRONMENT_PREFIX}{name.upper()}={value}"
+        case _:
+            return f"option {name} = {value!r} in {source}"
+
+
+def flag(name: str) -> str:
+    """How the command line names an option."""
+    return "--" + name.replace("_", "-")
+
+
+def _cause(name: str, error: ErrorDetails) -> str:
+    """What is wrong with a value, in words that continue its spelling."""
+    context = error.get("ctx", {})
+    kind = error["type"]
+    if kind.startswith("byte_size"):
+        return "is not a size such as 10GiB"
+    if kind in {"greater_than_equal", "greater_than", "less_than_equal"}:
+        (bound,) = context.values()
+        amount = (
+            f"{bound >> 20}MiB" if name == "memory_limit" else oct(bound)[2:] if "mode" in name else f"{bound:.10g}"
+        )
+        return {
+            "greater_than_equal": f"must be {amount} or more",
+            "greater_than": f"must be more than {amount}",
+            "less_than_equal": f"must be {amount} or less",
+        }[kind]
+    causes = {
+        "extra_forbidden": "there is no such option",
+        "literal_error": f"must be {context.get('expected')}",
+        "int_parsing": "is not a whole number",
+        "float_parsing": "is not a number",
+        "finite_number": "must be finite",
+        "bool_parsing": "must be true or false",
+    }
+    return causes.get(kind, error["msg"].removeprefix("Value error, "))
 
 
 def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
@@ -178,5 +217,5 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
     for name in ("mode", "dir_mode"):
         if isinstance(values.get(name), int) and set(str(values[name])) <= set("01234567"):
             # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
-            raise ConfigurationError(f'option {name} = {values[name]} ({path}): write it as text, such as "0444"')
+            raise ConfigurationError(f'option {name} = {values[name]} in {path}: write it as text, such as "0444"')
     return values

@@ -57,6 +57,8 @@ def test_metrics_are_prometheus_text(model: Path, directory_mount: MountedStore)
     (directory_mount.path / "resnet50/params").read_bytes()
     metrics = directory_mount.metrics()
 
+    text = (directory_mount.path / ".trims/metrics").read_text()
+    assert "# HELP trimsfs_disk_used_bytes Bytes of models on disk.\n" in text
     assert metrics["trimsfs_fetch_fetched_bytes_total"] == 17 * MIB
     assert metrics["trimsfs_files_open_handles"] == 0
     assert metrics["trimsfs_disk_used_bytes"] == 17 * MIB
@@ -72,6 +74,7 @@ def test_warm_pin_evict_and_ls(model: Path, directory_mount: MountedStore) -> No
     assert xattr.getxattr(folder / "params", "user.trims.pinned") == b"true"
     refused = trimsfs("evict", folder)
     assert (refused.returncode, "is pinned" in refused.stderr) == (12, True)
+    assert "(1 of 2 files failed, the others are done)" in refused.stderr
     assert _listed(folder)["disk"] == 17 * MIB
     assert trimsfs("unpin", folder / "params").returncode == 0
     with (folder / "params").open("rb"):
@@ -97,6 +100,7 @@ def test_commands_on_other_paths_fail_clearly(tmp_path: Path, directory_mount: M
 
     assert (elsewhere.returncode, "not on a trimsfs mount" in elsewhere.stderr) == (10, True)
     assert (absent.returncode, "No such file" in absent.stderr) == (13, True)
+    assert len(absent.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin", "unpin", "evict"])

@@ -58,7 +58,7 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
         (None, ("--store", "s3:///prefix"), 2, "no bucket"),
         (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
-        (None, ("--cache-size", "many"), 2, "cache_size = 'many' (command line)"),
+        (None, ("--cache-size", "many"), 2, "--cache-size many"),
         (None, ("--mode", "999"), 2, "not an octal number"),
         (None, ("--config", "/nonexistent.toml"), 2, "/nonexistent.toml"),
     ],
@@ -223,6 +223,17 @@ def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp
         Path("/dev/fuse").chmod(mode)
 
 
+def test_a_mount_that_can_keep_nothing_says_so(store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    arguments = ("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache")
+    try:
+        done = trimsfs(*arguments, "--min-free", "100TiB")
+        assert (done.returncode, "new models are not kept" in done.stderr) == (0, True)
+    finally:
+        unmount(mountpoint)
+
+
 def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_path: Path) -> None:
     good = trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache")
     bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache")
@@ -231,6 +242,7 @@ def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_pat
     assert all(line.startswith("ok ") for line in good.stdout.splitlines())
     assert bad.returncode == 1
     assert "FAIL  store: store directory /nonexistent does not exist: create it" in bad.stdout
+    assert not (tmp_path / "cache").exists()
 
 
 def test_help_needs_no_mount_and_no_server() -> None:

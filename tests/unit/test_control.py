@@ -321,6 +321,8 @@ async def test_warming_a_directory_brings_all_below_it_to_disk(
         "state": "done",
         "done_bytes": total,
         "total_bytes": total,
+        "total_files": len(below),
+        "failed_files": 0,
     }
     for key, size in sizes.items():
         assert await on_disk(server, key) == (size if key in below else 0)

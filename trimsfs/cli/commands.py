@@ -58,22 +58,39 @@ def evict(paths: tuple[Path, ...]) -> None:
 
 def _command(name: str, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
     """Give a command for each path; exits with the code of the first that fails, after trying all."""
-    failures: list[dict[str, Any]] = []
+    failures: list[tuple[str, str]] = []
+    files: dict[Path, Path] = {}
+    for path in paths:
+        try:
+            files[path] = control_directory(path) / name
+        except TrimsError as error:
+            failures.append((type(error).__name__, str(error)))
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        for path in paths:
-            task = progress.add_task(f"{verb} {path}", total=None)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not files or not console.is_terminal) as progress:
+        for path, file in files.items():
             line = None
+            task = progress.add_task(f"{verb} {path}", total=None)
             try:
-                for line in read_lines(control_directory(path) / name):
+                for line in read_lines(file):
                     progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
             except TrimsError as error:
-                line = {"state": "failed", "error": str(error), "kind": type(error).__name__}
-            if line is None or line["state"] != "done":
-                failures.append(line or {"error": f"{path}: the command ended early", "kind": ""})
+                failures.append((type(error).__name__, str(error)))
+                continue
+            if line is None or line["state"] == "running":
+                failures.append(("", f"{path}: the command ended early"))
+            elif line["state"] == "failed":
+                failures.append((line["kind"], line["error"] + _extent(line)))
             else:
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
-    for failure in failures[1:]:
-        click.echo(f"trimsfs: {failure['error']}", err=True)
+    for _, message in failures[1:]:
+        click.echo(f"trimsfs: {message}", err=True)
     if failures:
-        fail(failures[0]["kind"], failures[0]["error"])
+        fail(*failures[0])
+
+
+def _extent(line: dict[str, Any]) -> str:
+    """How much of a command for a directory has failed."""
+    if line["total_files"] <= 1:
+        return ""
+    return f" ({line['failed_files']} of {line['total_files']} files failed, the others are done)"

@@ -108,12 +108,17 @@ def _libfuse(_: MountOptions) -> str:
 def _cache(options: MountOptions) -> str:
     directory = options.cache_dir
     assert directory is not None
-    try:
-        os.close(lock_directory(directory))
-        use = "free"
-    except CacheInUseError:
-        use = "in use by a mount"
-    status = os.statvfs(directory)
+    use = "will be made by the first mount"
+    if directory.exists():
+        try:
+            os.close(lock_directory(directory))
+            use = "free"
+        except CacheInUseError:
+            use = "in use by a mount"
+    place = _existing(directory)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise _ProblemError(f"{directory}: {place} may not be written: set --cache-dir")
+    status = os.statvfs(place)
     available = status.f_bavail * status.f_frsize
     if available <= options.min_free:
         raise _ProblemError(
@@ -123,12 +128,20 @@ def _cache(options: MountOptions) -> str:
     return f"{directory}: {use}, {available >> 20} MiB available"
 
 
+def _existing(directory: Path) -> Path:
+    """A directory, or the nearest one above it that exists."""
+    return next(place for place in (directory, *directory.parents) if place.is_dir())
+
+
 def _passthrough(options: MountOptions) -> str:
     """Mounts an empty store for a moment, with a cache beside the real one: only the kernel can tell."""
     if not options.passthrough:
         raise _Advice("switched off by --no-passthrough: files are served in cached mode")
     assert options.cache_dir is not None
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=options.cache_dir) as cache:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(dir=_existing(options.cache_dir)) as cache,
+    ):
         mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
         for directory in (mountpoint, store):
             directory.mkdir()

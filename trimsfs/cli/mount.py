@@ -26,7 +26,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
-from trimsfs.options import MountOptions, default_store
+from trimsfs.options import MountOptions, default_store, flag
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -58,9 +58,11 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     }
     keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
+        _warn_of_full_disk(options)
         _become(keeper, order)
     _start(keeper, order, options)
     check_answers(mountpoint)
+    _warn_of_full_disk(options)
     click.echo(f"{options.store} is mounted at {mountpoint} (log: {options.log_file})")
 
 
@@ -101,10 +103,24 @@ def _check_apart(mountpoint: Path, options: MountOptions) -> None:
             raise ConfigurationError(f"store {root} and mount point {mountpoint} overlap: choose another mount point")
         for name, path in own.items():
             if path is not None and Path(os.path.realpath(path)).is_relative_to(root):
-                raise ConfigurationError(f"option {name} = {path}: lies in the store {root}: choose another")
+                raise ConfigurationError(f"{flag(name)} {path}: lies in the store {root}: choose another")
     for name, path in own.items():
         if path is not None and Path(os.path.realpath(path)).is_relative_to(mountpoint):
-            raise ConfigurationError(f"option {name} = {path}: lies on the mount point {mountpoint}: choose another")
+            raise ConfigurationError(f"{flag(name)} {path}: lies on the mount point {mountpoint}: choose another")
+
+
+def _warn_of_full_disk(options: MountOptions) -> None:
+    """Say so when models will not be kept for want of space."""
+    assert options.cache_dir is not None
+    place = next(place for place in (options.cache_dir, *options.cache_dir.parents) if place.is_dir())
+    status = os.statvfs(place)
+    available = status.f_bavail * status.f_frsize
+    if available <= options.min_free:
+        click.echo(
+            f"trimsfs: warning: {options.cache_dir}: {available >> 20} MiB available and --min-free keeps "
+            f"{options.min_free >> 20}: new models are not kept: free some space, lower --min-free or set --cache-dir",
+            err=True,
+        )
 
 
 def _make_default_store(store: Path) -> None:

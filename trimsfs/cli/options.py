@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, MountOptions, load_options
+from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, MountOptions, flag, load_options
 
 _METAVARS = {
     "store": "URL",
@@ -38,16 +38,16 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapped.__doc__ = command.__doc__
     decorated: Callable[..., None] = wrapped
     for name, field in reversed(MountOptions.model_fields.items()):
-        flag = "--" + name.replace("_", "-")
+        option = flag(name)
         shown = (
             "" if field.default in {None, False} or name == "mode" else f"  [default: {_shown(name, field.default)}]"
         )
         attributes: dict[str, Any] = {"default": None, "help": f"{field.description}{shown}"}
         if _holds(field.annotation, bool):
-            flag = f"{flag}/--no-{flag[2:]}"
+            option = f"{option}/--no-{option[2:]}"
         else:
             attributes["metavar"] = _METAVARS.get(name, _metavar(field.annotation))
-        decorated = click.option(flag, name, **attributes)(decorated)
+        decorated = click.option(option, name, **attributes)(decorated)
     return click.option(
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
