@@ -2,6 +2,7 @@
 
 import array
 import json
+import select
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +25,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end of a pair of sockets, inside trio. For one sender and one receiver at a time."""
+    """One end of a pair of sockets, inside trio. For one sender (`post` aside) and one receiver at a time."""
 
     def __init__(self, end: socket.socket) -> None:
+        self._end = end
         self._socket = trio.socket.from_stdlib_socket(end)
 
     async def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -36,6 +38,21 @@ class Channel:
             await self._socket.sendmsg([json.dumps(message).encode()], rights)
         except OSError as error:
             raise ChannelClosedError(str(error)) from error
+
+    def post(self, message: Message) -> None:
+        """Send a message from any thread; waits while the other end is slow. Raises ChannelClosedError."""
+        data = json.dumps(message).encode()
+        while True:
+            try:
+                self._end.send(data)
+            except BlockingIOError:
+                writable = select.poll()
+                writable.register(self._end, select.POLLOUT)
+                writable.poll()
+            except OSError as error:
+                raise ChannelClosedError(str(error)) from error
+            else:
+                return
 
     async def receive(self) -> tuple[Message, list[int]]:
         """The next message and the descriptors that came with it. Raises ChannelClosedError at the end."""

@@ -28,9 +28,9 @@ FIRST_WRITE_SHARE = 8
 """The first write is this much smaller where a reader waits for its bytes."""
 
 Landed = Callable[[ChunkRecord], None]
-"""Hears of each chunk that is wholly written, in the event loop."""
+"""Hears of each chunk that is wholly written."""
 Arrived = Callable[[int], None]
-"""Hears up to which byte of the object all is written, in the event loop, and more often."""
+"""Hears up to which byte of the object all is written, more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,15 @@ class Transfer(Protocol):
 
 
 class Copier:
-    """Moves bytes in threads of this process."""
+    """Moves bytes in threads of this process.
+
+    What a streaming store gives is told of in the thread that reads it, so that the next bytes need not wait.
+    """
 
     def __init__(self, store: Store, *, threads: int) -> None:
         self._store = store
         self._limiter = trio.CapacityLimiter(threads)
+        self._buffers: list[bytearray] = []
 
     async def warm_up(self) -> None:
         """Let the first job find a connection, and all that the store's library loads at its first request."""
@@ -83,23 +87,21 @@ class Copier:
     ) -> str | None:
         whole: list[ChunkRecord] = []
         streaming = self._store.streaming
-
-        def told(record: ChunkRecord) -> None:
-            if streaming:
-                trio.from_thread.run_sync(landed, record)
-            else:
-                whole.append(record)
-
-        def progress(offset: int) -> None:
-            if streaming and arrived is not None:
-                trio.from_thread.run_sync(arrived, offset)
-
         first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
-        writer = _ChunkWriter(extent, told, progress, first)
+        buffer = self._buffers.pop() if self._buffers else bytearray(WRITE_SIZE)
+        writer = _ChunkWriter(
+            extent,
+            landed if streaming else whole.append,
+            arrived if streaming and arrived is not None else _nobody,
+            first,
+            buffer,
+        )
         try:
             version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
+        # After a read that was cancelled, a thread may go on writing into it for a moment.
+        self._buffers.append(buffer)
         for record in whole:
             landed(record)
         return version
@@ -115,14 +117,21 @@ class Copier:
         return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
+def _nobody(_offset: int) -> None:
+    """Nobody wants to know."""
+
+
 class _FileError(StoreError):
     """An OSError of the file that is written, told from those of the store that is read."""
 
 
 class _ChunkWriter:
-    """Takes the pieces of a range in order and writes them; *first* is the size of the first write."""
+    """Takes the pieces of a range in order and writes them; *first* is the size of the first write.
 
-    def __init__(self, extent: Extent, landed: Landed, arrived: Arrived, first: int) -> None:
+    A memory that was written before is faster than a new one, all pages of which have to be made.
+    """
+
+    def __init__(self, extent: Extent, landed: Landed, arrived: Arrived, first: int, buffer: bytearray) -> None:
         self._descriptor = extent.descriptor
         self._offset = extent.start
         self._stop = extent.stop
@@ -132,7 +141,7 @@ class _ChunkWriter:
         self._crc = 0
         self._began = extent.start
         self._write_end = extent.start + first
-        self._buffer = memoryview(bytearray(min(WRITE_SIZE, extent.size)))
+        self._buffer = memoryview(buffer)
         self._filled = 0
 
     def __call__(self, piece: Buffer) -> None:

@@ -91,31 +91,23 @@ def _stand_back() -> None:
 async def _work(end: socket.socket, make_copier: Callable[[], Copier]) -> None:
     """Do jobs until the server is gone."""
     channel, copier = Channel(end), make_copier()
-    answers, outgoing = trio.open_memory_channel[Message](1 << 20)
-    with contextlib.suppress(ChannelClosedError):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_answer, channel, outgoing)
-            nursery.start_soon(copier.warm_up)
-            with contextlib.suppress(ChannelClosedError):
-                while True:
-                    message, descriptors = await channel.receive()
-                    nursery.start_soon(_do, copier, message, descriptors[0], answers)
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(copier.warm_up)
+        with contextlib.suppress(ChannelClosedError):
+            while True:
+                message, descriptors = await channel.receive()
+                nursery.start_soon(_do, copier, message, descriptors[0], channel)
+        nursery.cancel_scope.cancel()
 
 
-async def _answer(channel: Channel, outgoing: "trio.MemoryReceiveChannel[Message]") -> None:
-    async for message in outgoing:
-        await channel.send(message)
-
-
-async def _do(copier: Copier, job: Message, descriptor: int, answers: "trio.MemorySendChannel[Message]") -> None:
+async def _do(copier: Copier, job: Message, descriptor: int, channel: Channel) -> None:
     number = job["id"]
 
     def landed(record: ChunkRecord) -> None:
-        answers.send_nowait({"id": number, "landed": asdict(record)})
+        channel.post({"id": number, "landed": asdict(record)})
 
     def arrived(offset: int) -> None:
-        answers.send_nowait({"id": number, "arrived": offset})
+        channel.post({"id": number, "arrived": offset})
 
     answer: Message
     try:
@@ -128,7 +120,8 @@ async def _do(copier: Copier, job: Message, descriptor: int, answers: "trio.Memo
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
         os.close(descriptor)
-    answers.send_nowait({"id": number, **answer})
+    with contextlib.suppress(ChannelClosedError):  # whoever receives here hears of it as well
+        channel.post({"id": number, **answer})
 
 
 async def _perform(copier: Copier, job: Message, descriptor: int, landed: Landed, arrived: Arrived) -> str | int | None:

@@ -22,9 +22,9 @@ SAMPLE_INTERVAL_S = 0.1
 BACKED_S = 0.25
 COPIES = 12
 """Of each byte: the worst contender caches three, and the kernel does not take first what was freed last."""
-LEAST_BACKED = 6 << 30
+LEAST_BACKED = 5 << 30
 """For a large file: what is free and has not been given back lies among what has."""
-LARGE = 32 << 20
+LARGE = 128 << 20
 _MADV_POPULATE_WRITE = 23
 
 

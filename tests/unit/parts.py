@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import crc32c
 import trio
@@ -18,8 +19,10 @@ from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.transfer import Copier, Transfer
+from trimsfs.transfer import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.types import ChunkRecord, Generation
+
+T = TypeVar("T")
 
 STORE_URL = "memory://test"
 
@@ -136,9 +139,29 @@ def flip_byte(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0xFF]))
 
 
+class InLoop(Copier):
+    """Tells of what has come in the event loop, as one that works in another process does."""
+
+    async def fetch(
+        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
+    ) -> str | None:
+        loop = trio.lowlevel.current_trio_token()
+
+        def told(function: Callable[[T], None]) -> Callable[[T], None]:
+            def tell(value: T) -> None:
+                if trio.lowlevel.in_trio_run():
+                    function(value)
+                else:
+                    trio.from_thread.run_sync(function, value, trio_token=loop)
+
+            return tell
+
+        return await super().fetch(generation, extent, told(landed), None if arrived is None else told(arrived))
+
+
 def copier(store: MemoryStore) -> Copier:
     """Moves bytes of a store in this process."""
-    return Copier(as_store(store), threads=8)
+    return InLoop(as_store(store), threads=8)
 
 
 def fetcher_of(
