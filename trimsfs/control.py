@@ -20,6 +20,7 @@ from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
+from trimsfs.tables import TensorTables
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
@@ -29,6 +30,8 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 XATTR_PREFIX = "user.trims."
+XATTR_LIMIT = 65536
+"""Bytes of the longest value that the kernel passes on."""
 PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
 RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
@@ -138,6 +141,7 @@ class Control:
         host: HostTier,
         fetcher: Fetcher,
         residents: Residents,
+        tables: TensorTables,
         options: MountOptions,
         *,
         metrics: Callable[[], bytes],
@@ -148,6 +152,7 @@ class Control:
         self._host = host
         self._fetcher = fetcher
         self._residents = residents
+        self._tables = tables
         self._options = options
         self._metrics = metrics
         self._facts = facts
@@ -192,7 +197,8 @@ class Control:
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
         if inode.control == SUBJECT:
-            return sorted(["info", *self._commands])
+            looks = ["info"] if inode.generation is None else ["info", "tensors"]
+            return sorted([*looks, *self._commands])
         return sorted(self._root_files) if not inode.path else []
 
     def xattr_names(self, inode: Inode) -> list[str]:
@@ -200,7 +206,13 @@ class Control:
         return [XATTR_PREFIX + name for name in self._xattrs] if inode.kind is Kind.OBJECT else []
 
     async def xattr(self, inode: Inode, name: str) -> bytes | None:
-        """The value of an attribute by its full name; None when there is no such attribute."""
+        """The value of an attribute by its full name; None when there is no such attribute.
+
+        That of the tensor table, which may have to be fetched, is not among the `xattr_names`.
+        """
+        if name == f"{XATTR_PREFIX}tensors" and inode.kind is Kind.OBJECT and inode.generation is not None:
+            table = await self._tables.table(inode.generation)
+            return table if len(table) <= XATTR_LIMIT else None
         handler = self._xattrs.get(name.removeprefix(XATTR_PREFIX)) if name.startswith(XATTR_PREFIX) else None
         if handler is None or inode.generation is None or inode.kind is not Kind.OBJECT:
             return None
@@ -214,6 +226,9 @@ class Control:
             return self._start(name, inode)
         if name == "info":
             return _Text(await self._info(inode))
+        if name == "tensors":
+            assert inode.generation is not None
+            return _Text(await self._tables.table(inode.generation))
         return _Text(await self._root_files[name]())
 
     def _authorise(self, caller: Caller, command: str, path: str) -> None:

@@ -39,6 +39,7 @@ from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.transfer import Copier
@@ -180,7 +181,15 @@ async def _serve(
         }
 
     control = Control(
-        namespace, disk, host, fetcher, residents, options, metrics=metrics.renderer(sources), facts=facts
+        namespace,
+        disk,
+        host,
+        fetcher,
+        residents,
+        TensorTables(disk, fetcher),
+        options,
+        metrics=metrics.renderer(sources),
+        facts=facts,
     )
     cold_opener = ColdOpener(disk, fetcher, residents, mode=options.cold_open)
     siblings = Siblings(namespace, disk, fetcher, residents)

@@ -23,6 +23,7 @@ from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
+from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 
@@ -280,6 +281,7 @@ async def served(
             host,
             fetcher,
             residents,
+            TensorTables(disk, fetcher),
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},

@@ -144,8 +144,10 @@ async def test_new_generation_has_its_own_attributes(serving: Serving, store: Me
 
 async def test_control_directories_list_what_they_hold(server: Server) -> None:
     assert await server.listing(".trims") == ["control", "metrics", "models"]
-    for subject in (".trims/.trims", ".trims/empty", ".trims/net", "net/.trims/params", "net/.trims/.trims"):
-        assert await server.listing(subject) == sorted(["info", *COMMANDS])
+    for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
+        assert await server.listing(directory) == sorted(["info", *COMMANDS])
+    for file in (".trims/empty", "net/.trims/params"):
+        assert await server.listing(file) == sorted(["info", "tensors", *COMMANDS])
     assert await server.listing("net/.trims") == []
 
 
@@ -170,6 +172,7 @@ async def test_every_control_file_is_empty_to_look_at_and_uncached(server: Serve
         ".trims/empty/.trims",
         ".trims/net/params",
         ".trims/.trims/empty",
+        ".trims/net/tensors",
     ],
 )
 async def test_control_file_that_does_not_exist(server: Server, path: str) -> None:

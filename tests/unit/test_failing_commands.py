@@ -18,6 +18,7 @@ from trimsfs.eviction import lru
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
+from trimsfs.tables import TensorTables
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import HostTier
@@ -40,7 +41,8 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         host = HostTier(copier(store).populate, budget=None, policy=lru)
         residents = Residents(tier, host)
         tier.on_removed = residents.withdraw
-        control = Control(namespace, tier, host, fetcher, residents, MountOptions(), metrics=lambda: b"", facts=dict)
+        tables, options = TensorTables(tier, fetcher), MountOptions()
+        control = Control(namespace, tier, host, fetcher, residents, tables, options, metrics=bytes, facts=dict)
         await nursery.start(control.run)
         yield control, store
         nursery.cancel_scope.cancel()

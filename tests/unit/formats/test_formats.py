@@ -1,0 +1,239 @@
+"""Each format gives names, types, shapes and places; what breaks its rules gives one clear error."""
+
+import struct
+import zipfile
+from contextlib import suppress
+
+import pytest
+
+from tests.unit.formats import writers
+from tests.unit.formats.writers import ARRAYS, BIAS, FILES, WEIGHT, Array
+from trimsfs.formats import BufferSource, FormatError, TensorTable, parse
+from trimsfs.formats.source import HEADER_LIMIT
+
+
+def read(data: bytes, name: str = "model") -> TensorTable:
+    return parse(BufferSource(data), name)
+
+
+def error_of(data: bytes, name: str = "model") -> str:
+    with pytest.raises(FormatError) as caught:
+        read(data, name)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def contents(data: bytes, table: TensorTable) -> dict[str, Array]:
+    """What the table says is in a file."""
+    return {
+        tensor.name: Array(tensor.dtype, tensor.shape, data[tensor.offset : tensor.offset + tensor.nbytes])
+        for tensor in table.tensors
+    }
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "npy"])
+def test_every_tensor_is_found_with_its_bytes(kind: str) -> None:
+    name, data = FILES[kind]
+    table = read(data, name)
+    assert table.format == kind
+    assert contents(data, table) == ARRAYS
+    assert table.nbytes == sum(len(array.data) for array in ARRAYS.values())
+
+
+def test_an_npy_file_is_one_tensor_without_a_name() -> None:
+    data = writers.npy()
+    assert contents(data, read(data)) == {"": WEIGHT}
+
+
+def test_the_table_can_be_told_as_json() -> None:
+    data = writers.npy(BIAS)
+    entry = {"name": "", "dtype": "int64", "shape": [3], "offset": len(data) - 24, "nbytes": 24}
+    assert read(data).as_dict() == {"format": "npy", "tensors": [entry]}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_cut_anywhere_gives_an_error_or_fewer_tensors(kind: str) -> None:
+    name, data = FILES[kind]
+    whole = len(read(data, name).tensors)
+    for length in range(len(data)):
+        with suppress(FormatError):
+            assert len(read(data[:length], name).tensors) < whole or kind == "onnx"
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"hello, world", bytes(100), b"PK\x03\x04", b"GGUF", b"\x93NUMPY"])
+def test_what_is_no_model_is_refused(data: bytes) -> None:
+    assert error_of(data)
+
+
+def test_an_unknown_file_names_the_formats_that_are_known() -> None:
+    assert error_of(b"#!/bin/sh\necho a script\n") == (
+        "not a format that is known: MXNet, safetensors, GGUF, npy, npz, PyTorch or ONNX"
+    )
+
+
+# MXNet
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 3])
+def test_every_version_of_mxnet_arrays_is_read(version: int) -> None:
+    data = writers.mxnet(version=version)
+    assert contents(data, read(data)) == ARRAYS
+
+
+def test_mxnet_arrays_without_names_are_numbered() -> None:
+    data = writers.mxnet(named=False)
+    assert list(contents(data, read(data))) == ["0", "1", "2"]
+
+
+def test_an_mxnet_scalar_has_no_dimensions() -> None:
+    scalar = {"x": Array("float32", (), struct.pack("<f", 1.5))}
+    data = writers.mxnet(scalar, version=3)
+    assert contents(data, read(data)) == scalar
+
+
+@pytest.mark.parametrize(
+    ("offset", "layout", "value", "message"),
+    [
+        (16, "<Q", 1 << 60, "arrays are more than it has room for"),
+        (28, "<i", 1, "is sparse"),
+        (32, "<i", 33, "33 dimensions"),
+        (36, "<q", -2, "negative size"),
+        (36, "<q", 1 << 62, "more elements than there can be"),
+        (36, "<q", 1 << 40, "are to follow"),
+        (60, "<i", 99, "unknown dtype 99"),
+    ],
+)
+def test_a_wrong_mxnet_header_is_refused(offset: int, layout: str, value: int, message: str) -> None:
+    data = bytearray(writers.mxnet())
+    struct.pack_into(layout, data, offset, value)
+    assert message in error_of(bytes(data))
+
+
+# safetensors
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"{" * 100_000, "not JSON"),
+        (b'{"a": {"dtype": "F32"}}', "incomplete"),
+        (b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}', "incomplete"),
+        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "incomplete"),
+        (b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F99'"),
+        (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "negative size"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "4 bytes where its shape needs 8"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "are not in a file of"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "are not in a file of|where its shape"),
+    ],
+)
+def test_a_wrong_safetensors_header_is_refused(header: bytes, message: str) -> None:
+    data = struct.pack("<Q", len(header)) + header + bytes(4)
+    if b"[-4, 0]" in header:
+        assert read(data).tensors[0].offset >= 0
+        return
+    assert message in error_of(data)
+
+
+def test_a_header_that_is_too_long_is_not_read() -> None:
+    class Endless:
+        size = 1 << 50
+
+        def read(self, offset: int, count: int) -> bytes:
+            assert count <= HEADER_LIMIT
+            return (struct.pack("<Q", 1 << 40) + b"{" * count)[offset : offset + count]
+
+    with pytest.raises(FormatError, match="longer than 32 MiB"):
+        parse(Endless(), "model.safetensors")
+
+
+# GGUF
+
+
+def test_a_gguf_tensor_of_quantised_blocks_has_their_size() -> None:
+    data = bytearray(writers.gguf({"q": Array("float32", (2, 32), bytes(256))}))
+    at = data.index(struct.pack("<QQIQ", 32, 2, 0, 0)) + 16
+    struct.pack_into("<I", data, at, 2)
+    (tensor,) = read(bytes(data)).tensors
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("q4_0", (2, 32), 36)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"GGUF\x03", b"GGUF\x01", "version 1 is not known"),
+        (struct.pack("<II", 4, 64), struct.pack("<II", 4, 48), "no power of two"),
+        (struct.pack("<IIQ", 9, 8, 2), struct.pack("<IIQ", 9, 99, 2), "unknown type 99"),
+        (struct.pack("<IB", 7, 1), struct.pack("<IB", 77, 1), "unknown type 77"),
+        (struct.pack("<IQ", 27, 64), struct.pack("<IQ", 5, 64), "unknown type 5"),
+        (struct.pack("<IQ", 27, 64), struct.pack("<IQ", 8, 64), "not whole blocks"),
+    ],
+)
+def test_a_wrong_gguf_header_is_refused(old: bytes, new: bytes, message: str) -> None:
+    data = writers.gguf()
+    assert data.count(old) == 1
+    assert message in error_of(data.replace(old, new))
+
+
+# NumPy
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"'<f4'", b"'|O4'", "dtype '|O4' is not mapped"),
+        (b"'<f4'", b"'>f4'", "dtype '>f4' is not mapped"),
+        (b"(2, 3)", b"(2, -3", "no dictionary"),
+        (b"(2, 3)", b"[2, 3]", "incomplete"),
+        (b"False", b"True ", "Fortran order"),
+        (b"\x01\x00v", b"\x03\x00v", "a header of"),
+    ],
+)
+def test_a_wrong_npy_header_is_refused(old: bytes, new: bytes, message: str) -> None:
+    data = writers.npy()
+    assert data.count(old) == 1
+    assert message in error_of(data.replace(old, new))
+
+
+def test_compressed_members_are_not_mapped() -> None:
+    assert "is compressed: save it with numpy.savez" in error_of(writers.npz(compression=zipfile.ZIP_DEFLATED))
+
+
+# PyTorch
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_of_pickles_is_read(protocol: int) -> None:
+    data = writers.torch(protocol=protocol)
+    assert contents(data, read(data)) == ARRAYS
+
+
+def test_tensors_in_dictionaries_are_named_by_all_keys() -> None:
+    data = writers.torch(nested=True)
+    assert set(contents(data, read(data))) == {f"state.{name}" for name in ARRAYS}
+
+
+# ONNX
+
+
+def test_external_tensors_name_their_file() -> None:
+    entries = {"location": "weights/model.bin", "offset": "4096", "length": "24"}
+    (tensor,) = read(writers.onnx({"w": WEIGHT}, external=entries), "model.onnx").tensors
+    assert (tensor.file, tensor.offset, tensor.nbytes) == ("weights/model.bin", 4096, 24)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, "is in '.', which is not below"),
+        ({"location": "/etc/passwd"}, "not below the model"),
+        ({"location": "../other/model.bin"}, "not below the model"),
+        ({"location": "a/../../b"}, "not below the model"),
+        ({"location": "w", "offset": "-1"}, "is no number of bytes"),
+        ({"location": "w", "offset": "9" * 30}, "is no number of bytes"),
+        ({"location": "w", "length": "25"}, "25 bytes where its shape needs 24"),
+    ],
+)
+def test_a_wrong_external_tensor_is_refused(entries: dict[str, str], message: str) -> None:
+    assert message in error_of(writers.onnx({"w": WEIGHT}, external=entries), "model.onnx")

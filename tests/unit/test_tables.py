@@ -1,0 +1,59 @@
+"""What the control surface tells of the tensors in a file."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.unit.formats import writers
+from tests.unit.formats.writers import ARRAYS
+from tests.unit.served import Server, served
+from trimsfs.formats.source import BLOCK
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    models = {f"models/{kind}/{name}": data for kind, (name, data) in writers.FILES.items()}
+    long = writers.safetensors() + bytes(2 * BLOCK)
+    return MemoryStore({**models, "long.safetensors": long, "notes.txt": b"no model at all", "nothing": b""})
+
+
+@pytest.fixture
+async def server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Server]:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+        yield server
+
+
+async def tensors(server: Server, path: str) -> dict[str, Any]:
+    """The table of a file, as the control file and the attribute give it."""
+    directory, _, name = path.rpartition("/")
+    text = await server.content(f"{directory}/.trims/{name}/tensors".removeprefix("/"))
+    assert await server.attribute(path, "tensors") == text.decode()
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+@pytest.mark.parametrize("kind", writers.FILES)
+async def test_a_model_has_a_table_of_its_tensors(server: Server, kind: str) -> None:
+    name, data = writers.FILES[kind]
+    table = await tensors(server, f"models/{kind}/{name}")
+    assert table["format"] == kind
+    for entry in table["tensors"]:
+        array = ARRAYS[entry["name"] or "net.weight"]
+        assert (entry["dtype"], entry["shape"]) == (array.dtype, list(array.shape))
+        assert data[entry["offset"] : entry["offset"] + entry["nbytes"]] == array.data
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "nothing"])
+async def test_what_is_no_model_says_so(server: Server, path: str) -> None:
+    table = await tensors(server, path)
+    assert (table["format"], "not a format that is known" in table["error"]) == (None, True)
+
+
+async def test_a_table_costs_no_more_than_its_header(server: Server, store: MemoryStore, chunk_size: int) -> None:
+    assert chunk_size < BLOCK
+    await tensors(server, "long.safetensors")
+    assert max(store.reads()) < BLOCK

@@ -1,0 +1,86 @@
+"""Zip archives inside a source: ``.npz`` and PyTorch's files."""
+
+import io
+import struct
+import zipfile
+
+from trimsfs.formats.source import HEADER_LIMIT, Source
+from trimsfs.formats.table import FormatError
+
+MAGIC = b"PK\x03\x04"
+_LOCAL_HEADER = 30
+_ENCRYPTED = 1
+
+
+class Archive:
+    """The members of a zip archive. Raises FormatError when it is none, and OSError from the source."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        try:
+            with zipfile.ZipFile(_File(source)) as archive:
+                self._members = archive.infolist()
+        # A list of members that is cut or makes no sense fails in one of these ways.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
+            raise FormatError(f"it is no whole zip archive: {error}") from None
+
+    def members(self) -> list[zipfile.ZipInfo]:
+        """All members, in the archive's order."""
+        return self._members
+
+    def span(self, member: zipfile.ZipInfo) -> range:
+        """Where the bytes of a member that is stored lie in the file."""
+        size = self._source.size
+        if member.flag_bits & _ENCRYPTED:
+            raise FormatError(f"member {member.filename!r} is encrypted")
+        if not 0 <= member.header_offset <= size - _LOCAL_HEADER:
+            raise FormatError(f"member {member.filename!r} lies outside of the file")
+        header = bytes(self._source.read(member.header_offset, _LOCAL_HEADER))
+        name_length, extra_length = struct.unpack("<HH", header[26:])
+        start = member.header_offset + _LOCAL_HEADER + name_length + extra_length
+        if not header.startswith(MAGIC) or not start <= start + member.file_size <= size:
+            raise FormatError(f"member {member.filename!r} lies outside of the file")
+        return range(start, start + member.file_size)
+
+    def read(self, member: zipfile.ZipInfo) -> bytes:
+        """The bytes of a stored member that describes others."""
+        span = self.span(member)
+        if len(span) > HEADER_LIMIT:
+            raise FormatError(f"member {member.filename!r} is longer than {HEADER_LIMIT >> 20} MiB")
+        return bytes(self._source.read(span.start, len(span)))
+
+
+class _File(io.RawIOBase):
+    """A source as a file object for zipfile, which reads no more than a header may be long."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+        self._offset = 0
+        self._taken = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._offset
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._source.size}[whence]
+        if base + offset < 0:
+            raise ValueError("a place before the beginning")
+        self._offset = base + offset
+        return self._offset
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._source.size - self._offset)
+        count = left if size < 0 else min(size, left)
+        self._taken += count
+        if self._taken > HEADER_LIMIT:
+            raise ValueError(f"its list of members is longer than {HEADER_LIMIT >> 20} MiB")
+        data = bytes(self._source.read(self._offset, count)) if count else b""
+        self._offset += count
+        return data

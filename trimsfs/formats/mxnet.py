@@ -1,0 +1,91 @@
+"""MXNet's ``.params``: NDArrays one after the other, each with a header, then their names.
+
+By MXNet 1.9, ``src/ndarray/ndarray.cc``: ``NDArray::Save``, ``NDArray::LegacyLoad``. Sparse arrays are not mapped.
+"""
+
+from collections.abc import Iterator
+
+from trimsfs.formats.source import HEADER_LIMIT, Cursor, Source
+from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
+
+NAME = "mxnet"
+MAGIC = (0x112).to_bytes(8, "little")
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_DENSE = 0
+_MOST_DIMENSIONS = 32
+_LEAST_ENTRY = 8
+"""Bytes that the shortest array takes."""
+_DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "uint8",
+    "int32",
+    "int8",
+    "int64",
+    "bool",
+    "int16",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bfloat16",
+)
+
+
+def parse(source: Source) -> TensorTable:
+    """The table of a ``.params`` file. Arrays without names are called by their numbers.
+
+    Raises FormatError, and OSError from the source.
+    """
+    cursor = Cursor(source)
+    if bytes(cursor.take(8)) != MAGIC:
+        raise FormatError("it does not begin as a list of NDArrays")
+    _, count = cursor.unpack("QQ")
+    if count > min(source.size, HEADER_LIMIT) // _LEAST_ENTRY:
+        raise FormatError(f"{count} arrays are more than it has room for")
+    arrays = [_array(cursor, number) for number in range(count)]
+    named = cursor.number("Q")
+    if named not in {0, count}:
+        raise FormatError(f"{named} names for {count} arrays")
+    names = [cursor.text(cursor.number("Q")) for _ in range(named)] or [str(number) for number in range(count)]
+    return table(NAME, _named(names, arrays), source.size)
+
+
+def _named(names: list[str], arrays: list[Tensor]) -> Iterator[Tensor]:
+    for name, array in zip(names, arrays, strict=True):
+        yield Tensor(name, array.dtype, array.shape, array.offset, array.nbytes)
+
+
+def _array(cursor: Cursor, number: int) -> Tensor:
+    magic = cursor.number("I")
+    if magic in {_V2, _V3}:
+        storage = cursor.number("i")
+        if storage != _DENSE:
+            raise FormatError(f"array {number} is sparse (storage type {storage})")
+        shape = _shape(cursor, cursor.number("i"), "q")
+        # Before there were shapes of none, a shape of no dimensions meant that there is no array.
+        nothing = not shape if magic == _V2 else shape is None
+    elif magic == _V1:
+        shape = _shape(cursor, cursor.number("I"), "q")
+        nothing = not shape
+    else:  # the oldest have no magic: it is the number of dimensions
+        shape = _shape(cursor, magic, "I")
+        nothing = not shape
+    if nothing or shape is None:
+        raise FormatError(f"array {number} is empty")
+    cursor.skip(8)  # the device that it was on
+    kind = cursor.number("i")
+    if not 0 <= kind < len(_DTYPES):
+        raise FormatError(f"array {number}: unknown dtype {kind}")
+    tensor = dense(str(number), _DTYPES[kind], shape, cursor.offset)
+    cursor.skip(tensor.nbytes)
+    return tensor
+
+
+def _shape(cursor: Cursor, dimensions: int, layout: str) -> tuple[int, ...] | None:
+    """The next shape; None where it is not known."""
+    if dimensions == -1:
+        return None
+    if not 0 <= dimensions <= _MOST_DIMENSIONS:
+        raise FormatError(f"{dimensions} dimensions at {cursor.offset}")
+    return cursor.unpack(f"{dimensions}{layout}") if dimensions else ()

@@ -1,0 +1,245 @@
+"""Reading a pickle without running it: what is called stays a description of the call.
+
+By the opcodes of ``pickletools``. Nothing is imported, and nothing is hashed that the pickle chose.
+"""
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trimsfs.formats.table import FormatError
+
+MEMO_LIMIT = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Something of a module, not imported: ``torch.FloatStorage``."""
+
+    text: str
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call that is not made."""
+
+    function: Any
+    arguments: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """What the writer keeps outside of the pickle."""
+
+    identity: Any
+
+
+@dataclass(slots=True, eq=False)
+class Items:
+    """A list, set or dictionary: its elements, or pairs of keys and values."""
+
+    pairs: bool
+    elements: list[Any] = field(default_factory=list)
+
+
+def describe(data: bytes) -> Any:
+    """What a pickle holds: plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
+
+    Raises FormatError for what is no pickle.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            machine.step(opcode.name, argument)
+        (value,) = machine.stack
+    # All that genops and the steps below raise for opcodes and arguments that make no sense.
+    except (ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        raise FormatError(f"its pickle cannot be read: {error}") from None
+    return value
+
+
+class _Machine:
+    """The stack and the memo of the machine that a pickle is a program for."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in _LITERALS:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _TUPLES:
+            self._tuple(_TUPLES[name])
+        else:
+            step = self._STEPS.get(name)
+            if step is None:
+                raise ValueError(f"opcode {name} is not known")
+            step(self, argument)
+
+    def _pop(self, count: int) -> list[Any]:
+        """The last *count* values above the last mark."""
+        keep = len(self.stack) - count
+        if keep < (self._marks[-1] if self._marks else 0):
+            raise ValueError("too few values")
+        taken = self.stack[keep:]
+        del self.stack[keep:]
+        return taken
+
+    def _pop_mark(self) -> list[Any]:
+        """All values above the last mark, which goes."""
+        begin = self._marks.pop()
+        taken = self.stack[begin:]
+        del self.stack[begin:]
+        return taken
+
+    def _top(self) -> Any:
+        (value,) = self._pop(1)
+        self.stack.append(value)
+        return value
+
+    def _nothing(self, _: Any) -> None:
+        pass
+
+    def _mark(self, _: Any) -> None:
+        self._marks.append(len(self.stack))
+
+    def _drop(self, _: Any) -> None:
+        self._pop(1)
+
+    def _drop_mark(self, _: Any) -> None:
+        self._pop_mark()
+
+    def _duplicate(self, _: Any) -> None:
+        self.stack.append(self._top())
+
+    def _global(self, argument: str) -> None:
+        self.stack.append(Name(argument.replace(" ", ".")))
+
+    def _stack_global(self, _: Any) -> None:
+        module, name = self._pop(2)
+        self.stack.append(Name(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""))
+
+    def _call(self, _: Any) -> None:
+        function, arguments = self._pop(2)
+        dictionary = isinstance(function, Name) and function.text in _DICTIONARIES
+        self.stack.append(Items(pairs=True) if dictionary else Call(function, arguments))
+
+    def _call_with_names(self, _: Any) -> None:
+        function, arguments, _names = self._pop(3)
+        self.stack.append(Call(function, arguments))
+
+    def _state(self, _: Any) -> None:
+        self._pop(1)  # what an object would make of it is its own affair
+
+    def _reference(self, argument: Any) -> None:
+        self.stack.append(Reference(argument))
+
+    def _reference_on_stack(self, _: Any) -> None:
+        self.stack.append(Reference(self._pop(1)[0]))
+
+    def _tuple(self, count: int) -> None:
+        self.stack.append(tuple(self._pop(count)))
+
+    def _tuple_of_mark(self, _: Any) -> None:
+        self.stack.append(tuple(self._pop_mark()))
+
+    def _empty_list(self, _: Any) -> None:
+        self.stack.append(Items(pairs=False))
+
+    def _empty_dict(self, _: Any) -> None:
+        self.stack.append(Items(pairs=True))
+
+    def _list_of_mark(self, _: Any) -> None:
+        self.stack.append(Items(pairs=False, elements=self._pop_mark()))
+
+    def _dict_of_mark(self, _: Any) -> None:
+        self.stack.append(Items(pairs=True, elements=_paired(self._pop_mark())))
+
+    def _append(self, _: Any) -> None:
+        (value,) = self._pop(1)
+        self._extend([value])
+
+    def _append_mark(self, _: Any) -> None:
+        self._extend(self._pop_mark())
+
+    def _set_item(self, _: Any) -> None:
+        self._extend(_paired(self._pop(2)))
+
+    def _set_items(self, _: Any) -> None:
+        self._extend(_paired(self._pop_mark()))
+
+    def _extend(self, elements: list[Any]) -> None:
+        container = self._top()
+        if isinstance(container, Items):
+            container.elements.extend(elements)
+        elif not isinstance(container, Call):  # what a call would make takes them, or not
+            raise ValueError("elements for what is no container")
+
+    def _remember(self, argument: int | None) -> None:
+        index = len(self._memo) if argument is None else argument
+        if not 0 <= index < MEMO_LIMIT:
+            raise ValueError(f"a memo of {index}")
+        self._memo[index] = self._top()
+
+    def _recall(self, argument: int) -> None:
+        if argument not in self._memo:
+            raise ValueError(f"nothing was remembered as {argument}")
+        self.stack.append(self._memo[argument])
+
+    _STEPS: ClassVar[dict[str, Callable[["_Machine", Any], None]]] = {
+        "PROTO": _nothing,
+        "FRAME": _nothing,
+        "STOP": _nothing,
+        "MARK": _mark,
+        "POP": _drop,
+        "POP_MARK": _drop_mark,
+        "DUP": _duplicate,
+        "GLOBAL": _global,
+        "STACK_GLOBAL": _stack_global,
+        "REDUCE": _call,
+        "NEWOBJ": _call,
+        "NEWOBJ_EX": _call_with_names,
+        "BUILD": _state,
+        "PERSID": _reference,
+        "BINPERSID": _reference_on_stack,
+        "TUPLE": _tuple_of_mark,
+        "EMPTY_LIST": _empty_list,
+        "EMPTY_SET": _empty_list,
+        "EMPTY_DICT": _empty_dict,
+        "LIST": _list_of_mark,
+        "FROZENSET": _list_of_mark,
+        "DICT": _dict_of_mark,
+        "APPEND": _append,
+        "APPENDS": _append_mark,
+        "ADDITEMS": _append_mark,
+        "SETITEM": _set_item,
+        "SETITEMS": _set_items,
+        "PUT": _remember,
+        "BINPUT": _remember,
+        "LONG_BINPUT": _remember,
+        "MEMOIZE": _remember,
+        "GET": _recall,
+        "BINGET": _recall,
+        "LONG_BINGET": _recall,
+    }
+
+
+_LITERALS = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_DICTIONARIES = frozenset({"collections.OrderedDict", "collections.defaultdict"})
+
+
+def _paired(values: list[Any]) -> list[Any]:
+    """Pairs of keys and values that follow each other."""
+    return list(zip(values[::2], values[1::2], strict=True))

@@ -1,0 +1,121 @@
+"""What a model file holds: its tensors and where their bytes are."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class FormatError(ValueError):
+    """A file that is not of a known format, or breaks the rules of its own."""
+
+
+DTYPE_BITS: dict[str, int] = {
+    "bool": 8,
+    "uint8": 8,
+    "int8": 8,
+    "uint16": 16,
+    "int16": 16,
+    "uint32": 32,
+    "int32": 32,
+    "uint64": 64,
+    "int64": 64,
+    "float16": 16,
+    "bfloat16": 16,
+    "float32": 32,
+    "float64": 64,
+    "complex64": 64,
+    "complex128": 128,
+    "float8_e4m3fn": 8,
+    "float8_e4m3fnuz": 8,
+    "float8_e5m2": 8,
+    "float8_e5m2fnuz": 8,
+    "float8_e8m0fnu": 8,
+    "float6_e2m3fn": 6,
+    "float6_e3m2fn": 6,
+    "float4_e2m1fn": 4,
+    "uint4": 4,
+    "int4": 4,
+}
+"""Bits of an element, by the names that numpy and ml_dtypes use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor in C order: ``nbytes`` bytes at ``offset`` of ``file``, which is None for the model file itself.
+
+    ``file`` is a relative path below the directory of the model file. ``dtype`` is a key of DTYPE_BITS or, for blocks
+    of quantised weights, GGUF's name in lower case.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTable:
+    """The tensors of one model file, in the file's own order."""
+
+    format: str
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def as_dict(self) -> dict[str, object]:
+        """The table as JSON has it."""
+        return {
+            "format": self.format,
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    "offset": tensor.offset,
+                    "nbytes": tensor.nbytes,
+                }
+                | ({} if tensor.file is None else {"file": tensor.file})
+                for tensor in self.tensors
+            ],
+        }
+
+
+def dense(name: str, dtype: str, shape: Iterable[int], offset: int, *, file: str | None = None) -> Tensor:
+    """A tensor whose size follows from its dtype and shape. Raises FormatError for an unknown dtype."""
+    bits = DTYPE_BITS.get(dtype)
+    if bits is None:
+        raise FormatError(f"tensor {name!r}: unknown dtype {dtype!r}")
+    sizes = checked_shape(name, shape)
+    return Tensor(name, dtype, sizes, offset, -(-math.prod(sizes) * bits // 8), file)
+
+
+def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
+    """A shape of a tensor that can exist. Raises FormatError."""
+    sizes = tuple(shape)
+    elements = 1
+    for size in sizes:
+        if size < 0:
+            raise FormatError(f"tensor {name!r}: negative size {size}")
+        elements *= max(1, size)
+        if elements >= 1 << 63:
+            raise FormatError(f"tensor {name!r}: more elements than there can be")
+    return sizes
+
+
+def table(name: str, tensors: Iterable[Tensor], size: int) -> TensorTable:
+    """A table whose tensors lie inside a file of *size* bytes and have names of their own. Raises FormatError."""
+    checked = tuple(tensors)
+    for tensor in checked:
+        if tensor.file is None and not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= size:
+            raise FormatError(
+                f"tensor {tensor.name!r}: its bytes [{tensor.offset}, {tensor.offset + tensor.nbytes}) "
+                f"are not in a file of {size}"
+            )
+    if len({tensor.name for tensor in checked}) != len(checked):
+        raise FormatError("two tensors have one name")
+    return TensorTable(name, checked)

@@ -1,0 +1,67 @@
+"""Tensor tables of model files, as JSON: parsed when asked for, of what has to be fetched for that and no more."""
+
+import json
+import logging
+from collections import OrderedDict
+
+import trio
+
+from trimsfs.fetch import Fetcher
+from trimsfs.formats import FormatError, parse
+from trimsfs.formats.source import Bytes
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2
+REMEMBERED = 64
+"""Tables that are kept."""
+
+
+class TensorTables:
+    """What tensors the files of a mount hold."""
+
+    def __init__(self, disk: DiskTier, fetcher: Fetcher) -> None:
+        self._disk = disk
+        self._fetcher = fetcher
+        self._limiter = trio.CapacityLimiter(AT_ONCE)
+        self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    async def table(self, generation: Generation) -> bytes:
+        """The table of a file as JSON; of one that has none, why. Raises what a read does."""
+        key = (generation.key, generation.etag)
+        found = self._known.get(key)
+        if found is None:
+            async with self._disk.using(generation) as blob:
+                source = _BlobSource(blob, self._fetcher)
+                found = await trio.to_thread.run_sync(_parsed, source, limiter=self._limiter)
+        self._known[key] = found
+        self._known.move_to_end(key)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return found
+
+
+class _BlobSource:
+    """The bytes of a blob, for a thread."""
+
+    def __init__(self, blob: Blob, fetcher: Fetcher) -> None:
+        self._blob = blob
+        self._fetcher = fetcher
+        self.name = blob.generation.key
+        self.size = blob.generation.size
+
+    def read(self, offset: int, count: int) -> Bytes:
+        if count == 0:
+            return b""
+        return trio.from_thread.run(self._fetcher.read, self._blob, offset, offset + count)
+
+
+def _parsed(source: _BlobSource) -> bytes:
+    try:
+        found = parse(source, source.name).as_dict()
+    except FormatError as error:
+        found = {"format": None, "error": str(error)}
+    return json.dumps(found).encode()
