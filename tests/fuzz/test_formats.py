@@ -21,7 +21,7 @@ def fuzz(kind: str, count: int, timeout_s: float) -> None:
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_few_damaged_files(kind: str) -> None:
-    fuzz(kind, 5_000, timeout_s=60)
+    fuzz(kind, 20_000, timeout_s=60)
 
 
 @pytest.mark.slow

@@ -161,20 +161,20 @@ class _Machine:
 
     def _append(self, _: Any) -> None:
         (value,) = self._pop(1)
-        self._extend([value])
+        self._extend([value], pairs=False)
 
     def _append_mark(self, _: Any) -> None:
-        self._extend(self._pop_mark())
+        self._extend(self._pop_mark(), pairs=False)
 
     def _set_item(self, _: Any) -> None:
-        self._extend(_paired(self._pop(2)))
+        self._extend(_paired(self._pop(2)), pairs=True)
 
     def _set_items(self, _: Any) -> None:
-        self._extend(_paired(self._pop_mark()))
+        self._extend(_paired(self._pop_mark()), pairs=True)
 
-    def _extend(self, elements: list[Any]) -> None:
+    def _extend(self, elements: list[Any], *, pairs: bool) -> None:
         container = self._top()
-        if isinstance(container, Items):
+        if isinstance(container, Items) and container.pairs == pairs:
             container.elements.extend(elements)
         elif not isinstance(container, Call):  # what a call would make takes them, or not
             raise ValueError("elements for what is no container")

@@ -17,6 +17,7 @@ NAME = "torch"
 PICKLE = "/data.pkl"
 _NESTED_LIMIT = 32
 _NAME_LIMIT = 4096
+_KEY_LIMIT = 1 << 64
 _STORAGES = {
     "torch.BoolStorage": "bool",
     "torch.ByteStorage": "uint8",
@@ -81,7 +82,12 @@ def _children(value: "Items | tuple[Any, ...]") -> list[tuple[Any, Any]]:
         return list(enumerate(value))
     if not value.pairs:
         return list(enumerate(value.elements))
-    return [(key, inner) for key, inner in value.elements if isinstance(key, str | int)]
+    # A number that is too long cannot even be written.
+    return [
+        (key, inner)
+        for key, inner in value.elements
+        if isinstance(key, str) or (isinstance(key, int) and abs(key) < _KEY_LIMIT)
+    ]
 
 
 class _Storages:

@@ -1,5 +1,6 @@
 """Each format gives names, types, shapes and places; what breaks its rules gives one clear error."""
 
+import io
 import struct
 import zipfile
 from contextlib import suppress
@@ -212,6 +213,39 @@ def test_every_protocol_of_pickles_is_read(protocol: int) -> None:
 def test_tensors_in_dictionaries_are_named_by_all_keys() -> None:
     data = writers.torch(nested=True)
     assert set(contents(data, read(data))) == {f"state.{name}" for name in ARRAYS}
+
+
+def in_archive(pickled: bytes) -> bytes:
+    """A PyTorch file with that pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"\x80\x02}K\x01a.", "elements for what is no container"),
+        (b"\x80\x02]K\x01K\x02s.", "elements for what is no container"),
+        (b"\x80\x02K\x01K\x02u.", "cannot be read"),
+        (b"\x80\x02(K\x01K\x02K\x03d.", "cannot be read"),
+        (b"\x80\x02}r\xff\xff\xff\xff0.", "cannot be read"),
+        (b"\x80\x02h\x07.", "nothing was remembered as 7"),
+        (b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R.", "no dictionary of tensors"),
+        (b"\x80\x02}.", "no dictionary of tensors"),
+        (b"\x80\x02} \x8b\x00\x08\x00\x00" + b"\x01" * 2048 + b"K\x01s.", "cannot be read"),
+        (b"\x80\x02}\x8b\x00\x08\x00\x00" + b"\x01" * 2048 + b"K\x01s.", "no dictionary of tensors"),
+    ],
+)
+def test_a_pickle_is_never_run(pickled: bytes, message: str) -> None:
+    assert message in error_of(in_archive(pickled))
+
+
+def test_a_pickle_of_containers_in_each_other_is_read_in_time() -> None:
+    doubling = b"\x80\x02]q\x000" + b"".join(b"](h%ch%ceq%c0" % (n, n, n + 1) for n in range(200)) + b"h\xc8."
+    assert "no dictionary of tensors" in error_of(in_archive(doubling))
 
 
 # ONNX
