@@ -1,11 +1,11 @@
 """The machine: what it is, its memory, and what processes cost it."""
 
-import mmap
 import os
 import platform
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -17,15 +17,13 @@ from types import TracebackType
 from typing import Self
 
 from tests.benchmarks.contenders import Mount
+from tests.services import SCRATCH
 
 SAMPLE_INTERVAL_S = 0.1
-BACKED_S = 0.25
-COPIES = 12
-"""Of each byte: the worst contender caches three, and the kernel does not take first what was freed last."""
-LEAST_BACKED = 5 << 30
-"""For a large file: what is free and has not been given back lies among what has."""
-LARGE = 128 << 20
-_MADV_POPULATE_WRITE = 23
+COPIES = 4
+"""Of each byte: the worst contender caches three."""
+PIECE = 2 << 20
+"""Bytes that the kernel caches in one huge page."""
 
 
 def facts() -> dict[str, str | int]:
@@ -48,22 +46,12 @@ def back_memory(size: int) -> None:
     """Have free memory for *size* bytes to be cached, which the host of a virtual machine has really given to it.
 
     A host that takes free pages back gives them again one by one, at a tenth of the speed of memory. Whoever happened
-    to get such pages for what it caches would measure that.
+    to get such pages for what it caches would measure that. The kernel gives first what a deleted file has left.
     """
-    if size == 0:
-        return
-    amount = max(COPIES * size, LEAST_BACKED if size >= LARGE else 0)
-    with mmap.mmap(-1, min(amount, _available_bytes() // 2)) as mapping:
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-        mapping.madvise(_MADV_POPULATE_WRITE)
-    # What was freed can be had by all processors a moment later.
-    time.sleep(BACKED_S)
-
-
-def _available_bytes() -> int:
-    """How much memory can be had without swapping."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    piece = os.urandom(min(size, PIECE))
+    with tempfile.TemporaryFile(dir=SCRATCH, buffering=0) as file:
+        for _ in range(-(-COPIES * size // PIECE)):
+            file.write(piece)
 
 
 def own_memory_bytes(pids: Iterable[int], cache: Path) -> int:
