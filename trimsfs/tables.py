@@ -16,8 +16,8 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2
-REMEMBERED = 64
-"""Tables that are kept."""
+REMEMBERED, LONGEST_REMEMBERED = 64, 1 << 20
+"""Tables that are kept, and the bytes of the longest of them."""
 
 
 class TensorTables:
@@ -37,10 +37,11 @@ class TensorTables:
             async with self._disk.using(generation) as blob:
                 source = _BlobSource(blob, self._fetcher)
                 found = await trio.to_thread.run_sync(_parsed, source, limiter=self._limiter)
-        self._known[key] = found
-        self._known.move_to_end(key)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        if len(found) <= LONGEST_REMEMBERED:
+            self._known[key] = found
+            self._known.move_to_end(key)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
         return found
 
 

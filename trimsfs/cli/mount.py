@@ -112,8 +112,11 @@ def _check_apart(mountpoint: Path, options: MountOptions) -> None:
 def _warn_of_full_disk(options: MountOptions) -> None:
     """Say so when models will not be kept for want of space."""
     assert options.cache_dir is not None
-    place = next(place for place in (options.cache_dir, *options.cache_dir.parents) if place.is_dir())
-    status = os.statvfs(place)
+    try:
+        place = next(place for place in (options.cache_dir, *options.cache_dir.parents) if place.is_dir())
+        status = os.statvfs(place)
+    except OSError:
+        return  # whoever needs it will tell
     available = status.f_bavail * status.f_frsize
     if available <= options.min_free:
         click.echo(

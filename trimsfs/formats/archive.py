@@ -7,6 +7,8 @@ import zipfile
 from trimsfs.formats.source import HEADER_LIMIT, Source
 from trimsfs.formats.table import FormatError
 
+MEMBER_LIMIT = 16 << 20
+"""Most bytes of a member that describes others."""
 MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = 30
 _ENCRYPTED = 1
@@ -45,8 +47,8 @@ class Archive:
     def read(self, member: zipfile.ZipInfo) -> bytes:
         """The bytes of a stored member that describes others."""
         span = self.span(member)
-        if len(span) > HEADER_LIMIT:
-            raise FormatError(f"member {member.filename!r} is longer than {HEADER_LIMIT >> 20} MiB")
+        if len(span) > MEMBER_LIMIT:
+            raise FormatError(f"member {member.filename!r} is longer than {MEMBER_LIMIT >> 20} MiB")
         return bytes(self._source.read(span.start, len(span)))
 
 

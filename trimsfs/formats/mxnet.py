@@ -10,8 +10,12 @@ from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
 
 NAME = "mxnet"
 MAGIC = (0x112).to_bytes(8, "little")
-_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_V1, _V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DENSE = 0
+FIRST_ARRAY = 24
+"""Where the first array begins, if there is any."""
+BEHIND_DEVICE = 12
+"""Bytes from where an array's header tells the type of device that it was on to the array's own."""
 _MOST_DIMENSIONS = 32
 _LEAST_ENTRY = 8
 """Bytes that the shortest array takes."""
@@ -48,7 +52,7 @@ def parse(source: Source) -> TensorTable:
     if named not in {0, count}:
         raise FormatError(f"{named} names for {count} arrays")
     names = [cursor.text(cursor.number("Q")) for _ in range(named)] or [str(number) for number in range(count)]
-    return table(NAME, _named(names, arrays), source.size)
+    return table(NAME, _named(names, arrays), source.size, named=named > 0 or count == 0)
 
 
 def _named(names: list[str], arrays: list[Tensor]) -> Iterator[Tensor]:
@@ -58,7 +62,7 @@ def _named(names: list[str], arrays: list[Tensor]) -> Iterator[Tensor]:
 
 def _array(cursor: Cursor, number: int) -> Tensor:
     magic = cursor.number("I")
-    if magic in {_V2, _V3}:
+    if magic in {_V2, V3}:
         storage = cursor.number("i")
         if storage != _DENSE:
             raise FormatError(f"array {number} is sparse (storage type {storage})")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from trimsfs.formats.archive import Archive
 from trimsfs.formats.source import Cursor, Source
-from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
+from trimsfs.formats.table import FormatError, Tensor, TensorTable, checked_shape, dense, table
 
 NPY, NPZ = "npy", "npz"
 MAGIC = b"\x93NUMPY"
 SUFFIX = ".npy"
-_LONGEST = 64 << 10
+_LONGEST = 4 << 10
 _DTYPES = {
     "b1": "bool",
     "u1": "uint8",
@@ -45,13 +45,14 @@ def parse_npz(source: Source, archive: Archive) -> TensorTable:
 
 
 def _members(source: Source, archive: Archive) -> Iterator[Tensor]:
+    cursor = Cursor(source)
     for member in archive.members():
         if not member.filename.endswith(SUFFIX):
             raise FormatError(f"member {member.filename!r} is no array")
         if member.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"member {member.filename!r} is compressed: save it with numpy.savez")
         span = archive.span(member)
-        tensor = _array(member.filename.removesuffix(SUFFIX), Cursor(source, span.start))
+        tensor = _array(member.filename.removesuffix(SUFFIX), cursor.at(span.start))
         if tensor.offset + tensor.nbytes > span.stop:
             raise FormatError(f"member {member.filename!r} is shorter than its array")
         yield tensor
@@ -64,19 +65,18 @@ def _array(name: str, cursor: Cursor) -> Tensor:
     length = cursor.number("H" if major == 1 else "I")
     if length > _LONGEST:
         raise FormatError(f"array {name!r}: a header of {length} bytes")
+    text = cursor.text(length)
     try:
-        header = ast.literal_eval(cursor.text(length).strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        header = ast.literal_eval(text.strip())
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
         raise FormatError(f"array {name!r}: its header is no dictionary") from None
     match header:
-        case {"descr": str(descr), "fortran_order": bool(fortran), "shape": tuple(shape)} if all(
-            type(size) is int for size in shape
-        ):
-            pass
+        case {"descr": str(descr), "fortran_order": bool(fortran), "shape": tuple(shape)}:
+            sizes = checked_shape(name, shape)
         case _:
             raise FormatError(f"array {name!r}: of a structured type, or its header is incomplete")
-    if fortran and sum(size > 1 for size in shape) > 1:
+    if fortran and sum(size > 1 for size in sizes) > 1:
         raise FormatError(f"array {name!r} is in Fortran order")
     if descr[:1] not in _NATIVE or descr[1:] not in _DTYPES:
         raise FormatError(f"array {name!r}: dtype {descr!r} is not mapped")
-    return dense(name, _DTYPES[descr[1:]], shape, cursor.offset)
+    return dense(name, _DTYPES[descr[1:]], sizes, cursor.offset)

@@ -52,10 +52,10 @@ def parse(source: Source) -> TensorTable:
     if len(graphs) != 1:
         raise FormatError("it is no ONNX model: it holds no graph")
     tensors: list[Tensor] = []
-    cursor = Cursor(source, graphs[0].start)
+    cursor = cursor.at(graphs[0].start)
     for number, span in _fields(cursor, graphs[0].stop, entered=_INITIALIZER):
         if number == _INITIALIZER and isinstance(span, range):
-            tensor = _tensor(source, cursor, span)
+            tensor = _tensor(cursor, span)
             if tensor is not None:
                 tensors.append(tensor)
     return table(NAME, tensors, source.size)
@@ -98,7 +98,7 @@ def _varint(cursor: Cursor) -> int:
     raise FormatError(f"a number at {cursor.offset} is too long")
 
 
-def _tensor(source: Source, cursor: Cursor, span: range) -> Tensor | None:
+def _tensor(cursor: Cursor, span: range) -> Tensor | None:
     """The tensor of a TensorProto, which the cursor then is behind; None when its bytes are not raw."""
     name, dtype, location = "", 0, 0
     shape: list[int] = []
@@ -106,18 +106,18 @@ def _tensor(source: Source, cursor: Cursor, span: range) -> Tensor | None:
     external: dict[str, str] = {}
     for number, value in _fields(cursor, span.stop):
         if number == _DIMS:
-            shape += [value] if isinstance(value, int) else _packed(source, value)
+            shape += [value] if isinstance(value, int) else _packed(cursor.at(value.start), value.stop)
             if len(shape) > _MOST_DIMENSIONS:
                 raise FormatError(f"tensor at {span.start}: too many dimensions")
         elif isinstance(value, int):
             dtype = value if number == _DATA_TYPE else dtype
             location = value if number == _LOCATION else location
         elif number == _NAME:
-            name = _text(source, value)
+            name = cursor.at(value.start).text(len(value))
         elif number == _RAW_DATA:
             raw = value
         elif number == _EXTERNAL_DATA:
-            external |= [_entry(source, value)]
+            external |= [_entry(cursor.at(value.start), value.stop)]
     if location == _EXTERNAL:
         return _external(name, _DTYPES.get(dtype, str(dtype)), shape, external)
     if raw is None:
@@ -145,23 +145,18 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _entry(source: Source, span: range) -> tuple[str, str]:
+def _entry(cursor: Cursor, stop: int) -> tuple[str, str]:
     """The key and value of a StringStringEntryProto."""
     found = {_KEY: "", _VALUE: ""}
-    for number, value in _fields(Cursor(source, span.start), span.stop):
+    for number, value in _fields(cursor, stop):
         if number in found and isinstance(value, range):
-            found[number] = _text(source, value)
+            found[number] = cursor.at(value.start).text(len(value))
     return found[_KEY], found[_VALUE]
 
 
-def _packed(source: Source, span: range) -> list[int]:
+def _packed(cursor: Cursor, stop: int) -> list[int]:
     """Numbers that follow each other."""
-    cursor = Cursor(source, span.start)
     numbers: list[int] = []
-    while cursor.offset < span.stop and len(numbers) <= _MOST_DIMENSIONS:
+    while cursor.offset < stop and len(numbers) <= _MOST_DIMENSIONS:
         numbers.append(_varint(cursor))
     return numbers
-
-
-def _text(source: Source, span: range) -> str:
-    return Cursor(source, span.start).text(len(span))

@@ -57,12 +57,12 @@ def _tensors(header: dict[str, Any], base: int) -> Iterator[Tensor]:
         if name == "__metadata__":
             continue
         match entry:
-            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-                type(size) is int for size in shape
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+                0 <= begin <= end < 1 << 63
             ):
                 tensor = dense(name, _DTYPES.get(dtype, dtype), shape, base + begin)
             case _:
-                raise FormatError(f"tensor {name!r}: its entry in the header is incomplete")
+                raise FormatError(f"tensor {name!r}: its entry in the header is not complete or impossible")
         if end - begin != tensor.nbytes:
             raise FormatError(f"tensor {name!r}: {end - begin} bytes where its shape needs {tensor.nbytes}")
         yield tensor

@@ -7,6 +7,7 @@ from trimsfs.formats.table import FormatError
 
 HEADER_LIMIT = 32 << 20
 """Most bytes that all that describes the tensors of a file may take."""
+COST = 16
 BLOCK = 64 << 10
 """Bytes read at a time."""
 
@@ -38,22 +39,29 @@ class BufferSource:
 
 
 class Cursor:
-    """Reads on from a place in a source, block by block. Raises FormatError at the end and at HEADER_LIMIT."""
+    """Reads on from a place in a source, block by block.
+
+    Raises FormatError at the end of the source, and when all that was taken, also by the cursors made with `at`, comes
+    to more than HEADER_LIMIT; each piece counts for COST bytes more than it has, so that the time is bounded as well.
+    """
 
     def __init__(self, source: Source, offset: int = 0) -> None:
         self._source = source
+        self._budget = _Budget(HEADER_LIMIT)
         self._block: Bytes = b""
         self._block_offset = 0
-        self._taken = 0
         self.offset = offset
+
+    def at(self, offset: int) -> "Cursor":
+        """A cursor at another place, under the same limit."""
+        other = Cursor(self._source, offset)
+        other._budget, other._block, other._block_offset = self._budget, self._block, self._block_offset
+        return other
 
     def take(self, count: int) -> Bytes:
         """The next *count* bytes."""
-        if not 0 <= count <= self._source.size - self.offset:
-            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._source.size}")
-        self._taken += count
-        if self._taken > HEADER_LIMIT:
-            raise FormatError(f"its header is longer than {HEADER_LIMIT >> 20} MiB")
+        self._check(count)
+        self._budget.spend(count + COST)
         begin = self.offset - self._block_offset
         if begin < 0 or begin + count > len(self._block):
             length = min(max(count, BLOCK), self._source.size - self.offset)
@@ -63,9 +71,12 @@ class Cursor:
 
     def skip(self, count: int) -> None:
         """Go on after *count* bytes that need not be read."""
+        self._check(count)
+        self.offset += count
+
+    def _check(self, count: int) -> None:
         if not 0 <= count <= self._source.size - self.offset:
             raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._source.size}")
-        self.offset += count
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         """The next integers, little-endian, by a format of struct."""
@@ -81,3 +92,15 @@ class Cursor:
             return str(self.take(length), "utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"the name at {self.offset - length} is not UTF-8") from None
+
+
+class _Budget:
+    """How much may still be taken."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise FormatError(f"what describes its tensors is longer than {HEADER_LIMIT >> 20} MiB")

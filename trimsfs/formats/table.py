@@ -39,6 +39,10 @@ DTYPE_BITS: dict[str, int] = {
 """Bits of an element, by the names that numpy and ml_dtypes use."""
 
 
+MOST_DIMENSIONS = 64
+MOST_TENSORS = 1 << 17
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor in C order: ``nbytes`` bytes at ``offset`` of ``file``, which is None for the model file itself.
@@ -57,10 +61,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class TensorTable:
-    """The tensors of one model file, in the file's own order."""
+    """The tensors of one model file, in the file's own order; those of a list are *named* for their places."""
 
     format: str
     tensors: tuple[Tensor, ...]
+    named: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -97,20 +102,25 @@ def dense(name: str, dtype: str, shape: Iterable[int], offset: int, *, file: str
 def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     """A shape of a tensor that can exist. Raises FormatError."""
     sizes = tuple(shape)
+    if len(sizes) > MOST_DIMENSIONS:
+        raise FormatError(f"tensor {name!r}: {len(sizes)} dimensions")
     elements = 1
     for size in sizes:
-        if size < 0:
-            raise FormatError(f"tensor {name!r}: negative size {size}")
+        if type(size) is not int or not 0 <= size < 1 << 63:
+            raise FormatError(f"tensor {name!r}: an impossible size")
         elements *= max(1, size)
-        if elements >= 1 << 63:
-            raise FormatError(f"tensor {name!r}: more elements than there can be")
+    if elements >= 1 << 63:
+        raise FormatError(f"tensor {name!r}: more elements than there can be")
     return sizes
 
 
-def table(name: str, tensors: Iterable[Tensor], size: int) -> TensorTable:
+def table(name: str, tensors: Iterable[Tensor], size: int, *, named: bool = True) -> TensorTable:
     """A table whose tensors lie inside a file of *size* bytes and have names of their own. Raises FormatError."""
-    checked = tuple(tensors)
-    for tensor in checked:
+    checked: list[Tensor] = []
+    for tensor in tensors:
+        if len(checked) == MOST_TENSORS:
+            raise FormatError(f"more than {MOST_TENSORS} tensors")
+        checked.append(tensor)
         if tensor.file is None and not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= size:
             raise FormatError(
                 f"tensor {tensor.name!r}: its bytes [{tensor.offset}, {tensor.offset + tensor.nbytes}) "
@@ -118,4 +128,4 @@ def table(name: str, tensors: Iterable[Tensor], size: int) -> TensorTable:
             )
     if len({tensor.name for tensor in checked}) != len(checked):
         raise FormatError("two tensors have one name")
-    return TensorTable(name, checked)
+    return TensorTable(name, tuple(checked), named)

@@ -51,43 +51,55 @@ def parse(source: Source, archive: Archive) -> TensorTable:
     if order is not None and archive.read(order) != b"little":
         raise FormatError("its tensors are not little-endian")
     storages = _Storages(archive, members, f"{prefix}/data/")
-    found = [storages.tensor(name, call) for name, call in _tensors(describe(archive.read(members[pickles[0]])))]
-    if not found:
+    described = describe(archive.read(members[pickles[0]]))
+    found = table(NAME, (storages.tensor(name, call) for name, call in _tensors(described)), source.size)
+    if not found.tensors:
         raise FormatError("it holds no dictionary of tensors")
-    return table(NAME, found, source.size)
+    return found
 
 
 def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
-    """The calls that make tensors, by name; what is in two places is named for the first unless it is a tensor."""
+    """The calls that make tensors, by name; a container that is in two places is looked into once."""
     seen: set[int] = set()
-    left: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    left: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     while left:
-        path, value = left.pop()
-        if isinstance(value, Call) and isinstance(value.function, Name):
-            name = ".".join(path)
+        path, children = left[-1]
+        found = next(children, None)
+        if found is None:
+            left.pop()
+            continue
+        key, value = found
+        place = path if key is None else (*path, str(key))
+        if isinstance(value, Call) and _calls(value, _PARAMETERS):
+            value = value.arguments[0]
+        if isinstance(value, Call) and _calls(value, _TENSORS | {_TENSOR_OF_DTYPE}):
+            name = ".".join(place)
             if len(name) > _NAME_LIMIT:
                 raise FormatError("a tensor's name is too long")
-            if value.function.text in _PARAMETERS and isinstance(value.arguments, tuple) and value.arguments:
-                left.append((path, value.arguments[0]))
-            elif value.function.text in _TENSORS | {_TENSOR_OF_DTYPE}:
-                yield name, value
-        elif isinstance(value, Items | tuple) and id(value) not in seen and len(path) < _NESTED_LIMIT:
+            yield name, value
+        elif isinstance(value, Items | tuple) and id(value) not in seen and len(place) < _NESTED_LIMIT:
             seen.add(id(value))
-            left.extend(reversed([((*path, str(key)), inner) for key, inner in _children(value)]))
+            left.append((place, _children(value)))
 
 
-def _children(value: "Items | tuple[Any, ...]") -> list[tuple[Any, Any]]:
+def _calls(value: Call, functions: frozenset[str]) -> bool:
+    """Whether it is a call of one of these, with arguments."""
+    known = isinstance(value.function, Name) and value.function.text in functions
+    return known and isinstance(value.arguments, tuple) and len(value.arguments) > 0
+
+
+def _children(value: "Items | tuple[Any, ...]") -> Iterator[tuple[Any, Any]]:
     """The values inside of a container, with keys that may be part of a name."""
     if isinstance(value, tuple):
-        return list(enumerate(value))
+        return iter(enumerate(value))
     if not value.pairs:
-        return list(enumerate(value.elements))
+        return iter(enumerate(value.elements))
     # A number that is too long cannot even be written.
-    return [
+    return (
         (key, inner)
         for key, inner in value.elements
         if isinstance(key, str) or (isinstance(key, int) and abs(key) < _KEY_LIMIT)
-    ]
+    )
 
 
 class _Storages:
@@ -112,15 +124,17 @@ class _Storages:
                 raise FormatError(f"tensor {name!r} is made in an unknown way")
         if call.function.text == _TENSOR_OF_DTYPE:
             match rest:
-                case [_, _, Name(text), *_]:
+                case [_, _, Name(text), *notes]:
                     dtype = text.removeprefix("torch.")
                 case _:
                     raise FormatError(f"tensor {name!r} is made in an unknown way")
         else:
-            dtype = _STORAGES.get(kind, kind)
-        if not all(type(size) is int for size in (*shape, *stride)) or first < 0:
-            raise FormatError(f"tensor {name!r} has an impossible shape")
+            dtype, notes = _STORAGES.get(kind, kind), rest[2:]
+        if any(isinstance(note, Items) and note.elements for note in notes):
+            raise FormatError(f"tensor {name!r} is a view that its bytes alone do not give")
         sizes = checked_shape(name, shape)
+        if not 0 <= first < 1 << 63:
+            raise FormatError(f"tensor {name!r} begins nowhere")
         if not _contiguous(sizes, stride):
             raise FormatError(f"tensor {name!r} is not contiguous")
         span = self._span(key)
@@ -142,7 +156,7 @@ class _Storages:
 
 def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Whether elements follow each other in C order."""
-    if len(shape) != len(stride):
+    if len(shape) != len(stride) or not all(type(step) is int for step in stride):
         return False
     if math.prod(shape) == 0:
         return True

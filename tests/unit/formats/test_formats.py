@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from tests.unit.formats import writers
-from tests.unit.formats.writers import ARRAYS, BIAS, FILES, WEIGHT, Array
+from tests.unit.formats.writers import ARRAYS, BIAS, FILES, WEIGHT, Array, field
 from trimsfs.formats import BufferSource, FormatError, TensorTable, parse
 from trimsfs.formats.source import HEADER_LIMIT
 
@@ -99,7 +99,7 @@ def test_an_mxnet_scalar_has_no_dimensions() -> None:
         (16, "<Q", 1 << 60, "arrays are more than it has room for"),
         (28, "<i", 1, "is sparse"),
         (32, "<i", 33, "33 dimensions"),
-        (36, "<q", -2, "negative size"),
+        (36, "<q", -2, "an impossible size"),
         (36, "<q", 1 << 62, "more elements than there can be"),
         (36, "<q", 1 << 40, "are to follow"),
         (60, "<i", 99, "unknown dtype 99"),
@@ -119,21 +119,18 @@ def test_a_wrong_mxnet_header_is_refused(offset: int, layout: str, value: int, m
     [
         (b"{", "not JSON"),
         (b"{" * 100_000, "not JSON"),
-        (b'{"a": {"dtype": "F32"}}', "incomplete"),
-        (b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}', "incomplete"),
-        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "incomplete"),
+        (b'{"a": {"dtype": "F32"}}', "not complete"),
+        (b'{"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}}', "an impossible size"),
+        (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "an impossible size"),
         (b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F99'"),
-        (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "negative size"),
+        (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "an impossible size"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "4 bytes where its shape needs 8"),
         (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "are not in a file of"),
-        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "are not in a file of|where its shape"),
+        (b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "not complete or impossible"),
     ],
 )
 def test_a_wrong_safetensors_header_is_refused(header: bytes, message: str) -> None:
     data = struct.pack("<Q", len(header)) + header + bytes(4)
-    if b"[-4, 0]" in header:
-        assert read(data).tensors[0].offset >= 0
-        return
     assert message in error_of(data)
 
 
@@ -271,3 +268,44 @@ def test_external_tensors_name_their_file() -> None:
 )
 def test_a_wrong_external_tensor_is_refused(entries: dict[str, str], message: str) -> None:
     assert message in error_of(writers.onnx({"w": WEIGHT}, external=entries), "model.onnx")
+
+
+# Hostile files
+
+
+def test_one_header_for_many_members_does_not_take_for_ever() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("0.npy", writers.npy())
+        first = archive.infolist()[0]
+        for number in range(1, 20_000):
+            other = zipfile.ZipInfo(f"{number}.npy")
+            other.header_offset, other.file_size, other.compress_size = 0, first.file_size, first.file_size
+            other.CRC, other.create_version, other.extract_version = first.CRC, 20, 20
+            archive.filelist.append(other)
+            archive._didModify = True  # type: ignore[attr-defined]
+    assert len(read(file.getvalue()).tensors) == 20_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{[]: 1}",
+        b"{{}}",
+        b"1" + b"0" * 400 + b"+1j",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-0x%s,)}" % (b"f" * 3900),
+    ],
+)
+def test_an_npy_header_that_python_chokes_on_is_refused(header: bytes) -> None:
+    assert error_of(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+
+
+def test_a_tensor_named_a_million_times_is_refused() -> None:
+    storage = b"X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01t"
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"QK\x00))t(\x89NtRq\x00"
+    assert error_of(in_archive(b"\x80\x02](" + call + b"h\x00" * 1_000_000 + b"e."))
+
+
+def test_an_onnx_field_repeated_for_ever_is_refused_in_time() -> None:
+    tensor = field(2, 1) + field(8, b"") * 4_000_000
+    assert "longer than 32 MiB" in error_of(field(7, field(5, tensor)), "model.onnx")
