@@ -1,13 +1,13 @@
 """A model file, mapped copy-on-write: what is written to a tensor stays in this process, what is not is shared."""
 
 import importlib
-import math
 import mmap
 import os
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimsfs.client.places import bring
 from trimsfs.formats import DTYPE_BITS, BufferSource, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
@@ -25,13 +25,15 @@ _NUMPY = frozenset(
 class Model:
     """A model file and its tensors. Tensors keep the mapping, and so the file's generation, for as long as they live.
 
-    ``table`` tells the tensors' names, types, shapes and places.
+    Making one waits until the whole file is on this host.
+
+    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        self._mapping = _map(self.path)
-        self.table: TensorTable = parse(BufferSource(memoryview(self._mapping)), self.path.name)
+        self.mapping = _map(self.path)
+        self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
         self._others: dict[str, mmap.mmap | bytes] = {}
 
     def raw(self, tensor: Tensor) -> memoryview:
@@ -69,12 +71,12 @@ class Model:
         return torch.frombuffer(self.raw(tensor), dtype=dtype).reshape(tensor.shape)
 
     def _check_whole_bytes(self, tensor: Tensor) -> None:
-        if math.prod(tensor.shape) * DTYPE_BITS[tensor.dtype] != tensor.nbytes * 8:
+        if DTYPE_BITS[tensor.dtype] % 8:
             raise TypeError(f"{self.path}: tensor {tensor.name!r} of {tensor.dtype}: elements share bytes; use raw()")
 
     def _buffer(self, tensor: Tensor) -> mmap.mmap | bytes:
         if tensor.file is None:
-            return self._mapping
+            return self.mapping
         mapping = self._others.get(tensor.file)
         if mapping is None:
             mapping = self._others[tensor.file] = _map(self.path.parent / tensor.file)
@@ -82,6 +84,8 @@ class Model:
 
 
 def _map(path: Path) -> mmap.mmap | bytes:
+    """All of a file, once it is here: a store that fails is an OSError now, and no signal at a page's first use."""
+    bring(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return b""

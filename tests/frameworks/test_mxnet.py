@@ -1,0 +1,66 @@
+"""Plain MXNet programs under ``trimsfs run``: the same results bit for bit, and nothing copied."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.frameworks.test_frameworks import PROGRAMS, TIMEOUT_S, python_of
+from tests.mounts import TRIMSFS, MountedStore, mounted
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def loaders(*arguments: str | Path, shared: bool = False) -> dict[str, Any]:
+    """What the program reports, under ``trimsfs run`` or not."""
+    runner = [TRIMSFS, "run", "--"] if shared else []
+    done = subprocess.run(
+        [*runner, python_of("mxnet"), PROGRAMS / "mxnet_loaders.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A directory with a network, the same on a mount, and what plain MXNet makes of the directory."""
+
+    local: Path
+    mount: MountedStore
+    plain: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    scratch = tmp_path_factory.mktemp("mxnet")
+    local = scratch / "store"
+    loaders("--build", local)
+    with mounted(local, scratch) as mount:
+        yield Network(local, mount, loaders(local))
+
+
+def test_every_loader_gives_the_same(network: Network) -> None:
+    shared = loaders(network.mount.path, shared=True)
+    for name, result in network.plain["results"].items():
+        assert shared["results"][name] == result, name
+    assert (shared["mapped"], network.plain["mapped"]) == (True, False)
+
+
+def test_off_the_mount_mxnet_loads_as_ever(network: Network) -> None:
+    elsewhere = loaders(network.local, shared=True)
+    assert (elsewhere["results"], elsewhere["mapped"]) == (network.plain["results"], False)
+
+
+def test_without_trimsfs_run_a_mount_is_read(network: Network) -> None:
+    read = loaders(network.mount.path)
+    assert (read["results"], read["mapped"]) == (network.plain["results"], False)

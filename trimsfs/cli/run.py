@@ -1,0 +1,29 @@
+"""``trimsfs run``: a program whose frameworks share what they load from mounts."""
+
+import os
+from pathlib import Path
+
+import click
+
+import trimsfs.client
+from trimsfs.cli.exits import reported
+from trimsfs.errors import ConfigurationError
+
+STARTUP = Path(trimsfs.client.__file__).with_name("startup")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@reported
+def run(command: tuple[str, ...]) -> None:
+    """Run COMMAND, a Python program or what starts one, with models from mounts loaded without a copy.
+
+    MXNet's own loaders then map a file that lies on a mount instead of reading it; nothing else changes. Python
+    programs started by COMMAND are included. `trimsfs run -- python app.py`.
+    """
+    places = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    try:
+        os.execvpe(command[0], command, environment)
+    except OSError as error:
+        raise ConfigurationError(f"{command[0]}: {error.strerror}") from error

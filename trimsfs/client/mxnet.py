@@ -1,0 +1,197 @@
+"""MXNet: parameters that are loaded from a mount are arrays over the mapped file, without a copy.
+
+`install` replaces ``mx.nd.load`` and what Gluon does with what it gives. Off a mount, and for files or contexts that
+this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions it wraps.
+"""
+
+import ctypes
+import functools
+import logging
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mxnet
+import numpy as np
+from mxnet import autograd
+from mxnet.base import _LIB, NDArrayHandle, check_call
+from mxnet.gluon.block import Block
+from mxnet.gluon.parameter import Parameter, ParameterDict
+from mxnet.ndarray.ndarray import dl_managed_tensor_deleter
+from mxnet.ndarray.sparse import _ndarray_cls
+from mxnet.util import is_np_array, is_np_shape
+
+from trimsfs.client.model import Model
+from trimsfs.client.places import on_mount
+from trimsfs.formats import DTYPE_BITS, FormatError, Tensor
+from trimsfs.formats import mxnet as params
+
+log = logging.getLogger(__name__)
+
+_KINDS = {
+    "int8": (0, 8),
+    "int32": (0, 32),
+    "int64": (0, 64),
+    "bool": (1, 1),
+    "uint8": (1, 8),
+    "float16": (2, 16),
+    "float32": (2, 32),
+    "float64": (2, 64),
+}
+"""DLPack's type code and bits of the types that MXNet takes over."""
+_WITH_GRADIENT = frozenset({"float16", "float32", "float64"})
+_MANAGED_TENSOR = struct.Struct("=QiiiBBHQQQQQ")
+"""DLManagedTensor: data, device type and number, dimensions, type code, bits, lanes, shape, strides, offset; context,
+deleter."""
+_CPU, _GPU = 1, 2
+
+
+class _Lent(threading.local):
+    """Arrays that the load under way in this thread has made, and that nobody else has: by ``id``."""
+
+    arrays: dict[int, Any] | None = None
+    taken = False
+    """Whether the parameter that is being initialised has got one of them."""
+
+
+_lent = _Lent()
+
+
+def install() -> None:
+    """Have MXNet load without a copy from now on, in this process. A second call does nothing."""
+    if getattr(mxnet.nd.load, "__trimsfs__", False):
+        return
+    load = _loading(mxnet.ndarray.utils.load)
+    mxnet.ndarray.load = mxnet.ndarray.utils.load = load
+    Block.load_parameters = _lending(Block.load_parameters)
+    ParameterDict.load = _lending(ParameterDict.load)
+    Parameter._init_impl = _taking(Parameter._init_impl)
+    Parameter._init_grad = _postponing(Parameter._init_grad)
+
+
+def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
+    @functools.wraps(original)
+    def load(fname: str) -> Any:
+        legacy = not is_np_array() and not is_np_shape()  # what files with other shapes give is MXNet's to say
+        found = _mapped(fname) if legacy and isinstance(fname, str) and on_mount(fname) else None
+        return original(fname) if found is None else found
+
+    load.__trimsfs__ = True  # type: ignore[attr-defined]
+    return load
+
+
+def _mapped(path: str) -> "list[Any] | dict[str, Any] | None":
+    """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
+    try:
+        model = Model(path)
+    except (OSError, FormatError) as error:
+        log.debug("%s: left to MXNet: %s", path, error)
+        return None
+    tensors = model.table.tensors
+    if model.table.format != params.NAME or not all(_possible(model, tensor) for tensor in tensors) or _new(model):
+        log.debug("%s: left to MXNet: %s or its types", path, model.table.format)
+        return None
+    arrays = _over(model.mapping, tensors)
+    if _lent.arrays is not None:
+        _lent.arrays |= {id(array): array for array in arrays}
+    if not model.table.named or not arrays:
+        return arrays
+    return dict(zip((tensor.name for tensor in tensors), arrays, strict=True))
+
+
+def _new(model: Model) -> bool:
+    """Whether it was saved with NumPy's shapes, so that MXNet refuses to load it without them."""
+    return bool(model.table.tensors) and struct.unpack_from("<I", model.mapping, params.FIRST_ARRAY) == (params.V3,)
+
+
+def _possible(model: Model, tensor: Tensor) -> bool:
+    """Whether an array can lie where its bytes are in the file."""
+    if tensor.dtype not in _KINDS or not tensor.nbytes or not tensor.shape:
+        return False
+    aligned = tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
+    (device,) = struct.unpack_from("<i", model.mapping, tensor.offset - params.BEHIND_DEVICE)
+    return aligned and (device != _GPU or mxnet.context.num_gpus() == 0)
+
+
+def _over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
+    """Arrays over a mapping, which lives as long as any of them."""
+    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    holder, deleter = ctypes.py_object(mapping), ctypes.cast(dl_managed_tensor_deleter, ctypes.c_void_p).value
+    record = ctypes.create_string_buffer(_MANAGED_TENSOR.size)
+    arrays = []
+    for tensor in tensors:
+        code, bits = _KINDS[tensor.dtype]
+        shape = (ctypes.c_int64 * max(1, len(tensor.shape)))(*tensor.shape)
+        fields = (_CPU, 0, len(tensor.shape), code, bits, 1, ctypes.addressof(shape), 0, 0, id(mapping), deleter)
+        _MANAGED_TENSOR.pack_into(record, 0, base + tensor.offset, *fields)
+        handle = NDArrayHandle()
+        ctypes.pythonapi.Py_IncRef(holder)  # the deleter gives it back
+        check_call(_LIB.MXNDArrayFromDLPackEx(record, True, ctypes.byref(handle)))
+        arrays.append(_ndarray_cls(handle))
+    return arrays
+
+
+def _lending(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that loads arrays only to give them to parameters: these may have them for themselves."""
+
+    @functools.wraps(original)
+    def load(*arguments: Any, **named: Any) -> Any:
+        with _lending_here():
+            return original(*arguments, **named)
+
+    return load
+
+
+@contextmanager
+def _lending_here() -> Iterator[None]:
+    outer = _lent.arrays
+    _lent.arrays = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _lent.arrays = outer
+
+
+class _Own:
+    """An array as one that gives itself where a copy is asked for."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def copyto(self, _context: Any) -> Any:
+        return self._array
+
+
+def _taking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``Parameter._init_impl``, which copies its data to every context: to the one it is in it need not."""
+
+    @functools.wraps(original)
+    def init_impl(self: Any, data: Any, ctx_list: Any) -> Any:
+        arrays, contexts = _lent.arrays, list(ctx_list)
+        if arrays is None or contexts != [data.ctx] or arrays.pop(id(data), None) is None:
+            return original(self, data, contexts)
+        _lent.taken = True
+        try:
+            return original(self, _Own(data), contexts)
+        finally:
+            _lent.taken = False
+
+    return init_impl
+
+
+def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``Parameter._init_grad``, which writes zeros for the gradient of each parameter: pages that nobody has touched
+    are zeros."""
+
+    @functools.wraps(original)
+    def init_grad(self: Any) -> Any:
+        array = self._data[0]
+        plain = self._grad_stype == "default" and np.dtype(array.dtype).name in _WITH_GRADIENT
+        if not _lent.taken or not plain or self.grad_req == "null":
+            return original(self)
+        self._grad = [mxnet.nd.from_numpy(np.zeros(array.shape, array.dtype))]
+        return autograd.mark_variables(self._check_and_get(self._data, list), self._grad, self.grad_req)
+
+    return init_grad
