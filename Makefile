@@ -10,6 +10,7 @@ HAS_MXNET := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info <
 MAIN := .venv
 MXNET := .venv-mxnet
 FRAMEWORKS := .venv-frameworks
+HEAVY := .venv-heavy
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
@@ -29,7 +30,7 @@ demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
 
-test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
+test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
 bench: apt-bench $(MAIN)/ready-bench
@@ -73,5 +74,10 @@ $(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt
 	$(FRAMEWORKS)/bin/pip install -q -r $<
 	touch $@
 
+$(HEAVY)/ready: tests/frameworks/requirements-heavy.txt
+	$(PYTHON) -m venv $(HEAVY)
+	$(HEAVY)/bin/pip install -q -r $<
+	touch $@
+
 clean:
-	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(HEAVY) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

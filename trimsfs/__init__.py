@@ -1,3 +1,21 @@
-"""Models of an object store as ordinary files, one shared copy per host."""
+"""Models of an object store as ordinary files, one shared copy per host.
+
+``trimsfs.open`` is ``trimsfs.client.open``, which is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+__all__ = ["__version__", "open"]
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from trimsfs.client import open  # noqa: A004 - as zarr.open() and Image.open()
+else:
+
+    def __getattr__(name: str) -> object:
+        if name == "open":
+            from trimsfs.client import open  # noqa: A004, PLC0415
+
+            return open
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

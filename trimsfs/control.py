@@ -8,14 +8,15 @@ process that gave it, and needs nothing but the path.
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import trio
 
-from trimsfs.errors import CacheUnusableError, NotPermittedError, TrimsError
+from trimsfs.derived import DerivedBlobs
+from trimsfs.errors import CacheUnusableError, InUseError, NotPermittedError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
@@ -142,6 +143,7 @@ class Control:
         fetcher: Fetcher,
         residents: Residents,
         tables: TensorTables,
+        derived: DerivedBlobs,
         options: MountOptions,
         *,
         metrics: Callable[[], bytes],
@@ -153,6 +155,7 @@ class Control:
         self._fetcher = fetcher
         self._residents = residents
         self._tables = tables
+        self._derived = derived
         self._options = options
         self._metrics = metrics
         self._facts = facts
@@ -346,6 +349,9 @@ class Control:
                 break
             await trio.sleep(RELEASE_INTERVAL_S)
         await self._disk.evict(generation)
+        for derived in await self._derived.of(generation):
+            with suppress(InUseError):  # its programs go on; it is evicted as others are
+                await self._disk.evict(derived)
 
     # Looking
 

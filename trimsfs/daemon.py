@@ -27,6 +27,7 @@ from trimsfs import __version__, metrics
 from trimsfs.channel import Channel, ChannelClosedError, Message
 from trimsfs.coldopen import ColdOpener
 from trimsfs.control import Control
+from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, MountpointError, StoreUnavailableError, TrimsError
 from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
@@ -180,6 +181,7 @@ async def _serve(
             "options": options.model_dump(mode="json", exclude_none=True),
         }
 
+    derived = DerivedBlobs(disk, residents, allowed=options.derived)
     control = Control(
         namespace,
         disk,
@@ -187,6 +189,7 @@ async def _serve(
         fetcher,
         residents,
         TensorTables(disk, fetcher),
+        derived,
         options,
         metrics=metrics.renderer(sources),
         facts=facts,
@@ -201,6 +204,7 @@ async def _serve(
         residents,
         cold_opener,
         siblings,
+        derived,
         mounted_ns=time.time_ns(),
         invalidate=invalidate,
     )

@@ -15,6 +15,7 @@
     ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
     ├── InUseError                 a command on a file that is open
+    ├── InvalidRequestError        a request that makes no sense
     └── StoreError
         ├── BucketNotFoundError    the bucket or directory does not exist
         ├── ObjectNotFoundError    the store said that the object does not exist
@@ -80,6 +81,10 @@ class NotPermittedError(TrimsError):
 
 class InUseError(TrimsError):
     """The command needs a file that nobody has open."""
+
+
+class InvalidRequestError(TrimsError):
+    """A request whose arguments cannot be right."""
 
 
 class StoreError(TrimsError):

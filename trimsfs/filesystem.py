@@ -11,7 +11,8 @@ import trio
 
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, Caller, Control, ControlHandle
-from trimsfs.errors import LookUpAgainError, NoSuchEntryError, ObjectChangedError
+from trimsfs.derived import DerivedBlobs, Piece, owner
+from trimsfs.errors import InvalidRequestError, LookUpAgainError, NoSuchEntryError, ObjectChangedError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
 from trimsfs.residents import Residents
@@ -35,10 +36,12 @@ BACKING_SHIFT = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
+    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed; only the
+    user ``owner`` may read it, unless that is None."""
 
     inode: Inode
     directory: bool
+    owner: int | None
     size: int
     modified_ns: int
     entry_ttl_s: float
@@ -97,6 +100,7 @@ class Filesystem:
         residents: Residents,
         cold_opener: ColdOpener,
         siblings: Siblings,
+        derived: DerivedBlobs,
         *,
         mounted_ns: int,
         invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
@@ -108,6 +112,7 @@ class Filesystem:
         self._residents = residents
         self._cold_opener = cold_opener
         self._siblings = siblings
+        self._derived = derived
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
         self._numbers = itertools.count(1)
@@ -147,7 +152,7 @@ class Filesystem:
             inode = self._namespace.reference(Kind.CONTROL_FILE, directory.path, directory.generation, text)
             return self._attributes(inode, CONTROL_TTL_S)
         if directory.control == SUBJECT:
-            raise NoSuchEntryError(f"no control file {text}")
+            return await self._lookup_derived(directory, text)
         path, generation = directory.path, None
         if name != CONTROL_NAME:
             entry, _ = await self._namespace.lookup(directory.path, name)
@@ -156,6 +161,15 @@ class Filesystem:
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
         inode = self._namespace.reference(Kind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        return self._attributes(inode, CONTROL_TTL_S)
+
+    async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
+        model = directory.generation
+        derived = await self._derived.find(model, name) if model is not None else None
+        if derived is None:
+            raise NoSuchEntryError(f"no control file {name}")
+        resident = self._residents.has(derived)
+        inode = self._namespace.reference(Kind.OBJECT, derived.key, derived, name, resident=resident)
         return self._attributes(inode, CONTROL_TTL_S)
 
     def told(self, attributes: Attributes) -> None:
@@ -188,6 +202,7 @@ class Filesystem:
         return Attributes(
             inode=inode,
             directory=inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY},
+            owner=owner(inode.control) if generation is not None else None,
             size=generation.size if generation is not None else 0,
             modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
             entry_ttl_s=ttl_s,
@@ -332,6 +347,7 @@ class Filesystem:
         blob = self._files.pop(handle).blob
         if handle >> BACKING_SHIFT == 0:
             self._fetcher.unhold(blob)
+        self._derived.closed(handle)
         self._disk.release(blob)
 
     def _replaced(self, inode: Inode) -> None:
@@ -368,6 +384,18 @@ class Filesystem:
             | (IS_PINNED if here.pinned else 0)
         )
         return inode.generation.size, here.disk_bytes, host, flags
+
+    def verified(self, handle: int) -> bool:
+        """Whether every byte of an open file is here and has been checked."""
+        file = self._files.get(handle)
+        return file is not None and file.blob.complete
+
+    async def derive(self, handle: int, piece: Piece) -> None:
+        """Take a piece of what was made of an open file. Raises as `DerivedBlobs.take`."""
+        file = self._files.get(handle)
+        if file is None or file.inode.control:
+            raise InvalidRequestError("not a model's file")
+        await self._derived.take(file.blob.generation, handle, piece)
 
     def xattr_names(self, number: int) -> list[str]:
         return self._control.xattr_names(self._namespace.inode(number))

@@ -15,6 +15,7 @@ from tests.unit.parts import copier, fetcher_of, opened, until
 from trimsfs import metrics
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import Caller, Control
+from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
@@ -275,6 +276,7 @@ async def served(
             "fetch": fetcher.statistics,
             "host": host.statistics,
         }
+        derived = DerivedBlobs(disk, residents, allowed=options.derived)
         control = Control(
             namespace,
             disk,
@@ -282,6 +284,7 @@ async def served(
             fetcher,
             residents,
             TensorTables(disk, fetcher),
+            derived,
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},
@@ -296,6 +299,7 @@ async def served(
             residents,
             cold_opener,
             watching,
+            derived,
             mounted_ns=MOUNTED_NS,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )

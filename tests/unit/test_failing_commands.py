@@ -14,6 +14,7 @@ from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import content_of, copier, fetching, opened
 from trimsfs import transfer
 from trimsfs.control import Caller, Control
+from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import lru
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
@@ -41,8 +42,10 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         host = HostTier(copier(store).populate, budget=None, policy=lru)
         residents = Residents(tier, host)
         tier.on_removed = residents.withdraw
-        tables, options = TensorTables(tier, fetcher), MountOptions()
-        control = Control(namespace, tier, host, fetcher, residents, tables, options, metrics=bytes, facts=dict)
+        tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
+        control = Control(
+            *(namespace, tier, host, fetcher, residents, tables, derived, MountOptions()), metrics=bytes, facts=dict
+        )
         await nursery.start(control.run)
         yield control, store
         nursery.cancel_scope.cancel()

@@ -2,21 +2,35 @@
 
 ::
 
-    model = trimsfs.client.open("/models/resnet50/model.safetensors")
-    weights = model.torch()          # or numpy(): a dictionary by name
+    model = trimsfs.open("/models/resnet50/model.safetensors")
+    weights = model.torch()          # or numpy(), jax(), tensorflow(), mxnet(): a dictionary by name
 """
 
 from os import PathLike
+from typing import TYPE_CHECKING
 
-from trimsfs.client.model import Model
-from trimsfs.formats import FormatError
+__all__ = ["Folded", "FormatError", "Model", "open"]
 
-__all__ = ["FormatError", "Model", "open"]
+if TYPE_CHECKING:
+    from trimsfs.client.folding import Folded
+    from trimsfs.client.model import Model
+    from trimsfs.formats import FormatError
+else:
+    _HOMES = {"Folded": "folding", "FormatError": "model", "Model": "model"}
+
+    def __getattr__(name: str) -> object:  # what starts with every program of `trimsfs run` should cost it nothing
+        import importlib  # noqa: PLC0415
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"trimsfs.client.{_HOMES[name]}"), name)
 
 
-def open(path: str | PathLike[str]) -> Model:  # noqa: A001 - trimsfs.open(), as zarr.open() and Image.open()
+def open(path: str | PathLike[str]) -> "Model":  # noqa: A001 - trimsfs.open(), as zarr.open() and Image.open()
     """Map a model file, on a mount or anywhere else.
 
     Raises OSError, and FormatError for a file that is not of a known format.
     """
+    from trimsfs.client.model import Model  # noqa: PLC0415
+
     return Model(path)

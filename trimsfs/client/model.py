@@ -1,17 +1,23 @@
 """A model file, mapped copy-on-write: what is written to a tensor stays in this process, what is not is shared."""
 
 import importlib
+import io
 import mmap
 import os
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.places import bring
 from trimsfs.formats import DTYPE_BITS, BufferSource, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax import Array as JaxArray
+    from mxnet.ndarray import NDArray
+    from tensorflow import Tensor as TensorFlowTensor
     from torch import Tensor as TorchTensor
 
 _NUMPY = frozenset(
@@ -20,6 +26,8 @@ _NUMPY = frozenset(
         *("float16", "float32", "float64", "complex64", "complex128"),
     }
 )
+_ALIGNMENT = 64
+"""Bytes; addresses of memory that TensorFlow uses are multiples of it."""
 
 
 class Model:
@@ -27,12 +35,15 @@ class Model:
 
     Making one waits until the whole file is on this host.
 
-    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file.
+    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file, which may be open
+    already. ``inode`` is the number of its inode.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        self.mapping = _map(self.path)
+    def __init__(self, path: str | PathLike[str], file: io.FileIO | None = None) -> None:
+        self.path = Path(path).absolute()
+        with open(path, "rb", buffering=0) if file is None else nullcontext(file) as opened:
+            self.inode = os.fstat(opened.fileno()).st_ino
+            self.mapping = _map(opened)
         self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
         self._others: dict[str, mmap.mmap | bytes] = {}
 
@@ -70,6 +81,46 @@ class Model:
             return torch.empty(tensor.shape, dtype=dtype)
         return torch.frombuffer(self.raw(tensor), dtype=dtype).reshape(tensor.shape)
 
+    def jax(self) -> "dict[str, JaxArray]":
+        """All tensors as JAX arrays, by name, on JAX's default device. Raises TypeError for types that JAX lacks.
+
+        On a CPU those at addresses that are multiples of 64 share the mapping, and change with a NumPy array of this
+        model that is written to; others are copies. So are those of 64 bits an element, which JAX narrows to 32 unless
+        ``jax_enable_x64`` is set.
+        """
+        import jax  # noqa: PLC0415
+
+        return {name: jax.device_put(array, may_alias=True) for name, array in self.numpy().items()}
+
+    def tensorflow(self) -> "dict[str, TensorFlowTensor]":
+        """All tensors as TensorFlow tensors, by name, on the CPU. Raises TypeError for types that TensorFlow lacks.
+
+        Those at addresses that are multiples of 64 share the mapping, and change with a NumPy array of this model that
+        is written to; others are copies, and so are all 8-bit floats.
+        """
+        import tensorflow  # noqa: PLC0415
+
+        with tensorflow.device("CPU"):
+            return {name: _tensorflow(array) for name, array in self.numpy().items()}
+
+    def mxnet(self) -> "dict[str, NDArray]":
+        """All tensors as MXNet arrays, by name, on the CPU. Raises TypeError for types that MXNet lacks.
+
+        They share the mapping: what MXNet writes to one shows in this model's arrays of other kinds.
+        """
+        adapter = importlib.import_module("trimsfs.client.mxnet")  # which imports this module
+        arrays: dict[str, NDArray] = adapter.arrays(self)
+        return arrays
+
+    def fold(self) -> Folded:
+        """Share what this process has written to the mapping with others of the same user that have written the same.
+
+        Nobody may write to it meanwhile. Needs a mount, and Linux 6.7; raises OSError with an older one.
+        """
+        if isinstance(self.mapping, bytes):
+            return Folded(shared=0, passed_on=0, own=0)
+        return Foldable(self.path, self.inode, self.mapping).fold()
+
     def _check_whole_bytes(self, tensor: Tensor) -> None:
         if DTYPE_BITS[tensor.dtype] % 8:
             raise TypeError(f"{self.path}: tensor {tensor.name!r} of {tensor.dtype}: elements share bytes; use raw()")
@@ -79,17 +130,17 @@ class Model:
             return self.mapping
         mapping = self._others.get(tensor.file)
         if mapping is None:
-            mapping = self._others[tensor.file] = _map(self.path.parent / tensor.file)
+            with open(self.path.parent / tensor.file, "rb", buffering=0) as file:
+                mapping = self._others[tensor.file] = _map(file)
         return mapping
 
 
-def _map(path: Path) -> mmap.mmap | bytes:
+def _map(file: io.FileIO) -> mmap.mmap | bytes:
     """All of a file, once it is here: a store that fails is an OSError now, and no signal at a page's first use."""
-    bring(path)
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return b""
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    bring(file)
+    if os.fstat(file.fileno()).st_size == 0:
+        return b""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _attribute(tensor: Tensor, library: str) -> Any:
@@ -100,3 +151,18 @@ def _attribute(tensor: Tensor, library: str) -> Any:
         raise TypeError(f"tensor {tensor.name!r} of {tensor.dtype} needs {library}: pip install {library}") from None
     except AttributeError:
         raise TypeError(f"tensor {tensor.name!r}: {library} has no type {tensor.dtype}; use raw()") from None
+
+
+def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":
+    """A tensor over an array's bytes if it can be, else a copy. Raises TypeError."""
+    import tensorflow  # noqa: PLC0415
+
+    dtype = tensorflow.as_dtype(array.dtype)
+    shared = tensorflow.experimental.dlpack.from_dlpack
+    if array.ctypes.data % _ALIGNMENT:  # TensorFlow would take it, and end the process when it computes with it
+        return tensorflow.constant(array)
+    if array.dtype.name in _NUMPY:
+        return shared(array.__dlpack__())
+    if dtype == tensorflow.bfloat16:  # NumPy cannot lend it as what it is
+        return tensorflow.bitcast(shared(array.view("uint16").__dlpack__()), dtype)
+    return tensorflow.constant(array)

@@ -7,6 +7,7 @@ this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions
 import ctypes
 import functools
 import logging
+import mmap
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from mxnet.ndarray.sparse import _ndarray_cls
 from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client.model import Model
+from trimsfs.client.mxnet_folding import Folder
 from trimsfs.client.places import on_mount
 from trimsfs.formats import DTYPE_BITS, FormatError, Tensor
 from trimsfs.formats import mxnet as params
@@ -41,7 +43,7 @@ _KINDS = {
     "float64": (2, 64),
 }
 """DLPack's type code and bits of the types that MXNet takes over."""
-_WITH_GRADIENT = frozenset({"float16", "float32", "float64"})
+_WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
 _MANAGED_TENSOR = struct.Struct("=QiiiBBHQQQQQ")
 """DLManagedTensor: data, device type and number, dimensions, type code, bits, lanes, shape, strides, offset; context,
 deleter."""
@@ -57,6 +59,7 @@ class _Lent(threading.local):
 
 
 _lent = _Lent()
+_folder = Folder()
 
 
 def install() -> None:
@@ -69,13 +72,14 @@ def install() -> None:
     ParameterDict.load = _lending(ParameterDict.load)
     Parameter._init_impl = _taking(Parameter._init_impl)
     Parameter._init_grad = _postponing(Parameter._init_grad)
+    _folder.install()
 
 
 def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.wraps(original)
     def load(fname: str) -> Any:
         legacy = not is_np_array() and not is_np_shape()  # what files with other shapes give is MXNet's to say
-        found = _mapped(fname) if legacy and isinstance(fname, str) and on_mount(fname) else None
+        found = _mapped(fname) if legacy and isinstance(fname, str) else None
         return original(fname) if found is None else found
 
     load.__trimsfs__ = True  # type: ignore[attr-defined]
@@ -85,20 +89,35 @@ def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
 def _mapped(path: str) -> "list[Any] | dict[str, Any] | None":
     """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
     try:
-        model = Model(path)
+        with open(path, "rb", buffering=0) as file:
+            if not on_mount(file):
+                return None
+            model = Model(path, file)
     except (OSError, FormatError) as error:
         log.debug("%s: left to MXNet: %s", path, error)
         return None
-    tensors = model.table.tensors
-    if model.table.format != params.NAME or not all(_possible(model, tensor) for tensor in tensors) or _new(model):
+    mapping, tensors = model.mapping, model.table.tensors
+    legacy = model.table.format == params.NAME and not _new(model)
+    if isinstance(mapping, bytes) or not legacy or not all(_possible(model, tensor) for tensor in tensors):
         log.debug("%s: left to MXNet: %s or its types", path, model.table.format)
         return None
-    arrays = _over(model.mapping, tensors)
+    made = _over(mapping, tensors)
+    _folder.watch(model.path, model.inode, mapping)
     if _lent.arrays is not None:
-        _lent.arrays |= {id(array): array for array in arrays}
-    if not model.table.named or not arrays:
-        return arrays
-    return dict(zip((tensor.name for tensor in tensors), arrays, strict=True))
+        _lent.arrays |= {id(array): array for array in made}
+    if not model.table.named or not made:
+        return made
+    return dict(zip((tensor.name for tensor in tensors), made, strict=True))
+
+
+def arrays(model: Model) -> dict[str, Any]:
+    """All tensors of a model as arrays by name. Raises TypeError for what MXNet has no array of."""
+    tensors = model.table.tensors
+    for tensor in tensors:
+        if not _fits(tensor) or tensor.file is not None:
+            kind = f"tensor {tensor.name!r} of {tensor.dtype} and shape {tensor.shape} at {tensor.offset}"
+            raise TypeError(f"{model.path}: {kind}: MXNet has no such array; use raw()")
+    return dict(zip((tensor.name for tensor in tensors), _over(model.mapping, tensors), strict=True))
 
 
 def _new(model: Model) -> bool:
@@ -107,17 +126,22 @@ def _new(model: Model) -> bool:
 
 
 def _possible(model: Model, tensor: Tensor) -> bool:
-    """Whether an array can lie where its bytes are in the file."""
-    if tensor.dtype not in _KINDS or not tensor.nbytes or not tensor.shape:
+    """Whether MXNet would make this array in the memory of the host."""
+    if not _fits(tensor):
         return False
-    aligned = tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
     (device,) = struct.unpack_from("<i", model.mapping, tensor.offset - params.BEHIND_DEVICE)
-    return aligned and (device != _GPU or mxnet.context.num_gpus() == 0)
+    return bool(device != _GPU or mxnet.context.num_gpus() == 0)
+
+
+def _fits(tensor: Tensor) -> bool:
+    """Whether an array can lie where a tensor's bytes are in the file."""
+    known = tensor.dtype in _KINDS and bool(tensor.nbytes) and bool(tensor.shape)
+    return known and tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
 
 
 def _over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
     """Arrays over a mapping, which lives as long as any of them."""
-    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) if tensors else 0
     holder, deleter = ctypes.py_object(mapping), ctypes.cast(dl_managed_tensor_deleter, ctypes.c_void_p).value
     record = ctypes.create_string_buffer(_MANAGED_TENSOR.size)
     arrays = []
@@ -188,10 +212,11 @@ def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def init_grad(self: Any) -> Any:
         array = self._data[0]
-        plain = self._grad_stype == "default" and np.dtype(array.dtype).name in _WITH_GRADIENT
-        if not _lent.taken or not plain or self.grad_req == "null":
+        dtype = _WITH_GRADIENT.get(array.dtype)
+        if not _lent.taken or dtype is None or self._grad_stype != "default" or self.grad_req == "null":
             return original(self)
-        self._grad = [mxnet.nd.from_numpy(np.zeros(array.shape, array.dtype))]
+        zeros = Tensor(self.name, dtype, array.shape, 0, array.size * DTYPE_BITS[dtype] // 8)
+        self._grad = _over(mmap.mmap(-1, zeros.nbytes), [zeros])
         return autograd.mark_variables(self._check_and_get(self._data, list), self._grad, self.grad_req)
 
     return init_grad

@@ -3,14 +3,21 @@
 Whoever parses lends a ``Source``: a mapped file, or one that comes piece by piece.
 """
 
-from trimsfs.formats import archive, gguf, mxnet, numpy, onnx, safetensors, torch
-from trimsfs.formats.archive import Archive
+import importlib
+from collections.abc import Callable
+
 from trimsfs.formats.source import BufferSource, Source
 from trimsfs.formats.table import DTYPE_BITS, FormatError, Tensor, TensorTable
 
 __all__ = ["DTYPE_BITS", "BufferSource", "FormatError", "Source", "Tensor", "TensorTable", "parse"]
 
 _PROBED = 16
+_READERS = {
+    (0x112).to_bytes(8, "little"): "mxnet",
+    b"GGUF": "gguf",
+    b"\x93NUMPY": "numpy",
+    b"PK\3\4": "zipped",
+}
 
 
 def parse(source: Source, name: str) -> TensorTable:
@@ -19,19 +26,17 @@ def parse(source: Source, name: str) -> TensorTable:
     Raises FormatError for any other file and for one that breaks the rules of its format, and OSError from the source.
     """
     begin = bytes(source.read(0, min(_PROBED, source.size)))
-    if begin.startswith(mxnet.MAGIC):
-        return mxnet.parse(source)
-    if begin.startswith(gguf.MAGIC):
-        return gguf.parse(source)
-    if begin.startswith(numpy.MAGIC):
-        return numpy.parse_npy(source)
-    if begin.startswith(archive.MAGIC):
-        members = Archive(source)
-        if any(member.filename.endswith(torch.PICKLE) for member in members.members()):
-            return torch.parse(source, members)
-        return numpy.parse_npz(source, members)
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= source.size:
-        return safetensors.parse(source)
-    if name.endswith(onnx.SUFFIX):
-        return onnx.parse(source)
+        return _reader("safetensors")(source)
+    for magic, form in _READERS.items():
+        if begin.startswith(magic):
+            return _reader(form)(source)
+    if name.endswith(".onnx"):
+        return _reader("onnx")(source)
     raise FormatError("not a format that is known: MXNet, safetensors, GGUF, npy, npz, PyTorch or ONNX")
+
+
+def _reader(form: str) -> Callable[[Source], TensorTable]:
+    """Imported when it is needed: programs wait for it."""
+    function: Callable[[Source], TensorTable] = importlib.import_module(f"trimsfs.formats.{form}").parse
+    return function

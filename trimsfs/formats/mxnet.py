@@ -3,8 +3,6 @@
 By MXNet 1.9, ``src/ndarray/ndarray.cc``: ``NDArray::Save``, ``NDArray::LegacyLoad``. Sparse arrays are not mapped.
 """
 
-from collections.abc import Iterator
-
 from trimsfs.formats.source import HEADER_LIMIT, Cursor, Source
 from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
 
@@ -52,44 +50,29 @@ def parse(source: Source) -> TensorTable:
     if named not in {0, count}:
         raise FormatError(f"{named} names for {count} arrays")
     names = [cursor.text(cursor.number("Q")) for _ in range(named)] or [str(number) for number in range(count)]
-    return table(NAME, _named(names, arrays), source.size, named=named > 0 or count == 0)
-
-
-def _named(names: list[str], arrays: list[Tensor]) -> Iterator[Tensor]:
-    for name, array in zip(names, arrays, strict=True):
-        yield Tensor(name, array.dtype, array.shape, array.offset, array.nbytes)
+    tensors = (array._replace(name=name) for name, array in zip(names, arrays, strict=True))
+    return table(NAME, tensors, source.size, named=named > 0 or count == 0)
 
 
 def _array(cursor: Cursor, number: int) -> Tensor:
     magic = cursor.number("I")
     if magic in {_V2, V3}:
-        storage = cursor.number("i")
+        storage, dimensions = cursor.unpack("ii")
         if storage != _DENSE:
             raise FormatError(f"array {number} is sparse (storage type {storage})")
-        shape = _shape(cursor, cursor.number("i"), "q")
         # Before there were shapes of none, a shape of no dimensions meant that there is no array.
-        nothing = not shape if magic == _V2 else shape is None
-    elif magic == _V1:
-        shape = _shape(cursor, cursor.number("I"), "q")
-        nothing = not shape
+        nothing = dimensions == (0 if magic == _V2 else -1)
+        size = "q"
     else:  # the oldest have no magic: it is the number of dimensions
-        shape = _shape(cursor, magic, "I")
-        nothing = not shape
-    if nothing or shape is None:
+        dimensions, size = (cursor.number("I"), "q") if magic == _V1 else (magic, "I")
+        nothing = dimensions == 0
+    if nothing:
         raise FormatError(f"array {number} is empty")
-    cursor.skip(8)  # the device that it was on
-    kind = cursor.number("i")
+    if not 0 <= dimensions <= _MOST_DIMENSIONS:
+        raise FormatError(f"{dimensions} dimensions at {cursor.offset}")
+    *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # the device that it was on is between
     if not 0 <= kind < len(_DTYPES):
         raise FormatError(f"array {number}: unknown dtype {kind}")
     tensor = dense(str(number), _DTYPES[kind], shape, cursor.offset)
     cursor.skip(tensor.nbytes)
     return tensor
-
-
-def _shape(cursor: Cursor, dimensions: int, layout: str) -> tuple[int, ...] | None:
-    """The next shape; None where it is not known."""
-    if dimensions == -1:
-        return None
-    if not 0 <= dimensions <= _MOST_DIMENSIONS:
-        raise FormatError(f"{dimensions} dimensions at {cursor.offset}")
-    return cursor.unpack(f"{dimensions}{layout}") if dimensions else ()

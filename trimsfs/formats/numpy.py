@@ -34,7 +34,7 @@ _DTYPES = {
 _NATIVE = "<|="
 
 
-def parse_npy(source: Source) -> TensorTable:
+def parse(source: Source) -> TensorTable:
     """The table of a ``.npy`` file: one tensor, without a name. Raises FormatError, and OSError from the source."""
     return table(NPY, [_array("", Cursor(source))], source.size)
 

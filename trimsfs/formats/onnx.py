@@ -11,7 +11,6 @@ from trimsfs.formats.source import Cursor, Source
 from trimsfs.formats.table import FormatError, Tensor, TensorTable, dense, table
 
 NAME = "onnx"
-SUFFIX = ".onnx"
 _GRAPH, _INITIALIZER = 7, 5
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _EXTERNAL_DATA, _LOCATION = 1, 2, 8, 9, 13, 14
 _KEY, _VALUE = 1, 2

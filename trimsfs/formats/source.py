@@ -1,5 +1,6 @@
 """Reading a file piece by piece, never beyond its end and never more than a header may be long."""
 
+import functools
 import struct
 from typing import Protocol
 
@@ -38,6 +39,11 @@ class BufferSource:
         return self._view[offset : offset + count]
 
 
+@functools.lru_cache(maxsize=256)
+def _little_endian(layout: str) -> struct.Struct:
+    return struct.Struct(f"<{layout}")
+
+
 class Cursor:
     """Reads on from a place in a source, block by block.
 
@@ -47,6 +53,7 @@ class Cursor:
 
     def __init__(self, source: Source, offset: int = 0) -> None:
         self._source = source
+        self._size = source.size
         self._budget = _Budget(HEADER_LIMIT)
         self._block: Bytes = b""
         self._block_offset = 0
@@ -64,7 +71,7 @@ class Cursor:
         self._budget.spend(count + COST)
         begin = self.offset - self._block_offset
         if begin < 0 or begin + count > len(self._block):
-            length = min(max(count, BLOCK), self._source.size - self.offset)
+            length = min(max(count, BLOCK), self._size - self.offset)
             self._block, self._block_offset, begin = self._source.read(self.offset, length), self.offset, 0
         self.offset += count
         return self._block[begin : begin + count]
@@ -75,12 +82,13 @@ class Cursor:
         self.offset += count
 
     def _check(self, count: int) -> None:
-        if not 0 <= count <= self._source.size - self.offset:
-            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._source.size}")
+        if not 0 <= count <= self._size - self.offset:
+            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._size}")
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         """The next integers, little-endian, by a format of struct."""
-        return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))
+        fields = _little_endian(layout)
+        return fields.unpack(self.take(fields.size))
 
     def number(self, layout: str) -> int:
         """The next integer."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class FormatError(ValueError):
@@ -43,8 +44,7 @@ MOST_DIMENSIONS = 64
 MOST_TENSORS = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor in C order: ``nbytes`` bytes at ``offset`` of ``file``, which is None for the model file itself.
 
     ``file`` is a relative path below the directory of the model file. ``dtype`` is a key of DTYPE_BITS or, for blocks

@@ -125,15 +125,15 @@ static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void
 	PyObject *result;
 
 	(void)arg;
-	(void)fi;
-	(void)in;
-	(void)in_size;
+	(void)out_size;
 	if (wanted.on_ioctl == NULL || (flags & FUSE_IOCTL_DIR) != 0) {
 		fuse_reply_err(req, ENOTTY);
 		return;
 	}
-	result = PyObject_CallFunction(wanted.on_ioctl, "KKIn", (unsigned long long)(uintptr_t)req,
-				       (unsigned long long)ino, cmd, (Py_ssize_t)out_size);
+	result = PyObject_CallFunction(wanted.on_ioctl, "KKKIIy#", (unsigned long long)(uintptr_t)req,
+				       (unsigned long long)ino, (unsigned long long)fi->fh,
+				       (unsigned int)fuse_req_ctx(req)->uid, cmd, (const char *)in,
+				       (Py_ssize_t)in_size);
 	if (result == NULL)
 		fuse_reply_err(req, EIO);
 	finish(result, wanted.on_ioctl);
@@ -339,6 +339,8 @@ PyMODINIT_FUNC PyInit__libfuse(void)
 	if (module == NULL)
 		return NULL;
 	if (PyModule_AddIntConstant(module, "IOC_RESIDENCY", (long)TRIMSFS_IOC_RESIDENCY) < 0 ||
+	    PyModule_AddIntConstant(module, "IOC_VERIFIED", (long)TRIMSFS_IOC_VERIFIED) < 0 ||
+	    PyModule_AddIntConstant(module, "IOC_DERIVED", (long)TRIMSFS_IOC_DERIVED) < 0 ||
 	    PyModule_AddStringConstant(module, "LIBFUSE", fuse_pkgversion()) < 0 ||
 	    PyModule_AddIntConstant(module, "PASSTHROUGH_BUILT",
 #ifdef FUSE_CAP_PASSTHROUGH

@@ -5,6 +5,10 @@ from typing import Final, TypedDict
 
 IOC_RESIDENCY: Final[int]
 """Number of the ioctl that gives a ``struct trimsfs_residency``."""
+IOC_VERIFIED: Final[int]
+"""Number of the ioctl that tells whether all of a file is here."""
+IOC_DERIVED: Final[int]
+"""Number of the ioctl that takes a ``struct trimsfs_piece``."""
 LIBFUSE: Final[str]
 """Version of the libfuse that is loaded."""
 PASSTHROUGH_BUILT: Final[int]
@@ -20,16 +24,16 @@ def configure(
     passthrough: bool,
     stack_depth: int,
     max_background: int,
-    on_ioctl: Callable[[int, int, int, int], None],
+    on_ioctl: Callable[[int, int, int, int, int, bytes], None],
     on_interrupt: Callable[[int], None],
     on_release: Callable[[int], None],
 ) -> None:
     """Tell, before the session is made, what to ask of the kernel.
 
     ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
-    number, a command and the most bytes of a reply, and sees to a reply; ``on_interrupt`` gets the id of a thread whose
-    open a signal should end; ``on_release`` gets the handle of a file that nobody has open any more. All are called in
-    the thread that processes requests.
+    number, a file handle, the caller's user id, a command and what the caller passed, and sees to a reply;
+    ``on_interrupt`` gets the id of a thread whose open a signal should end; ``on_release`` gets the handle of a file
+    that nobody has open any more. All are called in the thread that processes requests.
     """
 
 def connection() -> _Connection:

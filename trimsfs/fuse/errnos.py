@@ -4,7 +4,9 @@ import errno
 
 from trimsfs.errors import (
     CacheError,
+    CacheFullError,
     InUseError,
+    InvalidRequestError,
     LookUpAgainError,
     NoSuchEntryError,
     NotPermittedError,
@@ -19,11 +21,13 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
     (NoSuchEntryError, errno.ENOENT),
     (NotPermittedError, errno.EPERM),
     (InUseError, errno.EBUSY),
+    (InvalidRequestError, errno.EINVAL),
     (LookUpAgainError, errno.ESTALE),
     (ObjectNotFoundError, errno.ESTALE),
     (ObjectChangedError, errno.ESTALE),
     (StoreAccessError, errno.EACCES),
     (StoreError, errno.EIO),
+    (CacheFullError, errno.ENOSPC),
     (CacheError, errno.EIO),
     (IsADirectoryError, errno.EISDIR),
     (InterruptedError, errno.EINTR),

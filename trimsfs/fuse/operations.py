@@ -174,9 +174,10 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = attributes.entry_ttl_s
         entry.attr_timeout = FOREVER_S
         mode = stat.S_IFDIR | self._dir_mode if attributes.directory else stat.S_IFREG | self._mode
-        entry.st_mode = pyfuse3.ModeT(mode)
+        shared = attributes.owner is None
+        entry.st_mode = pyfuse3.ModeT(mode if shared else stat.S_IFREG | stat.S_IRUSR)
         entry.st_nlink = 1
-        entry.st_uid = self._uid
+        entry.st_uid = self._uid if attributes.owner is None else attributes.owner
         entry.st_gid = self._gid
         entry.st_rdev = 0
         entry.st_size = attributes.size

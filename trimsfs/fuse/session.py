@@ -4,13 +4,15 @@ import errno
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVarTuple
 
 import pyfuse3
 import trio
 
+from trimsfs.derived import Piece
 from trimsfs.errors import TrimsError
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
@@ -19,6 +21,11 @@ from trimsfs.fuse.operations import Operations
 from trimsfs.options import MountOptions
 
 log = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+_PIECE = struct.Struct("=QQII")
+"""What stands before the data in a ``struct trimsfs_piece``."""
 
 MAX_TASKS = 1024
 """Requests being answered at once. Only requests that wait for the store take long, and each costs little."""
@@ -76,21 +83,35 @@ class Session:
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
-    def _on_ioctl(self, request: int, number: int, command: int, size: int) -> None:
-        if command != _libfuse.IOC_RESIDENCY or self._nursery is None:
+    def _on_ioctl(self, request: int, number: int, handle: int, uid: int, command: int, data: bytes) -> None:
+        if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
+        elif command == _libfuse.IOC_VERIFIED:
+            _libfuse.reply_ioctl(request, struct.pack("=I", self._filesystem.verified(handle)))
+        elif command == _libfuse.IOC_RESIDENCY:
+            self._nursery.start_soon(self._answer, request, self._residency, number)
+        elif command == _libfuse.IOC_DERIVED:
+            self._nursery.start_soon(self._answer, request, self._derive, handle, uid, data)
         else:
-            self._nursery.start_soon(self._answer_residency, request, number)
+            _libfuse.reply_error(request, errno.ENOTTY)
 
-    async def _answer_residency(self, request: int, number: int) -> None:
+    async def _answer(self, request: int, function: Callable[[*Ts], Awaitable[bytes]], *arguments: *Ts) -> None:
         try:
-            size, disk, host, flags = await self._filesystem.residency(number)
-            _libfuse.reply_ioctl(request, struct.pack("=4Q", size, disk, host, flags))
+            _libfuse.reply_ioctl(request, await function(*arguments))
         except TrimsError as error:
             _libfuse.reply_error(request, errno_of(error))
         except BaseException:
             _libfuse.reply_error(request, errno.EIO)
             raise
+
+    async def _residency(self, number: int) -> bytes:
+        return struct.pack("=4Q", *await self._filesystem.residency(number))
+
+    async def _derive(self, handle: int, uid: int, data: bytes) -> bytes:
+        size, offset, length, derived = _PIECE.unpack_from(data)
+        content = data[_PIECE.size : _PIECE.size + length]
+        await self._filesystem.derive(handle, Piece(uid=uid, number=derived, size=size, offset=offset, data=content))
+        return b""
 
 
 def why_no_passthrough() -> str:

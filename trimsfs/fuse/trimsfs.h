@@ -19,4 +19,24 @@ struct trimsfs_residency {
 
 #define TRIMSFS_IOC_RESIDENCY _IOR('t', 0x70, struct trimsfs_residency)
 
+/* 1 when every byte is on this host and has been checked, else 0, at less cost than the residency. */
+#define TRIMSFS_IOC_VERIFIED _IOR('t', 0x71, __u32)
+
+/*
+ * A piece of what a program has made of the file, size bytes in all, for other programs of the same user. Pieces come
+ * in order, on one open file; with the last one it is a file of its own, .trims/FILE/derived-UID-NUMBER.
+ * EBUSY: it is there, or another program is at it. ENOSPC: no room. EPERM: not on this mount. EINVAL: out of order.
+ */
+#define TRIMSFS_PIECE 16352
+
+struct trimsfs_piece {
+	__u64 size;
+	__u64 offset;
+	__u32 length;
+	__u32 number;
+	__u8 data[TRIMSFS_PIECE];
+};
+
+#define TRIMSFS_IOC_DERIVED _IOW('t', 0x72, struct trimsfs_piece)
+
 #endif

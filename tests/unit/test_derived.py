@@ -1,0 +1,193 @@
+"""Derived blobs: what programs pass on is found by others of the same user, whole or not at all."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.unit.served import OWNER, FakeBacking, Server, served
+from trimsfs import derived
+from trimsfs.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
+from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
+from trimsfs.filesystem import BACKING_SHIFT
+
+MODEL = "models/net/params"
+UID = OWNER.uid
+PIECE = 5000
+CONTENT = bytes(range(256)) * 200
+"""What is made of the model: some chunks and a bit."""
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore({MODEL: b"weights" * 10_000, "other": b"other" * 20_000})
+
+
+@pytest.fixture
+async def server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Server]:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, backing=FakeBacking()) as server:
+        yield server
+
+
+def named(number: int = 0, uid: int = UID) -> str:
+    """The path of a derived blob of the model."""
+    return f"models/net/.trims/params/derived-{uid}-{number}"
+
+
+def pieces(content: bytes = CONTENT, *, number: int = 0, uid: int = UID) -> list[Piece]:
+    """The content in order."""
+    return [
+        Piece(uid=uid, number=number, size=len(content), offset=offset, data=content[offset : offset + PIECE])
+        for offset in range(0, len(content), PIECE)
+    ]
+
+
+async def pass_on(server: Server, content: bytes = CONTENT, *, path: str = MODEL, number: int = 0) -> None:
+    """What a program does that has made something of a model."""
+    handle = await server.open(path)
+    for piece in pieces(content, number=number):
+        await server.filesystem.derive(handle, piece)
+    server.release(handle)
+
+
+async def absent(server: Server, path: str) -> bool:
+    try:
+        await server.find(path)
+    except NoSuchEntryError:
+        return True
+    return False
+
+
+async def test_what_was_passed_on_is_a_file_of_that_user(server: Server) -> None:
+    assert await absent(server, named())
+    await pass_on(server)
+    attributes = await server.find(named())
+    assert (attributes.size, attributes.owner) == (len(CONTENT), UID)
+    assert await server.content(named()) == CONTENT
+    assert await absent(server, named(uid=UID + 1))
+    assert await absent(server, named(number=1))
+    assert (await server.find(MODEL)).owner is None
+
+
+async def test_it_is_passed_through_to_the_kernel(server: Server) -> None:
+    await pass_on(server)
+    handle = await server.open(named())
+    assert handle >> BACKING_SHIFT
+    assert await server.read(handle) == CONTENT
+
+
+async def test_what_is_not_whole_cannot_be_found(server: Server) -> None:
+    handle = await server.open(MODEL)
+    for piece in pieces()[:-1]:
+        await server.filesystem.derive(handle, piece)
+    assert await absent(server, named())
+    server.release(handle)
+    assert await absent(server, named())
+    await pass_on(server, CONTENT[::-1])
+    assert await server.content(named()) == CONTENT[::-1]
+
+
+async def test_pieces_come_in_order_and_from_one_program(server: Server) -> None:
+    first, second, third, *_ = pieces()
+    handle, other = await server.open(MODEL), await server.open(MODEL)
+    for piece in (second, Piece(uid=UID, number=0, size=len(CONTENT), offset=0, data=b"")):
+        with pytest.raises(InvalidRequestError):
+            await server.filesystem.derive(handle, piece)
+    server.release(handle)
+    handle = await server.open(MODEL)
+    await server.filesystem.derive(handle, first)
+    with pytest.raises(InUseError):
+        await server.filesystem.derive(other, first)
+    with pytest.raises(InvalidRequestError):
+        await server.filesystem.derive(other, second)
+    with pytest.raises(InvalidRequestError):
+        await server.filesystem.derive(handle, third)
+    for piece in pieces()[1:]:
+        await server.filesystem.derive(handle, piece)
+    assert await server.content(named()) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Piece(uid=UID, number=MOST_NUMBERS, size=10, offset=0, data=b"0123456789"),
+        Piece(uid=UID, number=0, size=70_001 + SLACK, offset=0, data=b"0123456789"),
+        Piece(uid=UID, number=0, size=0, offset=0, data=b""),
+        Piece(uid=UID, number=0, size=5, offset=0, data=b"0123456789"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(server: Server, piece: Piece) -> None:
+    handle = await server.open(MODEL)
+    with pytest.raises(InvalidRequestError):
+        await server.filesystem.derive(handle, piece)
+    assert await absent(server, named())
+
+
+async def test_a_program_that_stands_still_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = await server.open(MODEL)
+    await server.filesystem.derive(slow, pieces()[0])
+    monkeypatch.setattr(derived, "PATIENCE_S", -1.0)
+    await pass_on(server)
+    with pytest.raises(InvalidRequestError):
+        await server.filesystem.derive(slow, pieces()[1])
+    assert await server.content(named()) == CONTENT
+    assert PATIENCE_S > 1
+
+
+async def test_what_is_there_stays_as_it_is(server: Server) -> None:
+    await pass_on(server)
+    with pytest.raises(InUseError):
+        await pass_on(server, CONTENT[::-1])
+    assert await server.content(named()) == CONTENT
+
+
+async def test_another_generation_of_the_model_has_none(server: Server, store: MemoryStore) -> None:
+    await pass_on(server)
+    store.put(MODEL, b"new weights" * 8000)
+    server.namespace.replaced(MODEL)
+    assert await absent(server, named())
+    await pass_on(server, CONTENT[::-1])
+    assert await server.content(named()) == CONTENT[::-1]
+
+
+async def test_evicting_the_model_evicts_what_was_made_of_it(server: Server) -> None:
+    await pass_on(server)
+    await pass_on(server, path="other")
+    assert (await server.outcome("evict", MODEL))[0] == "done"
+    assert await absent(server, named())
+    assert await server.content(f".trims/other/derived-{UID}-0") == CONTENT
+
+
+async def test_it_outlives_the_server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+        await pass_on(server)
+        handle = await server.open(MODEL)
+        await server.filesystem.derive(handle, pieces(number=1)[0])
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+        assert await server.content(named()) == CONTENT
+        assert await absent(server, named(number=1))
+
+
+async def test_one_that_is_found_damaged_is_not_served(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+        await pass_on(server)
+    for path in (tmp_path / "cache/blobs").rglob("*"):
+        if path.is_file() and path.stat().st_size == len(CONTENT):
+            with path.open("r+b") as file:
+                file.write(b"damage")
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
+        with pytest.raises(ObjectChangedError):
+            await server.content(named())
+        assert await absent(server, named())
+        await pass_on(server)
+        assert await server.content(named()) == CONTENT
+
+
+async def test_without_room_there_is_none(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, budget=5 * chunk_size) as server:
+        await server.content(MODEL)
+        with pytest.raises(CacheFullError):
+            await pass_on(server)  # the model itself is open
+        assert await absent(server, named())
+        assert (await server.content(MODEL)).startswith(b"weights")

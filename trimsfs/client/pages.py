@@ -1,0 +1,85 @@
+"""Memory of this process, page by page: what of a mapping is its own, and files in the place of that."""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+Region = tuple[int, int]
+"""Addresses ``[start, end)``, both at page boundaries."""
+
+PAGE = mmap.PAGESIZE
+_SCAN = struct.Struct("=12Q")
+"""``struct pm_scan_arg``: size, flags, start, end, walk end, vector, its length, most pages, and masks of what a page
+is: inverted, all of, any of, told."""
+_PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
+_REGION = struct.Struct("=3Q")
+_FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
+_REGIONS = 1024
+_MAP_FIXED = 0x10
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def address_of(mapping: mmap.mmap) -> int:
+    """Where a writable mapping begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def rounded(size: int) -> int:
+    """Bytes of the pages that *size* bytes take."""
+    return -(-size // PAGE) * PAGE
+
+
+def own(start: int, end: int) -> list[Region]:
+    """The parts of a mapping of a file that are this process's own, because it has written to them.
+
+    Raises OSError where the kernel cannot tell (before Linux 6.7).
+    """
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        return list(_scan(pagemap.fileno(), start, end))
+
+
+def _scan(pagemap: int, start: int, end: int) -> Iterator[Region]:
+    vector = ctypes.create_string_buffer(_REGIONS * _REGION.size)
+    while start < end:
+        argument = bytearray(
+            _SCAN.pack(
+                *(_SCAN.size, 0, start, end, 0),
+                *(ctypes.addressof(vector), _REGIONS, 0),
+                *(_FILE, _FILE, _PRESENT | _SWAPPED, _FILE),
+            )
+        )
+        found = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
+        for number in range(found):
+            first, last, _ = _REGION.unpack_from(vector, number * _REGION.size)
+            yield first, last
+        start = _SCAN.unpack(argument)[4]
+
+
+def view(start: int, end: int) -> memoryview:
+    """The bytes of a region. Nothing keeps it mapped."""
+    return memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
+
+
+def equal(one: int, other: int, size: int) -> bool:
+    """Whether the bytes at two addresses are the same."""
+    return bool(_libc.memcmp(one, other, size) == 0)
+
+
+def map_over(start: int, size: int, descriptor: int, offset: int) -> None:
+    """Have a part of a file where memory of this process was, privately: writing to it changes nothing else.
+
+    Raises OSError.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED
+    address = _libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
