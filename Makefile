@@ -2,6 +2,7 @@
 #   make demo    runs the main job: two processes load a ResNet-50 through a mount
 #   make test    passes the tests
 #   make bench   measures against a native file, rclone and s3fs
+#   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 # All install what they need. Frameworks whose needs clash have an environment each.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -22,7 +23,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all bench lint clean apt-main apt-test apt-bench
+.PHONY: demo test test-all bench eval lint clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -35,6 +36,9 @@ test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWO
 
 bench: apt-bench $(MAIN)/ready-bench
 	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)
+
+eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready
+	$(MAIN)/bin/python -m tests.evaluation $(abspath $(MXNET)/bin/python) $(ARGS)
 
 lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff check .

@@ -51,7 +51,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     # So that everything is unmounted then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    facts = machine.facts() | {"scale": "quick" if options.quick else "full"}
+    facts = machine.facts() | machine.peers() | {"scale": "quick" if options.quick else "full"}
     results = _run(QUICK if options.quick else FULL, options.only, console)
     report.show(results, console)
     drawn = plots.draw(results, options.output)

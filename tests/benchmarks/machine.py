@@ -37,9 +37,12 @@ def facts() -> dict[str, str | int]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "trimsfs": version("trimsfs"),
-        "rclone": _first_line("rclone", "version"),
-        "s3fs": _first_line("s3fs", "--version"),
     }
+
+
+def peers() -> dict[str, str]:
+    """The versions of what trimsfs is compared with."""
+    return {"rclone": _first_line("rclone", "version"), "s3fs": _first_line("s3fs", "--version")}
 
 
 def back_memory(size: int) -> None:

@@ -1,0 +1,1 @@
+"""The TrIMS paper's evaluation, for trimsfs."""

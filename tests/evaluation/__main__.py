@@ -1,0 +1,106 @@
+"""The TrIMS paper's evaluation: ``python -m tests.evaluation PYTHON [--quick] [--only PART,...]``, as root.
+
+PYTHON is an interpreter that has MXNet. Exits with 1 when a request failed or gave another output.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks import machine
+from tests.evaluation import plots, report
+from tests.evaluation.clients import clients
+from tests.evaluation.policies import policies
+from tests.evaluation.results import Results
+from tests.evaluation.setting import BUCKET, Model, Setting
+from tests.evaluation.single import single
+from tests.services import SCRATCH
+from tests.services.fast import start_fast
+
+QUICK = ("squeezenet-1.1", "resnet18-v2", "googlenet", "alexnet")
+PARTS = ("single", "clients", "policies")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    console = Console(width=max(Console().width, 200))
+    if os.geteuid() != 0:
+        sys.exit("the evaluation mounts and drops caches: run it as root")
+    options.output.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that everything is unmounted then too
+    facts = machine.facts() | {"scale": "quick" if options.quick else "full"}
+    results, models = _run(options, console)
+    made = report.tables(results, models)
+    report.show(made, results, console)
+    drawn = plots.draw(results, models, options.output)
+    (options.output / "results.json").write_text(report.as_json(results, facts))
+    (options.output / "report.md").write_text(report.markdown(made, results, facts, drawn))
+    console.print(f"written to {options.output}")
+    sys.exit(1 if results.failures else 0)
+
+
+def _run(options: argparse.Namespace, console: Console) -> tuple[Results, list[Model]]:
+    results = Results()
+    with ExitStack() as stack:
+        scratch = tempfile.TemporaryDirectory(prefix="trimsfs-evaluation-", dir=SCRATCH, ignore_cleanup_errors=True)
+        work = Path(stack.enter_context(scratch))
+        (work / "store" / BUCKET).mkdir(parents=True)
+        setting = Setting(options.python, work, stack.enter_context(start_fast(work / "store")), console)
+        models = setting.models()
+        if options.quick:
+            models = [model for model in models if model.name in QUICK]
+        if options.models:
+            models = [model for model in models if model.name in options.models]
+        for name in options.only:
+            began = time.monotonic()
+            _part(name, setting, models, results, quick=options.quick)
+            console.print(f"{name}: {time.monotonic() - began:.0f} s", highlight=False)
+    results.failures += [f"{name}: outputs differ" for name in results.differing()]
+    return results, models
+
+
+def _part(name: str, setting: Setting, models: Sequence[Model], results: Results, *, quick: bool) -> None:
+    small = [model for model in models if not model.large]
+    parts: dict[str, Callable[[], None]] = {
+        "single": lambda: single(setting, list(models), results, repeat=1 if quick else 3),
+        "clients": lambda: clients(
+            setting,
+            small,
+            results,
+            shares=(1.0,) if quick else (0.1, 0.5, 1.0),
+            counts=(1, 4) if quick else (1, 2, 5, 10),
+            requests=20 if quick else 100,
+        ),
+        "policies": lambda: policies(setting, small, results, requests=20 if quick else 300),
+    }
+    parts[name]()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.evaluation", description=__doc__)
+    parser.add_argument("python", help="an interpreter that has MXNet")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, few repetitions")
+    parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--models", type=lambda text: text.split(","), help="only these")
+    parser.add_argument("--output", type=Path, default=Path("build/evaluation"))
+    return parser.parse_args()
+
+
+def _parts(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(PARTS)}")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Results as tables, in Markdown and on the terminal, and as JSON."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.evaluation.results import (
+    IDEAL,
+    NATIVE,
+    PLACES,
+    SHARED,
+    Request,
+    Results,
+    geometric,
+    load_s,
+    p99_speedups,
+    percentile,
+    private_bytes,
+    total_s,
+)
+from tests.evaluation.setting import Model
+
+PAPER = {
+    "small models, end to end, warm": "up to 24x (VGG16), geometric mean not told; SqueezeNet 0.38x",
+    "large models, end to end, warm": "5x to 210x",
+    "10 clients": "a batch up to 8x sooner; within 20 % of ideal",
+}
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
+    """All tables there are results for."""
+    measured = {request.model for request in results.requests}
+    single = [model for model in models if model.name in measured]
+    made = []
+    if single:
+        made += [_times("Loading: ms until the parameters are arrays", results, single, load_s)]
+        made += [_times("End to end: ms for one request", results, single, total_s)]
+        made += [_gains(results, single), _summary(results, single)]
+    if results.batches:
+        made += [_batches(results)]
+    if results.policies:
+        made += [_policies(results)]
+    return made
+
+
+def _times(title: str, results: Results, models: Sequence[Model], value: Callable[[Request], float]) -> Rows:
+    rows = [
+        [model.name, f"{model.nbytes / MIB:.0f}"]
+        + [_milliseconds(results.median(model.name, place, value)) for place in PLACES]
+        for model in models
+    ]
+    return Rows(title, ["model", "MiB", *PLACES], rows)
+
+
+def _gains(results: Results, models: Sequence[Model]) -> Rows:
+    rows = []
+    for model in models:
+        copies = [results.median(model.name, place, private_bytes) for place in ("native warm", "host")]
+        rows.append(
+            [model.name]
+            + [_times_text(results.ratio(model.name, "native warm", "host", value)) for value in (load_s, total_s)]
+            + [_times_text(results.ratio(model.name, "native download", "cold", total_s))]
+            + [_times_text(results.ratio(model.name, "host", IDEAL, total_s))]
+            + ["" if each is None else f"{each / MIB:.0f}" for each in copies]
+        )
+    columns = ["model", "loading, warm", "end to end, warm", "end to end, cold", "host / ideal"]
+    return Rows(
+        "How many times as fast as MXNet by itself, and MiB of a process's own",
+        [*columns, "own, MXNet", "own, trimsfs"],
+        rows,
+    )
+
+
+def _summary(results: Results, models: Sequence[Model]) -> Rows:
+    rows = []
+    for label, large in (("small", False), ("large", True)):
+        names = [model.name for model in models if model.large is large]
+        for what, place, other, value in (
+            ("loading, warm", "native warm", "host", load_s),
+            ("end to end, warm", "native warm", "host", total_s),
+            ("end to end, cold", "native download", "cold", total_s),
+            ("host / ideal", "host", IDEAL, total_s),
+        ):
+            ratios = results.ratios(names, place, other, value)
+            if ratios:
+                least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+                rows.append(
+                    [label, what, _times_text(geometric(ratios.values()))]
+                    + [f"{_times_text(ratios[name])} {name}" for name in (least, most)]
+                )
+    return Rows("In short", ["models", "ratio", "geometric mean", "least", "most"], rows)
+
+
+def _batches(results: Results) -> Rows:
+    rows = []
+    for share, clients in dict.fromkeys((batch.share, batch.clients) for batch in results.batches):
+        native, shared, ideal = (results.batch(way, share, clients) for way in (NATIVE, SHARED, IDEAL))
+        rows.append(
+            [f"{share:.0%}", str(clients)]
+            + [f"{batch.wall_s:.1f}" for batch in (native, shared, ideal)]
+            + [_times_text(native.wall_s / shared.wall_s), _times_text(shared.wall_s / ideal.wall_s)]
+            + [_times_text(p99_speedups(native, shared))]
+            + [
+                _milliseconds(percentile(batch.all_latencies, rank))
+                for rank in (0.5, 0.99)
+                for batch in (native, shared)
+            ]
+            + [f"{batch.private_bytes / MIB:.0f}" for batch in (native, shared)]
+        )
+    columns = ["of models", "clients", "MXNet s", "trimsfs s", "ideal s", "gain", "trimsfs / ideal", "p99 gain"]
+    columns += ["p50 MXNet", "p50 trimsfs", "p99 MXNet", "p99 trimsfs", "own MiB, MXNet", "own MiB, trimsfs"]
+    return Rows(
+        "Clients under a Pareto(1, 1) load: batches, latencies in ms, most memory of processes' own", columns, rows
+    )
+
+
+def _policies(results: Results) -> Rows:
+    rows = [
+        [
+            policy.name,
+            f"{policy.fetched / MIB:.0f}",
+            f"{policy.fetched / policy.asked:.1%}",
+            f"{1e3 * policy.mean_s:.0f}",
+        ]
+        for policy in results.policies
+    ]
+    return Rows(
+        "Eviction under a budget of half of the models",
+        ["policy", "MiB fetched", "of what was read", "mean ms a read"],
+        rows,
+    )
+
+
+def show(made: Iterable[Rows], results: Results, console: Console) -> None:
+    """Print all tables, and what went wrong."""
+    for rows in made:
+        table = Table(*rows.columns, title=rows.title)
+        for row in rows.rows:
+            table.add_row(*row)
+        console.print(table)
+    for failure in results.failures:
+        console.print(f"failed: {failure}", highlight=False)
+
+
+def markdown(made: Iterable[Rows], results: Results, facts: dict[str, str | int], drawn: Sequence[str]) -> str:
+    """All tables and plots, and where they were made."""
+    lines = ["# Evaluation", ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += [f"- the paper, {name}: {value}" for name, value in PAPER.items()]
+    lines += [f"- failed: {failure}" for failure in results.failures]
+    for rows in made:
+        lines += ["", f"## {rows.title}", "", _line(rows.columns), _line(["---"] * len(rows.columns))]
+        lines += [_line(row) for row in rows.rows]
+    lines += ["", *[f"![{name}]({name})" for name in drawn]]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(results: Results, facts: dict[str, str | int]) -> str:
+    """Every sample."""
+    return json.dumps({"facts": facts, **asdict(results)}, indent=1)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{1e3 * seconds:.1f}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
+
+
+def _times_text(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"

@@ -1,0 +1,110 @@
+"""Zygotes as the harness sees them: requests in, answers out, from any number of threads."""
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.mounts import TRIMSFS
+
+PROGRAM = Path(__file__).with_name("zygote.py")
+START_S, ANSWER_S, STOP_S = 120, 300, 20
+
+
+class RequestError(RuntimeError):
+    """A request that was not answered, or with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Seconds of each phase of a request, bytes that it wrote to, and the digest of its output."""
+
+    load_s: float
+    create_s: float
+    forward_s: float
+    free_s: float
+    total_s: float
+    private_bytes: int
+    output: str
+
+
+@dataclass(slots=True)
+class _Waiting:
+    came: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] | None = None
+
+
+class Zygote:
+    """A running zygote."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        self._number = 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, directory: Path, shape: Sequence[int], *, ideal: bool = False, memory: bool = False) -> Answer:
+        """Have one process load the model in a directory and infer with it. Raises RequestError."""
+        waiting = _Waiting()
+        with self._lock:
+            self._number += 1
+            number = self._number
+            self._waiting[number] = waiting
+            request = {"id": number, "directory": str(directory), "shape": list(shape)}
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps({**request, "ideal": ideal, "memory": memory}) + "\n")
+            self._process.stdin.flush()
+        if not waiting.came.wait(ANSWER_S) or waiting.answer is None:
+            raise RequestError(f"{directory}: not answered")
+        answer = waiting.answer
+        if "error" in answer:
+            raise RequestError(f"{directory}: {answer['error']}")
+        return Answer(**{name: answer[name] for name in Answer.__slots__})
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            with self._lock:
+                waiting = self._waiting.pop(answer["id"])
+            waiting.answer = answer
+            waiting.came.set()
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.came.set()
+
+
+@contextmanager
+def zygote(python: str, log: Path, *, shared: bool = False) -> Iterator[Zygote]:
+    """A zygote of an interpreter that has MXNet, under ``trimsfs run`` or not; its messages go to a file."""
+    runner = [TRIMSFS, "run", "--"] if shared else []
+    with log.open("ab") as messages:
+        process = subprocess.Popen(
+            [*runner, python, "-W", "ignore", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        if '"ready"' not in process.stdout.readline():
+            raise RequestError(f"{python} did not start: see {log}")
+        yield Zygote(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,90 @@
+"""One process per request, one request at a time: what loading costs, from each place that a model can be in."""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.evaluation.results import IDEAL, PLACES, Request, Results
+from tests.evaluation.runtime import Answer, RequestError, Zygote
+from tests.evaluation.setting import BUCKET, FILES, Model, Setting, chill, heat
+from tests.mounts import MountedStore
+
+Ask = Callable[[], tuple[Answer, float]]
+"""One request: its answer, and the seconds that were needed before it."""
+
+
+def single(setting: Setting, models: list[Model], results: Results, *, repeat: int) -> None:
+    """Measure every model from every place, large ones written for it and removed."""
+    with ExitStack() as stack:
+        plain = stack.enter_context(setting.zygote(shared=False))
+        shared = stack.enter_context(setting.zygote(shared=True))
+        for model in models:
+            local = setting.write(model)
+            with setting.mounted() as mount:
+                for place, ask in _requests(setting, model, local, mount, plain, shared).items():
+                    for _ in range(repeat if place in {"native warm", "host", IDEAL} else 1):
+                        _measure(setting, results, model, place, ask)
+            if model.large:
+                setting.remove(model)
+
+
+def _requests(
+    setting: Setting, model: Model, local: Path, mount: MountedStore, plain: Zygote, shared: Zygote
+) -> dict[str, Ask]:
+    """A request from each place, in an order in which each finds what it needs: see `PLACES`."""
+    there = mount.path / model.name
+
+    def download() -> tuple[Answer, float]:
+        target = setting.work / "downloaded"
+        target.mkdir(exist_ok=True)
+        heat(local / "params")  # the endpoint reads it
+        began = time.perf_counter()
+        client = setting.server.client()
+        try:
+            for name in FILES:
+                client.download_file(BUCKET, f"{model.name}/{name}", str(target / name))
+            before_s = time.perf_counter() - began
+            return plain.ask(target, model.input_shape), before_s
+        finally:
+            client.close()
+            shutil.rmtree(target)
+
+    def cold() -> tuple[Answer, float]:
+        heat(local / "params")
+        return shared.ask(there, model.input_shape), 0.0
+
+    def native(prepare: Callable[[Path], None]) -> tuple[Answer, float]:
+        for name in FILES:
+            prepare(local / name)
+        return plain.ask(local, model.input_shape, memory=prepare is heat), 0.0
+
+    def disk() -> tuple[Answer, float]:
+        for blob in (mount.cache / "blobs").rglob("*"):
+            if blob.is_file():
+                chill(blob)
+        return shared.ask(there, model.input_shape), 0.0
+
+    requests: dict[str, Ask] = {
+        "native download": download,
+        "native disk": lambda: native(chill),
+        "native warm": lambda: native(heat),
+        "cold": cold,
+        "disk": disk,
+        "host": lambda: (shared.ask(there, model.input_shape, memory=True), 0.0),
+        IDEAL: lambda: (shared.ask(local, model.input_shape, ideal=True, memory=True), 0.0),
+    }
+    assert list(requests) == list(PLACES)
+    return requests
+
+
+def _measure(setting: Setting, results: Results, model: Model, place: str, ask: Ask) -> None:
+    try:
+        answer, before_s = ask()
+    except RequestError as error:
+        results.failures.append(f"{model.name}: {place}: {error}")
+        return
+    request = Request(model=model.name, place=place, before_s=before_s, answer=answer)
+    results.requests.append(request)
+    setting.console.print(f"[dim]{model.name}: {place}: {1e3 * request.total_s:.1f} ms[/dim]", highlight=False)
