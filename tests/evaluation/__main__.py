@@ -18,6 +18,7 @@ from rich.console import Console
 from tests.benchmarks import machine
 from tests.evaluation import plots, report
 from tests.evaluation.clients import clients
+from tests.evaluation.folding import folding
 from tests.evaluation.policies import policies
 from tests.evaluation.results import Results
 from tests.evaluation.setting import BUCKET, Model, Setting
@@ -26,7 +27,7 @@ from tests.services import SCRATCH
 from tests.services.fast import start_fast
 
 QUICK = ("squeezenet-1.1", "resnet18-v2", "googlenet", "alexnet")
-PARTS = ("single", "clients", "policies")
+PARTS = ("single", "clients", "policies", "folding")
 
 
 def main() -> None:
@@ -81,6 +82,7 @@ def _part(name: str, setting: Setting, models: Sequence[Model], results: Results
             requests=20 if quick else 100,
         ),
         "policies": lambda: policies(setting, small, results, requests=20 if quick else 300),
+        "folding": lambda: folding(setting, small, results, processes=2 if quick else 8),
     }
     parts[name]()
 

@@ -53,6 +53,8 @@ def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
         made += [_batches(results)]
     if results.policies:
         made += [_policies(results)]
+    if results.foldings:
+        made += [_foldings(results)]
     return made
 
 
@@ -142,6 +144,17 @@ def _policies(results: Results) -> Rows:
         ["policy", "MiB fetched", "of what was read", "mean ms a read"],
         rows,
     )
+
+
+def _foldings(results: Results) -> Rows:
+    rows = [
+        [folding.model, str(folding.processes), f"{folding.nbytes / MIB:.0f}"]
+        + [f"{each / folding.nbytes:.2f}" for each in (folding.own, folding.own_folded, folding.all_folded)]
+        + [f"{1e3 * each:.0f}" for each in (folding.before_s, folding.after_s)]
+        for folding in results.foldings
+    ]
+    columns = ["model", "processes", "MiB", "own before", "own after", "all after", "ms before", "ms after"]
+    return Rows("Folding: copies of the weights in all processes together, and ms an inference", columns, rows)
 
 
 def show(made: Iterable[Rows], results: Results, console: Console) -> None:

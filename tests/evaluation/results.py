@@ -65,6 +65,26 @@ class Policy:
     asked: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folding:
+    """Processes that have inferred at once. Bytes of all of them together: of weights that are a process's own before
+    and after folding, and of all weights after it; mean seconds of an inference before and after."""
+
+    model: str
+    processes: int
+    nbytes: int
+    own: int
+    own_folded: int
+    all_folded: int
+    before_s: float
+    after_s: float
+
+    @property
+    def copies(self) -> float:
+        """How often all processes together have the weights."""
+        return self.all_folded / self.nbytes
+
+
 @dataclass(slots=True)
 class Results:
     """All of a run."""
@@ -72,6 +92,7 @@ class Results:
     requests: list[Request] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     policies: list[Policy] = field(default_factory=list)
+    foldings: list[Folding] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def median(self, model: str, place: str, value: Callable[[Request], float]) -> float | None:

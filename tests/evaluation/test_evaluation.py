@@ -40,6 +40,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert all(sum(map(len, batch["latencies"].values())) == 20 for batch in results["batches"])
     policies = {policy["name"]: policy for policy in results["policies"]}
     assert policies["lru"]["fetched"] <= policies["lru"]["asked"]
+    assert [folding["model"] for folding in results["foldings"]] == ["squeezenet-1.1"]
     report = (tmp_path / "report.md").read_text()
     assert "End to end" in report
     assert (tmp_path / "speedup-small.svg").exists()
