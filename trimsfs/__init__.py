@@ -3,12 +3,11 @@
 ``trimsfs.open`` is ``trimsfs.client.open``, which is imported when it is asked for.
 """
 
-from typing import TYPE_CHECKING
-
 __all__ = ["__version__", "open"]
 
 __version__ = "0.1.0.dev0"
 
+TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
 if TYPE_CHECKING:
     from trimsfs.client import open  # noqa: A004 - as zarr.open() and Image.open()
 else:

@@ -1,20 +1,40 @@
 """The ``trimsfs`` command and its subcommands."""
 
+import importlib
+
 import click
 
 from trimsfs import __version__
-from trimsfs.cli.commands import evict, pin, unpin, warm
-from trimsfs.cli.doctor import doctor
-from trimsfs.cli.inspect import ls, status
-from trimsfs.cli.mount import mount, umount
-from trimsfs.cli.run import run
+
+_HOMES = {
+    "mount": "mount",
+    "umount": "mount",
+    "ls": "inspect",
+    "status": "inspect",
+    "warm": "commands",
+    "pin": "commands",
+    "unpin": "commands",
+    "evict": "commands",
+    "run": "run",
+    "doctor": "doctor",
+}
+"""The module of each subcommand, imported when it is given: `trimsfs run` is in the way of every program's start."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """In the order of their first use."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_HOMES)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _HOMES:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"trimsfs.cli.{_HOMES[name]}"), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
     """Models of an S3 bucket or a directory as ordinary files: one copy on this host, shared by every process."""
-
-
-for _command in (mount, umount, ls, status, warm, pin, unpin, evict, run, doctor):
-    main.add_command(_command)

@@ -7,10 +7,10 @@
 """
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
 __all__ = ["Folded", "FormatError", "Model", "open"]
 
+TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
 if TYPE_CHECKING:
     from trimsfs.client.folding import Folded
     from trimsfs.client.model import Model

@@ -1,15 +1,13 @@
-"""Adapters are installed the moment their framework is imported, and not before."""
+"""Adapters are installed the moment their framework is imported, and not before.
+
+This is run at the start of every Python of `trimsfs run`, and imports next to nothing.
+"""
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import logging
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-
-log = logging.getLogger(__name__)
 
 ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
 """The module that has ``install``, by the framework's own."""
@@ -20,41 +18,41 @@ def install() -> None:
     for framework in ADAPTERS:
         if framework in sys.modules:
             _adapt(framework)
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
 
 
 def _adapt(framework: str) -> None:
     try:
         importlib.import_module(ADAPTERS[framework]).install()
     except Exception:  # the program is to run in any case, if without us
-        log.exception("%s is used as it is", framework)
+        import logging  # noqa: PLC0415
+
+        logging.getLogger(__name__).exception("%s is used as it is", framework)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Finds a framework where it is, and has its loader install the adapter at the end."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in ADAPTERS:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Loader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+class _Loader:
+    """Another loader, and the adapter after it. ``importlib.abc`` would cost every program more than all of this."""
+
+    def __init__(self, loader: object) -> None:
         self._loader = loader
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
     def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
+        self._loader.exec_module(module)  # type: ignore[attr-defined]
         _adapt(module.__name__)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)  # readers of resources ask for more
+        return getattr(self._loader, name)  # `create_module`, and what readers of resources ask for

@@ -3,37 +3,42 @@
 The interpreter may be any, with libraries of its own: only ``trimsfs`` itself is made importable.
 """
 
-import importlib.machinery
-import importlib.util
+import os  # and no pathlib, which would be in the way of every program
 import sys
-from pathlib import Path
+from importlib.machinery import PathFinder
 
-_PACKAGE = Path(__file__).parents[2]
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PACKAGE = os.path.dirname(os.path.dirname(_HERE))
+_TAIL = _HERE.split(os.sep)[-3:]
+
+
+class _Trimsfs:
+    """Finds ``trimsfs`` where no other has."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
+        return PathFinder.find_spec(name, [os.path.dirname(_PACKAGE)], target) if name == "trimsfs" else None
 
 
 def _start() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - it is not ours that this is run by
         print("trimsfs: not used: its client needs Python 3.11", file=sys.stderr)
         return
-    if importlib.util.find_spec("trimsfs") is None:
-        spec = importlib.util.spec_from_file_location(
-            "trimsfs", _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)]
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["trimsfs"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    importlib.import_module("trimsfs.client.hook").install()
+    sys.meta_path.append(_Trimsfs)
+    import trimsfs.client.hook  # noqa: PLC0415
+
+    trimsfs.client.hook.install()
 
 
 def _pass_on() -> None:
     """Run the sitecustomize that this one hides."""
     # Also those of other installations, each of which would find this one again.
-    others = [place for place in sys.path if Path(place).parts[-3:] != Path(__file__).parts[-4:-1]]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    others = [place for place in sys.path if place.rstrip(os.sep).split(os.sep)[-3:] != _TAIL]
+    spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        from importlib.util import module_from_spec  # noqa: PLC0415
+
+        spec.loader.exec_module(module_from_spec(spec))
 
 
 try:
