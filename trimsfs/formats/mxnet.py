@@ -55,21 +55,21 @@ def parse(source: Source) -> TensorTable:
 
 
 def _array(cursor: Cursor, number: int) -> Tensor:
-    magic = cursor.number("I")
+    begin = cursor.offset
+    magic, storage, dimensions = cursor.unpack("Iii")  # no array is shorter
     if magic in {_V2, V3}:
-        storage, dimensions = cursor.unpack("ii")
         if storage != _DENSE:
             raise FormatError(f"array {number} is sparse (storage type {storage})")
         # Before there were shapes of none, a shape of no dimensions meant that there is no array.
-        nothing = dimensions == (0 if magic == _V2 else -1)
-        size = "q"
+        nothing, size = dimensions == (0 if magic == _V2 else -1), "q"
     else:  # the oldest have no magic: it is the number of dimensions
-        dimensions, size = (cursor.number("I"), "q") if magic == _V1 else (magic, "I")
+        dimensions, size, header = (storage, "q", 8) if magic == _V1 else (magic, "I", 4)
         nothing = dimensions == 0
+        cursor.offset = begin + header
     if nothing:
         raise FormatError(f"array {number} is empty")
     if not 0 <= dimensions <= _MOST_DIMENSIONS:
-        raise FormatError(f"{dimensions} dimensions at {cursor.offset}")
+        raise FormatError(f"{dimensions} dimensions at {begin}")
     *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # the device that it was on is between
     if not 0 <= kind < len(_DTYPES):
         raise FormatError(f"array {number}: unknown dtype {kind}")

@@ -2,7 +2,7 @@
 
 import functools
 import struct
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from trimsfs.formats.table import FormatError
 
@@ -67,13 +67,7 @@ class Cursor:
 
     def take(self, count: int) -> Bytes:
         """The next *count* bytes."""
-        self._check(count)
-        self._budget.spend(count + COST)
-        begin = self.offset - self._block_offset
-        if begin < 0 or begin + count > len(self._block):
-            length = min(max(count, BLOCK), self._size - self.offset)
-            self._block, self._block_offset, begin = self._source.read(self.offset, length), self.offset, 0
-        self.offset += count
+        begin = self._next(count)
         return self._block[begin : begin + count]
 
     def skip(self, count: int) -> None:
@@ -81,14 +75,30 @@ class Cursor:
         self._check(count)
         self.offset += count
 
-    def _check(self, count: int) -> None:
-        if not 0 <= count <= self._size - self.offset:
-            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._size}")
-
     def unpack(self, layout: str) -> tuple[int, ...]:
         """The next integers, little-endian, by a format of struct."""
         fields = _little_endian(layout)
-        return fields.unpack(self.take(fields.size))
+        begin = self._next(fields.size)
+        return fields.unpack_from(self._block, begin)
+
+    def _next(self, count: int) -> int:
+        """Have the next *count* bytes in the block, and go on after them; where they begin."""
+        begin = self.offset - self._block_offset
+        if begin < 0 or count < 0 or begin + count > len(self._block):
+            self._check(count)
+            if count + COST > self._budget.left:  # before it is read
+                self._budget.exceeded()
+            length = min(max(count, BLOCK), self._size - self.offset)
+            self._block, self._block_offset, begin = self._source.read(self.offset, length), self.offset, 0
+        self._budget.left -= count + COST
+        if self._budget.left < 0:
+            self._budget.exceeded()
+        self.offset += count
+        return begin
+
+    def _check(self, count: int) -> None:
+        if not 0 <= count <= self._size - self.offset:
+            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._size}")
 
     def number(self, layout: str) -> int:
         """The next integer."""
@@ -106,9 +116,7 @@ class _Budget:
     """How much may still be taken."""
 
     def __init__(self, left: int) -> None:
-        self._left = left
+        self.left = left
 
-    def spend(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise FormatError(f"what describes its tensors is longer than {HEADER_LIMIT >> 20} MiB")
+    def exceeded(self) -> NoReturn:
+        raise FormatError(f"what describes its tensors is longer than {HEADER_LIMIT >> 20} MiB")

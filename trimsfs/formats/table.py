@@ -104,12 +104,10 @@ def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
     sizes = tuple(shape)
     if len(sizes) > MOST_DIMENSIONS:
         raise FormatError(f"tensor {name!r}: {len(sizes)} dimensions")
-    elements = 1
     for size in sizes:
         if type(size) is not int or not 0 <= size < 1 << 63:
             raise FormatError(f"tensor {name!r}: an impossible size")
-        elements *= max(1, size)
-    if elements >= 1 << 63:
+    if math.prod(size or 1 for size in sizes) >= 1 << 63:
         raise FormatError(f"tensor {name!r}: more elements than there can be")
     return sizes
 
