@@ -54,7 +54,7 @@ apt-test: apt-main
 apt-bench: apt-main
 	$(if $(call missing,$(APT_BENCH)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_BENCH)))
 
-$(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/fuse/*.[ch]) | apt-main
+$(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	$(PYTHON) -m venv $(MAIN)
 	$(MAIN)/bin/pip install -q --upgrade pip
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .

@@ -1,4 +1,4 @@
-"""Builds the libfuse extension; everything else is in pyproject.toml."""
+"""Builds what is in C; everything else is in pyproject.toml."""
 
 import shlex
 import subprocess
@@ -23,6 +23,8 @@ setup(
             depends=["trimsfs/fuse/trimsfs.h"],
             extra_compile_args=["-Wall", "-Wextra", *pkg_config("--cflags")],
             extra_link_args=pkg_config("--libs"),
-        )
+        ),
+        # No module, but a library for ctypes: other interpreters load it.
+        Extension("trimsfs.client._fold", sources=["trimsfs/client/_fold.c"], extra_compile_args=["-Wall", "-Wextra"]),
     ]
 )

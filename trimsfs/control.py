@@ -26,6 +26,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.residency import Residency
+from trimsfs.tiers.sharing import Sharing
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ class Control:
         residents: Residents,
         tables: TensorTables,
         derived: DerivedBlobs,
+        sharing: Sharing,
         options: MountOptions,
         *,
         metrics: Callable[[], bytes],
@@ -156,6 +158,7 @@ class Control:
         self._residents = residents
         self._tables = tables
         self._derived = derived
+        self._sharing = sharing
         self._options = options
         self._metrics = metrics
         self._facts = facts
@@ -197,10 +200,17 @@ class Control:
                 except TrimsError as error:
                     log.warning("%s is pinned, but not all here: %s", here.generation.key, error)
 
+    @property
+    def tells_common(self) -> bool:
+        """Whether there are files that tell what a model has in common with another."""
+        return self._options.share_chunks
+
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
         if inode.control == SUBJECT:
             looks = ["info"] if inode.generation is None else ["info", "tensors"]
+            if self.tells_common and inode.generation is not None:
+                looks.append("shared")
             return sorted([*looks, *self._commands])
         return sorted(self._root_files) if not inode.path else []
 
@@ -219,6 +229,8 @@ class Control:
         handler = self._xattrs.get(name.removeprefix(XATTR_PREFIX)) if name.startswith(XATTR_PREFIX) else None
         if handler is None or inode.generation is None or inode.kind is not Kind.OBJECT:
             return None
+        if name == f"{XATTR_PREFIX}generation":  # at once, without a look at what is here
+            return inode.generation.token(self._disk.store).encode()
         return handler(await self._disk.residency(inode.generation)).encode()
 
     async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
@@ -232,6 +244,9 @@ class Control:
         if name == "tensors":
             assert inode.generation is not None
             return _Text(await self._tables.table(inode.generation))
+        if name == "shared":
+            assert inode.generation is not None
+            return _Text(_json(await self._sharing.told(inode.generation, self._residents.ready)))
         return _Text(await self._root_files[name]())
 
     def _authorise(self, caller: Caller, command: str, path: str) -> None:

@@ -43,6 +43,7 @@ from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.sharing import Sharing
 from trimsfs.transfer import Copier
 from trimsfs.workers import Spawner, WorkerPool
 
@@ -158,12 +159,14 @@ async def _serve(
     disk.on_removed = residents.withdraw
     disk.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
+    sharing = Sharing(disk)
     namespace = Namespace(RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store)
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,
         "fetch": fetcher.statistics,
         "host": host.statistics,
         "names": namespace.statistics,
+        "sharing": sharing.statistics,
         "store": retrying.statistics,
     }
 
@@ -190,6 +193,7 @@ async def _serve(
         residents,
         TensorTables(disk, fetcher),
         derived,
+        sharing,
         options,
         metrics=metrics.renderer(sources),
         facts=facts,
@@ -217,9 +221,12 @@ async def _serve(
             await nursery.start(fetcher.run)
             await nursery.start(cold_opener.run)
             await nursery.start(siblings.run)
+            await nursery.start(derived.run)
             nursery.start_soon(keeper.run)
             nursery.start_soon(disk.run)
             nursery.start_soon(host.run)
+            if options.share_chunks:
+                nursery.start_soon(sharing.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             nursery.start_soon(_announce, session, keeper, residents, options)
             await nursery.start(control.run)

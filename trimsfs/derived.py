@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import crc32c
 import trio
 
-from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NotPermittedError
+from trimsfs.background import Background
+from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -25,14 +26,17 @@ log = logging.getLogger(__name__)
 
 MOST_NUMBERS = 4
 """Derived blobs of one user and generation: frameworks have a few states of the same weights."""
-SLACK = 1 << 20
+LEAST = 1 << 20
+"""Bytes of the smallest model of which any is kept."""
+SLACK = 64 << 10
 """Bytes that a derived blob may have more than its model: it tells what is where."""
-UNDER_WAY = 4
-"""Blobs that are being passed on at once; each takes a chunk of memory."""
-PATIENCE_S = 10.0
-"""A program that has not gone on for so long makes room for another."""
-_NAME = re.compile(r"derived-(\d{1,10})-(\d)")
-_KEY = re.compile(r"(.*)\.trims/([^/]+)/derived-\d+-\d", re.DOTALL)
+UNDER_WAY = 8
+"""Blobs that are being passed on at once, one for a user; each takes a chunk of memory."""
+PATIENCE_S, LEAST_RATE = 10.0, 10e6
+"""A program that has not gone on for so long, or passes on fewer bytes a second, makes room for another."""
+REMOVE_TRIES, REMOVE_INTERVAL_S = 50, 0.1
+_NAME = re.compile(r"derived-([0-9]{1,10})-([0-9])")
+_KEY = re.compile(r"(|.*/)\.trims/([^/]+)/derived-[0-9]+-[0-9]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +55,20 @@ class _Arrival:
     """A derived blob that is being passed on: what has come and is not in the file yet, and where that begins."""
 
     key: str
+    uid: int
     blob: Blob
     handle: int
+    began: float
+    last: float
     offset: int = 0
     data: bytearray = field(default_factory=bytearray)
-    last: float = 0.0
     writing: bool = False
+
+    @property
+    def stale(self) -> bool:
+        """Whether the program takes too long."""
+        now, allowed_s = trio.current_time(), PATIENCE_S + self.blob.generation.size / LEAST_RATE
+        return not self.writing and (now - self.last > PATIENCE_S or now - self.began > allowed_s)
 
 
 class DerivedBlobs:
@@ -68,6 +80,12 @@ class DerivedBlobs:
         self._allowed = allowed
         self._known: dict[str, Generation] | None = None
         self._arriving: dict[str, _Arrival] = {}
+        self._beginning = trio.Lock()
+        self._background = Background()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Remove what has not come whole, for as long as the server runs."""
+        await self._background.run(task_status)
 
     async def find(self, model: Generation, name: str) -> Generation | None:
         """The derived blob of this file name; None when there is none of the model's generation, or not all of it."""
@@ -101,22 +119,23 @@ class DerivedBlobs:
             self._give_up(arrival)
 
     async def _begin(self, model: Generation, key: str, handle: int, piece: Piece) -> _Arrival:
-        if not 0 < piece.size <= model.size + SLACK or piece.number >= MOST_NUMBERS:
+        sizes = model.size >= LEAST and 0 < piece.size <= model.size + SLACK
+        if not sizes or piece.number >= MOST_NUMBERS:
             raise InvalidRequestError(f"{key}: {piece.size} bytes, or too many of the kind")
-        if await self._find(model, key) is not None:
-            raise InUseError(f"{key} is there")
-        etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # another content is another inode
-        generation = Generation(key=key, etag=etag, size=piece.size, modified_ns=time.time_ns())
-        blob = await self._disk.acquire(generation)
-        now = trio.current_time()
-        for known in list(self._arriving.values()):
-            if now - known.last > PATIENCE_S and not known.writing:
-                self._give_up(known)
-        if key in self._arriving or len(self._arriving) >= UNDER_WAY:
-            self._disk.release(blob)
-            raise InUseError(f"{key} is on its way, or others are")
-        arrival = self._arriving[key] = _Arrival(key=key, blob=blob, handle=handle, last=now)
-        return arrival
+        async with self._beginning:
+            for known in list(self._arriving.values()):
+                if known.stale:
+                    self._give_up(known)
+            busy = any(piece.uid == known.uid for known in self._arriving.values())
+            if busy or len(self._arriving) >= UNDER_WAY or await self._find(model, key) is not None:
+                raise InUseError(f"{key} is there, or another is on its way")
+            etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # another content is another inode
+            generation = Generation(key=key, etag=etag, size=piece.size, modified_ns=time.time_ns())
+            blob, now = await self._disk.acquire(generation), trio.current_time()
+            arrival = self._arriving[key] = _Arrival(
+                key=key, uid=piece.uid, blob=blob, handle=handle, began=now, last=now
+            )
+            return arrival
 
     async def _add(self, arrival: _Arrival, piece: Piece) -> None:
         blob, size = arrival.blob, arrival.blob.generation.size
@@ -167,10 +186,24 @@ class DerivedBlobs:
         self._give_up(arrival)
 
     def _give_up(self, arrival: _Arrival) -> None:
-        """Nothing more comes. Of a blob that is not whole, what is there is evicted like anything else."""
+        """Nothing more comes; what is not whole is removed."""
         if self._arriving.get(arrival.key) is arrival:
             del self._arriving[arrival.key]
             self._disk.release(arrival.blob)
+            if not arrival.blob.complete and self._background.running:
+                self._background.start(self._remove, arrival.blob.generation)
+
+    async def _remove(self, generation: Generation) -> None:
+        for _ in range(REMOVE_TRIES):
+            try:
+                await self._disk.evict(generation)
+            except InUseError:
+                await trio.sleep(REMOVE_INTERVAL_S)  # a chunk is still being written, or synced
+            except CacheError as error:
+                log.warning("%s: not removed: %s", generation.key, error)
+                return
+            else:
+                return
 
     async def _find(self, model: Generation, key: str) -> Generation | None:
         known = await self._all()

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 FOREVER_S = 86400.0
 """For attributes: an inode's never change, as another content is another inode."""
 CONTROL_TTL_S = 1.0
-IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED = 1, 2, 4
+IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED, TELLS_COMMON = 1, 2, 4, 8
 UNKNOWN = (1 << 64) - 1
 SENT_BACK_S = 1.0
 """Within this time the kernel has come back to open what the name leads to."""
@@ -385,10 +385,12 @@ class Filesystem:
         )
         return inode.generation.size, here.disk_bytes, host, flags
 
-    def verified(self, handle: int) -> bool:
-        """Whether every byte of an open file is here and has been checked."""
+    def state(self, handle: int) -> int:
+        """Whether every byte of an open file is here and has been checked, and whether the mount tells what it has in
+        common with others: flags as in ``trimsfs.h``."""
         file = self._files.get(handle)
-        return file is not None and file.blob.complete
+        verified = IS_VERIFIED if file is not None and file.blob.complete else 0
+        return verified | (TELLS_COMMON if self._control.tells_common else 0)
 
     async def derive(self, handle: int, piece: Piece) -> None:
         """Take a piece of what was made of an open file. Raises as `DerivedBlobs.take`."""

@@ -24,6 +24,7 @@ GAUGES = frozenset(
         "request_limit",
         "used_bytes",
         "waiting",
+        "waiting_blobs",
     }
 )
 """Fields that go up and down; all others only grow."""
@@ -59,6 +60,8 @@ HELP = {
     "names_inodes": "Files and directories that the kernel knows.",
     "names_directories": "Directories whose names are known.",
     "names_hidden_keys": "Keys of the store that cannot be files.",
+    "sharing_shared_bytes": "Bytes given back to the file system, as models share the blocks of what they have alike.",
+    "sharing_waiting_blobs": "Local copies that are still to be compared with others.",
     "store_requests": "Requests to the store, each with all its attempts.",
     "store_failed_attempts": "Attempts at requests that failed and were made again.",
 }

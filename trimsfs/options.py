@@ -63,6 +63,9 @@ class MountOptions(BaseModel):
     host_policy: PolicyName = Field("lru", description="Which models leave memory when --host-size is reached.")
     passthrough: bool = Field(True, description="Have the kernel read local copies by itself, where it can.")
     derived: bool = Field(True, description="Keep what programs have made of a model for others of the same user.")
+    share_chunks: bool = Field(
+        False, description="Have models that are alike in part share disk blocks, where the cache's file system can."
+    )
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
         description="Whether opening a model that is not here waits until it is; auto: if that takes 3 s at most.",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import PROGRAMS, TIMEOUT_S, python_of
+from tests.frameworks.test_frameworks import PROGRAMS, ROOT, TIMEOUT_S, python_of
 from tests.mounts import TRIMSFS, mounted
 from trimsfs.client import pages
 
@@ -35,7 +35,8 @@ def ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 def start(stack: ExitStack, directory: Path, *, shared: bool) -> "subprocess.Popen[str]":
     runner = [TRIMSFS, "run", "--"] if shared else []
-    command = [*runner, python_of("mxnet"), "-W", "ignore", PROGRAMS / "mxnet_fold.py", directory]
+    program = PROGRAMS / "mxnet_fold.py"
+    command: list[str | Path] = [*runner, python_of("mxnet"), "-W", "ignore", program, directory]
     # A core for each at most: all run at once.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -72,3 +73,62 @@ def test_eight_processes_have_one_copy_of_the_weights(tmp_path: Path, network: s
     # The server maps what is open as well: its share is not in these sums, so they are a little less than all there is.
     assert sum(each["Anonymous"] for each in taken) < 0.3 * weights_kib
     assert sum(each["Pss"] for each in taken) < COPIES * weights_kib
+
+
+SLOW = """
+#include <string.h>
+#include <unistd.h>
+static int slow_memcmp(const void *one, const void *other, size_t size)
+{
+	int result = memcmp(one, other, size);
+
+	usleep(20000);
+	return result;
+}
+#define memcmp slow_memcmp
+"""
+
+
+def test_no_write_is_lost(tmp_path: Path) -> None:
+    """Were it possible to write between the comparing and the mapping, it would happen: there are 20 ms between."""
+    (tmp_path / "slow.h").write_text(SLOW)
+    library = tmp_path / "slow.so"
+    source = ROOT / "trimsfs/client/_fold.c"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-include", tmp_path / "slow.h", source, "-o", library], check=True)
+    store = tmp_path / "store"
+    store.mkdir()
+    python, program = python_of("mxnet"), PROGRAMS / "mxnet_fold_writes.py"
+    run: list[str | Path] = [TRIMSFS, "run", "--", python, "-W", "ignore", program]
+    subprocess.run([*run, store / "params", "--build"], check=True, timeout=TIMEOUT_S)
+    with mounted(store, tmp_path) as mount:
+        done = subprocess.run(
+            [*run, mount.path / "params", "--library", library, "--scratch", tmp_path],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(told)
+    assert len(told) == 7
+    assert {way: counts["wrong"] for way, counts in told.items()} == dict.fromkeys(told, 0)
+    assert all(counts["folds"] and counts["writes"] > 10 for counts in told.values())
+
+
+def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
+    """Errors are told, nothing waits for what waits for it, outputs are right, and what is in training stays here."""
+    store = tmp_path / "store"
+    store.mkdir()
+    run: list[str | Path] = [TRIMSFS, "run", "--", python_of("mxnet"), PROGRAMS / "mxnet_fold_trouble.py"]
+    subprocess.run([*run, store, "--build"], check=True, timeout=TIMEOUT_S)
+    with mounted(store, tmp_path) as mount:
+        done = subprocess.run([*run, mount.path], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(told)
+    told_failures, untold = told["failures told and not told"]
+    assert (told_failures > 10, untold, told["wrong"]) == (True, 0, 0)
+    assert (told["passed on in training"], told["passed on after it"]) == (False, True)
+    assert min(told["trained"], told["operators in Python"], told["with finalizers"]) > 10
+    assert max(told["longest_s"], told["longest with finalizers_s"]) < 2.5  # nothing waited for its end

@@ -236,11 +236,12 @@ def test_a_mount_that_can_keep_nothing_says_so(store_directory: Path, tmp_path: 
 
 def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_path: Path) -> None:
     good = trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache")
-    bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache")
+    bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache", "--share-chunks")
 
     assert good.returncode == 0, good.stdout
     assert all(line.startswith("ok ") for line in good.stdout.splitlines())
     assert bad.returncode == 1
+    assert "sharing: " in bad.stdout
     assert "FAIL  store: store directory /nonexistent does not exist: create it" in bad.stdout
     assert not (tmp_path / "cache").exists()
 

@@ -27,6 +27,7 @@ from trimsfs.siblings import Siblings
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.sharing import Sharing
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
@@ -123,6 +124,7 @@ class Server:
     fetcher: Fetcher
     residents: Residents
     control: Control
+    derived: DerivedBlobs
     filesystem: Filesystem
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
@@ -285,6 +287,7 @@ async def served(
             residents,
             TensorTables(disk, fetcher),
             derived,
+            Sharing(disk),
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},
@@ -310,6 +313,7 @@ async def served(
         await nursery.start(residents.run)
         await nursery.start(fetcher.run)
         await nursery.start(cold_opener.run)
+        await nursery.start(derived.run)
         await nursery.start(control.run)
         if siblings:
             await nursery.start(watching.run)
@@ -321,6 +325,7 @@ async def served(
             fetcher=fetcher,
             residents=residents,
             control=control,
+            derived=derived,
             filesystem=filesystem,
             backing=backing,
             invalidated=invalidated,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import MemoryStore
+from tests.unit.parts import until
 from tests.unit.served import OWNER, FakeBacking, Server, served
 from trimsfs import derived
 from trimsfs.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
@@ -17,6 +18,11 @@ UID = OWNER.uid
 PIECE = 5000
 CONTENT = bytes(range(256)) * 200
 """What is made of the model: some chunks and a bit."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derived, "LEAST", 1)
 
 
 @pytest.fixture
@@ -191,3 +197,49 @@ async def test_without_room_there_is_none(store: MemoryStore, tmp_path: Path, ch
             await pass_on(server)  # the model itself is open
         assert await absent(server, named())
         assert (await server.content(MODEL)).startswith(b"weights")
+
+
+async def test_what_did_not_come_whole_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    before = await server.disk.residencies()
+    for _ in range(20):
+        handle = await server.open(MODEL)
+        for piece in pieces()[:-1]:
+            await server.filesystem.derive(handle, piece)
+        server.release(handle)
+        await until(lambda: len(blobs(tmp_path)) == 1)
+    assert len(await server.disk.residencies()) == max(1, len(before))
+
+
+def blobs(directory: Path) -> list[Path]:
+    return [path for path in (directory / "cache/blobs").rglob("*") if path.is_file()]
+
+
+async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Server) -> None:
+    handle, other = await server.open(MODEL), await server.open("other")
+    await server.filesystem.derive(handle, pieces()[0])
+    with pytest.raises(InUseError):
+        await server.filesystem.derive(other, pieces()[0])
+    for piece in pieces(uid=UID + 1):
+        await server.filesystem.derive(other, piece)
+    assert await server.content(f".trims/other/derived-{UID + 1}-0") == CONTENT
+
+
+async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = await server.open(MODEL)
+    await server.filesystem.derive(slow, pieces()[0])
+    monkeypatch.setattr(derived, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
+    await server.filesystem.derive(slow, pieces()[1])
+    await pass_on(server)
+    assert await server.content(named()) == CONTENT
+
+
+async def test_small_models_have_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derived, "LEAST", 1 << 20)
+    with pytest.raises(InvalidRequestError):
+        await pass_on(server)
+
+
+async def test_what_only_looks_like_one_is_an_object(server: Server, store: MemoryStore) -> None:
+    store.put("a.trims/params/derived-1-0", b"object")
+    assert await server.content("a.trims/params/derived-1-0") == b"object"
+    assert await server.derived.of(store.put("aparams", b"model")) == []

@@ -24,6 +24,7 @@ from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.sharing import Sharing
 
 ROOT = Caller(uid=0, groups=frozenset())
 Running = AbstractAsyncContextManager[tuple[Control, MemoryStore]]
@@ -44,7 +45,9 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         tier.on_removed = residents.withdraw
         tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
         control = Control(
-            *(namespace, tier, host, fetcher, residents, tables, derived, MountOptions()), metrics=bytes, facts=dict
+            *(namespace, tier, host, fetcher, residents, tables, derived, Sharing(tier), MountOptions()),
+            metrics=bytes,
+            facts=dict,
         )
         await nursery.start(control.run)
         yield control, store

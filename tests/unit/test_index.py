@@ -202,6 +202,70 @@ def test_a_blob_that_comes_back_has_come_last(index: BlobIndex) -> None:
     assert [entry.name for entry in sorted(index.evictable(STORE), key=lambda entry: entry.loaded)] == ["b", "a"]
 
 
+# What blobs have in common
+
+
+def similar(index: BlobIndex, name: str, *checksums: int, key: str | None = None) -> None:
+    """A whole blob, its chunks with these checksums."""
+    index.add(name, STORE, generation_of(key or name, bytes(100 * len(checksums))))
+    index.add_chunks((name, ChunkRecord(chunk=number, length=100, crc=crc)) for number, crc in enumerate(checksums))
+
+
+def test_whole_blobs_are_compared_once_the_longest_unused_first(index: BlobIndex) -> None:
+    for name in "abc":
+        similar(index, name, 1, 2)
+    similar(index, "small", 1)
+    index.remove_chunks("c", [1])
+    index.used({"a": 1})
+    assert index.uncompared(200) == ["b", "a"]
+    index.set_compared("b", None)
+    index.set_compared("unknown", None)
+    assert index.uncompared(200) == ["a"]
+    index.remove("b")
+    similar(index, "b", 1, 2)
+    assert index.uncompared(200) == ["a", "b"]
+
+
+def test_twins_are_chunks_of_compared_blobs_of_the_same_length_and_checksum(index: BlobIndex) -> None:
+    similar(index, "a", 1, 2, 3, 1)
+    similar(index, "b", 9, 1)
+    similar(index, "c", 1, 2)
+    index.add_chunks([("c", ChunkRecord(chunk=1, length=99, crc=2)), ("d", ChunkRecord(chunk=0, length=100, crc=3))])
+    assert index.twins("a") == [(0, None), (1, None), (2, None), (3, None)]
+    index.set_compared("b", None)
+    assert index.twins("a") == [(0, ("b", 1)), (1, None), (2, None), (3, ("b", 1))]
+    index.set_compared("c", None)
+    assert index.twins("a")[1] == (1, None)
+    index.set_compared("a", None)
+    index.remove("b")
+    assert index.twins("a") == [(0, ("c", 0)), (1, None), (2, None), (3, ("c", 0))]
+
+
+def test_blobs_of_the_same_size_are_found(index: BlobIndex) -> None:
+    for name in "abcd":
+        similar(index, name, *name.encode() * 2)
+    similar(index, "e", 1)
+    for name in "abce":
+        index.set_compared(name, None)
+    assert index.of_same_size("a", 4) == ["b", "c"]
+    assert index.of_same_size("d", 2) == ["a", "b"]
+
+
+def test_related_blobs_are_one_family(index: BlobIndex) -> None:
+    for name in "abcde":
+        similar(index, name, 1)
+    assert index.family("a") == []
+    index.set_compared("b", None)
+    index.set_compared("d", "b")
+    index.set_compared("a", "d")
+    index.set_compared("c", None)
+    index.set_compared("e", "c")
+    assert index.family("a") == index.family("b") == ["a", "b", "d"]
+    index.remove("b")
+    assert index.family("d") == ["a", "d"]
+    assert index.family("e") == ["c", "e"]
+
+
 # Boots
 
 

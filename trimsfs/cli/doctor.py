@@ -22,6 +22,7 @@ from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import holding, mounts
 from trimsfs.options import ENVIRONMENT_PREFIX, MountOptions, default_store
 from trimsfs.stores import Retrying, RetryingStore, open_store
+from trimsfs.tiers.extents import can_share
 from trimsfs.tiers.lock import lock_directory
 
 PROBE_DEADLINE_S = 5.0
@@ -51,6 +52,7 @@ def doctor(options: MountOptions) -> None:
         ("privileges", _privileges),
         ("libfuse", _libfuse),
         ("cache", _cache),
+        ("sharing", _sharing),
         ("passthrough", _passthrough),
         ("memory", _memory),
         ("store", _store),
@@ -126,6 +128,16 @@ def _cache(options: MountOptions) -> str:
             "free some space or set --cache-dir"
         )
     return f"{directory}: {use}, {available >> 20} MiB available"
+
+
+def _sharing(options: MountOptions) -> str:
+    if not options.share_chunks:
+        return "models that are alike in part are kept apart: --share-chunks has them share disk blocks"
+    assert options.cache_dir is not None
+    place = _existing(options.cache_dir)
+    if not can_share(place):
+        raise _Advice(f"{place}: files cannot share blocks on this file system: XFS and btrfs can")
+    return "models that are alike in part share disk blocks"
 
 
 def _existing(directory: Path) -> Path:

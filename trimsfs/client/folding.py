@@ -5,26 +5,29 @@ it has compared each byte with what it has there itself, so nobody need be trust
 blob that is there.
 """
 
-import contextlib
-import errno
-import fcntl
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimsfs.client import pages
+from trimsfs.client import native, pages
+from trimsfs.client.common import relative_of
+from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
+from trimsfs.client.places import bring
 
 STEP = 8 << 20
 """Bytes compared and mapped at a time: a few milliseconds."""
 LEAST = 1 << 20
-"""Bytes of a process's own that are worth a derived blob."""
+"""Bytes of a process's own that are worth a derived blob, and the least that are mapped at a time."""
 NEAR = 64 << 10
 """Ranges that lie so near each other are one: fewer mappings."""
+MOST_RANGES = 1000
+MOST_MAPPINGS = 20_000
+"""Of a process in all, before folding makes no more: the kernel allows 65,530."""
 MOST_NUMBERS = 4
 _MAGIC = b"TRIMSFS\1"
 _HEADER, _RANGE = struct.Struct("=8sQ"), struct.Struct("=QQ")
@@ -32,8 +35,7 @@ _PIECE = struct.Struct("=QQII")
 """What stands before the data of a ``struct trimsfs_piece``, as in ``trimsfs/fuse/trimsfs.h``."""
 _PIECE_DATA = 16352
 _IOC_DERIVED = 1 << 30 | (_PIECE.size + _PIECE_DATA) << 16 | ord("t") << 8 | 0x72
-
-Gate = Callable[[], AbstractContextManager[object]]
+_IOC_CALLER = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x73
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +62,29 @@ class Foldable:
         """Bytes of the mapping that are this process's own. Raises OSError where the kernel cannot tell."""
         return _total(self._own())
 
-    def fold(self, gate: Gate = contextlib.nullcontext) -> Folded:
-        """Share what is there to share, and pass on what is not. Within a *gate* nobody writes to the mapping.
+    def fold(
+        self,
+        execute: Callable[[Step], None] = native.execute,
+        settled: Callable[[Sequence[Region]], bool] = lambda _regions: True,
+    ) -> Folded:
+        """Share what is there to share, and pass on what is not, once that is *settled*.
 
-        Raises OSError where the kernel cannot tell what is this process's own.
+        Nobody writes to a step's part of memory while *execute* has it executed. Raises OSError where the kernel cannot
+        tell what is this process's own.
         """
         before, passed_on = self.own(), 0
-        if before >= LEAST and self._is_of_now():
-            number = self._share(0, gate)
-            if number < MOST_NUMBERS and self.own() >= LEAST:
-                passed_on = self._pass_on(number)
-                self._share(number, gate)
+        try:
+            if before >= LEAST and self._is_of_now() and _mappings() < MOST_MAPPINGS:
+                relative = relative_of(self.path)
+                if relative is not None:  # what it has rewritten may be the same
+                    self._share(relative, 0, execute)
+                number = self._share(self.path, 0, execute)
+                regions = _joined(self._own())
+                if number < MOST_NUMBERS and _total(regions) >= LEAST and settled(regions):
+                    passed_on = self._pass_on(number, regions)
+                    self._share(self.path, number, execute)
+        except OSError:
+            pass  # the mount does not give or take any more just now
         left = self.own()
         return Folded(shared=max(0, before - left), passed_on=passed_on, own=left)
 
@@ -78,62 +92,56 @@ class Foldable:
         return pages.own(self._start, self._end)
 
     def _is_of_now(self) -> bool:
-        """Whether the path still leads to what is mapped here."""
-        try:
-            return os.stat(self.path).st_ino == self._inode
-        except OSError:
-            return False
+        """Whether the path still leads to what is mapped here. Raises OSError."""
+        return os.stat(self.path).st_ino == self._inode
 
-    def _share(self, number: int, gate: Gate) -> int:
-        """Map the derived blobs from this number on, as far as they are the same; the first number there is none of."""
+    def _share(self, path: Path, number: int, execute: Callable[[Step], None]) -> int:
+        """Map a model's derived blobs from this number on, as far as they are the same; the first there is none of.
+
+        Raises OSError when one that is there cannot be read.
+        """
         for present in range(number, MOST_NUMBERS):
             try:
-                with self._derived(present).open("rb", buffering=0) as file:
-                    self._map(file.fileno(), gate)
+                file = self._derived(path, present).open("rb", buffering=0)
             except OSError:
                 return present
+            with file:
+                bring(file)
+                self._map(file.fileno(), execute)
         return MOST_NUMBERS
 
-    def _derived(self, number: int) -> Path:
-        return self.path.parent / ".trims" / self.path.name / f"derived-{os.geteuid()}-{number}"
+    def _derived(self, path: Path, number: int) -> Path:
+        """The file of a derived blob; its name has the user's number as the mount knows it, from outside of a container
+        say. Raises OSError."""
+        with self.path.open("rb", buffering=0) as file:
+            answer = bytearray(4)
+            native.ioctl(file.fileno(), _IOC_CALLER, answer)
+        user = int.from_bytes(answer, sys.byteorder)
+        return path.parent / ".trims" / path.name / f"derived-{user}-{number}"
 
-    def _map(self, descriptor: int, gate: Gate) -> None:
-        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY) as blob:
-            address = pages.address_of(blob)
-            for offset, length, at in _ranges(blob, self._end - self._start):
-                for begin in range(0, length, STEP):
-                    size = min(STEP, length - begin)
-                    here = self._start + offset + begin
-                    if pages.own(here, here + size):
-                        with gate():
-                            _map_equal(here, address, at + begin, size, descriptor)
+    def _map(self, descriptor: int, execute: Callable[[Step], None]) -> None:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as blob:
+            ranges = list(_ranges(blob, self._end - self._start))
+        for offset, length, at in ranges:
+            for begin in range(0, length, STEP):
+                size = min(STEP, length - begin)
+                here = self._start + offset + begin
+                if pages.own(here, here + size):
+                    execute(Step(here, size, descriptor, at + begin, LEAST))
 
-    def _pass_on(self, number: int) -> int:
-        """Pass the bytes that are this process's own to the mount; how many. None where another process does, or it
-        cannot be done."""
-        regions = _joined(self._own())
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_ino != self._inode:
-                    return 0
-                for piece in _pieces(self._start, regions, number):
-                    fcntl.ioctl(file.fileno(), _IOC_DERIVED, piece, True)  # bytes may be no longer than 1024
-        except OSError as error:
-            if error.errno in {errno.EBUSY, errno.ENOSPC, errno.EPERM, errno.ENOTTY}:
+    def _pass_on(self, number: int, regions: Sequence[Region]) -> int:
+        """Pass what is in regions to the mount; how many bytes. Raises OSError when it is not taken, as when another
+        process is at it."""
+        with self.path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
                 return 0
-            raise
+            for piece in _pieces(self._start, regions, number):
+                native.ioctl(file.fileno(), _IOC_DERIVED, piece)
         return _total(regions)
 
 
-def _map_equal(here: int, blob: int, offset: int, size: int, descriptor: int) -> None:
-    """Map what is at an offset of a blob over as many bytes here, or over those parts that are the same."""
-    if pages.equal(here, blob + offset, size):
-        pages.map_over(here, size, descriptor, offset)
-    elif size > NEAR:
-        half = pages.rounded(size // 2)
-        for begin, length in ((0, half), (half, size - half)):
-            if pages.own(here + begin, here + begin + length):
-                _map_equal(here + begin, blob, offset + begin, length, descriptor)
+def _mappings() -> int:
+    return Path("/proc/self/maps").read_bytes().count(b"\n")
 
 
 def _total(regions: Iterable[Region]) -> int:
@@ -142,13 +150,17 @@ def _total(regions: Iterable[Region]) -> int:
 
 def _joined(regions: Sequence[Region]) -> list[Region]:
     """Regions in order, those that are near each other made one."""
-    joined: list[Region] = []
-    for start, end in regions:
-        if joined and start - joined[-1][1] <= NEAR:
-            joined[-1] = joined[-1][0], end
-        else:
-            joined.append((start, end))
-    return joined
+    near = NEAR
+    while True:
+        joined: list[Region] = []
+        for start, end in regions:
+            if joined and start - joined[-1][1] <= near:
+                joined[-1] = joined[-1][0], end
+            else:
+                joined.append((start, end))
+        if len(joined) <= MOST_RANGES:
+            return joined
+        near *= 2
 
 
 def _ranges(blob: mmap.mmap, limit: int) -> Iterator[tuple[int, int, int]]:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimsfs.client.common import map_common
 from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.places import bring
 from trimsfs.formats import DTYPE_BITS, BufferSource, Tensor, TensorTable, parse
@@ -43,7 +44,10 @@ class Model:
         self.path = Path(path).absolute()
         with open(path, "rb", buffering=0) if file is None else nullcontext(file) as opened:
             self.inode = os.fstat(opened.fileno()).st_ino
+            common = bring(opened)
             self.mapping = _map(opened)
+        if common and isinstance(self.mapping, mmap.mmap):
+            map_common(self.path, self.inode, self.mapping)
         self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
         self._others: dict[str, mmap.mmap | bytes] = {}
 
@@ -131,13 +135,13 @@ class Model:
         mapping = self._others.get(tensor.file)
         if mapping is None:
             with open(self.path.parent / tensor.file, "rb", buffering=0) as file:
+                bring(file)
                 mapping = self._others[tensor.file] = _map(file)
         return mapping
 
 
 def _map(file: io.FileIO) -> mmap.mmap | bytes:
-    """All of a file, once it is here: a store that fails is an OSError now, and no signal at a page's first use."""
-    bring(file)
+    """All of a file, which is here: a store that fails was an OSError, and is no signal at a page's first use."""
     if os.fstat(file.fileno()).st_size == 0:
         return b""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -1,18 +1,26 @@
 """MXNet: parameters that are loaded from a mount are arrays over the mapped file, without a copy.
 
-`install` replaces ``mx.nd.load`` and what Gluon does with what it gives. Off a mount, and for files or contexts that
-this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions it wraps.
+`install` replaces ``mx.nd.load`` and what Gluon and Modules do with what it gives. Off a mount, and for files or
+contexts that this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions it wraps.
 """
 
 import ctypes
 import functools
+import importlib
+import io
 import logging
+import math
 import mmap
+import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mxnet
 import numpy as np
@@ -24,6 +32,7 @@ from mxnet.ndarray.ndarray import dl_managed_tensor_deleter
 from mxnet.ndarray.sparse import _ndarray_cls
 from mxnet.util import is_np_array, is_np_shape
 
+from trimsfs.client import pages
 from trimsfs.client.model import Model
 from trimsfs.client.mxnet_folding import Folder
 from trimsfs.client.places import on_mount
@@ -43,11 +52,12 @@ _KINDS = {
     "float64": (2, 64),
 }
 """DLPack's type code and bits of the types that MXNet takes over."""
-_WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
+WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
 _MANAGED_TENSOR = struct.Struct("=QiiiBBHQQQQQ")
 """DLManagedTensor: data, device type and number, dimensions, type code, bits, lanes, shape, strides, offset; context,
 deleter."""
 _CPU, _GPU = 1, 2
+_DENSE = 0
 
 
 class _Lent(threading.local):
@@ -58,8 +68,88 @@ class _Lent(threading.local):
     """Whether the parameter that is being initialised has got one of them."""
 
 
+class _Part(NamedTuple):
+    """A part of memory, and the part of a file that is mapped there."""
+
+    start: int
+    end: int
+    file: tuple[str, str, int]
+    """Its device, its inode, and how far before that the file would begin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A file of a mount, which never changes, and where it is mapped, in parts from other files with the same bytes."""
+
+    path: Path
+    status: os.stat_result
+    parts: Sequence[_Part]
+    tensors: Sequence[Tensor]
+
+    @property
+    def start(self) -> int:
+        """The address of the mapping."""
+        return self.parts[0].start
+
+    def open(self) -> io.FileIO:
+        """The same file. Raises OSError, also where the path leads to another by now."""
+        file = self.path.open("rb", buffering=0)
+        if not os.path.samestat(os.fstat(file.fileno()), self.status):
+            file.close()
+            raise FileNotFoundError(self.path)
+        return file
+
+    def unwritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of the tensors that are in memory what they are in the file.
+
+        Raises OSError where the kernel cannot tell.
+        """
+        regions = {name: (self.start + of.offset, self.start + of.offset + of.nbytes) for name, of in tensors.items()}
+        whole = {name: (a // pages.PAGE * pages.PAGE, pages.rounded(b)) for name, (a, b) in regions.items()}
+        kept = [name for name in tensors if not pages.own(*whole[name])]
+        mapped = list(self._unchanged())  # asked later, for folding maps other files where the process's own pages were
+        return {name: tensors[name] for name in kept if _covered(whole[name], mapped)}
+
+    def _unchanged(self) -> Iterator[pages.Region]:
+        """Where the same is mapped as at first."""
+        before = {part.start: part for part in self.parts}
+        starts = sorted(before)
+        for start, end, file in _parts(starts[0], self.parts[-1].end):
+            part = before[starts[bisect_right(starts, start) - 1]]
+            if part.file == file:
+                yield start, min(end, part.end)
+
+
+def _parts(start: int, end: int) -> Iterator[_Part]:
+    """What is mapped in a part of memory."""
+    lines = Path("/proc/self/maps").read_bytes()
+    for line in io.BytesIO(lines[max(0, lines.find(b"%08x-" % start)) :]):  # they are many, and in order
+        first = int(line[: line.index(b"-")], 16)
+        if first >= end:
+            return
+        if start <= first:
+            region, _, offset, device, inode = line.decode().split(maxsplit=5)[:5]
+            yield _Part(first, int(region.partition("-")[2], 16), (device, inode, first - int(offset, 16)))
+
+
+def _covered(region: pages.Region, parts: Sequence[pages.Region]) -> bool:
+    """Whether parts, which do not overlap, cover a region."""
+    return sum(max(0, min(region[1], end) - max(region[0], start)) for start, end in parts) == region[1] - region[0]
+
+
 _lent = _Lent()
 _folder = Folder()
+sources: list[Source] = []
+"""What arrays have been made of, as far as it is mapped."""
+watch = _folder.watch
+
+
+def remember(path: Path, status: os.stat_result, mapping: mmap.mmap, tensors: Sequence[Tensor]) -> None:
+    """A file of a mount is mapped from now on."""
+    start = pages.address_of(mapping)
+    source = Source(path, status, list(_parts(start, start + len(mapping))), tensors)
+    sources.append(source)
+    weakref.finalize(mapping, sources.remove, source).atexit = False
 
 
 def install() -> None:
@@ -73,6 +163,7 @@ def install() -> None:
     Parameter._init_impl = _taking(Parameter._init_impl)
     Parameter._init_grad = _postponing(Parameter._init_grad)
     _folder.install()
+    importlib.import_module("trimsfs.client.mxnet_module").install()  # which imports this module
 
 
 def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -92,7 +183,7 @@ def _mapped(path: str) -> "list[Any] | dict[str, Any] | None":
         with open(path, "rb", buffering=0) as file:
             if not on_mount(file):
                 return None
-            model = Model(path, file)
+            model, status = Model(path, file), os.fstat(file.fileno())
     except (OSError, FormatError) as error:
         log.debug("%s: left to MXNet: %s", path, error)
         return None
@@ -101,8 +192,9 @@ def _mapped(path: str) -> "list[Any] | dict[str, Any] | None":
     if isinstance(mapping, bytes) or not legacy or not all(_possible(model, tensor) for tensor in tensors):
         log.debug("%s: left to MXNet: %s or its types", path, model.table.format)
         return None
-    made = _over(mapping, tensors)
-    _folder.watch(model.path, model.inode, mapping)
+    made = over(mapping, tensors)
+    remember(model.path, status, mapping, tensors)
+    watch(model.path, model.inode, mapping, tensors, made)
     if _lent.arrays is not None:
         _lent.arrays |= {id(array): array for array in made}
     if not model.table.named or not made:
@@ -117,7 +209,7 @@ def arrays(model: Model) -> dict[str, Any]:
         if not _fits(tensor) or tensor.file is not None:
             kind = f"tensor {tensor.name!r} of {tensor.dtype} and shape {tensor.shape} at {tensor.offset}"
             raise TypeError(f"{model.path}: {kind}: MXNet has no such array; use raw()")
-    return dict(zip((tensor.name for tensor in tensors), _over(model.mapping, tensors), strict=True))
+    return dict(zip((tensor.name for tensor in tensors), over(model.mapping, tensors), strict=True))
 
 
 def _new(model: Model) -> bool:
@@ -139,12 +231,18 @@ def _fits(tensor: Tensor) -> bool:
     return known and tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
 
 
-def _over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
+def zeros(dtype: str, shape: Sequence[int]) -> Any:
+    """An array whose memory nobody has touched, as that is all zeros."""
+    tensor = Tensor("", dtype, tuple(shape), 0, math.prod(shape) * DTYPE_BITS[dtype] // 8)
+    return over(mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE), [tensor])[0]
+
+
+def over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
     """Arrays over a mapping, which lives as long as any of them."""
     base = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) if tensors else 0
     holder, deleter = ctypes.py_object(mapping), ctypes.cast(dl_managed_tensor_deleter, ctypes.c_void_p).value
     record = ctypes.create_string_buffer(_MANAGED_TENSOR.size)
-    arrays = []
+    take, arrays = _LIB.MXNDArrayFromDLPackEx, []
     for tensor in tensors:
         code, bits = _KINDS[tensor.dtype]
         shape = (ctypes.c_int64 * max(1, len(tensor.shape)))(*tensor.shape)
@@ -152,8 +250,8 @@ def _over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
         _MANAGED_TENSOR.pack_into(record, 0, base + tensor.offset, *fields)
         handle = NDArrayHandle()
         ctypes.pythonapi.Py_IncRef(holder)  # the deleter gives it back
-        check_call(_LIB.MXNDArrayFromDLPackEx(record, True, ctypes.byref(handle)))
-        arrays.append(_ndarray_cls(handle))
+        check_call(take(record, True, ctypes.byref(handle)))
+        arrays.append(_ndarray_cls(handle, stype=_DENSE))
     return arrays
 
 
@@ -212,11 +310,10 @@ def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def init_grad(self: Any) -> Any:
         array = self._data[0]
-        dtype = _WITH_GRADIENT.get(array.dtype)
+        dtype = WITH_GRADIENT.get(array.dtype)
         if not _lent.taken or dtype is None or self._grad_stype != "default" or self.grad_req == "null":
             return original(self)
-        zeros = Tensor(self.name, dtype, array.shape, 0, array.size * DTYPE_BITS[dtype] // 8)
-        self._grad = _over(mmap.mmap(-1, zeros.nbytes), [zeros])
+        self._grad = [zeros(dtype, array.shape)]
         return autograd.mark_variables(self._check_and_get(self._data, list), self._grad, self.grad_req)
 
     return init_grad

@@ -1,11 +1,12 @@
-"""Folding under MXNet, whose oneDNN writes weights in a layout of its own: by a thread, while nothing executes.
+"""Folding under MXNet, whose oneDNN writes weights in a layout of its own: a thread sees to it.
 
-Whatever can write to an array is pushed to MXNet's engine by one of a few functions of its C API. These go through a
-gate, which is closed, and the engine waited for, while a part of a mapping is compared and mapped.
+MXNet's engine knows who reads and writes which array, and executes what it is given in turn. So it is given the steps
+of folding too, as operators that write to the arrays there; all else goes on.
 """
 
+import _thread
 import atexit
-import contextlib
+import ctypes
 import functools
 import logging
 import mmap
@@ -14,192 +15,205 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mxnet
-from mxnet.base import _LIB, MXNetError
+from mxnet.base import _LIB, check_call
 
+from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
+from trimsfs.client.native import Step
+from trimsfs.client.pages import Region
+from trimsfs.formats import Tensor
 
 log = logging.getLogger(__name__)
 
-PUSHING = (
-    "MXImperativeInvoke",
-    "MXImperativeInvokeEx",
-    "MXInvokeCachedOp",
-    "MXInvokeCachedOpEx",
-    "MXExecutorForward",
-    "MXExecutorBackward",
-    "MXExecutorBackwardEx",
-    "MXAutogradBackward",
-    "MXAutogradBackwardEx",
-    "MXNDArraySyncCopyFromCPU",
-    "MXNDArraySyncCopyFromNDArray",
-    "MXKVStorePush",
-    "MXKVStorePushEx",
-    "MXKVStorePull",
-    "MXKVStorePullEx",
-    "MXKVStorePushPull",
-    "MXKVStorePushPullEx",
-)
-FIRST_S, LAST_S, GROWTH = 1.0, 30.0, 1.2
-"""Seconds between two looks at the mappings, soon after a load and when nothing has changed for long."""
-MOST_TRIES = 5
-"""Another process may be about to pass the same bytes on."""
-CLOSING_S = 3.0
-"""How long the gate waits for what is under way. Operators in Python would wait for the gate in their turn."""
+WRITING = ("MXNDArraySyncCopyFromCPU", "MXNDArraySyncCopyFromNDArray")
+"""Functions of MXNet that write to an array in the calling thread, once the engine is done with it."""
+LENDING = ("MXNDArrayGetData", "MXNDArrayToDLPack")
+"""Those that tell where an array's memory is, so that others can write to it behind the engine's back."""
+FIRST_S, LAST_S, GROWTH = 1.0, 5.0, 1.2
+"""Seconds between two looks at the mappings, soon after a change and when nothing has changed for long. A model that
+the program has dropped is freed at the next look, or when the next model is loaded."""
+MOST_REST = 64
+PATIENCE_S = 30.0
+"""How long a step waits for what the engine has to execute before it."""
+STOPPING_S = 1.0
+NAIVE = "NaiveEngine"
+"""It executes everything in the calling thread, side by side with what others call."""
 
 
-class Gate:
-    """Lets calls through from any thread, or one that folds alone."""
-
-    def __init__(self) -> None:
-        self._inside: set[int] = set()
-        self._closed = False
-        self._opened = threading.Event()
-
-    def guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose calls wait while the gate is closed."""
-
-        @functools.wraps(function, updated=())
-        def call(*arguments: Any) -> Any:
-            thread = threading.get_ident()
-            if thread in self._inside:  # a callback of a call that is inside
-                return function(*arguments)
-            self._inside.add(thread)
-            while self._closed:
-                self._inside.discard(thread)
-                self._opened.wait()
-                self._inside.add(thread)
-            try:
-                return function(*arguments)
-            finally:
-                self._inside.discard(thread)
-
-        return call
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Nothing executes in the block. Raises TimeoutError when what is under way does not end."""
-        self._opened.clear()
-        self._closed = True
-        try:
-            deadline = time.monotonic() + CLOSING_S
-            while self._inside and time.monotonic() < deadline:
-                time.sleep(0.0002)
-            waiting = threading.Thread(target=_wait_for_all, daemon=True)
-            waiting.start()
-            waiting.join(deadline - time.monotonic())
-            if self._inside or waiting.is_alive():
-                raise TimeoutError("what MXNet executes does not end")
-            yield
-        finally:
-            self.open()
-
-    def open(self) -> None:
-        self._closed = False
-        self._opened.set()
-
-    def forked(self) -> None:
-        """This is a child process: no other thread is here."""
-        self._inside.clear()
-        self.open()
+class _Context(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_int), ("number", ctypes.c_int))
 
 
-@dataclass(slots=True)
+_CPU = _Context(1, 0)
+
+
+@dataclass(slots=True, eq=False)
 class _Watched:
-    """A mapping, as far as it lives. ``seen`` is how many bytes of it were the process's own at the last look, and
-    ``tries`` how often it has been tried to fold these."""
+    """A mapping, as far as it lives, and the arrays in it by their addresses, None of those that nobody has any more.
+
+    ``seen`` is how many bytes of it were the process's own at the last look, ``checksum`` that of what would have been
+    passed on, and ``tries`` how often nothing has come of folding these: another process was at it, or they change, as
+    in training. It is tried ever less often: ``rest`` is how many looks are left out next.
+    """
 
     path: Path
     inode: int
     mapping: "weakref.ref[mmap.mmap]"
+    regions: list[Region]
+    arrays: list[Any]
     seen: int = -1
     tries: int = 0
+    checksum: int | None = None
+    rest: int = 0
+
+    def drop(self) -> bool:
+        """Drop arrays that nobody else has; whether any is left."""
+        for number in range(len(self.arrays)):
+            if sys.getrefcount(self.arrays[number]) == 2:  # the list and the argument
+                self.arrays[number] = None
+        return any(array is not None for array in self.arrays)
+
+    def settled(self, regions: Sequence[Region]) -> bool:
+        """Whether the bytes there are what they were when it was last asked: weights in training are not."""
+        checksum = 0
+        for start, end in regions:
+            checksum = zlib.crc32(pages.view(start, end), checksum)
+        before, self.checksum = self.checksum, checksum
+        return checksum == before
 
 
+@dataclass(slots=True, eq=False)
 class Folder:
     """Folds the mappings it is told of, for as long as the process runs."""
 
-    def __init__(self) -> None:
-        self._gate = Gate()
-        self._watched: list[_Watched] = []
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+    _watched: list[_Watched] = field(default_factory=list)
+    _lock: Any = field(default_factory=threading.RLock)  # finalizers may load models
+    _pending: list[tuple[Step, list[Any]]] = field(default_factory=list)
+    _running: bool = False
+    _stopping: bool = False
+    _wait_s: float = FIRST_S
 
     def install(self) -> None:
-        """Have what MXNet executes go through the gate; not that which does not come by its functions in C."""
-        if "mxnet._cy3.ndarray" in sys.modules:
+        """Keep what writes to arrays past the engine apart from folding."""
+        try:
+            native.library()
+        except OSError as error:
+            log.info("no folding: %s", error)
             self._stopping = True
             return
-        for name in PUSHING:
-            function = getattr(_LIB, name, None)
-            if function is not None:
-                setattr(_LIB, name, self._gate.guard(function))
+        if os.environ.get("MXNET_ENGINE_TYPE") == NAIVE:
+            self._stopping = True
+            return
+        for name in WRITING:
+            setattr(_LIB, name, native.writing(getattr(_LIB, name)))
+        for name in LENDING:
+            setattr(_LIB, name, self._lending(getattr(_LIB, name)))
         os.register_at_fork(after_in_child=self._forked)
         atexit.register(self._stop)
 
-    def watch(self, path: Path, inode: int, mapping: mmap.mmap) -> None:
-        """Fold a mapping once the process has rewritten it."""
-        self._watched.append(_Watched(path, inode, weakref.ref(mapping)))
-        self._wake.set()
-        self._start()
+    def watch(self, path: Path, inode: int, mapping: mmap.mmap, tensors: Sequence[Tensor], arrays: list[Any]) -> None:
+        """Fold a mapping once the process has rewritten it; the arrays are those of the tensors."""
+        if self._stopping:
+            return
+        start = pages.address_of(mapping)
+        regions = [(start + tensor.offset, start + tensor.offset + tensor.nbytes) for tensor in tensors]
+        with self._lock:
+            self._watched = [watched for watched in self._watched if watched.drop()]
+            self._watched.append(_Watched(path, inode, weakref.ref(mapping), regions, list(arrays)))
+            self._wait_s = FIRST_S
+            self._start()
 
     def _start(self) -> None:
-        if self._thread is None and not self._stopping:
-            self._thread = threading.Thread(target=self._run, name="trimsfs-fold", daemon=True)
-            self._thread.start()
+        if not self._running:
+            self._running = True
+            _thread.start_new_thread(self._run, ())  # returns at once, unlike that of threading
+
+    def _lending(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function, updated=())
+        def call(*arguments: Any) -> Any:
+            self._stop()
+            return function(*arguments)
+
+        return call
 
     def _forked(self) -> None:
-        self._gate.forked()
-        self._thread = None
-        self._wake = threading.Event()
-        if self._watched:
+        """This is a child process, without the thread."""
+        self._lock = threading.RLock()
+        self._running = False
+        self._pending.clear()
+        if self._watched and not self._stopping:
             self._start()
 
     def _stop(self) -> None:
-        self._stopping = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(CLOSING_S)
+        """Fold no more. A step that is under way ends first, those that wait for their turn do nothing."""
+        if not self._stopping:
+            self._stopping = True
+            native.library().trimsfs_stop()
 
     def _run(self) -> None:
         try:
-            while self._watched and not self._stopping:
-                self._wake.clear()
-                wait_s = FIRST_S
-                while self._watched and not self._wake.wait(wait_s):
-                    changed = [self._look(watched) for watched in list(self._watched)]
-                    wait_s = FIRST_S if any(changed) else min(LAST_S, wait_s * GROWTH)
-            self._thread = None
+            while not self._stopping:
+                time.sleep(self._wait_s)
+                with self._lock:
+                    self._watched = watched = [each for each in self._watched if each.drop()]
+                    if not watched:
+                        self._running = False
+                        return
+                changed = [self._look(each) for each in watched]
+                self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
         except Exception as error:  # the program is to go on as it would without us
             log.info("weights are not shared any more once they have been rewritten: %r", error)
+            self._stopping = True
 
     def _look(self, watched: _Watched) -> bool:
-        """Fold a mapping whose pages are not being rewritten just now; whether they have been since the last look."""
+        """Fold a mapping if nothing was written to new pages since the last look; whether there is more to come."""
         mapping = watched.mapping()
         if mapping is None:
-            self._watched.remove(watched)
+            return False
+        if watched.rest:
+            watched.rest -= 1
             return False
         foldable = Foldable(watched.path, watched.inode, mapping)
         own = foldable.own()
         if own != watched.seen:
             watched.seen, watched.tries = own, 0
             return True
-        if own < LEAST or watched.tries == MOST_TRIES:
+        if own < LEAST:
             return False
-        watched.tries += 1
-        folded = foldable.fold(self._gate.closed)
+        folded = foldable.fold(functools.partial(self._execute, watched), watched.settled)
         log.info("%s: %s", watched.path, folded)
-        watched.seen = folded.own
+        watched.seen, watched.tries = folded.own, 0 if folded.shared else watched.tries + 1
+        watched.rest = min((1 << watched.tries) >> 2, MOST_REST)
         return True
 
-
-def _wait_for_all() -> None:
-    with contextlib.suppress(MXNetError):  # whoever waits for that array hears of it
-        mxnet.nd.waitall()
+    def _execute(self, watched: _Watched, step: Step) -> None:
+        """Have the engine execute a step when all else that uses the arrays there has been; wait until it has."""
+        end = step.start + step.size
+        arrays = [
+            array
+            for array, (begin, stop) in zip(watched.arrays, watched.regions, strict=True)
+            if begin < end and step.start < stop
+        ]
+        if self._stopping or not arrays or any(array is None for array in arrays):
+            native.library().trimsfs_release(step.pointer)  # nobody will execute it
+            return
+        handles = (ctypes.c_void_p * len(arrays))(*(array.handle for array in arrays))
+        execute, release = native.engine_functions()
+        self._pending.append((step, arrays))  # memory and arrays stay until it is executed, however long that takes
+        check_call(
+            _LIB.MXEnginePushSyncND(
+                *(execute, step.pointer, release, ctypes.byref(_CPU)),
+                *(None, 0, handles, len(arrays)),
+                *(None, 0, b"trimsfs_fold"),
+            )
+        )
+        deadline = time.monotonic() + PATIENCE_S
+        while step.shared is None and time.monotonic() < deadline and not self._stopping:
+            time.sleep(0.001)
+        self._pending[:] = [other for other in self._pending if other[0].shared is None]

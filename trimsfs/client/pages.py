@@ -24,7 +24,6 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
-_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def address_of(mapping: mmap.mmap) -> int:
@@ -66,11 +65,6 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Region]:
 def view(start: int, end: int) -> memoryview:
     """The bytes of a region. Nothing keeps it mapped."""
     return memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
-
-
-def equal(one: int, other: int, size: int) -> bool:
-    """Whether the bytes at two addresses are the same."""
-    return bool(_libc.memcmp(one, other, size) == 0)
 
 
 def map_over(start: int, size: int, descriptor: int, offset: int) -> None:

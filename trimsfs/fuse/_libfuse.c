@@ -339,8 +339,9 @@ PyMODINIT_FUNC PyInit__libfuse(void)
 	if (module == NULL)
 		return NULL;
 	if (PyModule_AddIntConstant(module, "IOC_RESIDENCY", (long)TRIMSFS_IOC_RESIDENCY) < 0 ||
-	    PyModule_AddIntConstant(module, "IOC_VERIFIED", (long)TRIMSFS_IOC_VERIFIED) < 0 ||
+	    PyModule_AddIntConstant(module, "IOC_STATE", (long)TRIMSFS_IOC_STATE) < 0 ||
 	    PyModule_AddIntConstant(module, "IOC_DERIVED", (long)TRIMSFS_IOC_DERIVED) < 0 ||
+	    PyModule_AddIntConstant(module, "IOC_CALLER", (long)TRIMSFS_IOC_CALLER) < 0 ||
 	    PyModule_AddStringConstant(module, "LIBFUSE", fuse_pkgversion()) < 0 ||
 	    PyModule_AddIntConstant(module, "PASSTHROUGH_BUILT",
 #ifdef FUSE_CAP_PASSTHROUGH

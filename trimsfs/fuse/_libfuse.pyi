@@ -5,10 +5,12 @@ from typing import Final, TypedDict
 
 IOC_RESIDENCY: Final[int]
 """Number of the ioctl that gives a ``struct trimsfs_residency``."""
-IOC_VERIFIED: Final[int]
-"""Number of the ioctl that tells whether all of a file is here."""
+IOC_STATE: Final[int]
+"""Number of the ioctl that tells whether all of a file is here, and has something in common with another."""
 IOC_DERIVED: Final[int]
 """Number of the ioctl that takes a ``struct trimsfs_piece``."""
+IOC_CALLER: Final[int]
+"""Number of the ioctl that gives the caller's user id."""
 LIBFUSE: Final[str]
 """Version of the libfuse that is loaded."""
 PASSTHROUGH_BUILT: Final[int]

@@ -86,8 +86,10 @@ class Session:
     def _on_ioctl(self, request: int, number: int, handle: int, uid: int, command: int, data: bytes) -> None:
         if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
-        elif command == _libfuse.IOC_VERIFIED:
-            _libfuse.reply_ioctl(request, struct.pack("=I", self._filesystem.verified(handle)))
+        elif command == _libfuse.IOC_STATE:
+            _libfuse.reply_ioctl(request, struct.pack("=I", self._filesystem.state(handle)))
+        elif command == _libfuse.IOC_CALLER:
+            _libfuse.reply_ioctl(request, struct.pack("=I", uid))
         elif command == _libfuse.IOC_RESIDENCY:
             self._nursery.start_soon(self._answer, request, self._residency, number)
         elif command == _libfuse.IOC_DERIVED:

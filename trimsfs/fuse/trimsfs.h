@@ -19,8 +19,10 @@ struct trimsfs_residency {
 
 #define TRIMSFS_IOC_RESIDENCY _IOR('t', 0x70, struct trimsfs_residency)
 
-/* 1 when every byte is on this host and has been checked, else 0, at less cost than the residency. */
-#define TRIMSFS_IOC_VERIFIED _IOR('t', 0x71, __u32)
+#define TRIMSFS_COMMON 8U /* .trims/FILE/shared tells what the file has in common with another */
+
+/* TRIMSFS_VERIFIED and TRIMSFS_COMMON, as far as they hold, at less cost than the residency. */
+#define TRIMSFS_IOC_STATE _IOR('t', 0x71, __u32)
 
 /*
  * A piece of what a program has made of the file, size bytes in all, for other programs of the same user. Pieces come
@@ -38,5 +40,8 @@ struct trimsfs_piece {
 };
 
 #define TRIMSFS_IOC_DERIVED _IOW('t', 0x72, struct trimsfs_piece)
+
+/* The caller's user id as the mount knows it, which differs from its own in a user namespace. */
+#define TRIMSFS_IOC_CALLER _IOR('t', 0x73, __u32)
 
 #endif

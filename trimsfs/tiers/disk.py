@@ -73,13 +73,13 @@ class DiskTier:
         min_free: int = 0,
         policy: Policy = lru,
     ) -> None:
-        self._directory = directory
-        self._store = store
+        self.directory = directory
+        self.store = store
         self._blob_directory = directory / "blobs"
         self._lock_descriptor = lock_directory(directory)
         try:
             self._blob_directory.mkdir(mode=0o700, exist_ok=True)
-            self._index = BlobIndex(directory / "index.sqlite")
+            self.index = BlobIndex(directory / "index.sqlite")
         except OSError as error:
             os.close(self._lock_descriptor)
             raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
@@ -89,13 +89,13 @@ class DiskTier:
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._policy = policy
-        self._budget = Budget(directory, limit=budget, min_free=min_free, used=self._index.total_bytes())
+        self._budget = Budget(directory, limit=budget, min_free=min_free, used=self.index.total_bytes())
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._lock = trio.Lock()
         self._room_lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
-        self._journal = Journal(self._index, self._threads)
+        self._journal = Journal(self.index, self._threads)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -121,6 +121,10 @@ class DiskTier:
         """Whether room was looked for, a moment ago, in vain."""
         return self._budget.full
 
+    def known(self, token: str) -> Blob | None:
+        """The blob of this token, if it is open or was of late."""
+        return self._blobs.get(token)
+
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
         await self._remove_orphans()
@@ -144,7 +148,7 @@ class DiskTier:
         for blob in self._blobs.values():
             blob.detach()
         self._blobs.clear()
-        self._index.close()
+        self.index.close()
         os.close(self._lock_descriptor)
 
     # Using blobs
@@ -160,7 +164,7 @@ class DiskTier:
 
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
-        token = generation.token(self._store)
+        token = generation.token(self.store)
         known = self._blobs.get(token)
         blob = known if known is not None else await self._bring(token, generation)
         if generation.version_id is not None:
@@ -239,7 +243,7 @@ class DiskTier:
         self._budget.used -= length
         blob.forget(chunk)
         try:
-            await self._threads.run(self._index.remove_chunks, blob.token, [chunk])
+            await self._threads.run(self.index.remove_chunks, blob.token, [chunk])
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
         return False
@@ -249,27 +253,27 @@ class DiskTier:
     async def residencies(self) -> list[Residency]:
         """What is here of every blob in the index, by key."""
         await self.flush()
-        records = await self._ask_index(self._index.records, self._store)
+        records = await self._ask_index(self.index.records, self.store)
         return await self._threads.run(lambda: [self._residency(record) for record in records])
 
     async def residency(self, generation: Generation) -> Residency:
         """What is here of one generation."""
-        token = generation.token(self._store)
+        token = generation.token(self.store)
         await self.flush()
-        loaded = await self._ask_index(self._index.load, token)
+        loaded = await self._ask_index(self.index.load, token)
         record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
         return await self._threads.run(self._residency, record)
 
     async def pin(self, blob: Blob, pinned: bool) -> None:
         """Keep a blob from eviction, or no longer."""
-        await self._ask_index(self._index.set_pinned, blob.token, pinned)
+        await self._ask_index(self.index.set_pinned, blob.token, pinned)
         blob.pinned = pinned
 
     async def evict(self, generation: Generation) -> int:
         """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned."""
-        token = generation.token(self._store)
+        token = generation.token(self.store)
         await self.flush()
-        loaded = await self._ask_index(self._index.load, token)
+        loaded = await self._ask_index(self.index.load, token)
         if loaded is None:
             return 0
         if loaded[0].pinned:
@@ -306,7 +310,7 @@ class DiskTier:
         """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
         await self.flush()
         try:
-            evictable = await self._threads.run(self._index.evictable, self._store)
+            evictable = await self._threads.run(self.index.evictable, self.store)
         except sqlite3.Error as error:
             log.error("cannot read the cache index: %s", error)
             return
@@ -367,10 +371,10 @@ class DiskTier:
         try:
             return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
-            raise CacheUnusableError(f"cache index {self._directory / 'index.sqlite'}: {error}") from error
+            raise CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}") from error
 
     def _residency(self, record: BlobRecord) -> Residency:
-        return residency_of(record, self._blobs.get(record.token), self._path(record.token))
+        return residency_of(record, self._blobs.get(record.token), self.path(record.token))
 
     def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
         """A blob, and the bytes that the index wrongly believed to be in it."""
@@ -379,10 +383,10 @@ class DiskTier:
         if generation.size == 0:
             return blob, lost
         try:
-            loaded = self._index.load(token)
+            loaded = self.index.load(token)
             if loaded is None:
-                self._index.add(token, self._store, generation)
-            path = self._path(token)
+                self.index.add(token, self.store, generation)
+            path = self.path(token)
             if loaded is None:
                 path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
             try:
@@ -395,18 +399,19 @@ class DiskTier:
                 if fitting:
                     blob.recall(loaded[1])
                 else:
-                    self._index.remove_chunks(token, [record.chunk for record in loaded[1]])
+                    self.index.remove_chunks(token, [record.chunk for record in loaded[1]])
                     lost = loaded[0].bytes
         except (OSError, sqlite3.Error) as error:
             log.error("%s: not cached: %s", generation.key, error)
         return blob, lost
 
     def _remove(self, token: str) -> int:
-        freed = self._index.remove(token)
-        self._path(token).unlink(missing_ok=True)
+        freed = self.index.remove(token)
+        self.path(token).unlink(missing_ok=True)
         return freed
 
-    def _path(self, token: str) -> Path:
+    def path(self, token: str) -> Path:
+        """The file of a blob, whether or not it is there."""
         return self._blob_directory / token[:2] / token
 
     async def _remove_orphans(self) -> None:
@@ -420,6 +425,6 @@ class DiskTier:
 
     def _sweep(self, directory: Path) -> None:
         for path in directory.iterdir():
-            if not self._index.has(path.name):
+            if not self.index.has(path.name):
                 log.info("removing %s: not in the index", path)
                 path.unlink()

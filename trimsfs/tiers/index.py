@@ -51,6 +51,12 @@ CREATE TABLE IF NOT EXISTS chunks (
     synced INTEGER NOT NULL,
     PRIMARY KEY (token, chunk)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS chunks_by_checksum ON chunks (crc, bytes);
+CREATE TABLE IF NOT EXISTS compared (
+    token TEXT PRIMARY KEY,      -- has been compared with the blobs that were there before
+    family TEXT NOT NULL         -- is the same for blobs that were found to be related
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
 """
 
 
@@ -185,6 +191,7 @@ class BlobIndex:
             rows = connection.execute("DELETE FROM chunks WHERE token = ? RETURNING bytes", (token,))
             freed: int = sum(length for (length,) in rows)
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
+            connection.execute("DELETE FROM compared WHERE token = ?", (token,))
         return freed
 
     def evictable(self, store: str) -> list[Evictable]:
@@ -209,6 +216,32 @@ class BlobIndex:
         with self._lock:
             return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
 
+    def uncompared(self, least: int) -> list[str]:
+        """The whole blobs of at least so many bytes that have not been compared with others."""
+        with self._lock:
+            return [token for (token,) in self._connection.execute(_UNCOMPARED, (least,))]
+
+    def set_compared(self, token: str, relative: str | None) -> None:
+        """A blob has been compared with those that are here, and one of them found to be related."""
+        with self._transaction() as connection:
+            connection.execute(_SET_COMPARED, {"token": token, "relative": relative})
+
+    def family(self, token: str) -> list[str]:
+        """The blobs that are related to one, and itself."""
+        with self._lock:
+            return [other for (other,) in self._connection.execute(_FAMILY, (token,))]
+
+    def twins(self, token: str) -> list[tuple[int, tuple[str, int] | None]]:
+        """The chunks of a blob, each with one of a compared blob that has its length and checksum, if there is one."""
+        with self._lock:
+            rows = self._connection.execute(_TWINS, (token,)).fetchall()
+        return [(chunk, None if other is None else (other, number)) for chunk, other, number in rows]
+
+    def of_same_size(self, token: str, most: int) -> list[str]:
+        """Some blobs of the same size as another that have been compared."""
+        with self._lock:
+            return [other for (other,) in self._connection.execute(_OF_SAME_SIZE, (token, token, most))]
+
     def has(self, token: str) -> bool:
         """Whether a blob is recorded."""
         return bool(self._one("SELECT count(*) FROM blobs WHERE token = ?", token))
@@ -230,6 +263,25 @@ class BlobIndex:
 _SELECT = (
     "SELECT token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
     "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) FROM blobs"
+)
+
+_UNCOMPARED = (
+    "SELECT token FROM blobs WHERE size >= ? AND token NOT IN (SELECT token FROM compared) "
+    "AND size = (SELECT sum(bytes) FROM chunks WHERE token = blobs.token) ORDER BY sequence"
+)
+_SET_COMPARED = (
+    "INSERT OR REPLACE INTO compared SELECT token, "
+    "coalesce((SELECT family FROM compared WHERE token = :relative), :relative, token) FROM blobs WHERE token = :token"
+)
+_FAMILY = "SELECT token FROM compared WHERE family = (SELECT family FROM compared WHERE token = ?) ORDER BY token"
+_TWINS = (
+    "SELECT mine.chunk, min(other.token), other.chunk FROM chunks AS mine LEFT JOIN chunks AS other "
+    "ON other.crc = mine.crc AND other.bytes = mine.bytes AND other.token <> mine.token "
+    "AND other.token IN (SELECT token FROM compared) WHERE mine.token = ? GROUP BY mine.chunk"
+)
+_OF_SAME_SIZE = (
+    "SELECT token FROM blobs WHERE size = (SELECT size FROM blobs WHERE token = ?) AND token <> ? "
+    "AND token IN (SELECT token FROM compared) LIMIT ?"
 )
 
 

@@ -5,13 +5,14 @@ import errno
 import mmap
 import os
 
-MADV_POPULATE_READ = 22
+MADV_HUGEPAGE, MADV_POPULATE_READ = 14, 22
 _SYS_CACHESTAT = 451  # the same number on every architecture
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.mlock.argtypes = _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _Range(ctypes.Structure):
@@ -28,41 +29,48 @@ class _CacheStat(ctypes.Structure):
     )
 
 
-def resident_bytes(descriptor: int) -> int | None:
-    """Bytes of a file that are in the page cache, in whole pages; None on a kernel before 6.5."""
-    everything = _Range(0, 0)
+def resident_bytes(descriptor: int, start: int = 0, length: int = 0) -> int | None:
+    """Bytes of all or a part of a file that are in the page cache, in whole pages; None on a kernel before 6.5."""
+    part = _Range(start, length)
     answer = _CacheStat()
-    result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(everything), ctypes.byref(answer), 0)
+    result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(answer), 0)
     return answer.cached * mmap.PAGESIZE if result == 0 else None
 
 
 def populate(descriptor: int, start: int, stop: int) -> None:
     """Read the bytes ``[start, stop)`` of a file into the page cache; *start* is a multiple of the page size.
 
-    Blocks until they are there. Raises OSError.
+    Blocks until they are there, in huge pages where the file system has such: mapping them costs next to nothing then.
+    Raises OSError.
     """
+    if os.fstat(descriptor).st_size < stop:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+    address = _map(descriptor, start, stop - start)
     try:
-        mapping = mmap.mmap(descriptor, stop - start, prot=mmap.PROT_READ, offset=start)
-    except ValueError as error:  # it ends before
-        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from error
-    with mapping:
-        try:
-            mapping.madvise(MADV_POPULATE_READ)
-        except OSError:
+        _libc.madvise(address, stop - start, MADV_HUGEPAGE)
+        if _libc.madvise(address, stop - start, MADV_POPULATE_READ) != 0:
             # A kernel before 5.14, or a failing disk: a plain read tells which.
             os.pread(descriptor, stop - start, start)
+    finally:
+        _libc.munmap(address, stop - start)
 
 
 def lock(descriptor: int, size: int) -> int:
     """Map a whole file and lock its pages in memory; the mapping's address. Raises OSError when it is not allowed."""
-    # Python's own mmap holds the GIL while it faults pages in, and does not tell its address.
-    address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address == _MAP_FAILED or address is None:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    address = _map(descriptor, 0, size)
     if _libc.mlock(address, size) != 0:
         number = ctypes.get_errno()
         _libc.munmap(address, size)
         raise OSError(number, os.strerror(number))
+    return address
+
+
+def _map(descriptor: int, start: int, size: int) -> int:
+    """Map a part of a file for reading; the address. Raises OSError."""
+    # Python's own mmap holds the GIL while it faults pages in, and does not tell its address.
+    address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
+    if address == _MAP_FAILED or address is None:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return address
 
 

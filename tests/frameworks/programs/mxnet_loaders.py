@@ -130,6 +130,20 @@ def _gluon_trained(directory: Path) -> object:
     return [losses, _digest(*untouched.values())]
 
 
+def _gluon_forked(directory: Path) -> object:
+    network = _network()
+    network.load_parameters(str(directory / "gluon.params"))
+    arrays = [array for parameter in network.collect_params().values() for array in (parameter.data(), parameter._grad)]
+    arrays = [array[0] if isinstance(array, list) else array for array in arrays if array is not None]
+    child = os.fork()
+    if child == 0:
+        for array in arrays:
+            array[:] = 1
+        mx.nd.waitall()
+        os._exit(0)
+    return [os.waitpid(child, 0)[1], len(arrays), _digest(*arrays)]
+
+
 def _missing_parameter(directory: Path) -> object:
     network = mx.gluon.model_zoo.vision.get_model("resnet34_v1", classes=10)
     return network.load_parameters(str(directory / "gluon.params"))
@@ -154,7 +168,7 @@ def _no_parameters(directory: Path) -> object:
 
 LOADERS: tuple[Callable[[Path], object], ...] = (
     *(_nd_load, _nd_load_list, _checkpoint, _module_load, _symbol_block, _gluon, _gluon_contexts, _gluon_cast),
-    *(_gluon_initialised, _gluon_trained),
+    *(_gluon_initialised, _gluon_trained, _gluon_forked),
     *(_missing_parameter, _extra_parameter, _wrong_shape, _no_file, _no_parameters),
 )
 

@@ -1,0 +1,422 @@
+"""Sharing of what blobs have alike, on real file systems that can."""
+
+import logging
+import os
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.benchmarks.sharing import Content
+from tests.unit.formats.writers import Array, safetensors
+from tests.unit.images import image_of
+from tests.unit.parts import content_of, fill, generation_of, opened, until
+from trimsfs.tiers import pages, sharing
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.extents import BLOCK, LEAST, Common, can_share, common, share
+from trimsfs.tiers.sharing import Sharing
+from trimsfs.types import CHUNK_SIZE, Generation
+
+MIB = 1 << 20
+SIZE = 2 * CHUNK_SIZE + 5 * MIB + 12345
+
+
+@pytest.fixture(params=["xfs", "btrfs"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    with image_of(request.param, tmp_path) as directory:
+        yield directory / "cache"
+
+
+@pytest.fixture
+def disk(cache: Path) -> Path:
+    """A directory on a file system that can share blocks."""
+    cache.mkdir()
+    return cache
+
+
+def model(key: str, *trained: int, size: int = SIZE) -> bytes:
+    """A model, and a variant of it, of which these bytes are others."""
+    content = bytearray(content_of("base", size))
+    for offset in trained:
+        content[offset] ^= 0xFF
+    return bytes(content)
+
+
+def of(tier: DiskTier, generation: Generation) -> Path:
+    return tier.path(generation.token(tier.store))
+
+
+def in_common(one: Path, other: Path) -> list[Common]:
+    with one.open("rb") as file, other.open("rb") as another:
+        return common(file.fileno(), another.fileno(), length=one.stat().st_size)
+
+
+def common_bytes(one: Path, other: Path) -> int:
+    return sum(part.length for part in in_common(one, other))
+
+
+@asynccontextmanager
+async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
+    """Sharing, for the length of the block, once it has had a look at all that is idle."""
+    async with trio.open_nursery() as nursery:
+        component = Sharing(tier)
+        nursery.start_soon(component.run)
+        await tier.flush()
+        await settled(tier)
+        yield component
+        nursery.cancel_scope.cancel()
+
+
+async def settled(tier: DiskTier) -> None:
+    """Return when all that is whole has been compared."""
+    await until(lambda: not tier.index.uncompared(sharing.LEAST))
+
+
+async def waiting(component: Sharing) -> None:
+    """Return when a blob waits until nobody uses it."""
+    await until(lambda: len(component._to_be_idle) == 1)
+
+
+# Extents
+
+
+def write(path: Path, content: bytes) -> int:
+    path.write_bytes(content)
+    return os.open(path, os.O_RDWR)
+
+
+def test_equal_files_share_all_their_blocks(disk: Path) -> None:
+    content = content_of("a", 3 * MIB + 5)
+    one, other = write(disk / "one", content), write(disk / "other", content)
+    assert common(one, other, length=len(content)) == []
+    assert share(one, 0, other, 0, len(content)) == len(content)
+    assert common(other, one, length=len(content)) == [Common(0, 0, len(content))]
+    os.close(one)
+    os.close(other)
+    assert (disk / "one").read_bytes() == (disk / "other").read_bytes() == content
+
+
+def test_ranges_at_different_places_can_be_shared(disk: Path) -> None:
+    content = content_of("a", 4 * MIB)
+    one, other = write(disk / "one", content), write(disk / "other", bytes(MIB) + content[:MIB])
+    assert share(one, 0, other, MIB, MIB) == MIB
+    assert common(other, one, length=2 * MIB) == [Common(MIB, 0, MIB)]
+    assert common(other, one, offset=MIB + LEAST, at=LEAST, length=LEAST) == [Common(MIB + LEAST, LEAST, LEAST)]
+    assert common(other, one, length=MIB) == []
+    os.close(one)
+    os.close(other)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_parts_are_shared_and_no_byte_changes(disk: Path, seed: int) -> None:
+    """Some bytes differ: all parts of the least size without one are shared."""
+    numbers = random.Random(seed)
+    size = numbers.randrange(LEAST, 3 * MIB)
+    content = content_of("a", size)
+    changed = bytearray(content)
+    for _ in range(numbers.randrange(6)):
+        changed[numbers.randrange(size)] ^= 1
+    one, other = write(disk / "one", content), write(disk / "other", bytes(changed))
+    equal = sum(
+        len(content[start : start + LEAST])
+        for start in range(0, size, LEAST)
+        if content[start : start + LEAST] == changed[start : start + LEAST]
+    )
+    assert share(one, 0, other, 0, size) == equal
+    assert sum(part.length for part in common(other, one, length=size)) == equal
+    os.close(one)
+    os.close(other)
+    assert (disk / "one").read_bytes() == content
+    assert (disk / "other").read_bytes() == changed
+
+
+def test_what_can_share_says_so(disk: Path) -> None:
+    assert can_share(disk)
+    assert list(disk.iterdir()) == []
+
+
+def test_what_cannot_share_says_so() -> None:
+    assert not can_share(Path("/dev/shm"))
+
+
+# Blobs
+
+
+async def test_chunks_that_are_alike_are_shared(cache: Path, autojump_clock: MockClock) -> None:
+    base, tuned = model("base"), model("tuned", SIZE - 1)
+    async with opened(cache) as tier:
+        one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
+        assert common_bytes(of(tier, one), of(tier, other)) == 0
+        async with at_work(tier) as component:
+            alike = common_bytes(of(tier, one), of(tier, other))
+            assert SIZE - LEAST <= alike < SIZE
+            assert component.statistics().shared_bytes == alike
+        assert of(tier, one).read_bytes() == base
+        assert of(tier, other).read_bytes() == tuned
+
+
+async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
+    cache: Path, autojump_clock: MockClock
+) -> None:
+    base = model("base")
+    moved = content_of("other", CHUNK_SIZE) + base[:CHUNK_SIZE]
+    async with opened(cache) as tier:
+        one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
+        async with at_work(tier):
+            assert in_common(of(tier, other), of(tier, one)) == [Common(CHUNK_SIZE, 0, CHUNK_SIZE)]
+        assert of(tier, other).read_bytes() == moved
+
+
+async def test_parts_of_chunks_are_shared_where_every_chunk_differs(cache: Path, autojump_clock: MockClock) -> None:
+    base, tuned = model("base"), model("tuned", 0, CHUNK_SIZE + 3 * MIB, 2 * CHUNK_SIZE)
+    async with opened(cache) as tier:
+        one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
+        async with at_work(tier):
+            assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST
+        assert of(tier, other).read_bytes() == tuned
+
+
+async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
+    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    step = sharing._share_step
+
+    def counted(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
+        compared.append(start)
+        return step(source, at, target, start)
+
+    monkeypatch.setattr(sharing, "_share_step", counted)
+    async with opened(cache) as tier:
+        one, other = await fill(tier, "a", content_of("a", SIZE)), await fill(tier, "b", content_of("b", SIZE))
+        async with at_work(tier) as component:
+            assert component.statistics().shared_bytes == 0
+        assert common_bytes(of(tier, one), of(tier, other)) == 0
+        assert max(compared) < sharing.PROBES * CHUNK_SIZE
+
+
+async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
+    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.unit.parts.crc32c.crc32c", lambda _data: 42)
+    contents = {key: content_of(key, CHUNK_SIZE) for key in ("a", "b")}
+    async with opened(cache) as tier:
+        generations = [await fill(tier, key, content) for key, content in contents.items()]
+        async with at_work(tier) as component:
+            assert component.statistics().shared_bytes == 0
+        assert [of(tier, generation).read_bytes() for generation in generations] == list(contents.values())
+
+
+async def test_many_variants_have_their_common_bytes_once(cache: Path, autojump_clock: MockClock) -> None:
+    """Whichever come first, and those that are there when the server starts."""
+    keys = [f"variant{number}" for number in range(5)]
+    async with opened(cache) as tier:
+        generations = {key: await fill(tier, key, model(key, SIZE - 1 - MIB * n)) for n, key in enumerate(keys[:3])}
+        async with at_work(tier):
+            pass
+    async with opened(cache) as tier:
+        generations |= {key: await fill(tier, key, model(key, SIZE - 1 - MIB * n)) for n, key in enumerate(keys[3:], 3)}
+        async with at_work(tier):
+            first, *others = (of(tier, generation) for generation in generations.values())
+            for other in others:
+                assert common_bytes(first, other) >= 2 * CHUNK_SIZE
+        for n, key in enumerate(keys):
+            assert of(tier, generations[key]).read_bytes() == model(key, SIZE - 1 - MIB * n)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
+    cache: Path, autojump_clock: MockClock, pinned: bool
+) -> None:
+    content = model("base")
+    async with opened(cache) as tier:
+        generations = [await fill(tier, key, content) for key in ("a", "b")]
+        blobs = [await tier.acquire(generation) for generation in generations]
+        if pinned:
+            for blob in blobs:
+                await tier.pin(blob, True)
+                tier.release(blob)
+        one, other = (of(tier, generation) for generation in generations)
+        async with trio.open_nursery() as nursery:
+            component = Sharing(tier)
+            nursery.start_soon(component.run)
+            await tier.flush()
+            await waiting(component)
+            assert component.statistics().waiting_blobs == 1
+            assert common_bytes(one, other) == 0
+            for blob in blobs:
+                if pinned:
+                    await tier.pin(blob, False)
+                else:
+                    tier.release(blob)
+            await settled(tier)
+            assert common_bytes(one, other) == SIZE
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
+    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = model("base")
+    used: list[Blob] = []
+    async with opened(cache) as tier:
+        generations = [await fill(tier, key, content) for key in ("a", "b")]
+        step = sharing._share_step
+
+        def interrupting(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
+            if start == CHUNK_SIZE and not used:
+                blob = tier.known(target.name)
+                assert blob is not None
+                blob.users += 1
+                used.append(blob)
+            return step(source, at, target, start)
+
+        monkeypatch.setattr(sharing, "_share_step", interrupting)
+        one, other = (of(tier, generation) for generation in generations)
+        async with trio.open_nursery() as nursery:
+            component = Sharing(tier)
+            nursery.start_soon(component.run)
+            await tier.flush()
+            await waiting(component)
+            assert used
+            assert common_bytes(one, other) == CHUNK_SIZE + sharing.STEP
+            tier.release(used[0])
+            await settled(tier)
+            nursery.cancel_scope.cancel()
+        assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
+
+
+async def test_what_was_in_memory_stays_there_and_nothing_else_comes(cache: Path, autojump_clock: MockClock) -> None:
+    content = model("base")
+    async with opened(cache) as tier:
+        paths = [of(tier, await fill(tier, key, content)) for key in ("a", "b", "c")]
+        if _resident(paths[0]) is None:
+            pytest.skip("needs Linux 6.5")
+        with paths[1].open("rb") as file:
+            pages.drop(file.fileno())
+        before = [_resident(path) for path in paths]
+        assert before[1] == 0
+        async with at_work(tier) as component:
+            assert component.statistics().shared_bytes == 2 * SIZE
+        assert [_resident(path) for path in paths] == before
+
+
+def _resident(path: Path) -> int | None:
+    with path.open("rb") as file:
+        return pages.resident_bytes(file.fileno())
+
+
+async def test_what_is_evicted_takes_nothing_from_the_others(cache: Path, autojump_clock: MockClock) -> None:
+    """What comes again is compared again."""
+    content = model("base")
+    async with opened(cache) as tier:
+        one, other = [await fill(tier, key, content) for key in ("a", "b")]
+        async with at_work(tier):
+            assert await tier.evict(one) == SIZE
+            assert of(tier, other).read_bytes() == content
+            await fill(tier, "a", content)
+            await tier.flush()
+            assert common_bytes(of(tier, one), of(tier, other)) == 0
+            await settled(tier)
+            assert common_bytes(of(tier, one), of(tier, other)) == SIZE
+            assert await tier.evict(other) == SIZE
+        assert of(tier, one).read_bytes() == content
+
+
+async def test_what_was_compared_is_not_compared_by_the_next_server(
+    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(cache) as tier:
+        for key in ("a", "b"):
+            await fill(tier, key, model("base"))
+        async with at_work(tier):
+            pass
+    monkeypatch.setattr(sharing, "_share_step", lambda *_: pytest.fail("compared again"))
+    async with opened(cache) as tier, at_work(tier) as component:
+        assert component.statistics() == sharing.SharingStatistics(shared_bytes=0, waiting_blobs=0)
+
+
+async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
+    cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> tuple[int, int]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sharing, "_share_step", failing)
+    async with opened(cache) as tier:
+        for key in ("a", "b"):
+            await fill(tier, key, model("base"))
+        async with at_work(tier):
+            await trio.sleep(10 * sharing.INTERVAL_S)
+    assert len([record for record in caplog.records if "chunks not shared" in record.message]) == 1
+
+
+async def test_where_the_file_system_cannot_the_log_says_so_once(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
+    async with opened(tmp_path / "cache") as tier:
+        await Sharing(tier).run()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "XFS and btrfs can" in caplog.text
+
+
+# What is told to those who map
+
+
+async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clock: MockClock) -> None:
+    async with opened(cache) as tier:
+        contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
+        generations = {key: await fill(tier, key, content) for key, content in contents.items()}
+        async with at_work(tier) as component:
+            told = {key: await component.told(generation, lambda _: True) for key, generation in generations.items()}
+            assert told["stranger"] == {}
+            first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
+            assert told[first] == {}
+            found: dict[str, Any] = told[second]
+            assert found["generation"] == generations[first].token(tier.store)
+            assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
+            for offset, at, length in found["parts"]:
+                assert contents[second][offset : offset + length] == contents[first][at : at + length]
+            assert sum(length for _, _, length in found["parts"]) >= SIZE - LEAST
+            assert await component.told(generations[second], lambda _: False) == {}
+
+
+async def test_an_index_that_fails_is_logged_and_nothing_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_token: str) -> list[str]:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with opened(tmp_path / "cache") as tier:
+        monkeypatch.setattr(tier.index, "family", failing)
+        assert await Sharing(tier).told(generation_of("a", b"content"), lambda _: True) == {}
+    assert "disk I/O error" in caplog.text
+
+
+# What the benchmark counts
+
+
+def test_the_benchmark_counts_what_a_file_has_in_common_with_another(tmp_path: Path) -> None:
+    equal, one, other = (content_of(name, 3 * BLOCK) for name in ("equal", "one", "other"))
+    base = saved(tmp_path / "base.safetensors", {"a": equal, "b": one})
+    variant = saved(tmp_path / "variant.safetensors", {"a": equal, "b": other})
+    moved = saved(tmp_path / "moved.safetensors", {"0": bytes(8), "a": equal})
+    assert variant.tensors_in(base) == moved.tensors_in(base) == 3 * BLOCK
+    assert variant.tensors_in(base, pages=True) == 2 * BLOCK  # it begins behind a header
+    assert moved.tensors_in(base, pages=True) == 0
+    assert variant.blocks_in(base, BLOCK) == variant.blocks_in(base, BLOCK, same_place=True) == 3 * BLOCK
+    assert moved.blocks_in(base, BLOCK) == 0
+    assert base.blocks_in(base, 1 << 20) == len(base.data)
+
+
+def saved(path: Path, tensors: dict[str, bytes]) -> Content:
+    path.write_bytes(safetensors({name: Array("int64", (len(data) // 8,), data) for name, data in tensors.items()}))
+    return Content(path)

@@ -1,0 +1,116 @@
+"""Blocks of the disk that files have in common: which they are, and having files with equal bytes share them.
+
+File systems that copy on write can: XFS and btrfs. All functions block on the disk and raise OSError.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 4096
+LEAST = 64 << 10
+"""Bytes that are worth sharing by themselves: the smaller the parts, the more extents a file has."""
+_DEDUPE = struct.Struct("=QQHHIqQQiI")
+"""``struct file_dedupe_range`` for one other file: offset, length, count; descriptor, offset, bytes shared, status."""
+_FIDEDUPERANGE = 3 << 30 | 24 << 16 | 0x94 << 8 | 54
+_SAME, _DIFFERS = 0, 1
+_FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
+"""``struct fiemap``: start, length, flags, extents found, extents asked for; ``struct fiemap_extent``: offset in the
+file, on the disk, length, and flags as the sixth."""
+_FS_IOC_FIEMAP = 3 << 30 | _FIEMAP.size << 16 | ord("f") << 8 | 11
+_LAST, _NOT_ON_DISK = 1, 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11
+"""Flags: the file's last extent; one whose place is not known or not decided, that is in the inode, or not written."""
+_EXTENTS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """``length`` bytes at ``offset`` of one file that are those ``at`` of another: the same blocks of the disk."""
+
+    offset: int
+    at: int
+    length: int
+
+
+def can_share(directory: Path) -> bool:
+    """Whether files in a directory can share blocks."""
+    with tempfile.TemporaryFile(dir=directory) as one, tempfile.TemporaryFile(dir=directory) as other:
+        for file in (one, other):
+            file.write(bytes(BLOCK))
+            file.flush()
+        try:
+            return _dedupe(one.fileno(), 0, other.fileno(), 0, BLOCK) == BLOCK
+        except OSError as error:
+            if error.errno in {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL}:
+                return False
+            raise
+
+
+def share(source: int, at: int, target: int, offset: int, length: int) -> int:
+    """Have a range of *target* lie in the blocks of that of *source*, in parts where not all is equal; bytes that do.
+
+    Both begin where a block does, and end so or with their files. The kernel itself compares them, while both files
+    are locked: nothing changes but where bytes lie.
+    """
+    if (shared := _dedupe(source, at, target, offset, length)) or length <= LEAST:
+        return shared
+    half = -(-length // 2 // LEAST) * LEAST
+    rest = share(source, at + half, target, offset + half, length - half)
+    return share(source, at, target, offset, half) + rest
+
+
+def _dedupe(source: int, at: int, target: int, offset: int, length: int) -> int:
+    argument = bytearray(_DEDUPE.pack(at, length, 1, 0, 0, target, offset, 0, 0, 0))
+    fcntl.ioctl(source, _FIDEDUPERANGE, argument)
+    *_, shared, status, _ = _DEDUPE.unpack(argument)
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))
+    return int(shared) if status == _SAME else 0
+
+
+def common(one: int, other: int, *, offset: int = 0, at: int = 0, length: int) -> list[Common]:
+    """What the *length* bytes at an offset of one file have in common with those *at* one of another, in order."""
+    theirs = sorted((place, begin, size) for begin, place, size in _extents(other, at, length))
+    places = [place for place, _, _ in theirs]
+    found: list[Common] = []
+    for begin, place, size in _extents(one, offset, length):
+        for other_place, other_begin, other_size in theirs[max(0, bisect_right(places, place) - 1) :]:
+            if other_place >= place + size:
+                break
+            low, high = max(place, other_place), min(place + size, other_place + other_size)
+            if low < high:
+                _add(found, begin + low - place, other_begin + low - other_place, high - low)
+    return found
+
+
+def _add(found: list[Common], offset: int, at: int, length: int) -> None:
+    """Add a part, or lengthen the last one by it."""
+    if found and (found[-1].offset + found[-1].length, found[-1].at + found[-1].length) == (offset, at):
+        length += found[-1].length
+        offset, at = found[-1].offset, found.pop().at
+    found.append(Common(offset, at, length))
+
+
+def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """The extents of a part of a file that are on the disk: offset, place and length; in whole blocks at its ends."""
+    stop, last = start + length, False
+    while start < stop and not last:
+        request = _FIEMAP.pack(start, stop - start, 0, 0, _EXTENTS, 0)
+        argument = bytearray(request.ljust(_FIEMAP.size + _EXTENTS * _EXTENT.size, b"\0"))
+        fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, argument)
+        count = _FIEMAP.unpack_from(argument)[3]
+        if count == 0:
+            return
+        for number in range(count):
+            begin, place, size, _, _, flags, *_ = _EXTENT.unpack_from(argument, _FIEMAP.size + number * _EXTENT.size)
+            low, high = max(begin, start), min(begin + size, stop)
+            if low < high and not flags & _NOT_ON_DISK:
+                yield low, place + low - begin, high - low
+            last = bool(flags & _LAST)
+        start = begin + size

@@ -1,0 +1,213 @@
+"""What blobs have alike is on the disk once, where the cache's file system can share blocks (XFS, btrfs).
+
+Fine-tuned models have most of their bytes in common. The index tells which chunks have the same checksum, and the
+kernel compares the bytes before it shares them. Where chunks of related blobs differ, their equal parts are shared.
+"""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from trimsfs.errors import InUseError
+from trimsfs.tiers import extents, pages
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.threads import Threads
+from trimsfs.types import CHUNK_SIZE, Generation
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+REST = 3
+"""Seconds of rest for each of work: the disk and the processors are there for readers."""
+STEP = 2 << 20
+"""Bytes for which two files are locked at a time: their readers wait for less than a millisecond."""
+LEAST = 1 << 20
+"""Bytes of a blob that is worth comparing."""
+RELATIVES = 4
+"""Blobs that are tried for parts of chunks."""
+PROBES = 2
+"""Chunks that are tried of each, before it is taken for a stranger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharingStatistics:
+    """Bytes given back to the file system since the server started, and whole blobs that are still to be compared."""
+
+    shared_bytes: int
+    waiting_blobs: int
+
+
+class Sharing:
+    """Compares each blob that is whole, once, with those that were compared before, and has it take their blocks.
+
+    That it does while nobody uses it and it is not pinned, for it may cost it its pages in memory (on XFS): they are
+    read again. One that has nothing in common with others is left as it is, in use or not, and so is what was compared.
+    """
+
+    def __init__(self, disk: DiskTier) -> None:
+        self._disk = disk
+        self._threads = Threads(2)
+        self._waiting = 0
+        self._to_be_idle: set[str] = set()
+        self._shared = 0
+
+    def statistics(self) -> SharingStatistics:
+        return SharingStatistics(shared_bytes=self._shared, waiting_blobs=self._waiting)
+
+    async def run(self) -> None:
+        """Share what is alike, for as long as the server runs, if the file system can."""
+        if not await self._threads.run(_can_share, self._disk.directory):
+            return
+        while True:
+            await trio.sleep(INTERVAL_S)
+            try:
+                await self._compare_all()
+            except sqlite3.Error as error:
+                log.error("cannot read or write the cache index: %s", error)
+
+    async def _compare_all(self) -> None:
+        tokens = await self._threads.run(self._disk.index.uncompared, LEAST)
+        self._waiting = len(tokens)
+        for token in tokens:
+            if token in self._to_be_idle and not self._idle(token):
+                continue
+            before, relative = self._shared, None
+            try:
+                relative = await self._compare(token)
+            except InUseError:
+                self._to_be_idle.add(token)
+                continue
+            except OSError as error:
+                log.error("%s: chunks not shared: %s", token, error)
+            if self._shared > before:
+                log.info("%s: %d bytes shared with other models", token, self._shared - before)
+            await self._threads.run(self._disk.index.set_compared, token, relative)
+            self._to_be_idle.discard(token)
+            self._waiting -= 1
+
+    def _idle(self, token: str) -> bool:
+        """Whether nobody uses a blob, nor has pinned it."""
+        blob = self._disk.known(token)
+        return blob is None or (blob.users == 0 and not blob.pinned)
+
+    async def _compare(self, token: str) -> str | None:
+        """Have a blob share what it can; another to which it is related. Raises InUseError when somebody uses it."""
+        index = self._disk.index
+        alone, related = [], []
+        for chunk, twin in await self._threads.run(index.twins, token):
+            if twin is None:
+                alone.append(chunk)
+            elif await self._share(token, chunk, *twin):
+                related.append(twin[0])
+        others = [*related, *await self._threads.run(index.of_same_size, token, RELATIVES)]
+        for other in list(dict.fromkeys(others))[:RELATIVES]:
+            if await self._share_parts(token, alone, other):
+                related.append(other)
+                break
+        return related[0] if related else None
+
+    async def _share_parts(self, token: str, chunks: Sequence[int], other: str) -> bool:
+        """Share parts of chunks with those at the same place of another blob; whether there are any."""
+        common = 0
+        for number, chunk in enumerate(chunks):
+            if number == PROBES and not common:
+                break
+            common += await self._share(token, chunk, other, chunk)
+        return common > 0
+
+    async def _share(self, token: str, chunk: int, other: str, other_chunk: int) -> int:
+        """Share what two chunks have alike, step by step; the bytes that they have in common now."""
+        shift = (other_chunk - chunk) * CHUNK_SIZE
+        common = 0
+        for start in range(chunk * CHUNK_SIZE, (chunk + 1) * CHUNK_SIZE, STEP):
+            if not self._idle(token):
+                raise InUseError(token)
+            began = trio.current_time()
+            try:
+                before, now = await self._threads.run(
+                    _share_step, self._disk.path(other), start + shift, self._disk.path(token), start
+                )
+            except FileNotFoundError:
+                break  # one of them has been evicted
+            common += now
+            self._shared += now - before
+            await trio.sleep(REST * (trio.current_time() - began))
+        return common
+
+    async def told(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
+        """What is told to those who map a model: another that is *ready* to be mapped, and where both lie in the same
+        blocks; nothing where there is none.
+
+        ``path`` is from the model's directory, ``generation`` a name for the content, and of each of the ``parts`` is
+        told where it is in the model, where in the other, and its length. All of a family are told the same other, as
+        long as that is ready, and it itself is told of none.
+        """
+        token = model.token(self._disk.store)
+        try:
+            family = await self._threads.run(self._disk.index.family, token)
+            for other in family[: family.index(token) if token in family else 0]:
+                blob = self._disk.known(other)
+                if blob is not None and ready(blob):
+                    parts = await self._threads.run(_parts, self._disk.path(token), self._disk.path(other))
+                    if parts:
+                        path = _relative(blob.generation.key, model.key)
+                        return {"path": path, "generation": other, "parts": parts}
+        except (OSError, sqlite3.Error) as error:
+            log.error("%s: cannot tell what it has in common with others: %s", model.key, error)
+        return {}
+
+
+def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
+    """Share what is equal of a part of two files; how many bytes they had in common, and have now."""
+    with source.open("rb", buffering=0) as source_file, target.open("r+b", buffering=0) as target_file:
+        one, other = source_file.fileno(), target_file.fileno()
+        length = min(STEP, os.fstat(one).st_size - at, os.fstat(other).st_size - start)
+        if length <= 0:
+            return 0, 0
+        before = sum(part.length for part in extents.common(other, one, offset=start, at=at, length=length))
+        if before == length:
+            return before, before
+        parts = ((one, at), (other, start))
+        in_memory = [pages.resident_bytes(descriptor, offset, length) for descriptor, offset in parts]
+        for (descriptor, offset), resident in zip(parts, in_memory, strict=True):
+            if resident is None or resident < length:
+                # The kernel would read page by page, while both are locked.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # and no further than this
+                os.pread(descriptor, length, offset)
+        now = extents.share(one, at, other, start, length)
+        for (descriptor, offset), resident in zip(parts, in_memory, strict=True):
+            if resident == 0:
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+            elif descriptor == other:
+                pages.populate(descriptor, offset, offset + length)
+        return before, max(before, now)
+
+
+def _parts(model: Path, other: Path) -> list[tuple[int, int, int]]:
+    """What of a file lies in the blocks of another; nothing where that is little."""
+    with model.open("rb") as one, other.open("rb") as another:
+        parts = extents.common(one.fileno(), another.fileno(), length=os.fstat(one.fileno()).st_size)
+    found = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST]
+    return found if sum(length for _, _, length in found) >= LEAST else []
+
+
+def _relative(key: str, other: str) -> str:
+    """The path of an object from the directory of another."""
+    return os.path.relpath(f"/{key}", os.path.dirname(f"/{other}"))
+
+
+def _can_share(directory: Path) -> bool:
+    """Whether blobs can share; the log tells why not."""
+    try:
+        if extents.can_share(directory):
+            return True
+        log.warning("%s: this file system cannot share chunks: XFS and btrfs can", directory)
+    except OSError as error:
+        log.error("%s: chunks are not shared: %s", directory, error)
+    return False
