@@ -49,14 +49,20 @@ class Folded:
 
 
 class Foldable:
-    """A private mapping of a model's file on a mount, whose inode number says which generation it is of."""
+    """A private mapping of a model's file on a mount, whose inode number says which generation it is of.
 
-    def __init__(self, path: Path, inode: int, mapping: mmap.mmap) -> None:
+    All of it is folded, or the whole pages *within* regions of memory, in order of address, of which each step lies in
+    one.
+    """
+
+    def __init__(self, path: Path, inode: int, mapping: mmap.mmap, within: Sequence[Region] | None = None) -> None:
         self.path = path
         self._inode = inode
         self._mapping = mapping
         self._start = pages.address_of(mapping)
         self._end = self._start + pages.rounded(len(mapping))
+        inner = [(pages.rounded(start), end // pages.PAGE * pages.PAGE) for start, end in within or ()]
+        self._within = [(self._start, self._end)] if within is None else [each for each in inner if each[0] < each[1]]
 
     def own(self) -> int:
         """Bytes of the mapping that are this process's own. Raises OSError where the kernel cannot tell."""
@@ -89,7 +95,7 @@ class Foldable:
         return Folded(shared=max(0, before - left), passed_on=passed_on, own=left)
 
     def _own(self) -> list[Region]:
-        return pages.own(self._start, self._end)
+        return list(_common(pages.own(self._start, self._end), self._within))
 
     def _is_of_now(self) -> bool:
         """Whether the path still leads to what is mapped here. Raises OSError."""
@@ -123,11 +129,12 @@ class Foldable:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as blob:
             ranges = list(_ranges(blob, self._end - self._start))
         for offset, length, at in ranges:
-            for begin in range(0, length, STEP):
-                size = min(STEP, length - begin)
-                here = self._start + offset + begin
-                if pages.own(here, here + size):
-                    execute(Step(here, size, descriptor, at + begin, LEAST))
+            start = self._start + offset
+            for first, last in _common([(start, start + length)], self._within):
+                for here in range(first, last, STEP):
+                    size = min(STEP, last - here)
+                    if pages.own(here, here + size):
+                        execute(Step(here, size, descriptor, at + here - start, LEAST))
 
     def _pass_on(self, number: int, regions: Sequence[Region]) -> int:
         """Pass what is in regions to the mount; how many bytes. Raises OSError when it is not taken, as when another
@@ -146,6 +153,18 @@ def _mappings() -> int:
 
 def _total(regions: Iterable[Region]) -> int:
     return sum(end - start for start, end in regions)
+
+
+def _common(some: Sequence[Region], others: Sequence[Region]) -> Iterator[Region]:
+    """What is in regions of both, which are in order."""
+    number = 0
+    for start, end in some:
+        while number < len(others) and others[number][1] <= start:
+            number += 1
+        at = number
+        while at < len(others) and others[at][0] < end:
+            yield max(start, others[at][0]), min(end, others[at][1])
+            at += 1
 
 
 def _joined(regions: Sequence[Region]) -> list[Region]:

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ class Folder:
 
     _watched: list[_Watched] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.RLock)  # finalizers may load models
-    _pending: list[tuple[Step, list[Any]]] = field(default_factory=list)
+    _pending: list[tuple[Step, Any]] = field(default_factory=list)
     _running: bool = False
     _stopping: bool = False
     _wait_s: float = FIRST_S
@@ -122,10 +123,13 @@ class Folder:
         if self._stopping:
             return
         start = pages.address_of(mapping)
-        regions = [(start + tensor.offset, start + tensor.offset + tensor.nbytes) for tensor in tensors]
+        order = sorted(range(len(tensors)), key=lambda number: tensors[number].offset)
+        regions = [(start + tensors[n].offset, start + tensors[n].offset + tensors[n].nbytes) for n in order]
         with self._lock:
             self._watched = [watched for watched in self._watched if watched.drop()]
-            self._watched.append(_Watched(path, inode, weakref.ref(mapping), regions, list(arrays)))
+            self._watched.append(
+                _Watched(path, inode, weakref.ref(mapping), regions, [arrays[number] for number in order])
+            )
             self._wait_s = FIRST_S
             self._start()
 
@@ -179,7 +183,7 @@ class Folder:
         if watched.rest:
             watched.rest -= 1
             return False
-        foldable = Foldable(watched.path, watched.inode, mapping)
+        foldable = Foldable(watched.path, watched.inode, mapping, watched.regions)
         own = foldable.own()
         if own != watched.seen:
             watched.seen, watched.tries = own, 0
@@ -193,23 +197,22 @@ class Folder:
         return True
 
     def _execute(self, watched: _Watched, step: Step) -> None:
-        """Have the engine execute a step when all else that uses the arrays there has been; wait until it has."""
-        end = step.start + step.size
-        arrays = [
-            array
-            for array, (begin, stop) in zip(watched.arrays, watched.regions, strict=True)
-            if begin < end and step.start < stop
-        ]
-        if self._stopping or not arrays or any(array is None for array in arrays):
+        """Have the engine execute a step when all else that uses the array there has been; wait until it has.
+
+        The engine does not take an operator on several arrays in one go: two threads that push such operators can each
+        wait for the other.
+        """
+        number = bisect_right(watched.regions, (step.start, sys.maxsize)) - 1
+        array = watched.arrays[number]
+        if self._stopping or array is None:
             native.library().trimsfs_release(step.pointer)  # nobody will execute it
             return
-        handles = (ctypes.c_void_p * len(arrays))(*(array.handle for array in arrays))
         execute, release = native.engine_functions()
-        self._pending.append((step, arrays))  # memory and arrays stay until it is executed, however long that takes
+        self._pending.append((step, array))  # memory and array stay until it is executed, however long that takes
         check_call(
             _LIB.MXEnginePushSyncND(
                 *(execute, step.pointer, release, ctypes.byref(_CPU)),
-                *(None, 0, handles, len(arrays)),
+                *(None, 0, ctypes.byref(array.handle), 1),
                 *(None, 0, b"trimsfs_fold"),
             )
         )
