@@ -175,9 +175,12 @@ class Control:
             "warm-disk": self._warm_disk,
             "warm-host": self._warm_host,
         }
+        # At once, without a look at what is here.
+        self._identity_xattrs: dict[str, Callable[[Generation], str]] = {
+            "etag": lambda generation: generation.etag,
+            "generation": lambda generation: generation.token(disk.store),
+        }
         self._xattrs: dict[str, Callable[[Residency], str]] = {
-            "etag": lambda here: here.generation.etag,
-            "generation": lambda here: here.token,
             "pinned": lambda here: _boolean(here.pinned),
             "residency": lambda here: json.dumps(_residency(here)),
             "verified": lambda here: _boolean(here.verified),
@@ -216,22 +219,25 @@ class Control:
 
     def xattr_names(self, inode: Inode) -> list[str]:
         """The full names of an inode's attributes."""
-        return [XATTR_PREFIX + name for name in self._xattrs] if inode.kind is Kind.OBJECT else []
+        names = [*self._identity_xattrs, *self._xattrs]
+        return [XATTR_PREFIX + name for name in names] if inode.kind is Kind.OBJECT else []
 
     async def xattr(self, inode: Inode, name: str) -> bytes | None:
         """The value of an attribute by its full name; None when there is no such attribute.
 
         That of the tensor table, which may have to be fetched, is not among the `xattr_names`.
         """
-        if name == f"{XATTR_PREFIX}tensors" and inode.kind is Kind.OBJECT and inode.generation is not None:
-            table = await self._tables.table(inode.generation)
-            return table if len(table) <= XATTR_LIMIT else None
-        handler = self._xattrs.get(name.removeprefix(XATTR_PREFIX)) if name.startswith(XATTR_PREFIX) else None
-        if handler is None or inode.generation is None or inode.kind is not Kind.OBJECT:
+        generation, short = inode.generation, name.removeprefix(XATTR_PREFIX)
+        if short == name or generation is None or inode.kind is not Kind.OBJECT:
             return None
-        if name == f"{XATTR_PREFIX}generation":  # at once, without a look at what is here
-            return inode.generation.token(self._disk.store).encode()
-        return handler(await self._disk.residency(inode.generation)).encode()
+        if short == "tensors":
+            table = await self._tables.table(generation)
+            return table if len(table) <= XATTR_LIMIT else None
+        if short in self._identity_xattrs:
+            return self._identity_xattrs[short](generation).encode()
+        if short in self._xattrs:
+            return self._xattrs[short](await self._disk.residency(generation)).encode()
+        return None
 
     async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
         """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""

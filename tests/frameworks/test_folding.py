@@ -5,10 +5,10 @@ import os
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.frameworks.folders import ask, start, told
 from tests.frameworks.test_frameworks import PROGRAMS, ROOT, TIMEOUT_S, python_of
 from tests.mounts import TRIMSFS, mounted
 from trimsfs.client import pages
@@ -18,33 +18,6 @@ COPIES = 1.3
 """Most that the weights of all processes may cost."""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-def answers(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    assert process.stdout is not None
-    answer: dict[str, Any] = json.loads(process.stdout.readline())
-    return answer
-
-
-def ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return answers(process)
-
-
-def start(stack: ExitStack, directory: Path, *, shared: bool) -> "subprocess.Popen[str]":
-    runner = [TRIMSFS, "run", "--"] if shared else []
-    program = PROGRAMS / "mxnet_fold.py"
-    command: list[str | Path] = [*runner, python_of("mxnet"), "-W", "ignore", program, directory]
-    # A core for each at most: all run at once.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
-    stack.callback(process.communicate)
-    stack.callback(process.kill)
-    return process
 
 
 @pytest.mark.parametrize(
@@ -58,17 +31,18 @@ def test_eight_processes_have_one_copy_of_the_weights(tmp_path: Path, network: s
     except OSError:
         pytest.skip("needs Linux 6.7")
     store = tmp_path / "store"
-    build: list[str | Path] = [python_of("mxnet"), PROGRAMS / "mxnet_build.py", store / "net", "--model", network]
+    python = python_of("mxnet")
+    build: list[str | Path] = [python, PROGRAMS / "mxnet_build.py", store / "net", "--model", network]
     subprocess.run(build, check=True, capture_output=True, timeout=TIMEOUT_S)
     weights_kib = (store / "net/params").stat().st_size / 1024
     with mounted(store, tmp_path) as mount, ExitStack() as stack:
-        plain = start(stack, store / "net", shared=False)
-        expected = answers(plain)["outputs"]
-        processes = [start(stack, mount.path / "net", shared=True) for _ in range(PROCESSES)]
-        told = [answers(process) for process in processes]
+        plain = start(stack, python, store / "net", shared=False)
+        expected = told(plain)["outputs"]
+        processes = [start(stack, python, mount.path / "net", shared=True) for _ in range(PROCESSES)]
+        reports = [told(process) for process in processes]
         taken = [ask(process) for process in processes]
-        print(network, round(weights_kib), taken, told)
-    assert [each["outputs"] for each in told] == [expected] * PROCESSES
+        print(network, round(weights_kib), taken, reports)
+    assert [each["outputs"] for each in reports] == [expected] * PROCESSES
     assert len(expected) == 1
     # The server maps what is open as well: its share is not in these sums, so they are a little less than all there is.
     assert sum(each["Anonymous"] for each in taken) < 0.3 * weights_kib
@@ -109,11 +83,11 @@ def test_no_write_is_lost(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(told)
-    assert len(told) == 7
-    assert {way: counts["wrong"] for way, counts in told.items()} == dict.fromkeys(told, 0)
-    assert all(counts["folds"] and counts["writes"] > 10 for counts in told.values())
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(report)
+    assert len(report) == 7
+    assert {way: counts["wrong"] for way, counts in report.items()} == dict.fromkeys(report, 0)
+    assert all(counts["folds"] and counts["writes"] > 10 for counts in report.values())
 
 
 def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
@@ -125,10 +99,10 @@ def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
     with mounted(store, tmp_path) as mount:
         done = subprocess.run([*run, mount.path], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(told)
-    told_failures, untold = told["failures told and not told"]
-    assert (told_failures > 10, untold, told["wrong"]) == (True, 0, 0)
-    assert (told["passed on in training"], told["passed on after it"]) == (False, True)
-    assert min(told["trained"], told["operators in Python"], told["with finalizers"]) > 10
-    assert max(told["longest_s"], told["longest with finalizers_s"]) < 2.5  # nothing waited for its end
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(report)
+    told_failures, untold = report["failures told and not told"]
+    assert (told_failures > 10, untold, report["wrong"]) == (True, 0, 0)
+    assert (report["passed on in training"], report["passed on after it"]) == (False, True)
+    assert min(report["trained"], report["operators in Python"], report["with finalizers"]) > 10
+    assert max(report["longest_s"], report["longest with finalizers_s"]) < 2.5  # nothing waited for its end

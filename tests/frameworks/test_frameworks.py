@@ -6,14 +6,14 @@ What they compute must equal what they compute from a local copy.
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.mounts import MountedStore, mounted
+from tests.mounts import TRIMSFS, MountedStore, mounted
 from tests.services.ceph import Ceph
 
 PROGRAMS = Path(__file__).with_name("programs")
@@ -47,6 +47,24 @@ def run(program: str, directory: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {name: value for name, value in results.items() if not name.endswith(VARYING)}
+
+
+def run_mxnet(
+    program: str, *arguments: str | Path, shared: bool = False, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What a program of MXNet's reports, under ``trimsfs run`` or not."""
+    runner = [TRIMSFS, "run", "--"] if shared else []
+    done = subprocess.run(
+        [*runner, python_of("mxnet"), PROGRAMS / f"{program}.py", *arguments],
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,6 @@
 """Plain MXNet programs under ``trimsfs run``: the same results bit for bit, and nothing copied."""
 
-import json
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import PROGRAMS, TIMEOUT_S, python_of
-from tests.mounts import TRIMSFS, MountedStore, mounted
+from tests.frameworks.test_frameworks import run_mxnet
+from tests.mounts import MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def loaders(*arguments: str | Path, shared: bool = False) -> dict[str, Any]:
-    """What the program reports, under ``trimsfs run`` or not."""
-    runner = [TRIMSFS, "run", "--"] if shared else []
-    done = subprocess.run(
-        [*runner, python_of("mxnet"), PROGRAMS / "mxnet_loaders.py", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return run_mxnet("mxnet_loaders", *arguments, shared=shared)
 
 
 @dataclass(frozen=True, slots=True)

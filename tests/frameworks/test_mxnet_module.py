@@ -1,8 +1,6 @@
 """MXNet's Modules and executors under ``trimsfs run``: parameters are not copied, and nothing else is different."""
 
-import json
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import PROGRAMS, TIMEOUT_S, python_of
-from tests.mounts import TRIMSFS, MountedStore, mounted
+from tests.frameworks.test_frameworks import run_mxnet
+from tests.mounts import MountedStore, mounted
 from trimsfs.client import pages
 
 FUSED, PLAIN = "MKLDNN", "NONE"
@@ -24,19 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def program(*arguments: str | Path, shared: bool, graph: str = FUSED) -> dict[str, Any]:
-    """What the program reports, under ``trimsfs run`` or not."""
-    runner = [TRIMSFS, "run", "--"] if shared else []
-    done = subprocess.run(
-        [*runner, python_of("mxnet"), PROGRAMS / "mxnet_module.py", *arguments],
-        env={**os.environ, "MXNET_SUBGRAPH_BACKEND": graph},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return run_mxnet("mxnet_module", *arguments, shared=shared, environment={"MXNET_SUBGRAPH_BACKEND": graph})
 
 
 @dataclass(frozen=True, slots=True)

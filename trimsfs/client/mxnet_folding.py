@@ -42,7 +42,6 @@ the program has dropped is freed at the next look, or when the next model is loa
 MOST_REST = 64
 PATIENCE_S = 30.0
 """How long a step waits for what the engine has to execute before it."""
-STOPPING_S = 1.0
 NAIVE = "NaiveEngine"
 """It executes everything in the calling thread, side by side with what others call."""
 

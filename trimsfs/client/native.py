@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 
 @functools.cache
@@ -29,8 +29,8 @@ def library() -> ctypes.CDLL:
 
 def ioctl(descriptor: int, request: int, argument: bytearray) -> None:
     """``fcntl.ioctl`` holds all threads up for as long as it takes. Raises OSError."""
-    if _libc.ioctl(descriptor, request, (ctypes.c_char * len(argument)).from_buffer(argument)) < 0:
-        raise _error()
+    if libc.ioctl(descriptor, request, (ctypes.c_char * len(argument)).from_buffer(argument)) < 0:
+        raise last_error()
 
 
 class Step:
@@ -45,7 +45,7 @@ class Step:
         self.start, self.size = start, size
         made = library().trimsfs_step(start, size, descriptor, offset, least)
         if not made:
-            raise _error()
+            raise last_error()
         self.pointer = ctypes.c_void_p(made)
 
     def __del__(self) -> None:
@@ -89,6 +89,7 @@ def writing(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _error() -> OSError:
+def last_error() -> OSError:
+    """What the call just made has failed with."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))

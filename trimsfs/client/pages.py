@@ -3,9 +3,10 @@
 import ctypes
 import fcntl
 import mmap
-import os
 import struct
 from collections.abc import Iterator
+
+from trimsfs.client.native import last_error, libc
 
 Region = tuple[int, int]
 """Addresses ``[start, end)``, both at page boundaries."""
@@ -21,9 +22,8 @@ _REGIONS = 1024
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
 
 
 def address_of(mapping: mmap.mmap) -> int:
@@ -73,7 +73,6 @@ def map_over(start: int, size: int, descriptor: int, offset: int) -> None:
     Raises OSError.
     """
     flags = mmap.MAP_PRIVATE | _MAP_FIXED
-    address = _libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
+    address = libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
     if address == _MAP_FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise last_error()

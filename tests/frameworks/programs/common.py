@@ -69,6 +69,19 @@ def residency(mapping: mmap.mmap) -> dict[str, int]:
     return totals
 
 
+def mapped_kib(directory: Path, *fields: str) -> dict[str, int]:
+    """Return fields of smaps, in KiB, summed over this process's mappings of files below a directory."""
+    totals = dict.fromkeys(fields, 0)
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        field, _, rest = line.partition(":")
+        if _VMA_HEADER.match(line):
+            inside = f" {directory}/" in line
+        elif inside and field in totals:
+            totals[field] += int(rest.split()[0])
+    return totals
+
+
 def arguments_with_hold(description: str | None) -> argparse.Namespace:
     """Parse the arguments of a program that can hold its mapping: `directory` and `hold_on_stdin`."""
     parser = argparse.ArgumentParser(description=description)

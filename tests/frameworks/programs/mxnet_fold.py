@@ -5,14 +5,13 @@ Reports a line when ready, and after each line of input another with what the we
 
 import argparse
 import hashlib
-import re
 import statistics
 import sys
 import time
 from pathlib import Path
 
 import mxnet as mx
-from common import report, run, seeded_array
+from common import mapped_kib, report, run, seeded_array
 
 PATIENCE_S = 60
 LEAST_KIB = 1024
@@ -20,14 +19,8 @@ LEAST_KIB = 1024
 
 
 def weights_kib(directory: Path) -> dict[str, int]:
-    """What mappings of the files in a directory, and of what was made of them, take: in KiB, by smaps' names."""
-    totals, inside = {"Pss": 0, "Anonymous": 0}, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = f" {directory}/" in line
-        elif inside and (name := line.partition(":")[0]) in totals:
-            totals[name] += int(line.split()[1])
-    return totals
+    """What the files in a directory, and what was made of them, take in this process."""
+    return mapped_kib(directory, "Pss", "Anonymous")
 
 
 def main() -> None:

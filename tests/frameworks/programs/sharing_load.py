@@ -14,7 +14,7 @@ from typing import Any
 # Read when libraries are loaded. One thread makes outputs comparable, and threads have memory of their own.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 import numpy as np
-from common import digest, report, run, seeded_array
+from common import digest, mapped_kib, report, run, seeded_array
 
 import trimsfs
 
@@ -142,19 +142,6 @@ def private_kib() -> int:
     return int(found[1])
 
 
-def mapped_kib(directory: Path) -> dict[str, int]:
-    """Of this process's mappings of files below a directory: what others have mapped too, and its share of it."""
-    totals = {"Shared_Clean": 0, "Shared_Dirty": 0, "Pss": 0}  # dirty: the blob's pages, when it is new
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field, _, rest = line.partition(":")
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = f" {directory}/" in line
-        elif inside and field in totals:
-            totals[field] += int(rest.split()[0])
-    return totals
-
-
 def main() -> None:
     """Load and compute; measure after a line of input, end with the input."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -169,7 +156,8 @@ def main() -> None:
     report({"output_sha256": digest([output.data]), "spread": float(output.std())})
     if not sys.stdin.readline():
         raise RuntimeError("standard input was closed before a line came")
-    mapped = mapped_kib(options.directory)
+    # Dirty: the blob's pages, when it is new.
+    mapped = mapped_kib(options.directory, "Shared_Clean", "Shared_Dirty", "Pss")
     shared = mapped["Shared_Clean"] + mapped["Shared_Dirty"]
     parts = {"copied": private_kib() - before, "shared": shared, "pss": mapped["Pss"]}
     report({name: round(kib * 1024 / WEIGHTS_BYTES, 3) for name, kib in parts.items()})

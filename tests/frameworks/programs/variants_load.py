@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
-from common import digest, report, run, seeded_array
+from common import digest, mapped_kib, report, run, seeded_array
 
 PAUSE_S, PATIENCE_S = 0.1, 8.0
 
@@ -35,7 +34,7 @@ def with_mxnet(path: Path) -> str:
     data = mx.nd.array(seeded_array((1, 3, 224, 224)))
     output = network(data).asnumpy()
     until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until and mapped_kib(path.parents[1])["Private_Dirty"] > 1024:
+    while time.monotonic() < until and mapped_kib(path.parents[1], "Private_Dirty")["Private_Dirty"] > 1024:
         network(data).wait_to_read()
         time.sleep(PAUSE_S)
     network(data).wait_to_read()  # what has been folded is used
@@ -44,19 +43,6 @@ def with_mxnet(path: Path) -> str:
 
 _kept: list[object] = []
 WAYS: Mapping[str, Callable[[Path], str]] = {"numpy": with_numpy, "mxnet": with_mxnet}
-
-
-def mapped_kib(directory: Path) -> dict[str, int]:
-    """Of this process's mappings of files below a directory: its share of what is there, and what is its own."""
-    totals = {"Pss": 0, "Private_Dirty": 0}
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field, _, rest = line.partition(":")
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = f" {directory}/" in line
-        elif inside and field in totals:
-            totals[field] += int(rest.split()[0])
-    return totals
 
 
 def main() -> None:
@@ -70,7 +56,7 @@ def main() -> None:
     report({"output_sha256": output, "load_s": round(time.perf_counter() - start, 4)})
     if not sys.stdin.readline():
         raise RuntimeError("standard input was closed before a line came")
-    report(mapped_kib(options.path.parents[1]))
+    report(mapped_kib(options.path.parents[1], "Pss", "Private_Dirty"))
     sys.stdin.read()
 
 
