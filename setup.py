@@ -25,6 +25,10 @@ setup(
             extra_link_args=pkg_config("--libs"),
         ),
         # No module, but a library for ctypes: other interpreters load it.
-        Extension("trimsfs.client._fold", sources=["trimsfs/client/_fold.c"], extra_compile_args=["-Wall", "-Wextra"]),
+        Extension(
+            "trimsfs.client._native",
+            sources=["trimsfs/client/_fold.c", "trimsfs/client/_params.c"],
+            extra_compile_args=["-Wall", "-Wextra"],
+        ),
     ]
 )

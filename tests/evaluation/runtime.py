@@ -84,12 +84,16 @@ class Zygote:
 
 
 @contextmanager
-def zygote(python: str, log: Path, *, shared: bool = False) -> Iterator[Zygote]:
-    """A zygote of an interpreter that has MXNet, under ``trimsfs run`` or not; its messages go to a file."""
+def zygote(python: str, log: Path, *, shared: bool = False, once: bool = False) -> Iterator[Zygote]:
+    """A zygote of an interpreter that has MXNet, under ``trimsfs run`` or not; its messages go to a file.
+
+    One that answers *once* does so by itself, without a child.
+    """
     runner = [TRIMSFS, "run", "--"] if shared else []
+    options = ["--once"] if once else []
     with log.open("ab") as messages:
         process = subprocess.Popen(
-            [*runner, python, "-W", "ignore", str(PROGRAM)],
+            [*runner, python, "-W", "ignore", str(PROGRAM), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=messages,

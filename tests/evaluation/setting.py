@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.evaluation.runtime import Zygote, zygote
+from tests.evaluation.runtime import Answer, Zygote, zygote
 from tests.mounts import MountedStore, mounted
 from tests.services.fast import FastS3
 
@@ -95,6 +95,13 @@ class Setting:
         """A process that answers requests, under ``trimsfs run`` or not."""
         with zygote(self.python, self.work / "zygote.log", shared=shared) as running:
             yield running
+
+    def ask(
+        self, directory: Path, shape: tuple[int, ...], *, shared: bool, ideal: bool = False, memory: bool = False
+    ) -> Answer:
+        """Have a process that is started for it, and has imported MXNet, answer a request. Raises RequestError."""
+        with zygote(self.python, self.work / "zygote.log", shared=shared, once=True) as running:
+            return running.ask(directory, shape, ideal=ideal, memory=memory)
 
 
 def chill(path: Path) -> None:

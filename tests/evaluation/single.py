@@ -1,13 +1,13 @@
-"""One process per request, one request at a time: what loading costs, from each place that a model can be in."""
+"""A process started for each request, one at a time: what loading costs, from each place that a model can be in."""
 
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tests.evaluation.results import IDEAL, PLACES, Request, Results
-from tests.evaluation.runtime import Answer, RequestError, Zygote
+from tests.evaluation.runtime import Answer, RequestError
 from tests.evaluation.setting import BUCKET, FILES, Model, Setting, chill, heat
 from tests.mounts import MountedStore
 
@@ -17,24 +17,21 @@ Ask = Callable[[], tuple[Answer, float]]
 
 def single(setting: Setting, models: list[Model], results: Results, *, repeat: int) -> None:
     """Measure every model from every place, large ones written for it and removed."""
-    with ExitStack() as stack:
-        plain = stack.enter_context(setting.zygote(shared=False))
-        shared = stack.enter_context(setting.zygote(shared=True))
-        for model in models:
-            local = setting.write(model)
-            with setting.mounted() as mount:
-                for place, ask in _requests(setting, model, local, mount, plain, shared).items():
-                    for _ in range(repeat if place in {"native warm", "host", IDEAL} else 1):
-                        _measure(setting, results, model, place, ask)
-            if model.large:
-                setting.remove(model)
+    for model in models:
+        local = setting.write(model)
+        with setting.mounted() as mount:
+            for place, ask in _requests(setting, model, local, mount).items():
+                for _ in range(repeat if place in {"native warm", "host", IDEAL} else 1):
+                    _measure(setting, results, model, place, ask)
+        if model.large:
+            setting.remove(model)
 
 
-def _requests(
-    setting: Setting, model: Model, local: Path, mount: MountedStore, plain: Zygote, shared: Zygote
-) -> dict[str, Ask]:
+def _requests(setting: Setting, model: Model, local: Path, mount: MountedStore) -> dict[str, Ask]:
     """A request from each place, in an order in which each finds what it needs: see `PLACES`."""
     there = mount.path / model.name
+    plain = partial(setting.ask, shape=model.input_shape, shared=False)
+    shared = partial(setting.ask, shape=model.input_shape, shared=True)
 
     def download() -> tuple[Answer, float]:
         target = setting.work / "downloaded"
@@ -46,25 +43,25 @@ def _requests(
             for name in FILES:
                 client.download_file(BUCKET, f"{model.name}/{name}", str(target / name))
             before_s = time.perf_counter() - began
-            return plain.ask(target, model.input_shape), before_s
+            return plain(target), before_s
         finally:
             client.close()
             shutil.rmtree(target)
 
     def cold() -> tuple[Answer, float]:
         heat(local / "params")
-        return shared.ask(there, model.input_shape), 0.0
+        return shared(there), 0.0
 
     def native(prepare: Callable[[Path], None]) -> tuple[Answer, float]:
         for name in FILES:
             prepare(local / name)
-        return plain.ask(local, model.input_shape, memory=prepare is heat), 0.0
+        return plain(local, memory=prepare is heat), 0.0
 
     def disk() -> tuple[Answer, float]:
         for blob in (mount.cache / "blobs").rglob("*"):
             if blob.is_file():
                 chill(blob)
-        return shared.ask(there, model.input_shape), 0.0
+        return shared(there), 0.0
 
     requests: dict[str, Ask] = {
         "native download": download,
@@ -72,8 +69,8 @@ def _requests(
         "native warm": lambda: native(heat),
         "cold": cold,
         "disk": disk,
-        "host": lambda: (shared.ask(there, model.input_shape, memory=True), 0.0),
-        IDEAL: lambda: (shared.ask(local, model.input_shape, ideal=True, memory=True), 0.0),
+        "host": lambda: (shared(there, memory=True), 0.0),
+        IDEAL: lambda: (shared(local, ideal=True, memory=True), 0.0),
     }
     assert list(requests) == list(PLACES)
     return requests

@@ -1,4 +1,5 @@
-"""A process that has MXNet ready and answers each request in a child of its own, as a function service keeps one warm.
+"""A process that has MXNet ready and answers each request in a child of its own, as a function service keeps one warm,
+or with ``--once`` one request, by itself.
 
 Reads requests from standard input, one line of JSON each, and prints one line for each answer, in the order in which
 they come to be. Plain MXNet: nothing here knows how what it loads comes to it, but for *ideal* requests, whose arrays
@@ -34,7 +35,7 @@ def main() -> None:
         directory = request["directory"]
         if request["ideal"] and directory not in ready:
             ready[directory] = _over_local_file(directory)
-        if os.fork() == 0:
+        if sys.argv[1:] == ["--once"] or os.fork() == 0:
             _answer(request, ready.get(directory) if request["ideal"] else None)
 
 

@@ -4,7 +4,6 @@ import importlib
 import io
 import mmap
 import os
-from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,18 +35,15 @@ class Model:
 
     Making one waits until the whole file is on this host.
 
-    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file, which may be open
-    already. ``inode`` is the number of its inode.
+    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file. ``inode`` is its
+    inode's number.
     """
 
-    def __init__(self, path: str | PathLike[str], file: io.FileIO | None = None) -> None:
+    def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        with open(path, "rb", buffering=0) if file is None else nullcontext(file) as opened:
-            self.inode = os.fstat(opened.fileno()).st_ino
-            common = bring(opened)
-            self.mapping = _map(opened)
-        if common and isinstance(self.mapping, mmap.mmap):
-            map_common(self.path, self.inode, self.mapping)
+        with open(path, "rb", buffering=0) as file:
+            self.inode = os.fstat(file.fileno()).st_ino
+            self.mapping = mapped(self.path, file, common=bool(bring(file)))
         self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
         self._others: dict[str, mmap.mmap | bytes] = {}
 
@@ -138,6 +134,14 @@ class Model:
                 bring(file)
                 mapping = self._others[tensor.file] = _map(file)
         return mapping
+
+
+def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
+    """All of an open file, which is here, what it has in *common* with another from that one. Raises OSError."""
+    mapping = _map(file)
+    if common and isinstance(mapping, mmap.mmap):
+        map_common(path, os.fstat(file.fileno()).st_ino, mapping)
+    return mapping
 
 
 def _map(file: io.FileIO) -> mmap.mmap | bytes:

@@ -4,60 +4,37 @@
 contexts that this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions it wraps.
 """
 
-import ctypes
 import functools
 import importlib
 import io
 import logging
-import math
 import mmap
 import os
-import struct
 import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mxnet
 import numpy as np
 from mxnet import autograd
-from mxnet.base import _LIB, NDArrayHandle, check_call
 from mxnet.gluon.block import Block
 from mxnet.gluon.parameter import Parameter, ParameterDict
-from mxnet.ndarray.ndarray import dl_managed_tensor_deleter
-from mxnet.ndarray.sparse import _ndarray_cls
 from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client import pages
-from trimsfs.client.model import Model
+from trimsfs.client.model import Model, mapped
+from trimsfs.client.mxnet_arrays import Records, fits, over, read, zeros
 from trimsfs.client.mxnet_folding import Folder
-from trimsfs.client.places import on_mount
-from trimsfs.formats import DTYPE_BITS, FormatError, Tensor
-from trimsfs.formats import mxnet as params
+from trimsfs.client.places import bring
+from trimsfs.formats import BufferSource, FormatError, Tensor, parse
 
 log = logging.getLogger(__name__)
 
-_KINDS = {
-    "int8": (0, 8),
-    "int32": (0, 32),
-    "int64": (0, 64),
-    "bool": (1, 1),
-    "uint8": (1, 8),
-    "float16": (2, 16),
-    "float32": (2, 32),
-    "float64": (2, 64),
-}
-"""DLPack's type code and bits of the types that MXNet takes over."""
 WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
-_MANAGED_TENSOR = struct.Struct("=QiiiBBHQQQQQ")
-"""DLManagedTensor: data, device type and number, dimensions, type code, bits, lanes, shape, strides, offset; context,
-deleter."""
-_CPU, _GPU = 1, 2
-_DENSE = 0
 
 
 class _Lent(threading.local):
@@ -77,19 +54,33 @@ class _Part(NamedTuple):
     """Its device, its inode, and how far before that the file would begin."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A file of a mount, which never changes, and where it is mapped, in parts from other files with the same bytes."""
+    """A file of a mount, which never changes, and where it is mapped."""
 
-    path: Path
-    status: os.stat_result
-    parts: Sequence[_Part]
-    tensors: Sequence[Tensor]
+    def __init__(self, path: Path, status: os.stat_result, mapping: mmap.mmap) -> None:
+        self.path, self.status = path, status
+        self.start = pages.address_of(mapping)
+        self._end = self.start + len(mapping)
+        self._mapping = weakref.ref(mapping)
+        self._lock = threading.Lock()
+        self._parts: list[_Part] = []
+
+    @functools.cached_property
+    def tensors(self) -> Sequence[Tensor]:
+        """None once it is mapped no more."""
+        mapping = self._mapping()
+        return () if mapping is None else parse(BufferSource(memoryview(mapping)), self.path.name).tensors
 
     @property
-    def start(self) -> int:
-        """The address of the mapping."""
-        return self.parts[0].start
+    def parts(self) -> Sequence[_Part]:
+        """What is mapped there, some of it from other files with the same bytes.
+
+        Reading this takes longer than all else of loading a model. It has to be asked for before anything of that is
+        folded.
+        """
+        with self._lock:
+            self._parts = self._parts or list(_parts(self.start, self._end))
+            return self._parts
 
     def open(self) -> io.FileIO:
         """The same file. Raises OSError, also where the path leads to another by now."""
@@ -114,7 +105,7 @@ class Source:
         """Where the same is mapped as at first."""
         before = {part.start: part for part in self.parts}
         starts = sorted(before)
-        for start, end, file in _parts(starts[0], self.parts[-1].end):
+        for start, end, file in _parts(self.start, self._end):
             part = before[starts[bisect_right(starts, start) - 1]]
             if part.file == file:
                 yield start, min(end, part.end)
@@ -141,15 +132,19 @@ _lent = _Lent()
 _folder = Folder()
 sources: list[Source] = []
 """What arrays have been made of, as far as it is mapped."""
-watch = _folder.watch
 
 
-def remember(path: Path, status: os.stat_result, mapping: mmap.mmap, tensors: Sequence[Tensor]) -> None:
+def remember(path: Path, status: os.stat_result, mapping: mmap.mmap) -> Source:
     """A file of a mount is mapped from now on."""
-    start = pages.address_of(mapping)
-    source = Source(path, status, list(_parts(start, start + len(mapping))), tensors)
+    source = Source(path, status, mapping)
     sources.append(source)
     weakref.finalize(mapping, sources.remove, source).atexit = False
+    return source
+
+
+def watch(source: Source, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
+    """Fold a mapping of a file that is remembered, once the process has rewritten it."""
+    _folder.watch(source.path, source.status.st_ino, mapping, records, arrays, lambda: source.parts)
 
 
 def install() -> None:
@@ -177,82 +172,38 @@ def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
     return load
 
 
-def _mapped(path: str) -> "list[Any] | dict[str, Any] | None":
+def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
     """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
+    path = Path(fname).absolute()
     try:
         with open(path, "rb", buffering=0) as file:
-            if not on_mount(file):
+            common = bring(file)
+            if common is None:
                 return None
-            model, status = Model(path, file), os.fstat(file.fileno())
+            status, mapping = os.fstat(file.fileno()), mapped(path, file, common=common)
+        found = read(mapping, path.name) if isinstance(mapping, mmap.mmap) else None
     except (OSError, FormatError) as error:
         log.debug("%s: left to MXNet: %s", path, error)
         return None
-    mapping, tensors = model.mapping, model.table.tensors
-    legacy = model.table.format == params.NAME and not _new(model)
-    if isinstance(mapping, bytes) or not legacy or not all(_possible(model, tensor) for tensor in tensors):
-        log.debug("%s: left to MXNet: %s or its types", path, model.table.format)
+    if found is None or isinstance(mapping, bytes):
+        log.debug("%s: left to MXNet: its format or its types", path)
         return None
-    made = over(mapping, tensors)
-    remember(model.path, status, mapping, tensors)
-    watch(model.path, model.inode, mapping, tensors, made)
+    made, names, records = found
+    watch(remember(path, status, mapping), mapping, records, made)
     if _lent.arrays is not None:
         _lent.arrays |= {id(array): array for array in made}
-    if not model.table.named or not made:
-        return made
-    return dict(zip((tensor.name for tensor in tensors), made, strict=True))
+    return made if names is None else dict(zip(names, made, strict=True))
 
 
 def arrays(model: Model) -> dict[str, Any]:
     """All tensors of a model as arrays by name. Raises TypeError for what MXNet has no array of."""
-    tensors = model.table.tensors
+    tensors, mapping = model.table.tensors, model.mapping
     for tensor in tensors:
-        if not _fits(tensor) or tensor.file is not None:
+        if not fits(tensor):
             kind = f"tensor {tensor.name!r} of {tensor.dtype} and shape {tensor.shape} at {tensor.offset}"
             raise TypeError(f"{model.path}: {kind}: MXNet has no such array; use raw()")
-    return dict(zip((tensor.name for tensor in tensors), over(model.mapping, tensors), strict=True))
-
-
-def _new(model: Model) -> bool:
-    """Whether it was saved with NumPy's shapes, so that MXNet refuses to load it without them."""
-    return bool(model.table.tensors) and struct.unpack_from("<I", model.mapping, params.FIRST_ARRAY) == (params.V3,)
-
-
-def _possible(model: Model, tensor: Tensor) -> bool:
-    """Whether MXNet would make this array in the memory of the host."""
-    if not _fits(tensor):
-        return False
-    (device,) = struct.unpack_from("<i", model.mapping, tensor.offset - params.BEHIND_DEVICE)
-    return bool(device != _GPU or mxnet.context.num_gpus() == 0)
-
-
-def _fits(tensor: Tensor) -> bool:
-    """Whether an array can lie where a tensor's bytes are in the file."""
-    known = tensor.dtype in _KINDS and bool(tensor.nbytes) and bool(tensor.shape)
-    return known and tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
-
-
-def zeros(dtype: str, shape: Sequence[int]) -> Any:
-    """An array whose memory nobody has touched, as that is all zeros."""
-    tensor = Tensor("", dtype, tuple(shape), 0, math.prod(shape) * DTYPE_BITS[dtype] // 8)
-    return over(mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE), [tensor])[0]
-
-
-def over(mapping: Any, tensors: Sequence[Tensor]) -> list[Any]:
-    """Arrays over a mapping, which lives as long as any of them."""
-    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) if tensors else 0
-    holder, deleter = ctypes.py_object(mapping), ctypes.cast(dl_managed_tensor_deleter, ctypes.c_void_p).value
-    record = ctypes.create_string_buffer(_MANAGED_TENSOR.size)
-    take, arrays = _LIB.MXNDArrayFromDLPackEx, []
-    for tensor in tensors:
-        code, bits = _KINDS[tensor.dtype]
-        shape = (ctypes.c_int64 * max(1, len(tensor.shape)))(*tensor.shape)
-        fields = (_CPU, 0, len(tensor.shape), code, bits, 1, ctypes.addressof(shape), 0, 0, id(mapping), deleter)
-        _MANAGED_TENSOR.pack_into(record, 0, base + tensor.offset, *fields)
-        handle = NDArrayHandle()
-        ctypes.pythonapi.Py_IncRef(holder)  # the deleter gives it back
-        check_call(take(record, True, ctypes.byref(handle)))
-        arrays.append(_ndarray_cls(handle, stype=_DENSE))
-    return arrays
+    made, _ = ([], None) if isinstance(mapping, bytes) else over(mapping, tensors)
+    return dict(zip((tensor.name for tensor in tensors), made, strict=True))
 
 
 def _lending(original: Callable[..., Any]) -> Callable[..., Any]:

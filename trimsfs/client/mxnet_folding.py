@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mxnet.base import _LIB, check_call
 
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
+from trimsfs.client.mxnet_arrays import Records
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
-from trimsfs.formats import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +56,35 @@ _CPU = _Context(1, 0)
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """A mapping, as far as it lives, and the arrays in it by their addresses, None of those that nobody has any more.
+    """A mapping, as far as it lives, and the arrays in it, None of those that nobody has any more. From the first look
+    on they are in the order of their ``regions``.
 
-    ``seen`` is how many bytes of it were the process's own at the last look, ``checksum`` that of what would have been
-    passed on, and ``tries`` how often nothing has come of folding these: another process was at it, or they change, as
-    in training. It is tried ever less often: ``rest`` is how many looks are left out next.
+    ``first`` is called before anything is folded. ``seen`` is how many bytes of the mapping were the process's own at
+    the last look, ``checksum`` that of what would have been passed on, and ``tries`` how often nothing has come of
+    folding these: another process was at it, or they change, as in training. It is tried ever less often: ``rest`` is
+    how many looks are left out next.
     """
 
     path: Path
     inode: int
     mapping: "weakref.ref[mmap.mmap]"
-    regions: list[Region]
+    records: Records
     arrays: list[Any]
+    first: Callable[[], object]
+    regions: list[Region] = field(default_factory=list)
     seen: int = -1
     tries: int = 0
     checksum: int | None = None
     rest: int = 0
+
+    def sort(self) -> None:
+        """What there is time for when nobody waits for the model any more."""
+        if not self.regions and self.arrays:
+            order = np.argsort(self.records["data"]).tolist()
+            begins, sizes = (self.records[field][order].tolist() for field in ("data", "nbytes"))
+            self.regions = [(begin, begin + size) for begin, size in zip(begins, sizes, strict=True)]
+            self.arrays[:] = [self.arrays[number] for number in order]
+            self.first()
 
     def drop(self) -> bool:
         """Drop arrays that nobody else has; whether any is left."""
@@ -100,13 +114,8 @@ class Folder:
     _wait_s: float = FIRST_S
 
     def install(self) -> None:
-        """Keep what writes to arrays past the engine apart from folding."""
-        try:
-            native.library()
-        except OSError as error:
-            log.info("no folding: %s", error)
-            self._stopping = True
-            return
+        """Keep what writes to arrays past the engine apart from folding. Raises OSError without the library."""
+        native.library()
         if os.environ.get("MXNET_ENGINE_TYPE") == NAIVE:
             self._stopping = True
             return
@@ -117,18 +126,21 @@ class Folder:
         os.register_at_fork(after_in_child=self._forked)
         atexit.register(self._stop)
 
-    def watch(self, path: Path, inode: int, mapping: mmap.mmap, tensors: Sequence[Tensor], arrays: list[Any]) -> None:
-        """Fold a mapping once the process has rewritten it; the arrays are those of the tensors."""
+    def watch(
+        self,
+        path: Path,
+        inode: int,
+        mapping: mmap.mmap,
+        records: Records,
+        arrays: Sequence[Any],
+        first: Callable[[], object],
+    ) -> None:
+        """Fold a mapping once the process has rewritten it; the arrays are those of the records."""
         if self._stopping:
             return
-        start = pages.address_of(mapping)
-        order = sorted(range(len(tensors)), key=lambda number: tensors[number].offset)
-        regions = [(start + tensors[n].offset, start + tensors[n].offset + tensors[n].nbytes) for n in order]
         with self._lock:
             self._watched = [watched for watched in self._watched if watched.drop()]
-            self._watched.append(
-                _Watched(path, inode, weakref.ref(mapping), regions, [arrays[number] for number in order])
-            )
+            self._watched.append(_Watched(path, inode, weakref.ref(mapping), records, list(arrays), first))
             self._wait_s = FIRST_S
             self._start()
 
@@ -168,6 +180,8 @@ class Folder:
                     if not watched:
                         self._running = False
                         return
+                    for each in watched:
+                        each.sort()
                 changed = [self._look(each) for each in watched]
                 self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
         except Exception as error:  # the program is to go on as it would without us

@@ -25,6 +25,7 @@ from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client import mxnet as adapter
 from trimsfs.client import pages
+from trimsfs.client.mxnet_arrays import Records, over, zeros
 from trimsfs.client.pages import PAGE
 from trimsfs.formats import Tensor
 
@@ -35,7 +36,7 @@ LEAST = 16 * PAGE
 
 _get_data = _LIB["MXNDArrayGetData"]
 """A function of its own: folding ends where a program calls the one of this name, as it might write there."""
-_rooms: "weakref.WeakKeyDictionary[Any, tuple[mmap.mmap, list[Tensor], list[Any]]]" = weakref.WeakKeyDictionary()
+_rooms: "weakref.WeakKeyDictionary[Any, tuple[mmap.mmap, Records, list[Any]]]" = weakref.WeakKeyDictionary()
 """Of executors: memory where parameters lie as in a file, and these; until something has been mapped there."""
 
 
@@ -81,13 +82,14 @@ def _bound(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
     with contextlib.suppress(OSError):
         mapping.madvise(mmap.MADV_NOHUGEPAGE)  # what is copied into it is little, here and there
-    arrays = dict(zip(tensors, adapter.over(mapping, list(tensors.values())), strict=True))
+    made, records = over(mapping, list(tensors.values()))
+    arrays = dict(zip(tensors, made, strict=True))
     lent = (buffer or {}) | arrays
     others = [name for name in names or [] if name not in arrays]
     executor = bind(**named | {"shared_buffer": lent, "shared_arg_names": others})
     if buffer is not None:
         buffer.update((name, array) for name, array in lent.items() if name not in (names or []))
-    _rooms[executor] = mapping, list(tensors.values()), [executor.arg_dict[name] for name in tensors]
+    _rooms[executor] = mapping, records, [executor.arg_dict[name] for name in tensors]
     return executor
 
 
@@ -171,7 +173,7 @@ def _copying(original: Callable[..., Any]) -> Callable[..., Any]:
                 return original(self, copied, *others, **named)
         finally:
             if copied.mapped:  # from now on it may be folded, and so is not for us to map
-                adapter.watch(lying.source.path, lying.source.status.st_ino, *room)
+                adapter.watch(lying.source, *room)
             else:
                 _rooms[self] = room
 
@@ -231,18 +233,19 @@ def _again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, An
         return {}
     with lying.file as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    adapter.remember(lying.source.path, lying.source.status, mapping, lying.source.tensors)
-    return dict(zip(lying.tensors, adapter.over(mapping, list(lying.tensors.values())), strict=True))
+    adapter.remember(lying.source.path, lying.source.status, mapping)
+    made, _ = over(mapping, list(lying.tensors.values()))
+    return dict(zip(lying.tensors, made, strict=True))
 
 
 def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
     """``zeros``, as a Module uses it to make arrays that it is going to write to in any case."""
 
     @functools.wraps(original)
-    def zeros(shape: Any, ctx: Any = None, dtype: Any = None, stype: Any = None, **named: Any) -> Any:
+    def postponed(shape: Any, ctx: Any = None, dtype: Any = None, stype: Any = None, **named: Any) -> Any:
         plain = ctx is None and stype in {None, "default"} and mxnet.current_context() == mxnet.cpu() and not named
         if plain and adapter.sources and dtype in adapter.WITH_GRADIENT and np.prod(shape) >= LEAST:
-            return adapter.zeros(adapter.WITH_GRADIENT[dtype], shape)
+            return zeros(adapter.WITH_GRADIENT[dtype], shape)
         return original(shape, ctx, dtype, stype, **named)
 
-    return zeros
+    return postponed

@@ -1,4 +1,4 @@
-"""What is in C: steps of folding, and system calls that let other threads of Python go on meanwhile."""
+"""What is in C: steps of folding, MXNet's arrays, and system calls that let other threads of Python go on meanwhile."""
 
 import ctypes
 import functools
@@ -13,8 +13,8 @@ libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library built of ``_fold.c``, whatever interpreter it was built for. Raises OSError when it is not there."""
-    built = next(Path(__file__).parent.glob("_fold.*so"), None)
+    """The library built of what is in C, whatever interpreter it was built for. Raises OSError when it is not there."""
+    built = next(Path(__file__).parent.glob("_native.*so"), None)
     if built is None:
         raise FileNotFoundError("trimsfs has been installed without its parts in C: pip install it with gcc")
     loaded = ctypes.CDLL(str(built), use_errno=True)
@@ -24,6 +24,10 @@ def library() -> ctypes.CDLL:
     loaded.trimsfs_shared.restype = ctypes.c_long
     for name in ("trimsfs_execute", "trimsfs_release", "trimsfs_shared"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p] * (2 if name == "trimsfs_execute" else 1)
+    loaded.trimsfs_scan.restype = ctypes.c_long
+    loaded.trimsfs_scan.argtypes = (ctypes.c_void_p, size, ctypes.c_void_p, size)
+    loaded.trimsfs_lend.restype = size
+    loaded.trimsfs_lend.argtypes = (ctypes.c_void_p, size, *[ctypes.c_void_p] * 4)
     return loaded
 
 

@@ -10,19 +10,15 @@ _VERIFIED, _COMMON = 1, 8
 _PIECE = 8 << 20
 
 
-def on_mount(file: io.FileIO) -> bool:
-    """Whether an open file is one of a trimsfs mount, or of a bind mount of one, as in a container."""
-    return _state(file) is not None
+def bring(file: io.FileIO) -> bool | None:
+    """Return when all of an open file is on this host: whether the mount tells what it has in common with others, and
+    None of a file that is on no mount.
 
-
-def bring(file: io.FileIO) -> bool:
-    """Return when all of an open file is on this host; whether the mount tells what it has in common with others.
-
-    Raises OSError.
+    A bind mount of a mount, as in a container, is one too. Raises OSError.
     """
     state = _state(file)
     if state is None:
-        return False
+        return None
     if not state & _VERIFIED:
         buffer = bytearray(_PIECE)
         while file.readinto(buffer):

@@ -1,0 +1,182 @@
+/*
+ * A file of arrays that MXNet has saved, mapped: where they are in it, and MXNet's arrays over them.
+ *
+ * A network has hundreds of arrays, and what takes microseconds for each of them is most of what loading it takes.
+ * What is out of the ordinary is refused, and left to the reader in Python, which says what is wrong.
+ */
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAGIC 0x112
+#define ARRAY_V2 0xF993FAC9u
+#define DENSE 0
+#define GPU 2
+#define MOST_DIMENSIONS 32
+
+/* As RECORD in mxnet_arrays.py. */
+struct record {
+	uint64_t data, nbytes, shape;
+	uint64_t name, name_length;
+	int32_t dimensions;
+	uint8_t code, bits, unused[2];
+};
+
+/* Of DLPack, version 0. */
+struct tensor {
+	void *data;
+	int32_t device, device_number;
+	int32_t dimensions;
+	uint8_t code, bits;
+	uint16_t lanes;
+	int64_t *shape, *strides;
+	uint64_t offset;
+};
+
+struct managed {
+	struct tensor tensor;
+	void *context;
+	void (*deleter)(struct managed *);
+};
+
+/* What arrays are over, held until the last of them is no more. */
+struct holder {
+	atomic_size_t arrays;
+	void *context;
+	void (*deleter)(struct managed *);
+};
+
+/* Integers of 8 bits and so on, as DLPack has them, by MXNet's number of a type. */
+static const struct {
+	uint8_t code, bits;
+} TYPES[] = {{2, 32}, {2, 64}, {2, 16}, {1, 8}, {0, 32}, {0, 8}, {0, 64}, {1, 1}};
+
+struct reader {
+	const char *base;
+	size_t size, at;
+};
+
+static int take(struct reader *reader, void *to, size_t size)
+{
+	if (size > reader->size - reader->at)
+		return 0;
+	memcpy(to, reader->base + reader->at, size);
+	reader->at += size;
+	return 1;
+}
+
+static int take_array(struct reader *reader, struct record *record)
+{
+	struct {
+		uint32_t magic;
+		int32_t storage, dimensions;
+	} head;
+	struct {
+		int32_t device, device_number, type;
+	} tail;
+	int64_t shape[MOST_DIMENSIONS];
+	uint64_t elements = 1;
+
+	if (!take(reader, &head, sizeof(head)) || head.magic != ARRAY_V2 || head.storage != DENSE ||
+	    head.dimensions < 1 || head.dimensions > MOST_DIMENSIONS)
+		return 0;
+	record->dimensions = head.dimensions;
+	record->shape = (uintptr_t)reader->base + reader->at;
+	if (!take(reader, shape, sizeof(*shape) * (size_t)head.dimensions) || !take(reader, &tail, sizeof(tail)) ||
+	    tail.device == GPU || tail.type < 0 || (size_t)tail.type >= sizeof(TYPES) / sizeof(*TYPES))
+		return 0;
+	for (int32_t number = 0; number < head.dimensions; number++)
+		if (shape[number] <= 0 || __builtin_mul_overflow(elements, (uint64_t)shape[number], &elements))
+			return 0;
+	record->code = TYPES[tail.type].code;
+	record->bits = TYPES[tail.type].bits;
+	size_t item = (record->bits + 7u) / 8u;
+	if (__builtin_mul_overflow(elements, item, &record->nbytes) || record->nbytes > reader->size - reader->at ||
+	    reader->at % item != 0)
+		return 0;
+	record->data = (uintptr_t)reader->base + reader->at;
+	reader->at += record->nbytes;
+	return 1;
+}
+
+/*
+ * Fill in a record of each of the arrays of a file, count of them; names are offsets. How many have names, all or none,
+ * and -1 where the file is not an ordinary one.
+ */
+long trimsfs_scan(const void *base, size_t size, struct record *records, size_t count)
+{
+	struct reader reader = {base, size, 0};
+	uint64_t head[3], names;
+
+	if (!take(&reader, head, sizeof(head)) || head[0] != MAGIC || head[2] != count)
+		return -1;
+	for (size_t number = 0; number < count; number++)
+		if (!take_array(&reader, &records[number]))
+			return -1;
+	if (!take(&reader, &names, sizeof(names)) || (names != 0 && names != count))
+		return -1;
+	for (size_t number = 0; number < names; number++) {
+		struct record *record = &records[number];
+
+		if (!take(&reader, &record->name_length, sizeof(record->name_length)) ||
+		    record->name_length > reader.size - reader.at)
+			return -1;
+		record->name = reader.at;
+		reader.at += record->name_length;
+	}
+	return (long)names;
+}
+
+static void release(struct holder *holder, size_t arrays)
+{
+	struct managed last = {.context = holder->context};
+
+	if (atomic_fetch_sub(&holder->arrays, arrays) != arrays)
+		return;
+	holder->deleter(&last);
+	free(holder);
+}
+
+static void array_is_gone(struct managed *array)
+{
+	release(array->context, 1);
+}
+
+/*
+ * Have MXNet's function make arrays of so many records; how many it has made before it failed, if it did. When all of
+ * them are gone, or there are none, the deleter is told of the context.
+ */
+size_t trimsfs_lend(const struct record *records, size_t count, int (*make)(struct managed *, int, void **),
+		    void *context, void (*deleter)(struct managed *), void **handles)
+{
+	struct holder *holder = malloc(sizeof(*holder));
+	size_t made = 0;
+
+	if (holder == NULL)
+		return 0;
+	*holder = (struct holder){.context = context, .deleter = deleter};
+	atomic_init(&holder->arrays, count + 1);
+	for (; made < count && records[made].dimensions <= MOST_DIMENSIONS; made++) {
+		const struct record *record = &records[made];
+		int64_t shape[MOST_DIMENSIONS];
+		struct managed array = {
+			.tensor = {.data = (void *)(uintptr_t)record->data,
+				   .device = 1,
+				   .dimensions = record->dimensions,
+				   .code = record->code,
+				   .bits = record->bits,
+				   .lanes = 1,
+				   .shape = shape},
+			.context = holder,
+			.deleter = array_is_gone,
+		};
+
+		memcpy(shape, (const void *)(uintptr_t)record->shape, sizeof(*shape) * (size_t)record->dimensions);
+		if (make(&array, 1, &handles[made]) != 0)
+			break;
+	}
+	/* Whether one that could not be made is told of as gone is not known: what it is over stays. */
+	release(holder, made == count ? 1 : count - made);
+	return made;
+}
