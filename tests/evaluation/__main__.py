@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[Results, list[M
 def _part(name: str, setting: Setting, models: Sequence[Model], results: Results, *, quick: bool) -> None:
     small = [model for model in models if not model.large]
     parts: dict[str, Callable[[], None]] = {
-        "single": lambda: single(setting, list(models), results, repeat=1 if quick else 3),
+        "single": lambda: single(setting, list(models), results, repeat=1 if quick else 2),
         "clients": lambda: clients(
             setting,
             small,

@@ -9,22 +9,36 @@ from pathlib import Path
 from tests.evaluation.results import IDEAL, PLACES, Request, Results
 from tests.evaluation.runtime import Answer, RequestError
 from tests.evaluation.setting import BUCKET, FILES, Model, Setting, chill, heat
-from tests.mounts import MountedStore
+from tests.mounts import MountedStore, trimsfs
 
 Ask = Callable[[], tuple[Answer, float]]
 """One request: its answer, and the seconds that were needed before it."""
+ALIKE = ("native warm", "host", IDEAL)
+"""Places whose times are near each other: they take turns, as the machine is not equally fast at all times."""
+ROUNDS = 2
 
 
 def single(setting: Setting, models: list[Model], results: Results, *, repeat: int) -> None:
-    """Measure every model from every place, large ones written for it and removed."""
+    """Measure every model from every place, large ones written for it and removed.
+
+    Those that differ little are measured more often than others.
+    """
     for model in models:
         local = setting.write(model)
         with setting.mounted() as mount:
-            for place, ask in _requests(setting, model, local, mount).items():
-                for _ in range(repeat if place in {"native warm", "host", IDEAL} else 1):
-                    _measure(setting, results, model, place, ask)
+            asks = _requests(setting, model, local, mount)
+            for place in _turns(model, repeat):
+                _measure(setting, results, model, place, asks[place])
         if model.large:
             setting.remove(model)
+
+
+def _turns(model: Model, repeat: int) -> list[str]:
+    """Places in the order of measuring. Large models are not all in memory at once: theirs take no turns."""
+    if model.large:
+        return [place for place in PLACES for _ in range(ROUNDS if place in ALIKE else 1)]
+    others = [place for place in PLACES if place not in ALIKE for _ in range(repeat)]
+    return [*others, *(ALIKE * ROUNDS * repeat)]
 
 
 def _requests(setting: Setting, model: Model, local: Path, mount: MountedStore) -> dict[str, Ask]:
@@ -37,9 +51,10 @@ def _requests(setting: Setting, model: Model, local: Path, mount: MountedStore) 
         target = setting.work / "downloaded"
         target.mkdir(exist_ok=True)
         heat(local / "params")  # the endpoint reads it
-        began = time.perf_counter()
         client = setting.server.client()
         try:
+            client.head_bucket(Bucket=BUCKET)  # it is connected, as a mount is
+            began = time.perf_counter()
             for name in FILES:
                 client.download_file(BUCKET, f"{model.name}/{name}", str(target / name))
             before_s = time.perf_counter() - began
@@ -50,6 +65,9 @@ def _requests(setting: Setting, model: Model, local: Path, mount: MountedStore) 
 
     def cold() -> tuple[Answer, float]:
         heat(local / "params")
+        done = trimsfs("evict", *(there / name for name in FILES))
+        if done.returncode:
+            raise RequestError(done.stderr.strip())
         return shared(there), 0.0
 
     def native(prepare: Callable[[Path], None]) -> tuple[Answer, float]:
