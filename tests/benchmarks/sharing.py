@@ -20,7 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import trimsfs
-from tests.frameworks.test_frameworks import PROGRAMS, ROOT, python_of
+from tests.frameworks import PROGRAMS
+from tests.frameworks.test_frameworks import ROOT, python_of
 from tests.mounts import TRIMSFS, MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 from trimsfs.tiers.pages import MADV_POPULATE_READ

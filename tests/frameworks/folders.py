@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.frameworks.test_frameworks import PROGRAMS
+from tests.frameworks import PROGRAMS
 from tests.mounts import TRIMSFS
 
 

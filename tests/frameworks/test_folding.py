@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.frameworks import PROGRAMS
 from tests.frameworks.folders import ask, start, told
-from tests.frameworks.test_frameworks import PROGRAMS, ROOT, TIMEOUT_S, python_of
+from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
 from tests.mounts import TRIMSFS, mounted
 from trimsfs.client import pages
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import PROGRAMS, ROOT, TIMEOUT_S, python_of
+from tests.frameworks import PROGRAMS
+from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
 from tests.mounts import MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 

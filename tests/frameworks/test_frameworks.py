@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.frameworks import PROGRAMS
 from tests.mounts import TRIMSFS, MountedStore, mounted
 from tests.services.ceph import Ceph
 
-PROGRAMS = Path(__file__).with_name("programs")
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240
 VARYING = ("_s", "_kib")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import trimsfs
+from tests.frameworks import PROGRAMS
 from tests.frameworks.test_formats import NOT_FOR_NUMPY, program
-from tests.frameworks.test_frameworks import PROGRAMS, ROOT, TIMEOUT_S, python_of
+from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
 from tests.mounts import MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

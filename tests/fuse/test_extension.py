@@ -18,6 +18,7 @@ from trimsfs import fuse
 SOURCE = Path(fuse.__file__).with_name("_libfuse.c")
 ROOT = SOURCE.parents[2]
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
 
 
 def flags() -> list[str]:
@@ -25,15 +26,65 @@ def flags() -> list[str]:
     return [f"-I{sysconfig.get_paths()['include']}", *shlex.split(done.stdout)]
 
 
-def test_extension_compiles_without_a_warning(tmp_path: Path) -> None:
+def sanitized(log: Path) -> dict[str, str]:
+    """The environment of a Python that loads what is built for sanitizers, which report to ``log.PID``."""
+    libraries = [
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",  # Python leaks by design at its end
+        "UBSAN_OPTIONS": f"log_path={log}",
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+def reported(directory: Path) -> str:
+    return "".join(path.read_text() for path in directory.glob("sanitizer.*"))
+
+
+@pytest.mark.parametrize("source", [SOURCE, *sorted((ROOT / "trimsfs/client").glob("*.c"))], ids=lambda path: path.name)
+def test_what_is_in_c_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        ["gcc", *STRICT, *flags(), "-O2", "-fPIC", "-c", SOURCE, "-o", tmp_path / "_libfuse.o"],
+        ["gcc", *STRICT, *flags(), "-O2", "-fPIC", "-c", source, "-o", tmp_path / "object.o"],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def scan_damaged(tmp_path: Path, count: int, timeout_s: float) -> None:
+    """The scanner of MXNet's files, built for the address sanitizer, is given so many damaged ones."""
+    library, log = tmp_path / "params.so", tmp_path / "sanitizer"
+    source = ROOT / "trimsfs/client/_params.c"
+    subprocess.run(["gcc", *SANITIZE, "-fPIC", "-shared", source, "-o", library], timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.params", library, f"--count={count}"],
+        cwd=ROOT,
+        env=sanitized(log),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 1 < int(done.stdout.split()[0]) < count  # the original, and some that are well still
+    assert reported(tmp_path) == ""
+
+
+def test_a_few_damaged_files_for_the_scanner(tmp_path: Path) -> None:
+    scan_damaged(tmp_path, 20_000, timeout_s=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_million_damaged_files_for_the_scanner(tmp_path: Path) -> None:
+    scan_damaged(tmp_path, 1_000_000, timeout_s=1100)
 
 
 def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_path: Path) -> None:
@@ -44,24 +95,10 @@ def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_
     shutil.copytree(ROOT / "trimsfs", copy / "trimsfs", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     mountpoint.mkdir()
     target = copy / "trimsfs/fuse" / f"_libfuse{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sanitize = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
     subprocess.run(
-        ["gcc", *sanitize, *flags(), "-fPIC", "-shared", SOURCE, "-o", target, "-lfuse3"], timeout=120, check=True
+        ["gcc", *SANITIZE, *flags(), "-fPIC", "-shared", SOURCE, "-o", target, "-lfuse3"], timeout=120, check=True
     )
-    preload = " ".join(
-        subprocess.run(
-            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    )
-    environment = os.environ | {
-        "LD_PRELOAD": preload,
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",  # Python leaks by design at its end
-        "UBSAN_OPTIONS": f"log_path={log}",
-        "PYTHONPATH": f"{copy}:{ROOT}",
-        "TRIMSFS_CONFIG": "/dev/null",
-        "PYTHONMALLOC": "malloc",
-    }
+    environment = sanitized(log) | {"PYTHONPATH": f"{copy}:{ROOT}", "TRIMSFS_CONFIG": "/dev/null"}
 
     def command(*arguments: str | Path) -> None:
         subprocess.run([sys.executable, "-m", "trimsfs", *arguments], env=environment, timeout=120, check=True)
@@ -79,8 +116,7 @@ def test_extension_is_clean_to_the_address_sanitizer(store_directory: Path, tmp_
         subprocess.run([sys.executable, "-c", program, mountpoint / "model"], timeout=30, check=True)
     finally:
         unmount(mountpoint)
-    found = "".join(path.read_text() for path in tmp_path.glob("sanitizer.*"))
-    assert found == ""
+    assert reported(tmp_path) == ""
 
 
 def server_pid(mountpoint: Path) -> int:

@@ -1,6 +1,8 @@
 """Which module may import what."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -90,3 +92,13 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     }
     order = list(TopologicalSorter(graph).static_order())
     assert len(order) == len(modules)
+
+
+@pytest.mark.parametrize("program", ["tests.benchmarks.__main__", "tests.demo", "tests.evaluation.__main__"])
+def test_what_others_run_needs_nothing_of_the_tests(program: str) -> None:
+    """`make demo`, `make bench` and `make eval` install less than `make test` does."""
+    code = f"import sys; sys.modules |= dict.fromkeys(['pytest', 'hypothesis', 'moto', 'xattr']); import {program}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -25,7 +25,7 @@ BIAS = Array("int64", (3,), struct.pack("<3q", 7, 8, 9))
 HALF = Array("float16", (4,), struct.pack("<4e", 1, 2, 3, 4))
 ARRAYS: Mapping[str, Array] = {"net.weight": WEIGHT, "net.bias": BIAS, "half": HALF}
 
-_MXNET = {"float32": 0, "float64": 1, "float16": 2, "int64": 6}
+_MXNET = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int64": 6}
 _SAFETENSORS = {"float32": "F32", "int64": "I64", "float16": "F16"}
 _GGUF = {"float32": 0, "int64": 27, "float16": 1}
 _NUMPY = {"float32": "<f4", "int64": "<i8", "float16": "<f2"}
