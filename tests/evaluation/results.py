@@ -16,7 +16,7 @@ PLACES = {
     "host": "trimsfs, in the host's memory",
     IDEAL: "arrays that are there when the request begins",
 }
-"""Where a model is when it is asked for, in the order of measuring."""
+"""Where a model is when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

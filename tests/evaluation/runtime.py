@@ -21,7 +21,7 @@ class RequestError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Seconds of each phase of a request, bytes that it wrote to, and the digest of its output."""
+    """Seconds of each phase of a request, bytes of memory that it wrote to meanwhile, and the digest of its output."""
 
     load_s: float
     create_s: float
@@ -99,12 +99,16 @@ def zygote(python: str, log: Path, *, shared: bool = False, once: bool = False) 
             stderr=messages,
             text=True,
         )
+    hung = threading.Timer(START_S, process.kill)
+    hung.start()
     try:
         assert process.stdout is not None
         if '"ready"' not in process.stdout.readline():
             raise RequestError(f"{python} did not start: see {log}")
+        hung.cancel()
         yield Zygote(process)
     finally:
+        hung.cancel()
         assert process.stdin is not None
         process.stdin.close()
         try:

@@ -107,3 +107,30 @@ def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
     assert (report["passed on in training"], report["passed on after it"]) == (False, True)
     assert min(report["trained"], report["operators in Python"], report["with finalizers"]) > 10
     assert max(report["longest_s"], report["longest with finalizers_s"]) < 2.5  # nothing waited for its end
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fused"),
+    [(10, False), (3, True), pytest.param(300, False, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+)
+def test_two_threads_load_modules_that_are_folded_all_the_time(seconds: int, fused: bool, tmp_path: Path) -> None:
+    """Nothing hangs or goes wrong, and the program ends as it should, with arrays being dropped to the last."""
+    store = tmp_path / "store"
+    store.mkdir()
+    run: list[str | Path] = [TRIMSFS, "run", "--", python_of("mxnet"), PROGRAMS / "mxnet_fold_stress.py"]
+    subprocess.run([*run, store, "--build"], check=True, timeout=TIMEOUT_S)
+    with mounted(store, tmp_path) as mount:
+        done = subprocess.run(
+            [*run, mount.path, "--seconds", str(seconds)],
+            capture_output=True,
+            text=True,
+            timeout=seconds + TIMEOUT_S,
+            check=False,
+            env={**os.environ, "MXNET_SUBGRAPH_BACKEND": "MKLDNN" if fused else "NONE"},
+        )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    print(report)
+    assert report["folded"] is not fused  # what fused operators use they do not write to
+    assert report["wrong"] == [0, 0]
+    assert min(report["loaded"]) > 3

@@ -1,7 +1,8 @@
-"""Arrays made in C: what they are over is given back once, after the last of them."""
+"""Arrays made in C: what they are over is told of once as unused, after the last of them."""
 
 import ctypes
-from typing import Any
+import itertools
+import threading
 
 import pytest
 
@@ -26,7 +27,7 @@ Managed._fields_ = (
     ("deleter", Deleter),
 )
 Make = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Managed), ctypes.c_int, ctypes.c_void_p)
-CONTEXT = 0x1234
+NUMBERS = itertools.count(1)
 
 
 class Framework:
@@ -35,9 +36,9 @@ class Framework:
     def __init__(self, most: int) -> None:
         self.made: list[Managed] = []
         self.shapes: list[list[int]] = []
-        self.given_back: list[int] = []
+        self.number = next(NUMBERS)
         self._most = most
-        self._functions: list[Any] = [Make(self._make), Deleter(self._deleted)]
+        self._function = Make(self._make)
 
     def lend(self, shapes: list[tuple[int, ...]]) -> int:
         kept = [(ctypes.c_int64 * len(shape))(*shape) for shape in shapes]
@@ -46,8 +47,8 @@ class Framework:
             record.data, record.shape, record.dimensions = 0x5000, ctypes.addressof(shape), len(shape)
             record.code, record.bits = 2, 32
         handles = (ctypes.c_void_p * len(shapes))()
-        make, deleter = (ctypes.cast(function, ctypes.c_void_p) for function in self._functions)
-        made: int = library().trimsfs_lend(records, len(shapes), make, CONTEXT, deleter, handles)
+        make = ctypes.cast(self._function, ctypes.c_void_p)
+        made: int = library().trimsfs_lend(records, len(shapes), make, self.number, handles)
         return made
 
     def free(self, number: int) -> None:
@@ -62,11 +63,13 @@ class Framework:
         self.shapes.append([copy.shape[number] for number in range(copy.dimensions)])
         return 0
 
-    def _deleted(self, managed: "ctypes._Pointer[Managed]") -> None:
-        self.given_back.append(managed.contents.context)
+
+def unused() -> list[int]:
+    """Numbers that are told, in order."""
+    return sorted(iter(library().trimsfs_unused, 0))
 
 
-def test_what_they_are_over_is_given_back_after_the_last() -> None:
+def test_what_they_are_over_is_unused_after_the_last() -> None:
     framework = Framework(most=3)
     assert framework.lend([(2, 3), (4,), (1, 1, 7)]) == 3
     assert framework.shapes == [[2, 3], [4], [1, 1, 7]]
@@ -75,14 +78,15 @@ def test_what_they_are_over_is_given_back_after_the_last() -> None:
     }
     for number in (2, 0):
         framework.free(number)
-    assert framework.given_back == []
+    assert unused() == []
     framework.free(1)
-    assert framework.given_back == [CONTEXT]
+    assert unused() == [framework.number]
+    assert unused() == []
 
 
-def test_without_arrays_it_is_given_back_at_once() -> None:
+def test_without_arrays_it_is_unused_at_once() -> None:
     framework = Framework(most=0)
-    assert (framework.lend([]), framework.given_back) == (0, [CONTEXT])
+    assert (framework.lend([]), unused()) == (0, [framework.number])
 
 
 @pytest.mark.parametrize(
@@ -93,4 +97,24 @@ def test_after_a_failure_what_was_made_is_freed_and_the_rest_stays(shapes: list[
     framework = Framework(most=1)
     assert framework.lend(shapes) == 1
     framework.free(0)
-    assert framework.given_back == []  # whether the one that failed is told of as gone later is not known
+    assert unused() == []  # whether the one that failed is told of as gone later is not known
+
+
+def test_each_is_told_once_whoever_asks() -> None:
+    frameworks = [Framework(most=1) for _ in range(200)]
+    told: list[int] = []
+    for framework in frameworks:
+        framework.lend([(1,)])
+
+    def ask() -> None:
+        while len(told) < len(frameworks):
+            told.extend(unused())
+
+    asking = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    for framework in frameworks:
+        framework.free(0)
+    for thread in asking:
+        thread.join(10)
+    assert sorted(told) == [framework.number for framework in frameworks]

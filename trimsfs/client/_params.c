@@ -40,12 +40,17 @@ struct managed {
 	void (*deleter)(struct managed *);
 };
 
-/* What arrays are over, held until the last of them is no more. */
+/*
+ * What arrays are over. The last of them may go in any thread, even when the interpreter has ended, and so calls nothing
+ * of Python's: whoever holds what it is over asks what is of no more use.
+ */
 struct holder {
 	atomic_size_t arrays;
-	void *context;
-	void (*deleter)(struct managed *);
+	uint64_t number;
+	struct holder *next;
 };
+
+static _Atomic(struct holder *) unused;
 
 /* Integers of 8 bits and so on, as DLPack has them, by MXNet's number of a type. */
 static const struct {
@@ -120,7 +125,8 @@ long trimsfs_scan(const void *base, size_t size, struct record *records, size_t 
 		struct record *record = &records[number];
 
 		if (!take(&reader, &record->name_length, sizeof(record->name_length)) ||
-		    record->name_length > reader.size - reader.at)
+		    record->name_length > reader.size - reader.at ||
+		    memchr(reader.base + reader.at, 0, record->name_length) != NULL)
 			return -1;
 		record->name = reader.at;
 		reader.at += record->name_length;
@@ -128,14 +134,17 @@ long trimsfs_scan(const void *base, size_t size, struct record *records, size_t 
 	return (long)names;
 }
 
+static void add_unused(struct holder *holder)
+{
+	holder->next = atomic_load(&unused);
+	while (!atomic_compare_exchange_weak(&unused, &holder->next, holder))
+		;
+}
+
 static void release(struct holder *holder, size_t arrays)
 {
-	struct managed last = {.context = holder->context};
-
-	if (atomic_fetch_sub(&holder->arrays, arrays) != arrays)
-		return;
-	holder->deleter(&last);
-	free(holder);
+	if (atomic_fetch_sub(&holder->arrays, arrays) == arrays)
+		add_unused(holder);
 }
 
 static void array_is_gone(struct managed *array)
@@ -144,18 +153,18 @@ static void array_is_gone(struct managed *array)
 }
 
 /*
- * Have MXNet's function make arrays of so many records; how many it has made before it failed, if it did. When all of
- * them are gone, or there are none, the deleter is told of the context.
+ * Have MXNet's function make arrays of so many records; how many it has made before it failed, if it did, and -1 without
+ * memory. When all of them are gone, or there are none, trimsfs_unused tells the number.
  */
-size_t trimsfs_lend(const struct record *records, size_t count, int (*make)(struct managed *, int, void **),
-		    void *context, void (*deleter)(struct managed *), void **handles)
+long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct managed *, int, void **),
+		  uint64_t number, void **handles)
 {
 	struct holder *holder = malloc(sizeof(*holder));
 	size_t made = 0;
 
 	if (holder == NULL)
-		return 0;
-	*holder = (struct holder){.context = context, .deleter = deleter};
+		return -1;
+	holder->number = number;
 	atomic_init(&holder->arrays, count + 1);
 	for (; made < count && records[made].dimensions <= MOST_DIMENSIONS; made++) {
 		const struct record *record = &records[made];
@@ -178,5 +187,24 @@ size_t trimsfs_lend(const struct record *records, size_t count, int (*make)(stru
 	}
 	/* Whether one that could not be made is told of as gone is not known: what it is over stays. */
 	release(holder, made == count ? 1 : count - made);
-	return made;
+	return (long)made;
+}
+
+/* The number of something that no array is over any more, each but once; 0 when there is nothing. */
+uint64_t trimsfs_unused(void)
+{
+	struct holder *first = atomic_exchange(&unused, NULL);
+	uint64_t number = 0;
+
+	if (first == NULL)
+		return 0;
+	while (first->next != NULL) {
+		struct holder *other = first->next;
+
+		first->next = other->next;
+		add_unused(other);
+	}
+	number = first->number;
+	free(first);
+	return number;
 }

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import mxnet
 import numpy as np
 from mxnet import autograd
+from mxnet.base import MXNetError
 from mxnet.gluon.block import Block
 from mxnet.gluon.parameter import Parameter, ParameterDict
 from mxnet.util import is_np_array, is_np_shape
@@ -29,6 +30,7 @@ from trimsfs.client import pages
 from trimsfs.client.model import Model, mapped
 from trimsfs.client.mxnet_arrays import Records, fits, over, read, zeros
 from trimsfs.client.mxnet_folding import Folder
+from trimsfs.client.native import library
 from trimsfs.client.places import bring
 from trimsfs.formats import BufferSource, FormatError, Tensor, parse
 
@@ -62,25 +64,31 @@ class Source:
         self.start = pages.address_of(mapping)
         self._end = self.start + len(mapping)
         self._mapping = weakref.ref(mapping)
-        self._lock = threading.Lock()
-        self._parts: list[_Part] = []
+        # What is read when it is needed. No lock, which a process forked meanwhile would find held: the first counts.
+        self._read: dict[str, Any] = {}
 
-    @functools.cached_property
+    @property
     def tensors(self) -> Sequence[Tensor]:
-        """None once it is mapped no more."""
-        mapping = self._mapping()
-        return () if mapping is None else parse(BufferSource(memoryview(mapping)), self.path.name).tensors
+        """Its arrays; none once it is mapped no more."""
+        found: Sequence[Tensor] | None = self._read.get("tensors")
+        if found is None:
+            mapping = self._mapping()
+            read = () if mapping is None else parse(BufferSource(memoryview(mapping)), self.path.name).tensors
+            found = self._read.setdefault("tensors", read)
+        return found
 
     @property
     def parts(self) -> Sequence[_Part]:
         """What is mapped there, some of it from other files with the same bytes.
 
-        Reading this takes longer than all else of loading a model. It has to be asked for before anything of that is
-        folded.
+        Reading this takes longer than all else of loading a model. It has been asked for before anything of that is
+        folded, and so it never tells of what folding maps.
         """
-        with self._lock:
-            self._parts = self._parts or list(_parts(self.start, self._end))
-            return self._parts
+        found: Sequence[_Part] | None = self._read.get("parts")
+        if found is None:
+            read = list(_parts(self.start, self._end))
+            found = self._read.setdefault("parts", read)
+        return found
 
     def open(self) -> io.FileIO:
         """The same file. Raises OSError, also where the path leads to another by now."""
@@ -148,9 +156,13 @@ def watch(source: Source, mapping: mmap.mmap, records: Records, arrays: Sequence
 
 
 def install() -> None:
-    """Have MXNet load without a copy from now on, in this process. A second call does nothing."""
+    """Have MXNet load without a copy from now on, in this process. A second call does nothing.
+
+    Raises OSError without the library of what is in C.
+    """
     if getattr(mxnet.nd.load, "__trimsfs__", False):
         return
+    library()
     load = _loading(mxnet.ndarray.utils.load)
     mxnet.ndarray.load = mxnet.ndarray.utils.load = load
     Block.load_parameters = _lending(Block.load_parameters)
@@ -174,19 +186,19 @@ def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
     """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
-    path = Path(fname).absolute()
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(fname, "rb", buffering=0) as file:
             common = bring(file)
             if common is None:
                 return None
+            path = Path(fname).absolute()
             status, mapping = os.fstat(file.fileno()), mapped(path, file, common=common)
         found = read(mapping, path.name) if isinstance(mapping, mmap.mmap) else None
-    except (OSError, FormatError) as error:
-        log.debug("%s: left to MXNet: %s", path, error)
+    except (OSError, FormatError, MXNetError) as error:
+        log.debug("%s: left to MXNet: %s", fname, error)
         return None
     if found is None or isinstance(mapping, bytes):
-        log.debug("%s: left to MXNet: its format or its types", path)
+        log.debug("%s: left to MXNet: its format or its types", fname)
         return None
     made, names, records = found
     watch(remember(path, status, mapping), mapping, records, made)

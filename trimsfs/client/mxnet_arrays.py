@@ -1,6 +1,7 @@
 """MXNet's arrays over mapped files. For MXNet 1.9, whose files of the usual kind are read in C."""
 
 import ctypes
+import itertools
 import math
 import mmap
 import struct
@@ -8,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mxnet.base import _LIB, MXNetError, NDArrayHandle, check_call
+from mxnet.base import _LIB, NDArrayHandle, check_call
 from mxnet.context import num_gpus
 from mxnet.ndarray import NDArray
-from mxnet.ndarray.ndarray import dl_managed_tensor_deleter
 
 from trimsfs.client.native import library
 from trimsfs.client.pages import address_of
@@ -27,9 +27,9 @@ RECORD = np.dtype(
     ]
 )
 """An array to be made: where its bytes and its shape, of 64 bits a number, are in memory, and its type by DLPack's
-number of a kind and bits; its name's offset in the file. As in ``_params.c``."""
+number of a kind and bits; its name's offset in the file. Once it is made, only ``data`` and ``nbytes`` are of use. As
+in ``_params.c``."""
 Records = np.ndarray[Any, np.dtype[np.void]]
-Shapes = np.ndarray[Any, np.dtype[np.int64]]
 
 _KINDS = {
     "int8": (0, 8),
@@ -42,6 +42,9 @@ _KINDS = {
     "float64": (2, 64),
 }
 """DLPack's number of the kind and bits of the types that MXNet takes over."""
+_numbers = itertools.count(1)
+_lent: dict[int, mmap.mmap] = {}
+"""Mappings that arrays are over. These may go when Python cannot be called any more, and so hold nothing of its."""
 _MOST = 1 << 16
 _MOST_DIMENSIONS = 32
 _GPU = 2
@@ -59,6 +62,8 @@ def read(mapping: mmap.mmap, name: str) -> tuple[list[Any], list[str] | None, Re
     table = parse(BufferSource(memoryview(mapping)), name)
     usual = table.format == params.NAME and not _new(mapping, table.tensors)
     if not usual or not all(_possible(mapping, tensor) for tensor in table.tensors):
+        return None
+    if any("\0" in tensor.name for tensor in table.tensors):  # MXNet ends a name there
         return None
     arrays, records = over(mapping, table.tensors)
     return arrays, [tensor.name for tensor in table.tensors] if table.named and arrays else None, records
@@ -109,20 +114,32 @@ def over(mapping: mmap.mmap, tensors: Sequence[Tensor]) -> tuple[list[Any], Reco
         kind = _KINDS[tensor.dtype]
         place = (start + tensor.offset, tensor.nbytes, _address(shape))
         records[number] = (*place, 0, 0, len(shape), *kind, 0)
-    return lend(mapping, records), records
+    arrays = lend(mapping, records)
+    records["shape"] = 0  # they are no more
+    return arrays, records
 
 
 def lend(mapping: mmap.mmap, records: Records) -> list[Any]:
-    """Arrays over a mapping, which lives as long as any of them. Raises MXNetError."""
+    """Arrays over a mapping, which lives as long as any of them, and then until `give_back`. Raises MXNetError."""
+    give_back()
     handles = np.zeros(len(records), np.uint64)
-    make, deleter = (ctypes.cast(each, ctypes.c_void_p) for each in (_LIB.MXNDArrayFromDLPackEx, _DELETER))
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(mapping))  # the deleter gives it back
-    made = library().trimsfs_lend(_address(records), len(records), make, id(mapping), deleter, _address(handles))
+    make = ctypes.cast(_LIB.MXNDArrayFromDLPackEx, ctypes.c_void_p)
+    number = next(_numbers)
+    _lent[number] = mapping
+    made = library().trimsfs_lend(_address(records), len(records), make, number, _address(handles))
+    if made < 0:
+        del _lent[number]
+        raise MemoryError
     arrays = [NDArray(NDArrayHandle(handle)) for handle in handles[:made].tolist()]
     if made < len(records):
         check_call(-1)
-        raise MXNetError("arrays cannot be made")
     return arrays
+
+
+def give_back() -> None:
+    """Unmap what no array is over any more."""
+    while number := library().trimsfs_unused():
+        _lent.pop(number, None)
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> Any:
@@ -130,9 +147,6 @@ def zeros(dtype: str, shape: Sequence[int]) -> Any:
     tensor = Tensor("", dtype, tuple(shape), 0, math.prod(shape) * DTYPE_BITS[dtype] // 8)
     (array,), _ = over(mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE), [tensor])
     return array
-
-
-_DELETER = dl_managed_tensor_deleter
 
 
 def _address(array: Any) -> int:

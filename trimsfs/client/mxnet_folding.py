@@ -22,12 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mxnet.base import _LIB, check_call
 
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
-from trimsfs.client.mxnet_arrays import Records
+from trimsfs.client.mxnet_arrays import Records, give_back
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
 
@@ -43,6 +42,8 @@ the program has dropped is freed at the next look, or when the next model is loa
 MOST_REST = 64
 PATIENCE_S = 30.0
 """How long a step waits for what the engine has to execute before it."""
+END_S = 2.0
+"""How long a program that ends waits for a look that is under way."""
 NAIVE = "NaiveEngine"
 """It executes everything in the calling thread, side by side with what others call."""
 
@@ -56,13 +57,13 @@ _CPU = _Context(1, 0)
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """A mapping, as far as it lives, and the arrays in it, None of those that nobody has any more. From the first look
-    on they are in the order of their ``regions``.
+    """A mapping, as far as it lives, and the arrays in it, None of those that nobody has any more.
 
-    ``first`` is called before anything is folded. ``seen`` is how many bytes of the mapping were the process's own at
-    the last look, ``checksum`` that of what would have been passed on, and ``tries`` how often nothing has come of
-    folding these: another process was at it, or they change, as in training. It is tried ever less often: ``rest`` is
-    how many looks are left out next.
+    ``first`` is called before anything is folded. ``regions`` are where the arrays are, in order, and their numbers,
+    from the first look on. ``seen`` is how many bytes of the mapping were the process's own at the last look,
+    ``checksum`` that of what would have been passed on, and ``tries`` how often nothing has come of folding these:
+    another process was at it, or they change, as in training. It is tried ever less often: ``rest`` is how many looks
+    are left out next.
     """
 
     path: Path
@@ -71,20 +72,19 @@ class _Watched:
     records: Records
     arrays: list[Any]
     first: Callable[[], object]
-    regions: list[Region] = field(default_factory=list)
+    regions: list[tuple[int, int, int]] = field(default_factory=list)
     seen: int = -1
     tries: int = 0
     checksum: int | None = None
     rest: int = 0
 
     def sort(self) -> None:
-        """What there is time for when nobody waits for the model any more."""
+        """What is left for when nobody waits for the model any more. A process forked meanwhile does it all again."""
         if not self.regions and self.arrays:
-            order = np.argsort(self.records["data"]).tolist()
-            begins, sizes = (self.records[field][order].tolist() for field in ("data", "nbytes"))
-            self.regions = [(begin, begin + size) for begin, size in zip(begins, sizes, strict=True)]
-            self.arrays[:] = [self.arrays[number] for number in order]
             self.first()
+            begins, sizes = (self.records[field].tolist() for field in ("data", "nbytes"))
+            regions = zip(begins, sizes, range(len(begins)), strict=True)
+            self.regions = sorted((begin, begin + size, number) for begin, size, number in regions)
 
     def drop(self) -> bool:
         """Drop arrays that nobody else has; whether any is left."""
@@ -108,14 +108,14 @@ class Folder:
 
     _watched: list[_Watched] = field(default_factory=list)
     _lock: Any = field(default_factory=threading.RLock)  # finalizers may load models
+    _active: Any = field(default_factory=threading.Lock)  # held by the thread while it does not sleep
     _pending: list[tuple[Step, Any]] = field(default_factory=list)
     _running: bool = False
     _stopping: bool = False
     _wait_s: float = FIRST_S
 
     def install(self) -> None:
-        """Keep what writes to arrays past the engine apart from folding. Raises OSError without the library."""
-        native.library()
+        """Keep what writes to arrays past the engine apart from folding."""
         if os.environ.get("MXNET_ENGINE_TYPE") == NAIVE:
             self._stopping = True
             return
@@ -124,7 +124,7 @@ class Folder:
         for name in LENDING:
             setattr(_LIB, name, self._lending(getattr(_LIB, name)))
         os.register_at_fork(after_in_child=self._forked)
-        atexit.register(self._stop)
+        atexit.register(self._end)
 
     def watch(
         self,
@@ -159,7 +159,7 @@ class Folder:
 
     def _forked(self) -> None:
         """This is a child process, without the thread."""
-        self._lock = threading.RLock()
+        self._lock, self._active = threading.RLock(), threading.Lock()
         self._running = False
         self._pending.clear()
         if self._watched and not self._stopping:
@@ -171,22 +171,35 @@ class Folder:
             self._stopping = True
             native.library().trimsfs_stop()
 
+    def _end(self) -> None:
+        """The program ends, and with it MXNet: the thread is to call nothing of its any more."""
+        self._stop()
+        self._active.acquire(timeout=END_S)
+
     def _run(self) -> None:
         try:
             while not self._stopping:
                 time.sleep(self._wait_s)
-                with self._lock:
-                    self._watched = watched = [each for each in self._watched if each.drop()]
-                    if not watched:
-                        self._running = False
+                with self._active:
+                    if not self._look_at_all():
                         return
-                    for each in watched:
-                        each.sort()
-                changed = [self._look(each) for each in watched]
-                self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
         except Exception as error:  # the program is to go on as it would without us
             log.info("weights are not shared any more once they have been rewritten: %r", error)
             self._stopping = True
+
+    def _look_at_all(self) -> bool:
+        """Whether there is any mapping left."""
+        if self._stopping:
+            return False
+        with self._lock:
+            self._watched = watched = [each for each in self._watched if each.drop()]
+            self._running = bool(watched)
+        give_back()
+        for each in watched:
+            each.sort()
+        changed = [self._look(each) for each in watched]
+        self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
+        return bool(watched)
 
     def _look(self, watched: _Watched) -> bool:
         """Fold a mapping if nothing was written to new pages since the last look; whether there is more to come."""
@@ -196,7 +209,8 @@ class Folder:
         if watched.rest:
             watched.rest -= 1
             return False
-        foldable = Foldable(watched.path, watched.inode, mapping, watched.regions)
+        regions = [(start, end) for start, end, _ in watched.regions]
+        foldable = Foldable(watched.path, watched.inode, mapping, regions)
         own = foldable.own()
         if own != watched.seen:
             watched.seen, watched.tries = own, 0
@@ -215,7 +229,7 @@ class Folder:
         The engine does not take an operator on several arrays in one go: two threads that push such operators can each
         wait for the other.
         """
-        number = bisect_right(watched.regions, (step.start, sys.maxsize)) - 1
+        _, _, number = watched.regions[bisect_right(watched.regions, (step.start, sys.maxsize)) - 1]
         array = watched.arrays[number]
         if self._stopping or array is None:
             native.library().trimsfs_release(step.pointer)  # nobody will execute it

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library built of what is in C, whatever interpreter it was built for. Raises OSError when it is not there."""
-    built = next(Path(__file__).parent.glob("_native.*so"), None)
+    directory = Path(__file__).parent
+    own = (directory / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
+    built = next((path for path in (*own, *directory.glob("_native.*so")) if path.exists()), None)
     if built is None:
         raise FileNotFoundError("trimsfs has been installed without its parts in C: pip install it with gcc")
     loaded = ctypes.CDLL(str(built), use_errno=True)
@@ -26,8 +29,9 @@ def library() -> ctypes.CDLL:
         getattr(loaded, name).argtypes = [ctypes.c_void_p] * (2 if name == "trimsfs_execute" else 1)
     loaded.trimsfs_scan.restype = ctypes.c_long
     loaded.trimsfs_scan.argtypes = (ctypes.c_void_p, size, ctypes.c_void_p, size)
-    loaded.trimsfs_lend.restype = size
-    loaded.trimsfs_lend.argtypes = (ctypes.c_void_p, size, *[ctypes.c_void_p] * 4)
+    loaded.trimsfs_lend.restype = ctypes.c_long
+    loaded.trimsfs_lend.argtypes = (ctypes.c_void_p, size, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
+    loaded.trimsfs_unused.restype = ctypes.c_uint64
     return loaded
 
 
