@@ -82,12 +82,16 @@ def _run(
                 return
             began = time.perf_counter()
             try:
-                running.ask(root / model.name, model.input_shape, ideal=ideal)
+                answer = running.ask(root / model.name, model.input_shape, ideal=ideal)
             except RequestError as error:
                 failures.append(str(error))
                 return
+            took = time.perf_counter() - began
             with lock:
-                batch.latencies.setdefault(model.name, []).append(time.perf_counter() - began)
+                batch.latencies.setdefault(model.name, []).append(took)
+                outputs = batch.outputs.setdefault(model.name, [])
+                if answer.output not in outputs:
+                    outputs.append(answer.output)
 
     def sample() -> None:
         while not ended.wait(SAMPLE_S):

@@ -1,5 +1,6 @@
 """What was measured, and what follows from it."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -41,13 +42,15 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """Requests of some clients over a share of the models; seconds by model, and most memory of the processes' own."""
+    """Requests of some clients over a share of the models: by model, seconds and which outputs there were; most memory
+    of the processes' own."""
 
     way: str
     share: float
     clients: int
     wall_s: float = 0.0
     latencies: dict[str, list[float]] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
     private_bytes: int = 0
 
     @property
@@ -121,6 +124,9 @@ class Results:
         outputs: dict[str, set[str]] = {}
         for request in self.requests:
             outputs.setdefault(request.model, set()).add(request.answer.output)
+        for batch in self.batches:
+            for model, digests in batch.outputs.items():
+                outputs.setdefault(model, set()).update(digests)
         return [model for model, digests in outputs.items() if len(digests) > 1]
 
 
@@ -143,8 +149,8 @@ def geometric(values: Iterable[float]) -> float | None:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Of sorted values, the least that so many are not above."""
-    return values[min(len(values) - 1, int(share * len(values)))]
+    """Of sorted values, the least that so many are not above; NaN of none."""
+    return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
 def p99_speedups(native: Batch, other: Batch) -> float | None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,11 @@ class Zygote:
             self._waiting[number] = waiting
             request = {"id": number, "directory": str(directory), "shape": list(shape)}
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({**request, "ideal": ideal, "memory": memory}) + "\n")
-            self._process.stdin.flush()
+            try:
+                self._process.stdin.write(json.dumps({**request, "ideal": ideal, "memory": memory}) + "\n")
+                self._process.stdin.flush()
+            except OSError as error:
+                raise RequestError(f"{directory}: {error}") from None
         if not waiting.came.wait(ANSWER_S) or waiting.answer is None:
             raise RequestError(f"{directory}: not answered")
         answer = waiting.answer
@@ -110,7 +113,8 @@ def zygote(python: str, log: Path, *, shared: bool = False, once: bool = False) 
     finally:
         hung.cancel()
         assert process.stdin is not None
-        process.stdin.close()
+        with suppress(OSError):  # it has ended, and what it was asked last is not written
+            process.stdin.close()
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:

@@ -60,8 +60,8 @@ def batch(way: str, latencies: dict[str, Sequence[float]]) -> Batch:
 
 
 def test_gains_are_means_over_models() -> None:
-    native = batch(NATIVE, {"a": [1.0] * 99 + [8.0], "b": [2.0]})
-    shared = batch(SHARED, {"a": [1.0] * 99 + [2.0], "b": [2.0]})
+    native = batch(NATIVE, {"a": [1.0] * 98 + [8.0] * 2, "b": [2.0]})
+    shared = batch(SHARED, {"a": [1.0] * 98 + [2.0] * 2, "b": [2.0]})
     assert p99_speedups(native, shared) == pytest.approx(2.0)
     assert p99_speedups(batch(NATIVE, {}), shared) is None
-    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0

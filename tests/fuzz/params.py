@@ -6,13 +6,14 @@ bytes read behind the end of one.
 
 import argparse
 import ctypes
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.fuzz.formats import damaged
 from tests.unit.formats.writers import Array, mxnet
-from trimsfs.formats import BufferSource, FormatError, parse
+from trimsfs.formats import BufferSource, FormatError, Tensor, parse
 
 ORIGINAL = mxnet(
     {
@@ -24,6 +25,13 @@ ORIGINAL = mxnet(
 LEFT_TO_PYTHON = ("is not UTF-8", "two tensors have one name")
 """What the scanner has no opinion on."""
 MOST = 64
+DTYPES = {
+    **{(0, bits): f"int{bits}" for bits in (8, 32, 64)},
+    **{(2, bits): f"float{bits}" for bits in (16, 32, 64)},
+    (1, 8): "uint8",
+    (1, 1): "bool",
+}
+"""By DLPack's kind and bits."""
 
 
 class Record(ctypes.Structure):
@@ -43,8 +51,8 @@ class Scanner:
 
     library: ctypes.CDLL
 
-    def scan(self, data: bytes) -> list[tuple[int, int, int, str]] | None:
-        """Offset, size, dimensions and name of each array; None of a file that is refused."""
+    def scan(self, data: bytes) -> list[Tensor] | None:
+        """The arrays of a file; None of one that is refused."""
         count = int.from_bytes(data[16:24], "little")
         if count > MOST:
             return None
@@ -53,15 +61,13 @@ class Scanner:
             named = self.library.trimsfs_scan(ctypes.c_void_p(address), ctypes.c_size_t(len(data)), records, count)
         if named < 0:
             return None
-        return [
-            (
-                record.data - address,
-                record.nbytes,
-                record.dimensions,
-                data[record.name : record.name + record.name_length].decode(errors="replace") if named else str(number),
-            )
-            for number, record in enumerate(records)
-        ]
+        found = []
+        for number, record in enumerate(records):
+            shape = struct.unpack_from(f"<{record.dimensions}q", data, record.shape - address)
+            name = data[record.name : record.name + record.name_length].decode(errors="replace")
+            dtype = DTYPES[record.code, record.bits]
+            found.append(Tensor(name if named else str(number), dtype, shape, record.data - address, record.nbytes))
+        return found
 
 
 @contextmanager
@@ -92,12 +98,11 @@ def main() -> None:
         if found is None:
             continue
         try:
-            tensors = parse(BufferSource(data), "model.params").tensors
+            expected = list(parse(BufferSource(data), "model.params").tensors)
         except FormatError as error:
             if not str(error).endswith(LEFT_TO_PYTHON):
                 raise
             continue
-        expected = [(tensor.offset, tensor.nbytes, len(tensor.shape), tensor.name) for tensor in tensors]
         if found != expected:
             raise SystemExit(f"file {number}: {found} is not {expected}")
         taken += 1

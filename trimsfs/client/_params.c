@@ -190,21 +190,22 @@ long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct
 	return (long)made;
 }
 
-/* The number of something that no array is over any more, each but once; 0 when there is nothing. */
-uint64_t trimsfs_unused(void)
+/* The numbers of what no array is over any more, each told but once and at most so many of them; how many. */
+size_t trimsfs_unused(uint64_t *numbers, size_t most)
 {
-	struct holder *first = atomic_exchange(&unused, NULL);
-	uint64_t number = 0;
+	struct holder *holder = atomic_exchange(&unused, NULL);
+	size_t told = 0;
 
-	if (first == NULL)
-		return 0;
-	while (first->next != NULL) {
-		struct holder *other = first->next;
+	while (holder != NULL) {
+		struct holder *next = holder->next;
 
-		first->next = other->next;
-		add_unused(other);
+		if (told < most) {
+			numbers[told++] = holder->number;
+			free(holder);
+		} else {
+			add_unused(holder);
+		}
+		holder = next;
 	}
-	number = first->number;
-	free(first);
-	return number;
+	return told;
 }

@@ -63,7 +63,7 @@ class Source:
         self.path, self.status = path, status
         self.start = pages.address_of(mapping)
         self._end = self.start + len(mapping)
-        self._mapping = weakref.ref(mapping)
+        self.mapping = weakref.ref(mapping)
         # What is read when it is needed. No lock, which a process forked meanwhile would find held: the first counts.
         self._read: dict[str, Any] = {}
 
@@ -72,7 +72,7 @@ class Source:
         """Its arrays; none once it is mapped no more."""
         found: Sequence[Tensor] | None = self._read.get("tensors")
         if found is None:
-            mapping = self._mapping()
+            mapping = self.mapping()
             read = () if mapping is None else parse(BufferSource(memoryview(mapping)), self.path.name).tensors
             found = self._read.setdefault("tensors", read)
         return found
@@ -215,6 +215,7 @@ def arrays(model: Model) -> dict[str, Any]:
             kind = f"tensor {tensor.name!r} of {tensor.dtype} and shape {tensor.shape} at {tensor.offset}"
             raise TypeError(f"{model.path}: {kind}: MXNet has no such array; use raw()")
     made, _ = ([], None) if isinstance(mapping, bytes) else over(mapping, tensors)
+    _folder.start()
     return dict(zip((tensor.name for tensor in tensors), made, strict=True))
 
 

@@ -45,6 +45,8 @@ _KINDS = {
 _numbers = itertools.count(1)
 _lent: dict[int, mmap.mmap] = {}
 """Mappings that arrays are over. These may go when Python cannot be called any more, and so hold nothing of its."""
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_lent))  # nor is anything unmapped when the interpreter clears its modules
+_AT_ONCE = 64
 _MOST = 1 << 16
 _MOST_DIMENSIONS = 32
 _GPU = 2
@@ -136,10 +138,15 @@ def lend(mapping: mmap.mmap, records: Records) -> list[Any]:
     return arrays
 
 
-def give_back() -> None:
-    """Unmap what no array is over any more."""
-    while number := library().trimsfs_unused():
-        _lent.pop(number, None)
+def give_back() -> bool:
+    """Unmap what no array is over any more; whether there is anything else."""
+    numbers = np.zeros(_AT_ONCE, np.uint64)
+    told = _AT_ONCE
+    while told == _AT_ONCE:
+        told = library().trimsfs_unused(_address(numbers), _AT_ONCE)
+        for number in numbers[:told].tolist():
+            _lent.pop(number, None)
+    return bool(_lent)
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> Any:

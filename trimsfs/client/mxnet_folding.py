@@ -18,6 +18,7 @@ import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,27 +105,30 @@ class _Watched:
 
 @dataclass(slots=True, eq=False)
 class Folder:
-    """Folds the mappings it is told of, for as long as the process runs."""
+    """Folds the mappings it is told of, and unmaps what nobody uses any more, for as long as there are any.
+
+    Threads wait for each other nowhere: finalizers may load models, whatever they run in the middle of.
+    """
 
     _watched: list[_Watched] = field(default_factory=list)
-    _lock: Any = field(default_factory=threading.RLock)  # finalizers may load models
     _active: Any = field(default_factory=threading.Lock)  # held by the thread while it does not sleep
     _pending: list[tuple[Step, Any]] = field(default_factory=list)
     _running: bool = False
-    _stopping: bool = False
+    _folding: bool = False
     _wait_s: float = FIRST_S
 
-    def install(self) -> None:
-        """Keep what writes to arrays past the engine apart from folding."""
-        if os.environ.get("MXNET_ENGINE_TYPE") == NAIVE:
-            self._stopping = True
-            return
-        for name in WRITING:
-            setattr(_LIB, name, native.writing(getattr(_LIB, name)))
-        for name in LENDING:
-            setattr(_LIB, name, self._lending(getattr(_LIB, name)))
+    def __post_init__(self) -> None:
         os.register_at_fork(after_in_child=self._forked)
         atexit.register(self._end)
+
+    def install(self) -> None:
+        """Begin, and keep what writes to arrays past the engine apart from folding."""
+        self._folding = os.environ.get("MXNET_ENGINE_TYPE") != NAIVE
+        if self._folding:
+            for name in WRITING:
+                setattr(_LIB, name, native.writing(getattr(_LIB, name)))
+            for name in LENDING:
+                setattr(_LIB, name, self._lending(getattr(_LIB, name)))
 
     def watch(
         self,
@@ -136,18 +140,21 @@ class Folder:
         first: Callable[[], object],
     ) -> None:
         """Fold a mapping once the process has rewritten it; the arrays are those of the records."""
-        if self._stopping:
-            return
-        with self._lock:
-            self._watched = [watched for watched in self._watched if watched.drop()]
+        if self._folding:
+            self._drop()
             self._watched.append(_Watched(path, inode, weakref.ref(mapping), records, list(arrays), first))
             self._wait_s = FIRST_S
-            self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have the thread, until nothing is mapped any more. Were two started at once, they would take turns."""
         if not self._running:
             self._running = True
-            _thread.start_new_thread(self._run, ())  # returns at once, unlike that of threading
+            try:
+                _thread.start_new_thread(self._run, ())  # returns at once, unlike that of threading
+            except RuntimeError as error:  # the next model may have more luck
+                log.info("no thread to fold and unmap: %s", error)
+                self._running = False
 
     def _lending(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
@@ -159,16 +166,16 @@ class Folder:
 
     def _forked(self) -> None:
         """This is a child process, without the thread."""
-        self._lock, self._active = threading.RLock(), threading.Lock()
+        self._active = threading.Lock()
         self._running = False
         self._pending.clear()
-        if self._watched and not self._stopping:
-            self._start()
+        if give_back():
+            self.start()
 
     def _stop(self) -> None:
         """Fold no more. A step that is under way ends first, those that wait for their turn do nothing."""
-        if not self._stopping:
-            self._stopping = True
+        if self._folding:
+            self._folding = False
             native.library().trimsfs_stop()
 
     def _end(self) -> None:
@@ -177,29 +184,37 @@ class Folder:
         self._active.acquire(timeout=END_S)
 
     def _run(self) -> None:
+        while True:
+            time.sleep(self._wait_s)
+            with self._active:
+                self._look_at_all()
+            self._running = False
+            if not self._watched and not give_back():  # what comes from now on finds that there is no thread
+                return
+            self._running = True
+
+    def _look_at_all(self) -> None:
+        if not self._folding:
+            self._watched.clear()
+        self._drop()
+        self._pending[:] = [other for other in self._pending if other[0].shared is None]
+        give_back()
         try:
-            while not self._stopping:
-                time.sleep(self._wait_s)
-                with self._active:
-                    if not self._look_at_all():
-                        return
+            watched = list(self._watched)
+            for each in watched:
+                each.sort()
+            changed = [self._look(each) for each in watched]
+            self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
         except Exception as error:  # the program is to go on as it would without us
             log.info("weights are not shared any more once they have been rewritten: %r", error)
-            self._stopping = True
+            self._stop()
 
-    def _look_at_all(self) -> bool:
-        """Whether there is any mapping left."""
-        if self._stopping:
-            return False
-        with self._lock:
-            self._watched = watched = [each for each in self._watched if each.drop()]
-            self._running = bool(watched)
-        give_back()
-        for each in watched:
-            each.sort()
-        changed = [self._look(each) for each in watched]
-        self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
-        return bool(watched)
+    def _drop(self) -> None:
+        """Free what nobody else has any more."""
+        for each in list(self._watched):
+            if not each.drop():
+                with suppress(ValueError):  # another thread was first
+                    self._watched.remove(each)
 
     def _look(self, watched: _Watched) -> bool:
         """Fold a mapping if nothing was written to new pages since the last look; whether there is more to come."""
@@ -231,7 +246,7 @@ class Folder:
         """
         _, _, number = watched.regions[bisect_right(watched.regions, (step.start, sys.maxsize)) - 1]
         array = watched.arrays[number]
-        if self._stopping or array is None:
+        if not self._folding or array is None:
             native.library().trimsfs_release(step.pointer)  # nobody will execute it
             return
         execute, release = native.engine_functions()
@@ -244,6 +259,5 @@ class Folder:
             )
         )
         deadline = time.monotonic() + PATIENCE_S
-        while step.shared is None and time.monotonic() < deadline and not self._stopping:
+        while step.shared is None and time.monotonic() < deadline and self._folding:
             time.sleep(0.001)
-        self._pending[:] = [other for other in self._pending if other[0].shared is None]

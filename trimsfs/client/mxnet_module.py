@@ -132,7 +132,8 @@ def _lying(arrays: Mapping[str, Any]) -> _Lying | None:
         nbytes = array.size * dtype.itemsize
         address = _address(array) if nbytes >= LEAST else 0
         for source in list(adapter.sources):
-            if source.start <= address < source.start + source.status.st_size:
+            here = source.start <= address < source.start + source.status.st_size
+            if here and source.mapping() is not None:  # else another is mapped there by now
                 tensor = Tensor(name, dtype.name, array.shape, address - source.start, nbytes)
                 found.setdefault(source, {})[name] = tensor
     if found:

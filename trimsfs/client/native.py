@@ -31,7 +31,8 @@ def library() -> ctypes.CDLL:
     loaded.trimsfs_scan.argtypes = (ctypes.c_void_p, size, ctypes.c_void_p, size)
     loaded.trimsfs_lend.restype = ctypes.c_long
     loaded.trimsfs_lend.argtypes = (ctypes.c_void_p, size, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p)
-    loaded.trimsfs_unused.restype = ctypes.c_uint64
+    loaded.trimsfs_unused.restype = size
+    loaded.trimsfs_unused.argtypes = (ctypes.c_void_p, size)
     return loaded
 
 
