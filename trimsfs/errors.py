@@ -4,6 +4,8 @@
 
     TrimsError
     ├── ConfigurationError         an option that cannot be used
+    ├── CommandNotFoundError       there is no such program to run
+    ├── CommandNotRunnableError    a program that cannot be run
     ├── FuseUnavailableError       the host cannot mount FUSE file systems
     ├── MountpointError            the directory cannot be mounted on
     ├── NotMountedError            there is no trimsfs mount at a path
@@ -37,6 +39,14 @@ class TrimsError(Exception):
 
 class ConfigurationError(TrimsError):
     """An option has a value that cannot be used."""
+
+
+class CommandNotFoundError(TrimsError):
+    """There is no such program to run."""
+
+
+class CommandNotRunnableError(TrimsError):
+    """A program that cannot be run."""
 
 
 class FuseUnavailableError(TrimsError):

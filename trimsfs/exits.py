@@ -18,6 +18,8 @@ EXIT_CODES: dict[str, int] = {
     errors.InUseError.__name__: 12,
     errors.NoSuchEntryError.__name__: 13,
     errors.ObjectChangedError.__name__: 14,
+    errors.CommandNotRunnableError.__name__: 126,
+    errors.CommandNotFoundError.__name__: 127,
 }
 """By the name of the error's class, which is also how servers and control files name it."""
 

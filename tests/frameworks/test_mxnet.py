@@ -1,6 +1,7 @@
 """Plain MXNet programs under ``trimsfs run``: the same results bit for bit, and nothing copied."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import run_mxnet
-from tests.mounts import MountedStore, mounted
+from tests.frameworks.test_frameworks import python_of, run_mxnet
+from tests.mounts import TRIMSFS, MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -46,6 +47,19 @@ def test_every_loader_gives_the_same(network: Network) -> None:
 def test_off_the_mount_mxnet_loads_as_ever(network: Network) -> None:
     elsewhere = loaders(network.local, shared=True)
     assert (elsewhere["results"], elsewhere["mapped"]) == (network.plain["results"], False)
+
+
+def test_what_becomes_of_a_model_is_told_when_asked_for(network: Network) -> None:
+    there, elsewhere = (str(next(root.rglob("*.params"))) for root in (network.mount.path, network.local))
+    command = [TRIMSFS, "run", "--verbose", "--", python_of("mxnet"), "-W", "ignore"]
+    program = "import sys, mxnet; [mxnet.nd.load(path) for path in sys.argv[1:]]"
+    done = subprocess.run(
+        [*command, "-c", program, there, elsewhere], capture_output=True, text=True, timeout=60, check=True
+    )
+    mapped, left = (line for line in done.stderr.splitlines() if line.startswith("trimsfs: "))
+    assert mapped.startswith(f"trimsfs: {there}: ")
+    assert mapped.endswith("arrays are mapped")
+    assert left == f"trimsfs: {elsewhere}: left to MXNet: it is on no mount"
 
 
 def test_without_trimsfs_run_a_mount_is_read(network: Network) -> None:

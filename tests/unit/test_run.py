@@ -27,7 +27,13 @@ def test_arguments_and_exit_code_are_the_programs() -> None:
 
 def test_a_program_that_is_not_there_gives_one_line() -> None:
     done = run("--", "no-such-program")
-    assert (done.returncode, done.stderr) == (2, "trimsfs: no-such-program: No such file or directory\n")
+    assert (done.returncode, done.stderr) == (127, "trimsfs: no-such-program: no such command\n")
+
+
+def test_a_program_that_cannot_be_run_gives_one_line(tmp_path: Path) -> None:
+    (tmp_path / "program").write_text("")
+    done = run("--", str(tmp_path / "program"))
+    assert (done.returncode, done.stderr) == (126, f"trimsfs: {tmp_path}/program: Permission denied\n")
 
 
 def test_adapters_wait_for_their_framework(tmp_path: Path) -> None:

@@ -7,23 +7,30 @@ import click
 
 import trimsfs.client
 from trimsfs.cli.exits import reported
-from trimsfs.errors import ConfigurationError
+from trimsfs.client.hook import VERBOSE
+from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError
 
 STARTUP = Path(trimsfs.client.__file__).with_name("startup")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-v", "--verbose", is_flag=True, help="Say of each model whether it was mapped, and if not, why.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @reported
-def run(command: tuple[str, ...]) -> None:
+def run(command: tuple[str, ...], *, verbose: bool) -> None:
     """Run COMMAND, a Python program or what starts one, with models from mounts loaded without a copy.
 
     MXNet's own loaders then map a file that lies on a mount instead of reading it; nothing else changes. Python
-    programs started by COMMAND are included. `trimsfs run -- python app.py`.
+    programs started by COMMAND are included, unless they ignore PYTHONPATH, as `python -E` and `python -I` do.
+    `trimsfs run -- python app.py`.
     """
     places = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    if verbose:
+        environment[VERBOSE] = "1"
     try:
         os.execvpe(command[0], command, environment)
+    except FileNotFoundError:
+        raise CommandNotFoundError(f"{command[0]}: no such command") from None
     except OSError as error:
-        raise ConfigurationError(f"{command[0]}: {error.strerror}") from error
+        raise CommandNotRunnableError(f"{command[0]}: {error.strerror}") from error

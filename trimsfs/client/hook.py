@@ -4,6 +4,7 @@ This is run at the start of every Python of `trimsfs run`, and imports next to n
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -11,15 +12,30 @@ from types import ModuleType
 
 ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
 """The module that has ``install``, by the framework's own."""
+VERBOSE = "TRIMSFS_VERBOSE"
+"""A variable of the environment: when it is set, standard error tells what becomes of each model."""
 
 
 def install() -> None:
     """Install the adapters of frameworks that are there, and of others when they come."""
+    if os.environ.get(VERBOSE):
+        _tell()
     for framework in ADAPTERS:
         if framework in sys.modules:
             _adapt(framework)
     if _Finder not in sys.meta_path:
         sys.meta_path.insert(0, _Finder)
+
+
+def _tell() -> None:
+    import logging  # noqa: PLC0415 - programs that do not ask for it do not wait for it
+
+    client = logging.getLogger("trimsfs.client")
+    client.setLevel(logging.DEBUG)
+    if not client.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("trimsfs: %(message)s"))
+        client.addHandler(handler)
 
 
 def _adapt(framework: str) -> None:

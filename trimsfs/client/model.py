@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trimsfs.client.common import map_common
 from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.places import bring
-from trimsfs.formats import DTYPE_BITS, BufferSource, Tensor, TensorTable, parse
+from trimsfs.formats import DTYPE_BITS, BufferSource, FormatError, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,10 @@ class Model:
         with open(path, "rb", buffering=0) as file:
             self.inode = os.fstat(file.fileno()).st_ino
             self.mapping = mapped(self.path, file, common=bool(bring(file)))
-        self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
+        try:
+            self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
+        except FormatError as error:
+            raise FormatError(f"{self.path}: {error}") from None
         self._others: dict[str, mmap.mmap | bytes] = {}
 
     def raw(self, tensor: Tensor) -> memoryview:

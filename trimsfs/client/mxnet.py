@@ -177,6 +177,8 @@ def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.wraps(original)
     def load(fname: str) -> Any:
         legacy = not is_np_array() and not is_np_shape()  # what files with other shapes give is MXNet's to say
+        if not legacy:
+            log.debug("%s: left to MXNet: NumPy's semantics are set", fname)
         found = _mapped(fname) if legacy and isinstance(fname, str) else None
         return original(fname) if found is None else found
 
@@ -190,6 +192,7 @@ def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
         with open(fname, "rb", buffering=0) as file:
             common = bring(file)
             if common is None:
+                log.debug("%s: left to MXNet: it is on no mount", fname)
                 return None
             path = Path(fname).absolute()
             status, mapping = os.fstat(file.fileno()), mapped(path, file, common=common)
@@ -201,6 +204,7 @@ def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
         log.debug("%s: left to MXNet: its format or its types", fname)
         return None
     made, names, records = found
+    log.debug("%s: %d arrays are mapped", fname, len(made))
     watch(remember(path, status, mapping), mapping, records, made)
     if _lent.arrays is not None:
         _lent.arrays |= {id(array): array for array in made}
