@@ -41,7 +41,9 @@ def main() -> None:
     facts = machine.facts() | {"scale": "quick" if options.quick else "full"}
     results, models = _run(options, console)
     made = report.tables(results, models)
-    report.show(made, results, console)
+    report.show(made, results, facts, console)
+    for old in options.output.glob("*.svg"):
+        old.unlink()
     drawn = plots.draw(results, models, options.output)
     (options.output / "results.json").write_text(report.as_json(results, facts))
     (options.output / "report.md").write_text(report.markdown(made, results, facts, drawn))
@@ -60,6 +62,8 @@ def _run(options: argparse.Namespace, console: Console) -> tuple[Results, list[M
         if options.quick:
             models = [model for model in models if model.name in QUICK]
         if options.models:
+            if unknown := set(options.models) - {model.name for model in models}:
+                sys.exit(f"{', '.join(sorted(unknown))}: none of {', '.join(model.name for model in models)}")
             models = [model for model in models if model.name in options.models]
         for name in options.only:
             began = time.monotonic()
@@ -89,7 +93,7 @@ def _part(name: str, setting: Setting, models: Sequence[Model], results: Results
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.evaluation", description=__doc__)
-    parser.add_argument("python", help="an interpreter that has MXNet")
+    parser.add_argument("python", type=os.path.abspath, help="an interpreter that has MXNet")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, few repetitions")
     parser.add_argument("--only", type=_parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--models", type=lambda text: text.split(","), help="only these")

@@ -35,11 +35,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table."""
+    """A table, and what there is to know to read it."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
 def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
@@ -66,7 +67,8 @@ def _times(title: str, results: Results, models: Sequence[Model], value: Callabl
         + [_milliseconds(results.median(model.name, place, value)) for place in PLACES]
         for model in models
     ]
-    return Rows(title, ["model", "MiB", *PLACES], rows)
+    places = "; ".join(f"{place}: {what}" for place, what in PLACES.items())
+    return Rows(title, ["model", "MiB", *PLACES], rows, f"Medians. {places}.")
 
 
 def _gains(results: Results, models: Sequence[Model]) -> Rows:
@@ -85,6 +87,7 @@ def _gains(results: Results, models: Sequence[Model]) -> Rows:
         "How many times as fast as MXNet by itself, and MiB of a process's own",
         [*columns, "own, MXNet", "own, trimsfs"],
         rows,
+        "Warm: native warm / host. Cold: native download / cold. Own: memory that a request has written to.",
     )
 
 
@@ -111,7 +114,9 @@ def _summary(results: Results, models: Sequence[Model]) -> Rows:
             order = sorted(found, key=found.__getitem__)
             ends = [f"{_times_text(found[name])} {name}" for name in (order[0], order[-1])]
             rows.append([label, what, _times_text(geometric(found.values())), *ends, PAPER.get((label, what), "")])
-    return Rows("In short", ["models", "ratio", "geometric mean", "least", "most", "the paper"], rows)
+    columns = ["models", "ratio", "geometric mean", "least", "most", "the paper"]
+    note = "Ideal is what cannot be beaten: a ratio to it that is far below 1 tells how much the machine's noise is."
+    return Rows("In short", columns, rows, note)
 
 
 def _cells(results: Results) -> list[tuple[float, int]]:
@@ -170,15 +175,17 @@ def _foldings(results: Results) -> Rows:
     return Rows("Folding: copies of the weights in all processes together, and ms an inference", columns, rows)
 
 
-def show(made: Iterable[Rows], results: Results, console: Console) -> None:
+def show(made: Iterable[Rows], results: Results, facts: dict[str, str | int], console: Console) -> None:
     """Print all tables, and what went wrong."""
     for rows in made:
-        table = Table(*rows.columns, title=rows.title)
+        table = Table(*rows.columns, title=rows.title, caption=rows.note or None)
         for row in rows.rows:
             table.add_row(*row)
         console.print(table)
     for failure in results.failures:
         console.print(f"failed: {failure}", highlight=False)
+    for line in _remarks(results, facts):
+        console.print(line, highlight=False)
 
 
 def markdown(made: Iterable[Rows], results: Results, facts: dict[str, str | int], drawn: Sequence[str]) -> str:
@@ -186,11 +193,21 @@ def markdown(made: Iterable[Rows], results: Results, facts: dict[str, str | int]
     lines = ["# Evaluation", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += [f"- failed: {failure}" for failure in results.failures]
+    lines += [f"- {remark}" for remark in _remarks(results, facts)]
     for rows in made:
         lines += ["", f"## {rows.title}", "", _line(rows.columns), _line(["---"] * len(rows.columns))]
         lines += [_line(row) for row in rows.rows]
+        lines += ["", rows.note] if rows.note else []
     lines += ["", *[f"![{name}]({name})" for name in drawn]]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(results: Results, facts: dict[str, str | int]) -> list[str]:
+    count, differing = results.outputs(), results.differing()
+    remarks = [f"outputs are equal from every place: {len(count) - len(differing)} of {len(count)} models"]
+    if facts["scale"] == "quick":
+        remarks.append("a quick run: that it works is what it shows, its samples are too few for figures")
+    return remarks
 
 
 def as_json(results: Results, facts: dict[str, str | int]) -> str:

@@ -121,13 +121,17 @@ class Results:
 
     def differing(self) -> list[str]:
         """Models whose outputs are not the same from every place: there should be none."""
+        return [model for model, digests in self.outputs().items() if len(digests) > 1]
+
+    def outputs(self) -> dict[str, set[str]]:
+        """By model, digests of what there was for one input."""
         outputs: dict[str, set[str]] = {}
         for request in self.requests:
             outputs.setdefault(request.model, set()).add(request.answer.output)
         for batch in self.batches:
             for model, digests in batch.outputs.items():
                 outputs.setdefault(model, set()).update(digests)
-        return [model for model, digests in outputs.items() if len(digests) > 1]
+        return outputs
 
 
 def load_s(request: Request) -> float:

@@ -69,6 +69,12 @@ def residency(mapping: mmap.mmap) -> dict[str, int]:
     return totals
 
 
+def _own_kib() -> int:
+    """Return how much memory this process has that no other has, in KiB."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Private_Clean:")))
+
+
 def mapped_kib(directory: Path, *fields: str) -> dict[str, int]:
     """Return fields of smaps, in KiB, summed over this process's mappings of files below a directory."""
     totals = dict.fromkeys(fields, 0)
@@ -107,7 +113,7 @@ def report_mapped(results: Mapping[str, object], path: Path, *, hold: bool) -> N
         report({"ready": True})
         if not sys.stdin.readline():
             raise RuntimeError("stdin was closed before a line came")
-    report({**results, **residency(mapping)})
+    report({**results, **residency(mapping), "own_kib": _own_kib()})
     if hold:
         sys.stdin.read()
 
