@@ -54,13 +54,14 @@ def main() -> None:
     if not all(result["pss_kib"] < result["rss_kib"] * 0.6 for result in every):
         sys.exit("The processes do not share the model's pages.")
     console.print(
-        "Outputs are equal. Processes that map the file have the same pages: RSS counts them whole in each of them, PSS "
-        "divides them by the number of mappings. A process's own memory, interpreter and libraries included, comes on top."
+        "Outputs are equal. Processes that map the file have the same pages: RSS counts them whole in each of them, "
+        "PSS divides them by the number of mappings. A process's own memory comes on top, interpreter and libraries "
+        "included."
     )
     if mxnet:
         console.print(
-            "MXNet by itself copies what it loads; under `trimsfs run` it maps it. What it rewrites when it infers is a "
-            "process's own until it is found to be what others have rewritten: see docs/frameworks.md."
+            "MXNet by itself copies what it loads; under `trimsfs run` it maps it. What it rewrites when it infers is "
+            "a process's own until it is found to be what others have rewritten: see docs/frameworks.md."
         )
 
 
