@@ -58,7 +58,8 @@ def tables(results: Results, models: Sequence[Model]) -> list[Rows]:
         made += [_policies(results)]
     if results.foldings:
         made += [_foldings(results)]
-    return [*made, _summary(results, single)]
+    summary = _summary(results, single)
+    return [*made, summary] if summary.rows else made
 
 
 def _times(title: str, results: Results, models: Sequence[Model], value: Callable[[Request], float]) -> Rows:

@@ -1,6 +1,5 @@
 """Eight unmodified MXNet processes after ten inferences each: their weights cost one copy, and outputs are equal."""
 
-import json
 import os
 import subprocess
 from contextlib import ExitStack
@@ -10,7 +9,7 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.frameworks.folders import ask, start, told
-from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
+from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of, run_mxnet
 from tests.mounts import TRIMSFS, mounted
 from trimsfs.client import pages
 
@@ -76,15 +75,8 @@ def test_no_write_is_lost(tmp_path: Path) -> None:
     run: list[str | Path] = [TRIMSFS, "run", "--", python, "-W", "ignore", program]
     subprocess.run([*run, store / "params", "--build"], check=True, timeout=TIMEOUT_S)
     with mounted(store, tmp_path) as mount:
-        done = subprocess.run(
-            [*run, mount.path / "params", "--library", library, "--scratch", tmp_path],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+        arguments = (mount.path / "params", "--library", library, "--scratch", tmp_path)
+        report = run_mxnet("mxnet_fold_writes", *arguments, shared=True)
     print(report)
     assert len(report) == 7
     assert {way: counts["wrong"] for way, counts in report.items()} == dict.fromkeys(report, 0)
@@ -98,9 +90,7 @@ def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
     run: list[str | Path] = [TRIMSFS, "run", "--", python_of("mxnet"), PROGRAMS / "mxnet_fold_trouble.py"]
     subprocess.run([*run, store, "--build"], check=True, timeout=TIMEOUT_S)
     with mounted(store, tmp_path) as mount:
-        done = subprocess.run([*run, mount.path], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+        report = run_mxnet("mxnet_fold_trouble", mount.path, shared=True)
     print(report)
     told_failures, untold = report["failures told and not told"]
     assert (told_failures > 10, untold, report["wrong"]) == (True, 0, 0)
@@ -117,19 +107,15 @@ def test_two_threads_load_modules_that_are_folded_all_the_time(seconds: int, fus
     """Nothing hangs or goes wrong, and the program ends as it should, with arrays being dropped to the last."""
     store = tmp_path / "store"
     store.mkdir()
-    run: list[str | Path] = [TRIMSFS, "run", "--", python_of("mxnet"), PROGRAMS / "mxnet_fold_stress.py"]
-    subprocess.run([*run, store, "--build"], check=True, timeout=TIMEOUT_S)
+    subprocess.run([python_of("mxnet"), PROGRAMS / "mxnet_end.py", store, "build"], check=True, timeout=TIMEOUT_S)
     with mounted(store, tmp_path) as mount:
-        done = subprocess.run(
-            [*run, mount.path, "--seconds", str(seconds)],
-            capture_output=True,
-            text=True,
-            timeout=seconds + TIMEOUT_S,
-            check=False,
-            env={**os.environ, "MXNET_SUBGRAPH_BACKEND": "MKLDNN" if fused else "NONE"},
+        report = run_mxnet(
+            "mxnet_fold_stress",
+            *(mount.path, "--seconds", str(seconds)),
+            shared=True,
+            environment={"MXNET_SUBGRAPH_BACKEND": "MKLDNN" if fused else "NONE"},
+            timeout_s=seconds + TIMEOUT_S,
         )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
     print(report)
     assert report["folded"] is not fused  # what fused operators use they do not write to
     assert report["wrong"] == [0, 0]

@@ -6,7 +6,7 @@ What they compute must equal what they compute from a local copy.
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,29 +37,33 @@ def python_of(framework: str) -> str:
 def run(program: str, directory: Path) -> dict[str, Any]:
     """Run a program on a directory; its results, without those that vary."""
     framework = "mxnet" if program.startswith("mxnet") else "others"
-    done = subprocess.run(
-        [python_of(framework), PROGRAMS / f"{program}.py", directory],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    results = _report([python_of(framework), PROGRAMS / f"{program}.py", directory])
     return {name: value for name, value in results.items() if not name.endswith(VARYING)}
 
 
 def run_mxnet(
-    program: str, *arguments: str | Path, shared: bool = False, environment: Mapping[str, str] | None = None
+    program: str,
+    *arguments: str | Path,
+    shared: bool = False,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
     """What a program of MXNet's reports, under ``trimsfs run`` or not."""
     runner = [TRIMSFS, "run", "--"] if shared else []
+    command = [*runner, python_of("mxnet"), PROGRAMS / f"{program}.py", *arguments]
+    return _report(command, environment, timeout_s)
+
+
+def _report(
+    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """What a program reports in its last line."""
     done = subprocess.run(
-        [*runner, python_of("mxnet"), PROGRAMS / f"{program}.py", *arguments],
+        command,
         env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     assert done.returncode == 0, done.stderr

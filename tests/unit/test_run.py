@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import trimsfs
+import trimsfs.client
 from trimsfs.client import hook
 
 TRIMSFS = Path(sys.executable).with_name("trimsfs")
@@ -67,6 +69,13 @@ def test_another_python_gets_the_client_and_nothing_else() -> None:
         assert (done.returncode, done.stdout) == (0, "False trimsfs.client\n"), done.stderr
     else:
         assert "needs Python 3.11" in done.stderr
+
+
+def test_what_the_package_has_comes_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no model")
+    with pytest.raises(trimsfs.FormatError, match=f"^{tmp_path}/file: not a format that is known"):
+        trimsfs.open(tmp_path / "file")
+    assert trimsfs.client.FormatError is trimsfs.FormatError
 
 
 def test_installing_twice_is_as_once(monkeypatch: pytest.MonkeyPatch) -> None:

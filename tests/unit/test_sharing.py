@@ -63,15 +63,22 @@ def common_bytes(one: Path, other: Path) -> int:
 
 
 @asynccontextmanager
-async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
-    """Sharing, for the length of the block, once it has had a look at all that is idle."""
+async def running(tier: DiskTier) -> AsyncIterator[Sharing]:
+    """Sharing, for the length of the block."""
     async with trio.open_nursery() as nursery:
         component = Sharing(tier)
         nursery.start_soon(component.run)
         await tier.flush()
-        await settled(tier)
         yield component
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
+    """The same, once it has had a look at all that is idle."""
+    async with running(tier) as component:
+        await settled(tier)
+        yield component
 
 
 async def settled(tier: DiskTier) -> None:
@@ -244,10 +251,7 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
                 await tier.pin(blob, True)
                 tier.release(blob)
         one, other = (of(tier, generation) for generation in generations)
-        async with trio.open_nursery() as nursery:
-            component = Sharing(tier)
-            nursery.start_soon(component.run)
-            await tier.flush()
+        async with running(tier) as component:
             await waiting(component)
             assert component.statistics().waiting_blobs == 1
             assert common_bytes(one, other) == 0
@@ -258,7 +262,6 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
                     tier.release(blob)
             await settled(tier)
             assert common_bytes(one, other) == SIZE
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
@@ -280,16 +283,12 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
 
         monkeypatch.setattr(sharing, "_share_step", interrupting)
         one, other = (of(tier, generation) for generation in generations)
-        async with trio.open_nursery() as nursery:
-            component = Sharing(tier)
-            nursery.start_soon(component.run)
-            await tier.flush()
+        async with running(tier) as component:
             await waiting(component)
             assert used
             assert common_bytes(one, other) == CHUNK_SIZE + sharing.STEP
             tier.release(used[0])
             await settled(tier)
-            nursery.cancel_scope.cancel()
         assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
 
 

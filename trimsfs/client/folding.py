@@ -61,6 +61,7 @@ class Foldable:
         self._mapping = mapping
         self._start = pages.address_of(mapping)
         self._end = self._start + pages.rounded(len(mapping))
+        self._user: int | None = None
         inner = [(pages.rounded(start), end // pages.PAGE * pages.PAGE) for start, end in within or ()]
         self._within = [(self._start, self._end)] if within is None else [each for each in inner if each[0] < each[1]]
 
@@ -119,11 +120,12 @@ class Foldable:
     def _derived(self, path: Path, number: int) -> Path:
         """The file of a derived blob; its name has the user's number as the mount knows it, from outside of a container
         say. Raises OSError."""
-        with self.path.open("rb", buffering=0) as file:
-            answer = bytearray(4)
-            native.ioctl(file.fileno(), _IOC_CALLER, answer)
-        user = int.from_bytes(answer, sys.byteorder)
-        return path.parent / ".trims" / path.name / f"derived-{user}-{number}"
+        if self._user is None:
+            with self.path.open("rb", buffering=0) as file:
+                answer = bytearray(4)
+                native.ioctl(file.fileno(), _IOC_CALLER, answer)
+            self._user = int.from_bytes(answer, sys.byteorder)
+        return path.parent / ".trims" / path.name / f"derived-{self._user}-{number}"
 
     def _map(self, descriptor: int, execute: Callable[[Step], None]) -> None:
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as blob:

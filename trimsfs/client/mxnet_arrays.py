@@ -43,9 +43,9 @@ _KINDS = {
 }
 """DLPack's number of the kind and bits of the types that MXNet takes over."""
 _numbers = itertools.count(1)
-_lent: dict[int, mmap.mmap] = {}
+_held: dict[int, mmap.mmap] = {}
 """Mappings that arrays are over. These may go when Python cannot be called any more, and so hold nothing of its."""
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_lent))  # nor is anything unmapped when the interpreter clears its modules
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_held))  # nor is anything unmapped when the interpreter clears its modules
 _AT_ONCE = 64
 _MOST = 1 << 16
 _MOST_DIMENSIONS = 32
@@ -127,10 +127,10 @@ def lend(mapping: mmap.mmap, records: Records) -> list[Any]:
     handles = np.zeros(len(records), np.uint64)
     make = ctypes.cast(_LIB.MXNDArrayFromDLPackEx, ctypes.c_void_p)
     number = next(_numbers)
-    _lent[number] = mapping
+    _held[number] = mapping
     made = library().trimsfs_lend(_address(records), len(records), make, number, _address(handles))
     if made < 0:
-        del _lent[number]
+        del _held[number]
         raise MemoryError
     arrays = [NDArray(NDArrayHandle(handle)) for handle in handles[:made].tolist()]
     if made < len(records):
@@ -145,8 +145,8 @@ def give_back() -> bool:
     while told == _AT_ONCE:
         told = library().trimsfs_unused(_address(numbers), _AT_ONCE)
         for number in numbers[:told].tolist():
-            _lent.pop(number, None)
-    return bool(_lent)
+            _held.pop(number, None)
+    return bool(_held)
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> Any:

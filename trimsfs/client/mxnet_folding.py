@@ -20,7 +20,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mxnet.base import _LIB, check_call
@@ -28,6 +27,7 @@ from mxnet.base import _LIB, check_call
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
 from trimsfs.client.mxnet_arrays import Records, give_back
+from trimsfs.client.mxnet_sources import Source
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
 
@@ -60,19 +60,17 @@ _CPU = _Context(1, 0)
 class _Watched:
     """A mapping, as far as it lives, and the arrays in it, None of those that nobody has any more.
 
-    ``first`` is called before anything is folded. ``regions`` are where the arrays are, in order, and their numbers,
+    ``regions`` are where the arrays are, in order, and their numbers,
     from the first look on. ``seen`` is how many bytes of the mapping were the process's own at the last look,
     ``checksum`` that of what would have been passed on, and ``tries`` how often nothing has come of folding these:
     another process was at it, or they change, as in training. It is tried ever less often: ``rest`` is how many looks
     are left out next.
     """
 
-    path: Path
-    inode: int
+    source: Source
     mapping: "weakref.ref[mmap.mmap]"
     records: Records
     arrays: list[Any]
-    first: Callable[[], object]
     regions: list[tuple[int, int, int]] = field(default_factory=list)
     seen: int = -1
     tries: int = 0
@@ -82,7 +80,7 @@ class _Watched:
     def sort(self) -> None:
         """What is left for when nobody waits for the model any more. A process forked meanwhile does it all again."""
         if not self.regions and self.arrays:
-            self.first()
+            _ = self.source.parts  # asked for before anything is folded
             begins, sizes = (self.records[field].tolist() for field in ("data", "nbytes"))
             regions = zip(begins, sizes, range(len(begins)), strict=True)
             self.regions = sorted((begin, begin + size, number) for begin, size, number in regions)
@@ -130,19 +128,11 @@ class Folder:
             for name in LENDING:
                 setattr(_LIB, name, self._lending(getattr(_LIB, name)))
 
-    def watch(
-        self,
-        path: Path,
-        inode: int,
-        mapping: mmap.mmap,
-        records: Records,
-        arrays: Sequence[Any],
-        first: Callable[[], object],
-    ) -> None:
-        """Fold a mapping once the process has rewritten it; the arrays are those of the records."""
+    def watch(self, source: Source, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
+        """Fold a mapping of a file once the process has rewritten it; the arrays are those of the records."""
         if self._folding:
             self._drop()
-            self._watched.append(_Watched(path, inode, weakref.ref(mapping), records, list(arrays), first))
+            self._watched.append(_Watched(source, weakref.ref(mapping), records, list(arrays)))
             self._wait_s = FIRST_S
         self.start()
 
@@ -225,7 +215,7 @@ class Folder:
             watched.rest -= 1
             return False
         regions = [(start, end) for start, end, _ in watched.regions]
-        foldable = Foldable(watched.path, watched.inode, mapping, regions)
+        foldable = Foldable(watched.source.path, watched.source.status.st_ino, mapping, regions)
         own = foldable.own()
         if own != watched.seen:
             watched.seen, watched.tries = own, 0
@@ -233,7 +223,7 @@ class Folder:
         if own < LEAST:
             return False
         folded = foldable.fold(functools.partial(self._execute, watched), watched.settled)
-        log.info("%s: %s", watched.path, folded)
+        log.info("%s: %s", watched.source.path, folded)
         watched.seen, watched.tries = folded.own, 0 if folded.shared else watched.tries + 1
         watched.rest = min((1 << watched.tries) >> 2, MOST_REST)
         return True

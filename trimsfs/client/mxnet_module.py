@@ -26,6 +26,7 @@ from mxnet.util import is_np_array, is_np_shape
 from trimsfs.client import mxnet as adapter
 from trimsfs.client import pages
 from trimsfs.client.mxnet_arrays import Records, over, zeros
+from trimsfs.client.mxnet_sources import Source
 from trimsfs.client.pages import PAGE
 from trimsfs.formats import Tensor
 
@@ -117,14 +118,14 @@ def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) ->
 class _Lying(NamedTuple):
     """A file, opened, and the places in it of arrays that are what it has there, by their names."""
 
-    source: adapter.Source
+    source: Source
     file: io.FileIO
     tensors: dict[str, Tensor]
 
 
 def _lying(arrays: Mapping[str, Any]) -> _Lying | None:
     """Those of the arrays that are of one file, which has most of them, and are what it has."""
-    found: dict[adapter.Source, dict[str, Tensor]] = {}
+    found: dict[Source, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         if type(array) is not NDArray or array.context != mxnet.cpu():
             continue

@@ -69,10 +69,10 @@ def residency(mapping: mmap.mmap) -> dict[str, int]:
     return totals
 
 
-def _own_kib() -> int:
-    """Return how much memory this process has that no other has, in KiB."""
+def all_kib(*fields: str) -> int:
+    """Return the sum of fields of smaps, in KiB, of all of this process's memory."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty:", "Private_Clean:")))
+    return sum(int(line.split()[1]) for line in lines if line.partition(":")[0] in fields)
 
 
 def mapped_kib(directory: Path, *fields: str) -> dict[str, int]:
@@ -113,7 +113,7 @@ def report_mapped(results: Mapping[str, object], path: Path, *, hold: bool) -> N
         report({"ready": True})
         if not sys.stdin.readline():
             raise RuntimeError("stdin was closed before a line came")
-    report({**results, **residency(mapping), "own_kib": _own_kib()})
+    report({**results, **residency(mapping), "own_kib": all_kib("Private_Dirty", "Private_Clean")})
     if hold:
         sys.stdin.read()
 

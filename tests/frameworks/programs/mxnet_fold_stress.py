@@ -25,16 +25,6 @@ MORE = 1e-4
 """By how much outputs may differ: those of the layouts that weights have at first and later do in the last digits."""
 
 
-def build(directory: Path) -> None:
-    """Save a network with some megabytes of weights."""
-    mx.random.seed(0)
-    network = mx.gluon.model_zoo.vision.resnet18_v1(classes=10)
-    network.initialize(mx.init.Xavier())
-    network.hybridize()
-    network(mx.nd.ones(SHAPE)).wait_to_read()
-    network.export(str(directory / "net"))
-
-
 class Loader(threading.Thread):
     """Loads Modules until it is time to end."""
 
@@ -64,15 +54,11 @@ class Loader(threading.Thread):
 
 
 def main() -> None:
-    """Save the network, or load it."""
+    """Load the network that mxnet_end.py builds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--build", action="store_true")
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    if options.build:
-        build(options.directory)
-        return
     mxnet_folding.FIRST_S = mxnet_folding.LAST_S = 0.002
     faulthandler.dump_traceback_later(HUNG_S, exit=True)
     loaders = [Loader(options.directory / "net", time.monotonic() + options.seconds) for _ in range(2)]

@@ -5,14 +5,13 @@ Knows of no file system.
 
 import argparse
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common import digest, report, run, seeded_array
+from common import all_kib, digest, mapped_kib, report, run, seeded_array
 
 # OpenMP reads this once, when MXNet loads it. One thread makes outputs comparable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -533,20 +532,12 @@ WAYS: tuple[Callable[[Path], object], ...] = (
 
 def _private() -> int:
     """Bytes that only this process has, and has written."""
-    found = re.search(r"^Private_Dirty: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) << 10
+    return all_kib("Private_Dirty") << 10
 
 
 def _rewritten(directory: Path) -> int:
     """Bytes that this process has written in mappings of files below a directory."""
-    total, inside = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
-            inside = f" {directory}/" in line
-        elif inside and line.startswith("Anonymous:"):
-            total += int(line.split()[1]) << 10
-    return total
+    return mapped_kib(directory, "Anonymous")["Anonymous"] << 10
 
 
 def _settled(directory: Path) -> dict[str, int]:

@@ -5,7 +5,6 @@ What a way needs beside the weights is there before anything is measured: a smal
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 # Read when libraries are loaded. One thread makes outputs comparable, and threads have memory of their own.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 import numpy as np
-from common import digest, mapped_kib, report, run, seeded_array
+from common import all_kib, digest, mapped_kib, report, run, seeded_array
 
 import trimsfs
 
@@ -135,13 +134,6 @@ WAYS: Mapping[str, Callable[[Path], Network]] = {
 }
 
 
-def private_kib() -> int:
-    """How much memory this process has written to, or has been given for what it wrote."""
-    found = re.search(r"^Anonymous: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
-
-
 def main() -> None:
     """Load and compute; measure after a line of input, end with the input."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -150,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     load = WAYS[options.way]
     load(options.directory / "small")(seeded_array((1, 64)))
-    before = private_kib()
+    before = all_kib("Anonymous")
     network = load(options.directory / "large")
     output = network(seeded_array((1, 2048)))
     report({"output_sha256": digest([output.data]), "spread": float(output.std())})
@@ -159,7 +151,7 @@ def main() -> None:
     # Dirty: the blob's pages, when it is new.
     mapped = mapped_kib(options.directory, "Shared_Clean", "Shared_Dirty", "Pss")
     shared = mapped["Shared_Clean"] + mapped["Shared_Dirty"]
-    parts = {"copied": private_kib() - before, "shared": shared, "pss": mapped["Pss"]}
+    parts = {"copied": all_kib("Anonymous") - before, "shared": shared, "pss": mapped["Pss"]}
     report({name: round(kib * 1024 / WEIGHTS_BYTES, 3) for name, kib in parts.items()})
     sys.stdin.read()
 
