@@ -128,7 +128,8 @@ def main() -> None:
 
     def custom() -> None:
         rewrite()
-        wrong[0] += not (mx.nd.Custom(network(image), op_type="twice").asnumpy() == 2 * expected).all()
+        # Bytes, for MXNet itself lets weights that are rewritten in place grow now and then, up to what is no number.
+        wrong[0] += mx.nd.Custom(network(image), op_type="twice").asnumpy().tobytes() != (2 * expected).tobytes()
 
     told["operators in Python"], told["longest_s"] = during(custom)
     gc.set_threshold(200)
@@ -136,7 +137,7 @@ def main() -> None:
     def collected() -> None:
         Pooled()
         rewrite()
-        wrong[0] += not (network(image).asnumpy() == expected).all()
+        wrong[0] += network(image).asnumpy().tobytes() != expected.tobytes()
 
     told["with finalizers"], told["longest with finalizers_s"] = during(collected)
     told["wrong"] = wrong[0]
