@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import trio
 
 from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import CacheUnusableError, InUseError, NotPermittedError, TrimsError
 from trimsfs.fetch import Fetcher
+from trimsfs.handles import ControlHandle
 from trimsfs.namespace import Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
@@ -48,16 +48,6 @@ class Caller:
 
     uid: int
     groups: frozenset[int]
-
-
-class ControlHandle(Protocol):
-    """An open control file."""
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """At most *size* bytes from *offset* on; none at the end."""
-
-    def close(self) -> None:
-        """The caller has closed the file."""
 
 
 class _Text:

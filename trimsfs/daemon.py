@@ -5,35 +5,34 @@ Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mou
 
 import argparse
 import contextlib
-import errno
 import gc
 import json
 import logging
 import logging.handlers
-import math
 import os
 import resource
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from trimsfs import __version__, metrics
-from trimsfs.channel import Channel, ChannelClosedError, Message
 from trimsfs.coldopen import ColdOpener
 from trimsfs.control import Control
 from trimsfs.derived import DerivedBlobs
-from trimsfs.errors import FuseUnavailableError, MountpointError, StoreUnavailableError, TrimsError
+from trimsfs.errors import FuseUnavailableError, StoreUnavailableError, TrimsError
 from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse.session import Session, invalidate, why_no_passthrough
+from trimsfs.keeper import Keeper, Turn, stand_by, tell_failure
+from trimsfs.ledger import Ledger
 from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
@@ -41,6 +40,7 @@ from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.tables import TensorTables
+from trimsfs.terms import Terms, recorded
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.sharing import Sharing
@@ -56,70 +56,13 @@ PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
 
-class Keeper:
-    """The server's end of the channel to its keeper, who also registers backing files: that takes its privileges."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._channel = Channel(end)
-        self._asking = trio.Lock()
-        self._closing, self._to_close = trio.open_memory_channel[int](math.inf)
-
-    async def mount(self) -> int:
-        """Have the file system mounted; the /dev/fuse descriptor. Raises FuseUnavailableError, MountpointError."""
-        answer, descriptors = await self._ask({"type": "mount"})
-        if descriptors:
-            return descriptors[0]
-        kind = MountpointError if answer.get("kind") == "MountpointError" else FuseUnavailableError
-        raise kind(answer["error"])
-
-    async def open(self, descriptor: int) -> int:
-        """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError."""
-        answer, _ = await self._ask({"type": "backing-open"}, [descriptor])
-        if "error" in answer:
-            raise FuseUnavailableError(_why_no_backing(answer["errno"], answer["error"]))
-        number: int = answer["id"]
-        return number
-
-    def close(self, backing_id: int) -> None:
-        """Give a backing id up, soon."""
-        self._closing.send_nowait(backing_id)
-
-    async def run(self) -> None:
-        """Pass on what `close` was told, for as long as the server runs."""
-        async for backing_id in self._to_close:
-            try:
-                async with self._asking:
-                    await self._channel.send({"type": "backing-close", "id": backing_id})
-            except ChannelClosedError:
-                log.error("the keeper is gone: files that are evicted keep their space until the next mount")
-                return
-
-    async def ready(self) -> None:
-        """Tell that the mount answers."""
-        async with self._asking:
-            await self._channel.send({"type": "ready"})
-
-    async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
-        try:
-            async with self._asking:
-                await self._channel.send(message, descriptors)
-                return await self._channel.receive()
-        except ChannelClosedError as error:
-            raise FuseUnavailableError(f"the keeper is gone: {error}") from error
-
-
-def _why_no_backing(number: int, text: str) -> str:
-    """Why the kernel refuses a backing file, and what to do."""
-    return {
-        errno.EPERM: "passthrough takes CAP_SYS_ADMIN: mount as root",
-        errno.ENOTTY: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
-        errno.EOPNOTSUPP: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
-        errno.ELOOP: "the cache directory lies on a stacked file system: choose a --cache-dir on ext4, xfs or tmpfs",
-    }.get(number, f"the kernel refuses a backing file: {text}")
-
-
 async def serve(
-    options: MountOptions, mountpoint: Path, keeper_end: socket.socket, spawner: Spawner, raw_store: Store
+    options: MountOptions,
+    mountpoint: Path,
+    keeper_end: socket.socket,
+    turn: Turn,
+    spawner: Spawner,
+    raw_store: Store,
 ) -> None:
     """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
     assert options.cache_dir is not None
@@ -129,10 +72,12 @@ async def serve(
         budget=options.cache_size,
         min_free=options.min_free,
         policy=POLICIES[options.cache_policy],
+        lock=turn.lock,
     )
     try:
-        await _probe(raw_store, options)
-        await _serve(options, mountpoint, Keeper(keeper_end), spawner, raw_store, disk)
+        if turn.fuse is None:
+            await _probe(raw_store, options)
+        await _serve(options, mountpoint, Keeper(keeper_end), turn, spawner, raw_store, disk)
     finally:
         with trio.CancelScope(shield=True):
             await disk.aclose()
@@ -140,9 +85,18 @@ async def serve(
 
 
 async def _serve(
-    options: MountOptions, mountpoint: Path, keeper: Keeper, spawner: Spawner, raw_store: Store, disk: DiskTier
+    options: MountOptions,
+    mountpoint: Path,
+    keeper: Keeper,
+    turn: Turn,
+    spawner: Spawner,
+    raw_store: Store,
+    disk: DiskTier,
 ) -> None:
-    started, keeper_pid = time.time(), os.getppid()
+    started, ledger = time.time(), Ledger(turn.ledger)
+    terms = recorded(ledger) or Terms(
+        passthrough=options.passthrough, overlay=_on_overlay(options), mounted_ns=time.time_ns()
+    )
     retrying = Retrying(deadline_s=options.retry_deadline)
     pool = WorkerPool(spawner, count=options.fetch_processes or 2)
     fetcher = Fetcher(
@@ -155,12 +109,14 @@ async def _serve(
     )
     retrying.on_failure = fetcher.store_failed
     host = HostTier(pool.populate, budget=options.host_size, policy=POLICIES[options.host_policy])
-    residents = Residents(disk, host)
+    residents = Residents(disk, host, ledger=ledger)
     disk.on_removed = residents.withdraw
     disk.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
     sharing = Sharing(disk)
-    namespace = Namespace(RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store)
+    namespace = Namespace(
+        RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger
+    )
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,
         "fetch": fetcher.statistics,
@@ -176,8 +132,9 @@ async def _serve(
             "mountpoint": str(mountpoint),
             "store": options.store,
             "server_pid": os.getpid(),
-            "keeper_pid": keeper_pid,
+            "keeper_pid": keeper.pid,
             "started": started,
+            "restarts": turn.restarts,
             "cache_dir": str(options.cache_dir),
             "log_file": str(options.log_file),
             "passthrough": residents.facts(),
@@ -209,12 +166,13 @@ async def _serve(
         cold_opener,
         siblings,
         derived,
-        mounted_ns=time.time_ns(),
+        mounted_ns=terms.mounted_ns,
+        ledger=ledger,
         invalidate=invalidate,
     )
     sources["files"] = filesystem.statistics
-    session = Session(filesystem, options, overlay=_on_overlay(options))
-    with session.on(await keeper.mount()):
+    session = Session(filesystem, options, terms)
+    with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
             await nursery.start(residents.run)
@@ -223,12 +181,17 @@ async def _serve(
             await nursery.start(siblings.run)
             await nursery.start(derived.run)
             nursery.start_soon(keeper.run)
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            if turn.fuse is None:
+                nursery.start_soon(_begin, session, keeper, residents, disk, terms, ledger)
+            else:
+                await _go_on(session, keeper, residents, filesystem, terms, turn)
+            ledger.forget_taken()
+            # These evict, which needs to know what is open.
             nursery.start_soon(disk.run)
             nursery.start_soon(host.run)
             if options.share_chunks:
                 nursery.start_soon(sharing.run)
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            nursery.start_soon(_announce, session, keeper, residents, options)
             await nursery.start(control.run)
             log.info("serving %s at %s", options.store, mountpoint)
             await session.serve()
@@ -242,25 +205,41 @@ def _on_overlay(options: MountOptions) -> bool:
     return mount is not None and mount.kind == "overlay"
 
 
-async def _announce(session: Session, keeper: Keeper, residents: Residents, options: MountOptions) -> None:
+async def _begin(
+    session: Session, keeper: Keeper, residents: Residents, disk: DiskTier, terms: Terms, ledger: Ledger
+) -> None:
     """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
     connection = await session.agreed()
-    if not options.passthrough:
-        residents.impossible("switched off by --no-passthrough")
+    refusal = None
+    if not terms.passthrough:
+        refusal = "switched off by --no-passthrough"
     elif not connection.passthrough:
-        residents.impossible(why_no_passthrough())
+        refusal = why_no_passthrough()
     else:
-        assert options.cache_dir is not None
         try:
-            descriptor = os.open(options.cache_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                keeper.close(await keeper.open(descriptor))
-            finally:
-                os.close(descriptor)
-            residents.backed_by(keeper)
-        except (OSError, FuseUnavailableError) as error:
-            residents.impossible(str(error))
-    await keeper.ready()
+            keeper.close(await keeper.open(disk.lock_descriptor))
+        except FuseUnavailableError as error:
+            refusal = str(error)
+    replace(terms, init=connection.init.hex(), refusal=refusal).record(ledger)
+    if refusal is None:
+        residents.backed_by(keeper)
+    else:
+        residents.impossible(refusal)
+    await keeper.ready(resends=connection.resends)
+
+
+async def _go_on(
+    session: Session, keeper: Keeper, residents: Residents, filesystem: Filesystem, terms: Terms, turn: Turn
+) -> None:
+    """Take up what the server before has left, before the first request is answered."""
+    if terms.refusal is None:
+        residents.backed_by(keeper)
+        await residents.restore(turn.unclaimed)
+    else:
+        residents.impossible(terms.refusal)
+    await filesystem.restore()
+    session.resume()
+    await keeper.ready(resends=True)
 
 
 async def _probe(store: Store, options: MountOptions) -> None:
@@ -319,12 +298,14 @@ def main() -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         spawner = Spawner(partial(_make_copier, options, store))
         _step_forward()
-        trio.run(serve, options, Path(order["mountpoint"]), keeper_end, spawner, store)
+        turn = stand_by(keeper_end)
+        if turn is not None:
+            trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store)
     except* TrimsError as group:
         failure = _first(group)
     if failure is not None:
         log.error("%s", failure)
-        _tell_failure(keeper_end, failure)
+        tell_failure(keeper_end, failure)
         sys.exit(exit_code(type(failure).__name__))
 
 
@@ -340,13 +321,6 @@ def _make_copier(options: MountOptions, store: Store) -> Copier:
     """What a fetch process works with: the server's own store, where it can be shared."""
     requests = max_requests(options.memory_limit)
     return Copier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
-
-
-def _tell_failure(keeper_end: socket.socket, error: TrimsError) -> None:
-    """Tell the keeper, when all else has ended, why there is no mount, or no longer."""
-    keeper_end.setblocking(True)
-    with contextlib.suppress(OSError):  # it may be gone, or have stopped listening
-        keeper_end.send(json.dumps({"type": "failed", "kind": type(error).__name__, "error": str(error)}).encode())
 
 
 def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

@@ -8,6 +8,7 @@
     ├── CommandNotRunnableError    a program that cannot be run
     ├── FuseUnavailableError       the host cannot mount FUSE file systems
     ├── MountpointError            the directory cannot be mounted on
+    ├── TakeoverError              a mount that another server has begun and this one cannot go on with
     ├── NotMountedError            there is no trimsfs mount at a path
     ├── CacheError
     │   ├── CacheInUseError        another server holds the cache directory
@@ -55,6 +56,10 @@ class FuseUnavailableError(TrimsError):
 
 class MountpointError(TrimsError):
     """The mount point is missing, in use, or not empty."""
+
+
+class TakeoverError(TrimsError):
+    """What an earlier server has left of a mount cannot be used by this one."""
 
 
 class NotMountedError(TrimsError):

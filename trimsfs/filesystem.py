@@ -1,6 +1,5 @@
 """The filesystem, free of FUSE: what each call of the kernel means."""
 
-import itertools
 import logging
 import os
 from collections import OrderedDict
@@ -10,10 +9,12 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.coldopen import ColdOpener, Interruptible
-from trimsfs.control import SUBJECT, Caller, Control, ControlHandle
+from trimsfs.control import SUBJECT, Caller, Control
 from trimsfs.derived import DerivedBlobs, Piece, owner
 from trimsfs.errors import InvalidRequestError, LookUpAgainError, NoSuchEntryError, ObjectChangedError
 from trimsfs.fetch import Fetcher
+from trimsfs.handles import Handles, OpenFile, passed_through
+from trimsfs.ledger import Ledger
 from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
 from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
@@ -30,8 +31,6 @@ IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED, TELLS_COMMON = 1, 2, 4, 8
 UNKNOWN = (1 << 64) - 1
 SENT_BACK_S = 1.0
 """Within this time the kernel has come back to open what the name leads to."""
-BACKING_SHIFT = 32
-"""The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +72,6 @@ class FilesystemStatistics:
     read_bytes: int
 
 
-@dataclass(slots=True)
-class _FileHandle:
-    inode: Inode
-    blob: Blob
-
-
 class Filesystem:
     """Files and directories of a store, read-only.
 
@@ -103,6 +96,7 @@ class Filesystem:
         derived: DerivedBlobs,
         *,
         mounted_ns: int,
+        ledger: Ledger | None = None,
         invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
     ) -> None:
         self._namespace = namespace
@@ -115,17 +109,15 @@ class Filesystem:
         self._derived = derived
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
-        self._numbers = itertools.count(1)
-        self._files: dict[int, _FileHandle] = {}
-        self._controls: dict[int, ControlHandle] = {}
-        self._directories: dict[int, tuple[Inode, list[tuple[bytes, Entry]]]] = {}
+        self._handles = Handles(ledger or Ledger())
         self._sent_back: OrderedDict[tuple[int, str], float] = OrderedDict()
+        self._restored = float("-inf")
         self._reads = self._read_bytes = self._passthrough_opens = self._cached_opens = 0
 
     def statistics(self) -> FilesystemStatistics:
         return FilesystemStatistics(
-            open_handles=len(self._files),
-            passthrough_handles=sum(handle >> BACKING_SHIFT != 0 for handle in self._files),
+            open_handles=len(self._handles.files),
+            passthrough_handles=sum(map(passed_through, self._handles.files)),
             passthrough_opens=self._passthrough_opens,
             cached_opens=self._cached_opens,
             reads=self._reads,
@@ -174,7 +166,7 @@ class Filesystem:
 
     def told(self, attributes: Attributes) -> None:
         """The kernel has been told of an inode once more; it will `forget` as often."""
-        attributes.inode.lookups += 1
+        self._namespace.told(attributes.inode)
 
     def untold(self, attributes: Attributes) -> None:
         """The kernel has not been told of an inode after all."""
@@ -213,20 +205,24 @@ class Filesystem:
     async def open_directory(self, number: int) -> int:
         """A handle on the listing of a directory as it is now."""
         inode = self._namespace.inode(number)
-        entries: list[tuple[bytes, Entry]] = []
-        if inode.kind is Kind.DIRECTORY:
-            entries = list((await self._namespace.entries(inode.path)).items())
-        handle = self._new_handle()
-        self._directories[handle] = inode, entries
-        return handle
+        return self._handles.add_directory(inode, await self._list(inode))
 
-    def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+    async def _list(self, inode: Inode) -> list[tuple[bytes, Entry]]:
+        return list((await self._namespace.entries(inode.path)).items()) if inode.kind is Kind.DIRECTORY else []
+
+    async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
 
         The caller counts with `told` those that it passes on and gives the first it cannot back with `untold`.
         Control directories name their files; ``.trims`` itself is in no listing.
         """
-        inode, entries = self._directories[handle]
+        directory = self._handles.directories.get(handle)
+        if directory is None:
+            raise LookUpAgainError(f"handle {handle} is not known")
+        inode = directory.inode
+        if directory.entries is None:
+            directory.entries = await self._list(inode)
+        entries = directory.entries
         if inode.kind is Kind.CONTROL_DIRECTORY:
             return self._list_control(inode, start)
         return (
@@ -238,9 +234,6 @@ class Filesystem:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
             file = self._namespace.reference(Kind.CONTROL_FILE, inode.path, inode.generation, name)
             yield name.encode(), self._attributes(file, CONTROL_TTL_S), position
-
-    def close_directory(self, handle: int) -> None:
-        del self._directories[handle]
 
     # Files
 
@@ -254,15 +247,14 @@ class Filesystem:
         """
         inode = self._namespace.inode(number)
         if inode.kind is Kind.CONTROL_FILE:
-            handle = self._new_handle()
-            self._controls[handle] = await self._control.open(inode, caller())
+            handle = self._handles.add_control(inode, await self._control.open(inode, caller()))
             return Opened(handle=handle, cached=False, direct=True)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
         blob = await self._disk.acquire(inode.generation)
         self._siblings.opened(inode, here=blob.complete)
         try:
-            backing_id = await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
+            await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
             if isinstance(error, ObjectChangedError):
@@ -272,12 +264,11 @@ class Filesystem:
         self._cold_opener.opened(blob, thread)
         if thread:
             self._sent_back.pop((thread, inode.path), None)
-        handle = self._new_handle(backing_id)
-        self._files[handle] = _FileHandle(inode, blob)
-        return Opened(handle=handle, cached=not backing_id)
+        handle = self._handles.add_file(inode, blob)
+        return Opened(handle=handle, cached=not passed_through(handle))
 
-    async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> int:
-        """The backing id of a blob; one that has been evicted since the kernel learnt the number is fetched again."""
+    async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
+        """Open in passthrough mode; what has been evicted since the kernel learnt the number is fetched again."""
         if not self._residents.ready(blob):
             if not blob.backing_id and self._send_back(inode, thread):
                 raise LookUpAgainError(inode.path)
@@ -285,10 +276,9 @@ class Filesystem:
                 raise LookUpAgainError(inode.path)
         self._residents.opened(blob)
         self._passthrough_opens += 1
-        return blob.backing_id
 
-    async def _cold(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> int:
-        """Open in cached mode: no backing id. Raises LookUpAgainError when the blob has become resident meanwhile."""
+    async def _cold(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
+        """Open in cached mode. Raises LookUpAgainError when the blob has become resident meanwhile."""
         if inode.replaced and not blob.complete:
             raise ObjectChangedError(f"{inode.path} has been replaced")
         self._fetcher.hold(blob)
@@ -300,55 +290,80 @@ class Filesystem:
             self._fetcher.unhold(blob)
             raise
         self._cached_opens += 1
-        return 0
 
     def _send_back(self, inode: Inode, thread: int) -> bool:
         """Whether an open may be sent back; it counts as done. A thread of another PID namespace has no number."""
         key, now = (thread, inode.path), trio.current_time()
-        again = now - self._sent_back.pop(key, float("-inf")) < SENT_BACK_S
+        # An earlier server may have sent it back just before it died.
+        again = now - max(self._sent_back.pop(key, float("-inf")), self._restored) < SENT_BACK_S
         if not again:
             self._sent_back[key] = now
             while now - next(iter(self._sent_back.values())) >= SENT_BACK_S:
                 self._sent_back.popitem(last=False)
         return not again
 
-    def _new_handle(self, backing_id: int = 0) -> int:
-        while True:
-            handle = backing_id << BACKING_SHIFT | next(self._numbers) % (1 << BACKING_SHIFT)
-            if handle not in self._files and handle not in self._controls and handle not in self._directories:
-                return handle
+    def opened(self, handle: int) -> None:
+        """The kernel has got the handle of an open file or directory."""
+        self._handles.taken(handle)
+
+    async def restore(self) -> None:
+        """Go on with the files that the kernel has open since before this server was started."""
+        self._restored = trio.current_time()
+        files = {handle: self._handles.files[handle] for handle in self._handles.restore(self._namespace)}
+        for (handle, file), blob in zip(
+            files.items(), await self._disk.recall([_generation(file) for file in files.values()]), strict=True
+        ):
+            self._hold(handle, file, blob)
+
+    def _hold(self, handle: int, file: OpenFile, blob: Blob) -> None:
+        """Keep a blob for a handle of an earlier server."""
+        file.blob = blob
+        blob.users += 1
+        if not passed_through(handle):
+            self._fetcher.hold(blob)
+
+    async def _blob(self, handle: int) -> Blob:
+        """The blob of an open file. Raises LookUpAgainError for a handle that is not known."""
+        file = self._handles.files.get(handle)
+        if file is not None and file.blob is None:
+            (blob,) = await self._disk.recall([_generation(file)])
+            if file.blob is None and self._handles.files.get(handle) is file:
+                self._hold(handle, file, blob)
+        if file is None or file.blob is None:
+            raise LookUpAgainError(f"handle {handle} is not known")
+        return file.blob
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         """At most *size* bytes of an open file from *offset* on; fewer only at its end.
 
         Raises ObjectChangedError when bytes that are not here belong to a content that the store no longer has.
         """
-        file = self._files.get(handle)
-        if file is None:
-            return await self._controls[handle].read(offset, size)
-        stop = min(offset + size, file.blob.generation.size)
+        control = self._handles.controls.get(handle)
+        if control is not None:
+            return await control.read(offset, size)
+        blob = await self._blob(handle)
+        stop = min(offset + size, blob.generation.size)
         if offset >= stop:
             return b""
+        inode = self._handles.files[handle].inode
         try:
-            data = await self._fetcher.read(file.blob, offset, stop)
+            data = await self._fetcher.read(blob, offset, stop)
         except ObjectChangedError:
-            self._replaced(file.inode)
+            self._replaced(inode)
             raise
         self._reads += 1
         self._read_bytes += len(data)
         return data
 
     def release(self, handle: int) -> None:
-        """The last reference to an open file, mappings included, is gone."""
-        control = self._controls.pop(handle, None)
-        if control is not None:
-            control.close()
+        """The last reference to an open file, mappings included, or directory is gone."""
+        file = self._handles.remove(handle)
+        if file is None or file.blob is None:
             return
-        blob = self._files.pop(handle).blob
-        if handle >> BACKING_SHIFT == 0:
-            self._fetcher.unhold(blob)
+        if not passed_through(handle):
+            self._fetcher.unhold(file.blob)
         self._derived.closed(handle)
-        self._disk.release(blob)
+        self._disk.release(file.blob)
 
     def _replaced(self, inode: Inode) -> None:
         if inode.replaced:
@@ -388,16 +403,16 @@ class Filesystem:
     def state(self, handle: int) -> int:
         """Whether every byte of an open file is here and has been checked, and whether the mount tells what it has in
         common with others: flags as in ``trimsfs.h``."""
-        file = self._files.get(handle)
-        verified = IS_VERIFIED if file is not None and file.blob.complete else 0
+        file = self._handles.files.get(handle)
+        verified = IS_VERIFIED if file is not None and file.blob is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)
 
     async def derive(self, handle: int, piece: Piece) -> None:
         """Take a piece of what was made of an open file. Raises as `DerivedBlobs.take`."""
-        file = self._files.get(handle)
+        file = self._handles.files.get(handle)
         if file is None or file.inode.control:
             raise InvalidRequestError("not a model's file")
-        await self._derived.take(file.blob.generation, handle, piece)
+        await self._derived.take((await self._blob(handle)).generation, handle, piece)
 
     def xattr_names(self, number: int) -> list[str]:
         return self._control.xattr_names(self._namespace.inode(number))
@@ -406,3 +421,8 @@ class Filesystem:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free
+
+
+def _generation(file: OpenFile) -> Generation:
+    assert file.inode.generation is not None
+    return file.inode.generation

@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import hashlib
+import json
 import logging
 import os
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
+from trimsfs import ledger as ledgers
 from trimsfs.errors import (
     NoSuchEntryError,
     ObjectNotFoundError,
@@ -19,6 +21,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.ledger import Ledger
 from trimsfs.stores.base import Page, Store
 from trimsfs.types import Generation
 
@@ -38,6 +41,7 @@ REST_LIMIT = 100_000
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
+_LONG_AGO = float("-inf")
 RESIDENT_BIT = 1 << _INODE_BITS
 """Set in the number by which a name leads to its object while the object is resident; programs never see it."""
 
@@ -70,7 +74,7 @@ class Inode:
     Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
     the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
     apart by RESIDENT_BIT in the number: opens of the ``resident`` one are passed through to the local file, opens of
-    the other are served from here.
+    the other are served from here. ``slot`` is where the ledger has it, once the kernel has been told of it.
     """
 
     number: int
@@ -80,6 +84,7 @@ class Inode:
     control: str = ""
     lookups: int = 0
     replaced: bool = False
+    slot: int | None = None
 
     @property
     def resident(self) -> bool:
@@ -133,8 +138,11 @@ class Namespace:
     on; what is not known raises StoreUnavailableError.
     """
 
-    def __init__(self, store: Store, *, ttl_s: float, impatient: Store | None = None) -> None:
+    def __init__(
+        self, store: Store, *, ttl_s: float, impatient: Store | None = None, ledger: Ledger | None = None
+    ) -> None:
         self._store = store
+        self._ledger = ledger or Ledger()
         self._impatient = impatient or store
         self._down_until = float("-inf")
         self._ttl_s = ttl_s
@@ -143,6 +151,20 @@ class Namespace:
         self._root = Inode(ROOT_INODE, Kind.DIRECTORY, "", lookups=1)
         self._inodes = {ROOT_INODE: self._root}
         self._hidden: dict[str, int] = {}
+        for entry in self._ledger.taken(ledgers.Kind.INODE):
+            self._restore(entry)
+
+    def _restore(self, entry: ledgers.Entry) -> None:
+        """Take over an inode that the kernel was told of by an earlier server.
+
+        Its name is known from it, not to be believed but for while the store cannot be asked.
+        """
+        inode = _unpacked(entry)
+        self._inodes[inode.number] = inode
+        known = Special.DIRECTORY if inode.kind is Kind.DIRECTORY else inode.generation
+        if known is not None and inode.kind in {Kind.DIRECTORY, Kind.OBJECT} and not inode.control:
+            prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
+            self._directory(prefix + slash).names[os.fsencode(name)] = known, _LONG_AGO
 
     def statistics(self) -> NamespaceStatistics:
         return NamespaceStatistics(
@@ -160,6 +182,10 @@ class Namespace:
         except KeyError:
             raise NoSuchEntryError(f"inode {number} is not known") from None
 
+    def known(self, number: int) -> Inode | None:
+        """An inode by its number, if it is known."""
+        return self._inodes.get(number)
+
     def reference(
         self,
         kind: Kind,
@@ -171,7 +197,7 @@ class Namespace:
     ) -> Inode:
         """The inode of a thing, its number a function of what it is; made when it is not known yet.
 
-        The caller counts in ``lookups`` what it tells the kernel, and discards an inode that it does not tell.
+        The caller counts with `told` what it tells the kernel, and discards an inode that it does not tell.
         """
         if kind is Kind.DIRECTORY and not path:
             return self._root
@@ -187,13 +213,23 @@ class Namespace:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
+    def told(self, inode: Inode) -> None:
+        """The kernel is about to be told of an inode once more."""
+        inode.lookups += 1
+        if inode.slot is not None:
+            self._ledger.set(inode.slot, inode.lookups)
+        elif inode is not self._root:
+            inode.slot = self._ledger.add(ledgers.Kind.INODE, inode.number, _packed(inode), count=inode.lookups)
+
     def forget(self, number: int, lookups: int) -> None:
         """The kernel gave up that many references to an inode."""
         inode = self._inodes.get(number)
         if inode is None or inode is self._root:
             return
-        inode.lookups -= lookups
-        if inode.lookups <= 0:
+        inode.lookups = max(inode.lookups - lookups, 0)
+        if inode.slot is not None:
+            self._ledger.set(inode.slot, inode.lookups)
+        if inode.lookups == 0:
             del self._inodes[number]
 
     def discard(self, inode: Inode) -> None:
@@ -216,9 +252,19 @@ class Namespace:
             async with directory.lock:
                 answer = self._known(directory, name)
                 if answer is None and not directory.large and not self._fresh(directory):
-                    await self._refresh(directory, prefix, whole=False)
-                    answer = self._known(directory, name)
+                    answer = await self._refreshed(directory, prefix, name)
         return answer or await self._ask(directory, prefix, name)
+
+    async def _refreshed(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
+        """What can be said of a name after the directory has been listed, if one page holds it."""
+        patient = not directory.complete and _stale(directory, name) is Special.ABSENT
+        try:
+            await self._refresh(directory, prefix, whole=False, patient=patient)
+        except StoreError:
+            if (stale := _stale(directory, name)) is Special.ABSENT:
+                raise
+            return stale, STALE_RETRY_S
+        return self._known(directory, name)
 
     async def entries(self, prefix: str) -> dict[bytes, Entry]:
         """All entries of a directory by name; the caller must not change them.
@@ -229,7 +275,7 @@ class Namespace:
         if not self._fresh(directory):
             async with directory.lock:
                 if not self._fresh(directory):
-                    await self._refresh(directory, prefix, whole=True)
+                    await self._refresh(directory, prefix, whole=True, patient=not directory.complete)
         return directory.entries
 
     def known_entries(self, prefix: str) -> dict[bytes, Entry]:
@@ -283,8 +329,7 @@ class Namespace:
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
-            listed = directory.entries.get(name, Special.ABSENT)
-            stale, _ = directory.names.get(name, (listed, 0.0))  # the later of the two
+            stale = _stale(directory, name)
             if stale is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
@@ -295,12 +340,12 @@ class Namespace:
             directory.names.popitem(last=False)
         return entry, self._ttl(entry)
 
-    async def _refresh(self, directory: _Directory, prefix: str, *, whole: bool) -> None:
-        """List a directory anew: all of it, or only if one page holds it."""
+    async def _refresh(self, directory: _Directory, prefix: str, *, whole: bool, patient: bool) -> None:
+        """List a directory anew: all of it, or only if one page holds it; unless *patient* the store is asked once."""
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            store = self._impatient if directory.complete else self._store
+            store = self._store if patient else self._impatient
             pages = [await store.list_page(prefix)]
             while whole and (token := pages[-1].next_token) is not None:
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
@@ -337,6 +382,30 @@ class Namespace:
     async def _stat(self, path: str, found: list[Generation]) -> None:
         with contextlib.suppress(ObjectNotFoundError):
             found.append(await self._store.stat(path))
+
+
+def _stale(directory: _Directory, name: bytes) -> Entry:
+    """What a name was when the store was last asked for it."""
+    listed = directory.entries.get(name, Special.ABSENT)
+    return directory.names.get(name, (listed, 0.0))[0]  # the later of the two
+
+
+def _packed(inode: Inode) -> bytes:
+    """An inode for the ledger."""
+    generation = inode.generation
+    content = None
+    if generation is not None:
+        content = (generation.key, generation.etag, generation.size, generation.modified_ns, generation.version_id)
+    return json.dumps((inode.kind.value, inode.path, inode.control, content)).encode()
+
+
+def _unpacked(entry: ledgers.Entry) -> Inode:
+    kind, path, control, content = json.loads(entry.content)
+    generation = None
+    if content is not None:
+        key, etag, size, modified_ns, version_id = content
+        generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
+    return Inode(entry.number, Kind(kind), path, generation, control, lookups=entry.count, slot=entry.slot)
 
 
 def possible(name: bytes) -> bool:

@@ -5,13 +5,18 @@ inode number, so that the kernel never sees one inode opened both ways (it fails
 move backwards. The kernel is not told: an open by the number of before makes it look the name up again.
 """
 
+import json
 import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from trimsfs.background import Background
 from trimsfs.errors import TrimsError
+from trimsfs.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
@@ -20,26 +25,28 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 
+_ANNOUNCED, _WITHDRAWN = 1, 2
+"""Counts of a backing id in the ledger: in use, or about to be given up."""
+
+
 class Backing(Protocol):
     """Registers files with the kernel as backing files of this mount."""
 
     async def open(self, descriptor: int) -> int:
         """The backing id, a positive number, of a file. Raises FuseUnavailableError."""
 
-    def close(self, backing_id: int) -> None:
-        """Give a backing id up. No open file may have it any more."""
+    def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
+        """Give a backing id up, and call *done* when that is certain. No open file may have it any more."""
 
 
 class Residents:
     """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode."""
 
-    def __init__(
-        self,
-        disk: DiskTier,
-        host: HostTier,
-    ) -> None:
+    def __init__(self, disk: DiskTier, host: HostTier, *, ledger: Ledger | None = None) -> None:
         self._disk = disk
         self._host = host
+        self._ledger = ledger or Ledger()
+        self._slots: dict[int, int] = {}
         self._backing: Backing | None = None
         self._reason = "not known yet"
         self._announcing: dict[str, trio.Event] = {}
@@ -54,6 +61,30 @@ class Residents:
     def backed_by(self, backing: Backing) -> None:
         """Blobs can be announced."""
         self._backing = backing
+
+    async def restore(self, unclaimed: int | None) -> None:
+        """Go on with what an earlier server announced, once it is told what blobs are `backed_by`.
+
+        *unclaimed* is a backing id that was given to that server and that it may not have heard of.
+        """
+        assert self._backing is not None
+        known: list[tuple[Entry, Generation]] = []
+        for entry in self._ledger.taken(Kind.BACKING):
+            self._slots[entry.number] = entry.slot
+            if entry.count == _ANNOUNCED:
+                known.append((entry, Generation(**json.loads(entry.content))))
+            else:
+                self._give_up(entry.number)
+        if unclaimed is not None and unclaimed not in self._slots:
+            self._backing.close(unclaimed)
+        blobs = await self._disk.recall([generation for _, generation in known], checked=True)
+        for (entry, _), blob in zip(known, blobs, strict=True):
+            if blob.complete and blob.attached:
+                blob.backing_id = entry.number
+                self._announced.add((blob.generation.key, blob.generation.etag))
+                self._host.adopt(blob)
+            else:  # somebody has been at the cache directory
+                self._give_up(entry.number)
 
     def impossible(self, reason: str) -> None:
         """Blobs cannot be announced on this mount."""
@@ -106,6 +137,8 @@ class Residents:
                 self._failed.add(str(error))
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
             return
+        content = json.dumps(asdict(blob.generation)).encode()
+        self._slots[blob.backing_id] = self._ledger.add(Kind.BACKING, blob.backing_id, content, count=_ANNOUNCED)
         self._announced.add((blob.generation.key, blob.generation.etag))
 
     def ready(self, blob: Blob) -> bool:
@@ -122,4 +155,12 @@ class Residents:
         backing_id, blob.backing_id = blob.backing_id, 0
         if backing_id and self._backing is not None:
             self._announced.discard((blob.generation.key, blob.generation.etag))
-            self._backing.close(backing_id)
+            self._give_up(backing_id)
+
+    def _give_up(self, backing_id: int) -> None:
+        assert self._backing is not None
+        self._ledger.set(self._slots[backing_id], _WITHDRAWN)
+        self._backing.close(backing_id, partial(self._given_up, backing_id))
+
+    def _given_up(self, backing_id: int) -> None:
+        self._ledger.set(self._slots.pop(backing_id), 0)

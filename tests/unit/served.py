@@ -19,7 +19,8 @@ from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
-from trimsfs.filesystem import BACKING_SHIFT, Attributes, Filesystem
+from trimsfs.filesystem import Attributes, Filesystem
+from trimsfs.handles import BACKING_SHIFT
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
@@ -66,7 +67,8 @@ class FakeBacking:
         self.opened.append(number)
         return number
 
-    def close(self, backing_id: int) -> None:
+    def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
+        done()
         os.close(self._files.pop(backing_id))  # KeyError: closed twice, or never opened
         self.closed.append(backing_id)
         if self.in_use(backing_id):
@@ -192,10 +194,10 @@ class Server:
     async def listing(self, path: str) -> list[str]:
         """The names in a directory; the kernel keeps no reference."""
         handle = await self.filesystem.open_directory(await self.number(path))
-        found = list(self.filesystem.list_directory(handle, 0))
+        found = list(await self.filesystem.list_directory(handle, 0))
         for _, attributes, _ in found:
             self.filesystem.untold(attributes)
-        self.filesystem.close_directory(handle)
+        self.filesystem.release(handle)
         return [name.decode() for name, _, _ in found]
 
     async def info(self, path: str) -> dict[str, Any]:

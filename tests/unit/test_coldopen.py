@@ -22,7 +22,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
-from trimsfs.filesystem import BACKING_SHIFT
+from trimsfs.handles import BACKING_SHIFT
 from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

@@ -140,41 +140,41 @@ async def test_directory_lists_all_but_the_control_directory(server: Server) -> 
 
 async def test_listing_goes_on_from_any_position(server: Server) -> None:
     handle = await server.filesystem.open_directory(ROOT_INODE)
-    whole = [(name, position) for name, _, position in server.filesystem.list_directory(handle, 0)]
+    whole = [(name, position) for name, _, position in await server.filesystem.list_directory(handle, 0)]
     assert whole == [(b"dir", 1), (b"empty", 2), (b"readme", 3)]
     for start in range(4):
-        rest = [(name, position) for name, _, position in server.filesystem.list_directory(handle, start)]
+        rest = [(name, position) for name, _, position in await server.filesystem.list_directory(handle, start)]
         assert rest == whole[start:]
-    server.filesystem.close_directory(handle)
+    server.filesystem.release(handle)
 
 
 async def test_listing_tells_the_attributes_of_a_lookup(server: Server) -> None:
     handle = await server.filesystem.open_directory(await server.number("dir"))
-    for name, listed, _ in server.filesystem.list_directory(handle, 0):
+    for name, listed, _ in await server.filesystem.list_directory(handle, 0):
         found = await server.find(f"dir/{name.decode()}")
         assert (listed.inode, listed.size, listed.directory) == (found.inode, found.size, found.directory)
-    server.filesystem.close_directory(handle)
+    server.filesystem.release(handle)
 
 
 async def test_open_listing_does_not_change(watchful: Server, store: MemoryStore) -> None:
     handle = await watchful.filesystem.open_directory(ROOT_INODE)
     store.delete("empty")
     store.put("another", b"")
-    assert [name for name, _, _ in watchful.filesystem.list_directory(handle, 1)] == [b"empty", b"readme"]
-    watchful.filesystem.close_directory(handle)
+    assert [name for name, _, _ in await watchful.filesystem.list_directory(handle, 1)] == [b"empty", b"readme"]
+    watchful.filesystem.release(handle)
     assert await watchful.listing("") == ["another", "dir", "readme"]
 
 
 async def test_listing_keeps_only_the_inodes_that_the_kernel_was_told(server: Server) -> None:
     handle = await server.filesystem.open_directory(ROOT_INODE)
     numbers = []
-    for name, attributes, _ in server.filesystem.list_directory(handle, 0):
+    for name, attributes, _ in await server.filesystem.list_directory(handle, 0):
         if name == b"readme":
             server.filesystem.untold(attributes)
             break
         server.filesystem.told(attributes)
         numbers.append(attributes.inode.number)
-    server.filesystem.close_directory(handle)
+    server.filesystem.release(handle)
     assert server.namespace.statistics().inodes == 1 + len(numbers) == 3
     for number in numbers:
         server.filesystem.forget(number, 1)

@@ -16,7 +16,7 @@ from tests.unit.served import FakeBacking, Server, served
 from trimsfs.coldopen import ColdOpen
 from trimsfs.errors import CacheFullError, FuseUnavailableError, LookUpAgainError, ObjectChangedError
 from trimsfs.eviction import POLICIES
-from trimsfs.filesystem import BACKING_SHIFT
+from trimsfs.handles import BACKING_SHIFT
 from trimsfs.namespace import RESIDENT_BIT
 
 KEYS = ("a", "b", "c", "d")

@@ -1,6 +1,6 @@
 /*
  * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, reads of /dev/fuse that do
- * not block, and releases without a task of their own.
+ * not block, releases without a task of their own, and going on with a connection that another process has begun.
  *
  * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
  * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
@@ -33,16 +33,20 @@ static struct {
 	unsigned int max_background;
 	PyObject *on_ioctl;
 	PyObject *on_interrupt;
+	PyObject *on_opened;
 	PyObject *on_release;
 } wanted;
 
 static struct {
 	int interposed;
 	int passthrough;
+	int resends;
 	unsigned int minor;
 	void *init;
 	size_t init_size;
 } agreed;
+
+static struct fuse_session *session;
 
 /* The operations of pyfuse3, and ours over them. */
 static struct fuse_lowlevel_ops inner, outer;
@@ -154,30 +158,59 @@ static void wrap(const struct fuse_lowlevel_ops *ops, size_t size)
 /* Functions of libfuse */
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+static struct fuse_session *real_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+					     struct libfuse_version *version, void *userdata)
+{
+	REAL(__typeof__(&fuse_session_new_versioned), "fuse_session_new_versioned")
+	(args, op, op_size, version, userdata);
+}
+
 struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
 						size_t op_size, struct libfuse_version *version, void *userdata)
 {
 	wrap(op, op_size);
-	REAL(__typeof__(&fuse_session_new_versioned), "fuse_session_new_versioned")
-	(args, &outer, sizeof(outer), version, userdata);
+	return session = real_session_new(args, &outer, sizeof(outer), version, userdata);
 }
 #else
+static struct fuse_session *real_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
+					     void *userdata)
+{
+	REAL(__typeof__(&fuse_session_new), "fuse_session_new")(args, op, op_size, userdata);
+}
+
 struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op, size_t op_size,
 				      void *userdata)
 {
 	wrap(op, op_size);
-	REAL(__typeof__(&fuse_session_new), "fuse_session_new")(args, &outer, sizeof(outer), userdata);
+	return session = real_session_new(args, &outer, sizeof(outer), userdata);
 }
 #endif
 
-static int receive(struct fuse_session *session, struct fuse_buf *buf)
+static int receive(struct fuse_session *from, struct fuse_buf *buf)
 {
-	REAL(__typeof__(&fuse_session_receive_buf), "fuse_session_receive_buf")(session, buf);
+	REAL(__typeof__(&fuse_session_receive_buf), "fuse_session_receive_buf")(from, buf);
 }
 
-static void process(struct fuse_session *session, const struct fuse_buf *buf)
+static void process(struct fuse_session *by, const struct fuse_buf *buf)
 {
-	REAL(__typeof__(&fuse_session_process_buf), "fuse_session_process_buf")(session, buf);
+	REAL(__typeof__(&fuse_session_process_buf), "fuse_session_process_buf")(by, buf);
+}
+
+/* Keep the first message, which is INIT: the process that goes on with the connection needs it. */
+static void keep_init(const void *message, size_t size)
+{
+	const struct fuse_init_in *terms = (const void *)((const char *)message + sizeof(struct fuse_in_header));
+
+	if (agreed.init != NULL || size < sizeof(struct fuse_in_header) + sizeof(*terms))
+		return;
+	agreed.init = malloc(size);
+	if (agreed.init == NULL)
+		return;
+	memcpy(agreed.init, message, size);
+	agreed.init_size = size;
+#ifdef FUSE_HAS_RESEND
+	agreed.resends = (terms->flags2 & (uint32_t)(FUSE_HAS_RESEND >> 32)) != 0;
+#endif
 }
 
 static int is_release(const struct fuse_buf *buf, int size)
@@ -197,27 +230,29 @@ static int is_release(const struct fuse_buf *buf, int size)
  * Releases are done here: nobody waits for one, and where a program opens file after file, each open would wait until
  * the event loop has come round for the release before it.
  */
-int fuse_session_receive_buf(struct fuse_session *session, struct fuse_buf *buf)
+int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
 {
 	int size;
 
-	while ((size = receive(session, buf)) > 0 && is_release(buf, size))
-		process(session, buf);
+	while ((size = receive(from, buf)) > 0 && is_release(buf, size))
+		process(from, buf);
 	if (size == -EAGAIN)
 		return -EINTR;
-	if (size > 0 && agreed.init == NULL) {
-		agreed.init = malloc((size_t)size); /* the first message is INIT */
-		if (agreed.init != NULL) {
-			memcpy(agreed.init, buf->mem, (size_t)size);
-			agreed.init_size = (size_t)size;
-		}
-	}
+	if (size > 0 && agreed.init == NULL)
+		keep_init(buf->mem, (size_t)size);
 	return size;
+}
+
+static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, fi);
 }
 
 int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 {
 	struct fuse_file_info ours = *fi;
+	PyObject *callback, *result;
+	int failure;
 
 	ours.noflush = 1; /* nothing is ever written, so nothing is to be flushed at each close */
 #ifdef FUSE_CAP_PASSTHROUGH
@@ -225,7 +260,12 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	if (ours.backing_id != 0)
 		ours.keep_cache = 0;
 #endif
-	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, &ours);
+	failure = reply_open(req, &ours);
+	/* What the kernel has not taken, because whoever asked is gone, will not be released by it. */
+	callback = failure == 0 ? wanted.on_opened : wanted.on_release;
+	result = PyObject_CallFunction(callback, "K", (unsigned long long)fi->fh);
+	finish(result, callback);
+	return failure;
 }
 
 int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
@@ -258,20 +298,21 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
 {
 	static char *names[] = {"passthrough",  "stack_depth", "max_background", "on_ioctl",
-				"on_interrupt", "on_release",  NULL};
-	PyObject *ioctl_callback, *interrupt_callback, *release_callback;
+				"on_interrupt", "on_opened",   "on_release",     NULL};
+	PyObject *ioctl_callback, *interrupt_callback, *opened_callback, *release_callback;
 	unsigned int stack_depth, max_background;
 	int passthrough;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOO", names, &passthrough, &stack_depth, &max_background,
-					 &ioctl_callback, &interrupt_callback, &release_callback))
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOO", names, &passthrough, &stack_depth, &max_background,
+					 &ioctl_callback, &interrupt_callback, &opened_callback, &release_callback))
 		return NULL;
 	wanted.passthrough = passthrough;
 	wanted.stack_depth = stack_depth;
 	wanted.max_background = max_background;
 	Py_XSETREF(wanted.on_ioctl, Py_NewRef(ioctl_callback));
 	Py_XSETREF(wanted.on_interrupt, Py_NewRef(interrupt_callback));
+	Py_XSETREF(wanted.on_opened, Py_NewRef(opened_callback));
 	Py_XSETREF(wanted.on_release, Py_NewRef(release_callback));
 	Py_RETURN_NONE;
 }
@@ -280,8 +321,9 @@ static PyObject *connection(PyObject *self, PyObject *args)
 {
 	(void)self;
 	(void)args;
-	return Py_BuildValue("{s:O,s:O,s:I}", "interposed", agreed.interposed ? Py_True : Py_False, "passthrough",
-			     agreed.passthrough ? Py_True : Py_False, "minor", agreed.minor);
+	return Py_BuildValue("{s:O,s:O,s:O,s:I}", "interposed", agreed.interposed ? Py_True : Py_False, "passthrough",
+			     agreed.passthrough ? Py_True : Py_False, "resends", agreed.resends ? Py_True : Py_False,
+			     "minor", agreed.minor);
 }
 
 static PyObject *init_message(PyObject *self, PyObject *args)
@@ -289,6 +331,28 @@ static PyObject *init_message(PyObject *self, PyObject *args)
 	(void)self;
 	(void)args;
 	return PyBytes_FromStringAndSize(agreed.init, (Py_ssize_t)agreed.init_size);
+}
+
+/* Have libfuse take up a connection as if the kernel had just begun it; the kernel ignores the answer. */
+static PyObject *replay_init(PyObject *self, PyObject *args)
+{
+	struct fuse_buf buf = {0};
+	Py_buffer message;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "y*", &message))
+		return NULL;
+	keep_init(message.buf, (size_t)message.len);
+	if (session == NULL || agreed.init == NULL) {
+		PyBuffer_Release(&message);
+		PyErr_SetString(PyExc_ValueError, "no session, or no INIT message");
+		return NULL;
+	}
+	buf.mem = agreed.init;
+	buf.size = agreed.init_size;
+	process(session, &buf);
+	PyBuffer_Release(&message);
+	Py_RETURN_NONE;
 }
 
 static PyObject *reply_ioctl(PyObject *self, PyObject *args)
@@ -320,6 +384,7 @@ static PyMethodDef methods[] = {
 	{"configure", (PyCFunction)(void *)configure, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"connection", connection, METH_NOARGS, NULL},
 	{"init_message", init_message, METH_NOARGS, NULL},
+	{"replay_init", replay_init, METH_VARARGS, NULL},
 	{"reply_ioctl", reply_ioctl, METH_VARARGS, NULL},
 	{"reply_error", reply_error, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},

@@ -19,6 +19,7 @@ PASSTHROUGH_BUILT: Final[int]
 class _Connection(TypedDict):
     interposed: bool
     passthrough: bool
+    resends: bool
     minor: int
 
 def configure(
@@ -28,21 +29,30 @@ def configure(
     max_background: int,
     on_ioctl: Callable[[int, int, int, int, int, bytes], None],
     on_interrupt: Callable[[int], None],
+    on_opened: Callable[[int], None],
     on_release: Callable[[int], None],
 ) -> None:
     """Tell, before the session is made, what to ask of the kernel.
 
     ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
     number, a file handle, the caller's user id, a command and what the caller passed, and sees to a reply;
-    ``on_interrupt`` gets the id of a thread whose open a signal should end; ``on_release`` gets the handle of a file
-    that nobody has open any more. All are called in the thread that processes requests.
+    ``on_interrupt`` gets the id of a thread whose open a signal should end; ``on_opened`` gets a handle once the kernel
+    has it, ``on_release`` one that nobody has any more, or that the kernel did not take. All are called in the thread
+    that processes requests.
     """
 
 def connection() -> _Connection:
-    """What came of it: whether pyfuse3 goes through this module, and whether the kernel agreed to passthrough."""
+    """What came of it: whether pyfuse3 goes through this module, whether the kernel agreed to passthrough, and whether
+    it can send requests again that another process has left unanswered."""
 
 def init_message() -> bytes:
     """The kernel's INIT message; empty before it came."""
+
+def replay_init(message: bytes, /) -> None:
+    """Have the session take up a connection that another process began with this INIT message.
+
+    Raises ValueError when there is no session or the message is too short.
+    """
 
 def reply_ioctl(request: int, data: bytes, /) -> int:
     """Answer an ioctl with data. Returns 0 or a negative errno."""

@@ -93,14 +93,14 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, attributes, position in self._filesystem.list_directory(fh, start_id):
+        for name, attributes, position in await self._filesystem.list_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(attributes), position):
                 self._filesystem.untold(attributes)
                 break
             self._filesystem.told(attributes)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        self._filesystem.close_directory(fh)
+        self._filesystem.release(fh)
 
     @_translated
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:

@@ -19,6 +19,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
 from trimsfs.options import MountOptions
+from trimsfs.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ Ts = TypeVarTuple("Ts")
 
 _PIECE = struct.Struct("=QQII")
 """What stands before the data in a ``struct trimsfs_piece``."""
+
+_RESEND = struct.pack("=IiQ", 16, 7, 0)
+"""A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""
 
 MAX_TASKS = 1024
 """Requests being answered at once. Only requests that wait for the store take long, and each costs little."""
@@ -35,26 +39,32 @@ MAX_BACKGROUND = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What the kernel and this process agreed on: the minor protocol version, and whether passthrough may be used."""
+    """What the kernel and this process agreed on: the minor protocol version, whether passthrough may be used, and
+    whether another process can go on with the connection, by the kernel's ``init`` message."""
 
     minor: int
     passthrough: bool
+    resends: bool
+    init: bytes
 
 
 class Session:
     """An open session: `serve` it, and have ioctls answered in its nursery."""
 
-    def __init__(self, filesystem: Filesystem, options: MountOptions, *, overlay: bool) -> None:
+    def __init__(self, filesystem: Filesystem, options: MountOptions, terms: Terms) -> None:
         self._filesystem = filesystem
+        self._terms = terms
+        self._descriptor: int | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._operations = Operations(filesystem, options, self._agreed)
         _libfuse.configure(
-            passthrough=options.passthrough,
-            stack_depth=int(overlay),
+            passthrough=terms.passthrough,
+            stack_depth=int(terms.overlay),
             max_background=MAX_BACKGROUND,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
+            on_opened=filesystem.opened,
             on_release=filesystem.release,
         )
 
@@ -62,6 +72,7 @@ class Session:
     def on(self, descriptor: int) -> Iterator[None]:
         """Speak FUSE on *descriptor*; the mount itself is not this process's to undo."""
         os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
         # libfuse takes /dev/fd/N for "already mounted, here is the connection".
         pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         assert _libfuse.connection()["interposed"]
@@ -74,7 +85,18 @@ class Session:
         """Wait until the kernel and `serve` have agreed on the connection."""
         await self._agreed.wait()
         connection = _libfuse.connection()
-        return Connection(minor=connection["minor"], passthrough=connection["passthrough"])
+        return Connection(
+            minor=connection["minor"],
+            passthrough=connection["passthrough"],
+            resends=connection["resends"],
+            init=_libfuse.init_message(),
+        )
+
+    def resume(self) -> None:
+        """Take up the connection that an earlier server has begun; what it left unanswered comes again."""
+        assert self._descriptor is not None
+        _libfuse.replay_init(bytes.fromhex(self._terms.init))
+        os.write(self._descriptor, _RESEND)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted. For the main thread."""

@@ -7,7 +7,7 @@ import os
 import resource
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
-from trimsfs.tiers.lock import lock_directory
+from trimsfs.tiers.lock import lock_directory, sign
 from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
@@ -55,6 +55,8 @@ class DiskStatistics:
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
+    *lock* is the locked descriptor of a server that has ended and left the directory to this one.
+
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
     that leaves the tier before it is closed, ``load_cost`` says how many seconds it takes to fetch so many bytes.
@@ -72,19 +74,24 @@ class DiskTier:
         budget: int | None = None,
         min_free: int = 0,
         policy: Policy = lru,
+        lock: int | None = None,
     ) -> None:
         self.directory = directory
         self.store = store
         self._blob_directory = directory / "blobs"
-        self._lock_descriptor = lock_directory(directory)
+        if lock is None:
+            self.lock_descriptor = lock_directory(directory)
+        else:
+            self.lock_descriptor = lock
+            sign(lock)
         try:
             self._blob_directory.mkdir(mode=0o700, exist_ok=True)
-            self.index = BlobIndex(directory / "index.sqlite")
+            self.index = BlobIndex(directory / "index.sqlite", trusted=lock is not None)
         except OSError as error:
-            os.close(self._lock_descriptor)
+            os.close(self.lock_descriptor)
             raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
         except BaseException:
-            os.close(self._lock_descriptor)
+            os.close(self.lock_descriptor)
             raise
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
@@ -141,15 +148,16 @@ class DiskTier:
                 await self._journal.sync()
                 synced = trio.current_time()
 
-    async def aclose(self) -> None:
-        """Record everything and give the directory up."""
+    async def aclose(self, *, sync: bool = True) -> None:
+        """Record everything and give the directory up; unless *sync*, what has not reached the disk need not."""
         await self.flush()
-        await self._journal.sync()
+        if sync:
+            await self._journal.sync()
         for blob in self._blobs.values():
             blob.detach()
         self._blobs.clear()
         self.index.close()
-        os.close(self._lock_descriptor)
+        os.close(self.lock_descriptor)
 
     # Using blobs
 
@@ -182,6 +190,28 @@ class DiskTier:
             self._budget.used -= lost
             self._blobs[token] = blob
             return blob
+
+    async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
+        """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
+
+        *checked* tells that what the index has of them had been checked by that server, and may be served.
+        """
+        tokens = [generation.token(self.store) for generation in generations]
+        async with self._lock:
+            wanted = {
+                token: generation
+                for token, generation in zip(tokens, generations, strict=True)
+                if token not in self._blobs
+            }
+            loaded = await self._threads.run(
+                lambda: [self._load(token, generation) for token, generation in wanted.items()]
+            )
+            for blob, lost in loaded:
+                self._budget.used -= lost
+                self._blobs[blob.token] = blob
+                if checked:
+                    blob.trust()
+        return [self._blobs[token] for token in tokens]
 
     def release(self, blob: Blob) -> None:
         """The opposite of `acquire`."""

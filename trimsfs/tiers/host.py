@@ -99,6 +99,11 @@ class HostTier:
             hosted.uses += 1
             hosted.last_used = next(self._numbers)
 
+    def adopt(self, blob: Blob) -> None:
+        """A blob that an earlier server brought in, as far as the kernel has kept it."""
+        number = next(self._numbers)
+        self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
+
     async def bring(self, blob: Blob, *, again: bool = False) -> None:
         """Bring a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
 
@@ -128,8 +133,7 @@ class HostTier:
         if resident is None or resident < size:
             await self._populate(blob.fileno(), 0, size)
         if not self.holds(blob):
-            number = next(self._numbers)
-            self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
+            self.adopt(blob)
 
     async def pin(self, blob: Blob) -> None:
         """Lock a complete blob, which the caller uses, in memory.

@@ -78,9 +78,13 @@ class BlobRecord:
 
 
 class BlobIndex:
-    """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew."""
+    """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew.
 
-    def __init__(self, path: Path, *, boot_id: str | None = None) -> None:
+    *trusted* tells that an earlier process has checked it since the host was started.
+    """
+
+    def __init__(self, path: Path, *, boot_id: str | None = None, trusted: bool = False) -> None:
+        self._trusted = trusted
         self._lock = threading.Lock()
         self.rebuilt = False
         boot_id = boot_id or BOOT_ID.read_text().strip()
@@ -101,9 +105,10 @@ class BlobIndex:
     def _open(self, path: Path, boot_id: str) -> None:
         self._connection = _open(path, boot_id)
         try:
-            (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-            if problem != "ok":
-                raise sqlite3.DatabaseError(problem)
+            if not self._trusted:
+                (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+                if problem != "ok":
+                    raise sqlite3.DatabaseError(problem)
             self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except BaseException:
             self._connection.close()

@@ -27,7 +27,12 @@ def lock_directory(directory: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
+    sign(descriptor)
+    return descriptor
+
+
+def sign(descriptor: int) -> None:
+    """Leave in a lock that this process holds it."""
     with contextlib.suppress(OSError):  # a full disk: whoever meets the lock is told less
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor

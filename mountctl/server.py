@@ -1,0 +1,114 @@
+"""Server processes, as their keeper sees them."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from mountctl import protocol
+
+
+class Server:
+    """A server process and the channel to it. It stands by until it is told to serve."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.order = order
+        self.channel = ours
+        self.standing_by = False
+        self.heard = time.monotonic()
+        self.ready_at: float | None = None
+        self.unclaimed: int | None = None
+        self._exit: int | None = None
+        self._process = subprocess.Popen(
+            [*order["server"], "--keeper-fd", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            cwd="/",
+        )
+        theirs.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin:
+            self._process.stdin.write(json.dumps(order).encode())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def receive(self) -> tuple[protocol.Message | None, list[int]]:
+        """The next message, None at the end, and what descriptors came with it. Raises ProtocolError."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self.channel, protocol.MESSAGE_LIMIT, protocol.DESCRIPTOR_LIMIT)
+        except OSError:
+            return None, []
+        if not data:
+            return None, []
+        self.heard = time.monotonic()
+        self.unclaimed = None
+        try:
+            message = protocol.parse(data)
+            if descriptors and not protocol.takes_descriptor(message):
+                raise protocol.ProtocolError("a descriptor too many")
+        except protocol.ProtocolError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return message, descriptors
+
+    def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
+        """Send a message; a server that does not listen is as good as dead, and is found to be soon."""
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.channel, [json.dumps(message).encode()], descriptors or [], socket.MSG_DONTWAIT)
+
+    def ended(self) -> bool:
+        """Whether the server has ended, or all of it but threads that the kernel holds."""
+        if self._process.poll() is not None:
+            return True
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        return state in {"Z", "X"}
+
+    def kill(self) -> None:
+        """End it at once: whatever it does, its successor goes on from there."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        with contextlib.suppress(OSError):
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; whether it has come."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @property
+    def status(self) -> int:
+        """Its exit code, as a shell tells it."""
+        code = self._process.returncode
+        if code is None:  # the kernel still holds a thread of it
+            return 128 + signal.SIGKILL
+        return code if code >= 0 else 128 - code
+
+    def fate(self) -> str:
+        """How it ended."""
+        code = self._process.returncode
+        if code is None:
+            return "killed"
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"

@@ -1,0 +1,30 @@
+"""The terms of a connection to the kernel: what its first server asked for, and each later one goes by."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from trimsfs.ledger import Kind, Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Whether ``passthrough`` was asked for, and backing files on an ``overlay``; when it was mounted.
+
+    ``init`` is the kernel's INIT message in hexadecimal digits, ``refusal`` why no file can be passed through.
+    """
+
+    passthrough: bool
+    overlay: bool
+    mounted_ns: int
+    init: str = ""
+    refusal: str | None = None
+
+    def record(self, ledger: Ledger) -> None:
+        """Leave the terms to the servers that come later."""
+        ledger.add(Kind.CONNECTION, 0, json.dumps(asdict(self)).encode())
+
+
+def recorded(ledger: Ledger) -> Terms | None:
+    """The terms that the first server left, if this is a later one."""
+    entries = ledger.taken(Kind.CONNECTION)
+    return Terms(**json.loads(entries[0].content)) if entries else None
