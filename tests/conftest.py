@@ -22,10 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def store_directory(tmp_path: Path) -> Path:
-    """An empty directory to serve as a store. All users may enter what is above it, as above a real mount point."""
+def tmp_path(tmp_path: Path) -> Path:
+    """A directory of the test's own, that all users may enter: servers are not root."""
     for directory in (tmp_path, *tmp_path.parents[:2]):
         directory.chmod(0o755)
+    return tmp_path
+
+
+@pytest.fixture
+def store_directory(tmp_path: Path) -> Path:
+    """An empty directory to serve as a store."""
     directory = tmp_path / "store"
     directory.mkdir()
     return directory

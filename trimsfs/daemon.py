@@ -23,9 +23,20 @@ import trio
 
 from trimsfs import __version__, metrics
 from trimsfs.coldopen import ColdOpener
+from trimsfs.confinement import (
+    HIGHEST_NICE,
+    RLIMIT_NICE,
+    become,
+    fence,
+    give,
+    give_file,
+    hindrance,
+    identity,
+    raised,
+)
 from trimsfs.control import Control
 from trimsfs.derived import DerivedBlobs
-from trimsfs.errors import FuseUnavailableError, StoreUnavailableError, TrimsError
+from trimsfs.errors import CacheUnusableError, FuseUnavailableError, StoreUnavailableError, TrimsError
 from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
@@ -49,9 +60,10 @@ from trimsfs.workers import Spawner, WorkerPool
 
 log = logging.getLogger(__name__)
 
-SERVER_NICENESS = -10
+SERVER_NICENESS, STANDBY_NICENESS = -10, 10
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits, at most, for a thread that runs Python; by default ten times as long."""
+LOG_SIZE, LOG_FILES = 16 << 20, 3
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
@@ -262,7 +274,10 @@ def _configure_logging(options: MountOptions, *, foreground: bool) -> None:
     if not foreground:
         assert options.log_file is not None
         options.log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(options.log_file, maxBytes=16 << 20, backupCount=2)
+        rotates = os.access(options.log_file.parent, os.W_OK)
+        handler = logging.handlers.RotatingFileHandler(
+            options.log_file, maxBytes=LOG_SIZE if rotates else 0, backupCount=LOG_FILES - 1
+        )
     logging.basicConfig(
         level=options.log_level.upper(),
         handlers=[handler],
@@ -288,18 +303,18 @@ def main() -> None:
     try:
         order = json.load(sys.stdin)
         options = MountOptions.model_validate(order["options"])
-        _configure_logging(options, foreground=order["foreground"])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         store = open_store(options, max_requests=max_requests(options.memory_limit))
+        _confine(options, foreground=order["foreground"])
+        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         spawner = Spawner(partial(_make_copier, options, store))
-        _step_forward()
         turn = stand_by(keeper_end)
         if turn is not None:
+            _step_forward()
             trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store)
     except* TrimsError as group:
         failure = _first(group)
@@ -307,6 +322,29 @@ def main() -> None:
         log.error("%s", failure)
         tell_failure(keeper_end, failure)
         sys.exit(exit_code(type(failure).__name__))
+
+
+def _confine(options: MountOptions, *, foreground: bool) -> None:
+    """Give up what is not needed once everything is loaded, and begin to log."""
+    assert options.cache_dir is not None
+    assert options.log_file is not None
+    if options.server_user is not None:
+        if raised(RLIMIT_NICE, HIGHEST_NICE):
+            os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
+        else:
+            _step_forward()  # there is no other chance
+        user = identity(options.server_user)
+        give(options.cache_dir, user)
+        if not foreground:
+            give_file(options.log_file, user)
+        become(user)
+    _configure_logging(options, foreground=foreground)
+    if options.fence:
+        os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
+        fence([options.cache_dir, options.log_file.parent])
+    hindered = hindrance(options.cache_dir)
+    if hindered is not None:
+        raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
 
 
 def _step_forward() -> None:

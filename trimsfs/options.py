@@ -5,6 +5,7 @@ reads the environment for trimsfs (the SDKs of the stores read their own).
 """
 
 import os
+import pwd
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from trimsfs.errors import ConfigurationError
 
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
-LOG_LEVELS = ("debug", "info", "warning", "error")
+FALLBACK_UID = 60874
+"""A user id that Debian and systemd give to nobody."""
 
 
 def _parse_mode(value: object) -> object:
@@ -91,6 +93,10 @@ class MountOptions(BaseModel):
     control_gid: Identity | None = Field(
         None, description="Group that may warm, pin and evict, besides root and the owner."
     )
+    server_user: str | None = Field(
+        None, description="User that the server of root's mount runs as. Default: trimsfs, or uid 60874 without one."
+    )
+    fence: bool = Field(True, description="Have the kernel deny the server what it never does.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_file: Path | None = Field(
         None,
@@ -113,9 +119,27 @@ class MountOptions(BaseModel):
                 "uid": os.geteuid() if self.uid is None else self.uid,
                 "gid": os.getegid() if self.gid is None else self.gid,
                 "mode": self.mode & 0o555,
+                "server_user": (self.server_user or default_user()) if root else None,
                 "dir_mode": (read_bits | read_bits >> 2) if self.dir_mode is None else self.dir_mode,
             }
         )
+
+
+def default_user() -> str:
+    """The user that a server runs as when root mounts."""
+    try:
+        return pwd.getpwnam("trimsfs").pw_name
+    except KeyError:
+        return str(FALLBACK_UID) if _mapped(FALLBACK_UID) else "root"
+
+
+def _mapped(uid: int) -> bool:
+    """Whether there is such a user id in this user namespace."""
+    try:
+        ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    except OSError:
+        return True
+    return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
 
 
 def default_store() -> Path:

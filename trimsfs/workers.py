@@ -83,7 +83,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], Copier]) -> NoReturn
 def _stand_back() -> None:
     """Take a core only when neither the server nor the programs that use models want it."""
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
-    os.nice(NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 

@@ -1,0 +1,196 @@
+"""Giving up what a server does not need: root, capabilities, most of the files it could write, and some system calls.
+
+A server that root's keeper starts loads its programs and credentials as root, and gives that up before it reads
+anything from a network or answers a request. What takes privileges later is the keeper's to do.
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import pwd
+import resource
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimsfs.errors import CacheUnusableError, ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+RLIMIT_NICE, HIGHEST_NICE = 13, 40
+"""The limit by which a process without privileges may raise its priority, and its highest value."""
+_LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
+
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
+# LANDLOCK_ACCESS_FS_* of <linux/landlock.h>, all that change a file or directory. REFER is of version 2, TRUNCATE of 3.
+_WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, 0x1FF << 4, 1 << 13, 1 << 14
+
+_DENIED = """
+    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen
+    fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load
+    keyctl lookup_dcookie mount mount_setattr move_mount move_pages name_to_handle_at open_by_handle_at open_tree
+    perf_event_open personality pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace quotactl
+    quotactl_fd reboot request_key setdomainname sethostname setns settimeofday swapoff swapon syslog umount2
+    unshare userfaultfd vhangup
+"""
+"""System calls that a server never makes, and that somebody who has taken it over might."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The user that a server becomes."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def identity(user: str) -> Identity:
+    """The identity of a user by name or number; a number need not be in the password file.
+
+    Raises ConfigurationError for a name that is not known.
+    """
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdecimal():
+            raise ConfigurationError(
+                f"option --server-user {user}: there is no such user: `useradd --system {user}`"
+            ) from None
+        return Identity(name=f"uid {user}", uid=int(user), gid=int(user))
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Identity(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, groups=groups)
+
+
+def give(directory: Path, to: Identity) -> None:
+    """Make a directory that belongs, with all in it, to a user; one that is theirs is not looked into.
+
+    Raises CacheUnusableError.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_uid == to.uid:
+            return
+        for _, directories, files, descriptor in os.fwalk(directory):
+            for name in (*directories, *files):
+                os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
+        os.chown(directory, to.uid, to.gid)  # last: until then it is done again
+    except OSError as error:
+        raise CacheUnusableError(f"{directory}: {error.strerror}: set --cache-dir or --server-user") from error
+
+
+def raised(limit: int, value: int) -> bool:
+    """Raise a limit of this process; False for a root without CAP_SYS_RESOURCE, as in some containers."""
+    try:
+        resource.setrlimit(limit, (value, value))
+    except ValueError:
+        return False
+    return True
+
+
+def give_file(file: Path, to: Identity) -> None:
+    """Make a file, if need be, that belongs to a user. Raises CacheUnusableError."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with contextlib.closing(os.fdopen(descriptor, "ab")):
+            os.fchown(descriptor, to.uid, to.gid)
+    except OSError as error:
+        raise CacheUnusableError(f"log file {file}: {error.strerror}: set --log-file") from error
+
+
+def become(user: Identity) -> None:
+    """Become a user without capabilities, for good. For a process of root, with one thread.
+
+    Raises ConfigurationError where this root may not become that user.
+    """
+    if user.uid == 0:
+        return
+    raised(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)  # models are locked in memory
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # credentials are in memory
+    try:
+        for capability in range(int(_LAST_CAPABILITY.read_text()) + 1):
+            _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        # As after an exec: who may write to this process's files in /proc is this user, not root.
+        _libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0)
+    except OSError as error:
+        raise ConfigurationError(
+            f"option --server-user: cannot become {user.name}: {error.strerror}: "
+            "let the container have SETUID and SETGID, or set --server-user root"
+        ) from error
+
+
+def fence(writable: Iterable[Path]) -> None:
+    """Have the kernel deny what this process and its children never do: programs with more privileges, files written
+    outside of some directories, and system calls that are an administrator's. What it cannot deny is logged once."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
+    try:
+        _restrict_writing(writable)
+    except OSError as error:
+        log.info("no landlock fence: %s", error.strerror)
+    try:
+        _restrict_calls()
+    except (ImportError, OSError, RuntimeError) as error:
+        log.info("no seccomp fence: %s", error)
+
+
+def _restrict_writing(writable: Iterable[Path]) -> None:
+    """By landlock. Raises OSError."""
+    version = _landlock(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
+    rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    ruleset = _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)
+    try:
+        allowed = [
+            *((directory, rights) for directory in writable),
+            (Path("/proc"), rights),
+            (Path("/dev/null"), _WRITE_FILE),
+        ]
+        for path, what in allowed:
+            with contextlib.suppress(FileNotFoundError):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    rule = struct.pack("=Qi", what, place)
+                    _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+                finally:
+                    os.close(place)
+        _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _landlock(number: int, *arguments: int | bytes | None) -> int:
+    passed = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = _libc.syscall(number, *passed)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _restrict_calls() -> None:
+    """By seccomp, through libseccomp. Raises ImportError and RuntimeError where there is none, OSError."""
+    import pyseccomp  # noqa: PLC0415 - looks for the library when imported
+
+    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for name in _DENIED.split():
+        with contextlib.suppress(OSError, ValueError):  # one that this architecture or libseccomp does not know
+            rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
+    rules.load()
+
+
+def hindrance(path: Path) -> str | None:
+    """What keeps this process from a directory, if anything does: for messages."""
+    for above in (*reversed(path.parents), path):
+        if not os.access(above, os.X_OK):
+            return f"{above} may not be entered by the server, which runs as uid {os.getuid()}"
+    return None
