@@ -18,22 +18,23 @@ thing that happens is told as one JSON line on ``--status-fd``: ``{"type": "read
 
 import argparse
 import contextlib
-import errno
 import json
 import os
-import select
 import selectors
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mountctl import mounting, protocol
+from mountctl.connection import Connection
+from mountctl.notify import Notifier, stored_descriptors
+from mountctl.operator import Operator, Reply
 from mountctl.server import Server
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
@@ -43,6 +44,8 @@ STOP_TIMEOUT_S = 15.0
 """How long a server may take to record its state after the file system is unmounted."""
 SILENCE_LIMIT_S = 30.0
 """A server that has not been heard of for so long does not answer, and is replaced."""
+START_TIMEOUT_S = 60.0
+"""A server that has not come to stand by in this time never will."""
 STABLE_S = 1.0
 """A server that dies sooner after it was ready has not worked."""
 SHORT_LIVES = 6
@@ -51,25 +54,39 @@ BACKOFF_S = 0.1
 BACKOFF_LIMIT_S = 5.0
 
 
+@dataclass(slots=True)
+class _Replacement:
+    """A server that is being replaced on the operator's order; ``before`` is what to go back to when that fails."""
+
+    reply: Reply
+    before: dict[str, Any]
+    old: Server | None = None
+
+
 class Keeper:
     """One mount and its servers: the one that serves, and the one that stands by."""
 
-    def __init__(self, order: dict[str, Any], status: int | None) -> None:
+    def __init__(self, order: dict[str, Any], status: int | None, stored: dict[str, int]) -> None:
         self._order = order
         self._mountpoint = Path(order["mountpoint"])
         self._source = str(order["source"])
+        self._connection = Connection(
+            self._mountpoint, source=self._source, allow_other=bool(order["allow_other"]), stored=stored
+        )
         self._status = status
         self._told = False
-        self._ledger = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
-        self._lock: int | None = None
-        self._fuse: int | None = None
         self._selector = selectors.DefaultSelector()
+        self._operator = Operator(self._selector, self._on_request)
+        self._notifier = Notifier(os.environ)
         self._active: Server | None = None
         self._standby: Server | None = None
+        self._replacement: _Replacement | None = None
         self._unclaimed: int | None = None
+        self._established = self._connection.mounted
         self._restarts = self._short_lives = self._failed_standbys = 0
         self._not_before = 0.0
-        self._last_end = ""
+        self._last_end: str | None = None
+        self._last_end_at: float | None = None
         self._exit: int | None = None
 
     # The loop
@@ -96,30 +113,35 @@ class Keeper:
 
     def _patience(self) -> float:
         """How long nothing is to be looked at."""
-        if self._active is None:
+        if self._active is None or (self._replacement is not None and self._replacement.old is self._active):
             return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._not_before - time.monotonic()))
         return LOOK_INTERVAL_S
 
     def _look(self) -> None:
         """Do what is due."""
-        if self._active is not None:
-            if self._active.ended():
-                self._on_end(self._active)
-            elif time.monotonic() - self._active.heard > SILENCE_LIMIT_S:
-                self._log(f"the server (pid {self._active.pid}) does not answer: killing it")
-                self._active.kill()
-        if self._standby is not None and self._standby.ended():
-            self._on_standby_end(self._standby)
-        if self._exit is not None or time.monotonic() < self._not_before:
+        now = time.monotonic()
+        self._operator.look()
+        for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
+            if server is None:
+                continue
+            if server.ended():
+                self._on_end(server)
+            elif now - server.heard > limit_s and not server.standing_by:
+                self._log(f"the server (pid {server.pid}) does not answer: killing it")
+                server.kill()
+        if self._active is not None and self._exit is None:
+            self._notifier.alive()
+        if self._exit is not None or now < self._not_before:
             return
         if self._standby is None:
             self._standby = self._start()
-        elif self._active is None and self._standby.standing_by:
+        elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(ENDING) & set(numbers):
             self._log("unmounting")
+            self._notifier.tell("STOPPING=1")
             self._unmount()
             self._exit = 0
 
@@ -133,10 +155,11 @@ class Keeper:
     def _promote(self, server: Server) -> None:
         """Let the server that stands by serve."""
         self._active, self._standby, self._failed_standbys = server, None, 0
-        held = {"ledger": self._ledger, "lock": self._lock, "fuse": self._fuse}
-        given = {name: descriptor for name, descriptor in held.items() if descriptor is not None}
-        turn = {"descriptors": list(given), "unclaimed": self._unclaimed, "restarts": self._restarts}
-        server.send(turn, list(given.values()))
+        server.standing_by = False
+        server.heard = time.monotonic()
+        held = self._connection.held()
+        turn = {"descriptors": list(held), "unclaimed": self._unclaimed, "restarts": self._restarts}
+        server.send(turn, list(held.values()))
 
     def _on_message(self, server: Server) -> None:
         try:
@@ -150,23 +173,29 @@ class Keeper:
             server.kill()
 
     def _answer(self, server: Server, message: protocol.Message, descriptors: list[int]) -> None:
+        connection = self._connection
         try:
             match message:
                 case protocol.StandingBy() if server is self._standby:
                     server.standing_by = True
+                    if self._replacement is not None and self._active is not None:
+                        self._replacement.old = self._active
+                        self._active.kill()  # its successor goes on from wherever it is
                 case protocol.Failed():
-                    self._tell({"type": "failed", "kind": message.kind, "error": message.error})
+                    self._on_failure(server, message)
                 case _ if server is not self._active:
                     raise protocol.ProtocolError("it is not its turn")
-                case protocol.Mount() if self._fuse is None and descriptors:
-                    self._mount(server, descriptors.pop())
-                case protocol.BackingOpen() if self._fuse is not None:
-                    server.send(self._open_backing(server, descriptors))
-                case protocol.BackingClose() if self._fuse is not None:
-                    with contextlib.suppress(OSError):  # the connection may be gone
-                        mounting.close_backing(self._fuse, message.number)
-                case protocol.Ready() if self._fuse is not None:
-                    self._on_ready(server, message.resends)
+                case protocol.Mount() if not connection.mounted and descriptors:
+                    answer = connection.mount(descriptors.pop())
+                    server.send(answer, [connection.held()["fuse"]] if connection.mounted else [])
+                case protocol.BackingOpen() if connection.mounted:
+                    answer = connection.open_backing(descriptors)
+                    server.unclaimed = answer.get("id")
+                    server.send(answer)
+                case protocol.BackingClose() if connection.mounted:
+                    connection.close_backing(message.number)
+                case protocol.Ready() if connection.mounted:
+                    self._on_ready(server, resends=message.resends)
                 case protocol.Alive():
                     pass
                 case _:
@@ -175,126 +204,161 @@ class Keeper:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _mount(self, server: Server, lock: int) -> None:
-        try:
-            self._fuse = mounting.mount(
-                self._mountpoint, source=self._source, allow_other=bool(self._order["allow_other"])
-            )
-        except (mounting.FuseUnavailableError, mounting.MountpointError) as error:
-            os.close(lock)
-            server.send({"kind": type(error).__name__, "error": str(error)})
-        else:
-            self._lock = lock
-            server.send({}, [self._fuse])
-
-    def _open_backing(self, server: Server, files: list[int]) -> dict[str, Any]:
-        assert self._fuse is not None
-        try:
-            if not files:  # the kernel drops a descriptor that there is no room for
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            server.unclaimed = mounting.open_backing(self._fuse, files[0])
-        except OSError as error:
-            return {"errno": error.errno, "error": error.strerror}
-        return {"id": server.unclaimed}
-
-    def _on_ready(self, server: Server, resends: bool) -> None:
+    def _on_ready(self, server: Server, *, resends: bool) -> None:
         server.ready_at = time.monotonic()
-        self._resends = resends
-        if self._told:
-            self._log(f"a server (pid {server.pid}) goes on")
-            return
-        for problem in mounting.tune(self._mountpoint):
-            self._log(f"not tuned: {problem}")
+        self._notifier.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
+        if self._established:
+            self._log(f"the server with pid {server.pid} goes on")
+        else:
+            self._established = resends
+            for problem in mounting.tune(self._mountpoint):
+                self._log(f"not tuned: {problem}")
+            self._notifier.store(self._connection.held())
+        if not self._told:
+            deaf = self._operator.listen(self._mountpoint)
+            if deaf is not None:
+                self._log(f"mountctl cannot ask this mount: {deaf}")
         self._tell({"type": "ready"})
+        if self._replacement is not None and self._replacement.old is not None:
+            self._replacement.reply({"server_pid": server.pid})
+            self._replacement = None
+
+    def _on_failure(self, server: Server, message: protocol.Failed) -> None:
+        if self._replacement is not None:
+            self._end_replacement(message.error)
+        elif self._told:
+            self._log(f"the server with pid {server.pid} fails: {message.error}")
+        self._tell({"type": "failed", "kind": message.kind, "error": message.error})
 
     def _on_end(self, server: Server) -> None:
-        """The server that served has ended: for good, or to be replaced."""
+        """A server has ended: for good, or to be replaced."""
         self._part(server)
+        if server is self._standby:
+            self._on_standby_end(server)
+            return
         self._active = None
         self._unclaimed = server.unclaimed
-        self._last_end = server.fate()
-        if not self._told or self._fuse is None or self._connection_is_gone():
+        if not self._established or self._connection.gone:
             self._exit = server.status
             return
         self._restarts += 1
+        if self._replacement is not None and self._replacement.old is server:
+            return
+        self._end_replacement(f"the new server ended ({server.fate()}): see the log")
+        self._last_end, self._last_end_at = server.fate(), time.time()
         lived_s = 0.0 if server.ready_at is None else time.monotonic() - server.ready_at
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
         self._log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
         self._back_off(self._short_lives)
 
     def _on_standby_end(self, server: Server) -> None:
-        self._part(server)
         self._standby = None
+        self._end_replacement(f"the new server ended ({server.fate()}): see the log")
         self._failed_standbys += 1
         if self._active is None:
-            if not self._told:
+            if not self._established:
                 self._exit = server.status
                 return
             self._short_lives += 1
         self._back_off(self._failed_standbys)
 
+    def _part(self, server: Server) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(server.channel)
+        server.channel.close()
+
     def _back_off(self, times: int) -> None:
         if self._short_lives >= SHORT_LIVES:
             self._log(f"{self._short_lives} servers in a row have ended at once ({self._last_end}): giving up")
+            self._notifier.tell("STATUS=servers end at once: given up")
             self._exit = 1
         if times:
             self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (times - 1), BACKOFF_LIMIT_S)
 
-    def _part(self, server: Server) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(server.channel)
-        server.channel.close()
+    # The operator
 
-    def _connection_is_gone(self) -> bool:
-        """Whether the file system is unmounted, and nobody has a file of it open."""
-        assert self._fuse is not None
-        poll = select.poll()
-        poll.register(self._fuse, 0)
-        return bool(poll.poll(0))
+    def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
+        match request:
+            case {"do": "status"}:
+                reply(self._facts())
+            case {"do": "replace", **given} if self._replacement is None:
+                self._replace(given.get("order", self._order), reply)
+            case {"do": "replace"}:
+                reply({"error": "the server is being replaced already"})
+            case _:
+                reply({"error": "no such request"})
+
+    def _facts(self) -> dict[str, Any]:
+        active = self._active
+        serving = active is not None and active.ready_at is not None
+        return {
+            "state": "serving" if serving else "starting",
+            "mountpoint": str(self._mountpoint),
+            "source": self._source,
+            "keeper_pid": os.getpid(),
+            "server_pid": active.pid if active is not None else None,
+            "standby": self._standby is not None and self._standby.standing_by,
+            "restarts": self._restarts,
+            "last_end": self._last_end,
+            "last_end_at": self._last_end_at,
+            "log_file": self._order["options"]["log_file"],
+            "foreground": self._order["foreground"],
+        }
+
+    def _replace(self, order: dict[str, Any], reply: Reply) -> None:
+        """Start a server of the programs and options of now; when it stands by, the old one ends."""
+        fixed = ("mountpoint", "source", "allow_other", "foreground")
+        changed = [name for name in fixed if order.get(name) != self._order[name]]
+        if order.get("options", {}).get("cache_dir") != self._order["options"]["cache_dir"]:
+            changed.append("cache_dir")
+        if changed:
+            reply({"error": f"{', '.join(changed)} cannot be changed while it is mounted: take it down, and up again"})
+            return
+        if self._standby is not None:  # it has loaded what is outdated
+            self._part(self._standby)
+            self._standby.kill()
+            self._standby.wait(STOP_TIMEOUT_S)
+            self._standby = None
+        self._replacement = _Replacement(reply, self._order)
+        self._order = order
+        self._not_before = 0.0
+
+    def _end_replacement(self, error: str) -> None:
+        """The new server does not come: the old one stays, or another like it goes on."""
+        if self._replacement is not None:
+            self._order = self._replacement.before
+            self._replacement.reply({"error": error})
+            self._replacement = None
 
     # The end
 
     def _unmount(self) -> None:
-        if self._fuse is None:
-            return
-        try:
-            mounting.unmount(self._mountpoint)
-        except OSError as error:
-            self._log(f"{self._mountpoint}: {error.strerror}: detaching it")
-            with contextlib.suppress(OSError):
-                mounting.unmount(self._mountpoint, lazy=True)
+        problem = self._connection.unmount()
+        if problem is not None:
+            self._log(f"{self._mountpoint}: {problem}: detached")
             if self._active is not None:
                 self._active.terminate()
 
     def _clean_up(self) -> None:
         """Leave neither servers nor mount behind."""
+        self._operator.close()
+        self._notifier.unstore(tuple(self._connection.held()))
         if self._standby is not None:
-            self._part(self._standby)
             self._standby.kill()
+            self._standby.channel.close()
         server = self._active
         if server is not None:
-            self._part(server)  # nobody is to wait for an answer from here
-            if self._fuse is None:
+            server.channel.close()  # nobody is to wait for an answer from here
+            if not self._connection.mounted:
                 server.terminate()  # it does not end by itself
             if not server.wait(STOP_TIMEOUT_S):
                 # One of its threads may wait in the kernel for an answer that it should itself have given.
-                with contextlib.suppress(OSError, LookupError):
-                    mounting.abort(self._mountpoint)
+                self._connection.abort()
                 server.kill()
                 server.wait(STOP_TIMEOUT_S)
-        if self._fuse is not None:
-            # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
-            os.close(self._fuse)
-            mounted = mount_at(self._mountpoint)
-            if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
-                self._unmount()
-        self._tell(
-            {
-                "type": "failed",
-                "kind": "Exception",
-                "error": f"the server ended ({self._last_end or 'killed'}) before the mount answered",
-            }
-        )
+        self._connection.close()
+        error = f"the server ended ({self._last_end or 'killed'}) before the mount answered"
+        self._tell({"type": "failed", "kind": "Exception", "error": error})
 
     # Telling
 
@@ -304,8 +368,10 @@ class Keeper:
             return
         self._told = True
         if self._status is not None:
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 os.write(self._status, json.dumps(message).encode() + b"\n")
+            except BrokenPipeError:
+                self._log("whoever started this is gone")
             os.close(self._status)
         elif message["type"] == "failed":
             self._log(message["error"])
@@ -323,7 +389,7 @@ def main() -> None:
     status: int | None = parser.parse_args().status_fd
     if status is not None:
         os.set_inheritable(status, False)
-    sys.exit(Keeper(json.load(sys.stdin), status).run())
+    sys.exit(Keeper(json.load(sys.stdin), status, stored_descriptors(os.environ)).run())
 
 
 if __name__ == "__main__":

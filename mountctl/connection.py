@@ -1,0 +1,94 @@
+"""What outlives every server of a mount: the connection to the kernel, the ledger and the lock of the cache."""
+
+import contextlib
+import errno
+import os
+import select
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mountctl import mounting
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+
+
+class Connection:
+    """The descriptors of one mount. Those of an earlier keeper, by their names, are gone on with."""
+
+    def __init__(
+        self, mountpoint: Path, *, source: str, allow_other: bool, stored: Mapping[str, int] | None = None
+    ) -> None:
+        self._mountpoint = mountpoint
+        self._source = source
+        self._allow_other = allow_other
+        self._held = dict(stored or {})
+        if "ledger" not in self._held:
+            self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
+
+    @property
+    def mounted(self) -> bool:
+        """Whether there has been a mount."""
+        return "fuse" in self._held
+
+    @property
+    def gone(self) -> bool:
+        """Whether the file system is unmounted, and nobody has a file of it open."""
+        poll = select.poll()
+        poll.register(self._held["fuse"], 0)
+        return bool(poll.poll(0))
+
+    def held(self) -> dict[str, int]:
+        """The descriptors by their names."""
+        return dict(self._held)
+
+    def mount(self, lock: int) -> dict[str, Any]:
+        """Mount, and keep the lock of the cache directory; what there is to say if it cannot be done."""
+        try:
+            self._held["fuse"] = mounting.mount(self._mountpoint, source=self._source, allow_other=self._allow_other)
+        except (mounting.FuseUnavailableError, mounting.MountpointError) as error:
+            os.close(lock)
+            return {"kind": type(error).__name__, "error": str(error)}
+        self._held["lock"] = lock
+        return {}
+
+    def open_backing(self, files: list[int]) -> dict[str, Any]:
+        """Register the file of a descriptor; its id, or the error."""
+        try:
+            if not files:  # the kernel drops a descriptor that there is no room for
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return {"id": mounting.open_backing(self._held["fuse"], files[0])}
+        except OSError as error:
+            return {"errno": error.errno, "error": error.strerror}
+
+    def close_backing(self, number: int) -> None:
+        """Give a backing id up."""
+        with contextlib.suppress(OSError):  # the connection may be gone, or the id
+            mounting.close_backing(self._held["fuse"], number)
+
+    def unmount(self) -> str | None:
+        """Unmount; a busy mount is taken out of the tree. Why that was needed, if it was."""
+        if not self.mounted:
+            return None
+        try:
+            mounting.unmount(self._mountpoint)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                mounting.unmount(self._mountpoint, lazy=True)
+            return error.strerror
+        return None
+
+    def abort(self) -> None:
+        """Have the kernel fail what still waits for an answer."""
+        with contextlib.suppress(OSError, LookupError):
+            mounting.abort(self._mountpoint)
+
+    def close(self) -> None:
+        """Let go of everything, the mount included if it is still there."""
+        held, self._held = self._held, {}
+        for descriptor in held.values():
+            os.close(descriptor)
+        # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
+        mounted = mount_at(self._mountpoint) if "fuse" in held else None
+        if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
+            with contextlib.suppress(OSError):
+                mounting.unmount(self._mountpoint, lazy=True)

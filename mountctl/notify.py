@@ -1,0 +1,58 @@
+"""What systemd is told, and gives: readiness, the watchdog, and descriptors that outlive this process."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+_FIRST_DESCRIPTOR = 3
+
+
+class Notifier:
+    """The service manager's end, by the protocol of sd_notify(3); none where there is no manager."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        interval_us = int(environment.get("WATCHDOG_USEC", "0") or 0)
+        wanted = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self._interval_s = interval_us / 2e6 if wanted and interval_us else None
+        self._next = 0.0
+
+    def tell(self, *lines: str, descriptors: tuple[int, ...] = ()) -> None:
+        """Send some assignments, such as ``READY=1``."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.connect(address)
+            socket.send_fds(end, ["\n".join(lines).encode()], descriptors)
+
+    def store(self, descriptors: Mapping[str, int]) -> None:
+        """Have the manager keep descriptors, by their names, for the next start of this service."""
+        for name, descriptor in descriptors.items():
+            self.tell("FDSTORE=1", f"FDNAME={name}", descriptors=(descriptor,))
+
+    def unstore(self, names: tuple[str, ...]) -> None:
+        """Have the manager let go of descriptors."""
+        for name in names:
+            self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def alive(self) -> None:
+        """All is well: tell the watchdog, when it is due."""
+        now = time.monotonic()
+        if self._interval_s is not None and now >= self._next:
+            self._next = now + self._interval_s
+            self.tell("WATCHDOG=1")
+
+
+def stored_descriptors(environment: Mapping[str, str]) -> dict[str, int]:
+    """The descriptors that the manager has kept since this service ran last, by their names."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    count = int(environment.get("LISTEN_FDS", "0"))
+    found = dict(zip(names, range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count), strict=False))
+    for descriptor in found.values():
+        os.set_inheritable(descriptor, False)
+    return found

@@ -1,0 +1,145 @@
+"""The operator's way to a keeper: one line of JSON each way, over a Unix socket that only its owner may use."""
+
+import contextlib
+import hashlib
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from trimsfs.options import escape
+
+REQUEST_LIMIT = 65536
+REQUEST_TIMEOUT_S = 5.0
+_NAME_LIMIT = 64
+"""Of a socket's name: all of its path has to fit into 107 bytes."""
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+class KeeperGoneError(Exception):
+    """There is no keeper, or it does not answer."""
+
+
+def socket_path(mountpoint: Path) -> Path:
+    """Where the keeper of a mount listens."""
+    directory = Path("/run/trimsfs") if os.geteuid() == 0 else platformdirs.user_runtime_path("trimsfs")
+    name = escape(mountpoint)
+    if len(os.fsencode(name)) > _NAME_LIMIT:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return directory / f"{name}.sock"
+
+
+def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    """What a keeper answers. Raises KeeperGoneError."""
+    path = socket_path(mountpoint)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            end.settimeout(timeout_s)
+            end.connect(str(path))
+            end.sendall(json.dumps(request).encode() + b"\n")
+            with end.makefile("rb") as answer:
+                found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
+                return found
+    except PermissionError:
+        raise KeeperGoneError(f"{mountpoint}: not permitted: ask who mounted it, or root") from None
+    except (OSError, ValueError) as error:
+        raise KeeperGoneError(f"{mountpoint}: its keeper does not answer on {path}: {error}") from error
+
+
+class Operator:
+    """Listens for an operator, in the keeper's loop. *handle* gets each request and a way to reply, now or later."""
+
+    def __init__(self, selector: selectors.BaseSelector, handle: Callable[[dict[str, Any], Reply], None]) -> None:
+        self._selector = selector
+        self._handle = handle
+        self._listener: socket.socket | None = None
+        self._path: Path | None = None
+        self._open: dict[socket.socket, tuple[bytes, float]] = {}
+
+    def listen(self, mountpoint: Path) -> str | None:
+        """Begin; why not, if it cannot be done."""
+        path = socket_path(mountpoint)
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            mask = os.umask(0o177)
+            try:
+                listener.bind(str(path))
+            finally:
+                os.umask(mask)
+            listener.listen(8)
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        self._listener, self._path = listener, path
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        return None
+
+    def close(self) -> None:
+        """Listen no more."""
+        for end in list(self._open):
+            self._drop(end)
+        if self._listener is not None and self._path is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+            self._listener = None
+
+    def look(self) -> None:
+        """Let go of who connects and says nothing."""
+        now = time.monotonic()
+        for end, (_, since) in list(self._open.items()):
+            if now - since > REQUEST_TIMEOUT_S:
+                self._drop(end)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(OSError):
+            end, _ = self._listener.accept()
+            end.setblocking(False)
+            self._open[end] = b"", time.monotonic()
+            self._selector.register(end, selectors.EVENT_READ, lambda: self._read(end))
+
+    def _read(self, end: socket.socket) -> None:
+        known, since = self._open[end]
+        try:
+            piece = end.recv(REQUEST_LIMIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        text = known + piece
+        if not piece or len(text) > REQUEST_LIMIT:
+            self._drop(end)
+        elif b"\n" not in text:
+            self._open[end] = text, since
+        else:
+            self._selector.unregister(end)
+            del self._open[end]
+            self._dispatch(end, text)
+
+    def _dispatch(self, end: socket.socket, text: bytes) -> None:
+        def reply(answer: dict[str, Any]) -> None:
+            with contextlib.suppress(OSError), end:
+                end.sendall(json.dumps(answer).encode() + b"\n")
+
+        try:
+            request = json.loads(text)
+        except (ValueError, RecursionError):
+            request = None
+        if isinstance(request, dict):
+            self._handle(request, reply)
+        else:
+            reply({"error": "not a JSON object"})
+
+    def _drop(self, end: socket.socket) -> None:
+        self._selector.unregister(end)
+        del self._open[end]
+        end.close()
