@@ -1,31 +1,36 @@
-"""The ``mountctl`` command."""
+"""The ``mountctl`` command and its subcommands."""
 
-import sys
-from pathlib import Path
+import importlib
 
 import click
 
-from mountctl import mounting
-from trimsfs.mountinfo import canonical
+_HOMES = {
+    "up": "mountctl.verbs",
+    "down": "mountctl.verbs",
+    "restart": "mountctl.verbs",
+    "upgrade": "mountctl.verbs",
+    "status": "mountctl.verbs",
+    "logs": "mountctl.verbs",
+    "abort": "mountctl.verbs",
+    "run": "mountctl.verbs",
+}
+"""The module of each subcommand, imported when it is given."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """In the order of their first use."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_HOMES)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _HOMES:
+            return None
+        command: click.Command = getattr(importlib.import_module(_HOMES[name]), name.replace("-", "_"))
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """Manage trimsfs mounts from outside: these commands never touch the mount itself."""
-
-
-@main.command()
-@click.argument("mountpoint", type=Path)  # not click.Path, which asks the file system about it
-def abort(mountpoint: Path) -> None:
-    """Abort the FUSE connection of MOUNTPOINT: every process that waits for it gets an error at once.
-
-    The last resort for a server that no longer answers. Exit codes: 0 done, 1 not allowed, 10 no trimsfs mount there.
-    """
-    try:
-        mounting.abort(canonical(mountpoint))
-    except LookupError as error:
-        click.echo(f"mountctl: {error.args[0]}", err=True)
-        sys.exit(10)
-    except OSError as error:
-        click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
-        sys.exit(1)
+    """Manage the trimsfs mounts of this host: those declared in /etc/trimsfs/mounts.d, one TOML file each, by NAME, and
+    any other by its mount point."""

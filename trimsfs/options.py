@@ -6,8 +6,9 @@ reads the environment for trimsfs (the SDKs of the stores read their own).
 
 import os
 import pwd
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
 
+MOUNTPOINT = "mountpoint"
+"""In a configuration file that declares a mount; the options of the mount do not include it."""
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
 FALLBACK_UID = 60874
@@ -152,6 +155,26 @@ def _absolute(store: str) -> str:
     return store if "://" in store else str(Path(store).absolute())
 
 
+def order_of(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
+    """What a keeper is told to do: mount there, and run a server with these options, which are resolved."""
+    return {
+        "mountpoint": str(mountpoint),
+        "source": options.store,
+        "allow_other": options.allow_other,
+        "foreground": foreground,
+        "server": [sys.executable, "-m", "trimsfs.daemon"],
+        "options": options.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def declared_mountpoint(file: Path) -> Path:
+    """Where the mount that a configuration file declares is to be. Raises ConfigurationError."""
+    mountpoint = _read_toml(file, needed=True).get(MOUNTPOINT)
+    if not isinstance(mountpoint, str) or not mountpoint.startswith("/"):
+        raise ConfigurationError(f'{file}: no mountpoint: write mountpoint = "/models", an absolute path')
+    return Path(os.path.normpath(mountpoint))
+
+
 def escape(mountpoint: Path) -> str:
     """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is ``%2D``."""
     name = str(mountpoint).removeprefix("/").replace("%", "%25").replace("-", "%2D").replace("/", "-")
@@ -161,16 +184,20 @@ def escape(mountpoint: Path) -> str:
 def load_options(
     arguments: Mapping[str, Any],
     *,
-    config: Path | None = None,
+    configs: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
 ) -> MountOptions:
     """Merge the sources; *arguments* holds what the command line gave, without what it left out.
 
+    Of several configuration files, later ones win; DEFAULT_CONFIG is read when none is told.
+
     Raises ConfigurationError naming the option, where it came from and what is wrong with it.
     """
     environment = os.environ if environment is None else environment
-    path = config or DEFAULT_CONFIG
-    layers: list[tuple[str, Mapping[str, Any]]] = [(str(path), _read_toml(path, needed=config is not None))]
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    for path in configs or (DEFAULT_CONFIG,):
+        values = _read_toml(path, needed=bool(configs))
+        layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
     variables = {
         name: environment[variable]
         for name in MountOptions.model_fields

@@ -30,7 +30,7 @@ def test_every_option_and_exit_code_is_described() -> None:
 
 
 def test_example_configuration_is_valid() -> None:
-    options = load_options({}, config=ROOT / "packaging/config.toml", environment={})
+    options = load_options({}, configs=[ROOT / "packaging/config.toml"], environment={})
 
     assert options.store == "s3://my-models"
     assert options.cache_size == 500 << 30

@@ -33,7 +33,7 @@ def load(
     config: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> MountOptions:
-    return load_options(arguments or {}, config=config, environment=environment or {})
+    return load_options(arguments or {}, configs=[config] if config else [], environment=environment or {})
 
 
 def error_of(

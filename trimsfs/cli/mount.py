@@ -26,7 +26,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
-from trimsfs.options import MountOptions, default_store, flag
+from trimsfs.options import MountOptions, default_store, flag, order_of
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -43,19 +43,17 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     Returns when the mount answers. All but --foreground can also be lines of the configuration file (with _ for -) or
     an environment variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
     """
+    mount_store(mountpoint, options, foreground=foreground)
+
+
+def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
+    """Mount, and return when the mount answers; in the foreground, not at all. Raises TrimsError, or exits."""
     mountpoint = _check(mountpoint)
     options = options.resolved(mountpoint)
     _check_apart(mountpoint, options)
     if options.store is not None and "://" not in options.store:
         _make_default_store(Path(options.store))
-    order: dict[str, object] = {
-        "mountpoint": str(mountpoint),
-        "source": options.store,
-        "allow_other": options.allow_other,
-        "foreground": foreground,
-        "server": [sys.executable, "-m", "trimsfs.daemon"],
-        "options": options.model_dump(mode="json", exclude_none=True),
-    }
+    order = order_of(mountpoint, options, foreground=foreground)
     keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
         _warn_of_full_disk(options)

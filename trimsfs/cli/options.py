@@ -28,11 +28,11 @@ _METAVARS = {
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the mount options; it gets those that were set as one MountOptions, ``options``."""
 
-    def wrapped(config: Path | None, **arguments: Any) -> None:
+    def wrapped(config: tuple[Path, ...], **arguments: Any) -> None:
         names = MountOptions.model_fields.keys()
         given = {name: arguments.pop(name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
-        command(options=load_options(given, config=config), **arguments)
+        command(options=load_options(given, configs=config), **arguments)
 
     wrapped.__name__ = command.__name__
     wrapped.__doc__ = command.__doc__
@@ -51,8 +51,9 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--config",
         type=click.Path(dir_okay=False, path_type=Path),
+        multiple=True,
         envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
-        help=f"TOML file with any of these options.  [default: {DEFAULT_CONFIG}]",
+        help=f"TOML file with any of these options; of several, later ones win.  [default: {DEFAULT_CONFIG}]",
     )(decorated)
 
 

@@ -1,0 +1,61 @@
+"""The mounts that this host declares, one TOML file each: a mount point, and any options of ``trimsfs mount``."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimsfs.errors import ConfigurationError
+from trimsfs.mountinfo import canonical
+from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, load_options, order_of
+
+DIRECTORY = Path("/etc/trimsfs/mounts.d")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount by its name: that of its file, or for one that is not declared its mount point."""
+
+    name: str
+    mountpoint: Path
+    file: Path | None = None
+
+    @property
+    def configs(self) -> list[Path]:
+        """The configuration files of a declared mount, later ones winning."""
+        assert self.file is not None
+        return [*([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []), self.file]
+
+    def command(self, *, foreground: bool = False) -> list[str]:
+        """The command that mounts a declared mount."""
+        options = [f"--config={file}" for file in self.configs] + ["--foreground"] * foreground
+        return [sys.executable, "-m", "trimsfs", "mount", *options, str(self.mountpoint)]
+
+    def order(self, *, foreground: bool) -> dict[str, Any]:
+        """What the keeper of a declared mount is told. Raises ConfigurationError."""
+        options = load_options({}, configs=self.configs).resolved(self.mountpoint)
+        return order_of(self.mountpoint, options, foreground=foreground)
+
+
+def declared(directory: Path) -> list[Mount]:
+    """The declared mounts, by name. Raises ConfigurationError for one that cannot be read."""
+    found = []
+    for file in sorted(directory.glob("*.toml")):
+        if not _NAME.fullmatch(file.stem):
+            raise ConfigurationError(f"{file}: a mount's name has letters, digits, '_', '-' and '.': rename the file")
+        found.append(Mount(file.stem, canonical(declared_mountpoint(file)), file))
+    return found
+
+
+def find(name: str, directory: Path) -> Mount:
+    """A mount by its name, or by its mount point when that is an absolute path. Raises ConfigurationError."""
+    if name.startswith("/"):
+        mountpoint = canonical(Path(name))
+        return next((mount for mount in declared(directory) if mount.mountpoint == mountpoint), Mount(name, mountpoint))
+    file = directory / f"{name}.toml"
+    if not _NAME.fullmatch(name) or not file.exists():
+        known = ", ".join(mount.name for mount in declared(directory)) or "none"
+        raise ConfigurationError(f"{name}: no such mount is declared in {directory} (known: {known})")
+    return Mount(name, canonical(declared_mountpoint(file)), file)

@@ -1,0 +1,254 @@
+"""What an operator does to mounts. Nothing here touches a mount itself: one that hangs can be managed all the same."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+from mountctl import declared, mounting, systemd
+from mountctl.declared import Mount
+from mountctl.notify import stored_descriptors
+from mountctl.operator import KeeperGoneError, ask
+from trimsfs.errors import NotMountedError, TrimsError
+from trimsfs.exits import exit_code
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at, mounts
+
+P = ParamSpec("P")
+
+ANSWER_TIMEOUT_S = 5.0
+REPLACE_TIMEOUT_S = 90.0
+
+_directory = click.option(
+    "--mounts-dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    envvar="TRIMSFS_MOUNTS_DIR",
+    default=declared.DIRECTORY,
+    show_default=True,
+    help="Where mounts are declared.",
+)
+_name = click.argument("name")
+_names = click.argument("names", metavar="[NAME]...", nargs=-1)
+
+
+def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
+    """A command whose result is its exit code, and whose errors are one line and a documented one."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            code = function(*arguments, **named)
+        except TrimsError as error:
+            click.echo(f"mountctl: {error}", err=True)
+            code = exit_code(type(error).__name__)
+        except KeeperGoneError as error:
+            click.echo(f"mountctl: {error}", err=True)
+            code = exit_code(NotMountedError.__name__)
+        except OSError as error:
+            click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
+            code = 1
+        sys.exit(code or 0)
+
+    return call
+
+
+@click.command()
+@_names
+@_directory
+@_reported
+def up(names: tuple[str, ...], directory: Path) -> int:
+    """Mount what is declared as NAME, or all that is declared; what is up stays so."""
+    return max((_up(mount) for mount in _chosen(names, directory)), default=0)
+
+
+def _up(mount: Mount) -> int:
+    if mount.file is None:
+        raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {declared.DIRECTORY}")
+    mounted = mount_at(mount.mountpoint)
+    if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
+        click.echo(f"{mount.name} is up at {mount.mountpoint}")
+        return 0
+    mount.mountpoint.mkdir(parents=True, exist_ok=True)
+    if systemd.manages(mount.name):
+        return systemd.start(mount.name)
+    return subprocess.run(mount.command(), check=False).returncode
+
+
+@click.command()
+@_names
+@click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
+@_directory
+@_reported
+def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
+    """Unmount NAME, or all that is declared."""
+    return max((_down(mount, lazy=lazy) for mount in _chosen(names, directory)), default=0)
+
+
+def _down(mount: Mount, *, lazy: bool) -> int:
+    mounted = mount_at(mount.mountpoint)
+    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        click.echo(f"{mount.name} is down")
+        return 0
+    command = [sys.executable, "-m", "trimsfs", "umount", *(["--lazy"] if lazy else []), str(mount.mountpoint)]
+    code = subprocess.run(command, check=False).returncode
+    if code == 0 and mount.file is not None and systemd.manages(mount.name):
+        return systemd.stop(mount.name)
+    return code
+
+
+@click.command()
+@_name
+@_directory
+@_reported
+def restart(name: str, directory: Path) -> None:
+    """Replace the server of NAME by a new one with the same options; readers wait for some milliseconds."""
+    _replace(declared.find(name, directory), {"do": "replace"})
+
+
+@click.command()
+@_name
+@_directory
+@_reported
+def upgrade(name: str, directory: Path) -> None:
+    """Replace the server of NAME by one of the programs installed now, with the options declared now.
+
+    The new server starts beside the old one; readers wait for some milliseconds while it takes over. If it does not
+    start, the old one stays.
+    """
+    mount = declared.find(name, directory)
+    request: dict[str, Any] = {"do": "replace"}
+    if mount.file is not None:
+        foreground = _facts(mount).get("foreground", False)
+        request["order"] = mount.order(foreground=foreground)
+    _replace(mount, request)
+
+
+def _replace(mount: Mount, request: dict[str, Any]) -> None:
+    _check_mounted(mount)
+    answer = ask(mount.mountpoint, request, timeout_s=REPLACE_TIMEOUT_S)
+    if "error" in answer:
+        raise TrimsError(f"{mount.name}: {answer['error']}")
+    click.echo(f"{mount.name}: the server is now pid {answer['server_pid']}")
+
+
+@click.command()
+@_names
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_directory
+@_reported
+def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
+    """Show NAME, or all mounts, declared or not: whether a server answers, and how often it had to be replaced.
+
+    Exit code 10 when one of them is not served.
+    """
+    chosen = _chosen(names, directory)
+    if not names:
+        known = {mount.mountpoint for mount in chosen}
+        chosen += [Mount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
+    found = [{"name": mount.name, "mountpoint": str(mount.mountpoint)} | _facts(mount) for mount in chosen]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    elif not found:
+        click.echo("no mounts")
+    else:
+        for facts in found:
+            click.echo(_line(facts))
+    return 0 if all(facts["state"] == "serving" for facts in found) else exit_code(NotMountedError.__name__)
+
+
+def _line(facts: dict[str, Any]) -> str:
+    line = f"{facts['name']}: {facts['state']} at {facts['mountpoint']}"
+    if facts.get("server_pid"):
+        line += f", server pid {facts['server_pid']}"
+    if facts.get("restarts"):
+        line += f", restarted {facts['restarts']} times"
+    if facts.get("last_end"):
+        ago_s = time.time() - facts["last_end_at"]
+        line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
+    return line + (f": {facts['error']}" if "error" in facts else "")
+
+
+def _facts(mount: Mount) -> dict[str, Any]:
+    """What is known of a mount from the kernel's list and from its keeper."""
+    mounted = mount_at(mount.mountpoint)
+    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        return {"state": "down"}
+    try:
+        return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+    except KeeperGoneError as error:
+        return {"state": "not kept", "error": str(error)}
+
+
+@click.command()
+@_name
+@click.option("-n", "--lines", default=50, show_default=True, help="How many lines, from the last.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
+@_directory
+@_reported
+def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
+    """Show the log of NAME."""
+    mount = declared.find(name, directory)
+    facts = _facts(mount)
+    if mount.file is not None and (systemd.manages(mount.name) or facts.get("foreground")):
+        command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
+        return subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
+    file = facts.get("log_file")
+    if file is None and mount.file is not None:
+        file = mount.order(foreground=False)["options"]["log_file"]
+    if file is None:
+        raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
+    return subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode
+
+
+@click.command()
+@_name
+@_directory
+@_reported
+def abort(name: str, directory: Path) -> None:
+    """Abort the FUSE connection of NAME: every process that waits for it gets an error at once, and it is unmounted.
+
+    The last resort for a server that no longer answers. Exit codes: 0 done, 1 not allowed, 10 no trimsfs mount there.
+    """
+    mount = declared.find(name, directory)
+    try:
+        mounting.abort(mount.mountpoint)
+    except LookupError as error:
+        raise NotMountedError(error.args[0]) from error
+
+
+@click.command(hidden=True)
+@_name
+@_directory
+@_reported
+def run(name: str, directory: Path) -> None:
+    """Mount NAME and stay, for a service manager. What an earlier run of the service has left is gone on with."""
+    mount = declared.find(name, directory)
+    if mount.file is None:
+        raise NotMountedError(f"{name} is not declared")
+    mount.mountpoint.mkdir(parents=True, exist_ok=True)
+    if "fuse" not in stored_descriptors(os.environ):
+        os.execv(sys.executable, mount.command(foreground=True))
+    order = os.memfd_create("trimsfs-order")
+    os.write(order, json.dumps(mount.order(foreground=True)).encode())
+    os.lseek(order, 0, os.SEEK_SET)
+    os.dup2(order, 0)
+    for descriptor in stored_descriptors(os.environ).values():
+        os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
+
+
+def _chosen(names: tuple[str, ...], directory: Path) -> list[Mount]:
+    return [declared.find(name, directory) for name in names] if names else declared.declared(directory)
+
+
+def _check_mounted(mount: Mount) -> None:
+    mounted = mount_at(mount.mountpoint)
+    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        raise NotMountedError(f"{mount.name}: no trimsfs mount at {mount.mountpoint}")

@@ -1,0 +1,97 @@
+"""``mount.trimsfs``, by which ``mount -t trimsfs`` and lines of ``/etc/fstab`` mount.
+
+Called as ``mount.trimsfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS]``, see mount(8). Options are those of
+``trimsfs mount``, with - or _, besides those that are for mount itself and for systemd.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trimsfs.cli.exits import reported
+from trimsfs.cli.mount import mount_store
+from trimsfs.errors import ConfigurationError
+from trimsfs.options import MountOptions, load_options
+
+_OTHERS = re.compile(
+    r"""(?x)
+    defaults | _netdev | nofail | r[ow] | (no)?(auto|exec|suid|dev|atime|diratime|iversion|mand|user|users|owner|group)
+    | (rel|strict|lazy)atime | norelatime | nostrictatime | nolazyatime | a?sync | dirsync | silent | loud | remount
+    | (x-|X-|comment=|user=|uhelper=|helper=).*
+    """
+)
+"""Options of every mount, for mount(8) itself, systemd or people: a trimsfs mount is read-only, nosuid, nodev and
+noatime whatever they say."""
+
+
+@click.command("mount.trimsfs")
+@click.argument("source")
+@click.argument("mountpoint", type=Path)
+@click.option("-o", "texts", multiple=True, metavar="OPTIONS", help="Options, with commas between them.")
+@click.option("-s", "sloppy", is_flag=True, help="Ignore options that are not known.")
+@click.option("-f", "fake", is_flag=True, help="Do all but mount.")
+@click.option("-n", is_flag=True, help="Do not write /etc/mtab: nobody does.", expose_value=False)
+@click.option("-v", is_flag=True, help="Tell more: there is no more.", expose_value=False)
+@click.option("-N", "namespace", help="Not supported.")
+@click.option("-t", "_kind", help="The type, trimsfs.")
+@reported
+def main(
+    source: str, mountpoint: Path, texts: tuple[str, ...], sloppy: bool, fake: bool, namespace: str | None, _kind: str
+) -> None:
+    """Mount the store SOURCE at MOUNTPOINT: the helper of `mount -t trimsfs`."""
+    if namespace is not None:
+        raise ConfigurationError("option -N: not supported: run mount inside the namespace, with nsenter")
+    options, foreground = parse(",".join(texts), source, sloppy=sloppy)
+    if fake:
+        options.resolved(mountpoint)
+        return
+    mount_store(mountpoint, options, foreground=foreground)
+
+
+def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions, bool]:
+    """The options of a mount from an option list of mount(8), and whether it is to stay in the foreground.
+
+    A value with commas is quoted, ``store="a,b"``. The source ``none`` or ``trimsfs`` stands for none: the store is
+    then an option, or the default one. Raises ConfigurationError.
+    """
+    given: dict[str, Any] = {} if source in {"none", "trimsfs"} else {"store": source}
+    configs: list[Path] = []
+    foreground = False
+    for item in split(text):
+        spelled, equals, value = item.partition("=")
+        name = spelled.replace("-", "_")
+        negated = name.removeprefix("no_")
+        if name == "config" and equals:
+            configs.append(Path(value))
+        elif name == "foreground" and not equals:
+            foreground = True
+        elif name in MountOptions.model_fields:
+            given[name] = value if equals else True
+        elif negated in MountOptions.model_fields and not equals:
+            given[negated] = False
+        elif not _OTHERS.fullmatch(item) and not sloppy:
+            raise ConfigurationError(f"mount option {item}: there is no such option: see `trimsfs mount --help`")
+    return load_options(_without_blanks(given), configs=configs), foreground
+
+
+def _without_blanks(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+
+
+def split(text: str) -> Iterator[str]:
+    """The options in a list: commas part them, except in double quotes, which are taken off."""
+    for match in re.finditer(r'((?:"[^"]*"|[^",])*)(,|$|")', text):
+        item, end = match[1], match[2]
+        if end == '"':
+            raise ConfigurationError(f"mount options {text}: a double quote is not closed")
+        item = item.replace('"', "").strip()
+        if item:
+            yield item
+
+
+if __name__ == "__main__":
+    sys.exit(main())
