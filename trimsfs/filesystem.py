@@ -2,11 +2,8 @@
 
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import trio
 
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, Caller, Control
@@ -17,6 +14,7 @@ from trimsfs.handles import Handles, OpenFile, passed_through
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
 from trimsfs.residents import Residents
+from trimsfs.sentback import SentBack
 from trimsfs.siblings import Siblings
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -29,8 +27,6 @@ FOREVER_S = 86400.0
 CONTROL_TTL_S = 1.0
 IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED, TELLS_COMMON = 1, 2, 4, 8
 UNKNOWN = (1 << 64) - 1
-SENT_BACK_S = 1.0
-"""Within this time the kernel has come back to open what the name leads to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +105,9 @@ class Filesystem:
         self._derived = derived
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
-        self._handles = Handles(ledger or Ledger())
-        self._sent_back: OrderedDict[tuple[int, str], float] = OrderedDict()
-        self._restored = float("-inf")
+        self._ledger = ledger or Ledger()
+        self._handles = Handles(self._ledger)
+        self._sent_back = SentBack(self._ledger)
         self._reads = self._read_bytes = self._passthrough_opens = self._cached_opens = 0
 
     def statistics(self) -> FilesystemStatistics:
@@ -258,19 +254,19 @@ class Filesystem:
         except BaseException as error:
             self._disk.release(blob)
             if isinstance(error, ObjectChangedError):
-                self._send_back(inode, thread)
+                self._sent_back.may(thread, inode.path)
                 self._replaced(inode)
             raise
         self._cold_opener.opened(blob, thread)
         if thread:
-            self._sent_back.pop((thread, inode.path), None)
+            self._sent_back.came(thread, inode.path)
         handle = self._handles.add_file(inode, blob)
         return Opened(handle=handle, cached=not passed_through(handle))
 
     async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
         """Open in passthrough mode; what has been evicted since the kernel learnt the number is fetched again."""
         if not self._residents.ready(blob):
-            if not blob.backing_id and self._send_back(inode, thread):
+            if not blob.backing_id and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
             if not await self._cold_opener.fetch(blob, interruptible):
                 raise LookUpAgainError(inode.path)
@@ -284,23 +280,12 @@ class Filesystem:
         self._fetcher.hold(blob)
         try:
             resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
-            if resident and self._send_back(inode, thread):
+            if resident and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
         except BaseException:
             self._fetcher.unhold(blob)
             raise
         self._cached_opens += 1
-
-    def _send_back(self, inode: Inode, thread: int) -> bool:
-        """Whether an open may be sent back; it counts as done. A thread of another PID namespace has no number."""
-        key, now = (thread, inode.path), trio.current_time()
-        # An earlier server may have sent it back just before it died.
-        again = now - max(self._sent_back.pop(key, float("-inf")), self._restored) < SENT_BACK_S
-        if not again:
-            self._sent_back[key] = now
-            while now - next(iter(self._sent_back.values())) >= SENT_BACK_S:
-                self._sent_back.popitem(last=False)
-        return not again
 
     def opened(self, handle: int) -> None:
         """The kernel has got the handle of an open file or directory."""
@@ -308,7 +293,7 @@ class Filesystem:
 
     async def restore(self) -> None:
         """Go on with the files that the kernel has open since before this server was started."""
-        self._restored = trio.current_time()
+        self._sent_back.restore()
         files = {handle: self._handles.files[handle] for handle in self._handles.restore(self._namespace)}
         for (handle, file), blob in zip(
             files.items(), await self._disk.recall([_generation(file) for file in files.values()]), strict=True

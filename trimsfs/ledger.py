@@ -28,12 +28,13 @@ _GROWTH = 1 << 20
 
 
 class Kind(enum.IntEnum):
-    """What a slot is about; its number is an inode's, a file handle or a backing id, and else 0."""
+    """What a slot is about; its number is an inode's, a file handle, a backing id or a thread's, and else 0."""
 
     CONNECTION = 1
     INODE = 2
     HANDLE = 3
     BACKING = 4
+    SENT_BACK = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

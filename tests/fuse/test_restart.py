@@ -1,0 +1,240 @@
+"""A server that dies or is replaced: whoever uses the mount waits for a moment, and goes on."""
+
+import json
+import mmap
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mountctl.operator import ask
+from tests.fuse.readers import Readers, Report
+from tests.fuse.test_mounting import alive
+from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
+from trimsfs.mountinfo import mount_at
+
+MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))
+READERS = 8
+SIZES = (3 << 20, 100_000, 20 << 20, 9 << 20, 1 << 20)
+
+
+def keeper(mount: MountedStore) -> dict[str, object]:
+    """What the keeper of a mount says, which takes no server."""
+    return ask(mount.path, {"do": "status"}, timeout_s=5)
+
+
+def serving(mount: MountedStore, *, not_by: object = None) -> int:
+    """Wait for a server that is ready, and another one that stands by."""
+
+    def ready() -> bool:
+        facts = keeper(mount)
+        return facts["state"] == "serving" and bool(facts["standby"]) and facts["server_pid"] != not_by
+
+    wait_until(ready, timeout_s=30)
+    pid = keeper(mount)["server_pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+def kill(mount: MountedStore) -> int:
+    """Kill the server, and wait for the next."""
+    pid = serving(mount)
+    os.kill(pid, signal.SIGKILL)
+    return serving(mount, not_by=pid)
+
+
+@pytest.fixture
+def store(store_directory: Path) -> Path:
+    """Models of several sizes, more than the cache is to hold."""
+    draw = random.Random(1)
+    for model in range(12):
+        directory = store_directory / f"group-{model % 3}/model-{model}"
+        directory.mkdir(parents=True)
+        for number, size in enumerate(SIZES):
+            (directory / f"part-{number}").write_bytes(draw.randbytes(size + model))
+    return store_directory
+
+
+@pytest.fixture
+def busy(store: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """A mount whose cache holds a third of the store, so that files come and go all the time."""
+    with mounted(store, tmp_path, "--cache-size", "150MiB", "--min-free", "0") as mount:
+        yield mount
+
+
+def shown(report: Report, what: str) -> None:
+    worst = ", ".join(f"{kind} {seconds * 1e3:.0f} ms" for kind, seconds in sorted(report.worst_s.items()))
+    print(f"{what}: {report.operations} operations by {READERS} readers; the longest: {worst}")
+
+
+@pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_readers_of_a_server_that_is_killed_notice_nothing(
+    kills: int, busy: MountedStore, store: Path, tmp_path: Path
+) -> None:
+    draw = random.Random(2)
+    serving(busy)
+    readers = Readers(busy.path, store, tmp_path, count=READERS)
+    try:
+        for _ in range(kills):
+            time.sleep(draw.uniform(0.1, 1.2))
+            kill(busy)
+    finally:
+        report = readers.stop()
+    shown(report, f"{kills} kills")
+    assert (report.errors, report.wrong) == ([], [])
+    assert report.operations > 100
+    assert keeper(busy)["restarts"] == kills
+    assert "Traceback" not in busy.log()
+
+
+def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
+    serving(busy)
+    readers = Readers(busy.path, store, tmp_path, count=READERS)
+    try:
+        for verb in ("upgrade", "restart", "upgrade"):
+            before = serving(busy)
+            time.sleep(0.5)
+            done = subprocess.run([MOUNTCTL, verb, busy.path], capture_output=True, text=True, timeout=90, check=False)
+            assert done.returncode == 0, done.stderr
+            assert serving(busy) != before
+    finally:
+        report = readers.stop()
+    shown(report, "3 replacements")
+    assert (report.errors, report.wrong) == ([], [])
+    assert keeper(busy)["last_end"] is None
+
+
+def test_what_is_open_stays_open(store: Path, tmp_path: Path) -> None:
+    name = "group-0/model-0/part-0"
+    content = (store / name).read_bytes()
+    with mounted(store, tmp_path, "--metadata-ttl", "3600") as mount:
+        with (mount.path / name).open("rb", buffering=0) as file:
+            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            directory = os.open(mount.path / "group-0", os.O_RDONLY)
+            names = os.listdir(directory)
+            assert mount.info(name)["open"] == 1
+            kill(mount)
+            assert mount.info(name)["open"] == 1
+            assert mount.info(name)["passthrough"]
+            assert trimsfs("evict", mount.path / name).returncode == 12
+            assert os.pread(file.fileno(), len(content), 0) == content == mapping[:]
+            assert os.listdir(directory) == names
+            os.close(directory)
+            mapping.close()
+        wait_until(lambda: mount.info(name)["open"] == 0)
+        assert trimsfs("evict", mount.path / name).returncode == 0
+        assert (mount.path / name).read_bytes() == content
+
+
+def test_file_that_is_streamed_goes_on_where_it_was(store_directory: Path, streaming_mount: MountedStore) -> None:
+    content = random.Random(3).randbytes(40 << 20)
+    (store_directory / "big").write_bytes(content)
+    with (streaming_mount.path / "big").open("rb", buffering=0) as file:
+        for offset in range(0, len(content), 4 << 20):
+            if offset % (16 << 20) == 0:
+                kill(streaming_mount)
+            assert os.pread(file.fileno(), 4 << 20, offset) == content[offset : offset + (4 << 20)]
+
+
+def test_pins_and_what_is_resident_outlive_the_server(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path) as mount:
+        model = mount.path / "group-0/model-0"
+        assert trimsfs("pin", model).returncode == 0
+        fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+        assert fetched > 0
+        kill(mount)
+        info = mount.info("group-0/model-0/part-0")
+        assert (info["pinned"], info["passthrough"], info["verified"]) == (True, True, True)
+        assert trimsfs("evict", model).returncode == 12
+        (model / "part-0").read_bytes()
+        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 0
+        assert mount.control()["restarts"] == 1
+
+
+def test_backing_files_of_evicted_models_are_given_up_after_a_restart(store: Path, tmp_path: Path) -> None:
+    """An id that is left behind would keep the space of a file that has been removed."""
+    with mounted(store, tmp_path) as mount:
+        assert trimsfs("warm", mount.path).returncode == 0
+        kill(mount)
+        assert trimsfs("evict", mount.path).returncode == 0
+        keeper_pid = mount.control()["keeper_pid"]
+        wait_until(lambda: not list((mount.cache / "blobs").glob("*/*")))
+        used = os.statvfs(mount.cache)
+        assert alive(keeper_pid)
+        # The kernel holds no file of the cache any more: all of its space is back.
+        blocks = sum(path.stat().st_blocks for path in (mount.cache / "blobs").rglob("*"))
+        assert blocks * 512 < 1 << 20
+        assert used.f_bfree > 0
+
+
+def test_names_that_were_known_are_served_while_the_store_is_away(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").mkdir()
+    (store_directory / "model/params").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path, "--metadata-ttl", "0.1") as mount:
+        assert (mount.path / "model/params").read_bytes() == b"weights"
+        store_directory.rename(tmp_path / "away")
+        kill(mount)
+        assert (mount.path / "model/params").read_bytes() == b"weights"
+        (tmp_path / "away").rename(store_directory)
+
+
+def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp_path: Path) -> None:
+    """Whoever waits is told so: the mount goes away, and does not hang."""
+    with mounted(store_directory, tmp_path) as mount:
+        keeper_pid = int(str(keeper(mount)["keeper_pid"]))
+        deadline = time.monotonic() + 40
+        while alive(keeper_pid) and time.monotonic() < deadline:
+            for server in Path(f"/proc/{keeper_pid}/task/{keeper_pid}/children").read_text().split():
+                os.kill(int(server), signal.SIGKILL)
+            time.sleep(0.02)
+        assert not alive(keeper_pid)
+        assert mount_at(mount.path) is None
+        assert "giving up" in mount.log()
+
+
+def test_server_that_stands_still_is_replaced(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    with mounted(store_directory, tmp_path) as mount:
+        pid = serving(mount)
+        os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert (mount.path / "model").read_bytes() == b"weights"
+        assert time.monotonic() - began > 5  # it was the keeper's patience that ended it
+        assert serving(mount) != pid
+
+
+def test_upgrade_to_options_that_do_not_work_leaves_the_server_as_it_is(store_directory: Path, tmp_path: Path) -> None:
+    declared = tmp_path / "mounts.d"
+    declared.mkdir()
+    mountpoint, file = tmp_path / "models", declared / "models.toml"
+    lines = [f'mountpoint = "{mountpoint}"', f'store = "{store_directory}"', f'cache_dir = "{tmp_path / "cache"}"']
+    file.write_text("\n".join(lines))
+    (store_directory / "model").write_bytes(b"weights")
+
+    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [MOUNTCTL, *arguments, "--mounts-dir", str(declared)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+    assert mountctl("up").returncode == 0
+    try:
+        before = json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"]
+        file.write_text("\n".join([*lines, 'server_user = "nobody-of-this-name"']))
+        done = mountctl("upgrade", "models")
+        assert (done.returncode, "there is no such user" in done.stderr) == (1, True), done.stderr
+        assert json.loads(mountctl("status", "models", "--json").stdout)[0]["server_pid"] == before
+        file.write_text("\n".join([*lines[:2], 'cache_dir = "/elsewhere"']))
+        done = mountctl("upgrade", "models")
+        assert (done.returncode, "cannot be changed while it is mounted" in done.stderr) == (1, True), done.stderr
+        file.write_text("\n".join([*lines, "metadata_ttl = 7"]))
+        assert mountctl("upgrade", "models").returncode == 0
+        facts = json.loads((mountpoint / ".trims/control").read_text())
+        assert facts["options"]["metadata_ttl"] == 7
+        assert (mountpoint / "model").read_bytes() == b"weights"
+    finally:
+        assert mountctl("down").returncode == 0
