@@ -14,11 +14,12 @@ from functools import partial
 
 import trio
 
-from trimsfs.derived import DerivedBlobs
+from trimsfs.access import Access
+from trimsfs.derived import DerivedBlobs, owner
 from trimsfs.errors import CacheUnusableError, InUseError, NotPermittedError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.handles import ControlHandle
-from trimsfs.namespace import Inode, Kind, Namespace, Special
+from trimsfs.namespace import CONTROL_NAME, Inode, Kind, Namespace, Special
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.tables import TensorTables
@@ -38,6 +39,7 @@ PROGRESS_INTERVAL_S = 0.25
 FILES_AT_ONCE = 16
 RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 """How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
+CONTROL_PART = f"{CONTROL_NAME.decode()}/"
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
 
@@ -149,14 +151,15 @@ class Control:
         self._tables = tables
         self._derived = derived
         self._sharing = sharing
+        self.access = Access(options)
         self._options = options
         self._metrics = metrics
         self._facts = facts
         self._nursery: trio.Nursery | None = None
-        self._root_files: dict[str, Callable[[], Awaitable[bytes]]] = {
+        self._root_files: dict[str, Callable[[Caller], Awaitable[bytes]]] = {
             "control": self._control,
             "metrics": self._render_metrics,
-            "models": self._models,
+            "models": partial(self._models, ""),
         }
         self._commands: dict[str, Command] = {
             "evict": self._evict,
@@ -236,19 +239,21 @@ class Control:
             self._authorise(caller, name, inode.path)
             return self._start(name, inode)
         if name == "info":
-            return _Text(await self._info(inode))
+            return _Text(await self._info(inode, caller))
         if name == "tensors":
             assert inode.generation is not None
             return _Text(await self._tables.table(inode.generation))
         if name == "shared":
             assert inode.generation is not None
-            return _Text(_json(await self._sharing.told(inode.generation, self._residents.ready)))
-        return _Text(await self._root_files[name]())
+            return _Text(_json(await self._sharing.told(inode.generation, partial(self._may_tell, caller))))
+        return _Text(await self._root_files[name](caller))
 
     def _authorise(self, caller: Caller, command: str, path: str) -> None:
-        options = self._options
-        if caller.uid not in {0, options.uid} and options.control_gid not in caller.groups:
+        if not self._commands_allowed(caller):
             raise NotPermittedError(f"{command} /{path}: uid {caller.uid} may not command this mount")
+
+    def _commands_allowed(self, caller: Caller) -> bool:
+        return caller.uid in {0, self._options.uid} or self._options.control_gid in caller.groups
 
     def _start(self, name: str, inode: Inode) -> ControlHandle:
         assert self._nursery is not None
@@ -366,21 +371,39 @@ class Control:
 
     # Looking
 
-    async def _info(self, inode: Inode) -> bytes:
+    async def _info(self, inode: Inode, caller: Caller) -> bytes:
         if inode.generation is not None:
             return _json(self._model(await self._disk.residency(inode.generation)))
-        return await self._models(inode.path)
+        return await self._models(inode.path, caller)
 
-    async def _models(self, prefix: str = "") -> bytes:
-        """What is here of the objects below a prefix, those of which nothing is here left out."""
-        below = [here for here in await self._disk.residencies() if here.generation.key.startswith(prefix)]
+    async def _models(self, prefix: str, caller: Caller) -> bytes:
+        """What is here of the objects below a prefix that the caller may read; of the others nothing is told."""
+        below = [
+            here
+            for here in await self._disk.residencies()
+            if here.generation.key.startswith(prefix) and self._may_read(here.generation.key, caller)
+        ]
         return _json({"path": prefix, "models": [self._model(here) for here in below]})
 
-    async def _render_metrics(self) -> bytes:
+    def _may_read(self, key: str, caller: Caller) -> bool:
+        made_by = owner(key.rpartition("/")[2]) if CONTROL_PART in key else None
+        if made_by is not None and caller.uid not in {0, made_by}:
+            return False
+        return self.access.may_read(key, caller.uid, caller.groups)
+
+    def _may_tell(self, caller: Caller, blob: Blob) -> bool:
+        """Whether a caller may learn of a blob that is ready to be mapped."""
+        return self._residents.ready(blob) and self._may_read(blob.generation.key, caller)
+
+    async def _render_metrics(self, caller: Caller) -> bytes:
+        del caller
         return self._metrics()
 
-    async def _control(self) -> bytes:
-        return _json(self._facts())
+    async def _control(self, caller: Caller) -> bytes:
+        facts = self._facts()
+        if not self._commands_allowed(caller):
+            facts = {name: fact for name, fact in facts.items() if name != "options"}  # it names tenants
+        return _json(facts)
 
     def _model(self, here: Residency) -> dict[str, object]:
         generation = here.generation

@@ -183,7 +183,7 @@ async def _serve(
         invalidate=invalidate,
     )
     sources["files"] = filesystem.statistics
-    session = Session(filesystem, options, terms)
+    session = Session(filesystem, terms)
     with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trimsfs.access import Ownership
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, Caller, Control
 from trimsfs.derived import DerivedBlobs, Piece, owner
@@ -31,12 +32,11 @@ UNKNOWN = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed; only the
-    user ``owner`` may read it, unless that is None."""
+    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
 
     inode: Inode
     directory: bool
-    owner: int | None
+    ownership: Ownership
     size: int
     modified_ns: int
     entry_ttl_s: float
@@ -103,6 +103,7 @@ class Filesystem:
         self._cold_opener = cold_opener
         self._siblings = siblings
         self._derived = derived
+        self._access = control.access
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
         self._ledger = ledger or Ledger()
@@ -187,14 +188,21 @@ class Filesystem:
 
     def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
         generation = inode.generation if inode.kind is Kind.OBJECT else None
+        directory = inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY}
         return Attributes(
             inode=inode,
-            directory=inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY},
-            owner=owner(inode.control) if generation is not None else None,
+            directory=directory,
+            ownership=self._ownership(inode, directory),
             size=generation.size if generation is not None else 0,
             modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
             entry_ttl_s=ttl_s,
         )
+
+    def _ownership(self, inode: Inode, directory: bool) -> Ownership:
+        """Control files are as what they are about; what was made of a model is its user's alone."""
+        ownership = self._access.of(inode.path, directory=directory)
+        user = owner(inode.control) if inode.kind is Kind.OBJECT else None
+        return ownership if user is None else Ownership(user, ownership.gid, 0o400)
 
     # Directories
 

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
@@ -40,6 +49,39 @@ Mode = Annotated[int, BeforeValidator(_parse_mode), Field(ge=0, le=0o777)]
 Identity = Annotated[int, Field(ge=0, le=(1 << 32) - 2)]
 PolicyName = Literal["lru", "fifo", "lcu", "cost", "flush", "never", "eager"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _inner_path(value: str) -> str:
+    """A path on the mount, or a pattern of some, without slashes at its ends."""
+    path = value.strip("/")
+    if not path or any(part in {"", ".", ".."} for part in path.split("/")):
+        raise ValueError("is not a path below the mount point")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_inner_path)]
+
+
+class AccessRule(BaseModel):
+    """Owner, group and permission bits of what a pattern of paths names, and of all below; later rules win."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: InnerPath
+    uid: Identity | None = None
+    gid: Identity | None = None
+    mode: Mode | None = None
+    dir_mode: Mode | None = None
+
+
+class Tenant(BaseModel):
+    """A directory whose models have a share of the disk and of memory that no other model can take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: InnerPath
+    cache_size: ByteSize | None = None
+    host_size: ByteSize | None = None
 
 
 class MountOptions(BaseModel):
@@ -93,6 +135,8 @@ class MountOptions(BaseModel):
     dir_mode: Mode | None = Field(
         None, description="Permission bits of directories, octal. Default: --mode, x where r is."
     )
+    access: tuple[AccessRule, ...] = Field((), description="Owner, group and mode by path. Only in a file.")
+    tenants: tuple[Tenant, ...] = Field((), description="Shares of disk and memory by path. Only in a file.")
     control_gid: Identity | None = Field(
         None, description="Group that may warm, pin and evict, besides root and the owner."
     )
@@ -105,6 +149,15 @@ class MountOptions(BaseModel):
         None,
         description="Where a background mount logs. Default: trimsfs.log in the cache directory.",
     )
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> "MountOptions":
+        for name in ("cache_size", "host_size"):
+            total = getattr(self, name)
+            shares = sum(getattr(tenant, name) or 0 for tenant in self.tenants)
+            if total is not None and shares > total:
+                raise ValueError(f"tenants: their {name} add up to {shares} bytes, and {name} is {total}")
+        return self
 
     def resolved(self, mountpoint: Path) -> "MountOptions":
         """These options with every default that depends on the user and the mount point filled in."""
@@ -126,6 +179,12 @@ class MountOptions(BaseModel):
                 "dir_mode": (read_bits | read_bits >> 2) if self.dir_mode is None else self.dir_mode,
             }
         )
+
+
+TABLES = ("access", "tenants")
+"""The options that are tables of a file, ``[[access]]``."""
+SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES)
+"""The options that the environment and the command line have as well."""
 
 
 def default_user() -> str:
@@ -200,7 +259,7 @@ def load_options(
         layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
     variables = {
         name: environment[variable]
-        for name in MountOptions.model_fields
+        for name in SCALARS
         if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
     }
     layers.append(("environment", variables))
@@ -210,7 +269,12 @@ def load_options(
         return MountOptions.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if not first["loc"]:
+            raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
         name = str(first["loc"][0])
+        if len(first["loc"]) > 1 and name in TABLES:
+            place = ".".join(str(part) for part in first["loc"][1:])
+            raise ConfigurationError(f"[[{name}]] {place}: {_cause(name, first)}") from None
         source = next(source for source, layer in reversed(layers) if name in layer)
         raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
 
@@ -269,8 +333,11 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
         raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None
-    for name in ("mode", "dir_mode"):
-        if isinstance(values.get(name), int) and set(str(values[name])) <= set("01234567"):
-            # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
-            raise ConfigurationError(f'option {name} = {values[name]} in {path}: write it as text, such as "0444"')
+    rules = values.get("access")
+    for table in (values, *(rules if isinstance(rules, list) else [])):
+        for name in ("mode", "dir_mode"):
+            value = table.get(name) if isinstance(table, dict) else None
+            if isinstance(value, int) and set(str(value)) <= set("01234567"):
+                # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
+                raise ConfigurationError(f'option {name} = {value} in {path}: write it as text, such as "0444"')
     return values

@@ -69,11 +69,11 @@ async def test_what_was_passed_on_is_a_file_of_that_user(server: Server) -> None
     assert await absent(server, named())
     await pass_on(server)
     attributes = await server.find(named())
-    assert (attributes.size, attributes.owner) == (len(CONTENT), UID)
+    assert (attributes.size, attributes.ownership.uid, attributes.ownership.mode) == (len(CONTENT), UID, 0o400)
     assert await server.content(named()) == CONTENT
     assert await absent(server, named(uid=UID + 1))
     assert await absent(server, named(number=1))
-    assert (await server.find(MODEL)).owner is None
+    assert (await server.find(MODEL)).ownership.mode == 0o444
 
 
 async def test_it_is_passed_through_to_the_kernel(server: Server) -> None:

@@ -296,6 +296,7 @@ def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         mode=0o440,
         dir_mode=0o510,
         fetch_processes=7,
+        server_user="models",
     )
     assert given_options.resolved(Path("/mnt")) == given_options
 

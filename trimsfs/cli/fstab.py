@@ -15,7 +15,7 @@ import click
 from trimsfs.cli.exits import reported
 from trimsfs.cli.mount import mount_store
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import MountOptions, load_options
+from trimsfs.options import SCALARS, MountOptions, load_options
 
 _OTHERS = re.compile(
     r"""(?x)
@@ -69,9 +69,9 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
             configs.append(Path(value))
         elif name == "foreground" and not equals:
             foreground = True
-        elif name in MountOptions.model_fields:
+        elif name in SCALARS:
             given[name] = value if equals else True
-        elif negated in MountOptions.model_fields and not equals:
+        elif negated in SCALARS and not equals:
             given[negated] = False
         elif not _OTHERS.fullmatch(item) and not sloppy:
             raise ConfigurationError(f"mount option {item}: there is no such option: see `trimsfs mount --help`")

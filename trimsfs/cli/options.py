@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, MountOptions, flag, load_options
+from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
 
 _METAVARS = {
     "store": "URL",
@@ -29,15 +29,15 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the mount options; it gets those that were set as one MountOptions, ``options``."""
 
     def wrapped(config: tuple[Path, ...], **arguments: Any) -> None:
-        names = MountOptions.model_fields.keys()
-        given = {name: arguments.pop(name) for name in names}
+        given = {name: arguments.pop(name) for name in SCALARS}
         given = {name: value for name, value in given.items() if value is not None}
         command(options=load_options(given, configs=config), **arguments)
 
     wrapped.__name__ = command.__name__
     wrapped.__doc__ = command.__doc__
     decorated: Callable[..., None] = wrapped
-    for name, field in reversed(MountOptions.model_fields.items()):
+    for name in reversed(SCALARS):
+        field = MountOptions.model_fields[name]
         option = flag(name)
         shown = (
             "" if field.default in {None, False} or name == "mode" else f"  [default: {_shown(name, field.default)}]"

@@ -17,7 +17,6 @@ from trimsfs.control import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem import FOREVER_S, Attributes, Filesystem
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.options import MountOptions
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +55,10 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, filesystem: Filesystem, options: MountOptions, agreed: trio.Event) -> None:
+    def __init__(self, filesystem: Filesystem, agreed: trio.Event) -> None:
         super().__init__()
         self._agreed = agreed
         self._filesystem = filesystem
-        self._uid = options.uid or 0
-        self._gid = options.gid or 0
-        self._mode = options.mode
-        self._dir_mode = options.dir_mode or 0
         self._waiting: dict[int, trio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
@@ -173,12 +168,11 @@ class Operations(pyfuse3.Operations):
         entry.generation = 0
         entry.entry_timeout = attributes.entry_ttl_s
         entry.attr_timeout = FOREVER_S
-        mode = stat.S_IFDIR | self._dir_mode if attributes.directory else stat.S_IFREG | self._mode
-        shared = attributes.owner is None
-        entry.st_mode = pyfuse3.ModeT(mode if shared else stat.S_IFREG | stat.S_IRUSR)
+        ownership = attributes.ownership
+        entry.st_mode = pyfuse3.ModeT((stat.S_IFDIR if attributes.directory else stat.S_IFREG) | ownership.mode)
         entry.st_nlink = 1
-        entry.st_uid = self._uid if attributes.owner is None else attributes.owner
-        entry.st_gid = self._gid
+        entry.st_uid = ownership.uid
+        entry.st_gid = ownership.gid
         entry.st_rdev = 0
         entry.st_size = attributes.size
         entry.st_blksize = READ_SIZE

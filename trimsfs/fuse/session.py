@@ -18,7 +18,6 @@ from trimsfs.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
-from trimsfs.options import MountOptions
 from trimsfs.terms import Terms
 
 log = logging.getLogger(__name__)
@@ -51,13 +50,13 @@ class Connection:
 class Session:
     """An open session: `serve` it, and have ioctls answered in its nursery."""
 
-    def __init__(self, filesystem: Filesystem, options: MountOptions, terms: Terms) -> None:
+    def __init__(self, filesystem: Filesystem, terms: Terms) -> None:
         self._filesystem = filesystem
         self._terms = terms
         self._descriptor: int | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._operations = Operations(filesystem, options, self._agreed)
+        self._operations = Operations(filesystem, self._agreed)
         _libfuse.configure(
             passthrough=terms.passthrough,
             stack_depth=int(terms.overlay),

@@ -1,0 +1,75 @@
+"""Who may read what: owner, group and mode of files and directories, by patterns of their paths."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+
+from trimsfs.options import MountOptions
+
+_READ, _SEARCH = 0o4, 0o1
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Owner, group and permission bits of a file or directory."""
+
+    uid: int
+    gid: int
+    mode: int
+
+    def grants(self, bits: int, uid: int, groups: Set[int]) -> bool:
+        """Whether a user with these groups has permissions, as the kernel decides."""
+        shift = 6 if uid == self.uid else 3 if self.gid in groups else 0
+        return (self.mode >> shift) & bits == bits
+
+
+class Access:
+    """The ownership of paths on a mount, as its options have it."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self._default = options
+        self._rules = [(tuple(rule.path.strip("/").split("/")), rule) for rule in options.access]
+        self._of = lru_cache(maxsize=65536)(self._decide)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some paths have other permissions than the rest."""
+        return bool(self._rules)
+
+    def of(self, path: str, *, directory: bool) -> Ownership:
+        """The ownership of a path, without a leading slash; a directory's may end with one."""
+        return self._of(path.rstrip("/"), directory)
+
+    def _decide(self, path: str, directory: bool) -> Ownership:
+        options = self._default
+        uid, gid, mode, dir_mode = options.uid or 0, options.gid or 0, options.mode, options.dir_mode or 0
+        parts = path.split("/") if path else []
+        for pattern, rule in self._rules:
+            if _matches(pattern, parts):
+                uid = uid if rule.uid is None else rule.uid
+                gid = gid if rule.gid is None else rule.gid
+                if rule.mode is not None:
+                    mode, dir_mode = rule.mode & 0o555, _searchable(rule.mode & 0o444)
+                if rule.dir_mode is not None:
+                    dir_mode = rule.dir_mode
+        return Ownership(uid, gid, dir_mode if directory else mode)
+
+    def may_read(self, path: str, uid: int, groups: Set[int]) -> bool:
+        """Whether a user can open the file at a path: read it, and search every directory above it."""
+        if not self._rules or uid in {0, self._default.uid} or self._default.control_gid in groups:
+            return True
+        parts = path.split("/")
+        above = ("/".join(parts[:count]) for count in range(len(parts)))
+        return self.of(path, directory=False).grants(_READ, uid, groups) and all(
+            self.of(directory, directory=True).grants(_SEARCH, uid, groups) for directory in above
+        )
+
+
+def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether a pattern is that of a path, or of a directory above it."""
+    return len(parts) >= len(pattern) and all(map(fnmatchcase, parts, pattern))
+
+
+def _searchable(read_bits: int) -> int:
+    return read_bits | read_bits >> 2

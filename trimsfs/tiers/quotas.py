@@ -1,0 +1,37 @@
+"""Whose bytes a tier holds: tenants have a share each that no other can take, and the rest is everybody's else."""
+
+from collections.abc import Mapping
+
+REST = ""
+"""The pool of what belongs to no tenant."""
+
+
+class Quotas:
+    """The shares of tenants, by the directory that is theirs, with its closing slash; None for a tenant without one.
+
+    A share is a limit and a promise: what a tenant loads makes room among its own and what is no tenant's, never among
+    another's.
+    """
+
+    def __init__(self, shares: Mapping[str, int | None] | None = None) -> None:
+        self._shares = {prefix: share for prefix, share in (shares or {}).items() if share is not None}
+        self._longest_first = sorted(self._shares, key=len, reverse=True)
+
+    @property
+    def any(self) -> bool:
+        """Whether there are tenants with a share."""
+        return bool(self._shares)
+
+    def pools(self) -> list[str]:
+        """The pools of a tier: one of each tenant, and that of the rest."""
+        return [*self._shares, REST]
+
+    def pool(self, key: str) -> str:
+        """The pool that an object's bytes belong to."""
+        return next((prefix for prefix in self._longest_first if key.startswith(prefix)), REST)
+
+    def limit(self, pool: str, total: int | None) -> int | None:
+        """Most bytes of a pool in a tier that may hold *total*; None where only the tier is limited."""
+        if pool != REST:
+            return self._shares[pool]
+        return None if total is None else max(0, total - sum(self._shares.values()))
