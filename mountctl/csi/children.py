@@ -1,7 +1,7 @@
 """What may wait for a mount is done by child processes, each with a deadline.
 
-A process whose request has been read by a server that then says nothing cannot even be killed. So a child that has not
-ended in time is left behind, and until it has ended its mount is not asked again: there are never many of them.
+A process whose request has been read by a server that then says nothing cannot even be killed. Such a child is left
+behind, and until it has ended its mount is not asked again: there are never many of them.
 """
 
 import os
@@ -48,6 +48,9 @@ class Children:
             try:
                 process.communicate(timeout=KILL_TIMEOUT_S)
             except subprocess.TimeoutExpired:
+                for stream in (process.stdout, process.stderr):
+                    assert stream is not None
+                    stream.close()
                 with self._lock:
                     self._left[mount.device].append(process)
             return None

@@ -123,9 +123,8 @@ class Node:
     def _is_wanted(self, there: Mount, source: Mount, wanted: Publication) -> bool:
         """Whether what is at the target is what is to be there; False if it may make way. Raises RefusedError."""
         _check_ours(there)
-        if there.device == source.device and there.root.endswith(DELETED):
-            return False  # a directory that its name no longer leads to
-        if there.device == source.device and there.root == _root(source, wanted.path):
+        # A directory that has left the store meanwhile may come back, and is the same one then.
+        if there.device == source.device and there.root.removesuffix(DELETED) == _root(source, wanted.path):
             return True
         if there.device in self._sources.devices():
             raise RefusedError(

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor, message_factory
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from mountctl.csi import DRIVER_NAME, csi_pb2
 from mountctl.csi.children import Children
@@ -107,23 +107,29 @@ def _only_for_root() -> Iterator[None]:
 
 def _handlers(service: descriptor.ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
     """Serve each call of a service by the method of that name, NodeGetInfo by ``node_get_info``."""
-    handlers = {}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            _reporting(method.name, getattr(implementation, name)),
-            request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
+            _reporting(method, getattr(implementation, name)),
             response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _reporting(name: str, call: Callable[[Any], Message]) -> Callable[[Any, grpc.ServicerContext], Message]:
+def _reporting(
+    method: descriptor.MethodDescriptor, call: Callable[[Any], Message]
+) -> Callable[[bytes, grpc.ServicerContext], Message]:
     """A call whose refusals become gRPC statuses; an unexpected error is logged and ends this call only."""
+    name = method.name
+    kind = message_factory.GetMessageClass(method.input_type)
 
-    def carry_out(request: Message, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
+    def carry_out(request: bytes, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
         try:
-            return call(request)
+            return call(kind.FromString(request))
+        except DecodeError:
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is no {method.input_type.name}"
+            log.warning("%s", message)
         except RefusedError as error:
             code, message = error.code, str(error)
             log.warning("%s: %s: %s", name, code.name, message)
