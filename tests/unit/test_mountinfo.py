@@ -56,6 +56,11 @@ def test_an_escaped_backslash_before_digits_stays_one(mountinfo: Path) -> None:
     assert mounts()[0].mountpoint == Path(r"/mnt/a\040")
 
 
+def test_a_bind_tells_what_of_the_file_system_it_shows(mountinfo: Path) -> None:
+    write(mountinfo, MODELS, r"41 21 0:51 /team/a\040b//deleted /mnt/b ro - fuse.trimsfs s3://models ro")
+    assert [mount.root for mount in mounts()] == ["/", "/team/a b//deleted"]
+
+
 def test_names_that_are_not_text_are_kept(mountinfo: Path) -> None:
     write(mountinfo, "40 21 0:51 / /mnt/\udcff ro - fuse.trimsfs s ro")
     assert bytes(mounts()[0].mountpoint) == b"/mnt/\xff"
