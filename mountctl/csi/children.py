@@ -33,6 +33,7 @@ class Children:
             self._left[mount.device] = left
         if left:
             raise no_answer(mount)
+        # Without any argument for which Popen would fork: beside gRPC's threads that is not safe.
         process = subprocess.Popen(
             command,
             env={**os.environ, "LC_ALL": "C"},

@@ -1,5 +1,6 @@
 """A driver as a node runs it, the command ``mountctl csi``, and a client of its services."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -51,6 +52,23 @@ def models_mount(directory: Path, *options: str) -> Iterator[MountedStore]:
             yield MountedStore(mount.path, cache)
         finally:
             take_away(directory / "pods")
+
+
+def kill_together(keeper: int) -> None:
+    """Kill a keeper and its servers, as when their container is killed: none can go on for another."""
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in (keeper, *map(int, children)):
+            os.kill(pid, number)
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Whether something is mounted there that no server answers for."""
+    try:
+        os.listdir(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def take_away(pods: Path) -> None:

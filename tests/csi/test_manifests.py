@@ -1,10 +1,8 @@
 """The manifests agree with each other and with the code. What a cluster would say of them is not tested."""
 
-import errno
 import os
 import re
 import shlex
-import signal
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from mountctl.csi import DRIVER_NAME
 from mountctl.csi.command import csi
 from mountctl.csi.requests import publication
 from mountctl.csi.tenants import check_tenant
-from tests.csi.driver import needs_root
+from tests.csi.driver import is_dead, kill_together, needs_root
 from tests.csi.driver import publication as request_of
 from tests.mounts import TRIMSFS, unmount, wait_until
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
@@ -198,14 +196,10 @@ def test_the_start_script_mounts_whatever_was_left_before_it(mountpoint: Path, p
             mounted = mount_at(mountpoint)
             assert mounted is not None
             assert mounted.kind == FILE_SYSTEM_TYPE
-            if turn == 0:  # as when a container is killed: keeper and server at once
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                for pid in (process.pid, *map(int, children)):
-                    os.kill(pid, signal.SIGSTOP)
-                for pid in (process.pid, *map(int, children)):
-                    os.kill(pid, signal.SIGKILL)
+            if turn == 0:
+                kill_together(process.pid)
                 process.wait(timeout=20)
-                wait_until(lambda: _is_dead(mountpoint))
+                wait_until(lambda: is_dead(mountpoint))
                 assert mount_at(mountpoint) is not None
             else:
                 process.terminate()
@@ -214,14 +208,6 @@ def test_the_start_script_mounts_whatever_was_left_before_it(mountpoint: Path, p
         finally:
             process.kill()
             process.wait(timeout=20)
-
-
-def _is_dead(mountpoint: Path) -> bool:
-    try:
-        os.listdir(mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
 
 
 def test_the_probe_of_the_mount_asks_what_the_script_mounts(pod: Manifest) -> None:

@@ -22,6 +22,8 @@ from mountctl.csi.refusals import RefusedError
 from mountctl.csi.sources import Sources
 from tests.csi.driver import (
     MOUNTCTL,
+    is_dead,
+    kill_together,
     models_mount,
     needs_root,
     node,
@@ -32,7 +34,7 @@ from tests.csi.driver import (
     volumes,
 )
 from tests.mounts import MountedStore, wait_until
-from trimsfs.mountinfo import Mount, mount_at
+from trimsfs.mountinfo import Mount
 
 MOUNT = Mount(number=1, parent=1, mountpoint=Path("/mounts/models"), device="0:1", kind="fuse.trimsfs", source="s3://b")
 
@@ -53,6 +55,14 @@ def stopped(mount: MountedStore) -> Iterator[None]:
         yield
     finally:
         os.kill(server, signal.SIGCONT)
+
+
+def lose(mount: MountedStore) -> None:
+    """Have no mount there any more, nor anything that answers for its volumes."""
+    if not is_dead(mount.path):
+        kill_together(mount.control()["keeper_pid"])
+        wait_until(lambda: is_dead(mount.path))
+    subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
 
 
 @needs_root
@@ -89,8 +99,7 @@ def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path
     with running(directory) as driver:
         with models_mount(directory) as mount:
             target = driver.publish("a", path="resnet50")
-            os.kill(mount.control()["server_pid"], signal.SIGKILL)
-            wait_until(lambda: mount_at(mount.path) is None)
+            lose(mount)
             with refused(grpc.StatusCode.UNAVAILABLE, "is not mounted: is its server running?"):
                 driver.publish("b", path="resnet50")
             assert not driver.ready()
@@ -119,11 +128,33 @@ def test_a_volume_of_a_dead_mount_can_be_unpublished(directory: Path) -> None:
     with running(directory) as driver:
         with models_mount(directory) as mount:
             target = driver.publish("a", path="resnet50")
-            os.kill(mount.control()["server_pid"], signal.SIGKILL)
-            wait_until(lambda: mount_at(mount.path) is None)
+            kill_together(mount.control()["keeper_pid"])
+            wait_until(lambda: is_dead(mount.path))
+            assert not driver.ready()
+            condition = driver.stats("a").volume_condition
+            assert (condition.abnormal, "its server is gone" in condition.message) == (True, True)
+            with refused(grpc.StatusCode.UNAVAILABLE, "its server is gone"):
+                driver.publish("b", path="resnet50")
             driver.unpublish("a")
             assert not target.exists()
+            lose(mount)
         assert not driver.ready()
+
+
+@needs_root
+def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
+    with models_mount(directory) as mount, running(directory) as driver:
+        target = driver.publish("a", path="resnet50")
+        first = mount.control()["server_pid"]
+        os.kill(first, signal.SIGKILL)
+
+        assert (target / "params").read_bytes() == b"weights"
+        assert mount.control()["server_pid"] != first
+        assert not driver.stats("a").volume_condition.abnormal
+        before = volumes(driver.pods)
+        driver.publish("a", path="resnet50")
+        assert volumes(driver.pods) == before
+        assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
 
 
 class _SlowPaths(Children):
