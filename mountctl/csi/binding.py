@@ -18,6 +18,7 @@ import json
 import os
 import struct
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +52,32 @@ def open_directory(path: Path) -> int:
 def bind(order: dict[str, Any]) -> None:
     """Carry out an order. Raises StageError."""
     stage = "mount"
-    try:
-        root = _open_directory(None, order["mountpoint"], _NO_LINKS)
-        if _mount_number(root) != order["number"]:
-            raise StageError(stage, 0)
-        stage = "path"
-        source = _open_directory(root, order["path"] or ".", _BENEATH | _NO_LINKS | _NO_OTHER_MOUNTS)
-        stage = "clone"
-        tree = _call(_OPEN_TREE, source, b"", ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH))
-        attributes = struct.pack("=QQQQ", _ATTRIBUTES, 0, 0, 0)
-        size = ctypes.c_size_t(len(attributes))
-        _call(_MOUNT_SETATTR, tree, b"", ctypes.c_uint(_AT_EMPTY_PATH), attributes, size)
-        stage = "target"
-        if order["replace"]:
-            mounting.unmount(Path(order["target"]), lazy=True)
-        target = open_directory(Path(order["target"]))
-        flags = ctypes.c_uint(_MOVE_FROM_DESCRIPTOR | _MOVE_TO_DESCRIPTOR)
-        _call(_MOVE_MOUNT, tree, b"", ctypes.c_int(target), b"", flags)
-    except OSError as error:
-        raise StageError(stage, error.errno or 0) from error
+    with ExitStack() as opened:
+
+        def keep(descriptor: int) -> int:
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        try:
+            root = keep(_open_directory(None, order["mountpoint"], _NO_LINKS))
+            if _mount_number(root) != order["number"]:
+                raise StageError(stage, 0)
+            stage = "path"
+            source = keep(_open_directory(root, order["path"] or ".", _BENEATH | _NO_LINKS | _NO_OTHER_MOUNTS))
+            stage = "clone"
+            flags = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH)
+            tree = keep(_call(_OPEN_TREE, source, b"", flags))
+            attributes = struct.pack("=QQQQ", _ATTRIBUTES, 0, 0, 0)
+            size = ctypes.c_size_t(len(attributes))
+            _call(_MOUNT_SETATTR, tree, b"", ctypes.c_uint(_AT_EMPTY_PATH), attributes, size)
+            stage = "target"
+            if order["replace"]:
+                mounting.unmount(Path(order["target"]), lazy=True)
+            target = keep(open_directory(Path(order["target"])))
+            flags = ctypes.c_uint(_MOVE_FROM_DESCRIPTOR | _MOVE_TO_DESCRIPTOR)
+            _call(_MOVE_MOUNT, tree, b"", ctypes.c_int(target), b"", flags)
+        except OSError as error:
+            raise StageError(stage, error.errno or 0) from error
 
 
 def _open_directory(at: int | None, path: str, resolve: int) -> int:

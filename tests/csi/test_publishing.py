@@ -11,6 +11,7 @@ import pytest
 
 import trimsfs
 from mountctl.csi import DRIVER_NAME, csi_pb2
+from mountctl.csi.binding import StageError, bind
 from tests.csi.driver import (
     NAMESPACE,
     Driver,
@@ -158,6 +159,60 @@ def test_a_volume_in_use_goes_from_its_target_and_its_reader_goes_on(driver: Dri
         driver.unpublish("a")
         assert not target.exists()
         assert file.read() == b"weights"
+
+
+def test_volumes_are_read_only_whatever_the_mount_is_and_show_nothing_mounted_in_it(
+    directory: Path, driver: Driver
+) -> None:
+    mount, team = directory / "mounts/models", directory / "mounts/models/team"
+    subprocess.run(["mount", "-o", "remount,bind,rw,suid,dev", mount], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", team], check=True)
+    try:
+        (team / "secret").touch()
+        target = driver.publish("a")
+        assert os.listdir(target / "team") == ["bert"]
+        assert {"ro", "nosuid", "nodev"} <= flags(target)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "leads out of the mount"):
+            driver.publish("b", path="team")
+    finally:
+        subprocess.run(["umount", team], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro,nosuid,nodev", mount], check=True)
+
+
+def flags(mountpoint: Path) -> set[str]:
+    """What the mount itself forbids, whatever its file system does."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return set(next(line for line in lines if f" {mountpoint} " in line).split()[5].split(","))
+
+
+def test_a_volume_in_a_volume_is_refused_without_a_look_at_it(driver: Driver) -> None:
+    outer = driver.publish("a")
+    for method, request, answer in (
+        (
+            "Node/NodePublishVolume",
+            publication(outer / "team", "v", {"path": "resnet50"}),
+            csi_pb2.NodePublishVolumeResponse,
+        ),
+        (
+            "Node/NodeUnpublishVolume",
+            csi_pb2.NodeUnpublishVolumeRequest(volume_id="v", target_path=str(outer / "team")),
+            csi_pb2.NodeUnpublishVolumeResponse,
+        ),
+    ):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "lies on a trimsfs mount"):
+            driver.call(method, request, answer)
+
+
+def test_the_binding_of_another_mount_than_was_asked_for_is_given_up(directory: Path, driver: Driver) -> None:
+    mount = mount_at(directory / "mounts/models")
+    assert mount is not None
+    driver.target("a").mkdir(exist_ok=True)
+    order = {"mountpoint": str(mount.mountpoint), "path": "", "target": str(driver.target("a")), "replace": False}
+    with pytest.raises(StageError, match="mount"):
+        bind({**order, "number": mount.number + 1})
+    assert volumes(driver.pods) == []
+    bind({**order, "number": mount.number})
+    assert len(volumes(driver.pods)) == 1
 
 
 def test_stats_are_of_the_space_for_local_copies(driver: Driver) -> None:
