@@ -47,6 +47,16 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
     return found
 
 
+def file_systems() -> list[Mount]:
+    """One mount of each trimsfs file system: the first that shows all of it, else, as in a container, the first."""
+    found: dict[str, Mount] = {}
+    for mount in mounts():
+        known = found.setdefault(mount.device, mount)
+        if known.root != "/" and mount.root == "/":
+            found[mount.device] = mount
+    return list(found.values())
+
+
 def canonical(mountpoint: Path) -> Path:
     """A mount point as the kernel lists it, found without touching what is mounted there."""
     absolute = Path(os.path.abspath(mountpoint))

@@ -24,6 +24,7 @@ from tests.csi.driver import (
     take_away,
     volumes,
 )
+from tests.mounts import trimsfs as trimsfs_command
 from tests.mounts import wait_until
 from trimsfs.mountinfo import mount_at
 
@@ -213,6 +214,14 @@ def test_the_binding_of_another_mount_than_was_asked_for_is_given_up(directory: 
     assert volumes(driver.pods) == []
     bind({**order, "number": mount.number})
     assert len(volumes(driver.pods)) == 1
+
+
+def test_volumes_are_no_mounts_to_those_who_look_at_mounts(directory: Path, driver: Driver) -> None:
+    target = driver.publish("a", path="resnet50")
+    for command in ("status", "ls"):
+        shown = trimsfs_command(command).stdout
+        assert str(directory / "mounts/models") in shown
+        assert str(target) not in shown
 
 
 def test_stats_are_of_the_space_for_local_copies(driver: Driver) -> None:
