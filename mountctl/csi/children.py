@@ -9,7 +9,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from mountctl.csi.refusals import unavailable
+from mountctl.csi.refusals import RefusedError, unavailable
 from trimsfs.mountinfo import Mount
 
 ANSWER_TIMEOUT_S = 5.0
@@ -69,6 +69,6 @@ class Children:
         return size * total, size * free
 
 
-def no_answer(mount: Mount) -> Exception:
+def no_answer(mount: Mount) -> RefusedError:
     """A mount that does not answer."""
     return unavailable(f"{mount.mountpoint} does not answer: see its log, or `mountctl abort {mount.mountpoint}`")

@@ -167,6 +167,17 @@ def test_the_example_asks_for_what_the_driver_gives() -> None:
         assert [mount["name"] for mount in each["volumeMounts"]] == [volume["name"]]
 
 
+def test_the_documentation_shows_what_is_understood(tmp_path: Path) -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    (volumes,), (tenants,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "toml"))
+    (volume,) = yaml.safe_load(volumes)["volumes"]
+    assert volume["csi"]["driver"] == DRIVER_NAME
+    request = request_of("/var/lib/kubelet/pods/p/mount", "csi-1", volume["csi"]["volumeAttributes"])
+    assert publication(request, Path(MOUNTPOINT).parent).path == "resnet50"
+    (tmp_path / "tenants.toml").write_text(tenants)
+    check_tenant(tmp_path / "tenants.toml", "vision-2", "models", "public/resnet50")
+
+
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
     """Where the start script, told of other directories, mounts."""
