@@ -150,7 +150,7 @@ def test_the_configuration_is_valid(tmp_path: Path, pod: Manifest) -> None:
     for name, text in of_kind("ConfigMap")["data"].items():
         (tmp_path / name).write_text(text)
         tomllib.loads(text)
-    mount = load_options({}, config=tmp_path / "config.toml", environment={})
+    mount = load_options({}, configs=[tmp_path / "config.toml"], environment={})
     assert mount.store == "s3://my-models"
     (cache,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
     assert str(mount.cache_dir).startswith(cache["hostPath"]["path"])
@@ -245,5 +245,4 @@ def test_what_the_image_is_made_of_exists() -> None:
 def test_the_command_of_csi_is_known_to_mountctl() -> None:
     from mountctl.cli import main
 
-    assert isinstance(main, click.Group)
-    assert main.commands["csi"] is csi
+    assert main.get_command(click.Context(main), "csi") is csi
