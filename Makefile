@@ -23,7 +23,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all bench eval lint clean apt-main apt-test apt-bench
+.PHONY: demo test test-all bench eval lint protocol clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -44,6 +44,11 @@ lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff check .
 	$(MAIN)/bin/ruff format --check .
 	$(MAIN)/bin/mypy
+
+# After a change of csi.proto.
+protocol: $(MAIN)/ready-dev
+	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/csi --descriptor_set_out=mountctl/csi/csi.binpb \
+		--pyi_out=mountctl/csi csi.proto
 
 apt-main:
 	$(if $(call missing,$(APT_MAIN)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_MAIN)))

@@ -13,6 +13,7 @@ _HOMES = {
     "logs": "mountctl.verbs",
     "abort": "mountctl.verbs",
     "run": "mountctl.verbs",
+    "csi": "mountctl.csi.command",
 }
 """The module of each subcommand, imported when it is given."""
 

@@ -10,7 +10,11 @@ FILE_SYSTEM_TYPE = "fuse.trimsfs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A mounted file system. ``device`` is ``major:minor``; ``parent`` is the number of the mount it is mounted in."""
+    """A mounted file system. ``device`` is ``major:minor``; ``parent`` is the number of the mount it is mounted in.
+
+    ``root`` is the directory of the file system that is mounted: ``/``, or what a bind mount shows of it; the kernel
+    writes ``//deleted`` behind one that its name no longer leads to.
+    """
 
     number: int
     parent: int
@@ -18,6 +22,7 @@ class Mount:
     device: str
     kind: str
     source: str
+    root: str = "/"
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
@@ -25,7 +30,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
     found = []
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
-        number, parent, device, _, mountpoint, *_ = fields.split(" ")
+        number, parent, device, root, mountpoint, *_ = fields.split(" ")
         file_system_type, source, *_ = rest.split(" ")
         if kind in {None, file_system_type}:
             found.append(
@@ -36,9 +41,20 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
                     device=device,
                     kind=file_system_type,
                     source=_unescape(source),
+                    root=_unescape(root),
                 )
             )
     return found
+
+
+def file_systems() -> list[Mount]:
+    """One mount of each trimsfs file system: the first that shows all of it, else, as in a container, the first."""
+    found: dict[str, Mount] = {}
+    for mount in mounts():
+        known = found.setdefault(mount.device, mount)
+        if known.root != "/" and mount.root == "/":
+            found[mount.device] = mount
+    return list(found.values())
 
 
 def canonical(mountpoint: Path) -> Path:

@@ -54,6 +54,8 @@ def test_the_packages_are_found() -> None:
     [
         ("boto3", "trimsfs.stores.s3"),
         ("botocore", "trimsfs.stores.s3"),
+        ("google", "mountctl.csi"),
+        ("grpc", "mountctl.csi"),
         ("prometheus_client", "trimsfs.metrics"),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.mountinfo import Mount, mount_at, mount_of, mounts
+from trimsfs.mountinfo import Mount, file_systems, mount_at, mount_of, mounts
 
 ROOT = "21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw"
 PROC = "22 21 0:20 / /proc rw - proc proc rw"
@@ -54,6 +54,18 @@ def test_octal_escapes_are_undone(mountinfo: Path) -> None:
 def test_an_escaped_backslash_before_digits_stays_one(mountinfo: Path) -> None:
     write(mountinfo, r"40 21 0:51 / /mnt/a\134040 ro - fuse.trimsfs s ro")
     assert mounts()[0].mountpoint == Path(r"/mnt/a\040")
+
+
+def test_a_bind_tells_what_of_the_file_system_it_shows(mountinfo: Path) -> None:
+    write(mountinfo, MODELS, r"41 21 0:51 /team/a\040b//deleted /mnt/b ro - fuse.trimsfs s3://models ro")
+    assert [mount.root for mount in mounts()] == ["/", "/team/a b//deleted"]
+
+
+def test_a_file_system_counts_once_by_the_mount_that_shows_all_of_it(mountinfo: Path) -> None:
+    bind = "4{} 21 0:51 {} /mnt/{} ro - fuse.trimsfs s3://models ro"
+    other = "50 21 0:52 /team /m ro - fuse.trimsfs /srv/models ro"
+    write(mountinfo, bind.format(1, "/team", "a"), MODELS, bind.format(2, "/", "b"), other)
+    assert [str(mount.mountpoint) for mount in file_systems()] == ["/mnt/models", "/m"]
 
 
 def test_names_that_are_not_text_are_kept(mountinfo: Path) -> None:

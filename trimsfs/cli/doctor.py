@@ -19,7 +19,7 @@ from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import reported
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
-from trimsfs.mountinfo import holding, mounts
+from trimsfs.mountinfo import file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, MountOptions, default_store
 from trimsfs.stores import Retrying, RetryingStore, open_store
 from trimsfs.tiers.extents import can_share
@@ -208,7 +208,7 @@ def _store(options: MountOptions) -> str:
 
 
 def _mounts(_: MountOptions) -> str:
-    for mount in mounts():
+    for mount in file_systems():
         with suppress(NotPermittedError):
             check_answers(mount.mountpoint)
-    return ", ".join(f"{mount.mountpoint} ({mount.source})" for mount in mounts()) or "none"
+    return ", ".join(f"{mount.mountpoint} ({mount.source})" for mount in file_systems()) or "none"

@@ -25,7 +25,7 @@ from trimsfs.cli.control import (
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
-from trimsfs.mountinfo import mount_of, mounts
+from trimsfs.mountinfo import file_systems, mount_of
 
 PIPE_WIDTH = 1000
 
@@ -52,7 +52,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
     rows: dict[str, _Row] = {}
     if path is not None:
         rows = _rows(path, files)
-    for mount in mounts() if path is None else []:
+    for mount in file_systems() if path is None else []:
         try:
             rows |= _rows(mount.mountpoint, files)
         except TrimsError as error:
@@ -130,7 +130,7 @@ def _share(part: int, whole: int) -> str:
 @reported
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
-    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else mounts()
+    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
     found: list[dict[str, Any]] = []
     for mount in chosen:
         try:

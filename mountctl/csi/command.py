@@ -1,0 +1,53 @@
+"""``mountctl csi``. Imports nothing of the extra before it is needed."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+NODE_ID_LIMIT = 256
+
+
+@click.command()
+@click.option("--endpoint", required=True, envvar="CSI_ENDPOINT", help="Socket to serve: unix:///DIRECTORY/NAME.")
+@click.option("--node-id", required=True, help="Name of this node in the cluster.")
+@click.option(
+    "--mounts-dir",
+    type=Path,
+    default=Path("/var/lib/trimsfs/mounts"),
+    show_default=True,
+    help="Directory whose mounts pods may have.",
+)
+@click.option("--tenants", type=Path, help="TOML file that says which namespaces may have what. Default: all, all.")
+def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
+    """Serve a CSI driver: pods get models of this node's mounts as read-only inline volumes.
+
+    Runs as root until SIGTERM; volumes stay. Exit codes: 0 ended, 1 the socket cannot be served, 2 an option cannot be
+    used.
+    """
+    try:
+        from mountctl.csi.server import EndpointError, serve  # noqa: PLC0415 - of an extra
+        from mountctl.csi.tenants import TenantsError, read_tenants  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        _fail(2, f"csi needs the package of {error.name}: pip install 'trimsfs[csi]'")
+    if not node_id or len(node_id.encode()) > NODE_ID_LIMIT:
+        _fail(2, f"--node-id {node_id[:40]!r}: must have 1 to {NODE_ID_LIMIT} bytes")
+    if not mounts_dir.is_absolute() or not mounts_dir.is_dir():
+        _fail(2, f"--mounts-dir {mounts_dir}: is no absolute path of a directory: create it")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        if tenants is not None:
+            read_tenants(tenants)
+        serve(endpoint=endpoint, node_id=node_id, mounts_dir=Path(os.path.realpath(mounts_dir)), tenants=tenants)
+    except TenantsError as error:
+        _fail(2, f"--tenants {error}")
+    except EndpointError as error:
+        _fail(1, str(error))
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    click.echo(f"mountctl: {message}", err=True)
+    sys.exit(code)

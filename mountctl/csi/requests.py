@@ -1,0 +1,144 @@
+"""What requests ask for, checked before anything is touched. All functions raise RefusedError."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mountctl.csi import csi_pb2
+from mountctl.csi.refusals import invalid, shown, unmet
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
+
+RESERVED = "csi.storage.k8s.io/"
+EPHEMERAL = f"{RESERVED}ephemeral"
+NAMESPACE = f"{RESERVED}pod.namespace"
+CONTROL_DIRECTORY = ".trims"
+
+VOLUME_ID_LIMIT = 128
+"""Bytes; the specification's limit for names."""
+MOUNT_NAME_LIMIT = 128
+KEY_LIMIT = 1024
+"""Bytes of an S3 key, the longest path that a mount can have."""
+NAME_LIMIT = 255
+PATH_LIMIT = 4095
+
+_MOUNT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_FILE_SYSTEM_TYPES = {"", "trimsfs", FILE_SYSTEM_TYPE}
+_MOUNT_FLAGS = {"ro", "nosuid", "nodev"}
+"""What a volume is in any case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A volume to publish at ``target``: ``path`` ("": all) of the mount named ``mount`` (None: the only one)."""
+
+    volume: str
+    target: Path
+    mount: str | None
+    path: str
+    namespace: str | None
+
+
+def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:
+    """What a NodePublishVolume asks for."""
+    volume = volume_id(request.volume_id)
+    target = target_path(request.target_path, mounts_dir)
+    _check_capability(request)
+    context = dict(request.volume_context)
+    if context.get(EPHEMERAL) != "true":
+        raise invalid(
+            f"volume {volume}: is no inline volume of a pod: "
+            "name the driver in the pod's volumes, and have podInfoOnMount in the CSIDriver"
+        )
+    unknown = {name for name in context if not name.startswith(RESERVED)} - {"mount", "path"}
+    if unknown:
+        raise invalid(f"volumeAttributes: there is no {shown(min(unknown))}: there are mount and path")
+    return Publication(
+        volume=volume,
+        target=target,
+        mount=mount_name(context["mount"]) if "mount" in context else None,
+        path=model_path(context.get("path", ""), "volumeAttributes: path"),
+        namespace=context.get(NAMESPACE) or None,
+    )
+
+
+def volume_id(text: str) -> str:
+    """The name of a volume."""
+    if not text:
+        raise invalid("volume_id: is missing")
+    if len(text.encode()) > VOLUME_ID_LIMIT or _CONTROL_CHARACTER.search(text):
+        raise invalid(
+            f"volume_id {shown(text)}: must be {VOLUME_ID_LIMIT} bytes at most and without control characters"
+        )
+    return text
+
+
+def target_path(text: str, mounts_dir: Path, field: str = "target_path") -> Path:
+    """Where a volume is to be, or is. Not a look is taken at it: it may lie on a mount that does not answer."""
+    if not text:
+        raise invalid(f"{field}: is missing")
+    if len(text.encode()) > PATH_LIMIT:
+        raise invalid(f"{field} {shown(text)}: is longer than {PATH_LIMIT} bytes")
+    parts = text.rstrip("/").split("/")
+    if parts[0] or len(parts) < 3 or not _plain(parts[1:]):
+        raise invalid(f"{field} {shown(text)}: must be an absolute path below a directory, without '.', '..' and '//'")
+    path = Path("/", *parts)
+    if path.is_relative_to(mounts_dir) or mounts_dir.is_relative_to(path):
+        raise invalid(f"{field} {shown(text)}: the mounts themselves are in {mounts_dir}")
+    if mount_of(path.parent) is not None:
+        raise invalid(f"{field} {shown(text)}: lies on a trimsfs mount")
+    return path
+
+
+def mount_name(text: str) -> str:
+    """The name of a mount in the mounts directory."""
+    if len(text) > MOUNT_NAME_LIMIT or not _MOUNT_NAME.fullmatch(text):
+        raise invalid(f"volumeAttributes: mount {shown(text)}: must be a name of letters, digits, '-', '_' and '.'")
+    return text
+
+
+def model_path(text: str, field: str) -> str:
+    """A path in a mount as the store names it; "" for all of the mount."""
+    if not text:
+        return ""
+    if len(text.encode()) > KEY_LIMIT:
+        raise invalid(f"{field} {shown(text)}: is longer than {KEY_LIMIT} bytes")
+    parts = text.split("/")
+    if not _plain(parts):
+        raise invalid(f"{field} {shown(text)}: must be a relative path without '.', '..', '//' and '/' at either end")
+    if CONTROL_DIRECTORY in parts:
+        raise invalid(f"{field} {shown(text)}: {CONTROL_DIRECTORY} is no model: name the directory that it is in")
+    return text
+
+
+def _plain(names: Iterable[str]) -> bool:
+    """Whether all are names of directory entries."""
+    return all(
+        name not in {"", ".", ".."} and len(name.encode()) <= NAME_LIMIT and not _CONTROL_CHARACTER.search(name)
+        for name in names
+    )
+
+
+def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
+    if not request.HasField("volume_capability"):
+        raise invalid("volume_capability: is missing")
+    capability = request.volume_capability
+    match capability.WhichOneof("access_type"):
+        case None:
+            raise invalid("volume_capability: access_type is missing")
+        case "block":
+            raise unmet("volume_capability: there are no block volumes: use volumeMounts, not volumeDevices")
+    mode = csi_pb2.VolumeCapability.AccessMode
+    if capability.access_mode.mode == mode.UNKNOWN:
+        raise invalid("volume_capability: access_mode is missing")
+    if not mode.SINGLE_NODE_WRITER <= capability.access_mode.mode <= mode.MULTI_NODE_MULTI_WRITER:
+        raise unmet(f"volume_capability: access_mode {capability.access_mode.mode}: is not one that the driver offers")
+    mount = capability.mount
+    if mount.fs_type not in _FILE_SYSTEM_TYPES:
+        raise unmet(f"volume_capability: fs_type {shown(mount.fs_type)}: leave it out")
+    for flag in mount.mount_flags:
+        if flag not in _MOUNT_FLAGS:
+            raise unmet(f"volume_capability: mount flag {shown(flag)}: volumes are {', '.join(sorted(_MOUNT_FLAGS))}")
+    if mount.volume_mount_group:
+        raise unmet("volume_capability: volume_mount_group: owner and group are the mount's: see trimsfs mount --gid")

@@ -1,0 +1,141 @@
+"""Serves the driver on a Unix socket until it is told to end."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor, message_factory
+from google.protobuf.message import DecodeError, Message
+
+from mountctl.csi import DRIVER_NAME, csi_pb2
+from mountctl.csi.children import Children
+from mountctl.csi.identity import Identity
+from mountctl.csi.node import Node
+from mountctl.csi.refusals import RefusedError
+from mountctl.csi.sources import Sources
+
+log = logging.getLogger(__name__)
+
+THREADS = 16
+CALLS_LIMIT = 64
+"""Most calls under way or waiting for a thread; others are refused with RESOURCE_EXHAUSTED."""
+MESSAGE_LIMIT = 1 << 20
+SOCKET_PATH_LIMIT = 107
+STOP_TIMEOUT_S = 10.0
+
+
+class EndpointError(Exception):
+    """The socket cannot be served."""
+
+
+def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT. Volumes stay. Raises EndpointError with one line."""
+    path = _socket_path(endpoint)
+    sources, children = Sources(mounts_dir), Children()
+    identity = Identity(sources=sources, children=children)
+    node = Node(node_id=node_id, mounts_dir=mounts_dir, sources=sources, children=children, tenants=tenants)
+    services = csi_pb2.DESCRIPTOR.services_by_name
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=THREADS),
+        handlers=[_handlers(services["Identity"], identity), _handlers(services["Node"], node)],
+        options=[("grpc.max_receive_message_length", MESSAGE_LIMIT), ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=CALLS_LIMIT,
+    )
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    with _only_for_root():
+        _listen(server, path)
+    server.start()
+    log.info("%s serves %s for %s", DRIVER_NAME, mounts_dir, path)
+    ending.wait()
+    server.stop(STOP_TIMEOUT_S).wait()
+    path.unlink(missing_ok=True)
+
+
+def _socket_path(endpoint: str) -> Path:
+    text = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
+    if not text.startswith("/") or not endpoint.startswith("unix:"):
+        raise EndpointError(f"--endpoint {endpoint}: must be unix:///DIRECTORY/NAME")
+    if len(text.encode()) > SOCKET_PATH_LIMIT:
+        raise EndpointError(f"--endpoint {endpoint}: is longer than {SOCKET_PATH_LIMIT} bytes")
+    return Path(text)
+
+
+def _listen(server: grpc.Server, path: Path) -> None:
+    """Have the server listen; a socket that an earlier one left makes way, one that is served or a file does not."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise EndpointError(f"--endpoint {path}: is there already and is no socket: choose another")
+        with socket.socket(socket.AF_UNIX) as other:
+            other.settimeout(1)
+            other.connect(str(path))
+        raise EndpointError(f"--endpoint {path}: another driver serves it: end that first")
+    except FileNotFoundError:
+        pass
+    except ConnectionRefusedError:
+        path.unlink()
+    except OSError as error:
+        raise EndpointError(f"--endpoint {path}: {error.strerror or error}") from None
+    if not path.parent.is_dir():
+        raise EndpointError(f"--endpoint {path}: {path.parent} does not exist: create it")
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise EndpointError(f"--endpoint {path}: cannot be listened on: {error}") from None
+
+
+@contextlib.contextmanager
+def _only_for_root() -> Iterator[None]:
+    """What is made meanwhile, only this user can use."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _handlers(service: descriptor.ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
+    """Serve each call of a service by the method of that name, NodeGetInfo by ``node_get_info``."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+            _reporting(method, getattr(implementation, name)),
+            response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _reporting(
+    method: descriptor.MethodDescriptor, call: Callable[[Any], Message]
+) -> Callable[[bytes, grpc.ServicerContext], Message]:
+    """A call whose refusals become gRPC statuses; an unexpected error is logged and ends this call only."""
+    name = method.name
+    kind = message_factory.GetMessageClass(method.input_type)
+
+    def carry_out(request: bytes, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
+        try:
+            return call(kind.FromString(request))
+        except DecodeError:
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is no {method.input_type.name}"
+            log.warning("%s", message)
+        except RefusedError as error:
+            code, message = error.code, str(error)
+            log.warning("%s: %s: %s", name, code.name, message)
+        except Exception:
+            log.exception("%s", name)
+            code, message = grpc.StatusCode.INTERNAL, f"{name}: unexpected error: see the driver's log"
+        context.abort(code, message)
+
+    return carry_out

@@ -1,0 +1,284 @@
+"""Mounts that are slow, hang or are gone; sockets that are taken."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mountctl.csi.children import Children
+from mountctl.csi.locks import Locks
+from mountctl.csi.node import Node
+from mountctl.csi.refusals import RefusedError
+from mountctl.csi.sources import Sources
+from tests.csi.driver import (
+    MOUNTCTL,
+    is_dead,
+    kill_together,
+    models_mount,
+    needs_root,
+    node,
+    publication,
+    refused,
+    running,
+    take_away,
+    volumes,
+)
+from tests.mounts import MountedStore, wait_until
+from trimsfs.mountinfo import Mount
+
+MOUNT = Mount(number=1, parent=1, mountpoint=Path("/mounts/models"), device="0:1", kind="fuse.trimsfs", source="s3://b")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    node(tmp_path)
+    yield tmp_path
+    take_away(tmp_path / "pods")
+
+
+@contextmanager
+def stopped(mount: MountedStore) -> Iterator[None]:
+    """The mount's server says nothing meanwhile."""
+    server = mount.control()["server_pid"]
+    os.kill(server, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+def lose(mount: MountedStore) -> None:
+    """Have no mount there any more, nor anything that answers for its volumes."""
+    if not is_dead(mount.path):
+        kill_together(mount.control()["keeper_pid"])
+        wait_until(lambda: is_dead(mount.path))
+    subprocess.run(["umount", "--lazy", mount.path], check=True, timeout=10)
+
+
+@needs_root
+def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
+    with models_mount(directory) as mount, running(directory) as driver:
+        target = driver.publish("a", path="resnet50")
+        with stopped(mount):
+            started = time.monotonic()
+            with ThreadPoolExecutor(max_workers=8) as threads:
+                ready = threads.submit(driver.ready)
+                stats = threads.submit(driver.stats, "a")
+                publications = [threads.submit(driver.publish, f"pod{number}", path="team") for number in range(6)]
+            assert time.monotonic() - started < 15
+            assert not ready.result()
+            condition = stats.result().volume_condition
+            assert (condition.abnormal, "does not answer" in condition.message) == (True, True)
+            for call in publications:
+                with refused(grpc.StatusCode.UNAVAILABLE, "does not answer: see its log, or `mountctl abort"):
+                    call.result()
+
+            started = time.monotonic()
+            driver.publish("a", path="resnet50")  # it is there
+            driver.unpublish("a")
+            assert time.monotonic() - started < 3
+            assert not target.exists()
+            assert not driver.target("pod0").exists()
+
+        wait_until(driver.ready)
+        assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
+
+
+@needs_root
+def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path) -> None:
+    with running(directory) as driver:
+        with models_mount(directory) as mount:
+            target = driver.publish("a", path="resnet50")
+            lose(mount)
+            with refused(grpc.StatusCode.UNAVAILABLE, "is not mounted: is its server running?"):
+                driver.publish("b", path="resnet50")
+            assert not driver.ready()
+            with models_mount(directory):
+                (dead,) = volumes(driver.pods)
+                condition = driver.stats("a").volume_condition
+                assert (condition.abnormal, "restart the containers" in condition.message) == (True, True)
+                with pytest.raises(OSError, match="not connected"):
+                    os.listdir(target)
+
+                with refused(grpc.StatusCode.NOT_FOUND):  # what is there stays until something better is at hand
+                    driver.publish("a", path="nothing")
+                assert volumes(driver.pods) == [dead]
+                driver.publish("a", path="resnet50")
+
+                (live,) = volumes(driver.pods)
+                assert live.device != dead.device
+                assert (target / "params").read_bytes() == b"weights"
+                assert not driver.stats("a").volume_condition.abnormal
+                driver.unpublish("a")
+        assert volumes(driver.pods) == []
+
+
+@needs_root
+def test_a_volume_of_a_dead_mount_can_be_unpublished(directory: Path) -> None:
+    with running(directory) as driver:
+        with models_mount(directory) as mount:
+            target = driver.publish("a", path="resnet50")
+            kill_together(mount.control()["keeper_pid"])
+            wait_until(lambda: is_dead(mount.path))
+            assert not driver.ready()
+            condition = driver.stats("a").volume_condition
+            assert (condition.abnormal, "its server is gone" in condition.message) == (True, True)
+            with refused(grpc.StatusCode.UNAVAILABLE, "its server is gone"):
+                driver.publish("b", path="resnet50")
+            driver.unpublish("a")
+            assert not target.exists()
+            lose(mount)
+        assert not driver.ready()
+
+
+@needs_root
+def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
+    with models_mount(directory) as mount, running(directory) as driver:
+        target = driver.publish("a", path="resnet50")
+        first = mount.control()["server_pid"]
+        os.kill(first, signal.SIGKILL)
+
+        assert (target / "params").read_bytes() == b"weights"
+        assert mount.control()["server_pid"] != first
+        assert not driver.stats("a").volume_condition.abnormal
+        before = volumes(driver.pods)
+        driver.publish("a", path="resnet50")
+        assert volumes(driver.pods) == before
+        assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
+
+
+class _SlowPaths(Children):
+    """The mount answers, but not for the path."""
+
+    def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
+        return 1, 1
+
+    def run(
+        self, mount: Mount, command: list[str | Path], timeout_s: float
+    ) -> "subprocess.CompletedProcess[str] | None":
+        return super().run(mount, ["sleep", "60"], 0.1)
+
+
+@needs_root
+def test_a_path_that_is_not_found_in_time_is_told_as_that(directory: Path) -> None:
+    sources, children = Sources(directory / "mounts"), _SlowPaths()
+    with models_mount(directory):
+        service = Node(node_id="n", mounts_dir=directory / "mounts", sources=sources, children=children, tenants=None)
+        with pytest.raises(RefusedError, match="not found in 25 s") as caught:
+            service.node_publish_volume(publication(directory / "pods/mount", "v", {"path": "resnet50"}))
+    assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not (directory / "pods/mount").exists()
+
+
+def test_a_child_that_cannot_be_killed_is_left_and_its_mount_not_asked_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    children = Children()
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+
+    assert children.run(MOUNT, ["sleep", "1"], 0.1) is None
+    with pytest.raises(RefusedError, match="does not answer"):
+        children.run(MOUNT, ["true"], 5)
+    other = Mount(number=2, parent=1, mountpoint=Path("/m"), device="0:2", kind="fuse.trimsfs", source="s3://c")
+    assert children.run(other, ["true"], 5) is not None
+
+    def answers() -> bool:
+        return children.run(MOUNT, ["true"], 5) is not None
+
+    wait_until(answers, tolerate=RefusedError)
+
+
+def test_a_name_that_is_held_for_too_long_is_given_up() -> None:
+    locks, held, done = Locks(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks.held("volume a", "target x", timeout_s=1):
+            held.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    try:
+        for names in (("volume a", "target y"), ("volume b", "target x")):
+            with pytest.raises(RefusedError, match="under way") as caught, locks.held(*names, timeout_s=0.05):
+                pass
+            assert caught.value.code == grpc.StatusCode.ABORTED
+        with locks.held("volume b", "target y", timeout_s=0.05):
+            pass
+    finally:
+        done.set()
+        thread.join(10)
+    with locks.held("volume a", "target y", timeout_s=0.05):
+        pass
+
+
+def start(directory: Path, *options: str, endpoint: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a driver that cannot work."""
+    endpoint = endpoint or f"unix://{directory}/csi.sock"
+    command: list[str | Path] = [
+        MOUNTCTL,
+        "csi",
+        "--endpoint",
+        endpoint,
+        "--node-id",
+        "n",
+        "--mounts-dir",
+        directory / "mounts",
+    ]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(directory / "csi.sock"))
+    with running(directory) as driver:
+        assert driver.socket.stat().st_mode & 0o777 == 0o600
+        done = start(directory)
+        assert (done.returncode, "another driver serves it" in done.stderr) == (1, True), done.stderr
+        assert not driver.ready()  # it answers
+
+
+def test_what_cannot_be_served_gives_one_line_and_its_exit_code(directory: Path) -> None:
+    (directory / "file").touch()
+    bad = directory / "tenants.toml"
+    bad.write_text("tenant = 1")
+    for code, words, done in (
+        (1, "is no socket", start(directory, endpoint=f"unix://{directory}/file")),
+        (1, "does not exist: create it", start(directory, endpoint=f"unix://{directory}/none/csi.sock")),
+        (1, "must be unix:///", start(directory, endpoint="tcp://0.0.0.0:1")),
+        (1, "must be unix:///", start(directory, endpoint="unix:csi.sock")),
+        (1, "longer than 107", start(directory, endpoint=f"unix:///{'x' * 107}")),
+        (2, "--node-id", start(directory, "--node-id", "")),
+        (2, "--mounts-dir", start(directory, "--mounts-dir", "/nonexistent")),
+        (2, "--tenants", start(directory, "--tenants", str(bad))),
+        (2, "--tenants", start(directory, "--tenants", "/nonexistent.toml")),
+    ):
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert (directory / "file").exists()
+
+
+def test_without_the_extra_the_other_commands_work_and_this_one_names_it() -> None:
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        code = (
+            "import sys; sys.modules |= dict.fromkeys(['grpc', 'google']); "
+            f"from mountctl.cli import main; main({[*arguments]})"
+        )
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+
+    assert run("abort", "--help").returncode == 0
+    assert run("csi", "--help").returncode == 0
+    done = run("csi", "--endpoint", "unix:///x", "--node-id", "n")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "pip install 'trimsfs[csi]'" in done.stderr
