@@ -13,6 +13,11 @@ _HOMES = {
     "logs": "mountctl.verbs",
     "abort": "mountctl.verbs",
     "run": "mountctl.verbs",
+    "attach": "mountctl.containers.commands",
+    "detach": "mountctl.containers.commands",
+    "cdi": "mountctl.containers.commands",
+    "oci-hook": "mountctl.containers.commands",
+    "share": "mountctl.containers.commands",
 }
 """The module of each subcommand, imported when it is given."""
 
