@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -68,11 +68,10 @@ def podman(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod
         path.rmdir()
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+@contextmanager
+def prepared(directory: Path) -> Iterator[Host]:
     """Models in a store, and a shared directory to mount them in."""
-    directory = entered_by_all(tmp_path_factory.mktemp("host"))
-    found = Host(directory, directory / "store")
+    found = Host(entered_by_all(directory), directory / "store")
     for name, size in MODELS.items():
         path = found.store / name
         path.parent.mkdir(parents=True)
@@ -84,6 +83,21 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield found
     finally:
         run("umount", "--lazy", found.shared)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A shared directory in which `models` is mounted."""
+    with prepared(tmp_path_factory.mktemp("host")) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh_host(tmp_path: Path) -> Iterator[Host]:
+    """A shared directory in which nothing is mounted yet."""
+    (tmp_path / "fresh").mkdir()
+    with prepared(entered_by_all(tmp_path) / "fresh") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

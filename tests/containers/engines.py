@@ -1,4 +1,4 @@
-"""Containers as tests start them: podman, crun, runc, bubblewrap and unshare, without a network and without control groups.
+"""Containers as tests start them: podman, crun, runc, bubblewrap and unshare, without network and control groups.
 
 Runtimes want control groups of version 2 at /sys/fs/cgroup. Where the host has others, each command gets a mount
 namespace of its own in which they are there; mounts of shared directories reach it as they reach any container.

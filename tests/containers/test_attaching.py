@@ -246,7 +246,7 @@ exit 1
 
 @pytest.fixture
 def stand_ins(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """Stand-ins for engines that are not installed here: they only tell a process, and write down how they were asked."""
+    """Stand-ins for engines that are not installed here: they tell a process, and write down how they were asked."""
 
     def made(*names: str, answer: str) -> dict[str, str]:
         directory = tmp_path / "bin"
