@@ -5,7 +5,7 @@ import os
 import select
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attaching import CONTROL, Place, Source
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
@@ -19,7 +19,7 @@ STATE_TIMEOUT_S = 10.0
 
 
 class State(NamedTuple):
-    """A container that is being made."""
+    """A container that is being made, and those of its annotations that are meant for trimsfs."""
 
     pid: int
     bundle: Path
@@ -45,19 +45,21 @@ def parse_state(text: bytes) -> State:
     """Check what a runtime says of a container. Raises ArgumentError."""
     state = _parse(text, "the container's state")
     pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
-    if not isinstance(annotations, dict) or not all(
-        isinstance(value, str) for pair in annotations.items() for value in pair
-    ):
+    if not isinstance(annotations, dict):
         raise ArgumentError("the container's state: annotations are not names and texts")
-    if not isinstance(bundle, str) or not bundle.startswith("/"):
+    ours = {name: annotations[name] for name in (MODELS, MOUNT) if name in annotations}
+    for name, value in ours.items():
+        if not _is_text(value):
+            raise ArgumentError(f"annotation {name}: not a text without NUL")
+    if not _is_text(bundle) or not bundle.startswith("/"):
         raise ArgumentError("the container's state: no absolute path of a bundle")
-    if state.get("status") not in {"creating", "created"}:
+    if state.get("status") not in ("creating", "created"):  # a tuple, as it may be anything
         raise ArgumentError(
             f"the container is {str(state.get('status'))[:20]!r}: the hook is one of stage createRuntime"
         )
-    if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 1:
+    if not isinstance(pid, int) or isinstance(pid, bool) or not 1 < pid < 1 << 31:
         raise ArgumentError("the container's state: no process of the host: the hook is one of stage createRuntime")
-    return State(pid, Path(bundle), annotations)
+    return State(pid, Path(bundle), ours)
 
 
 def root_of(bundle: Path) -> str:
@@ -72,7 +74,7 @@ def root_of(bundle: Path) -> str:
         raise ArgumentError(f"{path}: more than {CONFIGURATION_LIMIT} bytes")
     root = _parse(text, str(path)).get("root")
     name = root.get("path") if isinstance(root, dict) else None
-    if not isinstance(name, str) or not name:
+    if not _is_text(name) or not name:
         raise ArgumentError(f"{path}: no root.path")
     return str(bundle / name)
 
@@ -86,7 +88,7 @@ def parse_models(text: str) -> list[tuple[str, str | None]]:
     for item in text.split(","):
         name, separator, target = item.strip().partition("=")
         parts = name.split("/")
-        if {"", ".", "..", CONTROL} & set(parts) or "\0" in item:
+        if {"", ".", "..", CONTROL} & set(parts):
             raise ArgumentError(f"annotation {MODELS}: {name[:80]!r} is not a model: give its path in the mount")
         if separator and not target.startswith("/"):
             raise ArgumentError(f"annotation {MODELS}: {target[:80]!r} is not an absolute path in the container")
@@ -104,6 +106,14 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[Source, Place]]:
         (Source(name, str(mountpoint)), Place(state.pid, target or str(mountpoint / name), root))
         for name, target in models
     ]
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether a value can be a path."""
+    try:
+        return isinstance(value, str) and b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _parse(text: bytes, what: str) -> dict[str, Any]:
