@@ -107,7 +107,7 @@ def models(host: Host) -> Iterator[MountedStore]:
         yield mount
 
 
-@pytest.fixture(params=list(USERS))
+@pytest.fixture(scope="module", params=list(USERS))
 def users(request: pytest.FixtureRequest) -> Users:
     """Root, another user, and a user in a user namespace."""
     return USERS[request.param]

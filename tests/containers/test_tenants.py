@@ -19,7 +19,7 @@ SECRET = "secret"
 AT_FDCWD = -100
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tenant(podman: Podman, models: MountedStore, users: Users) -> Iterator[PodmanContainer]:
     """A container with the models of tenant-a, at their path and attached elsewhere."""
     subtree = f"{models.path}/tenant-a"
