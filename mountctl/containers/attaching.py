@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from mountctl.containers import kernel
 from mountctl.containers.children import TIMEOUT_S, RefusalError, answer_of
-from mountctl.containers.errors import ArgumentError, NoAnswerError, ReadOnlyTargetError
+from mountctl.containers.errors import ArgumentError, NoAnswerError
 from mountctl.containers.explaining import explained
 from mountctl.containers.kernel import Resolve
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE
@@ -66,13 +66,7 @@ def attach(source: Source, place: Place, timeout_s: float = TIMEOUT_S) -> None:
                 kernel.move(tree, target)
         return b""
 
-    try:
-        _carried_out(work, source.whole, place, timeout_s)
-    except ReadOnlyTargetError:
-        if place.rootfs is None:
-            raise
-        _make_host_side(source, place, timeout_s)
-        _carried_out(work, source.whole, place, timeout_s)
+    _carried_out(work, source.whole, place, timeout_s)
 
 
 def detach(place: Place, timeout_s: float = TIMEOUT_S) -> None:
@@ -94,21 +88,6 @@ def detach(place: Place, timeout_s: float = TIMEOUT_S) -> None:
     _carried_out(work, "", place, timeout_s)
 
 
-def _make_host_side(source: Source, place: Place, timeout_s: float) -> None:
-    """Make the mount point in a *rootfs* as the host sees it: in the container it may be read-only by now."""
-    assert place.rootfs is not None
-    rootfs = place.rootfs
-
-    def work() -> bytes:
-        _, directory = _tree(source)
-        with _step("rootfs"):
-            root = os.open(rootfs, _DIRECTORY | os.O_CLOEXEC)
-        _made(root, os.open("/proc", _DIRECTORY | os.O_CLOEXEC), place, directory)
-        return b""
-
-    _carried_out(work, source.whole, place, timeout_s)
-
-
 def _check_target(target: str) -> None:
     parts = target.split("/")
     if not target.startswith("/") or not any(parts) or {".", ".."} & set(parts) or "\0" in target:
@@ -118,8 +97,6 @@ def _check_target(target: str) -> None:
 def _tree(source: Source) -> tuple[int, bool]:
     """The model as a mount that is mounted nowhere yet, and whether it is a directory."""
     proc = os.open("/proc", _DIRECTORY | os.O_CLOEXEC)
-    if CONTROL in source.path.split("/"):
-        raise RefusalError("control")
     with _step("path"):
         if source.mountpoint is None:
             file = os.open(source.path, os.O_PATH | os.O_CLOEXEC)

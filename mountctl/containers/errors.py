@@ -22,10 +22,6 @@ class TargetError(ContainerError):
     exit_code = 4
 
 
-class ReadOnlyTargetError(TargetError):
-    """The mount point is missing and cannot be made, as the file system is read-only."""
-
-
 class NotMountedError(ContainerError):
     """There is no trimsfs mount."""
 

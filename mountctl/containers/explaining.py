@@ -10,7 +10,6 @@ from mountctl.containers.errors import (
     NoSuchEntryError,
     NotMountedError,
     NotPermittedError,
-    ReadOnlyTargetError,
     TargetError,
 )
 
@@ -36,10 +35,6 @@ _MEANINGS: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
         "{target}: leads through a link that is not followed: choose another target",
     ),
     ("resolve", None): (TargetError, "{target}: {cause} in the container: choose another target"),
-    ("create", errno.EROFS): (
-        ReadOnlyTargetError,
-        "{target}: cannot be made in the container: {cause}: choose one that exists",
-    ),
     ("create", None): (TargetError, "{target}: cannot be made in the container: {cause}: choose one that exists"),
     ("mount", None): (TargetError, "{target}: cannot be mounted on: {cause}"),
     ("unmount", None): (TargetError, "{target}: cannot be unmounted: {cause}"),

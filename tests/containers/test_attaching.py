@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.conftest import Host
-from tests.containers.engines import MOUNTCTL, USERS, Podman, PodmanContainer, Users, mountctl, running
+from tests.containers.engines import MOUNTCTL, SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
 from tests.mounts import MountedStore, mounted, wait_until
 
 
@@ -45,6 +45,8 @@ def test_a_model_comes_to_a_running_container_and_goes(
         (line,) = [line for line in mounts_of(container.pid) if str(model) in line]
         assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
         assert line.split()[6] == "-", "its changes are told to nobody"
+        made = Path(f"/proc/{container.pid}/root{model.parent}").stat()
+        assert (made.st_uid, made.st_gid) == ((SUB_IDS, SUB_IDS) if users.namespace else (0, 0))
 
         done = mountctl("detach", container.name, model, environment=podman.environment)
         assert (done.returncode, done.stderr) == (0, "")
@@ -113,16 +115,17 @@ def test_a_container_that_moves_its_directories_gets_nothing_made_elsewhere(
         assert os.listdir(outside) == []
 
 
-def test_links_of_proc_are_not_followed(root: Path, models: MountedStore, outside: Path) -> None:
-    """They would lead a process that sees those of the host out of its root."""
+def test_links_that_would_lead_out_of_a_root_are_not_followed(root: Path, models: MountedStore, outside: Path) -> None:
+    """As those of /proc would lead a process that sees those of the host."""
     link = f"/proc/{os.getpid()}/root{outside}"
     script = f"mount --bind {root} {root}; mount -t proc none {root}/proc; mount -t tmpfs none {root}/tmp; "
-    script += f"ln -s {link} {root}/tmp/link; exec chroot {root} sh -c 'echo started; exec sleep 300'"
+    script += f"ln -s {link} {root}/tmp/link; ln -s {'../' * 20}{outside} {root}/tmp/up; "
+    script += f"exec chroot {root} sh -c 'echo started; exec sleep 300'"
     with running("unshare", "--mount", "sh", "-ec", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         assert os.path.samefile(f"/proc/{process.pid}/root/tmp/link/", outside), "as the link leads out"
-        for target in (f"{link}/model", link, "/tmp/link/model", "/tmp/link"):
+        for target in (f"{link}/model", link, "/tmp/link/model", "/tmp/link", "/tmp/up/model"):
             done = mountctl("attach", str(process.pid), models.path / "bert", "--at", target)
             assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
         assert mountctl("attach", str(process.pid), models.path / "bert", "--at", "/tmp/bert").returncode == 0
