@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mountctl.containers import cdi
 from tests.containers.conftest import Host
-from tests.containers.engines import Podman, Users, mountctl
+from tests.containers.engines import MOUNTCTL, Podman, Users, mountctl, run
 from tests.mounts import MountedStore, mounted, wait_until
 
 DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
@@ -162,6 +162,16 @@ def test_devices_of_two_mounts_do_not_hide_each_other(
         assert mountctl("cdi", other.path, "--output", output / "two.json", "--class", "others").returncode == 0
         done = mountctl("cdi", "--output", "-")
         assert (done.returncode, "say which" in done.stderr) == (2, True)
+
+
+def test_the_only_mount_need_not_be_named(models: MountedStore) -> None:
+    """In a mount namespace in which those of others are unmounted."""
+    others = f"awk '/ - fuse.trimsfs / && $5 != \"{models.path}\" {{print $5}}' /proc/self/mountinfo"
+    script = f"for other in $({others}); do umount -l $other; done; {MOUNTCTL} cdi --output - && umount {models.path}; "
+    script += f"{MOUNTCTL} cdi --output - >&2"
+    done = run("unshare", "--mount", "sh", "-c", script)
+    assert json.loads(done.stdout)["containerEdits"]["env"] == [f"TRIMSFS_MODELS={models.path}"]
+    assert (done.returncode, "there is no trimsfs mount" in done.stderr) == (10, True)
 
 
 @pytest.mark.parametrize(

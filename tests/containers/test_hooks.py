@@ -157,6 +157,20 @@ def test_hostile_annotations_are_refused(
     assert len(of_models) == 1
 
 
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_stage_that_does_not_tell_the_process_is_refused(
+    runtime: str, own_root: Path, models: MountedStore, tmp_path: Path
+) -> None:
+    log = tmp_path / "hook.log"
+    made = bundle(tmp_path, own_root, "echo started", models="bert=/opt", mount=models.path, log=log)
+    settings = json.loads((made / "config.json").read_text())
+    settings["hooks"] = {"createContainer": settings["hooks"]["createRuntime"]}
+    (made / "config.json").write_text(json.dumps(settings))
+    done = run_bundle(runtime, made)
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "stage createRuntime" in done.stderr + (log.read_text() if runtime == "crun" else "")
+
+
 def test_a_container_without_annotations_is_left_alone(own_root: Path, tmp_path: Path) -> None:
     done = run_bundle("crun", bundle(tmp_path, own_root, "echo started"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
