@@ -133,11 +133,11 @@ def make_bare(root: Path, directory: Path, shared: Path, users: Users) -> None:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started, and those that they have."""
-    found = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, thread.read_text().split()):
-            found += [child, *children(child)]
-    return found
+    try:
+        started = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return []
+    return started + [child for one in started for child in children(one)]
 
 
 def in_container(pid: int, root: Path) -> bool:
@@ -191,24 +191,37 @@ def test_sandboxes_with_the_shared_directory_see_a_mount_made_later(root: Path, 
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_model_of_a_server_that_is_gone_can_be_attached_anew(
-    podman: Podman, store_directory: Path, tmp_path: Path
-) -> None:
-    """Binds of a model, other than those of the parent directory, stay with the mount that they were made of."""
+@pytest.fixture
+def model(store_directory: Path) -> Path:
+    """A store with a model of two files."""
     (store_directory / "model").mkdir()
     (store_directory / "model/params").write_bytes(b"weights")
     (store_directory / "model/other").write_bytes(b"others")
-    with mounted(store_directory, tmp_path) as mount:
+    return store_directory
+
+
+def test_containers_go_on_when_the_server_is_killed(podman: Podman, model: Path, tmp_path: Path) -> None:
+    with mounted(model, tmp_path) as mount, podman.started(f"--volume={mount.path}/model:/opt:ro") as container:
+        assert mountctl("attach", str(container.pid), mount.path / "model", "--at", "/attached").returncode == 0
+        server = mount.control()["server_pid"]
+        os.kill(server, signal.SIGKILL)
+        assert container.read("cat", "/opt/params", "/attached/other") == "weightsothers"
+        assert mount.control()["server_pid"] != server
+
+
+def test_a_model_of_a_mount_that_is_gone_can_be_attached_anew(podman: Podman, model: Path, tmp_path: Path) -> None:
+    """Binds of a model, other than those of the parent directory, stay with the mount that they were made of."""
+    with mounted(model, tmp_path) as mount:
         path = f"{mount.path}/model/params"
         with podman.started(f"--volume={mount.path}/model:{mount.path}/model:ro") as container:
             assert container.read("cat", path) == "weights"
             facts = mount.control()
-            os.kill(facts["server_pid"], signal.SIGKILL)
+            assert mountctl("abort", mount.path).returncode == 0
             wait_until(lambda: ended(facts["keeper_pid"]))
             done = container.execute("cat", f"{mount.path}/model/other")
             assert done.returncode != 0
             assert "not connected" in done.stderr or "I/O error" in done.stderr
-            with mounted(store_directory, tmp_path):
+            with mounted(model, tmp_path):
                 assert container.execute("cat", path).returncode != 0
                 arguments = (str(container.pid), f"{mount.path}/model")
                 assert mountctl("attach", *arguments).returncode == 4
@@ -219,20 +232,16 @@ def test_a_model_of_a_server_that_is_gone_can_be_attached_anew(
                 assert mountctl("detach", *arguments).returncode == 0
 
 
-def test_a_server_serves_on_while_a_container_has_a_model(
-    podman: Podman, store_directory: Path, tmp_path: Path
-) -> None:
-    (store_directory / "model").mkdir()
-    (store_directory / "model/params").write_bytes(b"weights")
+def test_a_server_serves_on_while_a_container_has_a_model(podman: Podman, model: Path, tmp_path: Path) -> None:
     mountpoint, cache = tmp_path / "models", tmp_path / "cache"
-    with podman.started() as container, mounted(store_directory, tmp_path) as mount:
+    with podman.started() as container, mounted(model, tmp_path) as mount:
         assert mountctl("attach", str(container.pid), mount.path / "model", "--at", "/opt").returncode == 0
         facts = mount.control()
         assert trimsfs("umount", "--lazy", mountpoint).returncode == 0
         assert container.read("cat", "/opt/params") == "weights"
-        done = trimsfs("mount", mountpoint, "--store", store_directory, "--cache-dir", cache)
+        done = trimsfs("mount", mountpoint, "--store", model, "--cache-dir", cache)
         assert (done.returncode, "in use by another server" in done.stderr) == (8, True)
         assert mountctl("detach", str(container.pid), "/opt").returncode == 0
         wait_until(lambda: ended(facts["keeper_pid"]))
-        done = trimsfs("mount", mountpoint, "--store", store_directory, "--cache-dir", cache)
+        done = trimsfs("mount", mountpoint, "--store", model, "--cache-dir", cache)
         assert done.returncode == 0, done.stderr
