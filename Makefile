@@ -15,7 +15,8 @@ HEAVY := .venv-heavy
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_TEST := attr btrfs-progs ceph-common ceph-mon ceph-osd radosgw xfsprogs
+APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun podman radosgw runc \
+	xfsprogs
 APT_BENCH := rclone s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # Packages that are there already are not asked for, so that a user who is not root can go on.

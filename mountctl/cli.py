@@ -14,6 +14,11 @@ _HOMES = {
     "abort": "mountctl.verbs",
     "run": "mountctl.verbs",
     "csi": "mountctl.csi.command",
+    "attach": "mountctl.containers.commands",
+    "detach": "mountctl.containers.commands",
+    "cdi": "mountctl.containers.commands",
+    "oci-hook": "mountctl.containers.commands",
+    "share": "mountctl.containers.commands",
 }
 """The module of each subcommand, imported when it is given."""
 

@@ -1,0 +1,188 @@
+"""Models as devices of the Container Device Interface: what podman, docker, containerd and cri-o mount by name.
+
+Names of models come from a store and can be anything that a file name can be; what is written is valid all the same.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mountctl.containers.children import RefusalError, answer_of
+from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
+from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
+
+VERSION = "0.5.0"
+"""The oldest version that has all that is used here, so that older engines read it too."""
+VENDOR = "trimsfs.dev"
+WHOLE = "all"
+DEFAULT_DIRECTORY = Path("/var/run/cdi")
+MODEL_LIMIT = 10_000
+SPEC_LIMIT = 64 << 20
+NAME_LIMIT = 64
+_BIND = ("ro", "nosuid", "nodev", "rbind")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The model directories of a mount by their paths in it, and how many had to be left out."""
+
+    models: tuple[str, ...]
+    unnameable: int
+
+
+def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
+    """The directories of a mount, down to *depth* levels. Raises ContainerError."""
+    root = os.fsencode(mountpoint)
+
+    def work() -> bytes:
+        found: list[bytes] = []
+        level = [b""]
+        for _ in range(depth):
+            level = [below for above in level for below in _directories(root, above)]
+            found += level
+            if len(found) > MODEL_LIMIT:
+                raise RefusalError("many")
+        return b"\0".join(found)
+
+    try:
+        names = answer_of(work, timeout_s).split(b"\0")
+    except NoAnswerError:
+        raise NoAnswerError(f"{mountpoint}: no answer in {timeout_s:g} s: see `trimsfs status`") from None
+    except RefusalError as refusal:
+        if refusal.step == "many":
+            raise ArgumentError(f"{mountpoint}: more than {MODEL_LIMIT} directories: lower --depth") from None
+        raise ContainerError(f"{mountpoint}: {os.strerror(refusal.number)}") from None
+    models = []
+    for name in filter(None, names):
+        try:
+            models.append(name.decode())
+        except UnicodeDecodeError:  # JSON cannot hold it
+            continue
+    return Listing(models=tuple(sorted(models)), unnameable=sum(map(bool, names)) - len(models))
+
+
+def _directories(root: bytes, above: bytes) -> list[bytes]:
+    with os.scandir(os.path.join(root, above)) as entries:
+        return [os.path.join(above, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def spec_of(mountpoint: Path, models: Iterable[str], kind_class: str = "models") -> tuple[dict[str, Any], bool]:
+    """The spec of a mount's devices, and whether the whole of it follows a mount that is made anew.
+
+    Raises ArgumentError.
+    """
+    if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", kind_class):
+        raise ArgumentError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
+    try:
+        str(mountpoint).encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{mountpoint!r}: not a path in UTF-8, which CDI takes") from None
+    models = list(models)
+    parent = mountpoint.parent
+    follows = parent != Path("/") and is_shared(parent) and holds_mountpoints_only(parent)
+    whole = _bind(parent, "rslave") if follows else _bind(mountpoint, "rprivate")
+    devices = [{"name": WHOLE, "containerEdits": {"mounts": [whole]}}]
+    for model, variable in zip(models, _variables(models), strict=True):
+        path = mountpoint / model
+        edits = {"env": [f"{variable}={path}"], "mounts": [_bind(path, "rprivate")]}
+        devices.append({"name": device_name(model), "containerEdits": edits})
+    spec = {
+        "cdiVersion": VERSION,
+        "kind": f"{VENDOR}/{kind_class}",
+        "containerEdits": {"env": [f"TRIMSFS_MODELS={mountpoint}"]},
+        "devices": devices,
+    }
+    return spec, follows
+
+
+def device_name(model: str) -> str:
+    """A name that CDI takes, another for every model: `:` stands for `/`, and `::` goes before a hash.
+
+    The hash tells what the name cannot. Which name a model has depends on no other model, so none can take another's.
+    """
+    if len(model) <= NAME_LIMIT and model != WHOLE and all(map(_plain, model.split("/"))):
+        return model.replace("/", ":")
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", model)[:NAME_LIMIT].strip("-") or "model"
+    return f"{readable}::{_hash(model, 32)}"
+
+
+def _plain(part: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?", part) is not None
+
+
+def _variables(models: list[str]) -> list[str]:
+    """The name of each model's environment variable; those that would share one are told apart by a hash."""
+    plain = ["TRIMSFS_MODEL_" + (re.sub(r"[^A-Z0-9]+", "_", model.upper())[:NAME_LIMIT].strip("_")) for model in models]
+    number = Counter(plain)
+    return [
+        name if number[name] == 1 and not name.endswith("_") else f"{name.rstrip('_')}_{_hash(model, 32).upper()}"
+        for name, model in zip(plain, models, strict=True)
+    ]
+
+
+def _hash(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _bind(path: Path, propagation: str) -> dict[str, Any]:
+    return {
+        "hostPath": str(path),
+        "containerPath": str(path),
+        "type": "bind",
+        "options": [*_BIND, propagation],
+    }
+
+
+def default_output(mountpoint: Path) -> Path:
+    """Where engines look for the spec of a mount."""
+    name = str(mountpoint).strip("/").replace("/", "-")
+    if not _plain(name) or len(name) > NAME_LIMIT:
+        name = device_name(name).replace("::", "-")
+    return DEFAULT_DIRECTORY / f"trimsfs-{name}.json"
+
+
+def write(spec: dict[str, Any], output: Path) -> None:
+    """Put a spec in its place, whole or not at all. Raises ContainerError."""
+    directory = output.parent
+    try:
+        if directory == DEFAULT_DIRECTORY:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _check_alone(spec, output)
+        descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".new", dir=directory)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(spec, file, indent=1)
+                file.write("\n")
+                os.fchmod(file.fileno(), 0o644)
+            os.replace(temporary, output)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except PermissionError as error:
+        raise NotPermittedError(f"{output}: {error.strerror}: be root, or name another --output") from None
+    except OSError as error:
+        raise ContainerError(f"{output}: {error.strerror}") from None
+
+
+def _check_alone(spec: dict[str, Any], output: Path) -> None:
+    """Engines know a device no more when two specs have it. Raises ArgumentError."""
+    names = {device["name"] for device in spec["devices"]}
+    for other in output.parent.glob("*.json"):
+        if other.name == output.name or other.stat().st_size > SPEC_LIMIT:
+            continue
+        try:
+            found = json.loads(other.read_text())
+            taken = {device["name"] for device in found["devices"]} if found["kind"] == spec["kind"] else set()
+        except (ValueError, LookupError, TypeError):
+            continue
+        if names & taken:
+            raise ArgumentError(
+                f"{other} has devices of the same names: remove it if its mount is gone, or choose another --class"
+            )

@@ -1,0 +1,150 @@
+"""The commands of ``mountctl`` for containers."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+
+from mountctl.containers import attaching, hook, sharing
+from mountctl.containers import cdi as devices
+from mountctl.containers.attaching import Place, Source
+from mountctl.containers.children import TIMEOUT_S
+from mountctl.containers.engines import ENGINES, process_of
+from mountctl.containers.errors import ContainerError
+from mountctl.containers.mountpoints import mountpoint_of
+
+LISTING_TIMEOUT_S = 20.0
+
+_P = ParamSpec("_P")
+_engine = click.option("--engine", type=click.Choice(list(ENGINES)), help="Ask this engine for CONTAINER, no other.")
+_timeout = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 600),
+    default=TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait for an answer.",
+)
+
+
+def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Have errors be one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*arguments: _P.args, **options: _P.kwargs) -> None:
+        try:
+            command(*arguments, **options)
+        except ContainerError as error:
+            message = "".join(character if character.isprintable() else "?" for character in str(error))
+            click.echo(f"mountctl: {message}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+@click.command()
+@click.argument("container")
+@click.argument("path", type=Path)  # not click.Path, which asks the file system about it
+@click.option("--at", "target", metavar="TARGET", help="Where it is to appear in the container.  [default: PATH]")
+@_engine
+@_timeout
+@_reported
+def attach(container: str, path: Path, target: str | None, engine: str | None, timeout_s: float) -> None:
+    """Have PATH, a model or a whole mount, appear in CONTAINER, which runs already.
+
+    CONTAINER is a name that podman, docker, nerdctl or crictl knows, or the number of a process.
+    """
+    source = Source(str(path.absolute()))
+    place = Place(process_of(container, engine), target or source.path)
+    attaching.attach(source, place, timeout_s)
+    click.echo(f"{source.path} is at {place.target} in {container}")
+
+
+@click.command()
+@click.argument("container")
+@click.argument("target")
+@_engine
+@_timeout
+@_reported
+def detach(container: str, target: str, engine: str | None, timeout_s: float) -> None:
+    """Take the model at TARGET out of CONTAINER; what has it open goes on with it."""
+    attaching.detach(Place(process_of(container, engine), target), timeout_s)
+    click.echo(f"{target} is no longer in {container}")
+
+
+@click.command()
+@click.argument("mountpoint", type=Path, required=False)
+@click.option(
+    "--output", type=Path, help="The file to write, - for standard output.  [default: /var/run/cdi/trimsfs-NAME.json]"
+)
+@click.option(
+    "--depth", type=click.IntRange(1, 16), default=1, show_default=True, help="Levels of directories that are models."
+)
+@click.option(
+    "--class", "kind_class", default="models", show_default=True, help="The devices are trimsfs.dev/CLASS=MODEL."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.1, 600),
+    default=LISTING_TIMEOUT_S,
+    show_default=True,
+    help="Seconds to wait for the list of models.",
+)
+@_reported
+def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
+    """Have each model of MOUNTPOINT be a device that containers are started with, and all be device `all`.
+
+    MOUNTPOINT may be left out where there is one mount. Run it again when there are new models.
+    """
+    mountpoint = mountpoint_of(mountpoint)
+    listing = devices.list_models(mountpoint, depth, timeout_s)
+    spec, follows = devices.spec_of(mountpoint, listing.models, kind_class)
+    if listing.unnameable:
+        click.echo(f"mountctl: {mountpoint}: {listing.unnameable} models left out: no names in UTF-8", err=True)
+    if not follows:
+        click.echo(
+            f"mountctl: device {devices.WHOLE} does not follow a mount made anew: mount in a directory that "
+            "`mountctl share` has shared and that holds nothing else",
+            err=True,
+        )
+    if output == Path("-"):
+        click.echo(json.dumps(spec, indent=1))
+        return
+    output = output or devices.default_output(mountpoint)
+    devices.write(spec, output)
+    click.echo(f"{output}: {len(listing.models)} models of {mountpoint} as {spec['kind']}=MODEL")
+
+
+@click.command("oci-hook")
+@_reported
+def oci_hook() -> None:
+    """Mount the models that a container's annotations ask for; run by OCI runtimes at stage createRuntime.
+
+    Reads the container's state on standard input. dev.trimsfs.models is a list, `resnet50,bert=/opt/bert`;
+    dev.trimsfs.mount is the mount point, if there are several mounts.
+    """
+    state = hook.read_state(sys.stdin.fileno())
+    if hook.MODELS not in state.annotations:
+        return
+    wanted = state.annotations.get(hook.MOUNT)
+    for source, place in hook.attachments(state, mountpoint_of(None if wanted is None else Path(wanted))):
+        attaching.attach(source, place)
+
+
+@click.command()
+@click.argument("directory", type=Path)
+@_reported
+def share(directory: Path) -> None:
+    """Have containers that bind DIRECTORY with rslave see the mounts that are made below it later.
+
+    Until the host's next start. DIRECTORY is to hold mount points and nothing else.
+    """
+    if sharing.share(directory):
+        click.echo(f"{directory} is shared")
+    else:
+        click.echo(f"{directory} is shared already: nothing to do")

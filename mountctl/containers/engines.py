@@ -1,0 +1,75 @@
+"""Which process a container is, as its engine says."""
+
+import json
+import re
+import shutil
+import subprocess
+
+from mountctl.containers.errors import ArgumentError, EngineError, NoSuchEntryError
+
+TIMEOUT_S = 20.0
+_INSPECT = ("inspect", "--type", "container", "--format", "{{json .State.Pid}}")
+ENGINES: dict[str, tuple[str, ...]] = {
+    "podman": _INSPECT,
+    "docker": _INSPECT,
+    "nerdctl": _INSPECT,
+    "crictl": ("inspect", "--output", "go-template", "--template", "{{json .info.pid}}"),
+}
+"""How each engine is asked for the process of a container, whose name comes last."""
+
+
+def process_of(container: str, engine: str | None = None) -> int:
+    """The first process of a container; *container* may be a process itself. Raises ContainerError."""
+    if engine is None and container.isdecimal() and container.isascii():
+        return _number(container)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", container):
+        raise ArgumentError(f"{container!r}: neither a container's name nor the number of a process")
+    installed = [name for name in ENGINES if shutil.which(name) is not None and engine in {None, name}]
+    if not installed:
+        wanted = engine or f"none of {', '.join(ENGINES)}"
+        raise EngineError(f"{container}: {wanted} is{' not' if engine else ''} installed: give the number of a process")
+    found: dict[str, int] = {}
+    causes = []
+    for name in installed:
+        answer = _ask(name, container)
+        if isinstance(answer, int):
+            found[name] = answer
+        else:
+            causes.append(f"{name}: {answer}")
+    if len(set(found.values())) > 1:
+        raise ArgumentError(f"{container}: {' and '.join(found)} have a container of this name: choose with --engine")
+    if not found:
+        raise NoSuchEntryError(f"{container}: no such container ({'; '.join(causes)})")
+    (process,) = set(found.values())
+    if process <= 0:
+        raise NoSuchEntryError(f"{container}: the container does not run: start it first")
+    return process
+
+
+def _ask(engine: str, container: str) -> int | str:
+    """The process of a container, 0 for one that does not run; or the engine's words."""
+    command = [engine, *ENGINES[engine], "--", container]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise EngineError(f"{engine}: no answer in {TIMEOUT_S:.0f} s: give the number of a process") from None
+    except OSError as error:
+        raise EngineError(f"{engine}: {error.strerror}: give the number of a process") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        return lines[-1][:200] if lines else f"exit code {done.returncode}"
+    try:
+        process = json.loads(done.stdout)
+    except ValueError:
+        process = None
+    if not isinstance(process, int):
+        raise EngineError(f"{engine}: {done.stdout.strip()[:80]!r} is not the number of a process")
+    return process
+
+
+def _number(text: str) -> int:
+    if not 0 < int(text[:12]) < 1 << 31:
+        raise ArgumentError(f"{text}: not the number of a process")
+    return int(text)

@@ -1,0 +1,126 @@
+"""What an OCI runtime's hook is told, and the models that its container asks for by annotation."""
+
+import json
+import os
+import select
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from mountctl.containers.attaching import CONTROL, Place, Source
+from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
+
+MODELS = "dev.trimsfs.models"
+MOUNT = "dev.trimsfs.mount"
+STATE_LIMIT = 1 << 20
+CONFIGURATION_LIMIT = 16 << 20
+MODELS_LIMIT = 256
+STATE_TIMEOUT_S = 10.0
+
+
+class State(NamedTuple):
+    """A container that is being made, and those of its annotations that are meant for trimsfs."""
+
+    pid: int
+    bundle: Path
+    annotations: dict[str, str]
+
+
+def read_state(descriptor: int) -> State:
+    """The state of a container as the runtime tells it. Raises ContainerError."""
+    text = bytearray()
+    deadline = time.monotonic() + STATE_TIMEOUT_S
+    while True:
+        if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise NoAnswerError(f"the runtime did not tell the container's state in {STATE_TIMEOUT_S:.0f} s")
+        part = os.read(descriptor, 1 << 16)
+        if not part:
+            return parse_state(bytes(text))
+        text += part
+        if len(text) > STATE_LIMIT:
+            raise ArgumentError(f"the container's state has more than {STATE_LIMIT} bytes")
+
+
+def parse_state(text: bytes) -> State:
+    """Check what a runtime says of a container. Raises ArgumentError."""
+    state = _parse(text, "the container's state")
+    pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
+    if not isinstance(annotations, dict):
+        raise ArgumentError("the container's state: annotations are not names and texts")
+    ours = {name: annotations[name] for name in (MODELS, MOUNT) if name in annotations}
+    for name, value in ours.items():
+        if not _is_text(value):
+            raise ArgumentError(f"annotation {name}: not a text without NUL")
+    if not _is_text(bundle) or not bundle.startswith("/"):
+        raise ArgumentError("the container's state: no absolute path of a bundle")
+    if state.get("status") not in ("creating", "created"):  # a tuple, as it may be anything
+        raise ArgumentError(
+            f"the container is {str(state.get('status'))[:20]!r}: the hook is one of stage createRuntime"
+        )
+    if not isinstance(pid, int) or isinstance(pid, bool) or not 1 < pid < 1 << 31:
+        raise ArgumentError("the container's state: no process of the host: the hook is one of stage createRuntime")
+    return State(pid, Path(bundle), ours)
+
+
+def root_of(bundle: Path) -> str:
+    """The root directory of a bundle's container, as the host sees it. Raises ContainerError."""
+    path = bundle / "config.json"
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIGURATION_LIMIT + 1)
+    except OSError as error:
+        raise ContainerError(f"{path}: {error.strerror}") from None
+    if len(text) > CONFIGURATION_LIMIT:
+        raise ArgumentError(f"{path}: more than {CONFIGURATION_LIMIT} bytes")
+    root = _parse(text, str(path)).get("root")
+    name = root.get("path") if isinstance(root, dict) else None
+    if not _is_text(name) or not name:
+        raise ArgumentError(f"{path}: no root.path")
+    return str(bundle / name)
+
+
+def parse_models(text: str) -> list[tuple[str, str | None]]:
+    """The models of an annotation, ``resnet50,bert=/opt/bert``, each with its place if one is given.
+
+    Raises ArgumentError.
+    """
+    models = []
+    for item in text.split(","):
+        name, separator, target = item.strip().partition("=")
+        parts = name.split("/")
+        if {"", ".", "..", CONTROL} & set(parts):
+            raise ArgumentError(f"annotation {MODELS}: {name[:80]!r} is not a model: give its path in the mount")
+        if separator and not target.startswith("/"):
+            raise ArgumentError(f"annotation {MODELS}: {target[:80]!r} is not an absolute path in the container")
+        models.append((name, target if separator else None))
+    if len(models) > MODELS_LIMIT:
+        raise ArgumentError(f"annotation {MODELS}: more than {MODELS_LIMIT} models")
+    return models
+
+
+def attachments(state: State, mountpoint: Path) -> list[tuple[Source, Place]]:
+    """What is to be mounted where for a container. Raises ContainerError."""
+    models = parse_models(state.annotations[MODELS])
+    root = root_of(state.bundle)
+    return [
+        (Source(name, str(mountpoint)), Place(state.pid, target or str(mountpoint / name), root))
+        for name, target in models
+    ]
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether a value can be a path."""
+    try:
+        return isinstance(value, str) and b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _parse(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ArgumentError(f"{what}: not a JSON object")
+    return parsed

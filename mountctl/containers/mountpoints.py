@@ -1,0 +1,48 @@
+"""Which mount is meant, told from the kernel's list: nothing here touches a mount."""
+
+import os
+from pathlib import Path
+
+from mountctl.containers.errors import ArgumentError, NotMountedError
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
+
+
+def mountpoint_of(given: Path | None) -> Path:
+    """The mount point of a trimsfs mount, or of the only one there is. Raises ContainerError."""
+    if given is not None:
+        mountpoint = canonical(given)
+        mounted = mount_at(mountpoint)
+        if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+            raise NotMountedError(f"{mountpoint}: no trimsfs mount: `trimsfs status` lists them")
+        return mountpoint
+    found = sorted({mount.mountpoint for mount in mounts()})
+    if not found:
+        raise NotMountedError("there is no trimsfs mount: make one with `trimsfs mount`")
+    if len(found) > 1:
+        raise ArgumentError(f"there are {len(found)} trimsfs mounts: say which: {', '.join(map(str, found[:5]))}")
+    return found[0]
+
+
+def is_shared(mountpoint: Path) -> bool:
+    """Whether mounts made below a mount point are seen by its slaves, those of containers. False if it is none."""
+    mounted = mount_at(mountpoint)
+    if mounted is None:
+        return False
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
+    line = next(line for line in lines if line.startswith(f"{mounted.number} "))
+    return any(field.startswith("shared:") for field in line.partition(" - ")[0].split(" ")[6:])
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """The mount points of any type below a directory."""
+    return [
+        mount.mountpoint
+        for mount in mounts(None)
+        if mount.mountpoint != directory and mount.mountpoint.is_relative_to(directory)
+    ]
+
+
+def holds_mountpoints_only(directory: Path) -> bool:
+    """Whether a directory holds trimsfs mount points and nothing else."""
+    known = {mount.mountpoint for mount in mounts()}
+    return all(directory / name in known for name in os.listdir(directory))

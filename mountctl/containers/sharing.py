@@ -1,0 +1,62 @@
+"""Directories in which containers see mounts that are made later."""
+
+import os
+import stat
+from pathlib import Path
+
+from mountctl.containers import kernel
+from mountctl.containers.errors import (
+    ArgumentError,
+    ContainerError,
+    NoSuchEntryError,
+    NotPermittedError,
+    TargetError,
+)
+from mountctl.containers.mountpoints import is_shared, mounts_below
+from trimsfs.mountinfo import mount_at, mount_of
+
+
+def share(directory: Path) -> bool:
+    """Make a directory a shared mount point of its own; whether anything had to be done. Raises ContainerError."""
+    path = Path(os.path.realpath(directory.parent), directory.name) if directory.name else directory
+    if mount_of(path) is not None:
+        raise ArgumentError(f"{path}: lies on a trimsfs mount: share the directory that holds the mount point")
+    path = Path(os.path.realpath(path))
+    if path == Path("/"):
+        raise ArgumentError("/: containers would be given the whole host: choose a directory for mount points alone")
+    if is_shared(path):
+        return False
+    try:
+        _share(path)
+    except PermissionError as error:
+        raise NotPermittedError(
+            f"{path}: {os.strerror(error.errno or 0)}: this takes root with CAP_SYS_ADMIN"
+        ) from None
+    except FileNotFoundError:
+        raise NoSuchEntryError(f"{path} does not exist: create it with `mkdir -p`") from None
+    except OSError as error:
+        raise ContainerError(f"{path}: {os.strerror(error.errno or 0)}") from None
+    return True
+
+
+def _share(path: Path) -> None:
+    directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(directory).st_mode):
+            raise ArgumentError(f"{path}: not a directory")
+        if mount_at(path) is not None:
+            kernel.propagate(directory, kernel.MS_SHARED)
+            return
+        below = mounts_below(path)
+        if below:
+            raise TargetError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
+        tree = kernel.clone(directory)
+        try:
+            # A clone belongs to the group of what it was cloned from, where mounts made here would show as well.
+            kernel.propagate(tree, kernel.MS_PRIVATE)
+            kernel.propagate(tree, kernel.MS_SHARED)
+            kernel.move(tree, directory)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(directory)

@@ -1,0 +1,126 @@
+"""A shared directory with a mount in it, and what runs containers."""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.containers.engines import DEVICES, USERS, Podman, Users, make_root, mountctl, run
+from tests.mounts import MountedStore, mounted
+
+MODELS = {"resnet50/params": 3_000_000, "bert/params": 100, "tenant-a/gpt/params": 5000, "tenant-b/secret/params": 5000}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A store, and a directory in which it is mounted again and again."""
+
+    directory: Path
+    store: Path
+
+    @property
+    def shared(self) -> Path:
+        """The directory that containers bind with rslave."""
+        return self.directory / "shared"
+
+    def mounted(self, *options: str) -> AbstractContextManager[MountedStore]:
+        """Mount the store below the shared directory."""
+        return mounted(self.store, self.shared, "--cache-dir", str(self.directory / "cache"), *options)
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a file in the store."""
+        return (self.store / name).read_bytes()
+
+
+def entered_by_all(directory: Path) -> Path:
+    """The directory, with what is above it open to all users, as above a real mount point."""
+    for above in (directory, *directory.parents[:2]):
+        above.chmod(0o755)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system for containers; not to be written to."""
+    directory = entered_by_all(tmp_path_factory.mktemp("root"))
+    make_root(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def podman(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """Podman, and an empty directory where it looks for devices."""
+    directory = entered_by_all(tmp_path_factory.mktemp("podman"))
+    made = [path for path in (DEVICES, DEVICES.parent) if not path.exists()]
+    DEVICES.mkdir(parents=True, exist_ok=True)
+    engine = Podman(directory)
+    engine.set_up(root)
+    yield engine
+    engine("rm", "--all", "--force", "--time", "0")
+    shutil.rmtree(directory, ignore_errors=True)
+    for path in made:
+        path.rmdir()
+
+
+@contextmanager
+def prepared(directory: Path) -> Iterator[Host]:
+    """Models in a store, and a shared directory to mount them in."""
+    found = Host(entered_by_all(directory), directory / "store")
+    for name, size in MODELS.items():
+        path = found.store / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(Random(name).randbytes(size))
+    found.shared.mkdir()
+    done = mountctl("share", found.shared)
+    assert done.returncode == 0, done.stderr
+    try:
+        yield found
+    finally:
+        run("umount", "--lazy", found.shared)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A shared directory in which `models` is mounted."""
+    with prepared(tmp_path_factory.mktemp("host")) as found:
+        yield found
+
+
+@pytest.fixture
+def fresh_host(tmp_path: Path) -> Iterator[Host]:
+    """A shared directory in which nothing is mounted yet."""
+    (tmp_path / "fresh").mkdir()
+    with prepared(entered_by_all(tmp_path) / "fresh") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def models(host: Host) -> Iterator[MountedStore]:
+    """The models, mounted."""
+    with host.mounted() as mount:
+        yield mount
+
+
+@pytest.fixture(scope="module", params=list(USERS))
+def users(request: pytest.FixtureRequest) -> Users:
+    """Root, another user, and a user in a user namespace."""
+    return USERS[request.param]
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the host that nothing is to be made or mounted in."""
+    entered_by_all(tmp_path)
+    directory = tmp_path / "outside"
+    directory.mkdir()
+    directory.chmod(0o777)
+    yield directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o777
+    assert os.listdir(directory) == []
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()

@@ -1,0 +1,236 @@
+"""Models that a container's annotations ask for, mounted by the hook of an OCI runtime."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mountctl.containers.errors import ArgumentError, ContainerError
+from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
+from tests.containers.conftest import Host
+from tests.containers.engines import MOUNTCTL, SUB_IDS, USERS, Podman, Users, run_bundle, write_bundle
+from tests.mounts import MountedStore
+
+PACKAGING = Path(__file__).parents[2] / "packaging/oci"
+STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
+
+
+def packaged(name: str) -> dict[str, Any]:
+    """A file of packaging/oci, with the command where it is here."""
+    text = (PACKAGING / name).read_text()
+    assert "/usr/local/bin/mountctl" in text
+    settings: dict[str, Any] = json.loads(text.replace("/usr/local/bin/mountctl", MOUNTCTL))
+    return settings
+
+
+@pytest.fixture
+def own_root(root: Path, tmp_path: Path) -> Path:
+    """A root file system of the test's own."""
+    directory = tmp_path / "own-root"
+    shutil.copytree(root, directory, symlinks=True)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    return directory
+
+
+def bundle(
+    directory: Path,
+    root: Path,
+    script: str,
+    users: Users = USERS["root"],
+    *,
+    models: str | None = None,
+    mount: Path | str = "",
+    log: Path | None = None,
+) -> Path:
+    """A bundle with the hook as it is packaged, and these annotations; crun writes to *log* what the hook says."""
+    settings = packaged("config-snippet.json")
+    annotations = {
+        "dev.trimsfs.models": models,
+        "dev.trimsfs.mount": str(mount) or None,
+        "run.oci.hooks.stderr": None if log is None else str(log),
+    }
+    settings["annotations"] = {name: value for name, value in annotations.items() if value is not None}
+    return write_bundle(directory / "bundle", root, ["sh", "-c", script], users, **settings)
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_bundle_gets_the_models_of_its_annotations(
+    runtime: str, users: Users, own_root: Path, models: MountedStore, host: Host, tmp_path: Path
+) -> None:
+    if users.namespace:
+        for path in (own_root, *own_root.rglob("*")):  # as engines have it
+            os.chown(path, SUB_IDS, SUB_IDS, follow_symlinks=False)
+    script = f"cd {models.path}; sha256sum resnet50/params /opt/bert/params; grep trimsfs /proc/self/mountinfo"
+    wanted = packaged("config-snippet.json")["annotations"]["dev.trimsfs.models"]
+    done = run_bundle(runtime, bundle(tmp_path, own_root, script, users, models=wanted, mount=models.path))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    first, second, *lines = done.stdout.splitlines()
+    assert first.split()[0] == hashlib.sha256(host.content("resnet50/params")).hexdigest()
+    assert second.split()[0] == hashlib.sha256(host.content("bert/params")).hexdigest()
+    assert len(lines) == 2
+    assert all({"ro", "nosuid", "nodev"} <= set(line.split()[5].split(",")) for line in lines)
+    assert str(own_root) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Path:
+    """The directory of hooks as it is packaged."""
+    directory = tmp_path / "hooks.d"
+    directory.mkdir()
+    (directory / "trimsfs.json").write_text(json.dumps(packaged("hooks.d/trimsfs.json")))
+    return directory
+
+
+def test_podman_runs_the_hook_where_there_is_the_annotation(
+    podman: Podman, hooks: Path, models: MountedStore, host: Host, users: Users
+) -> None:
+    path = "/opt/bert/params"
+    for annotations in ([f"dev.trimsfs.mount={models.path}", "dev.trimsfs.models=bert=/opt/bert"], []):
+        options = [*users.podman, *(f"--annotation={annotation}" for annotation in annotations)]
+        done = podman(
+            *(f"--hooks-dir={hooks}", "run", "--rm", *options, podman.image),
+            *("sh", "-c", f"[ ! -e {path} ] || sha256sum {path}"),
+        )
+        assert done.returncode == 0, done.stderr
+        expected = hashlib.sha256(host.content("bert/params")).hexdigest()
+        assert done.stdout == (f"{expected}  {path}\n" if annotations else "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mount", "message"),
+    [
+        ("../../etc", "MODELS", "'../../etc' is not a model"),
+        ("bert/../../../etc=/opt/x", "MODELS", "'bert/../../../etc' is not a model"),
+        ("/etc", "MODELS", "'/etc' is not a model"),
+        (".trims=/opt/x", "MODELS", "'.trims' is not a model"),
+        ("bert/.trims/params=/opt/x", "MODELS", "'bert/.trims/params' is not a model"),
+        ("bert=/../../../../../OUTSIDE/x", "MODELS", "without . and .."),
+        ("bert=opt", "MODELS", "'opt' is not an absolute path"),
+        ("bert=/link/x", "MODELS", "/link/x: leads through a link"),
+        ("bert=/link", "MODELS", "/link: leads through a link"),
+        ("bert=/proc", "MODELS", "/proc: lies on a file system of the kernel"),
+        ("bert=/proc/self/attr", "MODELS", "/proc/self/attr: "),
+        ("bert=/", "MODELS", "'/': not a place in a container"),
+        ("none", "MODELS", "MODELS/none: No such file or directory"),
+        ("", "MODELS", "'' is not a model"),
+        ("bert,,resnet50", "MODELS", "'' is not a model"),
+        ("bert\nx", "MODELS", "MODELS/bert?x: No such file or directory"),
+        ("bert=/opt,resnet50=/opt", "MODELS", "/opt: a model is there already"),
+        ("bert=/opt/x", "/etc", "/etc: no trimsfs mount"),
+        ("params=/opt/x", "MODELS/bert", "MODELS/bert: no trimsfs mount"),
+        ("bert=/opt/x", "MODELS/../../..", "no trimsfs mount"),
+    ],
+)
+def test_hostile_annotations_are_refused(
+    wanted: str,
+    mount: str,
+    message: str,
+    own_root: Path,
+    models: MountedStore,
+    host: Host,
+    outside: Path,
+    tmp_path: Path,
+) -> None:
+    (own_root / "link").symlink_to("../" * 20 + str(outside))
+
+    def filled(text: str) -> str:
+        return text.replace("OUTSIDE", str(outside)).replace("MODELS", str(models.path))
+
+    # Two runtimes, of which crun tells only the exit code of a hook unless it is given a place for the rest.
+    runtime, log = "crun" if len(wanted) % 2 else "runc", tmp_path / "hook.log"
+    made = bundle(tmp_path, own_root, "echo started", models=filled(wanted), mount=filled(mount), log=log)
+    done = run_bundle(runtime, made)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    said = done.stderr + (log.read_text() if runtime == "crun" else "")
+    assert "mountctl: " in said
+    assert filled(message) in said
+    of_models = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(host.store) in line]
+    assert len(of_models) == 1
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_stage_that_does_not_tell_the_process_is_refused(
+    runtime: str, own_root: Path, models: MountedStore, tmp_path: Path
+) -> None:
+    log = tmp_path / "hook.log"
+    made = bundle(tmp_path, own_root, "echo started", models="bert=/opt", mount=models.path, log=log)
+    settings = json.loads((made / "config.json").read_text())
+    settings["hooks"] = {"createContainer": settings["hooks"]["createRuntime"]}
+    (made / "config.json").write_text(json.dumps(settings))
+    done = run_bundle(runtime, made)
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "stage createRuntime" in done.stderr + (log.read_text() if runtime == "crun" else "")
+
+
+def test_a_container_without_annotations_is_left_alone(own_root: Path, tmp_path: Path) -> None:
+    done = run_bundle("crun", bundle(tmp_path, own_root, "echo started"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "not a JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b"\xff", "not a JSON object"),
+        (b" " * (STATE_LIMIT + 2), "more than"),
+        (json.dumps(STATE | {"pid": 1}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"pid": "4242"}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"pid": True}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"status": "running"}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"bundle": "x"}).encode(), "no absolute path"),
+        (json.dumps(STATE | {"pid": 1 << 40}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"status": []}).encode(), "stage createRuntime"),
+        (json.dumps(STATE | {"bundle": "/\0"}).encode(), "no absolute path"),
+        (json.dumps(STATE | {"bundle": "/\ud800"}).encode(), "no absolute path"),
+        (json.dumps(STATE | {"annotations": ["x"]}).encode(), "annotations"),
+        (json.dumps(STATE | {"annotations": {"dev.trimsfs.models": 7}}).encode(), "annotation dev.trimsfs.models"),
+        (json.dumps(STATE | {"annotations": {"dev.trimsfs.models": "a\0"}}).encode(), "annotation dev.trimsfs.models"),
+        (json.dumps(STATE | {"annotations": {"dev.trimsfs.mount": "/\0"}}).encode(), "annotation dev.trimsfs.mount"),
+    ],
+)
+def test_a_state_that_cannot_be_right_gives_one_line(text: bytes, message: str) -> None:
+    done = subprocess.run([MOUNTCTL, "oci-hook"], input=text, capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert message in done.stderr.decode()
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.sampled_from(["", "/x", "x", "created"])
+json_values = leaves | st.lists(leaves, max_size=2) | st.dictionaries(st.sampled_from(["a", "b"]), leaves, max_size=2)
+
+
+states = st.dictionaries(st.sampled_from(["pid", "bundle", "status", "annotations"]), json_values)
+
+
+@given(st.binary(max_size=50) | states.map(lambda state: json.dumps(STATE | state).encode()))
+def test_any_state_is_parsed_or_refused(text: bytes) -> None:
+    try:
+        state = parse_state(text)
+    except ContainerError:
+        return
+    assert state.pid > 1
+    assert state.bundle.is_absolute()
+
+
+@given(st.text(max_size=40) | st.text("ab/.=,", max_size=20))
+@example("a/./b")
+@example("a=/x,a=/x")
+def test_no_model_leads_out_of_the_mount(text: str) -> None:
+    try:
+        models = parse_models(text)
+    except ArgumentError:
+        return
+    assert models
+    for name, target in models:
+        assert os.path.normpath(os.path.join("/m", name)) == f"/m/{name}"
+        assert target is None or target.startswith("/")
