@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mountctl.containers import kernel
+from mountctl import kernel
 from mountctl.containers.children import TIMEOUT_S, RefusalError, answer_of
 from mountctl.containers.errors import ArgumentError, NoAnswerError
 from mountctl.containers.explaining import explained
-from mountctl.containers.kernel import Resolve
+from mountctl.kernel import Resolve
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE
 
 CONTROL = ".trims"

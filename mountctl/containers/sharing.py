@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl.containers import kernel
+from mountctl import kernel
 from mountctl.containers.errors import (
     ArgumentError,
     ContainerError,

@@ -1,4 +1,4 @@
-"""The system calls that take a mount from one namespace to another. Each raises OSError."""
+"""The system calls that bind a part of a mount elsewhere, in any namespace. Each raises OSError."""
 
 import ctypes
 import fcntl
