@@ -238,14 +238,15 @@ class Keeper:
             return
         self._active = None
         self._unclaimed = server.unclaimed
+        self._last_end, self._last_end_at = server.fate(), time.time()
         if not self._established or self._connection.gone:
             self._exit = server.status
             return
         self._restarts += 1
         if self._replacement is not None and self._replacement.old is server:
+            self._last_end = None
             return
-        self._end_replacement(f"the new server ended ({server.fate()}): see the log")
-        self._last_end, self._last_end_at = server.fate(), time.time()
+        self._end_replacement(f"the new server ended ({self._last_end}): see the log")
         lived_s = 0.0 if server.ready_at is None else time.monotonic() - server.ready_at
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
         self._log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
@@ -253,6 +254,8 @@ class Keeper:
 
     def _on_standby_end(self, server: Server) -> None:
         self._standby = None
+        if self._active is None:
+            self._last_end, self._last_end_at = server.fate(), time.time()
         self._end_replacement(f"the new server ended ({server.fate()}): see the log")
         self._failed_standbys += 1
         if self._active is None:

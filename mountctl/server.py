@@ -30,6 +30,7 @@ class Server:
             stdin=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             cwd="/",
+            process_group=0,  # what a terminal sends is for the keeper alone
         )
         theirs.close()
         assert self._process.stdin is not None

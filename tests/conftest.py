@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, mounted
+from tests.mounts import MountedStore, let_in, mounted
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
@@ -24,8 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Path:
     """A directory of the test's own, that all users may enter: servers are not root."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
+    let_in(tmp_path)
     return tmp_path
 
 

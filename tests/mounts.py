@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,12 +77,23 @@ def mounted(
     """Mount *store* at ``directory/models`` with its cache in ``directory/cache``; unmounted at the end in any case."""
     mountpoint, cache = directory / "models", directory / "cache"
     mountpoint.mkdir(parents=True, exist_ok=True)
+    let_in(directory)
+    if "://" not in str(store):
+        let_in(Path(store))
     done = trimsfs("mount", mountpoint, "--store", store, "--cache-dir", cache, *options, environment=environment)
     assert done.returncode == 0, done.stderr
     try:
         yield MountedStore(mountpoint, cache)
     finally:
         unmount(mountpoint)
+
+
+def let_in(directory: Path) -> None:
+    """Let all users enter a directory for temporary files, and those above it: servers are not root."""
+    temporary = Path(tempfile.gettempdir())
+    for path in (directory, *directory.parents):
+        if path.is_relative_to(temporary) and path != temporary:
+            path.chmod(path.stat().st_mode | 0o055)
 
 
 def unmount(mountpoint: Path) -> None:

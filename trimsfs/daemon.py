@@ -5,6 +5,7 @@ Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mou
 
 import argparse
 import contextlib
+import encodings.idna  # noqa: F401 - wanted by the first request, when Python may be out of reach
 import gc
 import json
 import logging
@@ -294,10 +295,6 @@ def main() -> None:
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
     keeper_end = socket.socket(fileno=arguments.keeper_fd)
-    # Ctrl-C in the foreground, or its terminal's end, reaches the whole group: the keeper unmounts, which ends
-    # the server.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     failure: TrimsError | None = None
     try:
@@ -338,13 +335,13 @@ def _confine(options: MountOptions, *, foreground: bool) -> None:
         if not foreground:
             give_file(options.log_file, user)
         become(user)
+    hindered = hindrance(options.cache_dir)
+    if hindered is not None:
+        raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
     _configure_logging(options, foreground=foreground)
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
         fence([options.cache_dir, options.log_file.parent])
-    hindered = hindrance(options.cache_dir)
-    if hindered is not None:
-        raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
 
 
 def _step_forward() -> None:

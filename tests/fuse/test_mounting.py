@@ -145,17 +145,6 @@ def test_busy_mount_stays_until_it_is_detached(store_directory: Path, directory_
     wait_until(lambda: not alive(facts["keeper_pid"]))
 
 
-def test_killed_server_leaves_no_mount_and_no_keeper(store_directory: Path, tmp_path: Path) -> None:
-    (store_directory / "model").write_bytes(b"weights")
-    with mounted(store_directory, tmp_path) as mount:
-        facts = mount.control()
-        os.kill(facts["server_pid"], signal.SIGKILL)
-        wait_until(lambda: not alive(facts["keeper_pid"]))
-        assert mount_at(mount.path) is None
-    with mounted(store_directory, tmp_path) as mount:
-        assert (mount.path / "model").read_bytes() == b"weights"
-
-
 def test_terminated_keeper_unmounts(directory_mount: MountedStore) -> None:
     facts = directory_mount.control()
     os.kill(facts["keeper_pid"], signal.SIGTERM)

@@ -154,6 +154,7 @@ def _passthrough(options: MountOptions) -> str:
         tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryDirectory(dir=_existing(options.cache_dir)) as cache,
     ):
+        Path(scratch).chmod(0o755)  # the server is not root
         mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
         for directory in (mountpoint, store):
             directory.mkdir()
