@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ from trimsfs.tables import TensorTables
 from trimsfs.terms import Terms, recorded
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.sharing import Sharing
 from trimsfs.transfer import Copier
 from trimsfs.workers import Spawner, WorkerPool
@@ -67,6 +68,14 @@ SWITCH_INTERVAL_S = 0.0005
 LOG_SIZE, LOG_FILES = 16 << 20, 3
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """How many servers this mount has had before, and when this one was started, in seconds since the epoch."""
+
+    restarts: int
+    started: float
 
 
 async def serve(
@@ -85,6 +94,7 @@ async def serve(
         budget=options.cache_size,
         min_free=options.min_free,
         policy=POLICIES[options.cache_policy],
+        quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
         lock=turn.lock,
     )
     try:
@@ -121,7 +131,12 @@ async def _serve(
         streaming=raw_store.streaming,
     )
     retrying.on_failure = fetcher.store_failed
-    host = HostTier(pool.populate, budget=options.host_size, policy=POLICIES[options.host_policy])
+    host = HostTier(
+        pool.populate,
+        budget=options.host_size,
+        policy=POLICIES[options.host_policy],
+        quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
+    )
     residents = Residents(disk, host, ledger=ledger)
     disk.on_removed = residents.withdraw
     disk.load_cost = fetcher.load_cost
@@ -135,6 +150,7 @@ async def _serve(
         "fetch": fetcher.statistics,
         "host": host.statistics,
         "names": namespace.statistics,
+        "server": lambda: ServerStatistics(restarts=turn.restarts, started=started),
         "sharing": sharing.statistics,
         "store": retrying.statistics,
     }

@@ -14,7 +14,7 @@ class Evictable:
 
     ``size`` is what evicting it frees, in bytes. ``last_used`` grows with every use in the tier and ``loaded``
     with every entry that comes into it; ``uses`` counts its uses; ``cost_s`` is about how long it would take to load it
-    again, in seconds.
+    again, in seconds. ``key`` is that of the object, by which it may be a tenant's.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Evictable:
     loaded: int = 0
     uses: int = 0
     cost_s: float = 0.0
+    key: str = ""
 
 
 Policy = Callable[[Iterable[Evictable], int], list[Evictable]]

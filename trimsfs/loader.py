@@ -125,7 +125,7 @@ class Loader:
         try:
             await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
         except StoreError:
-            self._disk.unreserve(stop - position)
+            self._disk.unreserve(blob, stop - position)
             raise
 
     async def _fetch_uncached(self, flight: Flight) -> None:

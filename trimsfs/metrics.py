@@ -22,6 +22,8 @@ GAUGES = frozenset(
         "passthrough_handles",
         "rate",
         "request_limit",
+        "started",
+        "tenant_used_bytes",
         "used_bytes",
         "waiting",
         "waiting_blobs",
@@ -36,6 +38,7 @@ HELP = {
     "disk_evictions": "Local copies removed from disk.",
     "disk_evicted_bytes": "Bytes removed from disk.",
     "disk_corrupt_chunks": "Chunks on disk that failed their checksum and were fetched again.",
+    "disk_tenant_used_bytes": "Bytes of models on disk, of each tenant with a share.",
     "disk_refused_chunks": "Chunks fetched and not kept, for want of room on disk.",
     "fetch_fetched_bytes": "Bytes of models that came from the store.",
     "fetch_fetched_chunks": "Chunks that came from the store.",
@@ -54,12 +57,15 @@ HELP = {
     "files_read_bytes": "Bytes in reads answered by the server.",
     "host_used_bytes": "Bytes of models brought into memory and not evicted from there.",
     "host_budget_bytes": "Most bytes of models in memory, by --host-size.",
+    "host_tenant_used_bytes": "Bytes of models brought into memory, of each tenant with a share.",
     "host_locked_bytes": "Bytes of models locked in memory.",
     "host_evictions": "Models dropped from memory.",
     "host_evicted_bytes": "Bytes dropped from memory.",
     "names_inodes": "Files and directories that the kernel knows.",
     "names_directories": "Directories whose names are known.",
     "names_hidden_keys": "Keys of the store that cannot be files.",
+    "server_restarts": "Servers that have been replaced since the file system was mounted.",
+    "server_started": "When this server was started, in seconds since the epoch.",
     "sharing_shared_bytes": "Bytes given back to the file system, as models share the blocks of what they have alike.",
     "sharing_waiting_blobs": "Local copies that are still to be compared with others.",
     "store_requests": "Requests to the store, each with all its attempts.",
@@ -85,7 +91,13 @@ class _Statistics(Collector):
                     continue
                 family = GaugeMetricFamily if field.name in GAUGES else CounterMetricFamily
                 name = f"{component}_{field.name}"
-                yield family(f"trimsfs_{name}", HELP[name], value=value)
+                if isinstance(value, dict):
+                    of_tenants = family(f"trimsfs_{name}", HELP[name], labels=["tenant"])
+                    for tenant, number in value.items():
+                        of_tenants.add_metric([tenant.rstrip("/")], number)
+                    yield of_tenants
+                else:
+                    yield family(f"trimsfs_{name}", HELP[name], value=value)
 
 
 def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:
@@ -96,5 +108,6 @@ def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:
 
 
 def parse(text: str) -> dict[str, float]:
-    """The values in a rendered text by the samples' names, counters with their ``_total``."""
-    return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    """The values in a rendered text by the samples' names, counters with their ``_total``; not those of tenants."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return {sample.name: sample.value for sample in samples if not sample.labels}

@@ -19,6 +19,7 @@ from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.quotas import Quotas
 from trimsfs.transfer import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.types import ChunkRecord, Generation
 
@@ -56,9 +57,10 @@ async def opened(
     min_free: int = 0,
     store: str = STORE_URL,
     policy: Policy = lru,
+    quotas: Quotas | None = None,
 ) -> AsyncIterator[DiskTier]:
     """A disk tier on a directory, recorded and closed at the end."""
-    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free, policy=policy)
+    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free, policy=policy, quotas=quotas)
     try:
         yield tier
     finally:

@@ -41,7 +41,7 @@ async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
 async def test_each_policy_chooses_for_itself(
     cache: Path, chunk_size: int, policy: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
     async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy]) as tier:
         tier.load_cost = lambda size: 1.0 + size / 1e9
@@ -70,7 +70,7 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
 async def test_the_order_of_arrival_survives_a_restart(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
     async with opened(cache, policy=fifo) as tier:
         for key in "cab":
             await fill(tier, key, content_of(key, chunk_size))
@@ -119,7 +119,7 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
 async def test_what_it_costs_to_load_is_asked_for_each_blob(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
     told: list[Evictable] = []
 
     def choose(entries: list[Evictable], needed: int) -> list[Evictable]:
@@ -146,11 +146,11 @@ async def test_room_is_counted_from_its_reservation_to_the_end(cache: Path, chun
         assert tier.statistics().used_bytes == 3 * chunk_size
         assert not await tier.reserve(blob, 2 * chunk_size)
         assert tier.statistics().used_bytes == 3 * chunk_size
-        tier.unreserve(3 * chunk_size)
+        tier.unreserve(blob, 3 * chunk_size)
         assert tier.statistics().used_bytes == 0
         tier.release(await tier.acquire(generation_of("b", b"")))  # something has been closed: room is looked for again
         assert await tier.reserve(blob, 4 * chunk_size)
-        tier.unreserve(4 * chunk_size)
+        tier.unreserve(blob, 4 * chunk_size)
 
 
 async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
@@ -168,7 +168,7 @@ async def test_reservations_at_once_keep_to_the_budget(cache: Path, chunk_size: 
                 nursery.start_soon(reserve)
         assert sum(granted) == 5
         assert tier.statistics().used_bytes == 5 * chunk_size
-        tier.unreserve(5 * chunk_size)
+        tier.unreserve(blob, 5 * chunk_size)
 
 
 async def test_a_budget_that_was_lowered_is_kept_to_at_once(tmp_path: Path, chunk_size: int) -> None:

@@ -189,12 +189,12 @@ async def play_all(tmp_path: Path, chunk_size: int, *, at_once: int, clock: Mock
 async def test_chunks_one_after_the_other(
     tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", chunk_size)
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", chunk_size)
     await play_all(tmp_path, chunk_size, at_once=1, clock=mock_clock)
 
 
 async def test_chunks_several_at_once(
     tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.HEADROOM", chunk_size)
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", chunk_size)
     await play_all(tmp_path, chunk_size, at_once=4, clock=mock_clock)

@@ -481,7 +481,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
     async def refuse(_descriptor: int) -> int:
         # The index is being written from here on: an eviction waits for that before it looks at the blob.
         await nursery.start(write_index, free)
-        nursery.start_soon(server.disk._evict_token, blob.token)
+        nursery.start_soon(server.disk._evict_token, blob.token, "b")
         nursery.start_soon(server.residents.announce, blob)
         await wait_all_tasks_blocked(0.01)
         failing.undo()

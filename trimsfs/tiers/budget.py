@@ -1,9 +1,13 @@
 """How much of a file system the disk tier may take."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
+
+from trimsfs.tiers.quotas import Quotas
 
 FULL_FOR_S = 1.0
 """How long a search for room that was in vain is not repeated."""
@@ -12,15 +16,34 @@ FULL_FOR_S = 1.0
 class Budget:
     """Counts the bytes used of at most *limit* (None: no limit but the disk), leaving *min_free* on the file system.
 
-    ``used`` is the caller's to change.
+    Those of each tenant are counted by themselves. *used* is what is used already, by the objects' keys.
     """
 
-    def __init__(self, directory: Path, *, limit: int | None, min_free: int, used: int) -> None:
+    def __init__(
+        self, directory: Path, *, limit: int | None, min_free: int, used: Mapping[str, int], quotas: Quotas
+    ) -> None:
         self._directory = directory
         self._min_free = min_free
-        self._full_until = self._failing_until = float("-inf")
+        self._failing_until = float("-inf")
+        self._full_until: dict[str, float] = {}
+        self._quotas = quotas
+        self._used = Counter[str]()
         self.limit = limit
-        self.used = used
+        for key, size in used.items():
+            self.add(key, size)
+
+    @property
+    def used(self) -> int:
+        """Bytes used, by all."""
+        return self._used.total()
+
+    def used_by(self, pool: str) -> int:
+        """Bytes used by a tenant, or by the rest."""
+        return self._used[pool]
+
+    def add(self, key: str, size: int) -> None:
+        """Bytes of an object are used from now on; fewer of them for a negative size."""
+        self._used[self._quotas.pool(key)] += size
 
     def free(self) -> int:
         """Bytes that may still be used without an eviction; negative when too many are used."""
@@ -30,19 +53,23 @@ class Budget:
             free = min(free, self.limit - self.used)
         return free
 
-    @property
-    def full(self) -> bool:
-        """Whether room was looked for, or a write tried, a moment ago, in vain."""
-        return self.failing or trio.current_time() < self._full_until
+    def left(self, pool: str) -> int | None:
+        """Bytes that a pool may still use of its share; negative when too many are used, None without a limit."""
+        limit = self._quotas.limit(pool, self.limit)
+        return None if limit is None else limit - self._used[pool]
+
+    def full(self, pool: str) -> bool:
+        """Whether room was looked for by a pool, or a write tried, a moment ago, in vain."""
+        return self.failing or trio.current_time() < self._full_until.get(pool, float("-inf"))
 
     @property
     def failing(self) -> bool:
         """Whether a write failed a moment ago."""
         return trio.current_time() < self._failing_until
 
-    def found_full(self) -> None:
+    def found_full(self, pool: str) -> None:
         """Nothing can be evicted: not to be searched again for every chunk of a large file."""
-        self._full_until = trio.current_time() + FULL_FOR_S
+        self._full_until[pool] = trio.current_time() + FULL_FOR_S
 
     def found_failing(self) -> None:
         """The disk does not take what there is room for: not to be tried again for every chunk."""
@@ -50,4 +77,4 @@ class Budget:
 
     def found_room(self) -> None:
         """Something was evicted, or can be now."""
-        self._full_until = float("-inf")
+        self._full_until.clear()

@@ -1,6 +1,5 @@
 """The disk tier: blobs in a cache directory, under a budget, found again after a restart."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -16,16 +15,18 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import CacheUnusableError, InUseError
-from trimsfs.eviction import Policy, eager, lru
+from trimsfs.eviction import Evictable, Policy, lru
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.lock import lock_directory, sign
+from trimsfs.tiers.quotas import REST, Quotas
 from trimsfs.tiers.residency import Residency, residency_of
+from trimsfs.tiers.room import Room
 from trimsfs.tiers.threads import Threads
-from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ Ts = TypeVarTuple("Ts")
 FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 DISK_THREADS = 8
-HEADROOM = 4 * CHUNK_SIZE
-"""What is evicted beyond the need, so that a full cache is not searched for every chunk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +49,7 @@ class DiskStatistics:
     evicted_bytes: int
     corrupt_chunks: int
     refused_chunks: int
+    tenant_used_bytes: dict[str, int]
 
 
 class DiskTier:
@@ -63,7 +63,7 @@ class DiskTier:
 
     Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
     looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
-    ``_budget.used`` counts chunks from the moment room was made for them.
+    ``_budget`` counts chunks from the moment room was made for them.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class DiskTier:
         budget: int | None = None,
         min_free: int = 0,
         policy: Policy = lru,
+        quotas: Quotas | None = None,
         lock: int | None = None,
     ) -> None:
         self.directory = directory
@@ -95,14 +96,15 @@ class DiskTier:
             raise
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
-        self._policy = policy
-        self._budget = Budget(directory, limit=budget, min_free=min_free, used=self.index.total_bytes())
+        self._quotas = quotas or Quotas()
+        used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
+        self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._lock = trio.Lock()
-        self._room_lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
+        self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._evict_token)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -114,6 +116,7 @@ class DiskTier:
             evicted_bytes=self._evicted_bytes,
             corrupt_chunks=self._corrupt,
             refused_chunks=self._refused,
+            tenant_used_bytes={pool: self._budget.used_by(pool) for pool in self._quotas.pools() if pool},
         )
 
     def free_bytes(self) -> int:
@@ -126,7 +129,7 @@ class DiskTier:
     @property
     def full(self) -> bool:
         """Whether room was looked for, a moment ago, in vain."""
-        return self._budget.full
+        return self._budget.full(REST)
 
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if it is open or was of late."""
@@ -135,15 +138,14 @@ class DiskTier:
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
         await self._remove_orphans()
-        await self._keep_to_budget()
+        await self._room.keep()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
             due = trio.current_time() - synced >= SYNC_INTERVAL_S
             if self._journal.pending or due:
                 await self.flush()
-            if self._policy is eager:
-                await self._evict_bytes(1)
+            await self._room.tidy()
             if due:
                 await self._journal.sync()
                 synced = trio.current_time()
@@ -187,7 +189,7 @@ class DiskTier:
             if (known := self._blobs.get(token)) is not None:
                 return known
             blob, lost = await self._threads.run(self._load, token, generation)
-            self._budget.used -= lost
+            self._budget.add(generation.key, -lost)
             self._blobs[token] = blob
             return blob
 
@@ -207,7 +209,7 @@ class DiskTier:
                 lambda: [self._load(token, generation) for token, generation in wanted.items()]
             )
             for blob, lost in loaded:
-                self._budget.used -= lost
+                self._budget.add(blob.generation.key, -lost)
                 self._blobs[blob.token] = blob
                 if checked:
                     blob.trust()
@@ -227,28 +229,29 @@ class DiskTier:
     async def reserve(self, blob: Blob, size: int) -> bool:
         """Make room for *size* bytes that are about to be written to a blob; False when there is none.
 
-        What is not written after all is given back with `unreserve`.
+        What is not written after all is given back with `unreserve`. A tenant's share is full by itself.
         """
         if not blob.attached or self._budget.failing:
             return False
         try:
-            return await self._make_room(size)
+            return await self._room.make(blob.generation.key, size)
         except OSError as error:
             log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
             return False
 
-    def unreserve(self, size: int) -> None:
-        self._budget.used -= size
+    def unreserve(self, blob: Blob, size: int) -> None:
+        """The opposite of `reserve`."""
+        self._budget.add(blob.generation.key, -size)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
         """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
 
         When that cannot help, `reserve` declines for a while.
         """
-        self._budget.used -= size
+        self._budget.add(blob.generation.key, -size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            await self._evict_bytes(size + HEADROOM)
+            await self._room.write_failed(blob.generation.key, size)
         else:
             log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
@@ -270,7 +273,7 @@ class DiskTier:
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self._corrupt += 1
-        self._budget.used -= length
+        self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
         try:
             await self._threads.run(self.index.remove_chunks, blob.token, [chunk])
@@ -309,49 +312,23 @@ class DiskTier:
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
-            freed = await self._evict_token(token)
+            freed = await self._evict_token(token, generation.key)
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
 
     # Room
 
-    async def _make_room(self, size: int) -> bool:
-        """Count *size* bytes as used, evicting for them if need be; False when there is no room."""
-        if self._budget.free() < size:
-            async with self._room_lock:
-                if self._budget.full:
-                    return False
-                missing = size - self._budget.free()
-                if missing > 0:
-                    await self._evict_bytes(missing + HEADROOM, at_least=missing)
-                if self._budget.free() < size:
-                    self._budget.found_full()
-                    return False
-        self._budget.used += size
-        return True
-
-    async def _keep_to_budget(self) -> None:
-        """Evict what an earlier server was allowed to keep and this one is not."""
-        with contextlib.suppress(OSError):
-            await self._evict_bytes(-self._budget.free())
-
-    async def _evict_bytes(self, wanted: int, *, at_least: int = 0) -> None:
-        """Evict blobs for *wanted* bytes; none at all when even *at_least* cannot be had."""
+    async def _evictable(self) -> list[Evictable]:
+        """The blobs that are neither in use nor pinned. Raises sqlite3.Error."""
         await self.flush()
-        try:
-            evictable = await self._threads.run(self.index.evictable, self.store)
-        except sqlite3.Error as error:
-            log.error("cannot read the cache index: %s", error)
-            return
-        candidates = [entry for entry in evictable if (blob := self._blobs.get(entry.name)) is None or blob.users == 0]
-        if sum(entry.size for entry in candidates) < at_least:
-            return
-        candidates = [replace(entry, cost_s=self.load_cost(entry.size)) for entry in candidates]
-        for victim in self._policy(candidates, wanted):
-            await self._evict_token(victim.name)
+        return [
+            replace(entry, cost_s=self.load_cost(entry.size))
+            for entry in await self._threads.run(self.index.evictable, self.store)
+            if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
+        ]
 
-    async def _evict_token(self, token: str) -> int | None:
+    async def _evict_token(self, token: str, key: str) -> int | None:
         """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone."""
         async with self._lock, self._journal.recording:
             blob = self._blobs.get(token)
@@ -364,9 +341,9 @@ class DiskTier:
                 size = unrecorded + await self._threads.run(self._remove, token)
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot evict %s: %s", token, error)
-                self._budget.used -= unrecorded
+                self._budget.add(key, -unrecorded)
                 return 0
-        self._budget.used -= size
+        self._budget.add(key, -size)
         self._budget.found_room()
         self._evictions += 1
         self._evicted_bytes += size

@@ -6,7 +6,7 @@ to none of theirs. What is evicted is dropped from memory, not from disk; the ke
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -15,6 +15,7 @@ from trimsfs.errors import CacheFullError
 from trimsfs.eviction import Evictable, Policy, eager
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import CHUNK_SIZE
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class HostStatistics:
     locked_bytes: int
     evictions: int
     evicted_bytes: int
+    tenant_used_bytes: dict[str, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -61,9 +63,10 @@ class HostTier:
     to pin only.
     """
 
-    def __init__(self, populate: Populate, *, budget: int | None, policy: Policy) -> None:
+    def __init__(self, populate: Populate, *, budget: int | None, policy: Policy, quotas: Quotas | None = None) -> None:
         self._populate = populate
         self._budget = budget
+        self._quotas = quotas or Quotas()
         self._policy = policy
         self._hosted: dict[str, _Hosted] = {}
         self._numbers = itertools.count(1)
@@ -77,15 +80,17 @@ class HostTier:
         while True:
             await trio.sleep(CHECK_INTERVAL_S)
             async with self._lock:
-                await self._evict(1 if self._policy is eager else self._excess())
+                for pool in self._quotas.pools():
+                    await self._evict(1 if self._policy is eager else self._excess(pool), pool)
 
     def statistics(self) -> HostStatistics:
         return HostStatistics(
-            used_bytes=self._used(),
+            used_bytes=sum(map(self._used, self._quotas.pools())),
             budget_bytes=self._budget,
-            locked_bytes=self._locked(),
+            locked_bytes=sum(map(self._locked, self._quotas.pools())),
             evictions=self._evictions,
             evicted_bytes=self._evicted_bytes,
+            tenant_used_bytes={pool: self._used(pool) for pool in self._quotas.pools() if pool},
         )
 
     def holds(self, blob: Blob) -> bool:
@@ -125,7 +130,8 @@ class HostTier:
         size = blob.generation.size
         if not self.holds(blob):
             async with self._lock:
-                await self._evict(self._excess(size))
+                pool = self._pool(blob)
+                await self._evict(self._excess(pool, size), pool)
         if size <= CHUNK_SIZE:  # a look takes less than a thread does
             resident = pages.resident_bytes(blob.fileno())
         else:
@@ -148,7 +154,9 @@ class HostTier:
 
     async def _lock_pages(self, hosted: _Hosted) -> None:
         blob, size = hosted.blob, hosted.blob.generation.size
-        if self._budget is not None and self._locked() + size > self._budget:
+        pool = self._pool(blob)
+        limit = self._quotas.limit(pool, self._budget)
+        if limit is not None and self._locked(pool) + size > limit:
             raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
         try:
             hosted.address = await trio.to_thread.run_sync(pages.lock, blob.fileno(), size)
@@ -176,7 +184,8 @@ class HostTier:
         self._unlock(blob)
         self._hosted.pop(blob.token, None)
 
-    async def _evict(self, wanted: int) -> None:
+    async def _evict(self, wanted: int, pool: str) -> None:
+        """Drop blobs of a pool, each of which keeps to its own share of memory."""
         if wanted <= 0:
             return
         idle = [
@@ -189,7 +198,7 @@ class HostTier:
                 cost_s=READ_LATENCY_S + hosted.blob.generation.size / READ_RATE,
             )
             for token, hosted in self._hosted.items()
-            if _idle(hosted)
+            if _idle(hosted) and self._pool(hosted.blob) == pool
         ]
         for victim in self._policy(idle, wanted):
             await self._drop(victim.name)
@@ -212,15 +221,22 @@ class HostTier:
         self._evictions += 1
         self._evicted_bytes += blob.generation.size
 
-    def _excess(self, coming: int = 0) -> int:
-        """Bytes to drop so that *coming* more keep within the budget."""
-        return 0 if self._budget is None else self._used() + coming - self._budget
+    def _excess(self, pool: str, coming: int = 0) -> int:
+        """Bytes of a pool to drop so that *coming* more of it keep within its share."""
+        limit = self._quotas.limit(pool, self._budget)
+        return 0 if limit is None else self._used(pool) + coming - limit
 
-    def _used(self) -> int:
-        return sum(hosted.blob.generation.size for hosted in self._hosted.values())
+    def _pool(self, blob: Blob) -> str:
+        return self._quotas.pool(blob.generation.key)
 
-    def _locked(self) -> int:
-        return sum(hosted.blob.generation.size for hosted in self._hosted.values() if hosted.address is not None)
+    def _used(self, pool: str) -> int:
+        return sum(hosted.blob.generation.size for hosted in self._of(pool))
+
+    def _locked(self, pool: str) -> int:
+        return sum(hosted.blob.generation.size for hosted in self._of(pool) if hosted.address is not None)
+
+    def _of(self, pool: str) -> Iterator[_Hosted]:
+        return (hosted for hosted in self._hosted.values() if self._pool(hosted.blob) == pool)
 
 
 def _idle(hosted: _Hosted) -> bool:

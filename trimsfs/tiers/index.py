@@ -207,12 +207,12 @@ class BlobIndex:
         with self._lock:
             rows = self._connection.execute(
                 "SELECT token, (SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS n, "
-                "sequence, loaded, uses FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
+                "sequence, loaded, uses, key FROM blobs WHERE (pinned = 0 OR store <> ?) AND n > 0 ORDER BY sequence",
                 (os.fsencode(store),),
             ).fetchall()
         return [
-            Evictable(name=token, size=n, last_used=sequence, loaded=loaded, uses=uses)
-            for token, n, sequence, loaded, uses in rows
+            Evictable(name=token, size=n, last_used=sequence, loaded=loaded, uses=uses, key=os.fsdecode(key))
+            for token, n, sequence, loaded, uses, key in rows
         ]
 
     def records(self, store: str) -> list[BlobRecord]:
@@ -254,6 +254,12 @@ class BlobIndex:
     def total_bytes(self) -> int:
         """Bytes of all chunks on disk."""
         return self._one("SELECT coalesce(sum(bytes), 0) FROM chunks")
+
+    def bytes_by_key(self) -> dict[str, int]:
+        """Bytes of all chunks on disk, by the keys of their objects."""
+        query = "SELECT key, sum(bytes) FROM chunks JOIN blobs USING (token) GROUP BY key"
+        with self._lock:
+            return {os.fsdecode(key): size for key, size in self._connection.execute(query)}
 
     def _one(self, query: str, *parameters: str) -> int:
         with self._lock:

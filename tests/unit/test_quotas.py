@@ -1,0 +1,94 @@
+"""Shares of tenants: what one loads never takes what another has."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.unit.parts import content_of, copier, fill, generation_of, opened
+from trimsfs.eviction import lru
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.quotas import REST, Quotas
+
+
+@pytest.fixture(autouse=True)
+def no_headroom(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+async def keys(tier: DiskTier) -> set[str]:
+    """What is on disk whole."""
+    return {here.generation.key for here in await tier.residencies() if here.disk_bytes == here.generation.size}
+
+
+def test_the_longest_directory_decides_whose_an_object_is() -> None:
+    quotas = Quotas({"a/": 1, "a/b/": 2, "c/": None})
+
+    assert [quotas.pool(key) for key in ("a/x", "a/b/x", "ab/x", "a", "c/x")] == ["a/", "a/b/", REST, REST, REST]
+    assert [quotas.limit(pool, 10) for pool in quotas.pools()] == [1, 2, 7]
+    assert quotas.limit(REST, None) is None
+
+
+@pytest.mark.parametrize("budget", [8, None])
+async def test_a_tenant_makes_room_among_its_own(budget: int | None, cache: Path, chunk_size: int) -> None:
+    limit = None if budget is None else budget * chunk_size
+    async with opened(cache, budget=limit, quotas=Quotas({"a/": 2 * chunk_size, "b/": 2 * chunk_size})) as tier:
+        for key in ("b/1", "b/2", "rest", "a/1", "a/2", "a/3"):
+            await fill(tier, key, content_of(key, chunk_size))
+
+        assert await keys(tier) == {"b/1", "b/2", "rest", "a/2", "a/3"}
+        assert tier.statistics().tenant_used_bytes == {"a/": 2 * chunk_size, "b/": 2 * chunk_size}
+        assert tier.statistics().used_bytes == 5 * chunk_size
+
+
+async def test_the_rest_makes_room_among_the_rest(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, budget=4 * chunk_size, quotas=Quotas({"a/": 2 * chunk_size})) as tier:
+        for key in ("a/1", "x", "y", "z"):
+            await fill(tier, key, content_of(key, chunk_size))
+
+        assert await keys(tier) == {"a/1", "y", "z"}
+
+
+async def test_what_is_larger_than_a_share_is_not_kept(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, budget=9 * chunk_size, quotas=Quotas({"a/": 2 * chunk_size})) as tier:
+        await fill(tier, "a/1", content_of("a/1", chunk_size))
+        big = generation_of("a/big", content_of("a/big", 4 * chunk_size))
+        async with tier.using(big) as blob:
+            assert not await tier.reserve(blob, 4 * chunk_size)
+            # That a tenant's share is full keeps nobody else from anything.
+            other = generation_of("other", content_of("other", chunk_size))
+            async with tier.using(other) as another:
+                assert await tier.reserve(another, chunk_size)
+                tier.unreserve(another, chunk_size)
+        assert await keys(tier) == {"a/1"}
+
+
+async def test_shares_that_were_made_smaller_are_kept_to_after_a_restart(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, quotas=Quotas({"a/": 3 * chunk_size})) as tier:
+        for key in ("a/1", "a/2", "a/3", "rest"):
+            await fill(tier, key, content_of(key, chunk_size))
+    async with opened(cache, quotas=Quotas({"a/": chunk_size})) as tier:
+        assert tier.statistics().tenant_used_bytes == {"a/": 3 * chunk_size}
+        await tier._room.keep()
+        assert await keys(tier) == {"a/3", "rest"}
+
+
+async def test_memory_is_shared_out_as_the_disk_is(cache: Path, chunk_size: int) -> None:
+    quotas = Quotas({"a/": 2 * chunk_size, "b/": 2 * chunk_size})
+    async with opened(cache) as tier:
+        host = HostTier(copier(MemoryStore()).populate, budget=5 * chunk_size, policy=lru, quotas=quotas)
+        blobs = {}
+        for key in ("b/1", "b/2", "x", "a/1", "a/2", "a/3", "y"):
+            generation = await fill(tier, key, content_of(key, chunk_size))
+            async with tier.using(generation) as blob:
+                await host.bring(blob)
+            blobs[key] = blob
+
+        assert {key for key, blob in blobs.items() if host.holds(blob)} == {"b/1", "b/2", "a/2", "a/3", "y"}
+        assert host.statistics().tenant_used_bytes == {"a/": 2 * chunk_size, "b/": 2 * chunk_size}

@@ -1,0 +1,102 @@
+"""Making room on disk: whose blobs go, and how many."""
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Set
+
+import trio
+
+from trimsfs.eviction import Evictable, Policy, eager
+from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.quotas import REST, Quotas
+from trimsfs.types import CHUNK_SIZE
+
+log = logging.getLogger(__name__)
+
+HEADROOM = 4 * CHUNK_SIZE
+"""What is evicted beyond the need, so that a full cache is not searched for every chunk."""
+
+
+class Room:
+    """Keeps a disk tier to its budget, each tenant to its share.
+
+    *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        quotas: Quotas,
+        policy: Policy,
+        *,
+        candidates: Callable[[], Awaitable[list[Evictable]]],
+        evict: Callable[[str, str], Awaitable[object]],
+    ) -> None:
+        self._budget = budget
+        self._quotas = quotas
+        self._policy = policy
+        self._candidates = candidates
+        self._evict = evict
+        self._lock = trio.Lock()
+
+    async def make(self, key: str, size: int) -> bool:
+        """Count *size* bytes of an object as used, evicting for them if need be; False when there is no room.
+
+        What has to go goes among those of the same tenant, or of none. Raises OSError.
+        """
+        pool = self._quotas.pool(key)
+        if self._missing(pool, size) > 0:
+            async with self._lock:
+                if self._budget.full(pool):
+                    return False
+                left = self._budget.left(pool)
+                if left is not None and left < size:
+                    await self._free(size - left, {pool})
+                if self._budget.free() < size:
+                    await self._free(size - self._budget.free(), {pool, REST})
+                if self._missing(pool, size) > 0:
+                    self._budget.found_full(pool)
+                    return False
+        self._budget.add(key, size)
+        return True
+
+    def _missing(self, pool: str, size: int) -> int:
+        """How many bytes a pool has too few for *size* more."""
+        free, left = self._budget.free(), self._budget.left(pool)
+        return size - (free if left is None else min(left, free))
+
+    async def _free(self, size: int, pools: Set[str]) -> None:
+        """Evict blobs of some pools for *size* bytes and some more; none at all when even those cannot be had."""
+        await self._choose(size + HEADROOM, pools, at_least=size)
+
+    async def write_failed(self, key: str, size: int) -> None:
+        """The disk has taken less than it had room for: evict for *size* bytes of an object, as far as that goes."""
+        await self._choose(size + HEADROOM, {self._quotas.pool(key), REST})
+
+    async def keep(self) -> None:
+        """Evict what an earlier server was allowed to keep and this one is not."""
+        with contextlib.suppress(OSError):
+            for pool in self._quotas.pools():
+                left = self._budget.left(pool)
+                if left is not None and left < 0:
+                    await self._choose(-left, {pool})
+            await self._choose(-self._budget.free(), {REST})
+
+    async def tidy(self) -> None:
+        """With the policy eager, evict all that is idle."""
+        if self._policy is eager:
+            await self._choose(1, set(self._quotas.pools()))
+
+    async def _choose(self, wanted: int, pools: Set[str], *, at_least: int = 0) -> None:
+        if wanted <= 0:
+            return
+        try:
+            candidates = [entry for entry in await self._candidates() if self._quotas.pool(entry.key) in pools]
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return
+        if sum(entry.size for entry in candidates) < at_least:
+            return
+        for victim in self._policy(candidates, wanted):
+            await self._evict(victim.name, victim.key)
