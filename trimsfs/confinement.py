@@ -18,6 +18,11 @@ from pathlib import Path
 
 from trimsfs.errors import CacheUnusableError, ConfigurationError
 
+try:
+    import pyseccomp
+except RuntimeError:  # it finds no libseccomp
+    pyseccomp = None
+
 log = logging.getLogger(__name__)
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
@@ -141,7 +146,7 @@ def fence(writable: Iterable[Path]) -> None:
         log.info("no landlock fence: %s", error.strerror)
     try:
         _restrict_calls()
-    except (ImportError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         log.info("no seccomp fence: %s", error)
 
 
@@ -178,9 +183,9 @@ def _landlock(number: int, *arguments: int | bytes | None) -> int:
 
 
 def _restrict_calls() -> None:
-    """By seccomp, through libseccomp. Raises ImportError and RuntimeError where there is none, OSError."""
-    import pyseccomp  # noqa: PLC0415 - looks for the library when imported
-
+    """By seccomp, through libseccomp. Raises RuntimeError where there is none, OSError."""
+    if pyseccomp is None:
+        raise RuntimeError("libseccomp is not installed")
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     for name in _DENIED.split():
         with contextlib.suppress(OSError, ValueError):  # one that this architecture or libseccomp does not know

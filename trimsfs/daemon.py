@@ -37,7 +37,13 @@ from trimsfs.confinement import (
 )
 from trimsfs.control import Control
 from trimsfs.derived import DerivedBlobs
-from trimsfs.errors import CacheUnusableError, FuseUnavailableError, StoreUnavailableError, TrimsError
+from trimsfs.errors import (
+    CacheUnusableError,
+    FuseUnavailableError,
+    StoreAccessError,
+    StoreUnavailableError,
+    TrimsError,
+)
 from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
@@ -277,6 +283,10 @@ async def _probe(store: Store, options: MountOptions) -> None:
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
         raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
+    except StoreAccessError as error:
+        if "://" in (options.store or ""):
+            raise
+        raise StoreAccessError(f"{error}: let uid {os.geteuid()} read it, or set --server-user") from error
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

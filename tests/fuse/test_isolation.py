@@ -1,0 +1,252 @@
+"""Users that must not learn of each other's models, and servers that have nothing of root's."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mountctl.operator import ask
+from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+
+A, B, OPERATORS = 2001, 2002, 2003
+USERS = {"a": (3001, A), "b": (3002, B), "stranger": (3003, 3003), "operator": (3004, OPERATORS)}
+MIB = 1 << 20
+
+
+@pytest.fixture
+def tenants(store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
+    """Two tenants' models, one that is everybody's, and each in the cache."""
+    for path in ("tenant-a/bert/params", "tenant-b/secret-model/params", "public/resnet50/params"):
+        (store_directory / path).parent.mkdir(parents=True)
+        (store_directory / path).write_bytes(os.urandom(2 * MIB))
+    config = tmp_path / "mount.toml"
+    config.write_text(
+        f"""
+        control_gid = {OPERATORS}
+        [[access]]
+        path = "tenant-a"
+        gid = {A}
+        mode = "0440"
+        [[access]]
+        path = "tenant-b"
+        gid = {B}
+        mode = "0440"
+        [[tenants]]
+        path = "tenant-a"
+        cache_size = "1GiB"
+        [[tenants]]
+        path = "tenant-b"
+        cache_size = "1GiB"
+        """
+    )
+    with mounted(store_directory, tmp_path, "--config", str(config)) as mount:
+        assert trimsfs("warm", mount.path).returncode == 0
+        yield mount
+
+
+def look(mount: MountedStore, who: str, *names: str) -> dict[str, Any]:
+    """What a user can find at some paths of a mount."""
+    uid, gid = USERS[who]
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            with os.fdopen(sender, "w") as answer:
+                json.dump(found_at(mount.path, names), answer)
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver) as answer:
+        found: dict[str, Any] = json.load(answer)
+    os.waitpid(child, 0)
+    return found
+
+
+def found_at(root: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    denied = []
+    for name in names:
+        path = os.path.join(root, name)
+        try:
+            os.stat(path)
+            found[name] = sorted(os.listdir(path)) if os.path.isdir(path) else content(path)
+            found[f"{name} xattrs"] = {key: os.getxattr(path, key).decode() for key in os.listxattr(path)}
+        except OSError as error:
+            denied.append((name, error.errno))
+    return {"found": found, "denied": denied}
+
+
+def content(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read().decode("latin-1")
+
+
+EVERYWHERE = (
+    "",
+    "public/resnet50",
+    ".trims",
+    ".trims/models",
+    ".trims/control",
+    ".trims/metrics",
+    ".trims/.trims",
+    ".trims/.trims/info",
+    ".trims/public",
+    ".trims/public/info",
+    "public/.trims/.trims/info",
+)
+OF_B = (
+    "tenant-b/secret-model",
+    "tenant-b/secret-model/params",
+    "tenant-b/.trims",
+    "tenant-b/.trims/secret-model",
+    "tenant-b/.trims/secret-model/info",
+    "tenant-b/secret-model/.trims/params/info",
+    "tenant-b/secret-model/.trims/params/tensors",
+    "tenant-b/secret-model/.trims/params/pin",
+    ".trims/tenant-b/info",
+    ".trims/tenant-b/pin",
+    "public/../tenant-b/secret-model/params",
+)
+
+
+def test_a_tenant_finds_nothing_of_another(tenants: MountedStore) -> None:
+    for who in ("a", "stranger"):
+        seen = look(tenants, who, *EVERYWHERE, *OF_B, "tenant-b")
+        assert "secret-model" not in json.dumps(seen["found"])
+        assert {name for name, _ in seen["denied"]} >= set(OF_B)
+        assert {number for _, number in seen["denied"]} == {13}
+    own = look(tenants, "b", *EVERYWHERE, "tenant-b/secret-model/params", ".trims/tenant-b/info")
+    assert own["denied"] == []
+    assert "secret-model" in own["found"][".trims/models"]
+    assert "secret-model" in own["found"][".trims/tenant-b/info"]
+    assert own["found"]["tenant-b/secret-model/params xattrs"]["user.trims.verified"] == "true"
+
+
+def test_tenants_read_their_own_and_what_is_everybodys(tenants: MountedStore, store_directory: Path) -> None:
+    for who, path in (("a", "tenant-a/bert/params"), ("b", "public/resnet50/params"), ("a", "public/resnet50/params")):
+        seen = look(tenants, who, path)
+        assert seen["found"][path].encode("latin-1") == (store_directory / path).read_bytes()
+
+
+def test_operators_see_all_and_others_no_options(tenants: MountedStore) -> None:
+    seen = look(tenants, "operator", ".trims/models", ".trims/control")["found"]
+    assert "secret-model" in seen[".trims/models"]
+    assert "tenants" in json.loads(seen[".trims/control"])["options"]
+    assert "options" not in json.loads(look(tenants, "a", ".trims/control")["found"][".trims/control"])
+    assert b'trimsfs_disk_tenant_used_bytes{tenant="tenant-b"}' in (tenants.path / ".trims/metrics").read_bytes()
+
+
+def test_what_the_kernel_remembers_lets_nobody_in(tenants: MountedStore) -> None:
+    """Root has just looked everything up, and another user asks for the same names."""
+    assert (tenants.path / "tenant-b/secret-model/params").read_bytes()
+    assert look(tenants, "a", "tenant-b/secret-model/params")["found"] == {}
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(below for child in children for below in family(int(child)))]
+
+
+def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(os.urandom(9 * MIB))
+    with mounted(store_directory, tmp_path) as mount:
+        assert len((mount.path / "model").read_bytes()) == 9 * MIB
+        facts = mount.control()
+        assert facts["passthrough"] == {"used": True}
+        assert mount.info("model")["passthrough"]
+        wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]))
+        processes = family(facts["keeper_pid"])
+        assert len(processes) > 5
+        for pid in processes[1:]:
+            status = status_of(pid)
+            assert set(status["Uid"].split()) == set(status["Gid"].split()) == {facts["options"]["server_user"]}
+            assert status["Groups"] == ""
+            assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+            assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        assert status_of(facts["keeper_pid"])["Uid"].split()[0] == "0"
+
+
+FENCED = """
+import ctypes, errno, os, sys
+from pathlib import Path
+from trimsfs.confinement import become, fence, identity
+allowed, denied = Path(sys.argv[1]), Path(sys.argv[2])
+become(identity("60874"))
+fence([allowed])
+(allowed / "file").write_text("in its directory")
+(allowed / "file").rename(allowed / "other")
+(allowed / "other").unlink()
+for attempt in (
+    lambda: (denied / "file").write_text("elsewhere"),
+    lambda: os.unlink(denied / "theirs"),
+    lambda: os.truncate(denied / "theirs", 0),
+    lambda: os.rename(denied / "theirs", allowed / "mine"),
+    lambda: os.setuid(0),
+    lambda: os.setgroups([0]),
+):
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    sys.exit("something was not denied")
+libc = ctypes.CDLL(None, use_errno=True)
+calls = [lambda: libc.unshare(0x10000000), lambda: libc.ptrace(0, 0, 0, 0), lambda: libc.personality(0)]
+for call in calls:
+    if call() != -1 or ctypes.get_errno() != errno.EPERM:
+        sys.exit("a system call was not denied")
+print((denied / "theirs").read_text())
+"""
+
+
+def test_the_fence_denies_what_a_server_never_does(tmp_path: Path) -> None:
+    allowed, denied = tmp_path / "allowed", tmp_path / "denied"
+    for directory in (allowed, denied):
+        directory.mkdir()
+        directory.chmod(0o777)
+    (denied / "theirs").write_text("can be read")
+    (denied / "theirs").chmod(0o666)
+
+    done = subprocess.run(
+        [sys.executable, "-c", FENCED, allowed, denied], capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (0, "can be read\n"), done.stderr
+
+
+def test_a_store_that_the_server_may_not_read_is_told(store_directory: Path, tmp_path: Path) -> None:
+    store_directory.chmod(0o700)
+    mountpoint = tmp_path / "models"
+    mountpoint.mkdir()
+    command = ("mount", mountpoint, "--store", store_directory, "--cache-dir", tmp_path / "cache")
+    done = trimsfs(*command)
+    assert (done.returncode, "--server-user" in done.stderr) == (6, True), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert trimsfs(*command, "--server-user", "nobody-of-this-name").returncode == 2
+    done = trimsfs(*command, "--server-user", "root")
+    assert done.returncode == 0, done.stderr
+    assert trimsfs("umount", mountpoint).returncode == 0
+
+
+def test_a_cache_of_another_user_is_taken_over(store_directory: Path, tmp_path: Path) -> None:
+    """As after an upgrade from a version whose servers were root, and the other way round."""
+    (store_directory / "model").write_bytes(b"weights")
+    for user in ("root", "60874", "65534"):
+        with mounted(store_directory, tmp_path, "--server-user", user) as mount:
+            assert (mount.path / "model").read_bytes() == b"weights"
+            fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+            assert fetched == (7 if user == "root" else 0)
+            assert (mount.cache / "index.sqlite").stat().st_uid == (0 if user == "root" else int(user))

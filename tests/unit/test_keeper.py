@@ -1,0 +1,222 @@
+"""What a keeper believes of its servers, its operator and its service manager."""
+
+import json
+import os
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mountctl import operator, protocol
+from mountctl.notify import Notifier, stored_descriptors
+from mountctl.operator import KeeperGoneError, Operator, ask, socket_path
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+TYPES = ("standing-by", "mount", "backing-open", "backing-close", "ready", "alive", "failed")
+near_misses = st.fixed_dictionaries(
+    {"type": st.sampled_from(TYPES) | json_values},
+    optional={
+        "id": json_values,
+        "resends": json_values,
+        "kind": json_values,
+        "error": json_values,
+        "more": json_values,
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"type": "standing-by"}', protocol.StandingBy()),
+        (b'{"type": "mount"}', protocol.Mount()),
+        (b'{"type": "backing-open"}', protocol.BackingOpen()),
+        (b'{"type": "backing-close", "id": 7}', protocol.BackingClose(7)),
+        (b'{"type": "ready", "resends": true}', protocol.Ready(True)),
+        (b'{"type": "alive"}', protocol.Alive()),
+        (b'{"type": "failed", "kind": "StoreError", "error": "no"}', protocol.Failed("StoreError", "no")),
+    ],
+)
+def test_messages_of_servers(data: bytes, message: protocol.Message) -> None:
+    assert protocol.parse(data) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"[" * 8000,
+        b'"mount"',
+        b'{"type": "umount"}',
+        b'{"type": "mount", "mountpoint": "/etc"}',
+        b'{"type": "backing-close"}',
+        b'{"type": "backing-close", "id": 0}',
+        b'{"type": "backing-close", "id": -1}',
+        b'{"type": "backing-close", "id": true}',
+        b'{"type": "backing-close", "id": 1e3}',
+        b'{"type": "backing-close", "id": 2147483648}',
+        b'{"type": "ready", "resends": 1}',
+        b'{"type": "failed", "kind": "../x", "error": ""}',
+        b'{"type": "failed", "kind": "A", "error": 5}',
+        b"\xff\xfe",
+    ],
+)
+def test_what_no_server_says_is_refused(data: bytes) -> None:
+    with pytest.raises(protocol.ProtocolError):
+        protocol.parse(data)
+
+
+@given(st.binary(max_size=64) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_anything_is_a_message_or_refused(data: bytes) -> None:
+    try:
+        message = protocol.parse(data)
+    except protocol.ProtocolError:
+        return
+    assert type(message).__name__ in {"StandingBy", "Mount", "BackingOpen", "Alive"}
+
+
+@given(near_misses)
+@example({"type": "failed", "kind": "A", "error": "\x1b]0;title\x07\nsecond line"})
+def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any]) -> None:
+    try:
+        message = protocol.parse(json.dumps(fields).encode())
+    except protocol.ProtocolError:
+        return
+    assert "more" not in fields
+    match message:
+        case protocol.BackingClose(number):
+            assert 0 < number < 1 << 31
+        case protocol.Failed(kind, error):
+            assert kind.isalpha()
+            assert error.isprintable()
+            assert len(error) <= 4096
+
+
+# The operator's socket
+
+
+@pytest.fixture
+def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Operator, selectors.BaseSelector]]:
+    monkeypatch.setattr(operator, "socket_path", lambda mountpoint: tmp_path / "run/keeper.sock")
+    selector = selectors.DefaultSelector()
+
+    def handle(request: dict[str, Any], reply: operator.Reply) -> None:
+        reply({"got": request})
+
+    end = Operator(selector, handle)
+    assert end.listen(Path("/models")) is None
+    yield end, selector
+    end.close()
+    assert not (tmp_path / "run/keeper.sock").exists()
+    selector.close()
+
+
+def serve(selector: selectors.BaseSelector, rounds: int = 4) -> None:
+    for _ in range(rounds):
+        for key, _ in selector.select(0.05):
+            key.data()
+
+
+def test_only_the_owner_may_speak_to_a_keeper(
+    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+) -> None:
+    assert (tmp_path / "run/keeper.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (b'{"do": "status"}\n', {"got": {"do": "status"}}),
+        (b"[]\n", {"error": "not a JSON object"}),
+        (b"nonsense\n", {"error": "not a JSON object"}),
+        (b"[" * 20000 + b"\n", {"error": "not a JSON object"}),
+        (b"x" * 70000, None),
+        (b"", None),
+    ],
+)
+def test_requests_of_an_operator(
+    text: bytes, answer: object, listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(str(tmp_path / "run/keeper.sock"))
+        end.settimeout(2)
+        for start in range(0, len(text), 16384):
+            end.sendall(text[start : start + 16384])
+            serve(listening[1], 1)
+        if not text:
+            end.shutdown(socket.SHUT_WR)
+        serve(listening[1])
+        received = end.recv(1 << 16)
+        assert (json.loads(received) if received else None) == answer
+
+
+def test_who_connects_and_says_nothing_is_let_go(
+    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(str(tmp_path / "run/keeper.sock"))
+        serve(listening[1])
+        monkeypatch.setattr(operator, "REQUEST_TIMEOUT_S", -1)
+        listening[0].look()
+        end.settimeout(2)
+        assert end.recv(1) == b""
+
+
+def test_a_keeper_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KeeperGoneError, match="does not answer"):
+        ask(tmp_path / "nowhere", {"do": "status"}, timeout_s=1)
+
+
+@given(st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=80))
+def test_sockets_have_names_of_their_own_that_fit(name: str) -> None:
+    path = socket_path(Path("/mnt") / name)
+    assert len(os.fsencode(path)) < 108
+    assert path.parent == socket_path(Path("/mnt/other")).parent
+    if name != "other":
+        assert path != socket_path(Path("/mnt/other"))
+
+
+# systemd
+
+
+def test_what_the_service_manager_is_told(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(2)
+        notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000", "WATCHDOG_PID": str(os.getpid())})
+        notifier.tell("READY=1", "STATUS=serving")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=serving"
+        notifier.alive()
+        notifier.alive()  # not due yet
+        notifier.unstore(("fuse",))
+        assert [manager.recv(4096) for _ in range(2)] == [b"WATCHDOG=1", b"FDSTOREREMOVE=1\nFDNAME=fuse"]
+        read, write = os.pipe()
+        notifier.store({"fuse": write})
+        text, descriptors, _, _ = socket.recv_fds(manager, 4096, 4)
+        assert text == b"FDSTORE=1\nFDNAME=fuse"
+        os.write(descriptors[0], b"the same pipe")
+        assert os.read(read, 64) == b"the same pipe"
+        for descriptor in (read, write, *descriptors):
+            os.close(descriptor)
+
+
+def test_without_a_service_manager_nobody_is_told() -> None:
+    Notifier({}).tell("READY=1")
+    Notifier({"NOTIFY_SOCKET": "/nonexistent/socket"}).alive()
+
+
+def test_descriptors_of_another_process_are_not_taken() -> None:
+    assert stored_descriptors({"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "fuse:lock"}) == {}
+    assert stored_descriptors({}) == {}
