@@ -232,8 +232,8 @@ def run(name: str, directory: Path) -> None:
     mount = declared.find(name, directory)
     if mount.file is None:
         raise NotMountedError(f"{name} is not declared")
-    mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if "fuse" not in stored_descriptors(os.environ):
+        mount.mountpoint.mkdir(parents=True, exist_ok=True)
         os.execv(sys.executable, mount.command(foreground=True))
     order = os.memfd_create("trimsfs-order")
     os.write(order, json.dumps(mount.order(foreground=True)).encode())
