@@ -30,12 +30,8 @@ class Access:
     def __init__(self, options: MountOptions) -> None:
         self._default = options
         self._rules = [(tuple(rule.path.strip("/").split("/")), rule) for rule in options.access]
+        self._tenants = sorted((f"{tenant.path}/" for tenant in options.tenants), key=len, reverse=True)
         self._of = lru_cache(maxsize=65536)(self._decide)
-
-    @property
-    def restricted(self) -> bool:
-        """Whether some paths have other permissions than the rest."""
-        return bool(self._rules)
 
     def of(self, path: str, *, directory: bool) -> Ownership:
         """The ownership of a path, without a leading slash; a directory's may end with one."""
@@ -54,6 +50,10 @@ class Access:
                 if rule.dir_mode is not None:
                     dir_mode = rule.dir_mode
         return Ownership(uid, gid, dir_mode if directory else mode)
+
+    def tenant(self, path: str) -> str | None:
+        """The tenant that a path belongs to, by the longest directory."""
+        return next((prefix for prefix in self._tenants if path.startswith(prefix)), None)
 
     def may_read(self, path: str, uid: int, groups: Set[int]) -> bool:
         """Whether a user can open the file at a path: read it, and search every directory above it."""

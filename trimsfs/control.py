@@ -245,7 +245,7 @@ class Control:
             return _Text(await self._tables.table(inode.generation))
         if name == "shared":
             assert inode.generation is not None
-            return _Text(_json(await self._sharing.told(inode.generation, partial(self._may_tell, caller))))
+            return _Text(_json(await self._sharing.told(inode.generation, partial(self._may_tell, caller, inode.path))))
         return _Text(await self._root_files[name](caller))
 
     def _authorise(self, caller: Caller, command: str, path: str) -> None:
@@ -391,9 +391,12 @@ class Control:
             return False
         return self.access.may_read(key, caller.uid, caller.groups)
 
-    def _may_tell(self, caller: Caller, blob: Blob) -> bool:
-        """Whether a caller may learn of a blob that is ready to be mapped."""
-        return self._residents.ready(blob) and self._may_read(blob.generation.key, caller)
+    def _may_tell(self, caller: Caller, asked: str, blob: Blob) -> bool:
+        """Whether a caller may learn of a blob that is ready to be mapped; a container's root may read all, but of a
+        tenant's model only who uses another of that tenant is told."""
+        key = blob.generation.key
+        known = self.access.tenant(key) in {None, self.access.tenant(asked)}
+        return known and self._residents.ready(blob) and self._may_read(key, caller)
 
     async def _render_metrics(self, caller: Caller) -> bytes:
         del caller
