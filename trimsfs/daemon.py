@@ -48,9 +48,9 @@ from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
-from trimsfs.fuse.session import Session, invalidate, why_no_passthrough
+from trimsfs.fuse.session import Session, forget_attributes, invalidate, why_no_passthrough
 from trimsfs.keeper import Keeper, Turn, stand_by, tell_failure
-from trimsfs.ledger import Ledger
+from trimsfs.ledger import Kind, Ledger
 from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
@@ -221,6 +221,9 @@ async def _serve(
                 nursery.start_soon(_begin, session, keeper, residents, disk, terms, ledger)
             else:
                 await _go_on(session, keeper, residents, filesystem, terms, turn)
+            if _ownership_has_changed(options, ledger):
+                numbers = namespace.numbers()
+                nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
             ledger.forget_taken()
             # These evict, which needs to know what is open.
             nursery.start_soon(disk.run)
@@ -275,6 +278,19 @@ async def _go_on(
     await filesystem.restore()
     session.resume()
     await keeper.ready(resends=True)
+
+
+def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
+    """Whether files have other owners or modes than an earlier server has told the kernel."""
+    names = {"uid", "gid", "mode", "dir_mode", "access"}
+    content = options.model_dump_json(include=names).encode()
+    before = ledger.taken(Kind.OWNERSHIP)
+    if [entry.content for entry in before] == [content]:
+        return False
+    for entry in before:
+        ledger.set(entry.slot, 0)
+    ledger.add(Kind.OWNERSHIP, 0, content)
+    return bool(before)
 
 
 async def _probe(store: Store, options: MountOptions) -> None:

@@ -35,6 +35,7 @@ class Kind(enum.IntEnum):
     HANDLE = 3
     BACKING = 4
     SENT_BACK = 5
+    OWNERSHIP = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,6 +182,10 @@ class Namespace:
         except KeyError:
             raise NoSuchEntryError(f"inode {number} is not known") from None
 
+    def numbers(self) -> list[int]:
+        """The numbers of all inodes that the kernel may know."""
+        return list(self._inodes)
+
     def known(self, number: int) -> Inode | None:
         """An inode by its number, if it is known."""
         return self._inodes.get(number)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mountctl.operator import ask
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
 
 A, B, OPERATORS = 2001, 2002, 2003
 USERS = {"a": (3001, A), "b": (3002, B), "stranger": (3003, 3003), "operator": (3004, OPERATORS)}
@@ -148,6 +148,32 @@ def test_what_the_kernel_remembers_lets_nobody_in(tenants: MountedStore) -> None
     """Root has just looked everything up, and another user asks for the same names."""
     assert (tenants.path / "tenant-b/secret-model/params").read_bytes()
     assert look(tenants, "a", "tenant-b/secret-model/params")["found"] == {}
+
+
+def test_changed_rules_are_in_force_after_an_upgrade(tmp_path: Path, store_directory: Path) -> None:
+    (store_directory / "tenant-b").mkdir()
+    (store_directory / "tenant-b/secret-model").write_bytes(b"weights")
+    declared = tmp_path / "mounts.d"
+    declared.mkdir()
+    lines = [f'store = "{store_directory}"', f'cache_dir = "{tmp_path / "cache"}"']
+    file, mount = declared / "models.toml", MountedStore(tmp_path / "models", tmp_path / "cache")
+    file.write_text("\n".join([f'mountpoint = "{mount.path}"', *lines]))
+
+    def mountctl(*arguments: str) -> None:
+        command = [str(Path(TRIMSFS).with_name("mountctl")), *arguments, "--mounts-dir", str(declared)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+
+    mountctl("up")
+    try:
+        assert look(mount, "a", "tenant-b/secret-model")["denied"] == []
+        with file.open("a") as text:
+            text.write(f'\n[[access]]\npath = "tenant-b"\ngid = {B}\nmode = "0440"\n')
+        mountctl("upgrade", "models")
+        wait_until(lambda: look(mount, "a", "tenant-b/secret-model")["found"] == {})
+        assert look(mount, "b", "tenant-b/secret-model")["denied"] == []
+    finally:
+        mountctl("down")
 
 
 def status_of(pid: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What would hang a mount or leave one behind."""
 
+import contextlib
 import json
 import os
 import random
@@ -126,10 +127,12 @@ def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: Mo
         mountctl = Path(TRIMSFS).with_name("mountctl")
         done = subprocess.run([mountctl, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode == 0
+        # The keeper unmounts as well, once it finds that the server does not answer.
+        assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode in {0, 10}
         assert mount_at(directory_mount.path) is None
     finally:
-        os.kill(facts["server_pid"], signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(facts["server_pid"], signal.SIGCONT)
     wait_until(lambda: not alive(facts["keeper_pid"]), timeout_s=20)
 
 

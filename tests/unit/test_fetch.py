@@ -323,7 +323,7 @@ def in_memory() -> int:
     """Bytes of chunks that are kept in memory, by their mappings."""
     mapped = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
-        if "memfd:trimsfs" in line:
+        if "memfd:trimsfs-chunk" in line:
             start, stop = (int(part, 16) for part in line.split()[0].split("-"))
             mapped += stop - start
     return mapped

@@ -1,10 +1,11 @@
 """A pyfuse3 session on a /dev/fuse descriptor that somebody else mounted."""
 
+import contextlib
 import errno
 import logging
 import os
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVarTuple
@@ -135,6 +136,13 @@ class Session:
         content = data[_PIECE.size : _PIECE.size + length]
         await self._filesystem.derive(handle, Piece(uid=uid, number=derived, size=size, offset=offset, data=content))
         return b""
+
+
+def forget_attributes(numbers: Iterable[int]) -> None:
+    """Have the kernel ask for the attributes of inodes again. For a worker thread."""
+    for number in numbers:
+        with contextlib.suppress(OSError):  # it does not know this one any more
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
 
 def why_no_passthrough() -> str:
