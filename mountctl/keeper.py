@@ -50,6 +50,8 @@ STABLE_S = 1.0
 """A server that dies sooner after it was ready has not worked."""
 SHORT_LIVES = 6
 """So many in a row, and the keeper gives up: whoever waits for an answer is better served with an error."""
+AT_ONCE = 2
+"""So many in a row are followed without a delay."""
 BACKOFF_S = 0.1
 BACKOFF_LIMIT_S = 5.0
 
@@ -250,7 +252,7 @@ class Keeper:
         lived_s = 0.0 if server.ready_at is None else time.monotonic() - server.ready_at
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
         self._log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
-        self._back_off(self._short_lives)
+        self._back_off(self._short_lives - AT_ONCE)
 
     def _on_standby_end(self, server: Server) -> None:
         self._standby = None
@@ -275,7 +277,7 @@ class Keeper:
             self._log(f"{self._short_lives} servers in a row have ended at once ({self._last_end}): giving up")
             self._notifier.tell("STATUS=servers end at once: given up")
             self._exit = 1
-        if times:
+        if times > 0:
             self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (times - 1), BACKOFF_LIMIT_S)
 
     # The operator
