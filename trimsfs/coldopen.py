@@ -25,6 +25,8 @@ PATIENCE_S = 3.0
 TRIAL_S = 0.5
 """How long the fetch of one file is watched before its rate is believed."""
 WATCH_INTERVAL_S = 0.05
+ROOM_INTERVAL_S = 0.05
+"""How often room is looked for on a disk that is full of what is open."""
 MOST_WAITING = 512
 """Opens that wait at once; the server answers no more than twice as many requests at a time."""
 EXPECTED_WITHIN_S = 0.4
@@ -80,10 +82,21 @@ class ColdOpener:
         return resident
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:
-        """Wait for a blob however long it takes; whether it is resident now. Raises as `wait`, and CacheFullError."""
+        """Wait for a blob however long it takes; whether it is resident now.
+
+        Raises as `wait`, and CacheFullError when there is no room for PATIENCE_S.
+        """
+        full_since: float | None = None
         with interruptible(), self._place():
-            await self._fetcher.fetch_all(blob)
-            return await self._residents.announce(blob)
+            while True:
+                try:
+                    await self._fetcher.fetch_all(blob)
+                    return await self._residents.announce(blob)
+                except CacheFullError:
+                    full_since = full_since or trio.current_time()
+                    if not blob.attached or trio.current_time() - full_since > PATIENCE_S:
+                        raise
+                    await trio.sleep(ROOM_INTERVAL_S)  # others close what they have open
         raise AssertionError("unreachable: an interrupted block raises")
 
     @contextmanager
