@@ -13,7 +13,7 @@ from typing import Any
 
 import platformdirs
 
-from trimsfs.options import escape
+from trimsfs.mountinfo import escape
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0

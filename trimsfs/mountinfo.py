@@ -88,5 +88,11 @@ def holding(path: Path) -> Mount | None:
     return found
 
 
+def escape(mountpoint: Path) -> str:
+    """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is ``%2D``."""
+    name = str(mountpoint).removeprefix("/").replace("%", "%25").replace("-", "%2D").replace("/", "-")
+    return name or "-"
+
+
 def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

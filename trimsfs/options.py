@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
+from trimsfs.mountinfo import escape
 
 MOUNTPOINT = "mountpoint"
 """In a configuration file that declares a mount; the options of the mount do not include it."""
@@ -232,12 +233,6 @@ def declared_mountpoint(file: Path) -> Path:
     if not isinstance(mountpoint, str) or not mountpoint.startswith("/"):
         raise ConfigurationError(f'{file}: no mountpoint: write mountpoint = "/models", an absolute path')
     return Path(os.path.normpath(mountpoint))
-
-
-def escape(mountpoint: Path) -> str:
-    """A mount point as one file name: ``/mnt/models`` is ``mnt-models``, a literal ``-`` is ``%2D``."""
-    name = str(mountpoint).removeprefix("/").replace("%", "%25").replace("-", "%2D").replace("/", "-")
-    return name or "-"
 
 
 def load_options(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from trimsfs import options as options_module
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import MountOptions, escape, load_options
+from trimsfs.mountinfo import escape
+from trimsfs.options import MountOptions, load_options
 
 GIB = 1 << 30
 
