@@ -2,14 +2,28 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
+import stat
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mountctl import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+
+_FOR_SERVERS = ("ledger", "lock", "fuse")
+
+
+def memory_of(content: bytes) -> int:
+    """A descriptor of memory with this content, to be read from its start."""
+    descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 class Connection:
@@ -39,6 +53,14 @@ class Connection:
 
     def held(self) -> dict[str, int]:
         """The descriptors by their names."""
+        return {name: descriptor for name, descriptor in self._held.items() if name in _FOR_SERVERS}
+
+    def stored(self, order: bytes) -> dict[str, int]:
+        """The descriptors that an earlier keeper's successor needs, with one for the order of now."""
+        before = self._held.pop("order", None)
+        if before is not None:
+            os.close(before)
+        self._held["order"] = memory_of(order)
         return dict(self._held)
 
     def mount(self, lock: int) -> dict[str, Any]:
@@ -56,6 +78,8 @@ class Connection:
         try:
             if not files:  # the kernel drops a descriptor that there is no room for
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if not _readable(files[0]):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             return {"id": mounting.open_backing(self._held["fuse"], files[0])}
         except OSError as error:
             return {"errno": error.errno, "error": error.strerror}
@@ -71,10 +95,10 @@ class Connection:
             return None
         try:
             mounting.unmount(self._mountpoint)
-        except OSError as error:
-            with contextlib.suppress(OSError):
+        except (OSError, subprocess.SubprocessError) as error:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
-            return error.strerror
+            return str(error)
         return None
 
     def abort(self) -> None:
@@ -90,5 +114,18 @@ class Connection:
         # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
         mounted = mount_at(self._mountpoint) if "fuse" in held else None
         if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
+
+
+def _readable(file: int) -> bool:
+    """Whether who sent a descriptor can read the file itself: the kernel reads it with this process's privileges.
+
+    A descriptor that only names a file can be had of any file.
+    """
+    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+    return (
+        not flags & os.O_PATH
+        and flags & os.O_ACCMODE in {os.O_RDONLY, os.O_RDWR}
+        and stat.S_ISREG(os.fstat(file).st_mode)
+    )

@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,11 @@ from mountctl import mounting, protocol
 from mountctl.connection import Connection
 from mountctl.notify import Notifier, stored_descriptors
 from mountctl.operator import Operator, Reply
+from mountctl.reporting import Reporter
 from mountctl.server import Server
 
+FIXED = ("mountpoint", "source", "allow_other", "foreground")
+"""What cannot be changed while it is mounted."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
 DEATH_INTERVAL_S = 0.002
@@ -58,11 +62,12 @@ BACKOFF_LIMIT_S = 5.0
 
 @dataclass(slots=True)
 class _Replacement:
-    """A server that is being replaced on the operator's order; ``before`` is what to go back to when that fails."""
+    """A server that is being replaced on the operator's order; ``before`` is what to go back to when that fails, and
+    ``killed`` the one that has to make way."""
 
     reply: Reply
     before: dict[str, Any]
-    old: Server | None = None
+    killed: Server | None = None
 
 
 class Keeper:
@@ -75,8 +80,8 @@ class Keeper:
         self._connection = Connection(
             self._mountpoint, source=self._source, allow_other=bool(order["allow_other"]), stored=stored
         )
-        self._status = status
-        self._told = False
+        log_file = None if order["foreground"] else Path(order["options"]["log_file"])
+        self._reporter = Reporter(status, log_file)
         self._selector = selectors.DefaultSelector()
         self._operator = Operator(self._selector, self._on_request)
         self._notifier = Notifier(os.environ)
@@ -90,6 +95,8 @@ class Keeper:
         self._last_end: str | None = None
         self._last_end_at: float | None = None
         self._exit: int | None = None
+        self._ledger = ""
+        self._listening = self._stored = False
 
     # The loop
 
@@ -109,13 +116,17 @@ class Keeper:
                     for key, _ in self._selector.select(self._patience()):
                         act: Callable[[], None] = key.data
                         act()
-        finally:
-            self._clean_up()
+        except Exception:
+            # A defect: the server serves on, and a service manager has another keeper go on with all.
+            self._reporter.log(traceback.format_exc())
+            self._operator.close()
+            return 1
+        self._clean_up()
         return self._exit
 
     def _patience(self) -> float:
         """How long nothing is to be looked at."""
-        if self._active is None or (self._replacement is not None and self._replacement.old is self._active):
+        if self._active is None or (self._replacement is not None and self._replacement.killed is self._active):
             return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._not_before - time.monotonic()))
         return LOOK_INTERVAL_S
 
@@ -128,31 +139,46 @@ class Keeper:
                 continue
             if server.ended():
                 self._on_end(server)
-            elif now - server.heard > limit_s and not server.standing_by:
-                self._log(f"the server (pid {server.pid}) does not answer: killing it")
+            elif now - server.heard > limit_s and not server.standing_by and not server.speaks():
+                self._reporter.log(f"the server (pid {server.pid}) does not answer: killing it")
                 server.kill()
         if self._active is not None and self._exit is None:
             self._notifier.alive()
+        self._reporter.shorten_log()
         if self._exit is not None or now < self._not_before:
             return
-        if self._standby is None:
-            self._standby = self._start()
+        if self._standby is not None and self._standby.order is not self._order:
+            self._dismiss_standby()  # a replacement has failed
+        if self._standby is None and (self._active is None or self._active.ready_at is not None):
+            self._start()
+        elif self._standby is None:
+            return
         elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(ENDING) & set(numbers):
-            self._log("unmounting")
+            self._reporter.log("unmounting")
             self._notifier.tell("STOPPING=1")
             self._unmount()
             self._exit = 0
 
     # Servers
 
-    def _start(self) -> Server:
-        server = Server(self._order)
+    def _start(self) -> None:
+        """Start a server that stands by."""
+        try:
+            server = Server(self._order)
+        except OSError as error:
+            self._reporter.log(f"no server can be started: {error}")
+            self._end_replacement(f"no server can be started: {error}")
+            self._failed_standbys += 1
+            if not self._established:
+                self._exit = 1
+            self._back_off(self._failed_standbys)
+            return
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._on_message(server))
-        return server
+        self._standby = server
 
     def _promote(self, server: Server) -> None:
         """Let the server that stands by serve."""
@@ -167,11 +193,11 @@ class Keeper:
         try:
             message, descriptors = server.receive()
             if message is None:
-                self._selector.unregister(server.channel)  # its end will be seen
+                self._deafen(server)  # its end will be seen
                 return
             self._answer(server, message, descriptors)
         except protocol.ProtocolError as error:
-            self._log(f"the server (pid {server.pid}) said what it must not: {error}: killing it")
+            self._reporter.log(f"the server (pid {server.pid}) said what it must not: {error}: killing it")
             server.kill()
 
     def _answer(self, server: Server, message: protocol.Message, descriptors: list[int]) -> None:
@@ -179,10 +205,8 @@ class Keeper:
         try:
             match message:
                 case protocol.StandingBy() if server is self._standby:
-                    server.standing_by = True
-                    if self._replacement is not None and self._active is not None:
-                        self._replacement.old = self._active
-                        self._active.kill()  # its successor goes on from wherever it is
+                    server.standing_by, server.ledger = True, message.ledger
+                    self._on_standing_by(server)
                 case protocol.Failed():
                     self._on_failure(server, message)
                 case _ if server is not self._active:
@@ -206,34 +230,59 @@ class Keeper:
             for descriptor in descriptors:
                 os.close(descriptor)
 
+    def _on_standing_by(self, server: Server) -> None:
+        if self._replacement is None or self._active is None or server.order is not self._order:
+            return
+        if self._ledger != server.ledger:
+            self._end_replacement("this version cannot go on with the mount: take it down, and up again")
+            return
+        self._replacement.killed = self._active
+        self._active.kill()  # its successor goes on from wherever it is
+
     def _on_ready(self, server: Server, *, resends: bool) -> None:
         server.ready_at = time.monotonic()
         self._notifier.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
         if self._established:
-            self._log(f"the server with pid {server.pid} goes on")
+            self._reporter.log(f"the server with pid {server.pid} goes on")
         else:
             self._established = resends
             for problem in mounting.tune(self._mountpoint):
-                self._log(f"not tuned: {problem}")
-            self._notifier.store(self._connection.held())
-        if not self._told:
+                self._reporter.log(f"not tuned: {problem}")
+        self._ledger = server.ledger
+        if not self._listening:
+            self._listening = True
             deaf = self._operator.listen(self._mountpoint)
             if deaf is not None:
-                self._log(f"mountctl cannot ask this mount: {deaf}")
-        self._tell({"type": "ready"})
-        if self._replacement is not None and self._replacement.old is not None:
+                self._reporter.log(f"mountctl cannot ask this mount: {deaf}")
+        self._reporter.tell({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
+        replaced = self._replacement is not None and server.order is self._order
+        if self._replacement is not None and replaced:
             self._replacement.reply({"server_pid": server.pid})
             self._replacement = None
+        if self._established and (replaced or not self._stored):
+            self._store()
+
+    def _store(self) -> None:
+        """Have the service manager keep what another keeper would need."""
+        stored = self._connection.stored(json.dumps(self._order).encode())
+        if self._stored:
+            self._notifier.unstore(("order",))
+            stored = {"order": stored["order"]}
+        self._notifier.store(stored)
+        self._stored = True
 
     def _on_failure(self, server: Server, message: protocol.Failed) -> None:
         if self._replacement is not None:
             self._end_replacement(message.error)
-        elif self._told:
-            self._log(f"the server with pid {server.pid} fails: {message.error}")
-        self._tell({"type": "failed", "kind": message.kind, "error": message.error})
+        elif self._established:
+            self._reporter.log(f"the server with pid {server.pid} fails: {message.error}")
+        else:
+            self._reporter.tell({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
 
     def _on_end(self, server: Server) -> None:
         """A server has ended: for good, or to be replaced."""
+        while server.channel.fileno() >= 0 and server.speaks() and self._hear_last(server):
+            pass
         self._part(server)
         if server is self._standby:
             self._on_standby_end(server)
@@ -245,13 +294,14 @@ class Keeper:
             self._exit = server.status
             return
         self._restarts += 1
-        if self._replacement is not None and self._replacement.old is server:
+        if self._replacement is not None and self._replacement.killed is server:
             self._last_end = None
             return
-        self._end_replacement(f"the new server ended ({self._last_end}): see the log")
+        if server.order is self._order:
+            self._end_replacement(f"the new server ended ({self._last_end}): see the log")
         lived_s = 0.0 if server.ready_at is None else time.monotonic() - server.ready_at
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
-        self._log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
+        self._reporter.log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
         self._back_off(self._short_lives - AT_ONCE)
 
     def _on_standby_end(self, server: Server) -> None:
@@ -267,14 +317,33 @@ class Keeper:
             self._short_lives += 1
         self._back_off(self._failed_standbys)
 
-    def _part(self, server: Server) -> None:
+    def _hear_last(self, server: Server) -> bool:
+        """Do what a server that has ended has still asked for; whether there was anything."""
+        try:
+            message, descriptors = server.receive()
+            if message is not None:
+                self._answer(server, message, descriptors)
+        except protocol.ProtocolError:
+            return False
+        return message is not None
+
+    def _deafen(self, server: Server) -> None:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(server.channel)
+
+    def _part(self, server: Server) -> None:
+        self._deafen(server)
         server.channel.close()
+
+    def _dismiss_standby(self) -> None:
+        if self._standby is not None:
+            self._part(self._standby)
+            self._standby.kill()
+            self._standby = None
 
     def _back_off(self, times: int) -> None:
         if self._short_lives >= SHORT_LIVES:
-            self._log(f"{self._short_lives} servers in a row have ended at once ({self._last_end}): giving up")
+            self._reporter.log(f"{self._short_lives} servers in a row have ended at once ({self._last_end}): giving up")
             self._notifier.tell("STATUS=servers end at once: given up")
             self._exit = 1
         if times > 0:
@@ -286,10 +355,12 @@ class Keeper:
         match request:
             case {"do": "status"}:
                 reply(self._facts())
-            case {"do": "replace", **given} if self._replacement is None:
-                self._replace(given.get("order", self._order), reply)
-            case {"do": "replace"}:
+            case {"do": "replace"} if self._replacement is not None:
                 reply({"error": "the server is being replaced already"})
+            case {"do": "replace"} if not self._established:
+                reply({"error": "this kernel cannot go on with a mount, Linux 6.9 can: take it down, and up again"})
+            case {"do": "replace", **given}:
+                self._replace(given.get("order", self._order), reply)
             case _:
                 reply({"error": "no such request"})
 
@@ -310,20 +381,21 @@ class Keeper:
             "foreground": self._order["foreground"],
         }
 
-    def _replace(self, order: dict[str, Any], reply: Reply) -> None:
+    def _replace(self, given: Any, reply: Reply) -> None:
         """Start a server of the programs and options of now; when it stands by, the old one ends."""
-        fixed = ("mountpoint", "source", "allow_other", "foreground")
-        changed = [name for name in fixed if order.get(name) != self._order[name]]
-        if order.get("options", {}).get("cache_dir") != self._order["options"]["cache_dir"]:
+        match given:
+            case {"server": [str(), *_], "options": {"cache_dir": str(), "log_file": str()}}:
+                order = dict(given)  # one that can be told from the one of before
+            case _:
+                reply({"error": "not an order"})
+                return
+        changed = [name for name in FIXED if order.get(name) != self._order[name]]
+        if order["options"]["cache_dir"] != self._order["options"]["cache_dir"]:
             changed.append("cache_dir")
         if changed:
             reply({"error": f"{', '.join(changed)} cannot be changed while it is mounted: take it down, and up again"})
             return
-        if self._standby is not None:  # it has loaded what is outdated
-            self._part(self._standby)
-            self._standby.kill()
-            self._standby.wait(STOP_TIMEOUT_S)
-            self._standby = None
+        self._dismiss_standby()  # it has loaded what is outdated
         self._replacement = _Replacement(reply, self._order)
         self._order = order
         self._not_before = 0.0
@@ -340,14 +412,14 @@ class Keeper:
     def _unmount(self) -> None:
         problem = self._connection.unmount()
         if problem is not None:
-            self._log(f"{self._mountpoint}: {problem}: detached")
+            self._reporter.log(f"{self._mountpoint}: {problem}: detached")
             if self._active is not None:
                 self._active.terminate()
 
     def _clean_up(self) -> None:
         """Leave neither servers nor mount behind."""
         self._operator.close()
-        self._notifier.unstore(tuple(self._connection.held()))
+        self._notifier.unstore(("ledger", "lock", "fuse", "order"))
         if self._standby is not None:
             self._standby.kill()
             self._standby.channel.close()
@@ -363,28 +435,7 @@ class Keeper:
                 server.wait(STOP_TIMEOUT_S)
         self._connection.close()
         error = f"the server ended ({self._last_end or 'killed'}) before the mount answered"
-        self._tell({"type": "failed", "kind": "Exception", "error": error})
-
-    # Telling
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        """Tell whoever waits for the mount, once."""
-        if self._told:
-            return
-        self._told = True
-        if self._status is not None:
-            try:
-                os.write(self._status, json.dumps(message).encode() + b"\n")
-            except BrokenPipeError:
-                self._log("whoever started this is gone")
-            os.close(self._status)
-        elif message["type"] == "failed":
-            self._log(message["error"])
-        else:
-            self._log(f"{self._source} is mounted at {self._mountpoint}")
-
-    def _log(self, text: str) -> None:
-        print(f"trimsfs: {text}", file=sys.stderr, flush=True)
+        self._reporter.tell({"type": "failed", "kind": "Exception", "error": error}, error)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ class Notifier:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.setblocking(False)
             end.connect(address)
             socket.send_fds(end, ["\n".join(lines).encode()], descriptors)
 

@@ -11,6 +11,7 @@ from typing import Any
 MESSAGE_LIMIT = 8192
 DESCRIPTOR_LIMIT = 1
 _KIND = re.compile(r"[A-Za-z]{1,64}")
+_VERSION = re.compile(r"[0-9a-z.]{1,16}")
 _TEXT_LIMIT = 4096
 _ID_LIMIT = (1 << 31) - 1
 
@@ -21,7 +22,9 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """The server could serve."""
+    """The server could serve, and reads ledgers of this version."""
+
+    ledger: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,6 @@ class Failed:
 
 Message = StandingBy | Mount | BackingOpen | BackingClose | Ready | Alive | Failed
 _PLAIN: dict[str, Message] = {
-    "standing-by": StandingBy(),
     "mount": Mount(),
     "backing-open": BackingOpen(),
     "alive": Alive(),
@@ -80,6 +82,9 @@ def parse(data: bytes) -> Message:
     match fields:
         case {"type": str(kind), **nothing} if kind in _PLAIN and not nothing:
             return _PLAIN[kind]
+        case {"type": "standing-by", "ledger": str(ledger), **nothing} if not nothing:
+            if _VERSION.fullmatch(ledger):
+                return StandingBy(ledger)
         case {"type": "backing-close", "id": number, **nothing} if not nothing:
             if type(number) is int and 0 < number <= _ID_LIMIT:
                 return BackingClose(number)

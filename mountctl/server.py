@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,35 +12,48 @@ from pathlib import Path
 from typing import Any
 
 from mountctl import protocol
+from mountctl.connection import memory_of
 
 
 class Server:
-    """A server process and the channel to it. It stands by until it is told to serve."""
+    """A server process and the channel to it. It stands by until it is told to serve.
+
+    Raises OSError when it cannot be started.
+    """
 
     def __init__(self, order: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order = order
         self.channel = ours
         self.standing_by = False
+        self.ledger = ""
         self.heard = time.monotonic()
         self.ready_at: float | None = None
         self.unclaimed: int | None = None
         self._exit: int | None = None
-        self._process = subprocess.Popen(
-            [*order["server"], "--keeper-fd", str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-            cwd="/",
-            process_group=0,  # what a terminal sends is for the keeper alone
-        )
-        theirs.close()
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin:
-            self._process.stdin.write(json.dumps(order).encode())
+        order_file = memory_of(json.dumps(order).encode())
+        try:
+            self._process = subprocess.Popen(
+                [*order["server"], "--keeper-fd", str(theirs.fileno())],
+                stdin=order_file,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                process_group=0,  # what a terminal sends is for the keeper alone
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(order_file)
+            theirs.close()
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def speaks(self) -> bool:
+        """Whether it has said something that has not been heard yet."""
+        return bool(select.select([self.channel], [], [], 0)[0])
 
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
         """The next message, None at the end, and what descriptors came with it. Raises ProtocolError."""

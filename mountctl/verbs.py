@@ -235,11 +235,10 @@ def run(name: str, directory: Path) -> None:
     if "fuse" not in stored_descriptors(os.environ):
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
         os.execv(sys.executable, mount.command(foreground=True))
-    order = os.memfd_create("trimsfs-order")
-    os.write(order, json.dumps(mount.order(foreground=True)).encode())
-    os.lseek(order, 0, os.SEEK_SET)
-    os.dup2(order, 0)
-    for descriptor in stored_descriptors(os.environ).values():
+    stored = stored_descriptors(os.environ)
+    os.lseek(stored["order"], 0, os.SEEK_SET)
+    os.dup2(stored["order"], 0)
+    for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 

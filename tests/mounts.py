@@ -64,7 +64,7 @@ class MountedStore:
 
     def log(self) -> str:
         """The server's log so far."""
-        return (self.cache / "trimsfs.log").read_text()
+        return (self.path.parent / "trimsfs.log").read_text()
 
 
 @contextmanager
@@ -80,7 +80,8 @@ def mounted(
     let_in(directory)
     if "://" not in str(store):
         let_in(Path(store))
-    done = trimsfs("mount", mountpoint, "--store", store, "--cache-dir", cache, *options, environment=environment)
+    places = ("--cache-dir", cache, "--log-file", directory / "trimsfs.log")
+    done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment)
     assert done.returncode == 0, done.stderr
     try:
         yield MountedStore(mountpoint, cache)

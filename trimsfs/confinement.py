@@ -26,6 +26,7 @@ except RuntimeError:  # it finds no libseccomp
 log = logging.getLogger(__name__)
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+_TIOCSTI, _CLONE_NEWUSER = 0x5412, 0x10000000
 RLIMIT_NICE, HIGHEST_NICE = 13, 40
 """The limit by which a process without privileges may raise its priority, and its highest value."""
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
@@ -81,7 +82,10 @@ def give(directory: Path, to: Identity) -> None:
     Raises CacheUnusableError.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in [above for above in reversed(directory.parents) if not above.exists()]:
+            missing.mkdir(exist_ok=True)
+            missing.chmod(0o755)  # whatever the umask: the user has to get through
+        directory.mkdir(mode=0o700, exist_ok=True)
         if directory.stat().st_uid == to.uid:
             return
         for _, directories, files, descriptor in os.fwalk(directory):
@@ -99,17 +103,6 @@ def raised(limit: int, value: int) -> bool:
     except ValueError:
         return False
     return True
-
-
-def give_file(file: Path, to: Identity) -> None:
-    """Make a file, if need be, that belongs to a user. Raises CacheUnusableError."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with contextlib.closing(os.fdopen(descriptor, "ab")):
-            os.fchown(descriptor, to.uid, to.gid)
-    except OSError as error:
-        raise CacheUnusableError(f"log file {file}: {error.strerror}: set --log-file") from error
 
 
 def become(user: Identity) -> None:
@@ -190,6 +183,12 @@ def _restrict_calls() -> None:
     for name in _DENIED.split():
         with contextlib.suppress(OSError, ValueError):  # one that this architecture or libseccomp does not know
             rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
+    # Input for the terminal that root's shell reads, and namespaces by fork; the C library does without clone3.
+    rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, _TIOCSTI))
+    new_user = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER)
+    rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", new_user)
+    with contextlib.suppress(OSError, ValueError):
+        rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")
     rules.load()
 
 

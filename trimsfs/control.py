@@ -399,8 +399,10 @@ class Control:
         return known and self._residents.ready(blob) and self._may_read(key, caller)
 
     async def _render_metrics(self, caller: Caller) -> bytes:
-        del caller
-        return self._metrics()
+        text = self._metrics()
+        if not self._commands_allowed(caller):
+            text = b"".join(line for line in text.splitlines(keepends=True) if b'{tenant="' not in line)
+        return text
 
     async def _control(self, caller: Caller) -> bytes:
         facts = self._facts()

@@ -9,7 +9,6 @@ import encodings.idna  # noqa: F401 - wanted by the first request, when Python m
 import gc
 import json
 import logging
-import logging.handlers
 import os
 import resource
 import signal
@@ -30,7 +29,6 @@ from trimsfs.confinement import (
     become,
     fence,
     give,
-    give_file,
     hindrance,
     identity,
     raised,
@@ -71,7 +69,7 @@ log = logging.getLogger(__name__)
 SERVER_NICENESS, STANDBY_NICENESS = -10, 10
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop waits, at most, for a thread that runs Python; by default ten times as long."""
-LOG_SIZE, LOG_FILES = 16 << 20, 3
+SETTLED_AFTER_S = 10.0
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
@@ -221,6 +219,7 @@ async def _serve(
                 nursery.start_soon(_begin, session, keeper, residents, disk, terms, ledger)
             else:
                 await _go_on(session, keeper, residents, filesystem, terms, turn)
+                nursery.start_soon(_settle, filesystem)
             if _ownership_has_changed(options, ledger):
                 numbers = namespace.numbers()
                 nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
@@ -280,6 +279,12 @@ async def _go_on(
     await keeper.ready(resends=True)
 
 
+async def _settle(filesystem: Filesystem) -> None:
+    """What was left unanswered comes again at once; whatever has not come by then was answered."""
+    await trio.sleep(SETTLED_AFTER_S)
+    filesystem.all_asked_again()
+
+
 def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     """Whether files have other owners or modes than an earlier server has told the kernel."""
     names = {"uid", "gid", "mode", "dir_mode", "access"}
@@ -312,20 +317,9 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
             scope.cancel()
 
 
-def _configure_logging(options: MountOptions, *, foreground: bool) -> None:
-    handler: logging.Handler = logging.StreamHandler()
-    if not foreground:
-        assert options.log_file is not None
-        options.log_file.parent.mkdir(parents=True, exist_ok=True)
-        rotates = os.access(options.log_file.parent, os.W_OK)
-        handler = logging.handlers.RotatingFileHandler(
-            options.log_file, maxBytes=LOG_SIZE if rotates else 0, backupCount=LOG_FILES - 1
-        )
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        handlers=[handler],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def _configure_logging(options: MountOptions) -> None:
+    """Log to what the keeper logs to: a file that is its to open, and to keep short, or a terminal."""
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("boto3", "botocore", "urllib3"):
         # They log headers, signatures among them, at debug.
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -345,7 +339,7 @@ def main() -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         store = open_store(options, max_requests=max_requests(options.memory_limit))
-        _confine(options, foreground=order["foreground"])
+        _confine(options)
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
         gc.freeze()
@@ -363,10 +357,9 @@ def main() -> None:
         sys.exit(exit_code(type(failure).__name__))
 
 
-def _confine(options: MountOptions, *, foreground: bool) -> None:
+def _confine(options: MountOptions) -> None:
     """Give up what is not needed once everything is loaded, and begin to log."""
     assert options.cache_dir is not None
-    assert options.log_file is not None
     if options.server_user is not None:
         if raised(RLIMIT_NICE, HIGHEST_NICE):
             os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
@@ -374,16 +367,14 @@ def _confine(options: MountOptions, *, foreground: bool) -> None:
             _step_forward()  # there is no other chance
         user = identity(options.server_user)
         give(options.cache_dir, user)
-        if not foreground:
-            give_file(options.log_file, user)
         become(user)
     hindered = hindrance(options.cache_dir)
     if hindered is not None:
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
-    _configure_logging(options, foreground=foreground)
+    _configure_logging(options)
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
-        fence([options.cache_dir, options.log_file.parent])
+        fence([options.cache_dir])
 
 
 def _step_forward() -> None:

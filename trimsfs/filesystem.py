@@ -109,6 +109,7 @@ class Filesystem:
         self._ledger = ledger or Ledger()
         self._handles = Handles(self._ledger)
         self._sent_back = SentBack(self._ledger)
+        self._doubtful: dict[int, int] = {}
         self._reads = self._read_bytes = self._passthrough_opens = self._cached_opens = 0
 
     def statistics(self) -> FilesystemStatistics:
@@ -299,32 +300,34 @@ class Filesystem:
         """The kernel has got the handle of an open file or directory."""
         self._handles.taken(handle)
 
+    def offered(self, handle: int, request: int) -> None:
+        """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
+        self._handles.offered(handle, request)
+
     async def restore(self) -> None:
         """Go on with the files that the kernel has open since before this server was started."""
         self._sent_back.restore()
-        files = {handle: self._handles.files[handle] for handle in self._handles.restore(self._namespace)}
-        for (handle, file), blob in zip(
-            files.items(), await self._disk.recall([_generation(file) for file in files.values()]), strict=True
-        ):
-            self._hold(handle, file, blob)
+        held = self._handles.restore(self._namespace)
+        files = {one.handle: one.inode for one in held if one.inode.kind is Kind.OBJECT}
+        blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
+        for (handle, inode), blob in zip(files.items(), blobs, strict=True):
+            self._handles.files[handle] = OpenFile(inode, blob)
+            blob.users += 1
+            if not passed_through(handle):
+                self._fetcher.hold(blob)
+        self._doubtful = {one.asked_by: one.handle for one in held if one.asked_by is not None}
 
-    def _hold(self, handle: int, file: OpenFile, blob: Blob) -> None:
-        """Keep a blob for a handle of an earlier server."""
-        file.blob = blob
-        blob.users += 1
-        if not passed_through(handle):
-            self._fetcher.hold(blob)
+    def asked_again(self, request: int) -> None:
+        """An open that an earlier server has not answered comes again: what it was to be given, the kernel has not."""
+        handle = self._doubtful.pop(request, None)
+        if handle is not None:
+            self.release(handle)
 
-    async def _blob(self, handle: int) -> Blob:
-        """The blob of an open file. Raises LookUpAgainError for a handle that is not known."""
-        file = self._handles.files.get(handle)
-        if file is not None and file.blob is None:
-            (blob,) = await self._disk.recall([_generation(file)])
-            if file.blob is None and self._handles.files.get(handle) is file:
-                self._hold(handle, file, blob)
-        if file is None or file.blob is None:
-            raise LookUpAgainError(f"handle {handle} is not known")
-        return file.blob
+    def all_asked_again(self) -> None:
+        """What an earlier server has not answered has come again: the kernel has all that is left."""
+        for handle in self._doubtful.values():
+            self._handles.taken(handle)
+        self._doubtful.clear()
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         """At most *size* bytes of an open file from *offset* on; fewer only at its end.
@@ -334,15 +337,16 @@ class Filesystem:
         control = self._handles.controls.get(handle)
         if control is not None:
             return await control.read(offset, size)
-        blob = await self._blob(handle)
-        stop = min(offset + size, blob.generation.size)
+        file = self._handles.files.get(handle)
+        if file is None:
+            raise LookUpAgainError(f"handle {handle} is not known")
+        stop = min(offset + size, file.blob.generation.size)
         if offset >= stop:
             return b""
-        inode = self._handles.files[handle].inode
         try:
-            data = await self._fetcher.read(blob, offset, stop)
+            data = await self._fetcher.read(file.blob, offset, stop)
         except ObjectChangedError:
-            self._replaced(inode)
+            self._replaced(file.inode)
             raise
         self._reads += 1
         self._read_bytes += len(data)
@@ -351,7 +355,7 @@ class Filesystem:
     def release(self, handle: int) -> None:
         """The last reference to an open file, mappings included, or directory is gone."""
         file = self._handles.remove(handle)
-        if file is None or file.blob is None:
+        if file is None:
             return
         if not passed_through(handle):
             self._fetcher.unhold(file.blob)
@@ -397,7 +401,7 @@ class Filesystem:
         """Whether every byte of an open file is here and has been checked, and whether the mount tells what it has in
         common with others: flags as in ``trimsfs.h``."""
         file = self._handles.files.get(handle)
-        verified = IS_VERIFIED if file is not None and file.blob is not None and file.blob.complete else 0
+        verified = IS_VERIFIED if file is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)
 
     async def derive(self, handle: int, piece: Piece) -> None:
@@ -405,7 +409,7 @@ class Filesystem:
         file = self._handles.files.get(handle)
         if file is None or file.inode.control:
             raise InvalidRequestError("not a model's file")
-        await self._derived.take((await self._blob(handle)).generation, handle, piece)
+        await self._derived.take(file.blob.generation, handle, piece)
 
     def xattr_names(self, number: int) -> list[str]:
         return self._control.xattr_names(self._namespace.inode(number))
@@ -414,8 +418,3 @@ class Filesystem:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free
-
-
-def _generation(file: OpenFile) -> Generation:
-    assert file.inode.generation is not None
-    return file.inode.generation

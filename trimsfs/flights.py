@@ -2,11 +2,13 @@
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 import trio
 
 from trimsfs.errors import StoreError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.types import Generation
 
 HEAD_START_S = 0.02
 """How long the first bytes that a reader waits for have the store for themselves."""
@@ -227,13 +229,17 @@ class FlightBoard:
             run.append(self._demanded.popleft())
         return run
 
-    def next_prefetched(self, idle: int, *, full: bool) -> list[Flight]:
-        """A run of prefetched flights, while *idle* requests may start. *full* tells that the disk has no room."""
+    def next_prefetched(self, idle: int, *, full: Callable[[Generation], bool]) -> list[Flight]:
+        """A run of prefetched flights, while *idle* requests may start. *full* tells where the disk has no room."""
         self.waiting_for_head_start = False
         if idle <= 0:
             return []
         for prefetch in sorted(self._prefetches.values(), key=lambda prefetch: not prefetch.wanted):
-            if not prefetch.touched or not prefetch.blob.attached or (full and not prefetch.wanted):
+            if (
+                not prefetch.touched
+                or not prefetch.blob.attached
+                or (not prefetch.wanted and full(prefetch.blob.generation))
+            ):
                 continue
             if self._first_is_demanded(prefetch):
                 self.waiting_for_head_start = True

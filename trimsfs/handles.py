@@ -1,8 +1,6 @@
 """What the kernel has open, by the handles it names it with; a server's successor goes on with them."""
 
-import itertools
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,9 +12,12 @@ from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
 """The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
-_INODE = struct.Struct("=Q")
-_OFFERED, _TAKEN = 1, 2
-"""Counts of a handle in the ledger: the kernel is about to be told of it, or has it."""
+_HANDLE, _INODE_SIZE = struct.Struct("=QQ"), 8
+"""A handle in the ledger: the inode, and the kernel's number of the open."""
+_MADE, _OFFERED, _TAKEN = 1, 2, 3
+"""Counts of a handle in the ledger: the kernel knows nothing of it, is about to be told, or has it."""
+_RESERVE = 1 << 16
+"""Numbers of handles that are set apart at a time: those of a server that has died are not used again."""
 
 
 class ControlHandle(Protocol):
@@ -31,11 +32,10 @@ class ControlHandle(Protocol):
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open file. The ``blob`` is None where it is not known whether the kernel took the handle before an earlier
-    server died: nothing is kept for it before it is used."""
+    """An open file; its blob is kept for it."""
 
     inode: Inode
-    blob: Blob | None
+    blob: Blob
 
 
 @dataclass(slots=True)
@@ -61,16 +61,28 @@ def passed_through(handle: int) -> bool:
     return handle >> BACKING_SHIFT != 0
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A handle of an earlier server. ``asked_by`` is the kernel's number of the open, if it is not certain that it was
+    answered: one that was not comes again."""
+
+    handle: int
+    inode: Inode
+    asked_by: int | None
+
+
 class Handles:
-    """Everything that is open. A handle is in the ledger before the kernel is told of it."""
+    """Everything that is open. A handle is in the ledger before the kernel is told of it, and never comes twice."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._numbers = itertools.count(1)
         self._slots: dict[int, int] = {}
         self.files: dict[int, OpenFile] = {}
         self.controls: dict[int, ControlHandle] = {}
         self.directories: dict[int, OpenDirectory] = {}
+        before = ledger.taken(LedgerKind.HANDLE_NUMBERS)
+        self._next = self._reserved = before[0].count if before else 1
+        self._numbers = before[0].slot if before else ledger.add(LedgerKind.HANDLE_NUMBERS, 0, b"", count=1)
 
     def add_file(self, inode: Inode, blob: Blob) -> int:
         """The handle of a file that is being opened, passed through if the inode is resident."""
@@ -91,12 +103,21 @@ class Handles:
         return handle
 
     def _new(self, inode: Inode, backing_id: int = 0) -> int:
-        while True:
-            handle = backing_id << BACKING_SHIFT | next(self._numbers) % (1 << BACKING_SHIFT)
-            if handle not in self._slots:
-                break
-        self._slots[handle] = self._ledger.add(LedgerKind.HANDLE, handle, _INODE.pack(inode.number), count=_OFFERED)
+        if self._next == self._reserved:
+            self._reserved += _RESERVE
+            self._ledger.set(self._numbers, self._reserved)
+        handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
+        self._next += 1
+        # Room for the number of the open, which is known when it is answered.
+        self._slots[handle] = self._ledger.add(LedgerKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
         return handle
+
+    def offered(self, handle: int, request: int) -> None:
+        """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
+        slot = self._slots.get(handle)
+        if slot is not None:
+            self._ledger.write(slot, _INODE_SIZE, request)
+            self._ledger.set(slot, _OFFERED)
 
     def taken(self, handle: int) -> None:
         """The kernel has got a handle."""
@@ -115,24 +136,22 @@ class Handles:
         self.directories.pop(handle, None)
         return self.files.pop(handle, None)
 
-    def restore(self, namespace: Namespace) -> Iterable[int]:
-        """Take over what the kernel has open since before this server was started.
+    def restore(self, namespace: Namespace) -> list[Held]:
+        """Take over what the kernel has open since before this server was started, and may have.
 
-        Gives the handles of files that it is sure to have, whose blobs are still to be found.
+        Of the files, the caller finds the blobs and puts them into ``files``.
         """
         held = []
         for entry in self._ledger.taken(LedgerKind.HANDLE):
-            handle, inode = entry.number, namespace.known(_INODE.unpack(entry.content)[0])
-            if inode is None:
+            number, request = _HANDLE.unpack(entry.content)
+            handle, inode = entry.number, namespace.known(number)
+            if inode is None or entry.count == _MADE:  # the kernel has not heard of it
                 self._ledger.set(entry.slot, 0)
                 continue
             self._slots[handle] = entry.slot
             if inode.kind is Kind.CONTROL_FILE:
                 self.controls[handle] = _LostControl()
-            elif inode.kind is Kind.OBJECT:
-                self.files[handle] = OpenFile(inode, None)
-                if entry.count == _TAKEN:
-                    held.append(handle)
-            else:
+            elif inode.kind is not Kind.OBJECT:
                 self.directories[handle] = OpenDirectory(inode, None)
+            held.append(Held(handle, inode, request if entry.count == _OFFERED and request else None))
         return held

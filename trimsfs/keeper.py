@@ -15,6 +15,7 @@ import trio
 
 from trimsfs.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
+from trimsfs.ledger import VERSION
 
 ALIVE_INTERVAL_S = 2.0
 _DESCRIPTORS = ("ledger", "lock", "fuse")
@@ -36,7 +37,7 @@ class Turn:
 
 def stand_by(end: socket.socket) -> Turn | None:
     """Tell the keeper that this process could serve, and wait for its turn; None when it is not needed any more."""
-    end.send(json.dumps({"type": "standing-by"}).encode())
+    end.send(json.dumps({"type": "standing-by", "ledger": VERSION}).encode())
     data, descriptors, _, _ = socket.recv_fds(end, 4096, len(_DESCRIPTORS))
     if not data:
         return None

@@ -4,27 +4,31 @@ The keeper holds the descriptor of the memory and never looks inside; a server w
 the inodes and open files that the kernel goes on to use by their numbers, and the terms of the connection. Writing
 takes no system call, so every lookup and every open can be recorded.
 
-The memory is a row of slots, each ``size, kind, number, count, length, content``. A slot whose count is 0 is free to be
-used again. A count is one aligned word, written last: a server that is killed between two instructions leaves a slot
-that is either free or whole.
+The memory is a row of slots, of words ``size, kind, number, count, length`` and content. A slot whose count is 0 is
+free to be used again, in its size for ever. Every word is written by one instruction, the count last, and the size of a
+new slot after that: a server that is killed between two instructions leaves each slot free or whole.
 """
 
 import enum
+import logging
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trimsfs.errors import TakeoverError
 
-_MAGIC = b"trimsfs1"
-_SLOT = struct.Struct("=IIQQQ")
-_COUNT = struct.Struct("=Q")
-_COUNT_AT = 16
-_GRAIN = 64
-_GROWTH = 1 << 20
-"""Bytes by which the memory grows; unused ones take no room."""
+log = logging.getLogger(__name__)
+
+VERSION = "1"
+"""Changes when a server could not read what one of before has written."""
+_MAGIC = int.from_bytes(b"trimsfs" + VERSION.encode(), "little")
+_CAPACITY = 1 << 30
+"""Bytes that can be used; those that are not take no memory."""
+_WORD, _HEAD, _GRAIN = 8, 40, 64
+_SIZE, _KIND, _NUMBER, _COUNT, _LENGTH = range(5)
+NOWHERE = 0
+"""The slot of what could not be recorded, because the ledger is full: a successor will not know of it."""
 
 
 class Kind(enum.IntEnum):
@@ -36,6 +40,7 @@ class Kind(enum.IntEnum):
     BACKING = 4
     SENT_BACK = 5
     OWNERSHIP = 6
+    HANDLE_NUMBERS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +55,27 @@ class Entry:
 
 
 class Ledger:
-    """The slots in the memory of a descriptor, which is closed, or in memory of its own. For one thread."""
+    """The slots in the memory of a descriptor, which is closed, or in memory of its own. For one thread.
+
+    Raises TakeoverError for memory that holds something else.
+    """
 
     def __init__(self, descriptor: int | None = None) -> None:
         if descriptor is None:
             descriptor = os.memfd_create("trimsfs-ledger")
         try:
-            size = os.fstat(descriptor).st_size
-            fresh = size == 0
+            fresh = os.fstat(descriptor).st_size == 0
             if fresh:
-                size = _GROWTH
-                os.ftruncate(descriptor, size)
-            self._memory = mmap.mmap(descriptor, size)  # which keeps a descriptor of its own
+                os.ftruncate(descriptor, _CAPACITY)
+            self._memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)  # with a descriptor of its own
         finally:
             os.close(descriptor)
+        self._words = memoryview(self._memory).cast("Q")
         self._end = _GRAIN
         self._free: dict[int, list[int]] = {}
         if fresh:
-            self._memory[: len(_MAGIC)] = _MAGIC
-        elif self._memory[: len(_MAGIC)] != _MAGIC:
+            self._words[0] = _MAGIC
+        elif self._words[0] != _MAGIC:
             raise TakeoverError("the ledger is of another version: unmount and mount again")
         self._entries = list(self._scan())
 
@@ -82,44 +89,56 @@ class Ledger:
 
     def _scan(self) -> Iterator[Entry]:
         limit = len(self._memory)
-        while self._end + _SLOT.size <= limit:
+        while self._end + _HEAD <= limit:
             slot = self._end
-            size, kind, number, count, length = _SLOT.unpack_from(self._memory, slot)
+            size, kind, number, count, length = self._words[slot // _WORD : slot // _WORD + 5]
             if size == 0:
                 return
-            if size % _GRAIN or slot + size > limit or length > size - _SLOT.size:
+            if size % _GRAIN or slot + size > limit or length > size - _HEAD:
                 raise TakeoverError(f"the ledger is damaged at byte {slot}: unmount and mount again")
             self._end += size
             if count == 0:
                 self._free.setdefault(size, []).append(slot)
                 continue
-            content = self._memory[slot + _SLOT.size : slot + _SLOT.size + length]
-            yield Entry(slot=slot, kind=Kind(kind), number=number, count=count, content=content)
+            content = self._memory[slot + _HEAD : slot + _HEAD + length]
+            try:
+                yield Entry(slot=slot, kind=Kind(kind), number=number, count=count, content=content)
+            except ValueError as error:
+                raise TakeoverError(f"the ledger is of another version: {error}: unmount and mount again") from None
 
     def add(self, kind: Kind, number: int, content: bytes, *, count: int = 1) -> int:
         """Record something, with a count above 0; its slot."""
-        size = -(-(_SLOT.size + len(content)) // _GRAIN) * _GRAIN
+        size = -(-(_HEAD + len(content)) // _GRAIN) * _GRAIN
         free = self._free.get(size)
-        slot = free.pop() if free else self._append(size)
-        _SLOT.pack_into(self._memory, slot, size, kind, number, 0, len(content))
-        self._memory[slot + _SLOT.size : slot + _SLOT.size + len(content)] = content
-        _COUNT.pack_into(self._memory, slot + _COUNT_AT, count)
+        slot = free.pop() if free else self._end
+        if slot + size > len(self._memory):
+            log.warning("the ledger is full: another server will not know all that is open")
+            return NOWHERE
+        words, at = self._words, slot // _WORD
+        words[at + _KIND] = kind
+        words[at + _NUMBER] = number
+        words[at + _LENGTH] = len(content)
+        self._memory[slot + _HEAD : slot + _HEAD + len(content)] = content
+        words[at + _COUNT] = count
+        if slot == self._end:
+            words[at + _SIZE] = size
+            self._end += size
         return slot
+
+    def write(self, slot: int, offset: int, word: int) -> None:
+        """Change a word of what a slot holds, at an offset that is a multiple of 8."""
+        if slot != NOWHERE:
+            self._words[(slot + _HEAD + offset) // _WORD] = word
 
     def set(self, slot: int, count: int) -> None:
         """Change the count of a slot; 0 gives it up."""
-        _COUNT.pack_into(self._memory, slot + _COUNT_AT, count)
+        if slot == NOWHERE:
+            return
+        self._words[slot // _WORD + _COUNT] = count
         if count == 0:
-            (size,) = struct.unpack_from("=I", self._memory, slot)
-            self._free.setdefault(size, []).append(slot)
-
-    def _append(self, size: int) -> int:
-        slot = self._end
-        if slot + size > len(self._memory):
-            self._memory.resize(len(self._memory) + max(size, _GROWTH))
-        self._end += size
-        return slot
+            self._free.setdefault(self._words[slot // _WORD + _SIZE], []).append(slot)
 
     def close(self) -> None:
         """Let go of the memory."""
+        self._words.release()
         self._memory.close()

@@ -164,7 +164,14 @@ class Namespace:
         known = Special.DIRECTORY if inode.kind is Kind.DIRECTORY else inode.generation
         if known is not None and inode.kind in {Kind.DIRECTORY, Kind.OBJECT} and not inode.control:
             prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
-            self._directory(prefix + slash).names[os.fsencode(name)] = known, _LONG_AGO
+            names = self._directory(prefix + slash).names
+            other, _ = names.get(os.fsencode(name), (known, 0.0))
+            if (
+                not isinstance(other, Generation)
+                or not isinstance(known, Generation)
+                or (known.modified_ns >= other.modified_ns)
+            ):
+                names[os.fsencode(name)] = known, _LONG_AGO
 
     def statistics(self) -> NamespaceStatistics:
         return NamespaceStatistics(

@@ -148,7 +148,8 @@ class MountOptions(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_file: Path | None = Field(
         None,
-        description="Where a background mount logs. Default: trimsfs.log in the cache directory.",
+        description="Where a background mount logs. Default: /var/log/trimsfs/NAME.log, for other users than root "
+        "trimsfs.log in the cache directory.",
     )
 
     @model_validator(mode="after")
@@ -165,13 +166,14 @@ class MountOptions(BaseModel):
         root = os.geteuid() == 0
         cache = Path("/var/cache/trimsfs") if root else platformdirs.user_cache_path("trimsfs")
         cache_dir = self.cache_dir or cache / escape(mountpoint)
+        log_file = Path("/var/log/trimsfs", f"{escape(mountpoint)}.log") if root else cache_dir / "trimsfs.log"
         read_bits = self.mode & 0o444
         return self.model_copy(
             update={
                 "store": _absolute(self.store) if self.store else str(default_store()),
                 "cache_dir": cache_dir.absolute(),
                 "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
-                "log_file": (self.log_file or cache_dir / "trimsfs.log").absolute(),
+                "log_file": (self.log_file or log_file).absolute(),
                 "allow_other": root if self.allow_other is None else self.allow_other,
                 "uid": os.geteuid() if self.uid is None else self.uid,
                 "gid": os.getegid() if self.gid is None else self.gid,

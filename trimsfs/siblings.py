@@ -61,7 +61,7 @@ class Siblings:
         async with trio.open_nursery() as nursery:
             for generation in wanted:
                 await self._slots.acquire()
-                if self._disk.full:
+                if self._disk.full(generation):
                     self._slots.release()
                     return
                 nursery.start_soon(self._fetch_one, generation)

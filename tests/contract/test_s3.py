@@ -523,7 +523,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
     names = ("boto3", "botocore", "urllib3")
     before = {name: logging.getLogger(name).level for name in names}
     caplog.set_level(logging.DEBUG)
-    _configure_logging(MountOptions(log_level="debug"), foreground=True)
+    _configure_logging(MountOptions(log_level="debug"))
     yield caplog
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)

@@ -129,12 +129,12 @@ def test_without_privilege_in_the_first_user_namespace_a_mount_works_in_cached_m
 ) -> None:
     content = random.Random(4).randbytes(9 << 20)
     (store_directory / "model").write_bytes(content)
-    mountpoint, cache = tmp_path / "models", tmp_path / "cache"
+    mountpoint, cache, log = tmp_path / "models", tmp_path / "cache", tmp_path / "log"
     mountpoint.mkdir()
     script = textwrap.dedent(
         f"""
         set -e
-        {sys.executable} -m trimsfs mount {mountpoint} --store {store_directory} --cache-dir {cache}
+        {sys.executable} -m trimsfs mount {mountpoint} --store {store_directory} --cache-dir {cache} --log-file {log}
         trap "{sys.executable} -m trimsfs umount {mountpoint}" EXIT
         cmp {mountpoint}/model {store_directory}/model
         cmp {mountpoint}/model {store_directory}/model
@@ -153,5 +153,5 @@ def test_without_privilege_in_the_first_user_namespace_a_mount_works_in_cached_m
         pytest.skip(f"no user namespaces here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     assert '"passthrough": {"used": false, "reason": "passthrough takes CAP_SYS_ADMIN: mount as root"}' in done.stdout
-    wait_until(lambda: "cached mode: passthrough takes CAP_SYS_ADMIN" in (cache / "trimsfs.log").read_text())
-    assert (cache / "trimsfs.log").read_text().count("cached mode") == 1
+    wait_until(lambda: "cached mode: passthrough takes CAP_SYS_ADMIN" in log.read_text())
+    assert log.read_text().count("cached mode") == 1

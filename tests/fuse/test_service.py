@@ -130,8 +130,8 @@ def test_service_tells_that_it_is_ready_and_alive_and_stops(service: tuple[Path,
     manager.hear("READY=1")
     assert (mountpoint / "model").read_bytes() == CONTENT
     manager.hear("WATCHDOG=1")
-    manager.hear("FDNAME=lock")
-    assert set(manager.stored) == {"ledger", "fuse", "lock"}
+    manager.hear("FDNAME=order")
+    assert set(manager.stored) == {"ledger", "fuse", "lock", "order"}
     assert manager.process is not None
     manager.process.send_signal(signal.SIGTERM)
     manager.hear("STOPPING=1")
@@ -143,7 +143,7 @@ def test_service_that_is_killed_goes_on_with_the_same_mount(service: tuple[Path,
     mountpoint, command = service
     manager.start(*command)
     manager.hear("READY=1")
-    manager.hear("FDNAME=lock")
+    manager.hear("FDNAME=order")
     with (mountpoint / "model").open("rb", buffering=0) as file:
         mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         device = os.fstat(file.fileno()).st_dev
@@ -171,7 +171,7 @@ def test_a_request_that_waits_when_all_is_killed_is_answered_later(
     mountpoint, command = service
     manager.start(*command)
     manager.hear("READY=1")
-    manager.hear("FDNAME=lock")
+    manager.hear("FDNAME=order")
     manager.kill()
     reader = subprocess.Popen(["cat", mountpoint / "model"], stdout=subprocess.PIPE)
     time.sleep(0.5)

@@ -425,7 +425,7 @@ async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path,
         async with tier.using(generation_of("b", b)) as other:
             assert await store(tier, other, b, 0) == [False]
             assert states(other) == [MISSING] * 3
-            assert tier.full
+            assert tier.full(generation_of("b", b))
         assert tier.statistics().evictions == 0
         assert tier.statistics().refused_chunks == 1
         assert tier.statistics().used_bytes == 3.75 * chunk_size == await recorded_bytes(tier)
@@ -438,13 +438,13 @@ async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: i
         await store(tier, holding, a, 0, 1)
         async with tier.using(generation_of("b", b)) as blob:
             assert await store(tier, blob, b, 0) == [False]
-            assert tier.full
+            assert tier.full(generation_of("b", b))
             mock_clock.jump(1.5)
-            assert not tier.full
+            assert not tier.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [False]
-            assert tier.full
+            assert tier.full(generation_of("b", b))
             tier.release(holding)
-            assert not tier.full
+            assert not tier.full(generation_of("b", b))
             assert await store(tier, blob, b, 0) == [True]
         assert await here(tier) == {"b": chunk_size}
 
@@ -620,7 +620,7 @@ async def test_a_disk_that_stays_full_is_full(
     async with opened(cache) as tier, tier.using(generation_of("b", b)) as blob:
         FailingWrites(monkeypatch, errno.ENOSPC)
         assert await store(tier, blob, b, 0) == [False]
-        assert tier.full
+        assert tier.full(generation_of("b", b))
 
 
 async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_size: int) -> None:

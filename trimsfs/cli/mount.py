@@ -4,12 +4,13 @@ import json
 import os
 import select
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import click
 
@@ -17,6 +18,7 @@ from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import fail, reported
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import (
+    CacheUnusableError,
     ConfigurationError,
     FuseUnavailableError,
     InUseError,
@@ -140,16 +142,27 @@ def _become(keeper: list[str], order: dict[str, object]) -> NoReturn:
     os.execv(keeper[0], keeper)
 
 
+def _open_log(path: Path) -> BinaryIO:
+    """Open the log, which nobody else may have put there. Raises CacheUnusableError."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise CacheUnusableError(f"log file {path}: {error.strerror}: set --log-file") from error
+    status = os.fstat(descriptor)
+    ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+    if not ours or path.parent.stat().st_uid not in {0, os.geteuid()}:
+        os.close(descriptor)
+        raise CacheUnusableError(f"log file {path}: it, or its directory, is another user's: set --log-file")
+    return os.fdopen(descriptor, "ab")
+
+
 def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -> None:
     """Start the keeper in the background and wait for its first word."""
     assert options.log_file is not None
     receiver, sender = os.pipe()
-    try:
-        options.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log_file = os.fdopen(os.open(options.log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
-    except OSError as error:
-        fail("CacheUnusableError", f"log file {options.log_file}: {error.strerror}: set --cache-dir or --log-file")
-    with log_file:
+    with _open_log(options.log_file) as log_file:
         process = subprocess.Popen(
             [*keeper, "--status-fd", str(sender)],
             stdin=subprocess.PIPE,

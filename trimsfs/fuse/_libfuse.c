@@ -21,9 +21,14 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "trimsfs.h"
 
+#ifndef FUSE_UNIQUE_RESEND
+#define FUSE_UNIQUE_RESEND (UINT64_C(1) << 63)
+#endif
 #define RESIDENT_BIT (UINT64_C(1) << 62)
 #define BACKING_SHIFT 32
 
@@ -33,6 +38,8 @@ static struct {
 	unsigned int max_background;
 	PyObject *on_ioctl;
 	PyObject *on_interrupt;
+	PyObject *on_asked_again;
+	PyObject *on_offered;
 	PyObject *on_opened;
 	PyObject *on_release;
 } wanted;
@@ -47,6 +54,10 @@ static struct {
 } agreed;
 
 static struct fuse_session *session;
+
+/* The kernel's number of the request that is being processed, and where libfuse keeps it in a request (0: unknown). */
+static uint64_t processed;
+static size_t unique_at;
 
 /* The operations of pyfuse3, and ours over them. */
 static struct fuse_lowlevel_ops inner, outer;
@@ -105,8 +116,39 @@ static void on_interrupt(fuse_req_t req, void *data)
 	finish(result, wanted.on_interrupt);
 }
 
+/*
+ * libfuse does not tell a request's number. It is looked for in the request itself, once: beside the session, where it
+ * has been for ever. Where it is not, opens cannot be told from each other.
+ */
+static void find_unique(fuse_req_t req)
+{
+	uint64_t word;
+
+	memcpy(&word, (const char *)req + sizeof(void *), sizeof(word));
+	if (unique_at == 0 && word == processed)
+		unique_at = sizeof(void *);
+	else if (unique_at != 0 && word != processed)
+		unique_at = SIZE_MAX; /* it was by chance */
+}
+
+static uint64_t unique_of(fuse_req_t req)
+{
+	uint64_t word = 0;
+
+	if (unique_at != 0 && unique_at != SIZE_MAX)
+		memcpy(&word, (const char *)req + unique_at, sizeof(word));
+	return word & ~FUSE_UNIQUE_RESEND;
+}
+
+static void wrapped_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	find_unique(req);
+	inner.opendir(req, ino, fi);
+}
+
 static void wrapped_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	find_unique(req);
 	/* A thread waits for one open at a time, so its id names the request. */
 	if (wanted.on_interrupt != NULL && fuse_req_ctx(req)->pid != 0)
 		fuse_req_interrupt_func(req, on_interrupt, (void *)(intptr_t)fuse_req_ctx(req)->pid);
@@ -150,6 +192,7 @@ static void wrap(const struct fuse_lowlevel_ops *ops, size_t size)
 	outer = inner;
 	outer.init = wrapped_init;
 	outer.open = wrapped_open;
+	outer.opendir = wrapped_opendir;
 	outer.release = wrapped_release;
 	outer.ioctl = wrapped_ioctl;
 	agreed.interposed = 1;
@@ -213,14 +256,30 @@ static void keep_init(const void *message, size_t size)
 #endif
 }
 
-static int is_release(const struct fuse_buf *buf, int size)
+static int has_header(const struct fuse_buf *buf, struct fuse_in_header *header)
+{
+	if (buf->size < sizeof(*header) || (buf->flags & FUSE_BUF_IS_FD) != 0)
+		return 0;
+	memcpy(header, buf->mem, sizeof(*header));
+	return 1;
+}
+
+/* Process a request. An open that an earlier server has not answered, or has answered in vain, is told first. */
+void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *buf)
 {
 	struct fuse_in_header header;
+	PyObject *result;
 
-	if ((size_t)size < sizeof(header) || (buf->flags & FUSE_BUF_IS_FD) != 0)
-		return 0;
-	memcpy(&header, buf->mem, sizeof(header));
-	return header.opcode == FUSE_RELEASE;
+	if (has_header(buf, &header)) {
+		processed = header.unique;
+		if ((header.unique & FUSE_UNIQUE_RESEND) != 0 && wanted.on_asked_again != NULL &&
+		    (header.opcode == FUSE_OPEN || header.opcode == FUSE_OPENDIR)) {
+			result = PyObject_CallFunction(wanted.on_asked_again, "K",
+						       (unsigned long long)(header.unique & ~FUSE_UNIQUE_RESEND));
+			finish(result, wanted.on_asked_again);
+		}
+	}
+	process(by, buf);
 }
 
 /*
@@ -232,9 +291,10 @@ static int is_release(const struct fuse_buf *buf, int size)
  */
 int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
 {
+	struct fuse_in_header header;
 	int size;
 
-	while ((size = receive(from, buf)) > 0 && is_release(buf, size))
+	while ((size = receive(from, buf)) > 0 && has_header(buf, &header) && header.opcode == FUSE_RELEASE)
 		process(from, buf);
 	if (size == -EAGAIN)
 		return -EINTR;
@@ -260,12 +320,38 @@ int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	if (ours.backing_id != 0)
 		ours.keep_cache = 0;
 #endif
+	result = PyObject_CallFunction(wanted.on_offered, "KK", (unsigned long long)fi->fh,
+				       (unsigned long long)unique_of(req));
+	finish(result, wanted.on_offered);
 	failure = reply_open(req, &ours);
 	/* What the kernel has not taken, because whoever asked is gone, will not be released by it. */
 	callback = failure == 0 ? wanted.on_opened : wanted.on_release;
 	result = PyObject_CallFunction(callback, "K", (unsigned long long)fi->fh);
 	finish(result, callback);
 	return failure;
+}
+
+static int reply_buf(fuse_req_t req, const char *buf, size_t size)
+{
+	REAL(__typeof__(&fuse_reply_buf), "fuse_reply_buf")(req, buf, size);
+}
+
+/*
+ * The bytes are a mapping of the local file. They are brought in first: if the kernel has to wait for a page of them and
+ * this process is killed meanwhile, it has already taken the request off its list, and fails it.
+ */
+int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
+{
+#ifdef MADV_POPULATE_READ
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)buf & ~(page - 1);
+
+	if (size >= page) {
+		Py_BEGIN_ALLOW_THREADS;
+		(void)madvise((void *)first, (uintptr_t)buf + size - first, MADV_POPULATE_READ);
+		Py_END_ALLOW_THREADS;
+	}
+#endif
+	return reply_buf(req, buf, size);
 }
 
 int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
@@ -298,20 +384,25 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
 {
 	static char *names[] = {"passthrough",  "stack_depth", "max_background", "on_ioctl",
-				"on_interrupt", "on_opened",   "on_release",     NULL};
-	PyObject *ioctl_callback, *interrupt_callback, *opened_callback, *release_callback;
+				"on_interrupt", "on_asked_again", "on_offered",     "on_opened",
+				"on_release",   NULL};
+	PyObject *ioctl_callback, *interrupt_callback, *asked_callback, *offered_callback, *opened_callback,
+		*release_callback;
 	unsigned int stack_depth, max_background;
 	int passthrough;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOO", names, &passthrough, &stack_depth, &max_background,
-					 &ioctl_callback, &interrupt_callback, &opened_callback, &release_callback))
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOOOO", names, &passthrough, &stack_depth, &max_background,
+					 &ioctl_callback, &interrupt_callback, &asked_callback, &offered_callback,
+					 &opened_callback, &release_callback))
 		return NULL;
 	wanted.passthrough = passthrough;
 	wanted.stack_depth = stack_depth;
 	wanted.max_background = max_background;
 	Py_XSETREF(wanted.on_ioctl, Py_NewRef(ioctl_callback));
 	Py_XSETREF(wanted.on_interrupt, Py_NewRef(interrupt_callback));
+	Py_XSETREF(wanted.on_asked_again, Py_NewRef(asked_callback));
+	Py_XSETREF(wanted.on_offered, Py_NewRef(offered_callback));
 	Py_XSETREF(wanted.on_opened, Py_NewRef(opened_callback));
 	Py_XSETREF(wanted.on_release, Py_NewRef(release_callback));
 	Py_RETURN_NONE;

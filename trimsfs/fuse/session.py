@@ -64,6 +64,8 @@ class Session:
             max_background=MAX_BACKGROUND,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
+            on_asked_again=filesystem.asked_again,
+            on_offered=filesystem.offered,
             on_opened=filesystem.opened,
             on_release=filesystem.release,
         )

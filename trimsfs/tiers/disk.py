@@ -22,7 +22,7 @@ from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.lock import lock_directory, sign
-from trimsfs.tiers.quotas import REST, Quotas
+from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.tiers.room import Room
 from trimsfs.tiers.threads import Threads
@@ -126,10 +126,9 @@ class DiskTier:
         except OSError:
             return 0  # the directory is gone
 
-    @property
-    def full(self) -> bool:
-        """Whether room was looked for, a moment ago, in vain."""
-        return self._budget.full(REST)
+    def full(self, generation: Generation) -> bool:
+        """Whether room was looked for, a moment ago, in vain, for this or another of the same tenant."""
+        return self._budget.full(self._quotas.pool(generation.key))
 
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if it is open or was of late."""

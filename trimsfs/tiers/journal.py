@@ -5,6 +5,7 @@ import sqlite3
 
 import trio
 
+from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.threads import Threads
@@ -56,10 +57,15 @@ class Journal:
         return unrecorded
 
     async def recorded(self, blob: Blob) -> None:
-        """Return when what was written to a blob so far has been recorded; those who wait together wait for one."""
+        """Return when what was written to a blob so far has been recorded; those who wait together wait for one.
+
+        Raises CacheUnusableError when it cannot be.
+        """
         async with self.recording:
             if any(token == blob.token for token, _ in self._pending):
                 await self._record_all()
+            if any(token == blob.token for token, _ in self._pending):
+                raise CacheUnusableError(f"{blob.generation.key}: the cache index cannot be written: see the log")
 
     async def flush(self) -> None:
         """Record the chunks written and the blobs used so far."""

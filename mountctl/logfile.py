@@ -1,0 +1,25 @@
+"""The log of a background mount: one file that the keeper and its servers append to, and the keeper keeps short."""
+
+import contextlib
+import os
+from pathlib import Path
+
+SIZE_LIMIT = 16 << 20
+_PIECE = 1 << 20
+
+
+def shorten(descriptor: int, path: Path) -> None:
+    """Move what a log has to ``PATH.1`` if it is long. Its writers, who append, go on at its new end.
+
+    The file is emptied and not replaced, as servers cannot be given another. Lines written meanwhile may be lost.
+    """
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_size <= SIZE_LIMIT:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path.with_name(f"{path.name}.1"), flags, 0o600), "wb") as before:
+            offset = 0
+            while offset <= 2 * SIZE_LIMIT and (piece := os.pread(descriptor, _PIECE, offset)):
+                before.write(piece)
+                offset += len(piece)
+        os.ftruncate(descriptor, 0)
