@@ -33,6 +33,7 @@ from typing import Any
 
 from mountctl import mounting, protocol
 from mountctl.connection import Connection
+from mountctl.lives import Lives
 from mountctl.notify import Notifier, stored_descriptors
 from mountctl.operator import Operator, Reply
 from mountctl.reporting import Reporter
@@ -50,14 +51,6 @@ SILENCE_LIMIT_S = 30.0
 """A server that has not been heard of for so long does not answer, and is replaced."""
 START_TIMEOUT_S = 60.0
 """A server that has not come to stand by in this time never will."""
-STABLE_S = 1.0
-"""A server that dies sooner after it was ready has not worked."""
-SHORT_LIVES = 6
-"""So many in a row, and the keeper gives up: whoever waits for an answer is better served with an error."""
-AT_ONCE = 2
-"""So many in a row are followed without a delay."""
-BACKOFF_S = 0.1
-BACKOFF_LIMIT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -90,10 +83,7 @@ class Keeper:
         self._replacement: _Replacement | None = None
         self._unclaimed: int | None = None
         self._established = self._connection.mounted
-        self._restarts = self._short_lives = self._failed_standbys = 0
-        self._not_before = 0.0
-        self._last_end: str | None = None
-        self._last_end_at: float | None = None
+        self._lives = Lives()
         self._exit: int | None = None
         self._ledger = ""
         self._listening = self._stored = False
@@ -127,7 +117,7 @@ class Keeper:
     def _patience(self) -> float:
         """How long nothing is to be looked at."""
         if self._active is None or (self._replacement is not None and self._replacement.killed is self._active):
-            return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._not_before - time.monotonic()))
+            return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._lives.delay_s))
         return LOOK_INTERVAL_S
 
     def _look(self) -> None:
@@ -145,7 +135,7 @@ class Keeper:
         if self._active is not None and self._exit is None:
             self._notifier.alive()
         self._reporter.shorten_log()
-        if self._exit is not None or now < self._not_before:
+        if self._exit is not None or self._lives.delay_s:
             return
         if self._standby is not None and self._standby.order is not self._order:
             self._dismiss_standby()  # a replacement has failed
@@ -172,21 +162,22 @@ class Keeper:
         except OSError as error:
             self._reporter.log(f"no server can be started: {error}")
             self._end_replacement(f"no server can be started: {error}")
-            self._failed_standbys += 1
             if not self._established:
                 self._exit = 1
-            self._back_off(self._failed_standbys)
+            self._lives.standby_failed("not started", alone=self._active is None)
+            self._give_up_if_hopeless()
             return
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._on_message(server))
         self._standby = server
 
     def _promote(self, server: Server) -> None:
         """Let the server that stands by serve."""
-        self._active, self._standby, self._failed_standbys = server, None, 0
+        self._active, self._standby = server, None
+        self._lives.standby_came()
         server.standing_by = False
         server.heard = time.monotonic()
         held = self._connection.held()
-        turn = {"descriptors": list(held), "unclaimed": self._unclaimed, "restarts": self._restarts}
+        turn = {"descriptors": list(held), "unclaimed": self._unclaimed, "restarts": self._lives.restarts}
         server.send(turn, list(held.values()))
 
     def _on_message(self, server: Server) -> None:
@@ -289,33 +280,32 @@ class Keeper:
             return
         self._active = None
         self._unclaimed = server.unclaimed
-        self._last_end, self._last_end_at = server.fate(), time.time()
         if not self._established or self._connection.gone:
+            self._lives.ended(server.fate(), server.ready_at)
             self._exit = server.status
             return
-        self._restarts += 1
         if self._replacement is not None and self._replacement.killed is server:
-            self._last_end = None
+            self._lives.replaced()
             return
         if server.order is self._order:
-            self._end_replacement(f"the new server ended ({self._last_end}): see the log")
-        lived_s = 0.0 if server.ready_at is None else time.monotonic() - server.ready_at
-        self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
-        self._reporter.log(f"the server (pid {server.pid}) has ended ({self._last_end}): another goes on")
-        self._back_off(self._short_lives - AT_ONCE)
+            self._end_replacement(f"the new server ended ({server.fate()}): see the log")
+        self._lives.ended(server.fate(), server.ready_at)
+        self._reporter.log(f"the server (pid {server.pid}) has ended ({server.fate()}): another goes on")
+        self._give_up_if_hopeless()
 
     def _on_standby_end(self, server: Server) -> None:
         self._standby = None
-        if self._active is None:
-            self._last_end, self._last_end_at = server.fate(), time.time()
         self._end_replacement(f"the new server ended ({server.fate()}): see the log")
-        self._failed_standbys += 1
-        if self._active is None:
-            if not self._established:
-                self._exit = server.status
-                return
-            self._short_lives += 1
-        self._back_off(self._failed_standbys)
+        self._lives.standby_failed(server.fate(), alone=self._active is None)
+        if self._active is None and not self._established:
+            self._exit = server.status
+        self._give_up_if_hopeless()
+
+    def _give_up_if_hopeless(self) -> None:
+        if self._lives.hopeless and self._exit is None:
+            self._reporter.log(f"servers end at once, again and again ({self._lives.last_end}): giving up")
+            self._notifier.tell("STATUS=servers end at once: given up")
+            self._exit = 1
 
     def _hear_last(self, server: Server) -> bool:
         """Do what a server that has ended has still asked for; whether there was anything."""
@@ -340,14 +330,6 @@ class Keeper:
             self._part(self._standby)
             self._standby.kill()
             self._standby = None
-
-    def _back_off(self, times: int) -> None:
-        if self._short_lives >= SHORT_LIVES:
-            self._reporter.log(f"{self._short_lives} servers in a row have ended at once ({self._last_end}): giving up")
-            self._notifier.tell("STATUS=servers end at once: given up")
-            self._exit = 1
-        if times > 0:
-            self._not_before = time.monotonic() + min(BACKOFF_S * 2 ** (times - 1), BACKOFF_LIMIT_S)
 
     # The operator
 
@@ -374,9 +356,9 @@ class Keeper:
             "keeper_pid": os.getpid(),
             "server_pid": active.pid if active is not None else None,
             "standby": self._standby is not None and self._standby.standing_by,
-            "restarts": self._restarts,
-            "last_end": self._last_end,
-            "last_end_at": self._last_end_at,
+            "restarts": self._lives.restarts,
+            "last_end": self._lives.last_end,
+            "last_end_at": self._lives.last_end_at,
             "log_file": self._order["options"]["log_file"],
             "foreground": self._order["foreground"],
         }
@@ -398,7 +380,7 @@ class Keeper:
         self._dismiss_standby()  # it has loaded what is outdated
         self._replacement = _Replacement(reply, self._order)
         self._order = order
-        self._not_before = 0.0
+        self._lives.hurry()
 
     def _end_replacement(self, error: str) -> None:
         """The new server does not come: the old one stays, or another like it goes on."""
@@ -434,7 +416,7 @@ class Keeper:
                 server.kill()
                 server.wait(STOP_TIMEOUT_S)
         self._connection.close()
-        error = f"the server ended ({self._last_end or 'killed'}) before the mount answered"
+        error = f"the server ended ({self._lives.last_end or 'killed'}) before the mount answered"
         self._reporter.tell({"type": "failed", "kind": "Exception", "error": error}, error)
 
 

@@ -141,6 +141,7 @@ def test_operators_see_all_and_others_no_options(tenants: MountedStore) -> None:
     assert "secret-model" in seen[".trims/models"]
     assert "tenants" in json.loads(seen[".trims/control"])["options"]
     assert "options" not in json.loads(look(tenants, "a", ".trims/control")["found"][".trims/control"])
+    assert "tenant-b" not in look(tenants, "a", ".trims/metrics")["found"][".trims/metrics"]
     assert b'trimsfs_disk_tenant_used_bytes{tenant="tenant-b"}' in (tenants.path / ".trims/metrics").read_bytes()
 
 

@@ -1,0 +1,246 @@
+"""What outlives a server: nothing half written, nothing lost, nothing mixed up."""
+
+import mmap
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes import MemoryStore, as_store
+from trimsfs import ledger as ledgers
+from trimsfs.errors import TakeoverError
+from trimsfs.handles import Handles
+from trimsfs.ledger import NOWHERE, Entry, Kind, Ledger
+from trimsfs.namespace import Kind as InodeKind
+from trimsfs.namespace import Namespace
+from trimsfs.sentback import SentBack
+from trimsfs.types import Generation
+
+
+@pytest.fixture
+def memory() -> int:
+    """A descriptor of memory that outlives the ledgers on it."""
+    return os.memfd_create("test")
+
+
+def opened(memory: int) -> Ledger:
+    return Ledger(os.dup(memory))
+
+
+def taken(memory: int) -> dict[int, Entry]:
+    """Everything that a successor finds, by number."""
+    ledger = opened(memory)
+    return {entry.number: entry for kind in Kind for entry in ledger.taken(kind)}
+
+
+def test_a_successor_finds_what_is_in_use(memory: int) -> None:
+    ledger = opened(memory)
+    slots = {number: ledger.add(Kind.INODE, number, b"x" * number, count=number) for number in (1, 50, 500)}
+    ledger.set(slots[50], 0)
+    ledger.set(slots[500], 7)
+    ledger.add(Kind.HANDLE, 2, b"")
+
+    found = taken(memory)
+
+    assert {(entry.number, entry.kind, entry.count, len(entry.content)) for entry in found.values()} == {
+        (1, Kind.INODE, 1, 1),
+        (500, Kind.INODE, 7, 500),
+        (2, Kind.HANDLE, 1, 0),
+    }
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 200), st.integers(0, 3)), max_size=60))
+def test_it_holds_what_was_last_said(steps: list[tuple[int, int, int]]) -> None:
+    memory = os.memfd_create("test")
+    try:
+        ledger = opened(memory)
+        slots: dict[int, int] = {}
+        said: dict[int, tuple[int, bytes]] = {}
+        for turn, (number, size, count) in enumerate(steps):
+            if number in slots:
+                ledger.set(slots[number], count)
+                said[number] = count, said[number][1]
+                if count == 0:
+                    del slots[number], said[number]
+            elif count:
+                content = bytes([turn]) * size
+                slots[number] = ledger.add(Kind.INODE, number, content, count=count)
+                said[number] = count, content
+            if turn == len(steps) // 2:
+                ledger.close()
+                ledger = opened(memory)  # a successor goes on with the same slots
+        assert {n: (entry.count, entry.content) for n, entry in taken(memory).items()} == said
+    finally:
+        os.close(memory)
+
+
+def test_space_is_used_again(memory: int) -> None:
+    ledger = opened(memory)
+    for number in range(10_000):
+        ledger.set(ledger.add(Kind.SENT_BACK, number, b"a path"), 0)
+    assert ledger._end < 1024
+
+
+def test_a_full_ledger_records_no_more(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "_CAPACITY", 4096)
+    ledger = opened(memory)
+    slots = [ledger.add(Kind.INODE, number, bytes(100)) for number in range(1, 100)]
+    kept = sum(slot != NOWHERE for slot in slots)
+    assert 0 < kept < 99
+    for slot in slots:
+        ledger.set(slot, 2)
+    assert {entry.count for entry in taken(memory).values()} == {2}
+    assert len(taken(memory)) == kept
+
+
+def test_memory_of_something_else_is_refused(memory: int) -> None:
+    os.pwrite(memory, b"something else" * 100, 0)
+    with pytest.raises(TakeoverError, match="another version"):
+        opened(memory)
+
+
+@pytest.mark.parametrize("word", [1, 63, 1 << 40, (1 << 64) - 64])
+def test_a_damaged_ledger_is_refused(word: int, memory: int) -> None:
+    opened(memory).add(Kind.INODE, 1, b"")
+    with mmap.mmap(memory, 0) as view:
+        view[64:72] = word.to_bytes(8, "little")
+    with pytest.raises(TakeoverError, match="damaged"):
+        opened(memory)
+
+
+def changes(ledger: Ledger, slots: list[int]) -> None:
+    """What a server does all the time, without an end."""
+    draw, number = random.Random(), 1000
+    while True:
+        ledger.set(slots[draw.randrange(len(slots))], draw.randrange(1, 1 << 40))
+        number += 1
+        ledger.set(ledger.add(Kind.SENT_BACK, number, bytes(draw.randrange(100))), 0)
+
+
+def test_killed_at_any_moment_a_server_leaves_all_that_it_had(memory: int) -> None:
+    ledger = opened(memory)
+    slots = [ledger.add(Kind.INODE, number, bytes(number)) for number in range(1, 9)]
+    for _ in range(60):
+        child = os.fork()
+        if child == 0:
+            try:
+                changes(opened(memory), slots)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0.01, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = [entry for entry in taken(memory).values() if entry.kind is Kind.INODE]
+        assert sorted(len(entry.content) for entry in found) == list(range(1, 9))
+
+
+def test_a_word_is_never_seen_half_written(memory: int) -> None:
+    """By another process that watches: no count is ever 0 on its way from one number to another."""
+    ledger = opened(memory)
+    slot = ledger.add(Kind.INODE, 1, b"")
+    child = os.fork()
+    if child == 0:
+        try:
+            while True:
+                ledger.set(slot, 1)
+                ledger.set(slot, (1 << 63) + 1)
+        finally:
+            os._exit(1)
+    try:
+        with mmap.mmap(memory, 0) as view:
+            words = memoryview(view).cast("Q")
+            seen = {words[slot // 8 + 3] for _ in range(300_000)}
+            words.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert seen <= {1, (1 << 63) + 1}
+
+
+# What is recorded in it
+
+
+GENERATION = Generation(key="dir/model", etag='"1"', size=5, modified_ns=7)
+
+
+def namespace(memory: int, ledger: Ledger | None = None) -> Namespace:
+    return Namespace(as_store(MemoryStore({})), ttl_s=60, ledger=ledger or opened(memory))
+
+
+def test_inodes_are_what_they_were(memory: int) -> None:
+    before = namespace(memory)
+    told = [
+        before.reference(InodeKind.DIRECTORY, "dir/"),
+        before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
+        before.reference(InodeKind.OBJECT, "dir/model", GENERATION, resident=True),
+        before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
+        before.reference(InodeKind.OBJECT, "odd \udcff\n\0", Generation(key="odd", etag="", size=0, modified_ns=0)),
+    ]
+    for times, inode in enumerate(told, 1):
+        for _ in range(times):
+            before.told(inode)
+    before.forget(told[1].number, 2)
+    before.forget(told[4].number, 4)
+
+    after = namespace(memory)
+
+    for inode in (told[0], told[2], told[3], told[4]):
+        found = after.inode(inode.number)
+        assert (found.kind, found.path, found.generation, found.control, found.lookups) == (
+            *(inode.kind, inode.path, inode.generation, inode.control),
+            inode.lookups,
+        )
+    assert after.known(told[1].number) is None
+    after.forget(told[2].number, 3)
+    assert namespace(memory).known(told[2].number) is None
+
+
+def handles(memory: int) -> tuple[Handles, Namespace, Callable[[], list[tuple[int, int | None]]]]:
+    ledger = opened(memory)
+    names, found = namespace(memory, ledger), Handles(ledger)
+    return found, names, lambda: [(held.handle, held.asked_by) for held in found.restore(names)]
+
+
+def test_a_handle_that_the_kernel_has_not_heard_of_is_gone_and_a_doubtful_one_is_told(memory: int) -> None:
+    before, names, _ = handles(memory)
+    inode = names.reference(InodeKind.DIRECTORY, "dir/")
+    names.told(inode)
+    made, offered, unknown, has = (before.add_directory(inode, []) for _ in range(4))
+    before.offered(offered, 77)
+    before.offered(unknown, 0)
+    before.offered(has, 78)
+    before.taken(has)
+
+    after, _, restored = handles(memory)
+
+    assert sorted(restored()) == sorted([(offered, 77), (unknown, None), (has, None)])
+    assert made not in after.directories
+    assert after.remove(offered) is None
+    assert sorted(handles(memory)[2]()) == sorted([(unknown, None), (has, None)])
+
+
+def test_a_handle_never_comes_twice(memory: int) -> None:
+    seen: set[int] = set()
+    for _ in range(5):
+        server, names, _ = handles(memory)
+        inode = names.reference(InodeKind.DIRECTORY, "dir/")
+        names.told(inode)
+        for _ in range(50):
+            handle = server.add_directory(inode, [])
+            assert handle not in seen
+            seen.add(handle)
+            server.remove(handle)
+
+
+async def test_an_open_is_sent_back_once_whichever_server_did_it(memory: int) -> None:
+    assert SentBack(opened(memory)).may(5, "dir/odd \udcff")
+    after = SentBack(opened(memory))
+    after.restore()
+    assert not after.may(5, "dir/odd \udcff")
+    assert after.may(5, "dir/odd \udcff")
+    assert after.may(6, "dir/odd \udcff")

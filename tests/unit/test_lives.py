@@ -1,0 +1,54 @@
+"""When the next server may start, and when none any more."""
+
+import time
+
+import pytest
+
+from mountctl import lives
+from mountctl.lives import Lives
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, which stands still unless it is set."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_servers_that_have_worked_are_followed_at_once_for_ever(clock: list[float]) -> None:
+    found = Lives()
+    for _ in range(100):
+        found.ended("killed", clock[0])
+        clock[0] += lives.STABLE_S
+        found.ended("killed", clock[0] - lives.STABLE_S)
+        assert (found.delay_s, found.hopeless) == (0, False)
+    assert (found.restarts, found.last_end) == (200, "killed")
+
+
+def test_those_that_end_at_once_are_followed_later_and_later_and_then_not(clock: list[float]) -> None:
+    found, delays = Lives(), []
+    while not found.hopeless:
+        found.ended("exit code 1", None)
+        delays.append(round(found.delay_s, 3))
+        clock[0] += found.delay_s
+    assert delays == [0, 0, 0.1, 0.2, 0.4, 0.8]
+
+
+def test_a_standby_that_does_not_come_is_no_reason_to_give_up_while_one_serves(clock: list[float]) -> None:
+    found = Lives()
+    for _ in range(20):
+        found.standby_failed("exit code 2", alone=False)
+    assert (found.hopeless, found.delay_s, found.last_end) == (False, lives.BACKOFF_LIMIT_S, None)
+    found.hurry()
+    assert found.delay_s == 0
+    found.standby_came()
+    found.standby_failed("exit code 2", alone=True)
+    assert (round(found.delay_s, 3), found.last_end) == (lives.BACKOFF_S, "exit code 2")
+
+
+def test_one_that_made_way_has_not_failed(clock: list[float]) -> None:
+    found = Lives()
+    for _ in range(20):
+        found.replaced()
+    assert (found.restarts, found.hopeless, found.delay_s, found.last_end) == (20, False, 0, None)
