@@ -64,7 +64,7 @@ class MountedStore:
 
     def log(self) -> str:
         """The server's log so far."""
-        return (self.path.parent / "trimsfs.log").read_text()
+        return log_beside(self.path.parent).read_text()
 
 
 @contextmanager
@@ -80,13 +80,18 @@ def mounted(
     let_in(directory)
     if "://" not in str(store):
         let_in(Path(store))
-    places = ("--cache-dir", cache, "--log-file", directory / "trimsfs.log")
+    places = ("--cache-dir", cache, "--log-file", log_beside(directory))
     done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment)
     assert done.returncode == 0, done.stderr
     try:
         yield MountedStore(mountpoint, cache)
     finally:
         unmount(mountpoint)
+
+
+def log_beside(directory: Path) -> Path:
+    """The log of what is mounted in a directory, which holds nothing else."""
+    return directory.parent / f"{directory.name}.log"
 
 
 def let_in(directory: Path) -> None:
