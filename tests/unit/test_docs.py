@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trimsfs.exits import EXIT_CODES
-from trimsfs.options import MountOptions, load_options
+from trimsfs.options import MountOptions, declared_mountpoint, load_options
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +34,14 @@ def test_example_configuration_is_valid() -> None:
 
     assert options.store == "s3://my-models"
     assert options.cache_size == 500 << 30
+
+
+def test_example_of_a_declared_mount_is_valid() -> None:
+    file = ROOT / "packaging/mounts.d/models.toml"
+
+    assert declared_mountpoint(file) == Path("/models")
+    options = load_options({}, configs=[file], environment={})
+    assert (options.access[0].path, options.tenants[0].host_size) == ("tenant-a", 20 << 30)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,0 +1,173 @@
+"""What an operator does: declared mounts, fstab, and what is told when it goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import TRIMSFS, trimsfs
+from trimsfs.mountinfo import mount_at
+
+BIN = Path(TRIMSFS).parent
+Mountctl = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Path:
+    """A directory of declared mounts."""
+    directory = tmp_path / "mounts.d"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def mountctl(declared: Path) -> Iterator[Mountctl]:
+    """Run mountctl for the declared mounts, all of which are down in the end."""
+
+    def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [BIN / "mountctl", *arguments],
+            env=os.environ | {"TRIMSFS_MOUNTS_DIR": str(declared)},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    yield run
+    run("down", "--lazy")
+
+
+def declare(declared: Path, name: str, store: Path, tmp_path: Path) -> Path:
+    """Declare a mount; its mount point."""
+    mountpoint = tmp_path / name
+    (declared / f"{name}.toml").write_text(
+        f'''mountpoint = "{mountpoint}"
+store = "{store}"
+cache_dir = "{tmp_path / f"cache-{name}"}"
+log_file = "{tmp_path / f"{name}.log"}"'''
+    )
+    return mountpoint
+
+
+def test_declared_mounts_go_up_and_down(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    one, other = (declare(declared, name, store_directory, tmp_path) for name in ("one", "other"))
+
+    assert mountctl("status").returncode == 10
+    done = mountctl("up")
+    assert done.returncode == 0, done.stderr
+    assert (one / "model").read_bytes() == (other / "model").read_bytes() == b"weights"
+    assert mountctl("up", "one").stdout == f"one is up at {one}\n"
+    done = mountctl("status")
+    assert done.returncode == 0
+    assert [line.split(",")[0] for line in done.stdout.splitlines()[:2]] == [
+        f"one: serving at {one}",
+        f"other: serving at {other}",
+    ]
+    (facts,) = json.loads(mountctl("status", other, "--json").stdout)
+    assert (facts["name"], facts["mountpoint"], facts["restarts"]) == ("other", str(other), 0)
+    assert "serving" in mountctl("logs", "one", "-n", "5").stdout
+    assert mountctl("down", "one").returncode == 0
+    assert (mount_at(one), mount_at(other) is None) == (None, False)
+    assert mountctl("down", "one").stdout == "one is down\n"
+    assert "is unmounted" in mountctl("logs", "one").stdout
+
+
+def test_what_cannot_be_done_is_told_in_a_line(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    declare(declared, "one", store_directory, tmp_path)
+    for arguments, code, message in (
+        (("up", "two"), 2, "two: no such mount is declared in"),
+        (("up", "../one"), 2, "no such mount is declared"),
+        (("up", str(tmp_path)), 10, "is not declared"),
+        (("restart", "one"), 10, "one: no trimsfs mount at"),
+        (("upgrade", "one"), 10, "one: no trimsfs mount at"),
+        (("abort", "one"), 10, "no trimsfs mount"),
+        (("logs", tmp_path / "elsewhere"), 10, "no trimsfs mount"),
+        (("run", str(tmp_path)), 10, "is not declared"),
+    ):
+        done = mountctl(*arguments)
+        assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (code, True, 1), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("one", 'store = "/srv"', "no mountpoint"),
+        ("one", 'mountpoint = "models"', "an absolute path"),
+        ("one", "mountpoint = ", "not valid TOML"),
+        ("a b", 'mountpoint = "/models"', "rename the file"),
+        ("one", 'mountpoint = "/models"\nstores = "x"', "there is no such option"),
+    ],
+)
+def test_a_declaration_that_cannot_be_used_is_told(
+    name: str, text: str, message: str, mountctl: Mountctl, declared: Path
+) -> None:
+    (declared / f"{name}.toml").write_text(text)
+    done = mountctl("up")
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    (declared / f"{name}.toml").unlink()
+
+
+def test_a_mount_in_use_is_not_taken_down(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    mountpoint = declare(declared, "one", store_directory, tmp_path)
+    assert mountctl("up").returncode == 0
+    with (mountpoint / "model").open("rb") as file:
+        assert mountctl("down", "one").returncode == 12
+        assert mountctl("down", "--lazy", "one").returncode == 0
+        assert mount_at(mountpoint) is None
+        assert file.read() == b"weights"
+
+
+def test_a_mount_whose_keeper_is_gone_is_told(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    declare(declared, "one", store_directory, tmp_path)
+    assert mountctl("up").returncode == 0
+    (facts,) = json.loads(mountctl("status", "one", "--json").stdout)
+    os.kill(facts["keeper_pid"], signal.SIGKILL)
+    done = mountctl("status", "one")
+    assert (done.returncode, "not kept" in done.stdout) == (10, True)
+    assert mountctl("restart", "one").returncode == 10
+
+
+def test_mount_and_umount_know_the_type(store_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mount(8) finds its helper where libmount looks, /sbin; the test puts a link there for its time."""
+    helper = Path("/sbin/mount.trimsfs")
+    if helper.exists() or helper.is_symlink():
+        pytest.skip("trimsfs is installed here")
+    (store_directory / "model").write_bytes(b"weights")
+    mountpoint = tmp_path / "models with space"
+    mountpoint.mkdir()
+    table = tmp_path / "fstab"
+    options = f'ro,cache_dir="{tmp_path / "cache,1"}",log-file={tmp_path / "log"},x-systemd.automount,nofail'
+    escaped = str(mountpoint).replace(" ", "\\040")
+    table.write_text(f"# models\n\n  {store_directory}\t {escaped}   trimsfs\t{options}   0   0\n")
+    environment = os.environ | {"TRIMSFS_CONFIG": "/dev/null"}
+    helper.symlink_to(BIN / "mount.trimsfs")
+    try:
+        command = ["mount", "-T", table, mountpoint]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (mountpoint / "model").read_bytes() == b"weights"
+        assert (tmp_path / "cache,1/index.sqlite").exists()
+        done = subprocess.run(["umount", mountpoint], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        command = ["mount", "-t", "trimsfs", str(store_directory), str(mountpoint), "-o", "bogus=1"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert "mount option bogus=1: there is no such option" in done.stderr
+        assert done.returncode != 0
+    finally:
+        helper.unlink()
+        trimsfs("umount", "--lazy", mountpoint)
