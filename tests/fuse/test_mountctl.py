@@ -157,7 +157,7 @@ def test_mount_and_umount_know_the_type(store_directory: Path, tmp_path: Path, m
     environment = os.environ | {"TRIMSFS_CONFIG": "/dev/null"}
     helper.symlink_to(BIN / "mount.trimsfs")
     try:
-        command = ["mount", "-T", table, mountpoint]
+        command = ["mount", "-T", str(table), str(mountpoint)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert (mountpoint / "model").read_bytes() == b"weights"
