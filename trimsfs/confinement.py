@@ -36,6 +36,12 @@ _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
 # LANDLOCK_ACCESS_FS_* of <linux/landlock.h>, all that change a file or directory. REFER is of version 2, TRUNCATE of 3.
 _WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, 0x1FF << 4, 1 << 13, 1 << 14
 
+_CACHE_ENTRIES = {
+    *("blobs", "lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal"),
+    *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2"),
+}
+"""What a cache directory may hold; logs are from earlier versions."""
+
 _DENIED = """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen
     fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load
@@ -77,9 +83,9 @@ def identity(user: str) -> Identity:
 
 
 def give(directory: Path, to: Identity) -> None:
-    """Make a directory that belongs, with all in it, to a user; one that is theirs is not looked into.
+    """Make a cache directory that belongs, with all in it, to a user; one that is theirs is not looked into.
 
-    Raises CacheUnusableError.
+    Raises CacheUnusableError, also for a directory that holds anything but a cache.
     """
     try:
         for missing in [above for above in reversed(directory.parents) if not above.exists()]:
@@ -88,7 +94,13 @@ def give(directory: Path, to: Identity) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         if directory.stat().st_uid == to.uid:
             return
-        for _, directories, files, descriptor in os.fwalk(directory):
+        entries = set(os.listdir(directory)) - {"lost+found"}
+        if not entries <= _CACHE_ENTRIES:
+            strange = sorted(entries - _CACHE_ENTRIES)[0]
+            raise CacheUnusableError(f"cache directory {directory}: holds {strange!r}: choose one of its own")
+        for name in entries:
+            os.chown(directory / name, to.uid, to.gid, follow_symlinks=False)
+        for _, directories, files, descriptor in os.fwalk(directory / "blobs"):
             for name in (*directories, *files):
                 os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
         os.chown(directory, to.uid, to.gid)  # last: until then it is done again

@@ -51,6 +51,9 @@ class Reader:
         with self._operation("ls"):
             listed = sorted(os.listdir((self._mount / name).parent))
         self._compare("ls", name, listed == sorted(os.listdir((self._store / name).parent)))
+        with self._operation("ask"):  # for a new name, which only the server can answer
+            known = (self._mount / f"absent-{os.getpid()}-{self.report.operations}").exists()
+        self._compare("ask", "absent", not known)
         with self._operation("stat"):
             size = os.stat(self._mount / name).st_size
         self._compare("stat", name, size == os.stat(self._store / name).st_size)

@@ -268,6 +268,14 @@ def test_a_store_that_the_server_may_not_read_is_told(store_directory: Path, tmp
     assert trimsfs("umount", mountpoint).returncode == 0
 
 
+def test_a_directory_that_is_no_cache_stays_whose_it_is(store_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "precious").write_text("somebody's")
+    done = trimsfs("mount", tmp_path / "models", "--store", store_directory, "--cache-dir", tmp_path)
+    assert (done.returncode, "choose one of its own" in done.stderr) == (9, True), done.stderr
+    assert {path.stat().st_uid for path in (tmp_path, tmp_path / "precious")} == {0}
+
+
 def test_a_cache_of_another_user_is_taken_over(store_directory: Path, tmp_path: Path) -> None:
     """As after an upgrade from a version whose servers were root, and the other way round."""
     (store_directory / "model").write_bytes(b"weights")

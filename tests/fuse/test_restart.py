@@ -67,6 +67,15 @@ def busy(store: Path, tmp_path: Path) -> Iterator[MountedStore]:
         yield mount
 
 
+def undisturbed(mount: MountedStore, store: Path, directory: Path) -> None:
+    """Show how long operations take under the same load when nothing happens to the server."""
+    readers = Readers(mount.path, store, directory, count=READERS)
+    time.sleep(4)
+    report = readers.stop()
+    shown(report, "undisturbed")
+    assert (report.errors, report.wrong) == ([], [])
+
+
 def shown(report: Report, what: str) -> None:
     worst = ", ".join(f"{kind} {seconds * 1e3:.0f} ms" for kind, seconds in sorted(report.worst_s.items()))
     print(f"{what}: {report.operations} operations by {READERS} readers; the longest: {worst}")
@@ -79,6 +88,7 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
 ) -> None:
     draw = random.Random(2)
     serving(busy)
+    undisturbed(busy, store, tmp_path)
     readers = Readers(busy.path, store, tmp_path, count=READERS)
     try:
         for number in range(kills):
@@ -96,6 +106,7 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
 
 def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
     serving(busy)
+    undisturbed(busy, store, tmp_path)
     readers = Readers(busy.path, store, tmp_path, count=READERS)
     try:
         for verb in ("upgrade", "restart", "upgrade"):
