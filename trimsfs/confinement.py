@@ -100,9 +100,10 @@ def give(directory: Path, to: Identity) -> None:
             raise CacheUnusableError(f"cache directory {directory}: holds {strange!r}: choose one of its own")
         for name in entries:
             os.chown(directory / name, to.uid, to.gid, follow_symlinks=False)
-        for _, directories, files, descriptor in os.fwalk(directory / "blobs"):
-            for name in (*directories, *files):
-                os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
+        if "blobs" in entries:
+            for _, directories, files, descriptor in os.fwalk(directory / "blobs"):
+                for name in (*directories, *files):
+                    os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
         os.chown(directory, to.uid, to.gid)  # last: until then it is done again
     except OSError as error:
         raise CacheUnusableError(f"{directory}: {error.strerror}: set --cache-dir or --server-user") from error
