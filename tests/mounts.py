@@ -80,6 +80,9 @@ def mounted(
     let_in(directory)
     if "://" not in str(store):
         let_in(Path(store))
+        for path in Path(store).rglob("*"):  # frameworks write some files for their owner alone
+            if path.is_file() and not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o044)
     places = ("--cache-dir", cache, "--log-file", log_beside(directory))
     done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment)
     assert done.returncode == 0, done.stderr
@@ -95,10 +98,10 @@ def log_beside(directory: Path) -> Path:
 
 
 def let_in(directory: Path) -> None:
-    """Let all users enter a directory for temporary files, and those above it: servers are not root."""
-    temporary = Path(tempfile.gettempdir())
+    """Let all users read a directory for temporary files, and enter those above it: servers are not root."""
+    temporary = (Path(tempfile.gettempdir()), Path("/var/tmp"))
     for path in (directory, *directory.parents):
-        if path.is_relative_to(temporary) and path != temporary:
+        if any(above in path.parents for above in temporary):
             path.chmod(path.stat().st_mode | 0o055)
 
 

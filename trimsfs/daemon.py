@@ -38,7 +38,6 @@ from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import (
     CacheUnusableError,
     FuseUnavailableError,
-    StoreAccessError,
     StoreUnavailableError,
     TrimsError,
 )
@@ -46,6 +45,7 @@ from trimsfs.eviction import POLICIES
 from trimsfs.exits import exit_code
 from trimsfs.fetch import Fetcher, max_requests
 from trimsfs.filesystem import Filesystem
+from trimsfs.formats import load_readers
 from trimsfs.fuse.session import Session, forget_attributes, invalidate, why_no_passthrough
 from trimsfs.keeper import Keeper, Turn, stand_by, tell_failure
 from trimsfs.ledger import Kind, Ledger
@@ -304,10 +304,6 @@ async def _probe(store: Store, options: MountOptions) -> None:
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
         raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
-    except StoreAccessError as error:
-        if "://" in (options.store or ""):
-            raise
-        raise StoreAccessError(f"{error}: let uid {os.geteuid()} read it, or set --server-user") from error
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
@@ -339,6 +335,7 @@ def main() -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         store = open_store(options, max_requests=max_requests(options.memory_limit))
+        load_readers()
         _confine(options)
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()

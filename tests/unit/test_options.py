@@ -270,7 +270,7 @@ def test_defaults_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     options = MountOptions().resolved(Path("/mnt/models"))
     assert options.store == "/var/lib/trimsfs/models"
     assert options.cache_dir == Path("/var/cache/trimsfs/mnt-models")
-    assert options.log_file == Path("/var/cache/trimsfs/mnt-models/trimsfs.log")
+    assert options.log_file == Path("/var/log/trimsfs/mnt-models.log")
     assert options.allow_other is True
     assert (options.uid, options.gid) == (0, 0)
     assert (options.mode, options.dir_mode) == (0o444, 0o555)

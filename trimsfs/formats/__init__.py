@@ -3,13 +3,14 @@
 Whoever parses lends a ``Source``: a mapped file, or one that comes piece by piece.
 """
 
+import codecs
 import importlib
 from collections.abc import Callable
 
 from trimsfs.formats.source import BufferSource, Source
 from trimsfs.formats.table import DTYPE_BITS, FormatError, Tensor, TensorTable
 
-__all__ = ["DTYPE_BITS", "BufferSource", "FormatError", "Source", "Tensor", "TensorTable", "parse"]
+__all__ = ["DTYPE_BITS", "BufferSource", "FormatError", "Source", "Tensor", "TensorTable", "load_readers", "parse"]
 
 _PROBED = 16
 _READERS = {
@@ -34,6 +35,13 @@ def parse(source: Source, name: str) -> TensorTable:
     if name.endswith(".onnx"):
         return _reader("onnx")(source)
     raise FormatError("not a format that is known: MXNet, safetensors, GGUF, npy, npz, PyTorch or ONNX")
+
+
+def load_readers() -> None:
+    """Import the readers of all formats now, for a process that cannot later."""
+    for form in {*_READERS.values(), "safetensors", "onnx"}:
+        _reader(form)
+    codecs.lookup("cp437")  # for names in archives
 
 
 def _reader(form: str) -> Callable[[Source], TensorTable]:

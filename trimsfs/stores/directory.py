@@ -70,7 +70,8 @@ class DirectoryStore:
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
         except PermissionError as error:
-            raise StoreAccessError(f"{self._named(error)}: {error.strerror}") from error
+            remedy = f"let uid {os.geteuid()} read it, or set --server-user" if os.geteuid() else "change its mode"
+            raise StoreAccessError(f"{self._named(error)}: {error.strerror}: {remedy}") from error
         except OSError as error:
             raise TransientStoreError(f"{self._named(error)}: {error.strerror}") from error
 
