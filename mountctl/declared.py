@@ -39,23 +39,31 @@ class Mount:
         return order_of(self.mountpoint, options, foreground=foreground)
 
 
-def declared(directory: Path) -> list[Mount]:
-    """The declared mounts, by name. Raises ConfigurationError for one that cannot be read."""
-    found = []
+def declared(directory: Path) -> tuple[list[Mount], list[ConfigurationError]]:
+    """The declared mounts, by name, and what is wrong with the files that cannot be used."""
+    found, problems = [], []
     for file in sorted(directory.glob("*.toml")):
-        if not _NAME.fullmatch(file.stem):
-            raise ConfigurationError(f"{file}: a mount's name has letters, digits, '_', '-' and '.': rename the file")
-        found.append(Mount(file.stem, canonical(declared_mountpoint(file)), file))
-    return found
+        try:
+            found.append(_read(file))
+        except ConfigurationError as error:
+            problems.append(error)
+    return found, problems
+
+
+def _read(file: Path) -> Mount:
+    if not _NAME.fullmatch(file.stem):
+        raise ConfigurationError(f"{file}: a mount's name has letters, digits, '_', '-' and '.': rename the file")
+    return Mount(file.stem, canonical(declared_mountpoint(file)), file)
 
 
 def find(name: str, directory: Path) -> Mount:
     """A mount by its name, or by its mount point when that is an absolute path. Raises ConfigurationError."""
+    mounts, _ = declared(directory)
     if name.startswith("/"):
         mountpoint = canonical(Path(name))
-        return next((mount for mount in declared(directory) if mount.mountpoint == mountpoint), Mount(name, mountpoint))
+        return next((mount for mount in mounts if mount.mountpoint == mountpoint), Mount(name, mountpoint))
     file = directory / f"{name}.toml"
     if not _NAME.fullmatch(name) or not file.exists():
-        known = ", ".join(mount.name for mount in declared(directory)) or "none"
+        known = ", ".join(mount.name for mount in mounts) or "none"
         raise ConfigurationError(f"{name}: no such mount is declared in {directory} (known: {known})")
-    return Mount(name, canonical(declared_mountpoint(file)), file)
+    return _read(file)

@@ -375,7 +375,9 @@ class Keeper:
         if order["options"]["cache_dir"] != self._order["options"]["cache_dir"]:
             changed.append("cache_dir")
         if changed:
-            reply({"error": f"{', '.join(changed)} cannot be changed while it is mounted: take it down, and up again"})
+            names = ", ".join(changed).replace("source", "store")
+            error = f"{names} cannot be changed while it is mounted: take it down, and up again"
+            reply({"error": error, "kind": "ConfigurationError"})
             return
         self._dismiss_standby()  # it has loaded what is outdated
         self._replacement = _Replacement(reply, self._order)

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from trimsfs.mountinfo import escape
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0
+ROOTS_DIRECTORY = Path("/run/trimsfs")
 _NAME_LIMIT = 64
 """Of a socket's name: all of its path has to fit into 107 bytes."""
 
@@ -28,12 +27,15 @@ class KeeperGoneError(Exception):
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """Where the keeper of a mount listens."""
-    directory = Path("/run/trimsfs") if os.geteuid() == 0 else platformdirs.user_runtime_path("trimsfs")
+    """Where the keeper of a mount listens: root's, or this user's."""
     name = escape(mountpoint)
     if len(os.fsencode(name)) > _NAME_LIMIT:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-    return directory / f"{name}.sock"
+    roots = ROOTS_DIRECTORY / f"{name}.sock"
+    if os.geteuid() == 0 or roots.exists():
+        return roots
+    run = Path(f"/run/user/{os.geteuid()}")
+    return (run / "trimsfs" if run.is_dir() else Path(f"/tmp/trimsfs-{os.geteuid()}")) / f"{name}.sock"  # noqa: S108
 
 
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
@@ -48,9 +50,9 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
                 found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
                 return found
     except PermissionError:
-        raise KeeperGoneError(f"{mountpoint}: not permitted: ask who mounted it, or root") from None
+        raise KeeperGoneError(f"only who mounted {mountpoint} may ask its keeper") from None
     except (OSError, ValueError) as error:
-        raise KeeperGoneError(f"{mountpoint}: its keeper does not answer on {path}: {error}") from error
+        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: take it down, and up again") from error
 
 
 class Operator:
@@ -68,6 +70,8 @@ class Operator:
         path = socket_path(mountpoint)
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if path.parent.stat().st_uid != os.geteuid():
+                return f"{path.parent} is another user's"
             path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             mask = os.umask(0o177)

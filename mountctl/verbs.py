@@ -16,13 +16,16 @@ from mountctl import declared, mounting, systemd
 from mountctl.declared import Mount
 from mountctl.notify import stored_descriptors
 from mountctl.operator import KeeperGoneError, ask
-from trimsfs.errors import NotMountedError, TrimsError
+from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
 from trimsfs.exits import exit_code
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at, mounts
+from trimsfs.mountinfo import Mount as MountInfo
 
 P = ParamSpec("P")
 
 ANSWER_TIMEOUT_S = 5.0
+DEAD = "dead"
+"""The state of a mount whose keeper and servers have all ended."""
 REPLACE_TIMEOUT_S = 90.0
 
 _directory = click.option(
@@ -65,7 +68,8 @@ def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
 @_reported
 def up(names: tuple[str, ...], directory: Path) -> int:
     """Mount what is declared as NAME, or all that is declared; what is up stays so."""
-    return max((_up(mount) for mount in _chosen(names, directory)), default=0)
+    chosen, code = _chosen(names, directory)
+    return max([code, *map(_up, chosen)])
 
 
 def _up(mount: Mount) -> int:
@@ -73,12 +77,25 @@ def _up(mount: Mount) -> int:
         raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {declared.DIRECTORY}")
     mounted = mount_at(mount.mountpoint)
     if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
-        click.echo(f"{mount.name} is up at {mount.mountpoint}")
-        return 0
+        if _facts(mount)["state"] != DEAD:
+            return _is_up(mount, mounted)
+        mounting.unmount(mount.mountpoint, lazy=True)
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if systemd.manages(mount.name):
         return systemd.start(mount.name)
     return subprocess.run(mount.command(), check=False).returncode
+
+
+def _is_up(mount: Mount, mounted: MountInfo) -> int:
+    """Say that a mount is up, or that what is mounted there is another."""
+    store = mount.order(foreground=False)["source"]
+    if mounted.source != store:
+        raise MountpointError(
+            f"{mount.name}: {mounted.source} is mounted at {mount.mountpoint}, not {store}: "
+            "take it down, or choose another mountpoint"
+        )
+    click.echo(f"{mount.name} is up at {mount.mountpoint}")
+    return 0
 
 
 @click.command()
@@ -88,7 +105,8 @@ def _up(mount: Mount) -> int:
 @_reported
 def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
     """Unmount NAME, or all that is declared."""
-    return max((_down(mount, lazy=lazy) for mount in _chosen(names, directory)), default=0)
+    chosen, code = _chosen(names, directory)
+    return max([code, *(_down(mount, lazy=lazy) for mount in chosen)])
 
 
 def _down(mount: Mount, *, lazy: bool) -> int:
@@ -134,7 +152,8 @@ def _replace(mount: Mount, request: dict[str, Any]) -> None:
     _check_mounted(mount)
     answer = ask(mount.mountpoint, request, timeout_s=REPLACE_TIMEOUT_S)
     if "error" in answer:
-        raise TrimsError(f"{mount.name}: {answer['error']}")
+        kind = ConfigurationError if answer.get("kind") == ConfigurationError.__name__ else TrimsError
+        raise kind(f"{mount.name}: {answer['error']}")
     click.echo(f"{mount.name}: the server is now pid {answer['server_pid']}")
 
 
@@ -148,7 +167,7 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
 
     Exit code 10 when one of them is not served.
     """
-    chosen = _chosen(names, directory)
+    chosen, code = _chosen(names, directory)
     if not names:
         known = {mount.mountpoint for mount in chosen}
         chosen += [Mount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
@@ -160,7 +179,8 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     else:
         for facts in found:
             click.echo(_line(facts))
-    return 0 if all(facts["state"] == "serving" for facts in found) else exit_code(NotMountedError.__name__)
+    served = all(facts["state"] == "serving" for facts in found)
+    return code if served else exit_code(NotMountedError.__name__)
 
 
 def _line(facts: dict[str, Any]) -> str:
@@ -183,7 +203,20 @@ def _facts(mount: Mount) -> dict[str, Any]:
     try:
         return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
     except KeeperGoneError as error:
-        return {"state": "not kept", "error": str(error)}
+        return {"state": _state_without_keeper(mount.mountpoint), "error": str(error)}
+
+
+def _state_without_keeper(mountpoint: Path) -> str:
+    """Whether a server answers all the same; another process asks, as one that waits for a mount cannot be ended."""
+    command = ["stat", "-f", "--", str(mountpoint)]
+    environment = {**os.environ, "LC_ALL": "C"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return "hanging"
+    return DEAD if b"not connected" in message else "not kept"
 
 
 @click.command()
@@ -243,8 +276,14 @@ def run(name: str, directory: Path) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 
 
-def _chosen(names: tuple[str, ...], directory: Path) -> list[Mount]:
-    return [declared.find(name, directory) for name in names] if names else declared.declared(directory)
+def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[Mount], int]:
+    """The mounts of some names, or all that are declared, and the exit code for files that cannot be used."""
+    if names:
+        return [declared.find(name, directory) for name in names], 0
+    found, problems = declared.declared(directory)
+    for problem in problems:
+        click.echo(f"mountctl: {problem}", err=True)
+    return found, exit_code(type(problems[0]).__name__) if problems else 0
 
 
 def _check_mounted(mount: Mount) -> None:

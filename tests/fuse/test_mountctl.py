@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import TRIMSFS, trimsfs
+from tests.mounts import TRIMSFS, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 BIN = Path(TRIMSFS).parent
@@ -140,6 +140,25 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     done = mountctl("status", "one")
     assert (done.returncode, "not kept" in done.stdout) == (10, True)
     assert mountctl("restart", "one").returncode == 10
+    os.kill(facts["server_pid"], signal.SIGKILL)
+    wait_until(lambda: "one: dead" in mountctl("status", "one").stdout)
+    assert mountctl("up", "one").returncode == 0
+    assert mountctl("status", "one").returncode == 0
+
+
+def test_one_file_that_cannot_be_used_does_not_keep_the_others_from_anything(
+    mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
+) -> None:
+    mountpoint = declare(declared, "one", store_directory, tmp_path)
+    (declared / "another.toml").write_text("mountpoint = ")
+    done = mountctl("up")
+    assert (done.returncode, "not valid TOML" in done.stderr) == (2, True)
+    assert "one: serving" in mountctl("status").stdout
+    assert mountctl("status", mountpoint).returncode == 0
+    (declared / "third.toml").write_text(f'mountpoint = "{mountpoint}"\nstore = "/elsewhere"')
+    done = mountctl("up", "third")
+    assert (done.returncode, "not /elsewhere" in done.stderr) == (4, True)
+    assert mountctl("down", mountpoint).returncode == 0
 
 
 def test_mount_and_umount_know_the_type(store_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

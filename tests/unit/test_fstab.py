@@ -76,6 +76,7 @@ def test_options_of_every_mount_are_for_others() -> None:
     ("text", "message"),
     [
         ("cachesize=1", "mount option cachesize=1: there is no such option"),
+        ("cache_size", "needs a value"),
         ("cache_size=much", "is not a size such as 10GiB"),
         ("no_cache_size=1", "there is no such option"),
         ("tenants=x", "there is no such option"),

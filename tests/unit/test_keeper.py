@@ -176,7 +176,7 @@ def test_who_connects_and_says_nothing_is_let_go(
 
 
 def test_a_keeper_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(KeeperGoneError, match="does not answer"):
+    with pytest.raises(KeeperGoneError, match="is gone"):
         ask(tmp_path / "nowhere", {"do": "status"}, timeout_s=1)
 
 

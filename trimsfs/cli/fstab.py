@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -70,6 +70,8 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
         elif name == "foreground" and not equals:
             foreground = True
         elif name in SCALARS:
+            if not equals and not _is_flag(name):
+                raise ConfigurationError(f"mount option {item}: needs a value, {item}=VALUE")
             given[name] = value if equals else True
         elif negated in SCALARS and not equals:
             given[negated] = False
@@ -80,6 +82,11 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
 
 def _without_blanks(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+
+
+def _is_flag(name: str) -> bool:
+    annotation = MountOptions.model_fields[name].annotation
+    return annotation is bool or bool in get_args(annotation)
 
 
 def split(text: str) -> Iterator[str]:

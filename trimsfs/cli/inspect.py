@@ -102,7 +102,8 @@ def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
     return rows
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, int]]:
+def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:
+    """The files below a path and their sizes; directories *below* it that the caller may not list are left out."""
     try:
         if root.is_file():
             yield root, root.stat().st_size
@@ -111,10 +112,12 @@ def _walk(root: Path) -> Iterator[tuple[Path, int]]:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path))
+                yield from _walk(Path(entry.path), below=True)
             else:
                 yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
     except OSError as error:
+        if below and isinstance(error, PermissionError):
+            return
         raise translated(error, root) from error
 
 
