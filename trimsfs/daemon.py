@@ -341,9 +341,10 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        spawner = Spawner(partial(_make_copier, options, store))
         turn = stand_by(keeper_end)
         if turn is not None:
+            held = [keeper_end.fileno(), turn.ledger, *filter(None, (turn.lock, turn.fuse))]
+            spawner = Spawner(partial(_make_copier, options, store), not_for_it=held)
             _step_forward()
             trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store)
     except* TrimsError as group:

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,15 +33,18 @@ TEXT_LIMIT = 4096
 
 
 class Spawner:
-    """A process forked while the server has neither threads nor descriptors to leak, which forks the workers.
+    """A process forked while the server has neither threads nor descriptors to leak, but for those that are
+    *not_for_it*, which forks the workers.
 
     It ends with the server, and so do they: each reads from a socket whose other end only the server holds.
     """
 
-    def __init__(self, make_copier: Callable[[], Copier]) -> None:
+    def __init__(self, make_copier: Callable[[], Copier], *, not_for_it: Iterable[int] = ()) -> None:
         ours, theirs = pair()
         if os.fork() == 0:
             ours.close()
+            for descriptor in not_for_it:
+                os.close(descriptor)
             _spawn(theirs, make_copier)
         theirs.close()
         self._socket = ours
