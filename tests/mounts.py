@@ -82,7 +82,7 @@ def mounted(
         let_in(Path(store))
         for path in Path(store).rglob("*"):  # frameworks write some files for their owner alone
             if path.is_file() and not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o044)
+                _allow(path, 0o044)
     places = ("--cache-dir", cache, "--log-file", log_beside(directory))
     done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment)
     assert done.returncode == 0, done.stderr
@@ -102,7 +102,13 @@ def let_in(directory: Path) -> None:
     temporary = (Path(tempfile.gettempdir()), Path("/var/tmp"))
     for path in (directory, *directory.parents):
         if any(above in path.parents for above in temporary):
-            path.chmod(path.stat().st_mode | 0o055)
+            _allow(path, 0o055)
+
+
+def _allow(path: Path, bits: int) -> None:
+    mode = path.stat().st_mode
+    if mode & bits != bits:  # a file's times tell its content
+        path.chmod(mode | bits)
 
 
 def unmount(mountpoint: Path) -> None:
