@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.mounts import TRIMSFS, trimsfs
+from tests.mounts import TRIMSFS, let_in, trimsfs
 from trimsfs.options import default_store
 
 PROGRAMS = Path(__file__).parent / "frameworks/programs"
@@ -35,6 +35,7 @@ def main() -> None:
     console.print(f"Model {model} ({built['bytes'][file] / 1e6:.1f} MB) is in the default store {store}.")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimsfs-demo-")))
+        let_in(directory)
         mountpoint = directory / "models"
         mountpoint.mkdir()
         done = trimsfs("mount", mountpoint, "--cache-dir", directory / "cache")
