@@ -14,6 +14,8 @@ from typing import Any
 from mountctl import protocol
 from mountctl.connection import memory_of
 
+STRAY_TIMEOUT_S = 0.5
+
 
 class Server:
     """A server process and the channel to it. It stands by until it is told to serve.
@@ -111,14 +113,15 @@ class Server:
     @property
     def status(self) -> int:
         """Its exit code, as a shell tells it."""
+        self.wait(STRAY_TIMEOUT_S)  # it is seen to end before its last thread has
         code = self._process.returncode
-        if code is None:  # the kernel still holds a thread of it
+        if code is None:  # the kernel holds a thread of it
             return 128 + signal.SIGKILL
         return code if code >= 0 else 128 - code
 
     def fate(self) -> str:
         """How it ended."""
-        code = self._process.returncode
+        code = self._process.poll()
         if code is None:
             return "killed"
         if code >= 0:
