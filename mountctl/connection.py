@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mountctl import mounting
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+from trimsfs.mountinfo import trimsfs_at
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 
@@ -112,8 +112,7 @@ class Connection:
         for descriptor in held.values():
             os.close(descriptor)
         # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
-        mounted = mount_at(self._mountpoint) if "fuse" in held else None
-        if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
+        if "fuse" in held and trimsfs_at(self._mountpoint) is not None:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
 

@@ -139,10 +139,9 @@ class Keeper:
             return
         if self._standby is not None and self._standby.order is not self._order:
             self._dismiss_standby()  # a replacement has failed
-        if self._standby is None and (self._active is None or self._active.ready_at is not None):
-            self._start()
-        elif self._standby is None:
-            return
+        if self._standby is None:
+            if self._active is None or self._active.ready_at is not None:
+                self._start()
         elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
 
@@ -404,9 +403,7 @@ class Keeper:
         """Leave neither servers nor mount behind."""
         self._operator.close()
         self._notifier.unstore(("ledger", "lock", "fuse", "order"))
-        if self._standby is not None:
-            self._standby.kill()
-            self._standby.channel.close()
+        self._dismiss_standby()
         server = self._active
         if server is not None:
             server.channel.close()  # nobody is to wait for an answer from here

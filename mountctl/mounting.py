@@ -11,7 +11,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at, trimsfs_at
 
 READ_AHEAD_KIB = 16384
 """The kernel's default of 128 KiB leaves a store with any latency idle."""
@@ -111,8 +111,8 @@ def close_backing(connection: int, number: int) -> None:
 
 def abort(mountpoint: Path) -> None:
     """Abort the FUSE connection of a mount: whoever waits for it gets an error. Raises OSError, LookupError."""
-    mounted = mount_at(mountpoint)
-    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+    mounted = trimsfs_at(mountpoint)
+    if mounted is None:
         raise LookupError(f"{mountpoint}: no trimsfs mount")
     _mount_fusectl()
     (CONNECTIONS / mounted.device.partition(":")[2] / "abort").write_text("1")

@@ -32,7 +32,6 @@ class Server:
         self.heard = time.monotonic()
         self.ready_at: float | None = None
         self.unclaimed: int | None = None
-        self._exit: int | None = None
         order_file = memory_of(json.dumps(order).encode())
         try:
             self._process = subprocess.Popen(

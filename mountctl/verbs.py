@@ -18,8 +18,8 @@ from mountctl.notify import stored_descriptors
 from mountctl.operator import KeeperGoneError, ask
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
 from trimsfs.exits import exit_code
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at, mounts
 from trimsfs.mountinfo import Mount as MountInfo
+from trimsfs.mountinfo import mounts, trimsfs_at
 
 P = ParamSpec("P")
 
@@ -75,8 +75,8 @@ def up(names: tuple[str, ...], directory: Path) -> int:
 def _up(mount: Mount) -> int:
     if mount.file is None:
         raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {declared.DIRECTORY}")
-    mounted = mount_at(mount.mountpoint)
-    if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
+    mounted = trimsfs_at(mount.mountpoint)
+    if mounted is not None:
         if _facts(mount)["state"] != DEAD:
             return _is_up(mount, mounted)
         mounting.unmount(mount.mountpoint, lazy=True)
@@ -110,8 +110,7 @@ def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
 
 
 def _down(mount: Mount, *, lazy: bool) -> int:
-    mounted = mount_at(mount.mountpoint)
-    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+    if trimsfs_at(mount.mountpoint) is None:
         click.echo(f"{mount.name} is down")
         return 0
     command = [sys.executable, "-m", "trimsfs", "umount", *(["--lazy"] if lazy else []), str(mount.mountpoint)]
@@ -197,8 +196,7 @@ def _line(facts: dict[str, Any]) -> str:
 
 def _facts(mount: Mount) -> dict[str, Any]:
     """What is known of a mount from the kernel's list and from its keeper."""
-    mounted = mount_at(mount.mountpoint)
-    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+    if trimsfs_at(mount.mountpoint) is None:
         return {"state": "down"}
     try:
         return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
@@ -265,10 +263,10 @@ def run(name: str, directory: Path) -> None:
     mount = declared.find(name, directory)
     if mount.file is None:
         raise NotMountedError(f"{name} is not declared")
-    if "fuse" not in stored_descriptors(os.environ):
+    stored = stored_descriptors(os.environ)
+    if "fuse" not in stored:
         mount.mountpoint.mkdir(parents=True, exist_ok=True)
         os.execv(sys.executable, mount.command(foreground=True))
-    stored = stored_descriptors(os.environ)
     os.lseek(stored["order"], 0, os.SEEK_SET)
     os.dup2(stored["order"], 0)
     for descriptor in stored.values():
@@ -287,6 +285,5 @@ def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[Mount], int]:
 
 
 def _check_mounted(mount: Mount) -> None:
-    mounted = mount_at(mount.mountpoint)
-    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+    if trimsfs_at(mount.mountpoint) is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount at {mount.mountpoint}")

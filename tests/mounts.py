@@ -15,6 +15,7 @@ from typing import Any
 from trimsfs.metrics import parse
 
 TRIMSFS = str(Path(sys.executable).with_name("trimsfs"))
+MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))
 COMMAND_TIMEOUT_S = 90
 LAZY = "--lazy"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, searchable
 
 _READ, _SEARCH = 0o4, 0o1
 
@@ -29,7 +29,7 @@ class Access:
 
     def __init__(self, options: MountOptions) -> None:
         self._default = options
-        self._rules = [(tuple(rule.path.strip("/").split("/")), rule) for rule in options.access]
+        self._rules = [(tuple(rule.path.split("/")), rule) for rule in options.access]
         self._tenants = sorted((f"{tenant.path}/" for tenant in options.tenants), key=len, reverse=True)
         self._of = lru_cache(maxsize=65536)(self._decide)
 
@@ -46,7 +46,7 @@ class Access:
                 uid = uid if rule.uid is None else rule.uid
                 gid = gid if rule.gid is None else rule.gid
                 if rule.mode is not None:
-                    mode, dir_mode = rule.mode & 0o555, _searchable(rule.mode & 0o444)
+                    mode, dir_mode = rule.mode & 0o555, searchable(rule.mode)
                 if rule.dir_mode is not None:
                     dir_mode = rule.dir_mode
         return Ownership(uid, gid, dir_mode if directory else mode)
@@ -69,7 +69,3 @@ class Access:
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
     """Whether a pattern is that of a path, or of a directory above it."""
     return len(parts) >= len(pattern) and all(map(fnmatchcase, parts, pattern))
-
-
-def _searchable(read_bits: int) -> int:
-    return read_bits | read_bits >> 2

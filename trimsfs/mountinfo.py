@@ -69,6 +69,12 @@ def mount_at(mountpoint: Path) -> Mount | None:
     return next((mount for mount in reversed(mounts(None)) if mount.mountpoint == mountpoint), None)
 
 
+def trimsfs_at(mountpoint: Path) -> Mount | None:
+    """The trimsfs mount at exactly this path, if one is mounted there and nothing over it."""
+    found = mount_at(mountpoint)
+    return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
+
+
 def mount_of(path: Path) -> Mount | None:
     """The trimsfs mount that an absolute path without symbolic links lies on, if any."""
     found = holding(path)

@@ -167,7 +167,6 @@ class MountOptions(BaseModel):
         cache = Path("/var/cache/trimsfs") if root else platformdirs.user_cache_path("trimsfs")
         cache_dir = self.cache_dir or cache / escape(mountpoint)
         log_file = Path("/var/log/trimsfs", f"{escape(mountpoint)}.log") if root else cache_dir / "trimsfs.log"
-        read_bits = self.mode & 0o444
         return self.model_copy(
             update={
                 "store": _absolute(self.store) if self.store else str(default_store()),
@@ -179,7 +178,7 @@ class MountOptions(BaseModel):
                 "gid": os.getegid() if self.gid is None else self.gid,
                 "mode": self.mode & 0o555,
                 "server_user": (self.server_user or default_user()) if root else None,
-                "dir_mode": (read_bits | read_bits >> 2) if self.dir_mode is None else self.dir_mode,
+                "dir_mode": searchable(self.mode) if self.dir_mode is None else self.dir_mode,
             }
         )
 
@@ -205,6 +204,12 @@ def _mapped(uid: int) -> bool:
     except OSError:
         return True
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in ranges)
+
+
+def searchable(mode: int) -> int:
+    """The permission bits of directories whose files have these: who may read may search."""
+    read_bits = mode & 0o444
+    return read_bits | read_bits >> 2
 
 
 def default_store() -> Path:

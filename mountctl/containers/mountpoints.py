@@ -4,15 +4,14 @@ import os
 from pathlib import Path
 
 from mountctl.containers.errors import ArgumentError, NotMountedError
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
+from trimsfs.mountinfo import canonical, mount_at, mounts, trimsfs_at
 
 
 def mountpoint_of(given: Path | None) -> Path:
     """The mount point of a trimsfs mount, or of the only one there is. Raises ContainerError."""
     if given is not None:
         mountpoint = canonical(given)
-        mounted = mount_at(mountpoint)
-        if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+        if trimsfs_at(mountpoint) is None:
             raise NotMountedError(f"{mountpoint}: no trimsfs mount: `trimsfs status` lists them")
         return mountpoint
     found = sorted({mount.mountpoint for mount in mounts()})

@@ -20,7 +20,7 @@ from mountctl.csi.refusals import RefusedError, invalid, shown, unavailable, unm
 from mountctl.csi.requests import Publication, publication, target_path, volume_id
 from mountctl.csi.sources import Sources
 from mountctl.csi.tenants import check_tenant
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class Node:
         """The space that the volume's mount has for local copies, and whether the volume still works."""
         volume = volume_id(request.volume_id)
         path = target_path(request.volume_path, self._mounts_dir, "volume_path")
-        there = mount_at(path)
-        if there is None or there.kind != FILE_SYSTEM_TYPE:
+        there = trimsfs_at(path)
+        if there is None:
             raise RefusedError(grpc.StatusCode.NOT_FOUND, f"volume {volume}: is not published at {path}")
         total, free, problem = 0, 0, ""
         if there.device not in self._sources.devices():

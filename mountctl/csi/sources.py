@@ -7,7 +7,7 @@ import grpc
 
 from mountctl.csi.refusals import RefusedError, invalid, unavailable
 from mountctl.csi.requests import mount_name
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at
+from trimsfs.mountinfo import Mount, trimsfs_at
 
 
 class Sources:
@@ -38,8 +38,8 @@ class Sources:
     def find(self, name: str) -> Mount:
         """The mount of that name. Raises RefusedError: NOT_FOUND, or UNAVAILABLE where it may come yet."""
         path = self.directory / name
-        mounted = mount_at(path)
-        if mounted is not None and mounted.kind == FILE_SYSTEM_TYPE:
+        mounted = trimsfs_at(path)
+        if mounted is not None:
             return mounted
         names = self.names()
         if name in names:
@@ -52,8 +52,8 @@ class Sources:
 
     def devices(self) -> set[str]:
         """The devices of the file systems that are mounted there now."""
-        mounted = (mount_at(self.directory / name) for name in self.names())
-        return {mount.device for mount in mounted if mount is not None and mount.kind == FILE_SYSTEM_TYPE}
+        mounted = (trimsfs_at(self.directory / name) for name in self.names())
+        return {mount.device for mount in mounted if mount is not None}
 
 
 def _is_name(name: str) -> bool:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.mounts import wait_until
+from tests.mounts import MOUNTCTL, wait_until
 
-MOUNTCTL = str(Path(sys.executable).with_name("mountctl"))
 TIMEOUT_S = 60
 APPLETS = ("cat", "find", "grep", "ls", "ln", "mkdir", "mv", "rm", "rmdir", "sh", "sha256sum", "sleep", "stat")
 SUB_IDS = 100_000

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.containers.conftest import Host
-from tests.containers.engines import MOUNTCTL, SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
-from tests.mounts import MountedStore, mounted, wait_until
+from tests.containers.engines import SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
+from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 
 def digest(content: bytes) -> str:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mountctl.containers.errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.conftest import Host
-from tests.containers.engines import MOUNTCTL, SUB_IDS, USERS, Podman, Users, run_bundle, write_bundle
-from tests.mounts import MountedStore
+from tests.containers.engines import SUB_IDS, USERS, Podman, Users, run_bundle, write_bundle
+from tests.mounts import MOUNTCTL, MountedStore
 
 PACKAGING = Path(__file__).parents[2] / "packaging/oci"
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}

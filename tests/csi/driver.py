@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,9 @@ import pytest
 from google.protobuf.message import Message
 
 from mountctl.csi import csi_pb2
-from tests.mounts import MountedStore, mounted, wait_until
+from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 from trimsfs.mountinfo import Mount, mounts
 
-MOUNTCTL = str(Path(sys.executable).with_name("mountctl"))
 CALL_TIMEOUT_S = 30
 EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 NAMESPACE = "csi.storage.k8s.io/pod.namespace"

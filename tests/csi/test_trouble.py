@@ -21,7 +21,6 @@ from mountctl.csi.node import Node
 from mountctl.csi.refusals import RefusedError
 from mountctl.csi.sources import Sources
 from tests.csi.driver import (
-    MOUNTCTL,
     is_dead,
     kill_together,
     models_mount,
@@ -33,7 +32,7 @@ from tests.csi.driver import (
     take_away,
     volumes,
 )
-from tests.mounts import MountedStore, wait_until
+from tests.mounts import MOUNTCTL, MountedStore, wait_until
 from trimsfs.mountinfo import Mount
 
 MOUNT = Mount(number=1, parent=1, mountpoint=Path("/mounts/models"), device="0:1", kind="fuse.trimsfs", source="s3://b")

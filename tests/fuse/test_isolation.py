@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mountctl.operator import ask
-from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
+from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 
 A, B, OPERATORS = 2001, 2002, 2003
 USERS = {"a": (3001, A), "b": (3002, B), "stranger": (3003, 3003), "operator": (3004, OPERATORS)}
@@ -161,7 +161,7 @@ def test_changed_rules_are_in_force_after_an_upgrade(tmp_path: Path, store_direc
     file.write_text("\n".join([f'mountpoint = "{mount.path}"', *lines]))
 
     def mountctl(*arguments: str) -> None:
-        command = [str(Path(TRIMSFS).with_name("mountctl")), *arguments, "--mounts-dir", str(declared)]
+        command = [MOUNTCTL, *arguments, "--mounts-dir", str(declared)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
 

@@ -15,10 +15,10 @@ import pytest
 from mountctl.operator import ask
 from tests.fuse.readers import Readers, Report
 from tests.fuse.test_mounting import alive
-from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
+from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.unit.tmpfs import tmpfs
 from trimsfs.mountinfo import mount_at
 
-MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))
 READERS = 8
 SIZES = (3 << 20, 100_000, 20 << 20, 9 << 20, 1 << 20)
 
@@ -171,18 +171,21 @@ def test_pins_and_what_is_resident_outlive_the_server(store: Path, tmp_path: Pat
 
 def test_backing_files_of_evicted_models_are_given_up_after_a_restart(store: Path, tmp_path: Path) -> None:
     """An id that is left behind would keep the space of a file that has been removed."""
-    with mounted(store, tmp_path) as mount:
-        assert trimsfs("warm", mount.path).returncode == 0
-        kill(mount)
-        assert trimsfs("evict", mount.path).returncode == 0
-        keeper_pid = mount.control()["keeper_pid"]
-        wait_until(lambda: not list((mount.cache / "blobs").glob("*/*")))
-        used = os.statvfs(mount.cache)
-        assert alive(keeper_pid)
-        # The kernel holds no file of the cache any more: all of its space is back.
-        blocks = sum(path.stat().st_blocks for path in (mount.cache / "blobs").rglob("*"))
-        assert blocks * 512 < 1 << 20
-        assert used.f_bfree > 0
+    with tmpfs(tmp_path / "cache", 1 << 30) as cache:
+        cache.chmod(0o755)
+        with mounted(store, tmp_path, "--min-free", "0") as mount:
+            assert trimsfs("warm", mount.path).returncode == 0
+            kill(mount)
+            assert used(cache) > sum(SIZES) * 12
+            assert trimsfs("evict", mount.path).returncode == 0
+            wait_until(lambda: not list((cache / "blobs").glob("*/*")))
+            wait_until(lambda: used(cache) < 4 << 20)
+
+
+def used(directory: Path) -> int:
+    """Bytes that a file system has in use."""
+    status = os.statvfs(directory)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def test_names_that_were_known_are_served_while_the_store_is_away(store_directory: Path, tmp_path: Path) -> None:

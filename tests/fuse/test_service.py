@@ -21,10 +21,9 @@ import pytest
 
 from mountctl.operator import ask
 from tests.fuse.test_mounting import alive
-from tests.mounts import TRIMSFS, trimsfs, wait_until
+from tests.mounts import MOUNTCTL, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
-MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))
 UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs@.service"
 CONTENT = random.Random(1).randbytes(5 << 20)
 

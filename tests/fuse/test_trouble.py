@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.test_mounting import alive
-from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
 from trimsfs.mountinfo import mount_at
 
 _READ_CALLS = {"0", "19"}
@@ -124,8 +124,7 @@ def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: Mo
         (shown,) = [one for one in json.loads(status.stdout) if one["mountpoint"] == str(directory_mount.path)]
         assert "does not answer" in shown["error"]
         assert trimsfs("warm", directory_mount.path, timeout_s=40).returncode == 10
-        mountctl = Path(TRIMSFS).with_name("mountctl")
-        done = subprocess.run([mountctl, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
+        done = subprocess.run([MOUNTCTL, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         # The keeper unmounts as well, once it finds that the server does not answer.
         assert trimsfs("umount", "--lazy", directory_mount.path, timeout_s=40).returncode in {0, 10}

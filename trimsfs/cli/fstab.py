@@ -6,14 +6,15 @@ Called as ``mount.trimsfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS]`
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from trimsfs.cli.exits import reported
 from trimsfs.cli.mount import mount_store
+from trimsfs.cli.options import is_flag
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import SCALARS, MountOptions, load_options
 
@@ -58,7 +59,7 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
     A value with commas is quoted, ``store="a,b"``. The source ``none`` or ``trimsfs`` stands for none: the store is
     then an option, or the default one. Raises ConfigurationError.
     """
-    given: dict[str, Any] = {} if source in {"none", "trimsfs"} else {"store": source}
+    given: dict[str, Any] = {} if source in {"none", "trimsfs"} else {"store": source.strip()}
     configs: list[Path] = []
     foreground = False
     for item in split(text):
@@ -70,23 +71,14 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
         elif name == "foreground" and not equals:
             foreground = True
         elif name in SCALARS:
-            if not equals and not _is_flag(name):
+            if not equals and not is_flag(name):
                 raise ConfigurationError(f"mount option {item}: needs a value, {item}=VALUE")
-            given[name] = value if equals else True
+            given[name] = value.strip() if equals else True
         elif negated in SCALARS and not equals:
             given[negated] = False
         elif not _OTHERS.fullmatch(item) and not sloppy:
             raise ConfigurationError(f"mount option {item}: there is no such option: see `trimsfs mount --help`")
-    return load_options(_without_blanks(given), configs=configs), foreground
-
-
-def _without_blanks(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
-
-
-def _is_flag(name: str) -> bool:
-    annotation = MountOptions.model_fields[name].annotation
-    return annotation is bool or bool in get_args(annotation)
+    return load_options(given, configs=configs), foreground
 
 
 def split(text: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from trimsfs.errors import (
     NotPermittedError,
     TrimsError,
 )
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, trimsfs_at
 from trimsfs.options import MountOptions, default_store, flag, order_of
 
 START_TIMEOUT_S = 60.0
@@ -196,8 +196,7 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
 def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
     mountpoint = canonical(mountpoint)
-    mounted = mount_at(mountpoint)
-    if mounted is None or mounted.kind != FILE_SYSTEM_TYPE:
+    if trimsfs_at(mountpoint) is None:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
     processes = [] if lazy else _processes(mountpoint)
     if os.geteuid() == 0:

@@ -43,7 +43,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
             "" if field.default in {None, False} or name == "mode" else f"  [default: {_shown(name, field.default)}]"
         )
         attributes: dict[str, Any] = {"default": None, "help": f"{field.description}{shown}"}
-        if _holds(field.annotation, bool):
+        if is_flag(name):
             option = f"{option}/--no-{option[2:]}"
         else:
             attributes["metavar"] = _METAVARS.get(name, _metavar(field.annotation))
@@ -55,6 +55,11 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
         envvar=f"{ENVIRONMENT_PREFIX}CONFIG",
         help=f"TOML file with any of these options; of several, later ones win.  [default: {DEFAULT_CONFIG}]",
     )(decorated)
+
+
+def is_flag(name: str) -> bool:
+    """Whether an option is one that is set, or not, without a value."""
+    return _holds(MountOptions.model_fields[name].annotation, bool)
 
 
 def _holds(annotation: Any, kind: type) -> bool:
