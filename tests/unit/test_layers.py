@@ -53,6 +53,7 @@ def test_the_packages_are_found() -> None:
     ("library", "home"),
     [
         ("boto3", "trimsfs.stores.s3"),
+        ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),
         ("grpc", "mountctl.csi"),
