@@ -228,7 +228,7 @@ class LegacyMemory:
 _BLOCK = 2 << 20
 
 
-def _descriptor_kind() -> Any:  # noqa: N802 - a constant of a module that may be missing
+def _descriptor_kind() -> Any:
     return driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 
