@@ -1,0 +1,54 @@
+"""What a program may ask for, as the name of a control file: ``DEVICE[.ipc][@PATTERN]``."""
+
+import enum
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from trimsfs.formats.table import Tensor
+
+_NAME = re.compile(r"(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.ipc)?(?:@(.+))?", re.DOTALL)
+_ATTRIBUTE = re.compile(r"gpu\.(GPU-[0-9a-f-]{36})\.ipc_handle")
+
+
+class Memory(enum.StrEnum):
+    """How a copy is lent: by a descriptor, to be mapped for reading, or by a handle of 64 bytes, also for writing."""
+
+    VMM = "vmm"
+    IPC = "ipc"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A copy on a device, by its UUID, of the tensors whose names match a pattern, None for all of the file."""
+
+    device: str
+    memory: Memory = Memory.VMM
+    pattern: str | None = None
+
+
+def wanted(name: str) -> Wanted | None:
+    """What the name of a control file asks for; None when it is no such name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    pattern = unquote(match[3]) if match[3] is not None else None
+    return Wanted(match[1], Memory.IPC if match[2] else Memory.VMM, None if pattern == "*" else pattern)
+
+
+def attribute(name: str) -> str:
+    """The attribute, without its prefix, that holds the handle of a copy on a device."""
+    return f"gpu.{name}.ipc_handle"
+
+
+def device_of(name: str) -> str | None:
+    """The device that such an attribute is about; None for another attribute."""
+    match = _ATTRIBUTE.fullmatch(name)
+    return match[1] if match else None
+
+
+def chosen(tensors: Iterable[Tensor], pattern: str | None) -> list[Tensor]:
+    """The tensors whose names match a pattern, of a file in which that makes sense."""
+    return [tensor for tensor in tensors if pattern is None or fnmatch.fnmatchcase(tensor.name, pattern)]
