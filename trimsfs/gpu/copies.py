@@ -223,6 +223,14 @@ class GpuCopies:
             await pool.discard(copy)
         await pool.tidy()
 
+    def again(self, lease: Lease, holder: Holder) -> Lease:
+        """Another lease of the same copy."""
+        return self.pools[lease.copy.device].lend(lease.copy, holder)
+
+    def may_share(self, uid: int, other: int) -> bool:
+        """Whether two users may have the same copy."""
+        return self._options.gpu_sharing == "all" or uid == other
+
     def handle(self, generation: Generation, device: str, uid: int) -> bytes | None:
         """The handle of a copy that is on a device already and that a user may share; it gives no lease."""
         pool = self.pools.get(device)
@@ -294,8 +302,9 @@ class GpuCopies:
                 pool.counts.load_seconds += copy.load_s
                 log.info("loaded /%s to %s: %d bytes in %.3f s", key, copy.device, copy.layout.nbytes, copy.load_s)
             else:
-                pool.counts.failed_loads += 1
-                log.warning("not loaded to %s: %s", copy.device, copy.error)
+                if not copy.scope.cancelled_caught:
+                    pool.counts.failed_loads += 1
+                    log.warning("not loaded to %s: %s", copy.device, copy.error)
                 with trio.CancelScope(shield=True):
                     await pool.discard(copy)
             copy.done.set()
@@ -341,6 +350,7 @@ class GpuCopies:
 
     async def _compare(self, pool: Pool, copy: Copy, blob: Blob) -> None:
         assert copy.memory is not None
+        place = None
         copy.checked_by += 1
         try:
             place = await differs(pool.device, copy.memory.address, copy.layout, self._source(blob))

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from trimsfs.formats.table import Tensor
 
 _NAME = re.compile(r"(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.ipc)?(?:@(.+))?", re.DOTALL)
+_WARM = re.compile(r"warm-(?:([0-9]{1,9})~)?(GPU-.+)", re.DOTALL)
 _ATTRIBUTE = re.compile(r"gpu\.(GPU-[0-9a-f-]{36})\.ipc_handle")
 
 
@@ -38,9 +39,19 @@ def wanted(name: str) -> Wanted | None:
     return Wanted(match[1], Memory.IPC if match[2] else Memory.VMM, None if pattern == "*" else pattern)
 
 
-def attribute(name: str) -> str:
-    """The attribute, without its prefix, that holds the handle of a copy on a device."""
-    return f"gpu.{name}.ipc_handle"
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What a command is to load, and for which user, None for who gives the command."""
+
+    wanted: Wanted
+    uid: int | None
+
+
+def warmed(name: str) -> Warmed | None:
+    """What the name of a command ``warm-[UID~]DEVICE...`` is to load; None when it is no such name."""
+    match = _WARM.fullmatch(name)
+    asked = wanted(match[2]) if match else None
+    return Warmed(asked, int(match[1]) if match[1] else None) if match and asked else None
 
 
 def device_of(name: str) -> str | None:

@@ -7,7 +7,7 @@ is lent by handle goes with the server.
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -27,8 +27,8 @@ class Custodian(Protocol):
     async def hold(self, number: int, descriptor: int) -> bool:
         """Keep a descriptor; False when that is not possible."""
 
-    def let_go(self, number: int) -> None:
-        """Keep it no longer, soon."""
+    def let_go(self, number: int, done: Callable[[], None]) -> None:
+        """Keep it no longer, soon, and call *done* then."""
 
     async def recall(self, number: int) -> int | None:
         """A descriptor that is kept; None when it is not."""
@@ -50,8 +50,7 @@ class Records:
         by_number: dict[int, Copy] = {}
         for entry in self._ledger.taken(Kind.GPU_COPY):
             if entry.count != _HELD:
-                self._ledger.set(entry.slot, 0)
-                self._custodian.let_go(entry.number)
+                self._let_go(entry.number, entry.slot)
                 continue
             by_number[entry.number] = _unpacked(entry)
             self.copies.append(by_number[entry.number])
@@ -99,9 +98,11 @@ class Records:
         if descriptor is not None:
             os.close(descriptor)
         if copy.number:
-            self._custodian.let_go(copy.number)
-            self._ledger.set(copy.slot, 0)
+            self._let_go(copy.number, copy.slot)
             copy.number = 0
+
+    def _let_go(self, number: int, slot: int) -> None:
+        self._custodian.let_go(number, lambda: self._ledger.set(slot, 0))
 
     def lent(self, lease: Lease, handle: int) -> None:
         """An open file has a lease."""

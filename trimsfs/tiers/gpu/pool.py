@@ -10,7 +10,7 @@ import trio
 
 from trimsfs.cuda import CudaError
 from trimsfs.errors import DeviceFullError, TrimsError
-from trimsfs.eviction import Evictable, Policy, eager, flush
+from trimsfs.eviction import Evictable, Policy, eager
 from trimsfs.tiers.gpu.device import Device, DeviceMemory
 from trimsfs.tiers.gpu.layout import Layout
 from trimsfs.types import Generation
@@ -56,8 +56,8 @@ class Copy:
     """A copy of a file, or of some of its tensors, on a device, by its UUID.
 
     ``done`` is set when it is loaded, or will not be, for the reason ``error``. ``memory`` is None before and, once it
-    is ``gone``, after. ``descriptor`` is that of its memory, or ``handle`` opens it. ``checked_by`` counts what compares
-    it. ``number`` is what the keeper knows it by.
+    is ``gone``, after. ``descriptor`` is that of its memory, or ``handle`` opens it. ``checked_by`` counts what
+    compares it. ``number`` is what the keeper knows it by, and ``slot`` where the ledger has it.
     """
 
     key: CopyKey
@@ -189,7 +189,7 @@ class Pool:
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
                 except CudaError:
                     # Somebody else was faster than the look at what is free.
-                    await self._evict(copy.size, flush)
+                    await self._evict(copy.size, self._policy)
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
             except CudaError:
                 self._used -= copy.size
