@@ -272,7 +272,7 @@ async def test_object_may_have_the_name_of_a_control_file(serving: Serving, stor
             assert await server.content(key) == b"an object"
             assert await server.attribute(key, "etag") == store.generation(key).etag
         assert (await server.info(f"folder/{name}"))["size"] == 9
-        assert {"control", "metrics", "models"} == set(await server.listing(".trims"))
+        assert {"control", "gpu", "metrics", "models"} == set(await server.listing(".trims"))
         assert b"models" in await server.content(".trims/models")
 
 
