@@ -27,12 +27,10 @@ def start(kernel: KernelDriver) -> Iterator[Start]:
         def started(
             device: int | None = 0,
             variables: dict[str, str] | None = None,
-            *,
-            user: int | None = None,
             **switches: bool,
         ) -> CudaProcess:
             given = environment(kernel, **switches) | (variables or {})
-            process = stack.enter_context(cuda_process(given, user=user))
+            process = stack.enter_context(cuda_process(given))
             if device is not None:
                 process.start(device)
             return process

@@ -78,7 +78,7 @@ class CudaProcess:
 
 
 @contextlib.contextmanager
-def cuda_process(environment: Mapping[str, str], *, user: int | None = None) -> Iterator[CudaProcess]:
+def cuda_process(environment: Mapping[str, str]) -> Iterator[CudaProcess]:
     """A process that lives as long as the context, and is killed at its end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(PATIENCE_S)
@@ -88,9 +88,6 @@ def cuda_process(environment: Mapping[str, str], *, user: int | None = None) -> 
             env=os.environ | environment,
             cwd=_ROOT,
             pass_fds=[theirs.fileno()],
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
         )
         theirs.close()
         try:

@@ -16,6 +16,8 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from trimsfs.confinement import Identity, become, fence
+
 _ACCESS = driver.CUmemAccess_flags
 _FILE_DESCRIPTOR = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 _MESSAGE_LIMIT = 1 << 16
@@ -59,6 +61,11 @@ class Told:
         """Make the primary context of a device the thread's."""
         self.init()
         call("cuCtxSetCurrent", call("cuDevicePrimaryCtxRetain", device))
+
+    def confine(self, uid: int) -> None:
+        """Give up what a server of trimsfs gives up."""
+        become(Identity(name="server", uid=uid, gid=uid))
+        fence([])
 
     def devices(self) -> list[tuple[str, str, int]]:
         """Name, UUID and size of each."""

@@ -1,7 +1,8 @@
 """The emulated driver: copies, which are done when something waits for them and not before, and page-locked memory."""
 
-import ctypes
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,21 @@ def test_a_device_that_is_lost_ends_copies(kernel: KernelDriver, start: Start) -
             process.end()
 
 
-def test_which_host_memory_can_be_locked(start: Start, tmp_path: Path) -> None:
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file that is not on a tmpfs, which a directory for temporary files may be."""
+    types = {part[1]: part[2] for part in map(str.split, Path("/proc/mounts").read_text().splitlines())}
+    for directory in (tmp_path, Path("/var/tmp")):
+        above = next(str(path) for path in (directory, *directory.parents) if str(path) in types)
+        if types[above] != "tmpfs":
+            with tempfile.NamedTemporaryFile(dir=directory) as file:
+                file.truncate(MIB)
+                yield Path(file.name)
+                return
+    pytest.skip("no directory that is not in memory")
+
+
+def test_which_host_memory_can_be_locked(start: Start, on_disk: Path) -> None:
     process = start()
     address = process.register(None, MIB)
     assert process.outcome("cuMemHostRegister", address + 4096, 4096, 0) == "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"
@@ -188,17 +203,4 @@ def test_which_host_memory_can_be_locked(start: Start, tmp_path: Path) -> None:
     process.register(place, MIB, writable=False, flags=8)
     os.close(memory)
     with pytest.raises(CudaError, match="INVALID_VALUE"):
-        process.register(str(on_disk(tmp_path)), MIB)
-
-
-def on_disk(tmp_path: Path) -> Path:
-    """A file that is on no tmpfs; wherever tests keep theirs may be one."""
-    libc = ctypes.CDLL(None)
-    for directory in (tmp_path, Path("/var/tmp"), Path(__file__).parent):
-        answer = (ctypes.c_long * 32)()
-        libc.statfs(str(directory).encode(), answer)
-        if answer[0] != 0x01021994:
-            file = tmp_path / "file" if directory == tmp_path else directory / f"locked.{os.getpid()}"
-            file.write_bytes(bytes(MIB))
-            return file
-    pytest.skip("no directory that is not in memory")
+        process.register(str(on_disk), MIB)

@@ -182,14 +182,20 @@ def test_what_is_known_of_a_pointer(kernel: KernelDriver, start: Start) -> None:
     assert kernel.devices[1].used == MIB
 
 
-def test_other_users_may_use_it(kernel: KernelDriver, start: Start) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    assert start(user=60874).call("cuMemGetInfo") == [64 * MIB, 64 * MIB]
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_confined_server_can_use_it(start: Start) -> None:
+    server, client = start(None), start()
+    server.confine(60874)
+    server.start()
+    handle = server.create(2 * MIB)
+    descriptor = server.export(handle)
+    server.write(server.map(handle, 2 * MIB), "0102")
+    assert client.read(client.map(client.import_(descriptors=(descriptor,)), 2 * MIB), 2) == "0102"
+    os.close(descriptor)
 
 
 def test_it_serves_from_the_command_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.cuda", "--memory", "64MiB", "--eager", tmp_path]
+    command = [sys.executable, "-m", "tests.cuda", "--memory", "64MiB", "--eager", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
