@@ -182,12 +182,7 @@ class GpuCopies:
         """
         pool = await self._pool(wanted.device)
         key = self._key(generation, wanted, self._domain(holder))
-        copy = pool.find(key)
-        if copy is not None:
-            pool.counts.hits += 1
-        else:
-            layout = await self._layout(generation, wanted.pattern)
-            copy = pool.find(key) or self._begin(pool, key, generation, layout)
+        copy = await self._found_or_begun(pool, key, generation)
         lease = pool.lend(copy, holder)
         try:
             await copy.done.wait()
@@ -199,6 +194,16 @@ class GpuCopies:
             self.release(lease)
             raise
         return lease
+
+    async def _found_or_begun(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
+        if pool.find(key) is None:
+            layout = await self._layout(generation, key.pattern)
+            if pool.find(key) is None:  # nobody else has begun meanwhile
+                return self._begin(pool, key, generation, layout)
+        pool.counts.hits += 1
+        copy = pool.find(key)
+        assert copy is not None
+        return copy
 
     def release(self, lease: Lease) -> None:
         """A lease has ended: its copy may make way."""
