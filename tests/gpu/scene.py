@@ -5,7 +5,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,16 +136,16 @@ class Scene:
 
 @contextmanager
 def scene(
-    store: Path,
+    store: str | Path,
     directory: Path,
     *options: str,
     memory: Sequence[int] = (64 * MIB, 64 * MIB),
-    headroom: tuple[str, ...] = HEADROOM,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Scene]:
     """Mount a store on a host with devices of so many bytes."""
     with devices(directory, memory) as kernel:
-        variables = environment(kernel)
-        with mounted(store, directory / "mount", *headroom, *options, environment=variables) as mount:
+        given = environment(kernel) | dict(variables or {})
+        with mounted(store, directory / "mount", *HEADROOM, *options, environment=given) as mount:
             found = Scene(mount, kernel, [])
             try:
                 yield found

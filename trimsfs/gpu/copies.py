@@ -15,6 +15,7 @@ from trimsfs.errors import (
     DeviceError,
     DeviceFullError,
     InUseError,
+    InvalidRequestError,
     NoSuchEntryError,
     TrimsError,
 )
@@ -331,7 +332,11 @@ class GpuCopies:
     # Commands
 
     async def warm(self, generation: Generation, wanted: Wanted, holder: Holder) -> None:
-        """Load a copy for a user before it is asked for. Raises as `lease`."""
+        """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError."""
+        if self._options.gpu_sharing == "none":
+            raise InvalidRequestError(
+                f"{generation.key}: no copy is shared, by --gpu-sharing none: nobody would use it"
+            )
         self.release(await self.lease(generation, wanted, holder))
 
     async def evict(self, generation: Generation) -> None:
@@ -363,6 +368,7 @@ class GpuCopies:
             copy.checked_by -= 1
             if place is not None:
                 pool.forget(copy)
+                self.records.let_go(copy)
             if not copy.leases and not pool.lends(copy):
                 self._background.start(self._idle, pool, copy)
         if place is not None:
