@@ -103,6 +103,7 @@ CUresult submit(const struct operation *operation, bool wait)
 	added->sequence = choice.upto = ++submitted;
 	if (added->task == RECORD) {
 		added->event->recorded = true;
+		added->event->time_ms = 0;
 		added->event->stream = added->stream;
 		added->event->sequence = added->sequence;
 	}

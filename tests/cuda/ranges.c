@@ -75,8 +75,8 @@ uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment)
 }
 
 /*
- * Let the host do at the addresses of a range what a kernel on the device could. A true driver lets it do nothing there,
- * and so does this one unless it is to be transparent.
+ * Let the host do at the addresses of a range what a kernel on the device could. A true driver lets it do nothing
+ * there, and so does this one unless it is to be transparent.
  */
 CUresult protect(const struct range *range)
 {
