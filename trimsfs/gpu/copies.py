@@ -167,7 +167,8 @@ class GpuCopies:
             log.info("/%s: %d bytes on %s are gone on with", copy.generation.key, copy.size, copy.device)
         except (TrimsError, CudaError) as error:
             log.warning("%s", error)
-            copy.error = DeviceError(str(error))
+            copy.error, copy.gone = DeviceError(str(error)), True
+            self.records.let_go(copy)
             if pool is not None:
                 pool.disown(copy)
         finally:
@@ -223,6 +224,8 @@ class GpuCopies:
     async def _idle(self, pool: Pool, copy: Copy) -> None:
         """Give up what nobody can ask for any more, and what the policy does not keep."""
         await copy.done.wait()
+        if copy.leases or copy.checked_by:
+            return
         if self._options.gpu_sharing == "none":
             await pool.drop(copy)
         elif not pool.lends(copy):

@@ -175,8 +175,6 @@ class Pool:
     def disown(self, copy: Copy) -> None:
         """The memory of such a copy is lost."""
         self.forget(copy)
-        copy.gone = True
-        self._let_go(copy)
         self._used -= copy.size
 
     async def allocate(self, copy: Copy) -> None:
