@@ -74,10 +74,10 @@ def test_memory_that_is_opened_by_handle_goes_with_the_server_and_the_lease_tell
         program = host.borrowing("net.bin", f"{host.device}.ipc")
         assert program.digest() == DIGEST
         host.kill_server()
+        wait_until(lambda: host.kernel.devices[0].used == 0)
 
         assert program.ask("digest")["name"] == "CUDA_ERROR_ILLEGAL_ADDRESS"
         assert program.ask("again")["errno"] == errno.ESTALE
-        wait_until(lambda: host.kernel.devices[0].used == 0)
         assert host.borrowing("net.bin", f"{host.device}.ipc").digest() == DIGEST
 
 
