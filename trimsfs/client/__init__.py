@@ -27,9 +27,10 @@ else:
 
 
 def open(path: str | PathLike[str]) -> "Model":  # noqa: A001 - trimsfs.open(), as zarr.open() and Image.open()
-    """Map a model file, on a mount or anywhere else.
+    """Open a model file, on a mount or anywhere else.
 
-    Raises OSError, and FormatError for a file that is not of a known format.
+    Raises OSError. What the file has is looked at when it is first asked for: then a file that is not of a known format
+    raises FormatError.
     """
     from trimsfs.client.model import Model  # noqa: PLC0415
 
