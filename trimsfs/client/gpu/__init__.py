@@ -1,0 +1,1 @@
+"""Models in the memory of GPUs, as tensors of this process."""
