@@ -125,6 +125,11 @@ def free_and_total() -> tuple[int, int]:
     return free, total
 
 
+def synchronize() -> None:
+    """Wait until all that this process has asked of the current device is done."""
+    call("cuCtxSynchronize")
+
+
 # Memory of a device
 
 
@@ -228,7 +233,7 @@ class LegacyMemory:
 _BLOCK = 2 << 20
 
 
-def _descriptor_kind() -> Any:  # noqa: N802 - a constant of a module that may be missing
+def _descriptor_kind() -> Any:
     return driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 

@@ -4,9 +4,10 @@ import importlib
 import io
 import mmap
 import os
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimsfs.client.common import map_common
 from trimsfs.client.dtypes import NUMPY, attribute, check_whole_bytes, numpy_dtype
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mxnet.ndarray import NDArray
     from tensorflow import Tensor as TensorFlowTensor
     from torch import Tensor as TorchTensor
+
+    from trimsfs.client.gpu import DeviceModel
 
 _ALIGNMENT = 64
 """Bytes; addresses of memory that TensorFlow uses are multiples of it."""
@@ -64,6 +67,23 @@ class Model:
                 raise FormatError(f"{self.path}: {error}") from None
             made = self._made.setdefault("table", table)
         return made
+
+    def to(
+        self, device: str | int, tensors: str | Iterable[str] | None = None, memory: Literal["vmm", "ipc"] = "vmm"
+    ) -> "DeviceModel":
+        """The copy in a device's memory that all processes share, or a part of it. Needs a mount with a GPU tier.
+
+        *device* is one of those that this process sees, ``"cuda:1"`` or ``1``, or any by its UUID (``"GPU-…"``);
+        ``"cuda"`` is the first. *tensors* is a pattern, or several, as `fnmatch` has them: a part is loaded by itself.
+        *memory* is ``"vmm"``, which nobody but the server can write to, or ``"ipc"``, which whoever has it can, and
+        which is lost when the server ends.
+
+        Waits until the copy is there; the file is neither mapped nor waited for, and may be of any format. Raises
+        GpuError.
+        """
+        from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs need none of it
+
+        return load(self.path, self._file, device, tensors, memory)
 
     def raw(self, tensor: Tensor) -> memoryview:
         """The bytes of a tensor of the table, writable by this process alone."""
