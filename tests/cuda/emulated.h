@@ -1,0 +1,232 @@
+/*
+ * An emulated CUDA driver, for tests where there is no GPU: a test double at the ABI of libcuda.so.1.
+ *
+ * Device memory is memfds that the emulated kernel driver (kernel.py) makes, counts and hands out, so what processes share
+ * they truly share. Nothing is computed: there are no kernels to launch. What differs from a true driver is said where it
+ * does; what a true one does, in turn, no test of this one shows.
+ *
+ * Names and numbers of CUDA's are those of its documentation; handles are addresses of our own structures, which are looked
+ * up before use and never freed, so that a stale one is an error and no crash.
+ */
+#ifndef EMULATED_H
+#define EMULATED_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define API __attribute__((visibility("default")))
+#define GRANULARITY ((size_t)2 << 20)
+#define DEVICES_LIMIT 16
+#define HANDLE_SIZE 64
+
+typedef enum {
+	CUDA_SUCCESS = 0,
+	CUDA_ERROR_INVALID_VALUE = 1,
+	CUDA_ERROR_OUT_OF_MEMORY = 2,
+	CUDA_ERROR_NOT_INITIALIZED = 3,
+	CUDA_ERROR_DEVICE_UNAVAILABLE = 46,
+	CUDA_ERROR_NO_DEVICE = 100,
+	CUDA_ERROR_INVALID_DEVICE = 101,
+	CUDA_ERROR_INVALID_CONTEXT = 201,
+	CUDA_ERROR_ECC_UNCORRECTABLE = 214,
+	CUDA_ERROR_PEER_ACCESS_UNSUPPORTED = 217,
+	CUDA_ERROR_OPERATING_SYSTEM = 304,
+	CUDA_ERROR_INVALID_HANDLE = 400,
+	CUDA_ERROR_NOT_FOUND = 500,
+	CUDA_ERROR_NOT_READY = 600,
+	CUDA_ERROR_ILLEGAL_ADDRESS = 700,
+	CUDA_ERROR_CONTEXT_IS_DESTROYED = 709,
+	CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712,
+	CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED = 713,
+	CUDA_ERROR_LAUNCH_FAILED = 719,
+	CUDA_ERROR_NOT_PERMITTED = 800,
+	CUDA_ERROR_NOT_SUPPORTED = 801,
+	CUDA_ERROR_UNKNOWN = 999,
+} CUresult;
+
+typedef int CUdevice;
+typedef uintptr_t CUdeviceptr;
+typedef struct context *CUcontext;
+typedef struct stream *CUstream;
+typedef struct event *CUevent;
+
+typedef struct {
+	unsigned char bytes[16];
+} CUuuid;
+
+typedef struct {
+	char reserved[HANDLE_SIZE];
+} CUipcMemHandle;
+
+/* What all processes see of a device, and what tests set; as DeviceRegisters in registers.py. */
+struct device_registers {
+	unsigned char uuid[16];
+	char name[64];
+	uint64_t total;
+	atomic_uint lost, paused;
+	_Atomic uint64_t ns_per_copy, ps_per_byte;
+	_Atomic uint64_t copies, bytes_to_device, bytes_to_host, bytes_within;
+};
+
+struct registers {
+	uint64_t version, devices;
+	struct device_registers device[DEVICES_LIMIT];
+};
+
+#define VERSION 1
+
+/* To the kernel driver and back; as Message in registers.py. */
+enum verb { HELLO = 1, INFO, ALLOCATE, CREATE, DROP, EXPORT, IMPORT, IPC_GET, IPC_OPEN, MAPPED, UNMAPPED };
+
+struct message {
+	uint32_t what; /* a verb, and a CUresult in the answer */
+	int32_t device;
+	uint64_t number, size, more;
+	unsigned char handle[HANDLE_SIZE];
+};
+
+/* The connection (wire.c). `received` may be NULL where no descriptor comes back; -1 sends none. */
+extern struct registers *registers;
+CUresult connect_kernel(void);
+CUresult ask(struct message *message, int sent, int *received);
+bool kernel_is_gone(void);
+void forget_kernel(void);
+
+/* Devices (devices.c): an ordinal of this process's, which CUDA_VISIBLE_DEVICES decides, to the kernel driver's. */
+CUresult ready(void);
+CUresult find_device(CUdevice device, int *number);
+CUdevice ordinal(int number);
+CUresult lost(int number);
+
+/* One mutex for all that is looked up. It is never held while anything is waited for. */
+extern pthread_mutex_t tables;
+
+static inline pthread_mutex_t *taken(pthread_mutex_t *mutex)
+{
+	pthread_mutex_lock(mutex);
+	return mutex;
+}
+
+static inline void give(pthread_mutex_t **mutex)
+{
+	pthread_mutex_unlock(*mutex);
+}
+
+#define HOLD(mutex) pthread_mutex_t *held __attribute__((cleanup(give), unused)) = taken(&(mutex))
+#define TRY(call) \
+	do { \
+		CUresult tried = (call); \
+		if (tried != CUDA_SUCCESS) \
+			return tried; \
+	} while (0)
+
+struct stream {
+	struct context *context;
+	bool legacy, nonblocking;
+	int priority;
+	unsigned long long id;
+	struct stream *next;
+};
+
+struct context {
+	int device;
+	bool primary, destroyed;
+	unsigned references, flags;
+	unsigned long long id;
+	CUresult error; /* stays, as with a true driver: the process has to start anew */
+	struct stream default_stream, thread_stream;
+	struct context *next;
+};
+
+struct event {
+	struct context *context;
+	unsigned flags;
+	bool recorded;
+	struct stream *stream;
+	uint64_t sequence;
+	double time_ms;
+	struct event *next;
+};
+
+#define STREAM_NON_BLOCKING 1u
+#define EVENT_DISABLE_TIMING 2u
+
+/* Contexts (contexts.c). */
+CUresult current(struct context **context);
+CUresult find_context(struct context *context);
+CUresult find_stream(struct stream *handle, struct stream **stream);
+void forget_stacks(void);
+
+/* Physical memory, and what addresses mean (ranges.c). To be called with the tables held. */
+struct memory {
+	uint64_t number, size;
+	int device, file;
+	unsigned references;
+	bool exportable, imported;
+	struct memory *next;
+};
+
+enum kind { ALLOCATED, OPENED, MAPPING, PAGE_LOCKED, REGISTERED };
+enum access { NONE = 0, READ = 1, WRITE = 2, READ_WRITE = READ | WRITE };
+
+struct range {
+	uintptr_t base;
+	size_t size;
+	enum kind kind;
+	struct memory *memory; /* NULL: host memory */
+	enum access access;
+	struct context *context;
+	unsigned flags, opened;
+	unsigned long long id;
+	struct range *next;
+};
+
+extern bool opaque;
+struct memory *add_memory(const struct message *message, int file);
+void drop_memory(struct memory *memory);
+uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment);
+CUresult protect(const struct range *range);
+struct range *add_range(uintptr_t base, size_t size, enum kind kind, struct memory *memory);
+void remove_range(struct range *range);
+struct range *find_range(uintptr_t address);
+struct range *first_range(void);
+bool is_device(uintptr_t address, size_t size);
+bool is_page_locked(uintptr_t address, size_t size);
+void forget_memory(void);
+void free_range(struct range *range);
+
+/* What a stream has to do (engine.c). */
+enum task { COPY, FILL, RECORD, AWAIT, CALL };
+
+struct operation {
+	enum task task;
+	struct stream *stream;
+	uint64_t sequence;
+	bool asked;
+	uintptr_t to, from;
+	bool to_device, from_device;
+	size_t size;
+	void *staged;
+	uint32_t pattern;
+	unsigned width;
+	struct event *event;
+	struct stream *awaited;
+	uint64_t awaited_sequence;
+	void (*function)(void *);
+	void *argument;
+	CUresult *told;
+	struct operation *next;
+};
+
+extern bool eager;
+CUresult submit(const struct operation *operation, bool wait);
+CUresult finish(struct stream *stream, uint64_t upto);
+CUresult finish_context(struct context *context);
+void finish_all(void);
+CUresult inquire(struct stream *stream, uint64_t upto);
+CUresult perform(const struct operation *operation);
+
+#endif

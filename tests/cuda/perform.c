@@ -1,0 +1,168 @@
+/* Doing what a stream has to do. Bytes go by way of the files of device memory, so that nothing here can fault. */
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "emulated.h"
+
+#define PIECE ((size_t)256 << 10)
+
+static double now_ms(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
+}
+
+/* As slow as tests have made the device by now, counted from the start; and until they let it go on. */
+static void dawdle(const struct device_registers *device, double start_ms, size_t bytes)
+{
+	const struct timespec moment = {.tv_nsec = 1000000};
+
+	while (!device->lost && !kernel_is_gone() &&
+	       (device->paused ||
+		now_ms() - start_ms < (double)device->ns_per_copy / 1e6 + (double)device->ps_per_byte * (double)bytes / 1e9))
+		nanosleep(&moment, NULL);
+}
+
+/* A piece of device memory, held until it is let go. */
+struct piece {
+	struct memory *memory;
+	off_t offset;
+	size_t size;
+};
+
+static CUresult resolve(uintptr_t address, size_t size, enum access wanted, struct piece *piece)
+{
+	HOLD(tables);
+	struct range *range = find_range(address);
+	if (range == NULL || range->memory == NULL || (range->access & wanted) != wanted)
+		return CUDA_ERROR_ILLEGAL_ADDRESS;
+	TRY(lost(range->memory->device));
+	size_t offset = address - range->base, left = range->size - offset;
+	piece->memory = range->memory;
+	piece->memory->references++;
+	piece->offset = (off_t)offset;
+	piece->size = size < left ? size : left;
+	return CUDA_SUCCESS;
+}
+
+static void let_go(const struct piece *piece)
+{
+	HOLD(tables);
+	drop_memory(piece->memory);
+}
+
+/* Memory of an owner who is gone has no bytes any more; what cannot be read or written on the host is the caller's fault. */
+static CUresult judged(ssize_t count)
+{
+	if (count > 0)
+		return CUDA_SUCCESS;
+	return count < 0 && errno == EFAULT ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
+/* From the device to the host, or back; how many bytes that were, as *size. */
+static CUresult transfer(uintptr_t device, uintptr_t host, size_t *size, bool to_device)
+{
+	struct piece piece;
+	ssize_t count;
+
+	TRY(resolve(device, *size, to_device ? WRITE : READ, &piece));
+	struct device_registers *registered = &registers->device[piece.memory->device];
+	if (to_device)
+		count = pwrite(piece.memory->file, (const void *)host, piece.size, piece.offset);
+	else
+		count = pread(piece.memory->file, (void *)host, piece.size, piece.offset);
+	CUresult result = judged(count);
+	let_go(&piece);
+	if (result == CUDA_SUCCESS)
+		atomic_fetch_add(to_device ? &registered->bytes_to_device : &registered->bytes_to_host, *size = (size_t)count);
+	return result;
+}
+
+/* Within devices, by way of a buffer; the counts are of bytes that cross the bus, or do not. */
+static CUresult move(uintptr_t to, uintptr_t from, size_t *size)
+{
+	static unsigned char buffer[PIECE];
+	struct piece source, target;
+	size_t most = *size < PIECE ? *size : PIECE;
+
+	TRY(resolve(from, most, READ, &source));
+	CUresult result = judged(pread(source.memory->file, buffer, source.size, source.offset));
+	let_go(&source);
+	TRY(result);
+	TRY(resolve(to, source.size, WRITE, &target));
+	result = judged(pwrite(target.memory->file, buffer, target.size, target.offset));
+	if (result == CUDA_SUCCESS)
+		atomic_fetch_add(&registers->device[target.memory->device].bytes_within, *size = target.size);
+	let_go(&target);
+	return result;
+}
+
+static CUresult copy(const struct operation *operation)
+{
+	struct device_registers *device = &registers->device[operation->stream->context->device];
+	double start = now_ms();
+
+	atomic_fetch_add(&device->copies, 1);
+	for (size_t done = 0, size; done < operation->size; done += size) {
+		uintptr_t to = operation->to + done, from = operation->from + done;
+
+		size = operation->size - done < PIECE ? operation->size - done : PIECE;
+		dawdle(device, start, done + size);
+		if (operation->to_device && operation->from_device)
+			TRY(move(to, from, &size));
+		else if (operation->to_device)
+			TRY(transfer(to, from, &size, true));
+		else if (operation->from_device)
+			TRY(transfer(from, to, &size, false));
+		else
+			memmove((void *)to, (const void *)from, size);
+	}
+	return CUDA_SUCCESS;
+}
+
+static CUresult fill(const struct operation *operation)
+{
+	static unsigned char buffer[PIECE];
+
+	for (size_t at = 0; at < sizeof(buffer); at += operation->width)
+		memcpy(buffer + at, &operation->pattern, operation->width);
+	for (size_t done = 0; done < operation->size;) {
+		size_t left = operation->size - done;
+		struct piece piece;
+
+		TRY(resolve(operation->to + done, left < PIECE ? left : PIECE, WRITE, &piece));
+		CUresult result = judged(pwrite(piece.memory->file, buffer, piece.size, piece.offset));
+		let_go(&piece);
+		TRY(result);
+		done += piece.size;
+	}
+	return CUDA_SUCCESS;
+}
+
+/* With the engine held. */
+CUresult perform(const struct operation *operation)
+{
+	CUresult gone = lost(operation->stream->context->device);
+
+	if (gone != CUDA_SUCCESS)
+		return gone;
+	switch (operation->task) {
+	case COPY:
+		return copy(operation);
+	case FILL:
+		return fill(operation);
+	case RECORD:
+		operation->event->time_ms = now_ms();
+		return CUDA_SUCCESS;
+	case AWAIT:
+		return CUDA_SUCCESS;
+	case CALL:
+		operation->function(operation->argument);
+		return CUDA_SUCCESS;
+	}
+	return CUDA_ERROR_UNKNOWN;
+}
