@@ -1,4 +1,4 @@
-"""Frameworks take the capsules that tensors in a device's memory are lent by. Here these are of the host's memory."""
+"""Frameworks take tensors that are lent as those in a device's memory are. Here these lie in the memory of the host."""
 
 import json
 import os
@@ -10,20 +10,39 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
+from trimsfs.formats import DTYPE_BITS
+
+NARROWED = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}
+SUBBYTE = {name for name, bits in DTYPE_BITS.items() if bits < 8}
+RECENT = {"float8_e8m0fnu"}
+"""Types that not every version of PyTorch or JAX that is tried has."""
+MXNET = {"uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
 
 
-def takes(python: str) -> dict[str, Any]:
-    """What becomes of the capsules that each framework of an interpreter takes."""
-    command = [python, str(PROGRAMS / "dlpack_take.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    frameworks: dict[str, Any] = json.loads(done.stdout)["frameworks"]
-    return frameworks
+def interpreter(framework: str) -> str:
+    if framework == "jax":
+        return str(Path(os.environ.get("TEST_HEAVY", ROOT / ".venv-heavy")) / "bin/python")
+    return python_of("mxnet" if framework == "mxnet" else "others")
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("framework", ["torch", "mxnet", pytest.param("jax", marks=pytest.mark.slow)])
 def test_what_is_taken_is_right_and_kept_for_as_long_as_it_is_used(framework: str) -> None:
-    heavy = str(Path(os.environ.get("TEST_HEAVY", ROOT / ".venv-heavy")) / "bin/python")
-    found = takes(heavy if framework == "jax" else python_of("others"))
-    assert found[framework] == {"right": True, "kept": True, "freed": True, "in an exception": "must be real number"}
+    done = subprocess.run(
+        [interpreter(framework), "-W", "ignore", PROGRAMS / "dlpack_take.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["frameworks"][framework]
+    types = found.pop("types")
+    assert found == {"kept": True, "shared": True, "freed": True, "exception": "must be real number"}
+    assert types.pop("q4_0") == "uint8 [4]"
+    for dtype in DTYPE_BITS.keys() - RECENT:
+        if dtype in SUBBYTE or (framework == "mxnet" and dtype not in MXNET):
+            assert types[dtype] == "TypeError"
+        elif framework != "mxnet" or dtype != "bfloat16":  # which MXNet calls by another name
+            name = NARROWED.get(dtype, dtype) if framework == "jax" else dtype
+            assert types[dtype] == f"{name} [2, 2]"

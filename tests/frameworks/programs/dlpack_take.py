@@ -1,59 +1,110 @@
-"""Have PyTorch, and JAX where it is, take capsules of this process's memory; report what becomes of their owners."""
+"""Have frameworks take tensors that are lent as those in a device's memory are, but lie in the memory of the host.
+
+So frameworks without a GPU can be tried: reports which types each takes, and whether it keeps what it was given.
+"""
 
 import argparse
 import ctypes
 import gc
 import importlib.util
 import math
+import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from common import report, run
 
-from tests.gpu.capsules import Lent, Owner
+from trimsfs.client.gpu import DeviceTensor, frameworks
+from trimsfs.formats import DTYPE_BITS, Tensor
 
-BUFFER = (ctypes.c_float * 64)(*range(64))
-ADDRESS = -(-ctypes.addressof(BUFFER) // 64) * 64
-FIRST = (ADDRESS - ctypes.addressof(BUFFER)) / 4
+SIZE = 64
+ALIGNMENT = 64
+"""Bytes; JAX copies on a CPU what lies elsewhere."""
+WAIT_S = 10
 
 
-def taken(take: Any, read: Any) -> dict[str, Any]:
-    """What a framework makes of a tensor, and whether it keeps its owner for as long as it should."""
-    owner = Owner()
-    gone = weakref.ref(owner)
-    tensor = take(Lent(owner, ADDRESS, "float32", (2, 3)))
-    del owner
-    gc.collect()
-    kept, content = gone() is not None, read(tensor)
-    del tensor
-    gc.collect()
-    freed = gone() is None
-    owner = Owner()
-    gone = weakref.ref(owner)
-    lent = [Lent(owner, ADDRESS, "float32", (2, 3))]
-    del owner
+class HostCopy:
+    """In the place of a copy in a device's memory."""
+
+    ordinal = 0
+    read_only = True
+
+    def __init__(self) -> None:
+        self._buffer = (ctypes.c_uint8 * (SIZE + ALIGNMENT))()
+        self.address = -(-ctypes.addressof(self._buffer) // ALIGNMENT) * ALIGNMENT
+        ctypes.memmove(self.address, bytes(number % 2 for number in range(SIZE)), SIZE)
+
+
+class HostTensor(DeviceTensor):
+    """A tensor there."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def lent(copy: HostCopy, dtype: str) -> HostTensor:
+    """A tensor of two rows; one that is none of elements has four bytes."""
+    nbytes = DTYPE_BITS.get(dtype, 8) * 4 // 8
+    tensor = Tensor("name", dtype, (2, 2), 0, nbytes)
+    return HostTensor(tensor, copy)  # type: ignore[arg-type]
+
+
+def told(take: Callable[[DeviceTensor], Any], dtype: str) -> str:
+    """What a framework says of the tensor that it makes, or that it makes none."""
     try:
-        math.sqrt(take(lent.pop()).reshape)
+        made = take(lent(HostCopy(), dtype))
+    except Exception as error:
+        return type(error).__name__
+    name = getattr(made.dtype, "__name__", str(made.dtype)).removeprefix("torch.")
+    return f"{name} {list(made.shape)}"
+
+
+def gone(owner: "weakref.ref[HostCopy]") -> bool:
+    """Whether nothing keeps it any more; some frameworks let go in threads of their own."""
+    end = time.monotonic() + WAIT_S
+    while owner() is not None and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    return owner() is None
+
+
+def lives(take: Callable[[DeviceTensor], Any], content: Callable[[Any], list[Any]]) -> dict[str, Any]:
+    """Whether a framework has what was lent, where it is, for as long as it should."""
+    copy = HostCopy()
+    owner = weakref.ref(copy)
+    made = take(lent(copy, "uint8"))
+    ctypes.memmove(copy.address, b"\1\2\3\4", 4)
+    del copy
+    gc.collect()
+    kept, shared = owner() is not None, content(made) == [[1, 2], [3, 4]]
+    del made
+    freed = gone(owner)
+    copy = HostCopy()
+    owner = weakref.ref(copy)
+    tensors = [lent(copy, "uint8")]
+    del copy
+    try:
+        math.sqrt(take(tensors.pop()).reshape)
     except TypeError as error:  # and not SystemError, of an exception that was lost
         message = str(error).partition(",")[0]
-    gc.collect()
-    freed = freed and gone() is None
-    right = content == [[FIRST, FIRST + 1, FIRST + 2], [FIRST + 3, FIRST + 4, FIRST + 5]]
-    return {"right": right, "kept": kept, "freed": freed, "in an exception": message}
+    return {"kept": kept, "shared": shared, "freed": freed and gone(owner), "exception": message}
 
 
 def main() -> None:
     """Try every framework that is installed."""
     argparse.ArgumentParser(description=__doc__).parse_args()
+    contents: dict[str, Callable[[Any], list[Any]]] = {
+        "torch": lambda tensor: tensor.tolist(),
+        "jax": lambda array: array.tolist(),
+        "mxnet": lambda array: array.asnumpy().tolist(),
+    }
     found = {}
-    if importlib.util.find_spec("torch"):
-        import torch
-
-        found["torch"] = taken(torch.from_dlpack, lambda tensor: tensor.tolist())
-    if importlib.util.find_spec("jax"):
-        import jax.dlpack
-
-        found["jax"] = taken(jax.dlpack.from_dlpack, lambda array: array.tolist())
+    for name, content in contents.items():
+        if importlib.util.find_spec(name):
+            take = getattr(frameworks, name)
+            types = {dtype: told(take, dtype) for dtype in [*DTYPE_BITS, "q4_0"]}
+            found[name] = {"types": types, **lives(take, content)}
     report({"frameworks": found})
 
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from trimsfs.client.dtypes import attribute, check_whole_bytes, numpy_dtype
 from trimsfs.client.gpu.tensors import DeviceTensor
 
+_MXNET = {"uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
+"""What MXNet 1.9 takes by DLPack."""
+
 if TYPE_CHECKING:
     from cupy import ndarray as CupyArray  # noqa: N812 - named as the others
     from jax import Array as JaxArray
@@ -44,9 +47,11 @@ def cupy(tensor: DeviceTensor) -> "CupyArray":
 
 
 def jax(tensor: DeviceTensor) -> "JaxArray":
-    """A JAX array."""
+    """A JAX array. JAX narrows types of 64 bits to 32, which copies, unless ``jax_enable_x64`` is set."""
     import jax.dlpack  # noqa: PLC0415
 
+    tensor = tensor.plain()
+    check_whole_bytes(tensor.name, tensor.dtype)
     return jax.dlpack.from_dlpack(tensor)
 
 
@@ -63,4 +68,7 @@ def mxnet(tensor: DeviceTensor) -> "NDArray":
     """An MXNet array."""
     import mxnet as library  # noqa: PLC0415
 
+    tensor = tensor.plain()
+    if tensor.dtype not in _MXNET:
+        raise TypeError(f"tensor {tensor.name!r}: mxnet has no type {tensor.dtype}; use raw()")
     return library.nd.from_dlpack(tensor.__dlpack__())

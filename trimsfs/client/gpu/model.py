@@ -67,7 +67,7 @@ class DeviceModel:
         return self._all(frameworks.cupy)
 
     def jax(self) -> "dict[str, JaxArray]":
-        """All tensors as JAX arrays, by name. Raises what JAX raises for types that it lacks."""
+        """All tensors as JAX arrays, by name. Raises TypeError for types of less than a byte, and what JAX raises."""
         return self._all(frameworks.jax)
 
     def numba(self) -> "dict[str, NumbaArray]":
@@ -75,7 +75,7 @@ class DeviceModel:
         return self._all(frameworks.numba)
 
     def mxnet(self) -> "dict[str, NDArray]":
-        """All tensors as MXNet arrays, by name. Raises MXNetError for types that MXNet lacks."""
+        """All tensors as MXNet arrays, by name. Raises TypeError for types that MXNet lacks."""
         return self._all(frameworks.mxnet)
 
     def numpy(self) -> "dict[str, np.ndarray[Any, Any]]":

@@ -1,7 +1,7 @@
 """A tensor in a device's memory, which frameworks take as it is: by DLPack or by CUDA's array interface."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from trimsfs import cuda
 from trimsfs.client.dtypes import NUMPY, check_whole_bytes, numpy_dtype
@@ -42,12 +42,12 @@ class DeviceTensor:
         """Whether writes fault. Else they succeed, and every process sees them."""
         return self._copy.read_only
 
-    def raw(self) -> "DeviceTensor":
+    def raw(self) -> Self:
         """The same bytes as a tensor of uint8 with one dimension."""
         offset = self.address - self._copy.address
-        return DeviceTensor(Tensor(self.name, "uint8", (self.nbytes,), offset, self.nbytes), self._copy)
+        return type(self)(Tensor(self.name, "uint8", (self.nbytes,), offset, self.nbytes), self._copy)
 
-    def plain(self) -> "DeviceTensor":
+    def plain(self) -> Self:
         """This, or its bytes if it is of blocks of quantised weights."""
         return self if self.dtype in DTYPE_BITS else self.raw()
 
