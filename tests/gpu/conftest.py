@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,31 @@ from tests.unit.formats.writers import ARRAYS, Array
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 60
 NAMES = "a/b%"
+BLOCKS = bytes(range(18))
+
+
+def others() -> bytes:
+    """A safetensors file of types that NumPy lacks."""
+    header = {
+        "brain": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]},
+        "small": {"dtype": "F4", "shape": [2, 2], "data_offsets": [4, 6]},
+        "empty": {"dtype": "F32", "shape": [0, 3], "data_offsets": [6, 6]},
+    }
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\x80\x3f\0\x40\x12\x34"
+
+
+def quantised() -> bytes:
+    """A GGUF file with one block of quantised weights."""
+    data = bytearray(writers.gguf({"q": Array("float32", (1, 32), BLOCKS + bytes(128 - len(BLOCKS)))}))
+    at = data.index(struct.pack("<QQIQ", 32, 1, 0, 0)) + 16
+    struct.pack_into("<I", data, at, 2)
+    return bytes(data)
+
+
 MODELS = {
+    "others.safetensors": others(),
+    "quantised.gguf": quantised(),
     "model.safetensors": writers.safetensors({**ARRAYS, f"{NAMES}c": Array("float16", (1, 2), b"abcd")}),
     "notes.txt": b"no model at all",
 }
@@ -72,9 +97,11 @@ class StandIn:
             text=True,
         )
 
-    def run(self, code: str, name: str = "model.safetensors", **variables: str) -> list[Any]:
+    def run(
+        self, code: str, name: str = "model.safetensors", *, python: str = sys.executable, **variables: str
+    ) -> list[Any]:
         """What a program tells that ends well and silently."""
-        with self.start(code, name, **variables) as process:
+        with self.start(code, name, python=python, **variables) as process:
             try:
                 told, errors = process.communicate(timeout=TIMEOUT_S)
             finally:
