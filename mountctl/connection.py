@@ -15,6 +15,8 @@ from mountctl import mounting
 from trimsfs.mountinfo import trimsfs_at
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
+STORED = (*_FOR_SERVERS, "order")
+"""The names by which a service manager has what an earlier keeper's successor needs."""
 
 
 def memory_of(content: bytes) -> int:
@@ -35,7 +37,7 @@ class Connection:
         self._mountpoint = mountpoint
         self._source = source
         self._allow_other = allow_other
-        self._held = dict(stored or {})
+        self._held = {name: descriptor for name, descriptor in (stored or {}).items() if name in STORED}
         if "ledger" not in self._held:
             self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
 

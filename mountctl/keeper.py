@@ -1,9 +1,9 @@
 """The keeper: mounts, holds the connection to the kernel, and sees to it that a server answers there.
 
 A server may die or be replaced at any moment. What must outlive it is here: the /dev/fuse descriptor, the ledger in
-which servers write what the kernel has been told (the keeper never looks inside) and the lock of the cache directory.
-Another server stands by, with everything loaded, and goes on within a moment; what the kernel has asked meanwhile
-waits, and what the dead one left unanswered comes again.
+which servers write what the kernel has been told (the keeper never looks inside), the lock of the cache directory, and
+descriptors of copies in GPU memory. Another server stands by, with everything loaded, and goes on within a moment; what
+the kernel has asked meanwhile waits, and what the dead one left unanswered comes again.
 
 The keeper parses nothing but its servers' few messages and its operator's, and never touches the mount: a process that
 waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard
@@ -31,16 +31,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl import mounting, protocol
-from mountctl.connection import Connection
+from mountctl import mounting, orders, protocol
+from mountctl.connection import STORED, Connection
+from mountctl.kept import Kept
 from mountctl.lives import Lives
 from mountctl.notify import Notifier, stored_descriptors
 from mountctl.operator import Operator, Reply
 from mountctl.reporting import Reporter
 from mountctl.server import Server
 
-FIXED = ("mountpoint", "source", "allow_other", "foreground")
-"""What cannot be changed while it is mounted."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
 DEATH_INTERVAL_S = 0.002
@@ -78,6 +77,7 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._operator = Operator(self._selector, self._on_request)
         self._notifier = Notifier(os.environ)
+        self._kept = Kept(self._mountpoint, self._notifier, stored)
         self._active: Server | None = None
         self._standby: Server | None = None
         self._replacement: _Replacement | None = None
@@ -210,6 +210,8 @@ class Keeper:
                     server.send(answer)
                 case protocol.BackingClose() if connection.mounted:
                     connection.close_backing(message.number)
+                case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
+                    self._kept.answer(message, descriptors, server.send)
                 case protocol.Ready() if connection.mounted:
                     self._on_ready(server, resends=message.resends)
                 case protocol.Alive():
@@ -259,6 +261,7 @@ class Keeper:
             self._notifier.unstore(("order",))
             stored = {"order": stored["order"]}
         self._notifier.store(stored)
+        self._kept.store()
         self._stored = True
 
     def _on_failure(self, server: Server, message: protocol.Failed) -> None:
@@ -364,23 +367,13 @@ class Keeper:
 
     def _replace(self, given: Any, reply: Reply) -> None:
         """Start a server of the programs and options of now; when it stands by, the old one ends."""
-        match given:
-            case {"server": [str(), *_], "options": {"cache_dir": str(), "log_file": str()}}:
-                order = dict(given)  # one that can be told from the one of before
-            case _:
-                reply({"error": "not an order"})
-                return
-        changed = [name for name in FIXED if order.get(name) != self._order[name]]
-        if order["options"]["cache_dir"] != self._order["options"]["cache_dir"]:
-            changed.append("cache_dir")
-        if changed:
-            names = ", ".join(changed).replace("source", "store")
-            error = f"{names} cannot be changed while it is mounted: take it down, and up again"
-            reply({"error": error, "kind": "ConfigurationError"})
+        refusal = orders.refusal(self._order, given)
+        if refusal is not None:
+            reply(refusal)
             return
         self._dismiss_standby()  # it has loaded what is outdated
         self._replacement = _Replacement(reply, self._order)
-        self._order = order
+        self._order = dict(given)  # it can be told from the one of before
         self._lives.hurry()
 
     def _end_replacement(self, error: str) -> None:
@@ -402,7 +395,8 @@ class Keeper:
     def _clean_up(self) -> None:
         """Leave neither servers nor mount behind."""
         self._operator.close()
-        self._notifier.unstore(("ledger", "lock", "fuse", "order"))
+        self._notifier.unstore(STORED)
+        self._kept.close()
         self._dismiss_standby()
         server = self._active
         if server is not None:

@@ -1,9 +1,7 @@
 """The operator's way to a keeper: one line of JSON each way, over a Unix socket that only its owner may use."""
 
 import contextlib
-import hashlib
 import json
-import os
 import selectors
 import socket
 import time
@@ -11,31 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trimsfs.mountinfo import escape
+from mountctl.sockets import ListenError, listen_at, socket_path
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0
-ROOTS_DIRECTORY = Path("/run/trimsfs")
-_NAME_LIMIT = 64
-"""Of a socket's name: all of its path has to fit into 107 bytes."""
 
 Reply = Callable[[dict[str, Any]], None]
 
 
 class KeeperGoneError(Exception):
     """There is no keeper, or it does not answer."""
-
-
-def socket_path(mountpoint: Path) -> Path:
-    """Where the keeper of a mount listens: root's, or this user's."""
-    name = escape(mountpoint)
-    if len(os.fsencode(name)) > _NAME_LIMIT:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
-    roots = ROOTS_DIRECTORY / f"{name}.sock"
-    if os.geteuid() == 0 or roots.exists():
-        return roots
-    run = Path(f"/run/user/{os.geteuid()}")
-    return (run / "trimsfs" if run.is_dir() else Path(f"/tmp/trimsfs-{os.geteuid()}")) / f"{name}.sock"  # noqa: S108
 
 
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
@@ -69,19 +52,9 @@ class Operator:
         """Begin; why not, if it cannot be done."""
         path = socket_path(mountpoint)
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if path.parent.stat().st_uid != os.geteuid():
-                return f"{path.parent} is another user's"
-            path.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            mask = os.umask(0o177)
-            try:
-                listener.bind(str(path))
-            finally:
-                os.umask(mask)
-            listener.listen(8)
-        except OSError as error:
-            return f"{path}: {error.strerror}"
+            listener = listen_at(path, socket.SOCK_STREAM, mode=0o600, backlog=8)
+        except ListenError as error:
+            return str(error)
         self._listener, self._path = listener, path
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         return None

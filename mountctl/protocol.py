@@ -5,6 +5,7 @@ A server is not privileged, and reads what comes from a network: its keeper beli
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ DESCRIPTOR_LIMIT = 1
 _KIND = re.compile(r"[A-Za-z]{1,64}")
 _VERSION = re.compile(r"[0-9a-z.]{1,16}")
 _TEXT_LIMIT = 4096
-_ID_LIMIT = (1 << 31) - 1
+_NUMBER_LIMIT = (1 << 31) - 1
 
 
 class ProtocolError(Exception):
@@ -45,6 +46,32 @@ class BackingClose:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the descriptor that comes with it, under this number. Answered with nothing more, or the error."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """Close the descriptor that is kept under this number."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Answered with the descriptor that is kept under this number, or the error."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Answered with the socket to which clients of GPU copies connect, and its path, or the error."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The mount answers; ``resends`` tells whether another server could go on with it."""
 
@@ -64,13 +91,15 @@ class Failed:
     error: str
 
 
-Message = StandingBy | Mount | BackingOpen | BackingClose | Ready | Alive | Failed
+Message = StandingBy | Mount | BackingOpen | BackingClose | Hold | LetGo | Recall | Listen | Ready | Alive | Failed
 _PLAIN: dict[str, Message] = {
     "mount": Mount(),
     "backing-open": BackingOpen(),
+    "listen": Listen(),
     "alive": Alive(),
 }
-_WITH_DESCRIPTOR = (Mount, BackingOpen)
+_NUMBERED: dict[str, Callable[[int], Message]] = {"hold": Hold, "let-go": LetGo, "recall": Recall}
+_WITH_DESCRIPTOR = (Mount, BackingOpen, Hold)
 
 
 def parse(data: bytes) -> Message:
@@ -86,14 +115,21 @@ def parse(data: bytes) -> Message:
             if _VERSION.fullmatch(ledger):
                 return StandingBy(ledger)
         case {"type": "backing-close", "id": number, **nothing} if not nothing:
-            if type(number) is int and 0 < number <= _ID_LIMIT:
+            if _is_number(number):
                 return BackingClose(number)
+        case {"type": str(kind), "number": number, **nothing} if kind in _NUMBERED and not nothing:
+            if _is_number(number):
+                return _NUMBERED[kind](number)
         case {"type": "ready", "resends": bool(resends), **nothing} if not nothing:
             return Ready(resends)
         case {"type": "failed", "kind": str(kind), "error": str(error), **nothing} if not nothing:
             if _KIND.fullmatch(kind):
                 return Failed(kind, printable(error[:_TEXT_LIMIT]))
     raise ProtocolError("not one of the messages")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 < value <= _NUMBER_LIMIT
 
 
 def takes_descriptor(message: Message) -> bool:

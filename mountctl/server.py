@@ -59,7 +59,9 @@ class Server:
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
         """The next message, None at the end, and what descriptors came with it. Raises ProtocolError."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.channel, protocol.MESSAGE_LIMIT, protocol.DESCRIPTOR_LIMIT)
+            data, descriptors, _, _ = socket.recv_fds(
+                self.channel, protocol.MESSAGE_LIMIT, protocol.DESCRIPTOR_LIMIT, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             return None, []
         if not data:

@@ -4,6 +4,7 @@ import array
 import json
 import select
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import trio
 
 MESSAGE_LIMIT = 65536
 DESCRIPTORS_LIMIT = 4
+
+_CREDENTIALS = struct.Struct("=iII")
 
 Message = dict[str, Any]
 
@@ -71,6 +74,13 @@ class Channel:
             return json.loads(data), list(descriptors)
         except ValueError as error:
             raise ChannelClosedError("a message that cannot be read") from error
+
+    def peer(self) -> tuple[int, int]:
+        """The process at the other end when it connected, 0 in another PID namespace, and its user. Raises OSError."""
+        pid, uid, _ = _CREDENTIALS.unpack(
+            self._end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return pid, uid
 
     def close(self) -> None:
         self._socket.close()

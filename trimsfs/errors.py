@@ -19,6 +19,9 @@
     ├── NotPermittedError          a command the caller may not give
     ├── InUseError                 a command on a file that is open
     ├── InvalidRequestError        a request that makes no sense
+    ├── DeviceError                a GPU that cannot be used
+    │   ├── DeviceFullError        no memory of a GPU is left and nothing can be evicted
+    │   └── CopyDamagedError       a copy on a GPU that is not what its file is
     └── StoreError
         ├── BucketNotFoundError    the bucket or directory does not exist
         ├── ObjectNotFoundError    the store said that the object does not exist
@@ -100,6 +103,18 @@ class InUseError(TrimsError):
 
 class InvalidRequestError(TrimsError):
     """A request whose arguments cannot be right."""
+
+
+class DeviceError(TrimsError):
+    """A GPU that is not there, or has failed."""
+
+
+class DeviceFullError(DeviceError):
+    """A GPU has no room for a copy, and nothing on it may be evicted."""
+
+
+class CopyDamagedError(DeviceError):
+    """A copy on a GPU is not, or no longer, what its file is."""
 
 
 class StoreError(TrimsError):

@@ -18,6 +18,9 @@ EXIT_CODES: dict[str, int] = {
     errors.InUseError.__name__: 12,
     errors.NoSuchEntryError.__name__: 13,
     errors.ObjectChangedError.__name__: 14,
+    errors.DeviceError.__name__: 15,
+    errors.DeviceFullError.__name__: 16,
+    errors.CopyDamagedError.__name__: 17,
     errors.CommandNotRunnableError.__name__: 126,
     errors.CommandNotFoundError.__name__: 127,
 }

@@ -11,6 +11,8 @@ from trimsfs.control import SUBJECT, Caller, Control
 from trimsfs.derived import DerivedBlobs, Piece, owner
 from trimsfs.errors import InvalidRequestError, LookUpAgainError, NoSuchEntryError, ObjectChangedError
 from trimsfs.fetch import Fetcher
+from trimsfs.gpu.names import Memory
+from trimsfs.gpu.surface import Lent
 from trimsfs.handles import Handles, OpenFile, passed_through
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
@@ -138,10 +140,11 @@ class Filesystem:
 
     async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
         text = os.fsdecode(name)
-        if text in self._control.names(directory):
-            inode = self._namespace.reference(Kind.CONTROL_FILE, directory.path, directory.generation, text)
+        found = self._control.find(directory, text)
+        if found is not None:
+            inode = self._namespace.reference(found[0], directory.path, directory.generation, found[1])
             return self._attributes(inode, CONTROL_TTL_S)
-        if directory.control == SUBJECT:
+        if directory.control:
             return await self._lookup_derived(directory, text)
         path, generation = directory.path, None
         if name != CONTROL_NAME:
@@ -237,7 +240,8 @@ class Filesystem:
 
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
-            file = self._namespace.reference(Kind.CONTROL_FILE, inode.path, inode.generation, name)
+            kind, control = self._control.find(inode, name) or (Kind.CONTROL_FILE, name)
+            file = self._namespace.reference(kind, inode.path, inode.generation, control)
             yield name.encode(), self._attributes(file, CONTROL_TTL_S), position
 
     # Files
@@ -252,7 +256,10 @@ class Filesystem:
         """
         inode = self._namespace.inode(number)
         if inode.kind is Kind.CONTROL_FILE:
-            handle = self._handles.add_control(inode, await self._control.open(inode, caller()))
+            with interruptible():
+                control = await self._control.open(inode, caller())
+                handle = self._handles.add_control(inode, control)
+                self._control.opened(control, handle)
             return Opened(handle=handle, cached=False, direct=True)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
@@ -307,7 +314,7 @@ class Filesystem:
     async def restore(self) -> None:
         """Go on with the files that the kernel has open since before this server was started."""
         self._sent_back.restore()
-        held = self._handles.restore(self._namespace)
+        held = self._handles.restore(self._namespace, self._control.restored)
         files = {one.handle: one.inode for one in held if one.inode.kind is Kind.OBJECT}
         blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
         for (handle, inode), blob in zip(files.items(), blobs, strict=True):
@@ -315,6 +322,8 @@ class Filesystem:
             blob.users += 1
             if not passed_through(handle):
                 self._fetcher.hold(blob)
+            self._control.gpu.reopened(handle)
+        self._control.gpu.all_reopened()
         self._doubtful = {one.asked_by: one.handle for one in held if one.asked_by is not None}
 
     def asked_again(self, request: int) -> None:
@@ -360,6 +369,7 @@ class Filesystem:
         if not passed_through(handle):
             self._fetcher.unhold(file.blob)
         self._derived.closed(handle)
+        self._control.gpu.closed(handle)
         self._disk.release(file.blob)
 
     def _replaced(self, inode: Inode) -> None:
@@ -379,9 +389,9 @@ class Filesystem:
 
     # Attributes
 
-    async def xattr(self, number: int, name: str) -> bytes | None:
-        """The value of an extended attribute; None when there is no such attribute."""
-        return await self._control.xattr(self._namespace.inode(number), name)
+    async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
+        """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
+        return await self._control.xattr(self._namespace.inode(number), name, caller)
 
     async def residency(self, number: int) -> tuple[int, int, int, int]:
         """What of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
@@ -410,6 +420,16 @@ class Filesystem:
         if file is None or file.inode.control:
             raise InvalidRequestError("not a model's file")
         await self._derived.take(file.blob.generation, handle, piece)
+
+    async def lend(self, handle: int, uid: int, pid: int, device: str, memory: Memory) -> Lent:
+        """Load a copy of an open file to a GPU, and keep it for as long as the file is open."""
+        file = self._handles.files.get(handle)
+        if file is None:
+            raise InvalidRequestError("not a model's file")
+        lent = await self._control.gpu.lend(file.blob.generation, handle, uid, pid, device, memory)
+        if handle not in self._handles.files:  # it has been closed meanwhile
+            self._control.gpu.closed(handle)
+        return lent
 
     def xattr_names(self, number: int) -> list[str]:
         return self._control.xattr_names(self._namespace.inode(number))

@@ -1,6 +1,7 @@
 """What the kernel has open, by the handles it names it with; a server's successor goes on with them."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,10 +137,13 @@ class Handles:
         self.directories.pop(handle, None)
         return self.files.pop(handle, None)
 
-    def restore(self, namespace: Namespace) -> list[Held]:
+    def restore(
+        self, namespace: Namespace, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None
+    ) -> list[Held]:
         """Take over what the kernel has open since before this server was started, and may have.
 
-        Of the files, the caller finds the blobs and puts them into ``files``.
+        Of the files, the caller finds the blobs and puts them into ``files``; *restored* finds those of the control
+        files that can be gone on with.
         """
         held = []
         for entry in self._ledger.taken(LedgerKind.HANDLE):
@@ -150,7 +154,7 @@ class Handles:
                 continue
             self._slots[handle] = entry.slot
             if inode.kind is Kind.CONTROL_FILE:
-                self.controls[handle] = _LostControl()
+                self.controls[handle] = restored(inode, handle) or _LostControl()
             elif inode.kind is not Kind.OBJECT:
                 self.directories[handle] = OpenDirectory(inode, None)
             held.append(Held(handle, inode, request if entry.count == _OFFERED and request else None))

@@ -1,21 +1,25 @@
-"""The server's end of the channel to its keeper, who mounts and registers backing files: that takes its privileges.
+"""The server's end of the channel to its keeper, who does what takes its privileges and keeps what outlives a server.
 
 The keeper's end, with what each message may hold, is ``mountctl.protocol``.
 """
 
 import errno
 import json
+import logging
 import math
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from trimsfs.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
 from trimsfs.ledger import VERSION
+
+log = logging.getLogger(__name__)
 
 ALIVE_INTERVAL_S = 2.0
 _DESCRIPTORS = ("ledger", "lock", "fuse")
@@ -60,7 +64,7 @@ class Keeper:
     def __init__(self, end: socket.socket) -> None:
         self._channel = Channel(end)
         self._asking = trio.Lock()
-        self._closing, self._to_close = trio.open_memory_channel[tuple[int, Callable[[], None]]](math.inf)
+        self._later, self._to_tell = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self.pid = os.getppid()
 
     async def mount(self, lock: int) -> int:
@@ -84,10 +88,41 @@ class Keeper:
 
     def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
         """Give a backing id up, soon, and call *done* then."""
-        self._closing.send_nowait((backing_id, done))
+        self._later.send_nowait(({"type": "backing-close", "id": backing_id}, done))
+
+    async def hold(self, number: int, descriptor: int) -> bool:
+        """Have a descriptor of a GPU copy kept for later servers; False if it is not.
+
+        What is kept and nobody knows of stays until the mount ends: a number is to be in the ledger before it is held,
+        until it has been let go, and is not to be used again.
+        """
+        answer, _ = await self._ask_if_there({"type": "hold", "number": number}, [descriptor])
+        if "error" in answer:
+            log.warning("another server will not have GPU copy %d: %s", number, answer["error"])
+        return "error" not in answer
+
+    def let_go(self, number: int, done: Callable[[], None] = lambda: None) -> None:
+        """Have what is held under a number let go, soon, and call *done* then; nothing may be."""
+        self._later.send_nowait(({"type": "let-go", "number": number}, done))
+
+    async def recall(self, number: int) -> int | None:
+        """A descriptor of what is held under a number, and still is; None if nothing is."""
+        _, descriptors = await self._ask_if_there({"type": "recall", "number": number})
+        return descriptors[0] if descriptors else None
+
+    async def listen(self) -> tuple[Path, int] | None:
+        """The socket to which clients of GPU copies connect, the same one for each server of a mount, and its path.
+
+        It does not block. None if there can be none.
+        """
+        answer, descriptors = await self._ask_if_there({"type": "listen"})
+        if not descriptors:
+            log.warning("no client can ask for GPU copies: %s", answer.get("error", os.strerror(errno.EMFILE)))
+            return None
+        return Path(answer["path"]), descriptors[0]
 
     async def run(self) -> None:
-        """Pass on what `close` was told, and that the server is alive, for as long as it runs."""
+        """Pass on what `close` and `let_go` were told, and that the server is alive, for as long as it runs."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pass_on)
             while True:
@@ -96,8 +131,8 @@ class Keeper:
                     nursery.cancel_scope.cancel()
 
     async def _pass_on(self) -> None:
-        async for backing_id, done in self._to_close:
-            if await self._tell({"type": "backing-close", "id": backing_id}):
+        async for message, done in self._to_tell:
+            if await self._tell(message):
                 done()
 
     async def ready(self, *, resends: bool) -> None:
@@ -116,10 +151,18 @@ class Keeper:
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:
             async with self._asking:
-                await self._channel.send(message, descriptors)
-                return await self._channel.receive()
+                with trio.CancelScope(shield=True):  # the next answer would else be taken for that of the next question
+                    await self._channel.send(message, descriptors)
+                    answer = await self._channel.receive()
         except ChannelClosedError as error:
             raise FuseUnavailableError(f"the keeper is gone: {error}") from error
+        return answer
+
+    async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        try:
+            return await self._ask(message, descriptors)
+        except FuseUnavailableError as error:
+            return {"error": str(error)}, []
 
 
 def tell_failure(end: socket.socket, error: TrimsError) -> None:

@@ -20,7 +20,7 @@ from trimsfs.errors import TakeoverError
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"
+VERSION = "2"
 """Changes when a server could not read what one of before has written."""
 _MAGIC = int.from_bytes(b"trimsfs" + VERSION.encode(), "little")
 _CAPACITY = 1 << 30
@@ -32,7 +32,7 @@ NOWHERE = 0
 
 
 class Kind(enum.IntEnum):
-    """What a slot is about; its number is an inode's, a file handle, a backing id or a thread's, and else 0."""
+    """What a slot is about; its number is an inode's, a file handle, a backing id, a thread's, a copy's, and else 0."""
 
     CONNECTION = 1
     INODE = 2
@@ -41,6 +41,8 @@ class Kind(enum.IntEnum):
     SENT_BACK = 5
     OWNERSHIP = 6
     HANDLE_NUMBERS = 7
+    GPU_COPY = 8
+    GPU_LEASE = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,10 @@ from prometheus_client.registry import Collector
 GAUGES = frozenset(
     {
         "budget_bytes",
+        "device_budget_bytes",
+        "device_copies",
+        "device_leases",
+        "device_used_bytes",
         "directories",
         "hidden_keys",
         "in_flight",
@@ -55,6 +59,17 @@ HELP = {
     "files_cached_opens": "Opens in cached mode.",
     "files_reads": "Reads answered by the server.",
     "files_read_bytes": "Bytes in reads answered by the server.",
+    "gpu_device_used_bytes": "Bytes of each GPU that copies of models take.",
+    "gpu_device_budget_bytes": "Most bytes of each GPU that copies may take, by --gpu-memory.",
+    "gpu_device_copies": "Copies on each GPU, and on their way there.",
+    "gpu_device_leases": "Programs' leases of copies on each GPU.",
+    "gpu_device_hits": "Requests for copies that were on the GPU, or on their way there.",
+    "gpu_device_loads": "Copies loaded to each GPU.",
+    "gpu_device_failed_loads": "Copies that could not be loaded.",
+    "gpu_device_loaded_bytes": "Bytes of models copied to each GPU.",
+    "gpu_device_load_seconds": "Seconds that the loads have taken, the wait for what was not here included.",
+    "gpu_device_evictions": "Copies given up.",
+    "gpu_device_evicted_bytes": "Bytes of copies given up.",
     "host_used_bytes": "Bytes of models brought into memory and not evicted from there.",
     "host_budget_bytes": "Most bytes of models in memory, by --host-size.",
     "host_tenant_used_bytes": "Bytes of models brought into memory, of each tenant with a share.",
@@ -77,7 +92,10 @@ Source = Callable[[], Any]
 
 
 class _Statistics(Collector):
-    """Every number of every component's ``statistics()``, as ``trimsfs_<component>_<field>``."""
+    """Every number of every component's ``statistics()``, as ``trimsfs_<component>_<field>``.
+
+    A field that is a dictionary has a sample for each of its keys, under a label named by the field's first word.
+    """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = sources
@@ -92,10 +110,11 @@ class _Statistics(Collector):
                 family = GaugeMetricFamily if field.name in GAUGES else CounterMetricFamily
                 name = f"{component}_{field.name}"
                 if isinstance(value, dict):
-                    of_tenants = family(f"trimsfs_{name}", HELP[name], labels=["tenant"])
-                    for tenant, number in value.items():
-                        of_tenants.add_metric([tenant.rstrip("/")], number)
-                    yield of_tenants
+                    label, _, _ = field.name.partition("_")
+                    labelled = family(f"trimsfs_{name}", HELP[name], labels=[label])
+                    for which, number in value.items():
+                        labelled.add_metric([which.rstrip("/")], number)
+                    yield labelled
                 else:
                     yield family(f"trimsfs_{name}", HELP[name], value=value)
 
@@ -108,6 +127,6 @@ def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:
 
 
 def parse(text: str) -> dict[str, float]:
-    """The values in a rendered text by the samples' names, counters with their ``_total``; not those of tenants."""
+    """The values in a rendered text by the samples' names, counters with their ``_total``; not those with labels."""
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return {sample.name: sample.value for sample in samples if not sample.labels}

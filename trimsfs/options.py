@@ -109,6 +109,17 @@ class MountOptions(BaseModel):
         None, description="Most bytes of models kept in the host's memory. Default: as many as the kernel keeps."
     )
     host_policy: PolicyName = Field("lru", description="Which models leave memory when --host-size is reached.")
+    gpu: Literal["auto", "off"] = Field("auto", description="Whether to lend copies of models on the host's GPUs.")
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Share of each GPU's memory that copies may take."
+    )
+    gpu_headroom: ByteSize = Field(
+        ByteSize(512 << 20), description="Bytes of each GPU to leave free for what else runs there."
+    )
+    gpu_policy: PolicyName = Field("lru", description="Which copies leave a GPU when room is needed.")
+    gpu_sharing: Literal["all", "uid", "none"] = Field(
+        "uid", description="Who shares a copy on a GPU: all who may read the file, those of one user, or nobody."
+    )
     passthrough: bool = Field(True, description="Have the kernel read local copies by itself, where it can.")
     derived: bool = Field(True, description="Keep what programs have made of a model for others of the same user.")
     share_chunks: bool = Field(

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import trio
 
 from trimsfs.fetch import Fetcher
-from trimsfs.formats import FormatError, parse
+from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -34,15 +34,29 @@ class TensorTables:
         key = (generation.key, generation.etag)
         found = self._known.get(key)
         if found is None:
-            async with self._disk.using(generation) as blob:
-                source = _BlobSource(blob, self._fetcher)
-                found = await trio.to_thread.run_sync(_parsed, source, limiter=self._limiter)
+            try:
+                told = (await self._parse(generation)).as_dict()
+            except FormatError as error:
+                told = {"format": None, "error": str(error)}
+            found = json.dumps(told).encode()
         if len(found) <= LONGEST_REMEMBERED:
             self._known[key] = found
             self._known.move_to_end(key)
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return found
+
+    async def tensors(self, generation: Generation) -> TensorTable | None:
+        """The table of a file; None when it is of no known format. Raises what a read does."""
+        try:
+            return await self._parse(generation)
+        except FormatError:
+            return None
+
+    async def _parse(self, generation: Generation) -> TensorTable:
+        async with self._disk.using(generation) as blob:
+            source = _BlobSource(blob, self._fetcher)
+            return await trio.to_thread.run_sync(parse, source, source.name, limiter=self._limiter)
 
 
 class _BlobSource:
@@ -58,11 +72,3 @@ class _BlobSource:
         if count == 0:
             return b""
         return trio.from_thread.run(self._fetcher.read, self._blob, offset, offset + count)
-
-
-def _parsed(source: _BlobSource) -> bytes:
-    try:
-        found = parse(source, source.name).as_dict()
-    except FormatError as error:
-        found = {"format": None, "error": str(error)}
-    return json.dumps(found).encode()

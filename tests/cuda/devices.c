@@ -15,6 +15,7 @@ static atomic_bool initialised, forked;
 /* As with a true driver, what a process has does not go to its children: not the connection either, which is its life. */
 static void become_child(void)
 {
+	pthread_mutex_init(&tables, NULL); /* another thread may have held it */
 	if (!initialised)
 		return;
 	forked = true;

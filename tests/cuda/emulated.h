@@ -136,7 +136,7 @@ struct context {
 	bool primary, destroyed;
 	unsigned references, flags;
 	unsigned long long id;
-	CUresult error; /* stays, as with a true driver: the process has to start anew */
+	_Atomic(CUresult) error; /* stays, as with a true driver: the process has to start anew */
 	struct stream default_stream, thread_stream;
 	struct context *next;
 };

@@ -116,12 +116,18 @@ CUresult submit(const struct operation *operation, bool wait)
 	return result;
 }
 
+/* What a stream has done when it has come so far; the default stream, when all that heed it have. */
+static struct choice everything(struct stream *stream, uint64_t upto)
+{
+	if (stream->legacy && upto == UINT64_MAX)
+		return (struct choice){.context = stream->context, .upto = upto};
+	return (struct choice){.stream = stream, .upto = upto};
+}
+
 CUresult finish(struct stream *stream, uint64_t upto)
 {
-	struct choice choice = {.stream = stream, .upto = upto};
+	struct choice choice = everything(stream, upto);
 
-	if (stream->legacy && upto == UINT64_MAX)
-		choice = (struct choice){.context = stream->context, .upto = upto};
 	return run_now(&choice, stream->context);
 }
 
@@ -145,7 +151,7 @@ void finish_all(void)
  */
 CUresult inquire(struct stream *stream, uint64_t upto)
 {
-	struct choice choice = {.stream = stream, .upto = upto};
+	struct choice choice = everything(stream, upto);
 	bool pending = false, known = true;
 
 	if (pthread_mutex_trylock(&engine) == EBUSY)

@@ -274,3 +274,39 @@ API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)
 {
 	return cuEventElapsedTime_v2(milliseconds, start, end);
 }
+
+/* For programs whose default stream is the thread's own; which is one for all threads of a context here. */
+static CUstream own(CUstream handle)
+{
+	return handle == NULL ? THREAD : handle;
+}
+
+API CUresult cuStreamSynchronize_ptsz(CUstream handle)
+{
+	return cuStreamSynchronize(own(handle));
+}
+
+API CUresult cuStreamQuery_ptsz(CUstream handle)
+{
+	return cuStreamQuery(own(handle));
+}
+
+API CUresult cuStreamWaitEvent_ptsz(CUstream handle, CUevent event, unsigned flags)
+{
+	return cuStreamWaitEvent(own(handle), event, flags);
+}
+
+API CUresult cuEventRecord_ptsz(CUevent event, CUstream handle)
+{
+	return cuEventRecord(event, own(handle));
+}
+
+API CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags)
+{
+	return cuEventRecordWithFlags(event, own(handle), flags);
+}
+
+API CUresult cuLaunchHostFunc_ptsz(CUstream handle, void (*function)(void *), void *argument)
+{
+	return cuLaunchHostFunc(own(handle), function, argument);
+}

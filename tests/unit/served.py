@@ -14,13 +14,18 @@ from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, opened, until
 from trimsfs import metrics
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
+from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
 from trimsfs.filesystem import Attributes, Filesystem
+from trimsfs.gpu.copies import GpuCopies
+from trimsfs.gpu.records import Records
+from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handles import BACKING_SHIFT
+from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
@@ -88,6 +93,25 @@ class FakeBacking:
 def as_backing(backing: FakeBacking) -> Backing:
     """The same; lets the type checker compare it with the protocol."""
     return backing
+
+
+class NoCustodian:
+    """Keeps nothing."""
+
+    async def hold(self, number: int, descriptor: int) -> bool:
+        return False
+
+    def let_go(self, number: int, done: Callable[[], None]) -> None:
+        done()
+
+    async def recall(self, number: int) -> int | None:
+        return None
+
+
+def gpu_less(disk: DiskTier, fetcher: Fetcher, tables: TensorTables, options: MountOptions) -> GpuCopies:
+    """The GPU tier of a host without a GPU."""
+    records = Records(Ledger(), NoCustodian())
+    return GpuCopies(disk, fetcher, tables, records, options, unavailable="there is none", in_memory=False)
 
 
 class Signal:
@@ -207,7 +231,7 @@ class Server:
 
     async def attribute(self, path: str, name: str) -> str | None:
         """An extended attribute of ours."""
-        value = await self.filesystem.xattr(await self.number(path), f"user.trims.{name}")
+        value = await self.filesystem.xattr(await self.number(path), f"user.trims.{name}", lambda: OWNER)
         return None if value is None else value.decode()
 
     async def control_file(self, path: str, name: str) -> str:
@@ -281,15 +305,16 @@ async def served(
             "host": host.statistics,
         }
         derived = DerivedBlobs(disk, residents, allowed=options.derived)
+        tables = TensorTables(disk, fetcher)
+        gpu = gpu_less(disk, fetcher, tables, options)
+        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
         control = Control(
-            namespace,
             disk,
-            host,
-            fetcher,
             residents,
-            TensorTables(disk, fetcher),
-            derived,
+            tables,
             Sharing(disk),
+            commands,
+            GpuSurface(gpu),
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},
@@ -316,7 +341,7 @@ async def served(
         await nursery.start(fetcher.run)
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
-        await nursery.start(control.run)
+        await nursery.start(commands.run)
         if siblings:
             await nursery.start(watching.run)
         server = Server(

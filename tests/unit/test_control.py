@@ -14,7 +14,8 @@ from tests.fakes import MemoryStore
 from tests.unit.parts import blob_files, content_of, until
 from tests.unit.served import CONTROL_GID, OWNER, STRANGER, Server, served
 from trimsfs import metrics
-from trimsfs.control import FILES_AT_ONCE, Caller
+from trimsfs.commands import FILES_AT_ONCE
+from trimsfs.control import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError, StoreUnavailableError
 from trimsfs.tiers import pages
 from trimsfs.tiers.pages import resident_bytes
@@ -57,8 +58,8 @@ async def server(serving: Serving) -> AsyncIterator[Server]:
 
 async def on_disk(server: Server, path: str) -> int:
     """Bytes of a file on disk, as its attribute tells."""
-    residency: dict[str, int] = json.loads(await server.attribute(path, "residency") or "{}")
-    return residency["disk"]
+    residency: dict[str, Any] = json.loads(await server.attribute(path, "residency") or "{}")
+    return int(residency["disk"])
 
 
 async def in_memory(server: Server, *paths: str) -> None:
@@ -78,14 +79,14 @@ async def test_objects_have_attributes_and_nothing_else_has(server: Server) -> N
         number = await server.number(path)
         assert server.filesystem.xattr_names(number) == []
         for name in ATTRIBUTES:
-            assert await server.filesystem.xattr(number, f"user.trims.{name}") is None
+            assert await server.filesystem.xattr(number, f"user.trims.{name}", lambda: OWNER) is None
 
 
 @pytest.mark.parametrize(
     "name", ["user.trims.absent", "user.trims.", "user.etag", "etag", "security.etag", "trusted.trims.etag", "x" * 255]
 )
 async def test_attribute_that_does_not_exist(server: Server, name: str) -> None:
-    assert await server.filesystem.xattr(await server.number("net/params"), name) is None
+    assert await server.filesystem.xattr(await server.number("net/params"), name, lambda: OWNER) is None
 
 
 async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, sizes: dict[str, int]) -> None:
@@ -97,7 +98,7 @@ async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, 
     assert cold["etag"] == generation.etag
     assert cold["generation"] == generation.token(store.identity)
     assert (cold["pinned"], cold["verified"]) == ("false", "false")
-    assert json.loads(cold["residency"] or "") == {"disk": 0, "host": 0}
+    assert json.loads(cold["residency"] or "") == {"disk": 0, "host": 0, "gpu": {}}
 
     await server.command("pin", "net/params")
     warm = await attributes()
@@ -143,7 +144,7 @@ async def test_new_generation_has_its_own_attributes(serving: Serving, store: Me
 
 
 async def test_control_directories_list_what_they_hold(server: Server) -> None:
-    assert await server.listing(".trims") == ["control", "metrics", "models"]
+    assert await server.listing(".trims") == ["control", "gpu", "metrics", "models"]
     for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
         assert await server.listing(directory) == sorted(["info", *COMMANDS])
     for file in (".trims/empty", "net/.trims/params"):
@@ -210,7 +211,7 @@ async def test_info_of_a_file(server: Server, store: MemoryStore, sizes: dict[st
     assert cold["generation"] == generation.token(store.identity)
     assert cold["modified"] == generation.modified_ns / 1e9
     assert cold["version_id"] is None
-    assert cold["residency"] == {"disk": 0, "host": 0}
+    assert cold["residency"] == {"disk": 0, "host": 0, "gpu": {}}
     assert (cold["verified"], cold["pinned"], cold["open"], cold["uses"], cold["last_used"]) == (
         False,
         False,
@@ -271,7 +272,7 @@ async def test_object_may_have_the_name_of_a_control_file(serving: Serving, stor
             assert await server.content(key) == b"an object"
             assert await server.attribute(key, "etag") == store.generation(key).etag
         assert (await server.info(f"folder/{name}"))["size"] == 9
-        assert {"control", "metrics", "models"} == set(await server.listing(".trims"))
+        assert {"control", "gpu", "metrics", "models"} == set(await server.listing(".trims"))
         assert b"models" in await server.content(".trims/models")
 
 
@@ -369,7 +370,7 @@ async def test_warming_the_host_brings_back_what_the_kernel_had_dropped(
         if resident_bytes(file.fileno()) != 0:
             pytest.skip("this file system keeps its files in memory")
     residency = json.loads(await server.attribute("net/params", "residency") or "")
-    assert residency == {"disk": sizes["net/params"], "host": 0}
+    assert residency == {"disk": sizes["net/params"], "host": 0, "gpu": {}}
     await server.command("warm-host", "net/params")
     residency = json.loads(await server.attribute("net/params", "residency") or "")
     assert residency["host"] >= sizes["net/params"]

@@ -12,10 +12,13 @@ import trio
 
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import content_of, copier, fetching, opened
+from tests.unit.served import gpu_less
 from trimsfs import transfer
+from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import lru
+from trimsfs.gpu.surface import GpuSurface
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
@@ -44,12 +47,13 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         residents = Residents(tier, host)
         tier.on_removed = residents.withdraw
         tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
+        options = MountOptions()
+        gpu = gpu_less(tier, fetcher, tables, options)
+        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu)
         control = Control(
-            *(namespace, tier, host, fetcher, residents, tables, derived, Sharing(tier), MountOptions()),
-            metrics=bytes,
-            facts=dict,
+            tier, residents, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
         )
-        await nursery.start(control.run)
+        await nursery.start(commands.run)
         yield control, store
         nursery.cancel_scope.cancel()
 

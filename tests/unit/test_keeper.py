@@ -14,18 +14,23 @@ from hypothesis import strategies as st
 
 from mountctl import operator, protocol
 from mountctl.notify import Notifier, stored_descriptors
-from mountctl.operator import KeeperGoneError, Operator, ask, socket_path
+from mountctl.operator import KeeperGoneError, Operator, ask
+from mountctl.sockets import socket_path
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-TYPES = ("standing-by", "mount", "backing-open", "backing-close", "ready", "alive", "failed")
+TYPES = (
+    *("standing-by", "mount", "backing-open", "backing-close", "hold", "let-go", "recall", "listen"),
+    *("ready", "alive", "failed"),
+)
 near_misses = st.fixed_dictionaries(
     {"type": st.sampled_from(TYPES) | json_values},
     optional={
         "id": json_values,
+        "number": json_values,
         "resends": json_values,
         "kind": json_values,
         "error": json_values,
@@ -41,6 +46,10 @@ near_misses = st.fixed_dictionaries(
         (b'{"type": "mount"}', protocol.Mount()),
         (b'{"type": "backing-open"}', protocol.BackingOpen()),
         (b'{"type": "backing-close", "id": 7}', protocol.BackingClose(7)),
+        (b'{"type": "hold", "number": 1}', protocol.Hold(1)),
+        (b'{"type": "let-go", "number": 2147483647}', protocol.LetGo(2147483647)),
+        (b'{"type": "recall", "number": 3}', protocol.Recall(3)),
+        (b'{"type": "listen"}', protocol.Listen()),
         (b'{"type": "ready", "resends": true}', protocol.Ready(True)),
         (b'{"type": "alive"}', protocol.Alive()),
         (b'{"type": "failed", "kind": "StoreError", "error": "no"}', protocol.Failed("StoreError", "no")),
@@ -68,6 +77,16 @@ def test_messages_of_servers(data: bytes, message: protocol.Message) -> None:
         b'{"type": "backing-close", "id": true}',
         b'{"type": "backing-close", "id": 1e3}',
         b'{"type": "backing-close", "id": 2147483648}',
+        b'{"type": "hold"}',
+        b'{"type": "hold", "number": 0}',
+        b'{"type": "hold", "number": 2147483648}',
+        b'{"type": "hold", "number": 1, "id": 1}',
+        b'{"type": "hold", "number": "1"}',
+        b'{"type": "let-go", "number": -1}',
+        b'{"type": "let-go", "number": true}',
+        b'{"type": "recall", "number": 1.0}',
+        b'{"type": "recall", "id": 1}',
+        b'{"type": "listen", "path": "/run/x"}',
         b'{"type": "ready", "resends": 1}',
         b'{"type": "failed", "kind": "../x", "error": ""}',
         b'{"type": "failed", "kind": "A", "error": 5}',
@@ -85,7 +104,7 @@ def test_anything_is_a_message_or_refused(data: bytes) -> None:
         message = protocol.parse(data)
     except protocol.ProtocolError:
         return
-    assert type(message).__name__ in {"Mount", "BackingOpen", "Alive"}
+    assert type(message).__name__ in {"Mount", "BackingOpen", "Listen", "Alive"}
 
 
 @given(near_misses)
@@ -97,7 +116,7 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
         return
     assert "more" not in fields
     match message:
-        case protocol.BackingClose(number):
+        case protocol.BackingClose(number) | protocol.Hold(number) | protocol.LetGo(number) | protocol.Recall(number):
             assert 0 < number < 1 << 31
         case protocol.Failed(kind, error):
             assert kind.isalpha()

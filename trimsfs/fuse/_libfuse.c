@@ -176,10 +176,12 @@ static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void
 		fuse_reply_err(req, ENOTTY);
 		return;
 	}
-	result = PyObject_CallFunction(wanted.on_ioctl, "KKKIIy#", (unsigned long long)(uintptr_t)req,
+	if (cmd == TRIMSFS_IOC_GPU && wanted.on_interrupt != NULL && fuse_req_ctx(req)->pid != 0)
+		fuse_req_interrupt_func(req, on_interrupt, (void *)(intptr_t)fuse_req_ctx(req)->pid);
+	result = PyObject_CallFunction(wanted.on_ioctl, "KKKIIIy#", (unsigned long long)(uintptr_t)req,
 				       (unsigned long long)ino, (unsigned long long)fi->fh,
-				       (unsigned int)fuse_req_ctx(req)->uid, cmd, (const char *)in,
-				       (Py_ssize_t)in_size);
+				       (unsigned int)fuse_req_ctx(req)->uid, (unsigned int)fuse_req_ctx(req)->pid, cmd,
+				       (const char *)in, (Py_ssize_t)in_size);
 	if (result == NULL)
 		fuse_reply_err(req, EIO);
 	finish(result, wanted.on_ioctl);
@@ -497,6 +499,7 @@ PyMODINIT_FUNC PyInit__libfuse(void)
 	if (PyModule_AddIntConstant(module, "IOC_RESIDENCY", (long)TRIMSFS_IOC_RESIDENCY) < 0 ||
 	    PyModule_AddIntConstant(module, "IOC_STATE", (long)TRIMSFS_IOC_STATE) < 0 ||
 	    PyModule_AddIntConstant(module, "IOC_DERIVED", (long)TRIMSFS_IOC_DERIVED) < 0 ||
+	    PyModule_AddIntConstant(module, "IOC_GPU", (long)TRIMSFS_IOC_GPU) < 0 ||
 	    PyModule_AddIntConstant(module, "IOC_CALLER", (long)TRIMSFS_IOC_CALLER) < 0 ||
 	    PyModule_AddStringConstant(module, "LIBFUSE", fuse_pkgversion()) < 0 ||
 	    PyModule_AddIntConstant(module, "PASSTHROUGH_BUILT",

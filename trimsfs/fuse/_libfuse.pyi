@@ -11,6 +11,8 @@ IOC_DERIVED: Final[int]
 """Number of the ioctl that takes a ``struct trimsfs_piece``."""
 IOC_CALLER: Final[int]
 """Number of the ioctl that gives the caller's user id."""
+IOC_GPU: Final[int]
+"""Number of the ioctl that lends a ``struct trimsfs_gpu``."""
 LIBFUSE: Final[str]
 """Version of the libfuse that is loaded."""
 PASSTHROUGH_BUILT: Final[int]
@@ -27,7 +29,7 @@ def configure(
     passthrough: bool,
     stack_depth: int,
     max_background: int,
-    on_ioctl: Callable[[int, int, int, int, int, bytes], None],
+    on_ioctl: Callable[[int, int, int, int, int, int, bytes], None],
     on_interrupt: Callable[[int], None],
     on_asked_again: Callable[[int], None],
     on_offered: Callable[[int, int], None],
@@ -37,10 +39,10 @@ def configure(
     """Tell, before the session is made, what to ask of the kernel.
 
     ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
-    number, a file handle, the caller's user id, a command and what the caller passed, and sees to a reply;
-    ``on_interrupt`` gets the id of a thread whose open a signal should end; ``on_asked_again`` gets the kernel's number
-    of an open that an earlier server has not answered, ``on_offered`` a handle and the number of the open that is about
-    to be answered with it, or 0 where that is not known; ``on_opened`` gets a handle once the kernel
+    number, a file handle, the caller's user and thread id, a command and what the caller passed, and sees to a reply;
+    ``on_interrupt`` gets the id of a thread whose open or ioctl a signal should end; ``on_asked_again`` gets the
+    kernel's number of an open that an earlier server has not answered, ``on_offered`` a handle and the number of the
+    open that is about to be answered with it, or 0 where that is not known; ``on_opened`` gets a handle once the kernel
     has it, ``on_release`` one that nobody has any more, or that the kernel did not take. All are called in the thread
     that processes requests.
     """

@@ -5,6 +5,8 @@ import errno
 from trimsfs.errors import (
     CacheError,
     CacheFullError,
+    DeviceError,
+    DeviceFullError,
     InUseError,
     InvalidRequestError,
     LookUpAgainError,
@@ -29,6 +31,8 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
     (StoreError, errno.EIO),
     (CacheFullError, errno.ENOSPC),
     (CacheError, errno.EIO),
+    (DeviceFullError, errno.ENOMEM),
+    (DeviceError, errno.EIO),
     (IsADirectoryError, errno.EISDIR),
     (InterruptedError, errno.EINTR),
 )

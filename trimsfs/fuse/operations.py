@@ -103,17 +103,17 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         try:
             opened = await self._filesystem.open(
-                inode, partial(_caller, ctx), partial(self._interruptible, ctx.pid), thread=ctx.pid
+                inode, partial(_caller, ctx), partial(self.interruptible, ctx.pid), thread=ctx.pid
             )
         finally:
-            self._interrupted.discard(ctx.pid)
+            self.answered(ctx.pid)
         return pyfuse3.FileInfo(
             fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.cached, direct_io=opened.direct
         )
 
     @contextmanager
-    def _interruptible(self, thread: int) -> Iterator[None]:
-        """A part of an open that a signal to the opening thread ends; one of another PID namespace has no number."""
+    def interruptible(self, thread: int) -> Iterator[None]:
+        """A part of a request that a signal to the asking thread ends; one of another PID namespace has no number."""
         if thread == 0:
             yield
             return
@@ -128,8 +128,12 @@ class Operations(pyfuse3.Operations):
         if scope.cancelled_caught:
             raise InterruptedError
 
+    def answered(self, thread: int) -> None:
+        """A thread does not wait any more."""
+        self._interrupted.discard(thread)
+
     def interrupt(self, thread: int) -> None:
-        """A signal should end the open that a thread waits for, or is about to wait for."""
+        """A signal should end the request that a thread waits for, or is about to wait for."""
         self._interrupted.add(thread)
         scope = self._waiting.get(thread)
         if scope is not None:
@@ -142,7 +146,7 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        value = await self._filesystem.xattr(inode, os.fsdecode(name))
+        value = await self._filesystem.xattr(inode, os.fsdecode(name), partial(_caller, ctx))
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
@@ -186,4 +190,4 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
         groups = pyfuse3.get_sup_groups(ctx.pid)
     except (OSError, RuntimeError):
         groups = set()  # the process is gone, or in another PID namespace
-    return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}))
+    return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}), pid=ctx.pid)

@@ -14,11 +14,12 @@ import pyfuse3
 import trio
 
 from trimsfs.derived import Piece
-from trimsfs.errors import TrimsError
+from trimsfs.errors import InvalidRequestError, TrimsError
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
+from trimsfs.gpu.names import Memory
 from trimsfs.terms import Terms
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,10 @@ Ts = TypeVarTuple("Ts")
 
 _PIECE = struct.Struct("=QQII")
 """What stands before the data in a ``struct trimsfs_piece``."""
+
+_GPU = struct.Struct("=48sIIQQ64s40s112s")
+"""A ``struct trimsfs_gpu``."""
+_MEMORY = {0: Memory.VMM, 1: Memory.IPC}
 
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""
@@ -107,7 +112,7 @@ class Session:
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
-    def _on_ioctl(self, request: int, number: int, handle: int, uid: int, command: int, data: bytes) -> None:
+    def _on_ioctl(self, request: int, number: int, handle: int, uid: int, pid: int, command: int, data: bytes) -> None:
         if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
         elif command == _libfuse.IOC_STATE:
@@ -118,13 +123,15 @@ class Session:
             self._nursery.start_soon(self._answer, request, self._residency, number)
         elif command == _libfuse.IOC_DERIVED:
             self._nursery.start_soon(self._answer, request, self._derive, handle, uid, data)
+        elif command == _libfuse.IOC_GPU:
+            self._nursery.start_soon(self._answer, request, self._lend, handle, uid, pid, data)
         else:
             _libfuse.reply_error(request, errno.ENOTTY)
 
     async def _answer(self, request: int, function: Callable[[*Ts], Awaitable[bytes]], *arguments: *Ts) -> None:
         try:
             _libfuse.reply_ioctl(request, await function(*arguments))
-        except TrimsError as error:
+        except (TrimsError, InterruptedError) as error:
             _libfuse.reply_error(request, errno_of(error))
         except BaseException:
             _libfuse.reply_error(request, errno.EIO)
@@ -138,6 +145,19 @@ class Session:
         content = data[_PIECE.size : _PIECE.size + length]
         await self._filesystem.derive(handle, Piece(uid=uid, number=derived, size=size, offset=offset, data=content))
         return b""
+
+    async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
+        device, memory, *_ = _GPU.unpack(data)
+        if memory not in _MEMORY:
+            raise InvalidRequestError(f"memory {memory} of a GPU: there is no such kind")
+        name = device.split(b"\0")[0].decode(errors="replace")
+        try:
+            with self._operations.interruptible(pid):
+                lent = await self._filesystem.lend(handle, uid, pid, name, _MEMORY[memory])
+        finally:
+            self._operations.answered(pid)
+        sent = (lent.handle, lent.token.encode(), os.fsencode(lent.socket))
+        return _GPU.pack(device, memory, 0, lent.size, lent.nbytes, *sent)
 
 
 def forget_attributes(numbers: Iterable[int]) -> None:

@@ -44,4 +44,27 @@ struct trimsfs_piece {
 /* The caller's user id as the mount knows it, which differs from its own in a user namespace. */
 #define TRIMSFS_IOC_CALLER _IOR('t', 0x73, __u32)
 
+/*
+ * Load the file to a GPU, and keep the copy there until the open file is closed. device is the GPU's UUID, as
+ * nvidia-smi has it. With TRIMSFS_GPU_IPC, handle is for cuIpcOpenMemHandle. With TRIMSFS_GPU_VMM, the socket gives a
+ * descriptor for cuMemImportFromShareableHandle to who sends the token: see docs/gpu.md. What is where in the copy is
+ * in .trims/FILE/gpu/DEVICE. size is that of the memory, nbytes of it are used.
+ * ENOENT: no such device. ENOMEM: no room on it. EIO: it has failed, or the file cannot be fetched.
+ */
+#define TRIMSFS_GPU_VMM 0U
+#define TRIMSFS_GPU_IPC 1U
+
+struct trimsfs_gpu {
+	char device[48];
+	__u32 memory;
+	__u32 reserved;
+	__u64 size;
+	__u64 nbytes;
+	__u8 handle[64];
+	char token[40];
+	char socket[112];
+};
+
+#define TRIMSFS_IOC_GPU _IOWR('t', 0x74, struct trimsfs_gpu)
+
 #endif

@@ -1,0 +1,185 @@
+"""The components of a server, put together."""
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimsfs import __version__, metrics
+from trimsfs.coldopen import ColdOpener
+from trimsfs.commands import Commands
+from trimsfs.control import Control
+from trimsfs.derived import DerivedBlobs
+from trimsfs.eviction import POLICIES
+from trimsfs.fetch import Fetcher
+from trimsfs.filesystem import Filesystem
+from trimsfs.fuse.session import invalidate
+from trimsfs.gpu.copies import GpuCopies
+from trimsfs.gpu.records import Records
+from trimsfs.gpu.surface import GpuSurface
+from trimsfs.keeper import Keeper, Turn
+from trimsfs.ledger import Ledger
+from trimsfs.mountinfo import holding
+from trimsfs.namespace import Namespace
+from trimsfs.options import MountOptions
+from trimsfs.residents import Residents
+from trimsfs.siblings import Siblings
+from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.tables import TensorTables
+from trimsfs.terms import Terms
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.quotas import Quotas
+from trimsfs.tiers.sharing import Sharing
+from trimsfs.workers import Spawner, WorkerPool
+
+Starting = Callable[..., Awaitable[Any]]
+"""Runs for as long as the server does, and tells when it has begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """How many servers this mount has had before, and when this one was started, in seconds since the epoch."""
+
+    restarts: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A server's components, as far as they are spoken to, and what runs as long as it does: what is there before the
+    first request is answered, and what evicts, and so needs to know what is open."""
+
+    namespace: Namespace
+    residents: Residents
+    filesystem: Filesystem
+    lending: GpuSurface
+    first: tuple[Starting, ...]
+    later: tuple[Callable[[], Awaitable[None]], ...]
+
+
+def assemble(
+    options: MountOptions,
+    mountpoint: Path,
+    keeper: Keeper,
+    turn: Turn,
+    ledger: Ledger,
+    terms: Terms,
+    spawner: Spawner,
+    raw_store: Store,
+    disk: DiskTier,
+    no_gpu: str | None,
+) -> Parts:
+    """The components of the server of a mount; *no_gpu* tells why no GPU can be used."""
+    started = time.time()
+    retrying = Retrying(deadline_s=options.retry_deadline)
+    pool = WorkerPool(spawner, count=options.fetch_processes or 2)
+    fetcher = Fetcher(
+        pool,
+        disk,
+        retrying,
+        memory_limit=options.memory_limit,
+        retry_deadline_s=options.retry_deadline,
+        streaming=raw_store.streaming,
+    )
+    retrying.on_failure = fetcher.store_failed
+    host = HostTier(
+        pool.populate,
+        budget=options.host_size,
+        policy=POLICIES[options.host_policy],
+        quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
+    )
+    residents = Residents(disk, host, ledger=ledger)
+    disk.on_removed = residents.withdraw
+    disk.load_cost = fetcher.load_cost
+    fetcher.completed = residents.announce
+    sharing = Sharing(disk)
+    namespace = Namespace(
+        RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger
+    )
+    sources: dict[str, metrics.Source] = {
+        "disk": disk.statistics,
+        "fetch": fetcher.statistics,
+        "host": host.statistics,
+        "names": namespace.statistics,
+        "server": lambda: ServerStatistics(restarts=turn.restarts, started=started),
+        "sharing": sharing.statistics,
+        "store": retrying.statistics,
+    }
+
+    def facts() -> dict[str, object]:
+        return {
+            "version": __version__,
+            "mountpoint": str(mountpoint),
+            "store": options.store,
+            "server_pid": os.getpid(),
+            "keeper_pid": keeper.pid,
+            "started": started,
+            "restarts": turn.restarts,
+            "cache_dir": str(options.cache_dir),
+            "log_file": str(options.log_file),
+            "passthrough": residents.facts(),
+            "gpu": lending.facts(),
+            "options": options.model_dump(mode="json", exclude_none=True),
+        }
+
+    derived = DerivedBlobs(disk, residents, allowed=options.derived)
+    tables = TensorTables(disk, fetcher)
+    gpu = GpuCopies(
+        disk,
+        fetcher,
+        tables,
+        Records(ledger, keeper),
+        options,
+        unavailable=no_gpu,
+        in_memory=lies_on(disk.directory, "tmpfs"),
+    )
+    lending = GpuSurface(gpu)
+    sources["gpu"] = gpu.statistics
+    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+    control = Control(
+        disk,
+        residents,
+        tables,
+        sharing,
+        commands,
+        lending,
+        options,
+        metrics=metrics.renderer(sources),
+        facts=facts,
+    )
+    cold_opener = ColdOpener(disk, fetcher, residents, mode=options.cold_open)
+    siblings = Siblings(namespace, disk, fetcher, residents)
+    filesystem = Filesystem(
+        namespace,
+        disk,
+        fetcher,
+        control,
+        residents,
+        cold_opener,
+        siblings,
+        derived,
+        mounted_ns=terms.mounted_ns,
+        ledger=ledger,
+        invalidate=invalidate,
+    )
+    sources["files"] = filesystem.statistics
+    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run]
+    if options.share_chunks:
+        later.append(sharing.run)
+    return Parts(
+        namespace=namespace,
+        residents=residents,
+        filesystem=filesystem,
+        lending=lending,
+        first=(pool.run, residents.run, fetcher.run, cold_opener.run, siblings.run, derived.run, gpu.run),
+        later=tuple(later),
+    )
+
+
+def lies_on(directory: Path, kind: str) -> bool:
+    """Whether a directory lies on a kind of file system."""
+    mount = holding(directory.resolve())
+    return mount is not None and mount.kind == kind

@@ -1,0 +1,384 @@
+"""Copies on the GPUs of a host: loaded once for whoever asks, lent, and given up when others need the room."""
+
+import logging
+import secrets
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs import cuda
+from trimsfs.background import Background
+from trimsfs.cuda import CudaError, LegacyMemory, SharedMemory
+from trimsfs.errors import (
+    CacheUnusableError,
+    CopyDamagedError,
+    DeviceError,
+    DeviceFullError,
+    InUseError,
+    NoSuchEntryError,
+    TrimsError,
+)
+from trimsfs.eviction import POLICIES
+from trimsfs.fetch import Fetcher
+from trimsfs.formats import TensorTable
+from trimsfs.gpu.names import Memory, Wanted, chosen
+from trimsfs.gpu.records import Records
+from trimsfs.gpu.source import BlobSource
+from trimsfs.options import MountOptions
+from trimsfs.tables import TensorTables
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.gpu.device import Device
+from trimsfs.tiers.gpu.filling import differs, fill
+from trimsfs.tiers.gpu.layout import Layout, lay_out
+from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuStatistics:
+    """Of each device: bytes that copies take and may take, copies and leases now, and counts since the server started.
+
+    A hit is a request for a copy that was there or on its way.
+    """
+
+    device_used_bytes: dict[str, int]
+    device_budget_bytes: dict[str, int]
+    device_copies: dict[str, int]
+    device_leases: dict[str, int]
+    device_hits: dict[str, int]
+    device_loads: dict[str, int]
+    device_failed_loads: dict[str, int]
+    device_loaded_bytes: dict[str, int]
+    device_load_seconds: dict[str, float]
+    device_evictions: dict[str, int]
+    device_evicted_bytes: dict[str, int]
+
+
+class GpuCopies:
+    """The copies of a mount. *unavailable* tells why there can be none; *in_memory* whether the cache is in memory.
+
+    Devices are looked for when the server runs; what is asked before waits for that.
+    """
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        tables: TensorTables,
+        records: Records,
+        options: MountOptions,
+        *,
+        unavailable: str | None,
+        in_memory: bool,
+    ) -> None:
+        self._disk = disk
+        self._fetcher = fetcher
+        self._tables = tables
+        self.records = records
+        self._options = options
+        self._in_memory = in_memory
+        self._background = Background()
+        self._searched = trio.Event()
+        self._comparing = trio.Lock()
+        self.unavailable = unavailable
+        self.pools: dict[str, Pool] = {}
+        if unavailable is not None:
+            self._searched.set()
+
+    def statistics(self) -> GpuStatistics:
+        pools = self.pools.items()
+        return GpuStatistics(
+            device_used_bytes={uuid: pool.used for uuid, pool in pools},
+            device_budget_bytes={uuid: pool.budget for uuid, pool in pools},
+            device_copies={uuid: len(pool.copies) for uuid, pool in pools},
+            device_leases={uuid: sum(len(copy.leases) for copy in pool.copies) for uuid, pool in pools},
+            device_hits={uuid: pool.counts.hits for uuid, pool in pools},
+            device_loads={uuid: pool.counts.loads for uuid, pool in pools},
+            device_failed_loads={uuid: pool.counts.failed_loads for uuid, pool in pools},
+            device_loaded_bytes={uuid: pool.counts.loaded_bytes for uuid, pool in pools},
+            device_load_seconds={uuid: pool.counts.load_seconds for uuid, pool in pools},
+            device_evictions={uuid: pool.counts.evictions for uuid, pool in pools},
+            device_evicted_bytes={uuid: pool.counts.evicted_bytes for uuid, pool in pools},
+        )
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Find the devices, take over what an earlier server has loaded, and load, for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._background.run)
+            task_status.started()
+            if self.unavailable is None:
+                await self._search()
+            await self._adopt_all()
+
+    async def _search(self) -> None:
+        try:
+            found = await trio.to_thread.run_sync(cuda.devices)
+        except CudaError as error:
+            self.unavailable = str(error)
+            log.info("no copies on GPUs: %s", error)
+        else:
+            for device in map(Device, found):
+                log.info("device %s: %s, %d bytes", device.uuid, device.found.name, device.found.total)
+                self._add(device)
+        self._place_recorded()
+        self._searched.set()
+
+    def _add(self, device: Device) -> None:
+        pool = self.pools[device.uuid] = Pool(
+            device,
+            budget=int(device.found.total * self._options.gpu_memory),
+            headroom=self._options.gpu_headroom,
+            policy=POLICIES[self._options.gpu_policy],
+            is_pinned=self._is_pinned,
+            let_go=self.records.let_go,
+        )
+        device.on_failure = pool.lose
+
+    async def _is_pinned(self, generation: Generation) -> bool:
+        try:
+            return (await self._disk.residency(generation)).pinned
+        except CacheUnusableError:
+            return True  # as long as it cannot be told
+
+    # Copies of an earlier server
+
+    def _place_recorded(self) -> None:
+        """Have whoever asks for them wait until they are here again."""
+        for copy in self.records.copies:
+            pool = self.pools.get(copy.device)
+            if pool is not None:
+                pool.adopt(copy)
+
+    async def _adopt_all(self) -> None:
+        recorded, self.records.copies = self.records.copies, []
+        for copy in recorded:
+            await self._adopt(copy, self.pools.get(copy.device))
+
+    async def _adopt(self, copy: Copy, pool: Pool | None) -> None:
+        try:
+            if pool is None or not await self.records.recall(copy):
+                raise DeviceError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
+            assert copy.descriptor is not None
+            copy.memory = await pool.device.adopt(copy.size, copy.descriptor)
+            log.info("/%s: %d bytes on %s are gone on with", copy.generation.key, copy.size, copy.device)
+        except (TrimsError, CudaError) as error:
+            log.warning("%s", error)
+            copy.error = DeviceError(str(error))
+            if pool is not None:
+                pool.disown(copy)
+        finally:
+            copy.done.set()
+
+    # Lending
+
+    async def lease(self, generation: Generation, wanted: Wanted, holder: Holder) -> Lease:
+        """Load a copy unless it is there, and keep it until the lease is given to `release`.
+
+        Raises NoSuchEntryError when there is no such device or no tensor is meant, DeviceFullError, DeviceError, and
+        what a read of the file does.
+        """
+        pool = await self._pool(wanted.device)
+        key = self._key(generation, wanted, self._domain(holder))
+        copy = pool.find(key)
+        if copy is not None:
+            pool.counts.hits += 1
+        else:
+            layout = await self._layout(generation, wanted.pattern)
+            copy = pool.find(key) or self._begin(pool, key, generation, layout)
+        lease = pool.lend(copy, holder)
+        try:
+            await copy.done.wait()
+            if copy.error is not None:
+                raise copy.error.with_traceback(None)
+            if copy.gone:
+                raise DeviceError(f"{wanted.device}: {pool.device.failure}")
+        except BaseException:
+            self.release(lease)
+            raise
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """A lease has ended: its copy may make way."""
+        copy = lease.copy
+        self.records.returned(lease)
+        copy.leases.discard(lease)
+        pool = self.pools.get(copy.device)
+        if copy.leases or pool is None or not self._background.running:
+            return
+        if not copy.done.is_set() and not copy.number:
+            pool.forget(copy)
+            copy.scope.cancel()  # nobody waits for it any more
+        else:
+            self._background.start(self._idle, pool, copy)
+
+    async def _idle(self, pool: Pool, copy: Copy) -> None:
+        """Give up what nobody can ask for any more, and what the policy does not keep."""
+        await copy.done.wait()
+        if self._options.gpu_sharing == "none":
+            await pool.drop(copy)
+        elif not pool.lends(copy):
+            await pool.discard(copy)
+        await pool.tidy()
+
+    def again(self, lease: Lease, holder: Holder) -> Lease:
+        """Another lease of the same copy."""
+        return self.pools[lease.copy.device].lend(lease.copy, holder)
+
+    def may_share(self, uid: int, other: int) -> bool:
+        """Whether two users may have the same copy."""
+        return self._options.gpu_sharing == "all" or uid == other
+
+    def handle(self, generation: Generation, device: str, uid: int) -> bytes | None:
+        """The handle of a copy that is on a device already and that a user may share; it gives no lease."""
+        pool = self.pools.get(device)
+        if pool is None or self._options.gpu_sharing == "none":
+            return None
+        copy = pool.find(self._key(generation, Wanted(device, Memory.IPC), self._domain(Holder(uid=uid))))
+        return copy.handle if copy is not None and copy.ready else None
+
+    async def _pool(self, device: str) -> Pool:
+        await self._searched.wait()
+        pool = self.pools.get(device)
+        if pool is None:
+            reason = self.unavailable or f"this host has {', '.join(self.pools)}"
+            raise NoSuchEntryError(f"no device {device}: {reason}")
+        return pool
+
+    def _key(self, generation: Generation, wanted: Wanted, domain: str) -> CopyKey:
+        token = generation.token(self._disk.store)
+        return CopyKey(token=token, domain=domain, memory=wanted.memory.value, pattern=wanted.pattern)
+
+    def _domain(self, holder: Holder) -> str:
+        """Those with the same may share a copy."""
+        match self._options.gpu_sharing:
+            case "all":
+                return "all"
+            case "uid":
+                return f"uid {holder.uid}"
+        return f"lease {secrets.token_hex(8)}"
+
+    async def _layout(self, generation: Generation, pattern: str | None) -> Layout:
+        table = await self._tables.tensors(generation)
+        if pattern is None:
+            return lay_out(table, generation.size)
+        tensors = tuple(chosen(table.tensors, pattern)) if table is not None else ()
+        if table is None or not tensors:
+            raise NoSuchEntryError(f"{generation.key}: no tensor's name matches {pattern}")
+        return lay_out(TensorTable(table.format, tensors, table.named), generation.size)
+
+    # Loading
+
+    def _begin(self, pool: Pool, key: CopyKey, generation: Generation, layout: Layout) -> Copy:
+        copy = Copy(key=key, device=pool.device.uuid, generation=generation, layout=layout, size=rounded(layout.nbytes))
+        pool.add(copy)
+        self._background.start(self._load, pool, copy)
+        return copy
+
+    async def _load(self, pool: Pool, copy: Copy) -> None:
+        key, began = copy.generation.key, trio.current_time()
+        copy.error = DeviceError(f"{key}: loading was given up")
+        try:
+            with copy.scope:
+                await self._fill(pool, copy)
+                await self.records.made(copy)
+                copy.error = None
+        except TrimsError as error:
+            copy.error = error
+        except CudaError as error:  # of pinned memory of the host
+            copy.error = DeviceFullError(f"{key}: {error}")
+        except OSError as error:
+            copy.error = CacheUnusableError(f"{key}: cannot be read from the cache: {error}")
+        except Exception as error:  # a defect: it ends this load, not the server
+            log.exception("/%s", key)
+            copy.error = DeviceError(f"{key}: internal error: {error!r}")
+        finally:
+            copy.load_s = trio.current_time() - began
+            if copy.error is None:
+                pool.counts.loads += 1
+                pool.counts.loaded_bytes += copy.layout.nbytes
+                pool.counts.load_seconds += copy.load_s
+                log.info("loaded /%s to %s: %d bytes in %.3f s", key, copy.device, copy.layout.nbytes, copy.load_s)
+            else:
+                if not copy.scope.cancelled_caught:
+                    pool.counts.failed_loads += 1
+                    log.warning("not loaded to %s: %s", copy.device, copy.error)
+                with trio.CancelScope(shield=True):
+                    await pool.discard(copy)
+            copy.done.set()
+
+    async def _fill(self, pool: Pool, copy: Copy) -> None:
+        async with self._disk.using(copy.generation) as blob:
+            self._fetcher.hold(blob)  # what is not here yet is on its way before it is asked for
+            try:
+                await pool.allocate(copy)
+                assert copy.memory is not None
+                await fill(pool.device, copy.memory.address, copy.layout, self._source(blob))
+                await pool.device.run(_lendable, copy)
+            finally:
+                self._fetcher.unhold(blob)
+
+    def _source(self, blob: Blob) -> BlobSource:
+        return BlobSource(blob, self._fetcher, in_memory=self._in_memory)
+
+    # Commands
+
+    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder) -> None:
+        """Load a copy for a user before it is asked for. Raises as `lease`."""
+        self.release(await self.lease(generation, wanted, holder))
+
+    async def evict(self, generation: Generation) -> None:
+        """Evict the copies of a generation. Raises InUseError when one is in use."""
+        for pool in self.pools.values():
+            for copy in pool.of(generation.token(self._disk.store)):
+                if not await pool.drop(copy):
+                    raise InUseError(f"{generation.key} is in use on {copy.device}: it can be evicted once it is not")
+
+    async def compare(self, generation: Generation) -> None:
+        """Compare all copies of a generation with the file, byte by byte. One that differs is lent to nobody anew.
+
+        Raises CopyDamagedError, and what a read of the file does.
+        """
+        async with self._comparing, self._disk.using(generation) as blob:
+            for pool in self.pools.values():
+                for copy in pool.of(generation.token(self._disk.store)):
+                    await copy.done.wait()
+                    if copy.memory is not None:
+                        await self._compare(pool, copy, blob)
+
+    async def _compare(self, pool: Pool, copy: Copy, blob: Blob) -> None:
+        assert copy.memory is not None
+        place = None
+        copy.checked_by += 1
+        try:
+            place = await differs(pool.device, copy.memory.address, copy.layout, self._source(blob))
+        finally:
+            copy.checked_by -= 1
+            if place is not None:
+                pool.forget(copy)
+            if not copy.leases and not pool.lends(copy):
+                self._background.start(self._idle, pool, copy)
+        if place is not None:
+            log.error("/%s: the copy on %s differs at byte %d", copy.generation.key, copy.device, place)
+            raise CopyDamagedError(
+                f"{copy.generation.key}: its copy on {copy.device} differs from the file: it is not lent any more: "
+                "end the programs that use it"
+            )
+
+    def resident(self, generation: Generation) -> dict[str, int]:
+        """Bytes of a generation on each device that has any, in all domains."""
+        token = generation.token(self._disk.store)
+        found = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
+        return {uuid: size for uuid, size in found.items() if size}
+
+
+def _lendable(copy: Copy) -> None:
+    """Have this process write to a loaded copy no more, and make what it is lent by. For the device's thread."""
+    match copy.memory:
+        case SharedMemory():
+            copy.memory.protect(writable=False)
+            copy.descriptor = copy.memory.export()
+        case LegacyMemory():
+            copy.handle = copy.memory.handle()

@@ -1,0 +1,31 @@
+"""A blob as what a copy is made of."""
+
+from trimsfs.fetch import Fetcher
+from trimsfs.tiers.blob import Blob
+from trimsfs.types import Buffer
+
+
+class BlobSource:
+    """The bytes of a blob that the caller uses, which may still be on their way from the store.
+
+    *in_memory* tells that its file is in memory for good, as on a tmpfs.
+    """
+
+    def __init__(self, blob: Blob, fetcher: Fetcher, *, in_memory: bool) -> None:
+        self._blob = blob
+        self._fetcher = fetcher
+        self._in_memory = in_memory
+
+    async def bytes_of(self, start: int, stop: int) -> Buffer | None:
+        """Wait for some bytes; None when they are in the file, where there may be no room for them."""
+        blob = self._blob
+        data = await self._fetcher.read(blob, start, stop)
+        return None if blob.attached and blob.readable(start, stop) else data
+
+    def fileno(self) -> int:
+        return self._blob.fileno()
+
+    @property
+    def registrable(self) -> int:
+        whole = self._in_memory and self._blob.attached and self._blob.complete
+        return self._blob.generation.size if whole else 0

@@ -1,0 +1,224 @@
+"""How programs ask for copies: control files, attributes and ioctls."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimsfs.errors import LookUpAgainError
+from trimsfs.formats.table import Tensor
+from trimsfs.gpu.copies import GpuCopies
+from trimsfs.gpu.handout import Handout
+from trimsfs.gpu.holders import holder_of
+from trimsfs.gpu.names import Memory, Wanted, chosen, device_of, wanted
+from trimsfs.tiers.gpu.pool import Copy, Lease, Pool
+from trimsfs.types import Generation
+
+DIRECTORY = "gpu"
+"""The control directory of a model file whose files are its copies, by device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """What an ioctl gives: bytes of the memory, bytes used of it, and what it is opened by."""
+
+    size: int
+    nbytes: int
+    handle: bytes
+    token: str
+    socket: str
+
+
+class LentFile:
+    """An open control file: a lease. Reading it tells what the copy is opened by."""
+
+    def __init__(self, surface: "GpuSurface", lease: Lease, pattern: str | None) -> None:
+        self.lease = lease
+        self._surface = surface
+        self._pattern = pattern
+        self._text = b""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        copy = self.lease.copy
+        await copy.done.wait()
+        if not copy.ready and copy.memory is None:
+            raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
+        if offset == 0 or not self._text:
+            self._text = self._surface.describe(self.lease, self._pattern)
+        return self._text[offset : offset + size]
+
+    def close(self) -> None:
+        self._surface.ended(self.lease)
+
+
+class GpuSurface:
+    """The copies of a mount, as programs see them."""
+
+    def __init__(self, copies: GpuCopies) -> None:
+        self._copies = copies
+        self.handout = Handout(copies.again, copies.release, may_share=copies.may_share)
+        self._by_handle: dict[int, list[Lease]] = {}
+
+    def devices(self) -> list[str]:
+        """The devices of this host that copies can be on."""
+        return sorted(self._copies.pools)
+
+    def knows(self, name: str) -> bool:
+        """Whether there may be such a control file; whether there is a device is found when it is opened."""
+        return wanted(name) is not None
+
+    async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LentFile:
+        """Load the copy that a name asks for, and keep it. Raises as `GpuCopies.lease`."""
+        asked = wanted(name)
+        assert asked is not None
+        return LentFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
+
+    def opened(self, file: LentFile, handle: int) -> None:
+        """The handle that a control file has got."""
+        self._copies.records.lent(file.lease, handle)
+
+    def restored(self, handle: int, name: str) -> LentFile | None:
+        """A control file that an earlier server has opened; None when its copy is lost."""
+        leases, asked = self._copies.records.leases(handle), wanted(name)
+        return LentFile(self, leases[0], asked.pattern) if leases and asked is not None else None
+
+    def ended(self, lease: Lease) -> None:
+        """A lease is given back."""
+        self.handout.ended(lease)
+        self._copies.release(lease)
+
+    # Leases of open model files
+
+    async def lend(self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: Memory) -> Lent:
+        """Load a copy, and keep it for as long as a model file is open. Raises as `GpuCopies.lease`."""
+        lease = await self._copies.lease(generation, Wanted(device, memory), holder_of(uid, pid))
+        self._by_handle.setdefault(handle, []).append(lease)
+        self._copies.records.lent(lease, handle)
+        copy = lease.copy
+        token = self.handout.token(lease) if copy.handle is None else ""
+        return Lent(
+            size=copy.size,
+            nbytes=copy.layout.nbytes,
+            handle=copy.handle or b"",
+            token=token,
+            socket=str(self.handout.path or "") if token else "",
+        )
+
+    def closed(self, handle: int) -> None:
+        """A model file has been closed."""
+        for lease in self._by_handle.pop(handle, ()):
+            self.ended(lease)
+
+    def reopened(self, handle: int) -> None:
+        """A model file is open since before this server was started."""
+        leases = self._copies.records.leases(handle)
+        if leases:
+            self._by_handle[handle] = leases
+
+    def all_reopened(self) -> None:
+        """What else had leases is not open any more."""
+        for lease in self._copies.records.unclaimed():
+            self.ended(lease)
+
+    def xattr(self, generation: Generation, name: str, uid: int) -> bytes | None:
+        """The value of an attribute, without its prefix; None when it is not one of ours, or there is no copy."""
+        device = device_of(name)
+        return self._copies.handle(generation, device, uid) if device is not None else None
+
+    # Telling
+
+    def resident(self, generation: Generation) -> dict[str, int]:
+        """Bytes of a generation on each device that has any."""
+        return self._copies.resident(generation)
+
+    def describe(self, lease: Lease, pattern: str | None) -> bytes:
+        """A copy as one line of JSON, for who has the lease."""
+        copy = lease.copy
+        told: dict[str, Any] = {
+            "device": copy.device,
+            "generation": copy.key.token,
+            "memory": copy.key.memory,
+            "size": copy.size,
+            "nbytes": copy.layout.nbytes,
+            "format": copy.layout.format,
+        }
+        if copy.handle is not None:
+            told["ipc_handle"] = copy.handle.hex()
+        else:
+            told |= {"socket": str(self.handout.path or ""), "token": self.handout.token(lease)}
+        return json.dumps(told).encode()[:-1] + b', "tensors": ' + _tensors(copy, pattern) + b"}\n"
+
+    def facts(self) -> dict[str, object]:
+        """The devices, for operators."""
+        return {
+            "unavailable": self._copies.unavailable,
+            "socket": str(self.handout.path) if self.handout.path is not None else None,
+            "devices": [_device(pool) for pool in self._copies.pools.values()],
+        }
+
+    def copies(self, may_tell: Callable[[Generation], bool], shows: Callable[[int], bool]) -> list[dict[str, object]]:
+        """The devices with the copies on them that *may_tell* lets through, and the leases of users that *shows*."""
+        return [
+            _device(pool) | {"copies": [_copy(copy, shows) for copy in pool.copies if may_tell(copy.generation)]}
+            for pool in self._copies.pools.values()
+        ]
+
+
+def _tensors(copy: Copy, pattern: str | None) -> bytes:
+    """The tensors of a copy, with where they are in it; those that are asked for, of a copy of the whole file."""
+    if copy.rendered is None:
+        copy.rendered = _rendered(copy.layout.tensors)
+    if pattern == copy.key.pattern:
+        return copy.rendered
+    return _rendered(chosen(copy.layout.tensors, pattern))
+
+
+def _rendered(tensors: Sequence[Tensor]) -> bytes:
+    return json.dumps(
+        [
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "offset": tensor.offset,
+                "nbytes": tensor.nbytes,
+            }
+            for tensor in tensors
+        ]
+    ).encode()
+
+
+def _device(pool: Pool) -> dict[str, object]:
+    found = pool.device.found
+    return {
+        "uuid": found.uuid,
+        "name": found.name,
+        "total_bytes": found.total,
+        "budget_bytes": pool.budget,
+        "used_bytes": pool.used,
+        "failure": pool.device.failure,
+    }
+
+
+def _copy(copy: Copy, shows: Callable[[int], bool]) -> dict[str, object]:
+    return {
+        "path": copy.generation.key.encode(errors="surrogateescape").decode(errors="replace"),
+        "generation": copy.key.token,
+        "memory": copy.key.memory,
+        "domain": copy.key.domain,
+        "tensors": copy.key.pattern,
+        "bytes": copy.size,
+        "state": "loaded" if copy.ready else "loading",
+        "uses": copy.uses,
+        "leased": len(copy.leases),
+        "leases": [
+            {
+                "uid": lease.holder.uid,
+                "pid": lease.holder.pid,
+                "container": lease.holder.container,
+                "since": lease.since,
+            }
+            for lease in copy.leases
+            if shows(lease.holder.uid)
+        ],
+    }

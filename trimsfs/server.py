@@ -1,0 +1,185 @@
+"""A server's life: it begins a mount or goes on with one, answers, and ends with it."""
+
+import logging
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from trimsfs.assembly import assemble, lies_on
+from trimsfs.errors import (
+    FuseUnavailableError,
+    StoreUnavailableError,
+)
+from trimsfs.eviction import POLICIES
+from trimsfs.filesystem import Filesystem
+from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
+from trimsfs.gpu.surface import GpuSurface
+from trimsfs.keeper import Keeper, Turn
+from trimsfs.ledger import Kind, Ledger
+from trimsfs.options import MountOptions
+from trimsfs.residents import Residents
+from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.terms import Terms, recorded
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.quotas import Quotas
+from trimsfs.workers import Spawner
+
+log = logging.getLogger(__name__)
+
+SETTLED_AFTER_S = 10.0
+PROBE_DEADLINE_S = 5.0
+"""How long a mount tries to reach its store before it gives up."""
+
+
+async def serve(
+    options: MountOptions,
+    mountpoint: Path,
+    keeper_end: socket.socket,
+    turn: Turn,
+    spawner: Spawner,
+    raw_store: Store,
+    no_gpu: str | None,
+) -> None:
+    """Run the server until the file system is unmounted. *options* are resolved; *no_gpu* tells why no GPU
+    can be used. Raises TrimsError."""
+    assert options.cache_dir is not None
+    disk = DiskTier(
+        options.cache_dir,
+        store=raw_store.identity,
+        budget=options.cache_size,
+        min_free=options.min_free,
+        policy=POLICIES[options.cache_policy],
+        quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
+        lock=turn.lock,
+    )
+    try:
+        if turn.fuse is None:
+            await _probe(raw_store, options)
+        await _serve(options, mountpoint, Keeper(keeper_end), turn, spawner, raw_store, disk, no_gpu)
+    finally:
+        with trio.CancelScope(shield=True):
+            await disk.aclose()
+        await raw_store.aclose()
+
+
+async def _serve(
+    options: MountOptions,
+    mountpoint: Path,
+    keeper: Keeper,
+    turn: Turn,
+    spawner: Spawner,
+    raw_store: Store,
+    disk: DiskTier,
+    no_gpu: str | None,
+) -> None:
+    ledger = Ledger(turn.ledger)
+    terms = recorded(ledger) or Terms(
+        passthrough=options.passthrough, overlay=lies_on(disk.directory, "overlay"), mounted_ns=time.time_ns()
+    )
+    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, disk, no_gpu)
+    session = Session(parts.filesystem, terms)
+    with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
+        async with trio.open_nursery() as nursery:
+            for start in parts.first:
+                await nursery.start(start)
+            nursery.start_soon(keeper.run)
+            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            if turn.fuse is None:
+                nursery.start_soon(_begin, session, keeper, parts.residents, disk, terms, ledger)
+            else:
+                await _go_on(session, keeper, parts.residents, parts.filesystem, terms, turn)
+                nursery.start_soon(_settle, parts.filesystem)
+            if _ownership_has_changed(options, ledger):
+                numbers = parts.namespace.numbers()
+                nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
+            ledger.forget_taken()
+            for run in parts.later:
+                nursery.start_soon(run)
+            if no_gpu is None:
+                nursery.start_soon(_hand_out, keeper, parts.lending)
+            log.info("serving %s at %s", options.store, mountpoint)
+            await session.serve()
+            log.info("%s is unmounted", mountpoint)
+            nursery.cancel_scope.cancel()
+
+
+async def _hand_out(keeper: Keeper, lending: GpuSurface) -> None:
+    """Let clients of GPU copies connect, if that is possible."""
+    listener = await keeper.listen()
+    if listener is not None:
+        await lending.handout.run(*listener)
+
+
+async def _begin(
+    session: Session, keeper: Keeper, residents: Residents, disk: DiskTier, terms: Terms, ledger: Ledger
+) -> None:
+    """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
+    connection = await session.agreed()
+    refusal = None
+    if not terms.passthrough:
+        refusal = "switched off by --no-passthrough"
+    elif not connection.passthrough:
+        refusal = why_no_passthrough()
+    else:
+        try:
+            keeper.close(await keeper.open(disk.lock_descriptor))
+        except FuseUnavailableError as error:
+            refusal = str(error)
+    replace(terms, init=connection.init.hex(), refusal=refusal).record(ledger)
+    if refusal is None:
+        residents.backed_by(keeper)
+    else:
+        residents.impossible(refusal)
+    await keeper.ready(resends=connection.resends)
+
+
+async def _go_on(
+    session: Session, keeper: Keeper, residents: Residents, filesystem: Filesystem, terms: Terms, turn: Turn
+) -> None:
+    """Take up what the server before has left, before the first request is answered."""
+    if terms.refusal is None:
+        residents.backed_by(keeper)
+        await residents.restore(turn.unclaimed)
+    else:
+        residents.impossible(terms.refusal)
+    await filesystem.restore()
+    session.resume()
+    await keeper.ready(resends=True)
+
+
+async def _settle(filesystem: Filesystem) -> None:
+    """What was left unanswered comes again at once; whatever has not come by then was answered."""
+    await trio.sleep(SETTLED_AFTER_S)
+    filesystem.all_asked_again()
+
+
+def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
+    """Whether files have other owners or modes than an earlier server has told the kernel."""
+    names = {"uid", "gid", "mode", "dir_mode", "access"}
+    content = options.model_dump_json(include=names).encode()
+    before = ledger.taken(Kind.OWNERSHIP)
+    if [entry.content for entry in before] == [content]:
+        return False
+    for entry in before:
+        ledger.set(entry.slot, 0)
+    ledger.add(Kind.OWNERSHIP, 0, content)
+    return bool(before)
+
+
+async def _probe(store: Store, options: MountOptions) -> None:
+    try:
+        await RetryingStore(store, Retrying(deadline_s=PROBE_DEADLINE_S)).probe()
+    except StoreUnavailableError as error:
+        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
+        raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            log.info("stopping")
+            scope.cancel()

@@ -1,0 +1,166 @@
+"""A device: its memory, and what copies to and from it. Every call of the driver is made here or in ``trimsfs.cuda``.
+
+The driver is asked for one thing at a time, in a thread, so that one that hangs holds up its device alone.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from trimsfs.cuda import Context, CudaError, Found, LegacyMemory, PinnedBuffer, SharedMemory, Stream, free_and_total
+from trimsfs.errors import DeviceError
+from trimsfs.tiers.threads import Threads
+from trimsfs.types import CHUNK_SIZE
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+DeviceMemory = SharedMemory | LegacyMemory
+
+SLOTS = 8
+"""Copies under way at once. Each takes a chunk of pinned memory, from its first use until the server ends."""
+_HARMLESS = frozenset(
+    f"CUDA_ERROR_{name}"
+    for name in ("INVALID_VALUE", "INVALID_HANDLE", "NOT_SUPPORTED", "NOT_PERMITTED", "OPERATING_SYSTEM")
+)
+"""Errors that are about one call. After any other the driver does nothing more for this process."""
+
+
+class Slot:
+    """A buffer of pinned memory, and the stream of the copies from and to it."""
+
+    def __init__(self) -> None:
+        self._buffer: PinnedBuffer | None = None
+        self._stream: Stream | None = None
+
+    @property
+    def view(self) -> memoryview:
+        """CHUNK_SIZE bytes, for whoever has prepared the slot."""
+        assert self._buffer is not None
+        return self._buffer.view
+
+    def prepare(self) -> None:
+        """Wait until an earlier copy is done. For the device's thread."""
+        if self._buffer is None:
+            self._buffer = PinnedBuffer(CHUNK_SIZE)
+        if self._stream is None:
+            self._stream = Stream()
+        self._stream.synchronize()
+
+    def write(self, address: int, size: int) -> None:
+        """Begin to copy the first bytes of ``view`` to the device. For its thread."""
+        assert self._buffer is not None
+        assert self._stream is not None
+        self._stream.to_device(address, self._buffer.address, size)
+
+    def read(self, address: int, size: int) -> None:
+        """Copy bytes of the device to the beginning of ``view``. For its thread."""
+        assert self._buffer is not None
+        assert self._stream is not None
+        self._stream.to_host(self._buffer.address, address, size)
+        self._stream.synchronize()
+
+    def finish(self) -> None:
+        """Wait until what was begun is done. For the device's thread."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+class Device:
+    """A device of this host. Nothing is done with it, and no memory of it taken, before it is first used.
+
+    Once it has failed, so does everything that is asked of it, and ``failure`` tells why; ``on_failure`` hears of it.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self.uuid = found.uuid
+        self.failure: str | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._threads = Threads(1)
+        self._context: Context | None = None
+        self._all_slots: list[Slot] = []
+        self._slots, self._free_slots = trio.open_memory_channel[Slot](SLOTS)
+        for _ in range(SLOTS):
+            slot = Slot()
+            self._all_slots.append(slot)
+            self._slots.send_nowait(slot)
+
+    async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """What a function gives, called in the device's thread and context.
+
+        Raises DeviceError, and CudaError when there is too little memory.
+        """
+        if self.failure is not None:
+            raise DeviceError(f"{self.uuid}: {self.failure}")
+        try:
+            return await self._threads.run(self._in_context, function, *arguments)
+        except CudaError as error:
+            if error.out_of_memory:
+                raise
+            if error.name not in _HARMLESS:
+                self.fail(str(error))
+            raise DeviceError(f"{self.uuid}: {error}") from error
+
+    def fail(self, reason: str) -> None:
+        """The device is lost."""
+        if self.failure is None:
+            self.failure = f"{reason}: see `nvidia-smi`, then `mountctl restart`"
+            log.error("device %s has failed: %s", self.uuid, self.failure)
+            self.on_failure()
+
+    def _in_context(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        if self._context is None:
+            self._context = Context(self.found.ordinal)
+        with self._context:
+            return function(*arguments)
+
+    async def free_bytes(self) -> int:
+        """Bytes that nobody on this host uses. Raises DeviceError."""
+        free, _ = await self.run(free_and_total)
+        return free
+
+    async def allocate(self, size: int, *, shared: bool) -> DeviceMemory:
+        """Memory to be lent by descriptor when it is *shared*, else by handle. Raises as `run`."""
+        if shared:
+            return await self.run(SharedMemory.allocate, self.found.ordinal, size)
+        return await self.run(LegacyMemory.allocate, size)
+
+    async def adopt(self, size: int, descriptor: int) -> SharedMemory:
+        """Memory that an earlier server has allocated. Raises as `run`."""
+        return await self.run(SharedMemory.adopt, self.found.ordinal, size, descriptor)
+
+    async def free(self, memory: DeviceMemory) -> None:
+        """Free memory, once nothing is copied to it any more; a device that has failed has no memory."""
+        try:
+            await self.run(self._free, memory)
+        except (DeviceError, CudaError) as error:
+            log.info("memory of %s is not freed: %s", self.uuid, error)
+
+    def _free(self, memory: DeviceMemory) -> None:
+        self._finish()
+        memory.close()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """A slot for the length of the block, free of earlier copies; those begun in it may go on behind. Raises as
+        `run`."""
+        slot = await self._free_slots.receive()
+        try:
+            await self.run(slot.prepare)
+            yield slot
+        finally:
+            self._slots.send_nowait(slot)
+
+    async def finish(self) -> None:
+        """Wait until all copies are done. Raises DeviceError."""
+        await self.run(self._finish)
+
+    def _finish(self) -> None:
+        for slot in self._all_slots:
+            slot.finish()

@@ -1,0 +1,160 @@
+"""Copies between a blob and a device: filling a copy, and comparing one with what it was filled with."""
+
+import ctypes
+import logging
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import trio
+
+from trimsfs import cuda
+from trimsfs.cuda import CudaError, Stream
+from trimsfs.errors import DeviceError
+from trimsfs.tiers.gpu.device import SLOTS, Device
+from trimsfs.tiers.gpu.layout import Batch, Layout, Part, Run
+from trimsfs.types import CHUNK_SIZE, Buffer
+
+log = logging.getLogger(__name__)
+
+PARTS_AT_ONCE = 64
+"""Copies from registered memory that are begun in one go."""
+
+
+class Source(Protocol):
+    """The file that a copy is made of."""
+
+    async def bytes_of(self, start: int, stop: int) -> Buffer | None:
+        """Wait until the bytes ``[start, stop)`` are here and have been checked; None when they are in the file.
+
+        Raises StoreError.
+        """
+
+    def fileno(self) -> int:
+        """The descriptor of the file that `bytes_of` speaks of."""
+
+    @property
+    def registrable(self) -> int:
+        """The size of the file if all of it is here, and in memory that a device can be given; else 0."""
+
+
+async def fill(device: Device, address: int, layout: Layout, source: Source) -> None:
+    """Copy all that a layout names to the memory at *address*, as it comes; several batches are under way at once.
+
+    Raises StoreError, DeviceError, and OSError when the file cannot be read.
+    """
+    if layout.nbytes and source.registrable and await _from_registered(device, address, layout, source):
+        return
+    batches = layout.batches(CHUNK_SIZE)
+    errors: list[Exception] = []
+
+    async def fill_some() -> None:
+        try:
+            for batch in batches:
+                async with device.slot() as slot:
+                    await _stage(slot.view, batch, source)
+                    await device.run(slot.write, address + batch.offset, batch.length)
+        except Exception as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(SLOTS):
+            nursery.start_soon(fill_some)
+    if errors:
+        raise errors[0]
+    await device.finish()
+
+
+async def differs(device: Device, address: int, layout: Layout, source: Source) -> int | None:
+    """The first offset at which a copy is not what its file is, as far as is found; None when it is all right.
+
+    Raises as `fill`.
+    """
+    for batch in layout.batches(CHUNK_SIZE):
+        async with device.slot() as expected, device.slot() as found:
+            await _stage(expected.view, batch, source)
+            await device.run(found.read, address + batch.offset, batch.length)
+            for part in (part for run in batch.runs for part in run.parts):
+                start, stop = part.offset - batch.offset, part.offset - batch.offset + part.length
+                if expected.view[start:stop] != found.view[start:stop]:
+                    return part.offset
+    return None
+
+
+async def _stage(view: memoryview, batch: Batch, source: Source) -> None:
+    """Put the bytes of a batch into a buffer, and nothing of what was there between them."""
+    end = 0
+    for run in batch.runs:
+        data = await source.bytes_of(run.start, run.stop)
+        places = [_place(view, batch, part) for part in run.parts]
+        if data is None:
+            await trio.to_thread.run_sync(_read_fully, source.fileno(), places, run.start)
+        else:
+            for place, part in zip(places, run.parts, strict=True):
+                place[:] = data[part.source - run.start : part.source - run.start + part.length]
+        for part in run.parts:
+            begin = part.offset - batch.offset
+            view[end:begin] = bytes(begin - end)
+            end = begin + part.length
+
+
+def _place(view: memoryview, batch: Batch, part: Part) -> memoryview:
+    begin = part.offset - batch.offset
+    return view[begin : begin + part.length]
+
+
+def _read_fully(descriptor: int, places: Sequence[memoryview], offset: int) -> None:
+    """Read what follows an offset of a file into places, in their order. Raises OSError."""
+    left = list(places)
+    while left:
+        count = os.preadv(descriptor, left, offset)
+        if count == 0:
+            raise OSError("the file is shorter than it was")
+        offset += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
+
+
+# Where the cache is in memory, a device can copy from there by itself.
+
+
+async def _from_registered(device: Device, address: int, layout: Layout, source: Source) -> bool:
+    """Copy straight from the file's pages; False when the driver will not have them."""
+    for run in _whole(layout):
+        await source.bytes_of(run.start, run.stop)
+    mapping = mmap.mmap(source.fileno(), source.registrable)  # the driver wants to be able to write, but does not
+    first = ctypes.c_char.from_buffer(mapping)
+    host = ctypes.addressof(first)
+    try:
+        try:
+            await device.run(cuda.register, host, len(mapping))
+        except (DeviceError, CudaError) as error:
+            log.debug("not registered: %s", error)
+            return False
+        stream = await device.run(Stream)
+        try:
+            for index in range(0, len(layout.parts), PARTS_AT_ONCE):
+                await device.run(_copy, stream, address, host, layout.parts[index : index + PARTS_AT_ONCE])
+        finally:
+            with trio.CancelScope(shield=True):
+                await device.run(stream.synchronize)
+                await device.run(stream.close)
+                await device.run(cuda.unregister, host)
+    finally:
+        del first
+        mapping.close()
+    return True
+
+
+def _whole(layout: Layout) -> Iterator[Run]:
+    for batch in layout.batches(CHUNK_SIZE):
+        yield from batch.runs
+
+
+def _copy(stream: Stream, address: int, host: int, parts: Sequence[Part]) -> None:
+    for part in parts:
+        stream.to_device(address + part.offset, host + part.source, part.length)

@@ -1,0 +1,109 @@
+"""Where the tensors of a file lie in a device's memory, and in what batches they get there. Pure logic."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trimsfs.formats.table import Tensor, TensorTable
+
+ALIGNMENT = 256
+"""Bytes: what CUDA's own allocations are aligned to, and its libraries' kernels expect."""
+MOST_PARTS = 1000
+"""Of a run: one system call takes no more than 1024 buffers."""
+
+
+class Part(NamedTuple):
+    """``length`` bytes at ``source`` of the file go to ``offset`` of the copy."""
+
+    source: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Parts that follow each other in the file without a gap."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def start(self) -> int:
+        """Where the run begins in the file."""
+        return self.parts[0].source
+
+    @property
+    def stop(self) -> int:
+        """Where it ends."""
+        return self.parts[-1].source + self.parts[-1].length
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is copied to the device at once: the bytes ``[offset, offset + length)`` of the copy."""
+
+    offset: int
+    length: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The contents of a copy: ``nbytes`` bytes, of a file in the ``format``, None when it is an image of the file.
+
+    The offsets of ``tensors`` are those in the copy; ``parts``, in order of their offsets, tell where all comes from.
+    """
+
+    format: str | None
+    tensors: tuple[Tensor, ...]
+    parts: tuple[Part, ...]
+    nbytes: int
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All of it in batches of at most *size* bytes, a multiple of ALIGNMENT."""
+        waiting: list[Part] = []
+        for part in self.parts:
+            begin, left = part.offset, part.length
+            while left:
+                if waiting and begin + 1 > waiting[0].offset + size:
+                    yield _batch(waiting)
+                    waiting = []
+                first = waiting[0].offset if waiting else begin
+                length = min(left, first + size - begin)
+                waiting.append(Part(part.source + begin - part.offset, begin, length))
+                begin, left = begin + length, left - length
+        if waiting:
+            yield _batch(waiting)
+
+
+def lay_out(table: TensorTable | None, size: int) -> Layout:
+    """The layout of a file of *size* bytes: its tensors in their order in the file, or its image without a *table*.
+
+    Tensors that have their bytes in common share them in the copy as well; those in other files are left out.
+    """
+    if table is None:
+        return Layout(format=None, tensors=(), parts=(Part(0, 0, size),) if size else (), nbytes=size)
+    inside = [tensor for tensor in table.tensors if tensor.file is None]
+    places: dict[tuple[int, int], int] = {}
+    parts: list[Part] = []
+    end = 0
+    for tensor in sorted(inside, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        place = tensor.offset, tensor.nbytes
+        if place not in places:
+            offset = -(-end // ALIGNMENT) * ALIGNMENT
+            places[place] = offset
+            if tensor.nbytes:
+                parts.append(Part(tensor.offset, offset, tensor.nbytes))
+                end = offset + tensor.nbytes
+    tensors = tuple(tensor._replace(offset=places[tensor.offset, tensor.nbytes]) for tensor in inside)
+    return Layout(format=table.format, tensors=tensors, parts=tuple(parts), nbytes=end)
+
+
+def _batch(parts: list[Part]) -> Batch:
+    runs: list[list[Part]] = []
+    for part in parts:
+        last = runs[-1][-1] if runs else None
+        if last is None or last.source + last.length != part.source or len(runs[-1]) == MOST_PARTS:
+            runs.append([])
+        runs[-1].append(part)
+    first, last = parts[0], parts[-1]
+    return Batch(first.offset, last.offset + last.length - first.offset, tuple(Run(tuple(run)) for run in runs))

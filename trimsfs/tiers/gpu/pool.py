@@ -1,0 +1,309 @@
+"""The copies on one device: who uses them, how much room they take, and which of them make way."""
+
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from trimsfs.cuda import CudaError
+from trimsfs.errors import DeviceFullError, TrimsError
+from trimsfs.eviction import Evictable, Policy, eager
+from trimsfs.tiers.gpu.device import Device, DeviceMemory
+from trimsfs.tiers.gpu.layout import Layout
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+GRANULARITY = 2 << 20
+"""Bytes that a device allocates at a time."""
+LOAD_RATE = 1e10
+"""Bytes a second: a guess at what loading a copy again costs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who uses a copy, as the host sees them; the process is only told to operators, and may be another by now."""
+
+    uid: int
+    pid: int = 0
+    container: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """A reason to keep a copy."""
+
+    copy: "Copy"
+    holder: Holder
+    since: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyKey:
+    """What makes a copy another than the next: the content, who may share it, how it is lent, and which tensors."""
+
+    token: str
+    domain: str
+    memory: str
+    pattern: str | None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Copy:
+    """A copy of a file, or of some of its tensors, on a device, by its UUID.
+
+    ``done`` is set when it is loaded, or will not be, for the reason ``error``. ``memory`` is None before and, once it
+    is ``gone``, after. ``descriptor`` is that of its memory, or ``handle`` opens it. ``checked_by`` counts what
+    compares it. ``number`` is what the keeper knows it by, and ``slot`` where the ledger has it.
+    """
+
+    key: CopyKey
+    device: str
+    generation: Generation
+    layout: Layout
+    size: int
+    done: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    error: TrimsError | None = None
+    gone: bool = False
+    memory: DeviceMemory | None = None
+    descriptor: int | None = None
+    handle: bytes | None = None
+    number: int = 0
+    slot: int = 0
+    leases: set[Lease] = field(default_factory=set)
+    checked_by: int = 0
+    loaded: int = 0
+    last_used: int = 0
+    uses: int = 0
+    load_s: float = 0.0
+    rendered: bytes | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be lent."""
+        return self.done.is_set() and self.error is None and not self.gone
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a pool has done since the server started."""
+
+    hits: int = 0
+    loads: int = 0
+    failed_loads: int = 0
+    loaded_bytes: int = 0
+    load_seconds: float = 0.0
+    evictions: int = 0
+    evicted_bytes: int = 0
+
+
+class Pool:
+    """The copies on a device: at most *budget* bytes, leaving *headroom* for what else runs there.
+
+    A copy that is leased, compared, still loading or pinned is never evicted. *is_pinned* tells of a generation;
+    *let_go* has whoever else keeps a copy let go of it before it is freed.
+
+    Invariants: ``_used`` counts a copy from the moment room was made for it until its memory is freed. A copy that is
+    not in ``_copies`` any more is lent to nobody anew.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        budget: int,
+        headroom: int,
+        policy: Policy,
+        is_pinned: Callable[[Generation], Awaitable[bool]],
+        let_go: Callable[[Copy], None],
+    ) -> None:
+        self.device = device
+        self.budget = budget
+        self.counts = Counts()
+        self._headroom = headroom
+        self._policy = policy
+        self._is_pinned = is_pinned
+        self._let_go = let_go
+        self._copies: dict[CopyKey, Copy] = {}
+        self._used = 0
+        self._numbers = itertools.count(1)
+        self._lock = trio.Lock()
+
+    @property
+    def used(self) -> int:
+        """Bytes of the device that copies take."""
+        return self._used
+
+    @property
+    def copies(self) -> list[Copy]:
+        """All that is here, or on its way."""
+        return list(self._copies.values())
+
+    def find(self, key: CopyKey) -> Copy | None:
+        """The copy that a key names, or one of the whole file in its place."""
+        whole = CopyKey(token=key.token, domain=key.domain, memory=key.memory, pattern=None)
+        return self._copies.get(key) or self._copies.get(whole)
+
+    def of(self, generation_token: str) -> list[Copy]:
+        """The copies of a generation, in every domain."""
+        return [copy for copy in self._copies.values() if copy.key.token == generation_token]
+
+    def add(self, copy: Copy) -> None:
+        """A copy is on its way."""
+        assert copy.key not in self._copies
+        self._copies[copy.key] = copy
+        copy.loaded = copy.last_used = next(self._numbers)
+
+    def lend(self, copy: Copy, holder: Holder) -> Lease:
+        """Keep a copy for somebody."""
+        lease = Lease(copy, holder)
+        copy.leases.add(lease)
+        copy.uses += 1
+        copy.last_used = next(self._numbers)
+        return lease
+
+    def adopt(self, copy: Copy) -> None:
+        """A copy of an earlier server has its memory already."""
+        self.add(copy)
+        self._used += copy.size
+
+    def disown(self, copy: Copy) -> None:
+        """The memory of such a copy is lost."""
+        self.forget(copy)
+        copy.gone = True
+        self._let_go(copy)
+        self._used -= copy.size
+
+    async def allocate(self, copy: Copy) -> None:
+        """Make room for a copy and take its memory. Raises DeviceFullError, DeviceError."""
+        shared = copy.key.memory == "vmm"
+        async with self._lock:
+            await self._make_room(copy)
+            self._used += copy.size
+            try:
+                try:
+                    copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
+                except CudaError:
+                    # Somebody else was faster than the look at what is free.
+                    await self._evict(copy.size, self._policy)
+                    copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
+            except CudaError:
+                self._used -= copy.size
+                raise await self._full(copy) from None
+            except BaseException:
+                self._used -= copy.size
+                raise
+            self._used += copy.memory.size - copy.size
+            copy.size = copy.memory.size
+
+    async def _make_room(self, copy: Copy) -> None:
+        if copy.size > self.budget:
+            raise DeviceFullError(
+                f"{copy.generation.key}: {copy.size} bytes are more than the {self.budget} that copies may take of "
+                f"{self.device.uuid}: raise --gpu-memory, or ask for some of its tensors"
+            )
+        await self._evict(self._used + copy.size - self.budget, self._policy)
+        if self._used + copy.size > self.budget:
+            raise await self._full(copy)
+        missing = copy.size + self._headroom - await self.device.free_bytes()
+        if missing > 0:
+            await self._evict(missing, self._policy)
+            if copy.size + self._headroom > await self.device.free_bytes():
+                raise await self._full(copy)
+
+    async def _full(self, copy: Copy) -> DeviceFullError:
+        free = await self.device.free_bytes()
+        held = sum(other.size for other in self._copies.values() if other.leases)
+        return DeviceFullError(
+            f"{copy.generation.key}: no room for {copy.size} bytes on {self.device.uuid}: {free} bytes are free, "
+            f"{self._headroom} to be left so, and of the {self._used} of copies {held} are in use: end what uses them "
+            "or the device, or ask for some of the tensors"
+        )
+
+    async def tidy(self) -> None:
+        """With the policy eager, give up all that is idle."""
+        if self._policy is eager:
+            async with self._lock:
+                await self._evict(1, self._policy)
+
+    async def drop(self, copy: Copy) -> bool:
+        """Evict a copy; False when it is in use."""
+        async with self._lock:
+            if not self.lends(copy):
+                return True
+            if _in_use(copy):
+                return False
+            await self._free(copy)
+        return True
+
+    def lends(self, copy: Copy) -> bool:
+        """Whether a copy may still be lent to others."""
+        return self._copies.get(copy.key) is copy
+
+    def forget(self, copy: Copy) -> None:
+        """Lend a copy to nobody anew; what uses it goes on."""
+        if self.lends(copy):
+            del self._copies[copy.key]
+
+    async def discard(self, copy: Copy) -> None:
+        """Free what a copy has, one that nobody uses and that is not lent any more."""
+        self.forget(copy)
+        copy.gone = True
+        self._let_go(copy)
+        memory, copy.memory = copy.memory, None
+        if memory is not None:
+            await self.device.free(memory)
+            self._used -= copy.size
+
+    def lose(self) -> None:
+        """The device has failed: nothing is on it any more."""
+        for copy in self.copies:
+            if copy.done.is_set():
+                self.forget(copy)
+                copy.gone = True
+                self._let_go(copy)
+                if copy.memory is not None:
+                    copy.memory = None
+                    self._used -= copy.size
+
+    async def _evict(self, wanted: int, policy: Policy) -> None:
+        if wanted <= 0:
+            return
+        idle = {str(number): copy for number, copy in enumerate(self.copies) if not _in_use(copy)}
+        entries = [
+            Evictable(
+                name=name,
+                size=copy.size,
+                last_used=copy.last_used,
+                loaded=copy.loaded,
+                uses=copy.uses,
+                cost_s=copy.load_s or copy.size / LOAD_RATE,
+                key=copy.generation.key,
+            )
+            for name, copy in idle.items()
+            if not await self._is_pinned(copy.generation)
+        ]
+        for victim in policy(entries, wanted):
+            copy = idle[victim.name]
+            if not _in_use(copy) and self.lends(copy):
+                await self._free(copy)
+
+    async def _free(self, copy: Copy) -> None:
+        with trio.CancelScope(shield=True):
+            await self.discard(copy)
+        self.counts.evictions += 1
+        self.counts.evicted_bytes += copy.size
+        log.info("evicted /%s from %s: %d bytes", copy.generation.key, self.device.uuid, copy.size)
+
+
+def rounded(nbytes: int) -> int:
+    """What a copy of so many bytes takes of a device, about."""
+    return -(-max(1, nbytes) // GRANULARITY) * GRANULARITY
+
+
+def _in_use(copy: Copy) -> bool:
+    return bool(copy.leases or copy.checked_by or not copy.done.is_set())
