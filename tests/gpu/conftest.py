@@ -1,7 +1,8 @@
-"""An emulated CUDA driver, and a stand-in for a mount with a GPU tier that has models in its devices' memory."""
+"""A mount whose server lends copies of models on emulated devices, and programs that use them."""
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from mountctl.operator import ask
 from tests.cuda import KernelDriver, environment
+from tests.mounts import MountedStore, mounted, wait_until
 from tests.unit.formats import writers
 from tests.unit.formats.writers import ARRAYS, Array
 
@@ -42,6 +45,7 @@ def quantised() -> bytes:
 
 
 MODELS = {
+    "scratch.safetensors": writers.safetensors(),
     "others.safetensors": others(),
     "quantised.gguf": quantised(),
     "model.safetensors": writers.safetensors({**ARRAYS, f"{NAMES}c": Array("float16", (1, 2), b"abcd")}),
@@ -63,34 +67,21 @@ path = sys.argv[1]
 """
 
 
-@dataclass
-class StandIn:
-    """Models in the memory of emulated devices, and the processes that have and use them."""
+@dataclass(frozen=True, slots=True)
+class GpuMount:
+    """A mount of MODELS, the devices, and what programs there do."""
 
     kernel: KernelDriver
-    directory: Path
-    process: "subprocess.Popen[str]"
-
-    def environment(self) -> dict[str, str]:
-        """Of a process that sees the devices."""
-        return os.environ | environment(self.kernel)
-
-    def replace(self) -> None:
-        """Have tokens that were told be of no use any more."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline() == "replaced\n"
+    mount: MountedStore
 
     def start(
         self, code: str, name: str = "model.safetensors", *, python: str = sys.executable, **variables: str
-    ) -> Any:
+    ) -> "subprocess.Popen[str]":
         """A program that uses the model ``path``, and tells things."""
         return subprocess.Popen(
-            [python, "-W", "error", "-c", PREAMBLE + code, self.directory / name],
+            [python, "-W", "error", "-c", PREAMBLE + code, self.mount.path / name],
             cwd=ROOT,
-            env=self.environment() | {"PYTHONPATH": str(ROOT)} | variables,
+            env=os.environ | environment(self.kernel) | {"PYTHONPATH": str(ROOT)} | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -107,39 +98,42 @@ class StandIn:
             finally:
                 process.kill()
         assert (process.returncode, errors) == (0, ""), errors
+        assert not self.uses(process)
         return [json.loads(line) for line in told.splitlines()]
 
-    def mappings(self) -> int:
-        """How often memory is mapped, other than by the one that has loaded it."""
-        allocations = self.kernel.allocations()
-        return sum(each.mappings + len(each.holders) for each in allocations) - self._own
+    def uses(self, process: "subprocess.Popen[str]") -> bool:
+        """Whether a program has memory of a device mapped."""
+        return any(process.pid in allocation.holders for allocation in self.kernel.allocations())
 
-    def __post_init__(self) -> None:
-        self._own = 0
-        self._own = self.mappings()
+    def leases(self) -> int:
+        """How many the server knows of."""
+        told = json.loads((self.mount.path / ".trims/gpu").read_text())
+        return sum(copy["leased"] for device in told["devices"] for copy in device["copies"])
+
+    def kill_server(self) -> None:
+        """Kill the server, and wait for the next."""
+        server = self._server()
+        assert server is not None
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: self._server() not in {None, server}, timeout_s=30)
+
+    def _server(self) -> int | None:
+        facts = ask(self.mount.path, {"do": "status"}, timeout_s=5)
+        pid = facts["server_pid"]
+        return pid if facts["state"] == "serving" and facts["standby"] and isinstance(pid, int) else None
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+def gpu_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuMount]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
     scratch = tmp_path_factory.mktemp("gpu")
-    directory = scratch / "models"
-    directory.mkdir()
+    store = scratch / "store"
+    store.mkdir()
     for name, data in MODELS.items():
-        (directory / name).write_bytes(data)
+        (store / name).write_bytes(data)
     with (
-        KernelDriver(scratch, [256 << 20] * 2) as kernel,
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.standin", directory, scratch / "socket"],
-            cwd=ROOT,
-            env=os.environ | environment(kernel),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process,
+        KernelDriver(scratch, [2 << 30] * 2) as kernel,
+        mounted(store, scratch, environment=environment(kernel)) as mount,
     ):
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == "serving\n"
-            yield StandIn(kernel, directory, process)
-        finally:
-            process.kill()
+        yield GpuMount(kernel, mount)

@@ -1,13 +1,13 @@
 """Models in the memory of emulated devices: what programs get of them, for how long, and what they are told."""
 
 import json
-import signal
 import subprocess
 from typing import Any
 
 import pytest
 
-from tests.gpu.conftest import MODELS, TIMEOUT_S, StandIn
+from tests.gpu.conftest import MODELS, TIMEOUT_S, GpuMount
+from tests.mounts import wait_until
 from tests.unit.formats.writers import ARRAYS
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])
@@ -21,8 +21,8 @@ def told(process: "subprocess.Popen[str]") -> Any:
 
 @KINDS
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", 0, "GPU"])
-def test_tensors_are_those_of_the_file(stand_in: StandIn, device: str | int, memory: str) -> None:
-    device = stand_in.kernel.devices[1].uuid if device == "GPU" else device
+def test_tensors_are_those_of_the_file(gpu_mount: GpuMount, device: str | int, memory: str) -> None:
+    device = gpu_mount.kernel.devices[1].uuid if device == "GPU" else device
     code = f"""
 model = trimsfs.open(path).to({device!r}, memory={memory!r})
 local = trimsfs.open(path).numpy()
@@ -36,33 +36,34 @@ for name, tensor in model.tensors.items():
     assert tensor.device_ordinal == model.ordinal
     assert tensor.read_only == ({memory!r} == "vmm")
 model.check()
-tell([model.device, model.ordinal, model.generation, model.format])
+generation = os.getxattr(path, "user.trims.generation").decode()
+tell([model.device, model.ordinal, model.generation == generation, model.format])
 """
     ordinal = 0 if device in {0, "cuda"} else 1
-    uuid = stand_in.kernel.devices[ordinal].uuid
-    assert stand_in.run(code) == [[uuid, ordinal, "of model.safetensors", "safetensors"]]
+    uuid = gpu_mount.kernel.devices[ordinal].uuid
+    assert gpu_mount.run(code) == [[uuid, ordinal, True, "safetensors"]]
 
 
-def test_the_file_is_neither_mapped_nor_read(stand_in: StandIn) -> None:
+def test_the_file_is_neither_mapped_nor_read(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path)
 there = model.to("cuda")
 import pathlib
 tell([path in pathlib.Path("/proc/self/maps").read_text(), "trimsfs.formats.safetensors" in sys.modules])
 """
-    assert stand_in.run(code) == [[False, False]]
+    assert gpu_mount.run(code) == [[False, False]]
 
 
-def test_a_file_of_unknown_format_is_an_image(stand_in: StandIn) -> None:
+def test_a_file_of_unknown_format_is_an_image(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to(0)
 tell([model.format, list(model.tensors), model.image.numpy().tobytes().decode(), model.image.shape])
 """
     content = MODELS["notes.txt"].decode()
-    assert stand_in.run(code, "notes.txt") == [[None, [], content, [len(content)]]]
+    assert gpu_mount.run(code, "notes.txt") == [[None, [], content, [len(content)]]]
 
 
-def test_parts_are_had_by_patterns(stand_in: StandIn) -> None:
+def test_parts_are_had_by_patterns(gpu_mount: GpuMount) -> None:
     code = """
 for tensors in ("net.*", "a/b%*", ["half", "net.*"], ("none*",)):
     model = trimsfs.open(path).to("cuda", tensors)
@@ -78,14 +79,14 @@ for wrong in ("", [], "a\\0"):
         tell("wrong")
 """
     net = sorted(name for name in ARRAYS if name.startswith("net."))
-    *parts, error, one, two, three = stand_in.run(code)
+    *parts, error, one, two, three = gpu_mount.run(code)
     assert parts == [[net, 1], [["a/b%c"], 1], [["half", *net], 2], [[], 1]]
     assert "2 patterns were asked for" in error
     assert {one, two, three} == {"wrong"}
 
 
 @KINDS
-def test_the_last_tensor_gives_the_lease_and_the_memory_back(stand_in: StandIn, memory: str) -> None:
+def test_the_last_tensor_gives_the_lease_and_the_memory_back(gpu_mount: GpuMount, memory: str) -> None:
     code = f"""
 model = trimsfs.open(path).to("cuda", memory={memory!r})
 again = trimsfs.open(path).to("cuda", memory={memory!r})
@@ -108,27 +109,28 @@ del capsule
 tell(leases())
 input()
 """
-    with stand_in.start(code) as process:
+    with gpu_mount.start(code) as process:
         try:
             assert told(process) == [2, memory == "ipc"]  # a handle that is opened again leads to the same place
             for leases, mapped in [(1, True), (1, True), (0, False)]:
                 assert told(process) == leases
-                assert (stand_in.mappings() > 0) == mapped
+                assert (gpu_mount.uses(process), gpu_mount.leases() > 0) == (mapped, mapped)
                 print(file=process.stdin, flush=True)
             assert process.wait(TIMEOUT_S) == 0
         finally:
             process.kill()
 
 
-def test_a_program_that_is_killed_gives_all_back(stand_in: StandIn) -> None:
-    with stand_in.start("model = trimsfs.open(path).to('cuda'); tell(leases()); input()") as process:
+def test_a_program_that_is_killed_gives_all_back(gpu_mount: GpuMount) -> None:
+    with gpu_mount.start("model = trimsfs.open(path).to('cuda'); tell(leases()); input()") as process:
         assert told(process) == 1
-        assert stand_in.mappings() > 0
+        assert (gpu_mount.uses(process), gpu_mount.leases()) == (True, 1)
         process.kill()
-    assert stand_in.mappings() == 0
+    assert not gpu_mount.uses(process)
+    wait_until(lambda: gpu_mount.leases() == 0)
 
 
-def test_a_program_may_end_with_all_it_has(stand_in: StandIn) -> None:
+def test_a_program_may_end_with_all_it_has(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to("cuda")
 capsule = model.tensors["half"].__dlpack__(max_version=(1, 0))
@@ -136,11 +138,11 @@ loop = [model]
 loop.append(loop)
 sys.kept = model.tensors["half"]
 """
-    assert stand_in.run(code) == []
-    assert stand_in.mappings() == 0
+    assert gpu_mount.run(code) == []
+    wait_until(lambda: gpu_mount.leases() == 0)
 
 
-def test_any_thread_may_give_it_back(stand_in: StandIn) -> None:
+def test_any_thread_may_give_it_back(gpu_mount: GpuMount) -> None:
     code = """
 import threading
 for memory in ("vmm", "ipc"):
@@ -161,10 +163,10 @@ for thread in threads:
     thread.join()
 tell(leases())
 """
-    assert stand_in.run(code) == [0, 0, 0]
+    assert gpu_mount.run(code) == [0, 0, 0]
 
 
-def test_a_write_faults_or_is_seen_by_all(stand_in: StandIn) -> None:
+def test_a_write_faults_or_is_seen_by_all(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to("cuda", memory=MEMORY)
 with cuda.Context(0):
@@ -175,14 +177,15 @@ with cuda.Context(0):
     except cuda.CudaError as error:
         tell(error.name)
 """
-    assert stand_in.run("MEMORY = 'vmm'" + code) == ["CUDA_ERROR_ILLEGAL_ADDRESS"]
-    assert stand_in.run("MEMORY = 'ipc'" + code) == ["written"]
+    name = "scratch.safetensors"
+    assert gpu_mount.run("MEMORY = 'vmm'" + code, name) == ["CUDA_ERROR_ILLEGAL_ADDRESS"]
+    assert gpu_mount.run("MEMORY = 'ipc'" + code, name) == ["written"]
     look = "tell(trimsfs.open(path).to('cuda', memory=MEMORY).tensors['half'].numpy().tobytes().hex())"
-    assert stand_in.run(f"MEMORY = 'vmm'; {look}") == [ARRAYS["half"].data.hex()]
-    assert stand_in.run(f"MEMORY = 'ipc'; {look}") == ["01" * 8]
+    assert gpu_mount.run(f"MEMORY = 'vmm'; {look}", name) == [ARRAYS["half"].data.hex()]
+    assert gpu_mount.run(f"MEMORY = 'ipc'; {look}", name) == ["01" * 8]
 
 
-def test_a_forked_child_lets_go_and_takes_nothing_away(stand_in: StandIn) -> None:
+def test_a_forked_child_lets_go_and_takes_nothing_away(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to("cuda")
 capsule = model.tensors["half"].__dlpack__()
@@ -202,7 +205,7 @@ os.waitpid(child, 0)
 model.check()
 tell([leases(), model.tensors["half"].numpy().tobytes().hex()])
 """
-    (leases, lost, forked), parent = stand_in.run(code)
+    (leases, lost, forked), parent = gpu_mount.run(code)
     assert leases == 0
     assert lost[0] == "GpuLostError"
     assert "this process was forked from the one that has it" in lost[1]
@@ -210,7 +213,7 @@ tell([leases(), model.tensors["half"].numpy().tobytes().hex()])
     assert parent == [1, ARRAYS["half"].data.hex()]
 
 
-def test_nothing_of_it_can_be_sent_to_another_process(stand_in: StandIn) -> None:
+def test_nothing_of_it_can_be_sent_to_another_process(gpu_mount: GpuMount) -> None:
     code = """
 import copy, pickle
 model = trimsfs.open(path).to("cuda")
@@ -221,10 +224,10 @@ for each in (model, model.tensors["half"], model.image):
         except TypeError as error:
             tell("open the model there" in str(error))
 """
-    assert stand_in.run(code) == [True] * 6
+    assert gpu_mount.run(code) == [True] * 6
 
 
-def test_a_token_that_is_of_no_use_any_more_is_asked_for_again(stand_in: StandIn) -> None:
+def test_a_server_that_is_replaced_meanwhile_is_asked_again(gpu_mount: GpuMount) -> None:
     code = """
 from trimsfs.client.gpu.leases import Lease
 offer = Lease.offer
@@ -236,10 +239,10 @@ def once(lease):
 Lease.offer = once
 tell(trimsfs.open(path).to("cuda").tensors["half"].numpy().tolist())
 """
-    with stand_in.start(code) as process:
+    with gpu_mount.start(code) as process:
         try:
             first = told(process)
-            stand_in.replace()
+            gpu_mount.kill_server()
             print(file=process.stdin, flush=True)
             second = told(process)
             print(file=process.stdin, flush=True)
@@ -249,25 +252,27 @@ tell(trimsfs.open(path).to("cuda").tensors["half"].numpy().tolist())
     assert first != second
 
 
-def test_whoever_maps_memory_keeps_it_when_the_server_dies_and_by_a_handle_does_not(stand_in: StandIn) -> None:
+def test_what_a_server_leaves_behind_is_kept_or_told_as_lost(gpu_mount: GpuMount) -> None:
     code = """
 mapped = trimsfs.open(path).to("cuda")
 opened = trimsfs.open(path).to("cuda", memory="ipc")
 tell("ready")
 input()
+mapped.check()
 tell(mapped.tensors["half"].numpy().tolist())
 try:
-    tell(opened.tensors["half"].numpy().tolist())
-except GpuError as error:
-    tell("lost")
+    opened.check()
+except GpuLostError as error:
+    tell(str(error))
+tell(trimsfs.open(path).to("cuda", memory="ipc").tensors["half"].numpy().tolist())
 """
-    with stand_in.start(code) as process:
+    with gpu_mount.start(code) as process:
         try:
             assert told(process) == "ready"
-            stand_in.process.send_signal(signal.SIGKILL)
-            stand_in.process.wait(TIMEOUT_S)
+            gpu_mount.kill_server()
             print(file=process.stdin, flush=True)
             assert told(process) == [1, 2, 3, 4]
-            assert told(process) != [1, 2, 3, 4]
+            assert "the server that had it in memory has ended: open the model again" in told(process)
+            assert told(process) == [1, 2, 3, 4]
         finally:
             process.kill()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.frameworks.test_frameworks import ROOT, python_of
-from tests.gpu.conftest import BLOCKS, StandIn
+from tests.gpu.conftest import BLOCKS, GpuMount
 from tests.unit.formats.writers import ARRAYS
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])
@@ -29,9 +29,9 @@ tell(leases())
 """
 
 
-def taken(stand_in: StandIn, library: str, memory: str, python: str) -> list[Any]:
+def taken(gpu_mount: GpuMount, library: str, memory: str, python: str) -> list[Any]:
     """What a library makes of tensors, and the leases that are held with and without that."""
-    return stand_in.run(f"MEMORY, LIBRARY = {memory!r}, {library!r}{TAKE}", python=python)
+    return gpu_mount.run(f"MEMORY, LIBRARY = {memory!r}, {library!r}{TAKE}", python=python)
 
 
 def expected() -> list[Any]:
@@ -40,28 +40,28 @@ def expected() -> list[Any]:
 
 
 @KINDS
-def test_numba(stand_in: StandIn, memory: str) -> None:
-    assert taken(stand_in, "numba", memory, python_of("others")) == expected()
+def test_numba(gpu_mount: GpuMount, memory: str) -> None:
+    assert taken(gpu_mount, "numba", memory, python_of("others")) == expected()
 
 
-def test_numba_copies_from_it_what_the_file_has(stand_in: StandIn) -> None:
+def test_numba_copies_from_it_what_the_file_has(gpu_mount: GpuMount) -> None:
     code = (
         "tell([array.copy_to_host().tobytes().hex() for array in trimsfs.open(path).to(0, 'net.*').numba().values()])"
     )
-    assert stand_in.run(code, python=python_of("others")) == [
+    assert gpu_mount.run(code, python=python_of("others")) == [
         [array.data.hex() for name, array in ARRAYS.items() if name.startswith("net.")]
     ]
 
 
 @pytest.mark.slow
 @KINDS
-def test_cupy(stand_in: StandIn, memory: str) -> None:
+def test_cupy(gpu_mount: GpuMount, memory: str) -> None:
     python = Path(os.environ.get("TEST_HEAVY", ROOT / ".venv-heavy")) / "bin/python"
-    assert taken(stand_in, "cupy", memory, str(python)) == expected()
+    assert taken(gpu_mount, "cupy", memory, str(python)) == expected()
 
 
 @KINDS
-def test_the_views_of_cuda_core(stand_in: StandIn, memory: str) -> None:
+def test_the_views_of_cuda_core(gpu_mount: GpuMount, memory: str) -> None:
     code = f"""
 from cuda.core.utils import StridedMemoryView
 model = trimsfs.open(path).to("cuda:1", memory={memory!r})
@@ -79,10 +79,10 @@ gc.collect()
 tell(leases())
 """
     view = [True, [2, 3], "float32", memory == "vmm", 1]
-    assert stand_in.run(code) == [view, view, 1, 0]
+    assert gpu_mount.run(code) == [view, view, 1, 0]
 
 
-def test_types_that_numpy_lacks_can_be_had_as_bytes(stand_in: StandIn) -> None:
+def test_types_that_numpy_lacks_can_be_had_as_bytes(gpu_mount: GpuMount) -> None:
     code = """
 for tensor in trimsfs.open(path).to("cuda").tensors.values():
     interface = getattr(tensor, "__cuda_array_interface__", None)
@@ -95,16 +95,16 @@ for tensor in trimsfs.open(path).to("cuda").tensors.values():
     except TypeError as error:
         tell(str(error))
 """
-    brain, floats, small, shared, empty, nothing = stand_in.run(code, "others.safetensors", python=python_of("others"))
+    brain, floats, small, shared, empty, nothing = gpu_mount.run(code, "others.safetensors", python=python_of("others"))
     assert brain == [None, "|u1", [4], "803f0040"]
     assert floats == [1, 2]
     assert small == [None, "|u1", [2], "1234"]
     assert "elements share bytes; use raw()" in shared
     assert (empty, nothing) == (["<f4", "|u1", [0], ""], [])
-    assert stand_in.run(code, "quantised.gguf") == [["|u1", "|u1", [18], BLOCKS.hex()], list(BLOCKS)]
+    assert gpu_mount.run(code, "quantised.gguf") == [["|u1", "|u1", [18], BLOCKS.hex()], list(BLOCKS)]
 
 
-def test_what_would_be_a_copy_is_refused(stand_in: StandIn) -> None:
+def test_what_would_be_a_copy_is_refused(gpu_mount: GpuMount) -> None:
     code = """
 tensor = trimsfs.open(path).to("cuda:1").tensors["half"]
 for wish in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (2, 0)}):
@@ -115,4 +115,4 @@ for wish in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (2, 0)}):
 for wish in ({"copy": False}, {"dl_device": (2, 1)}, {"stream": 1}, {"max_version": (1, 3)}, {"max_version": (0, 8)}):
     tell("versioned" in str(tensor.__dlpack__(**wish)))
 """
-    assert stand_in.run(code) == [True] * 3 + [False, False, False, True, False]
+    assert gpu_mount.run(code) == [True] * 3 + [False, False, False, True, False]

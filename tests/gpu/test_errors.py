@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cuda import environment
-from tests.gpu.conftest import PREAMBLE, ROOT, TIMEOUT_S, StandIn
+from tests.gpu.conftest import PREAMBLE, ROOT, TIMEOUT_S, GpuMount
 from trimsfs import cuda
 from trimsfs.client.gpu import GpuError, GpuFullError, GpuLostError, leases, sockets
 
@@ -88,16 +88,16 @@ def failing(number: int) -> Callable[..., Any]:
         ("", "no device ''"),
     ],
 )
-def test_a_device_that_is_not_there(stand_in: StandIn, device: str | int, message: str) -> None:
-    (told,) = stand_in.run(TRY.replace("DEVICE", repr(device)))
+def test_a_device_that_is_not_there(gpu_mount: GpuMount, device: str | int, message: str) -> None:
+    (told,) = gpu_mount.run(TRY.replace("DEVICE", repr(device)))
     assert told.startswith(message)
 
 
-def test_a_device_that_the_program_may_not_see(stand_in: StandIn) -> None:
-    device = repr(stand_in.kernel.devices[1].uuid)
-    (told,) = stand_in.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="0")
+def test_a_device_that_the_program_may_not_see(gpu_mount: GpuMount) -> None:
+    device = repr(gpu_mount.kernel.devices[1].uuid)
+    (told,) = gpu_mount.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="0")
     assert "look at CUDA_VISIBLE_DEVICES" in told
-    assert stand_in.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="1") == []
+    assert gpu_mount.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="1") == []
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_a_file_that_is_on_no_mount(model: Path) -> None:
 
 def test_a_mount_without_a_gpu_tier_and_one_that_lacks_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "on_mount", lambda _file: True)
-    assert "its mount has no GPU tier" in error_of(lambda: take(model))
+    assert "its mount lends nothing on GPUs" in error_of(lambda: take(model))
     offering(model, TOLD, "another")
-    assert f"the server does not see {UUID}" in error_of(lambda: take(model, "layers.*", "ipc"))
+    assert f"lends on another, and not on {UUID}" in error_of(lambda: take(model, "layers.*", "ipc"))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,9 @@ def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descripto
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    assert "No such file or directory: in a container, mount" in error_of(lambda: sockets.receive(str(path), "00"))
+    assert "No such file or directory: give a container the socket" in error_of(
+        lambda: sockets.receive(str(path), "00")
+    )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
     assert "Connection refused" in error_of(lambda: sockets.receive(str(path), "00"))

@@ -124,10 +124,11 @@ def _refused(error: OSError, model: Path, file: io.FileIO, path: Path) -> GpuErr
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR if not on_mount(file):
             return GpuError(f"{model}: not on a trimsfs mount: only models on one are shared in a device's memory")
-        case errno.ENOENT | errno.ENOTDIR if not where.is_dir():
-            return GpuError(f"{model}: its mount has no GPU tier: see docs/gpu.md on how to mount with one")
-        case errno.ENOENT:
-            return GpuError(f"{model}: the server does not see {device}, or the model is gone: trimsfs status tells")
+        case errno.ENOENT | errno.ENOTDIR:
+            known = ", ".join(_names(where))
+            if not known:
+                return GpuError(f"{model}: its mount lends nothing on GPUs: trimsfs status tells why")
+            return GpuError(f"{model}: its mount lends on {known}, and not on {device}; or the model is gone")
         case errno.ENOMEM:
             return GpuFullError(f"{model}: no room on {device}: let go of other models, or ask for fewer tensors")
         case errno.EACCES | errno.EPERM:
@@ -137,6 +138,13 @@ def _refused(error: OSError, model: Path, file: io.FileIO, path: Path) -> GpuErr
         case errno.EIO:
             return GpuError(f"{model}: it could not be loaded to {device}: the log of the mount tells why")
     return GpuError(f"{path}: {error.strerror}")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
 
 
 def _offer(told: dict[str, Any]) -> Offer:
@@ -157,7 +165,8 @@ def _offer(told: dict[str, Any]) -> Offer:
         token=told.get("token", ""),
         handle=bytes.fromhex(told.get("ipc_handle", "")),
     )
-    if not all(0 <= each.offset <= each.offset + each.nbytes <= offer.nbytes <= offer.size for each in tensors):
+    full = [each for each in tensors if each.nbytes]
+    if not all(0 <= each.offset < each.offset + each.nbytes <= offer.nbytes <= offer.size for each in full):
         raise ValueError("tensors outside of the allocation")
     if offer.memory == "ipc" and len(offer.handle) != cuda.IPC_HANDLE_SIZE:
         raise ValueError(f"a handle of {len(offer.handle)} bytes")

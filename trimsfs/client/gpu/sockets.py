@@ -64,7 +64,7 @@ def _unreachable(path: str, error: OSError) -> str:
         case BlockingIOError():
             return f"{path}: no answer within {TIMEOUT_S:.0f} s: see the log of the mount"
         case FileNotFoundError() | ConnectionRefusedError():
-            return f"{path}: {error.strerror}: in a container, mount its directory there; else the server does not run"
+            return f"{path}: {error.strerror}: give a container the socket (docs/containers.md); else no server runs"
         case PermissionError():
             return f"{path}: {error.strerror}: this user may not ask the server for memory"
     return f"{path}: {error.strerror or error}"
