@@ -69,19 +69,20 @@ path = sys.argv[1]
 
 @dataclass(frozen=True, slots=True)
 class GpuMount:
-    """A mount of MODELS, the devices, and what programs there do."""
+    """A mount of models, what programs there do, and the emulated devices, if these are emulated."""
 
-    kernel: KernelDriver
+    kernel: KernelDriver | None
     mount: MountedStore
 
     def start(
         self, code: str, name: str = "model.safetensors", *, python: str = sys.executable, **variables: str
     ) -> "subprocess.Popen[str]":
         """A program that uses the model ``path``, and tells things."""
+        devices = environment(self.kernel) if self.kernel else {}
         return subprocess.Popen(
             [python, "-W", "error", "-c", PREAMBLE + code, self.mount.path / name],
             cwd=ROOT,
-            env=os.environ | environment(self.kernel) | {"PYTHONPATH": str(ROOT)} | variables,
+            env=os.environ | devices | {"PYTHONPATH": str(ROOT)} | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,8 +103,15 @@ class GpuMount:
         return [json.loads(line) for line in told.splitlines()]
 
     def uses(self, process: "subprocess.Popen[str]") -> bool:
-        """Whether a program has memory of a device mapped."""
+        """Whether a program has memory of an emulated device mapped."""
+        if self.kernel is None:
+            return False
         return any(process.pid in allocation.holders for allocation in self.kernel.allocations())
+
+    def uuid(self, number: int) -> str:
+        """Of an emulated device."""
+        assert self.kernel is not None
+        return self.kernel.devices[number].uuid
 
     def leases(self) -> int:
         """How many the server knows of."""

@@ -22,7 +22,7 @@ def told(process: "subprocess.Popen[str]") -> Any:
 @KINDS
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", 0, "GPU"])
 def test_tensors_are_those_of_the_file(gpu_mount: GpuMount, device: str | int, memory: str) -> None:
-    device = gpu_mount.kernel.devices[1].uuid if device == "GPU" else device
+    device = gpu_mount.uuid(1) if device == "GPU" else device
     code = f"""
 model = trimsfs.open(path).to({device!r}, memory={memory!r})
 local = trimsfs.open(path).numpy()
@@ -40,7 +40,7 @@ generation = os.getxattr(path, "user.trims.generation").decode()
 tell([model.device, model.ordinal, model.generation == generation, model.format])
 """
     ordinal = 0 if device in {0, "cuda"} else 1
-    uuid = gpu_mount.kernel.devices[ordinal].uuid
+    uuid = gpu_mount.uuid(ordinal)
     assert gpu_mount.run(code) == [[uuid, ordinal, True, "safetensors"]]
 
 
