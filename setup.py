@@ -27,7 +27,7 @@ setup(
         # No module, but a library for ctypes: other interpreters load it.
         Extension(
             "trimsfs.client._native",
-            sources=["trimsfs/client/_fold.c", "trimsfs/client/_params.c"],
+            sources=["trimsfs/client/_dlpack.c", "trimsfs/client/_fold.c", "trimsfs/client/_params.c"],
             extra_compile_args=["-Wall", "-Wextra"],
         ),
     ]

@@ -128,6 +128,11 @@ def free_and_total() -> tuple[int, int]:
     return free, total
 
 
+def synchronize() -> None:
+    """Wait until all that this process has asked of the current device is done."""
+    call("cuCtxSynchronize")
+
+
 # Memory of a device
 
 

@@ -4,19 +4,33 @@
 
     model = trimsfs.open("/models/resnet50/model.safetensors")
     weights = model.torch()          # or numpy(), jax(), tensorflow(), mxnet(): a dictionary by name
+    weights = model.to("cuda:0").torch()     # the copy in a GPU's memory that all processes share
 """
 
 from os import PathLike
 
-__all__ = ["Folded", "FormatError", "Model", "open"]
+__all__ = [
+    "DeviceModel",
+    "DeviceTensor",
+    "Folded",
+    "FormatError",
+    "GpuError",
+    "GpuFullError",
+    "GpuLostError",
+    "Model",
+    "open",
+]
 
 TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
 if TYPE_CHECKING:
     from trimsfs.client.folding import Folded
+    from trimsfs.client.gpu import DeviceModel, DeviceTensor, GpuError, GpuFullError, GpuLostError
     from trimsfs.client.model import Model
     from trimsfs.formats import FormatError
 else:
-    _HOMES = {"Folded": "folding", "FormatError": "model", "Model": "model"}
+    _HOMES = {"Folded": "folding", "FormatError": "model", "Model": "model"} | dict.fromkeys(
+        ("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "gpu"
+    )
 
     def __getattr__(name: str) -> object:  # what starts with every program of `trimsfs run` should cost it nothing
         import importlib  # noqa: PLC0415
@@ -27,9 +41,10 @@ else:
 
 
 def open(path: str | PathLike[str]) -> "Model":  # noqa: A001 - trimsfs.open(), as zarr.open() and Image.open()
-    """Map a model file, on a mount or anywhere else.
+    """Open a model file, on a mount or anywhere else.
 
-    Raises OSError, and FormatError for a file that is not of a known format.
+    Raises OSError. What the file has is looked at when it is first asked for: then a file that is not of a known format
+    raises FormatError.
     """
     from trimsfs.client.model import Model  # noqa: PLC0415
 

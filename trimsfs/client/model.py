@@ -4,14 +4,16 @@ import importlib
 import io
 import mmap
 import os
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimsfs.client.common import map_common
+from trimsfs.client.dtypes import NUMPY, attribute, check_whole_bytes, numpy_dtype
 from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.places import bring
-from trimsfs.formats import DTYPE_BITS, BufferSource, FormatError, Tensor, TensorTable, parse
+from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,12 +22,8 @@ if TYPE_CHECKING:
     from tensorflow import Tensor as TensorFlowTensor
     from torch import Tensor as TorchTensor
 
-_NUMPY = frozenset(
-    {
-        *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-        *("float16", "float32", "float64", "complex64", "complex128"),
-    }
-)
+    from trimsfs.client.gpu import DeviceModel
+
 _ALIGNMENT = 64
 """Bytes; addresses of memory that TensorFlow uses are multiples of it."""
 
@@ -33,22 +31,59 @@ _ALIGNMENT = 64
 class Model:
     """A model file and its tensors. Tensors keep the mapping, and so the file's generation, for as long as they live.
 
-    Making one waits until the whole file is on this host.
-
-    ``table`` tells the tensors' names, types, shapes and places, ``mapping`` is all of the file. ``inode`` is its
-    inode's number.
+    The file is open from the start, and mapped when its content is first asked for: that waits until all of it is on
+    this host. ``inode`` is its inode's number.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        with open(path, "rb", buffering=0) as file:
-            self.inode = os.fstat(file.fileno()).st_ino
-            self.mapping = mapped(self.path, file, common=bool(bring(file)))
-        try:
-            self.table: TensorTable = parse(BufferSource(memoryview(self.mapping)), self.path.name)
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - for as long as this lives
+        self.inode = os.fstat(self._file.fileno()).st_ino
+        # What is made when it is needed. No lock, which a process forked meanwhile would find held: the first counts.
+        self._made: dict[str, Any] = {}
         self._others: dict[str, mmap.mmap | bytes] = {}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    @property
+    def mapping(self) -> mmap.mmap | bytes:
+        """All of the file. Raises OSError, as from a store that fails."""
+        made: mmap.mmap | bytes | None = self._made.get("mapping")
+        if made is None:
+            mapping = mapped(self.path, self._file, common=bool(bring(self._file)))
+            made = self._made.setdefault("mapping", mapping)
+        return made
+
+    @property
+    def table(self) -> TensorTable:
+        """The tensors' names, types, shapes and places. Raises FormatError, and OSError as `mapping`."""
+        made: TensorTable | None = self._made.get("table")
+        if made is None:
+            try:
+                table = parse(BufferSource(memoryview(self.mapping)), self.path.name)
+            except FormatError as error:
+                raise FormatError(f"{self.path}: {error}") from None
+            made = self._made.setdefault("table", table)
+        return made
+
+    def to(
+        self, device: str | int, tensors: str | Iterable[str] | None = None, memory: Literal["vmm", "ipc"] = "vmm"
+    ) -> "DeviceModel":
+        """The copy in a device's memory that all processes share, or a part of it. Needs a mount with a GPU tier.
+
+        *device* is one of those that this process sees, ``"cuda:1"`` or ``1``, or any by its UUID (``"GPU-…"``);
+        ``"cuda"`` is the first. *tensors* is a pattern, or several, as `fnmatch` has them: a part is loaded by itself.
+        *memory* is ``"vmm"``, which nobody but the server can write to, or ``"ipc"``, which whoever has it can, and
+        which is lost when the server ends.
+
+        Waits until the copy is there; the file is neither mapped nor waited for, and may be of any format. Raises
+        GpuError.
+        """
+        from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs need none of it
+
+        return load(self.path, self._file, device, tensors, memory)
 
     def raw(self, tensor: Tensor) -> memoryview:
         """The bytes of a tensor of the table, writable by this process alone."""
@@ -67,8 +102,8 @@ class Model:
     def _array(self, tensor: Tensor) -> "np.ndarray[Any, Any]":
         import numpy as np  # noqa: PLC0415 - only where it is used: the client itself needs no library
 
-        dtype = np.dtype(tensor.dtype if tensor.dtype in _NUMPY else _attribute(tensor, "ml_dtypes"))
-        self._check_whole_bytes(tensor)
+        dtype = numpy_dtype(tensor.name, tensor.dtype)
+        check_whole_bytes(tensor.name, tensor.dtype)
         return np.frombuffer(self.raw(tensor), dtype).reshape(tensor.shape)
 
     def torch(self) -> "dict[str, TorchTensor]":
@@ -78,8 +113,8 @@ class Model:
     def _torch(self, tensor: Tensor) -> "TorchTensor":
         import torch  # noqa: PLC0415
 
-        dtype = _attribute(tensor, "torch")
-        self._check_whole_bytes(tensor)
+        dtype = attribute(tensor.name, tensor.dtype, "torch")
+        check_whole_bytes(tensor.name, tensor.dtype)
         if not tensor.nbytes:
             return torch.empty(tensor.shape, dtype=dtype)
         return torch.frombuffer(self.raw(tensor), dtype=dtype).reshape(tensor.shape)
@@ -124,10 +159,6 @@ class Model:
             return Folded(shared=0, passed_on=0, own=0)
         return Foldable(self.path, self.inode, self.mapping).fold()
 
-    def _check_whole_bytes(self, tensor: Tensor) -> None:
-        if DTYPE_BITS[tensor.dtype] % 8:
-            raise TypeError(f"{self.path}: tensor {tensor.name!r} of {tensor.dtype}: elements share bytes; use raw()")
-
     def _buffer(self, tensor: Tensor) -> mmap.mmap | bytes:
         if tensor.file is None:
             return self.mapping
@@ -154,16 +185,6 @@ def _map(file: io.FileIO) -> mmap.mmap | bytes:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _attribute(tensor: Tensor, library: str) -> Any:
-    """A library's type of a tensor's elements. Raises TypeError."""
-    try:
-        return getattr(importlib.import_module(library), tensor.dtype)
-    except ImportError:
-        raise TypeError(f"tensor {tensor.name!r} of {tensor.dtype} needs {library}: pip install {library}") from None
-    except AttributeError:
-        raise TypeError(f"tensor {tensor.name!r}: {library} has no type {tensor.dtype}; use raw()") from None
-
-
 def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":
     """A tensor over an array's bytes if it can be, else a copy. Raises TypeError."""
     import tensorflow  # noqa: PLC0415
@@ -172,7 +193,7 @@ def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":
     shared = tensorflow.experimental.dlpack.from_dlpack
     if array.ctypes.data % _ALIGNMENT:  # TensorFlow would take it, and end the process when it computes with it
         return tensorflow.constant(array)
-    if array.dtype.name in _NUMPY:
+    if array.dtype.name in NUMPY:
         return shared(array.__dlpack__())
     if dtype == tensorflow.bfloat16:  # NumPy cannot lend it as what it is
         return tensorflow.bitcast(shared(array.view("uint16").__dlpack__()), dtype)

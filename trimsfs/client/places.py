@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import os
 import sys
 
 _IOC_STATE = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x71
@@ -20,10 +21,15 @@ def bring(file: io.FileIO) -> bool | None:
     if state is None:
         return None
     if not state & _VERIFIED:
-        buffer = bytearray(_PIECE)
-        while file.readinto(buffer):
-            pass
+        buffer, offset = bytearray(_PIECE), 0
+        while count := os.preadv(file.fileno(), [buffer], offset):  # at no position, which threads would share
+            offset += count
     return bool(state & _COMMON)
+
+
+def on_mount(file: io.FileIO) -> bool:
+    """Whether an open file is on a mount."""
+    return _state(file) is not None
 
 
 def _state(file: io.FileIO) -> int | None:

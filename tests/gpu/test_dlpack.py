@@ -1,0 +1,164 @@
+"""Capsules: what is in them, and that they keep what they are over until their taker needs it no more."""
+
+import ctypes
+import gc
+import math
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from tests.gpu.capsules import Lent, Owner, content, take
+from trimsfs.client.gpu.dlpack import capsule
+from trimsfs.formats import DTYPE_BITS
+
+BOTH = pytest.mark.parametrize("versioned", [False, True], ids=["plain", "versioned"])
+CODES = [  # as DLPack numbers them
+    (0, "int4 int8 int16 int32 int64"),
+    (1, "uint4 uint8 uint16 uint32 uint64"),
+    (2, "float16 float32 float64"),
+    (4, "bfloat16"),
+    (5, "complex64 complex128"),
+    (6, "bool"),
+    *enumerate(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 10),
+    *enumerate(("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"), 15),
+]
+
+
+def made(owner: object, *, versioned: bool = False) -> object:
+    return capsule(owner, 0x5000, "float32", (2, 3), (2, 1), versioned=versioned, read_only=True)
+
+
+@BOTH
+def test_a_capsule_tells_of_a_dense_tensor(versioned: bool) -> None:
+    found = capsule(None, 0x5000, "float16", (4, 1, 0, 3), (2, 7), versioned=versioned, read_only=True)
+    tensor = content(found).tensor
+    assert (tensor.data, tensor.device, tensor.number, tensor.offset) == (0x5000, 2, 7, 0)
+    assert (tensor.code, tensor.bits, tensor.lanes) == (2, 16, 1)
+    assert (tensor.shape[:4], tensor.strides[: tensor.dimensions]) == ([4, 1, 0, 3], [3, 3, 3, 1])
+
+
+def test_a_scalar_has_no_dimensions() -> None:
+    found = capsule(None, 0x5000, "int64", (), (2, 0), versioned=False, read_only=False)
+    assert content(found).tensor.dimensions == 0
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_one_with_a_version_tells_whether_it_may_be_written_to(read_only: bool) -> None:
+    found = capsule(None, 0x5000, "int8", (1,), (2, 0), versioned=True, read_only=read_only)
+    told = content(found)
+    assert (told.major, told.minor, told.flags) == (1, 1, int(read_only))
+
+
+def test_every_type_has_its_code() -> None:
+    codes = {name: code for code, names in CODES for name in names.split()}
+    assert codes.keys() == DTYPE_BITS.keys()
+    for dtype, code in codes.items():
+        found = capsule(None, 0x5000, dtype, (2,), (2, 0), versioned=True, read_only=True)
+        assert (content(found).tensor.code, content(found).tensor.bits) == (code, DTYPE_BITS[dtype])
+
+
+@BOTH
+def test_what_nobody_takes_ends_with_its_capsule(versioned: bool) -> None:
+    owner = Owner()
+    gone, found = weakref.ref(owner), made(owner, versioned=versioned)
+    del owner
+    assert gone() is not None
+    del found
+    assert gone() is None
+
+
+@BOTH
+def test_what_is_taken_ends_with_its_taker(versioned: bool) -> None:
+    owner = Owner()
+    gone, found = weakref.ref(owner), made(owner, versioned=versioned)
+    taken = take(found)
+    del owner, found
+    gc.collect()
+    assert gone() is not None
+    taken.deleter(ctypes.addressof(taken))
+    assert gone() is None
+
+
+@BOTH
+def test_a_taker_may_have_copied_what_it_took(versioned: bool) -> None:
+    owner = Owner()
+    gone, found = weakref.ref(owner), made(owner, versioned=versioned)
+    taken = take(found)
+    copied = type(taken).from_buffer_copy(taken)
+    del owner
+    copied.deleter(ctypes.addressof(copied))
+    assert gone() is None
+
+
+def test_an_exception_under_way_is_not_lost() -> None:
+    owner = Owner()
+    gone = weakref.ref(owner)
+    owners = [owner]
+    del owner
+    with pytest.raises(TypeError, match="must be real number"):
+        math.sqrt(made(owners.pop()))  # type: ignore[arg-type]
+    assert gone() is None
+
+
+def test_any_thread_may_give_it_back() -> None:
+    owner = Owner()
+    gone, taken = weakref.ref(owner), take(made(owner))
+    del owner
+    # Of a library that knows nothing of Python.
+    libc, thread, function = ctypes.CDLL(None), ctypes.c_ulong(), ctypes.cast(taken.deleter, ctypes.c_void_p)
+    assert libc.pthread_create(ctypes.byref(thread), None, function, ctypes.c_void_p(ctypes.addressof(taken))) == 0
+    assert libc.pthread_join(thread, None) == 0
+    assert gone() is None
+
+
+def test_many_threads_make_and_give_back() -> None:
+    owner = Owner()
+    before = sys.getrefcount(owner)
+
+    def make() -> None:
+        for number in range(2000):
+            found = made(owner, versioned=number % 2 == 0)
+            if number % 3:
+                taken = take(found)
+                taken.deleter(ctypes.addressof(taken))
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sys.getrefcount(owner) == before
+
+
+def test_it_may_be_given_back_when_the_interpreter_has_ended() -> None:
+    code = """
+import ctypes
+from tests.gpu.capsules import Owner, api, take
+from tests.gpu.test_dlpack import made
+kept = made(Owner())
+api.Py_IncRef(ctypes.py_object(kept))  # as a library does that never lets go
+for versioned in (False, True):
+    taken = take(made(Owner(), versioned=versioned))
+    function = ctypes.cast(taken.deleter, ctypes.c_void_p)
+    ctypes.CDLL(None).__cxa_atexit(function, ctypes.c_void_p(ctypes.addressof(taken)), None)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_numpy_takes_one_and_keeps_its_owner() -> None:
+    buffer, owner = (ctypes.c_float * 4)(1, 2, 3, 4), Owner()
+    gone = weakref.ref(owner)
+    array = np.from_dlpack(Lent(owner, ctypes.addressof(buffer), "float32", (2, 2)))  # type: ignore[arg-type]
+    del owner
+    gc.collect()
+    assert array.tolist() == [[1, 2], [3, 4]]
+    assert (array.ctypes.data, array.flags.writeable) == (ctypes.addressof(buffer), False)
+    assert gone() is not None
+    del array
+    assert gone() is None

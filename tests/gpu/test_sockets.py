@@ -1,0 +1,117 @@
+"""Descriptors by a server's socket: what is received, and what programs are told when nothing is."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.conftest import TIMEOUT_S
+from tests.gpu.test_errors import error_of
+from trimsfs.client.gpu import sockets
+
+
+class Answering:
+    """A server that answers each connection with one message, and with descriptors."""
+
+    def __init__(self, path: Path, answer: bytes, descriptors: int = 0) -> None:
+        self.path = path
+        self.asked: list[bytes] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._answer = answer
+        self._descriptors = descriptors
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> "Answering":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(TIMEOUT_S)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, open("/dev/null", "rb") as file:
+            self.asked.append(connection.recv(1 << 16))
+            if self._answer:
+                socket.send_fds(connection, [self._answer], [file.fileno()] * self._descriptors)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_descriptor_is_received_and_no_other_kept(tmp_path: Path) -> None:
+    before = open_files()
+    with Answering(tmp_path / "socket", b'{"size": 4096}', 2) as server:
+        descriptor, size = sockets.receive(str(server.path), "00ff")
+    assert (size, os.get_inheritable(descriptor), server.asked) == (4096, False, [b'{"token": "00ff"}'])
+    os.close(descriptor)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "descriptors", "message"),
+    [
+        (b'{"error": "no such token", "kind": "InvalidRequestError"}', 1, "socket: no such token"),
+        (b"", 0, "the server has closed the connection"),
+        (b'{"size": 4096}', 0, "not understood"),
+        (b"{", 1, "not understood"),
+        (b"[]", 1, "not understood"),
+        (b"{}", 2, "not understood"),
+    ],
+)
+def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descriptors: int, message: str) -> None:
+    before = open_files()
+    with Answering(tmp_path / "socket", answer, descriptors) as server:
+        assert message in error_of(lambda: sockets.receive(str(server.path), "00"))
+    assert open_files() == before
+
+
+def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert "No such file or directory: give a container the socket" in error_of(
+        lambda: sockets.receive(str(path), "00")
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+    assert "Connection refused" in error_of(lambda: sockets.receive(str(path), "00"))
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "TIMEOUT_S", 0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(0)
+        for _ in range(3):  # the kernel takes some connections by itself
+            assert "no answer within" in error_of(lambda: sockets.receive(str(tmp_path / "socket"), "00"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
+    code = f"""
+import os, socket, sys
+from trimsfs.client.gpu import GpuError, sockets
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind({str(tmp_path / "socket")!r})
+listener.listen()
+os.chmod({str(tmp_path / "socket")!r}, 0o600)
+os.setuid(54321)
+try:
+    sockets.receive({str(tmp_path / "socket")!r}, "00")
+except GpuError as error:
+    print(error)
+"""
+    for directory in tmp_path.parents[:2]:
+        directory.chmod(0o755)
+    tmp_path.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "Permission denied: this user may not ask" in done.stdout, done.stderr

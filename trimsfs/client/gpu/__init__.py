@@ -1,0 +1,30 @@
+"""Models in the memory of GPUs: what the GPU tier of a mount has loaded, as tensors of this process, without a copy."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from trimsfs.client.gpu.copies import obtain
+from trimsfs.client.gpu.devices import find
+from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
+from trimsfs.client.gpu.model import DeviceModel
+from trimsfs.client.gpu.tensors import DeviceTensor
+
+__all__ = ["DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError", "load"]
+
+_TRIES = 3
+
+
+def load(
+    path: Path, file: io.FileIO, device: str | int, tensors: str | Iterable[str] | None, memory: str
+) -> DeviceModel:
+    """As `trimsfs.client.model.Model.to`, for the *file* that is open at *path*."""
+    found = find(device)
+    patterns = [tensors] if tensors is None or isinstance(tensors, str) else list(dict.fromkeys(tensors))
+    if not patterns:
+        raise ValueError("no pattern of names of tensors")
+    for _ in range(_TRIES):
+        copies = [obtain(path, file, found, pattern, memory) for pattern in patterns]
+        if len({copy.offer.generation for copy in copies}) == 1:
+            return DeviceModel(path, copies)
+    raise GpuError(f"{path}: it changes again and again: its parts are not of one generation")

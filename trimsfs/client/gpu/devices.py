@@ -1,0 +1,36 @@
+"""Which device is meant: by its place among those that this process sees, or by its UUID."""
+
+import re
+
+from trimsfs import cuda
+from trimsfs.client.gpu.errors import GpuError
+
+_DEVICE = re.compile(r"(?:cuda:)?(?P<ordinal>\d+)|(?P<first>cuda)|(?P<uuid>GPU-[0-9a-f-]{36})")
+
+
+def find(device: str | int) -> cuda.Found:
+    """The device that is meant by ``"cuda"``, ``"cuda:N"``, ``N`` or ``"GPU-…"``. Raises GpuError."""
+    meant = _DEVICE.fullmatch(str(device))
+    if meant is None:
+        raise GpuError(f"no device {str(device)!r}: give 'cuda', 'cuda:N', N or a UUID as nvidia-smi -L lists them")
+    try:
+        devices = cuda.devices()
+    except cuda.CudaError as error:
+        raise GpuError(_cause(error)) from None
+    if meant["uuid"]:
+        found = [each for each in devices if each.uuid == meant["uuid"]]
+    else:
+        found = [each for each in devices if each.ordinal == int(meant["ordinal"] or 0)]
+    if not found:
+        seen = ", ".join(f"cuda:{each.ordinal} is {each.uuid}" for each in devices) or "none"
+        raise GpuError(f"no device {device} in this process, which sees {seen}: look at CUDA_VISIBLE_DEVICES")
+    return found[0]
+
+
+def _cause(error: cuda.CudaError) -> str:
+    if "CUDA_ERROR_NOT_INITIALIZED" in str(error):
+        return (
+            "CUDA does not survive a fork, and this process was forked from one that uses it: start it anew, as "
+            "multiprocessing does with 'spawn'"
+        )
+    return str(error)

@@ -1,0 +1,71 @@
+"""Capsules of DLPack for frameworks, as of version 0 and of 1.1.
+
+By https://github.com/dmlc/dlpack, ``include/dlpack/dlpack.h``.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from trimsfs.client.native import library
+from trimsfs.formats import DTYPE_BITS
+
+CUDA = 2
+"""The type of a device."""
+_INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
+_CODES = {
+    "bool": _BOOL,
+    **dict.fromkeys(("int4", "int8", "int16", "int32", "int64"), _INT),
+    **dict.fromkeys(("uint4", "uint8", "uint16", "uint32", "uint64"), _UINT),
+    **dict.fromkeys(("float16", "float32", "float64"), _FLOAT),
+    "bfloat16": _BFLOAT,
+    **dict.fromkeys(("complex64", "complex128"), _COMPLEX),
+    "float8_e4m3fn": 10,
+    "float8_e4m3fnuz": 11,
+    "float8_e5m2": 12,
+    "float8_e5m2fnuz": 13,
+    "float8_e8m0fnu": 14,
+    "float6_e2m3fn": 15,
+    "float6_e3m2fn": 16,
+    "float4_e2m1fn": 17,
+}
+
+
+def capsule(
+    owner: object,
+    address: int,
+    dtype: str,
+    shape: tuple[int, ...],
+    device: tuple[int, int],
+    *,
+    versioned: bool,
+    read_only: bool,
+) -> object:
+    """A capsule of a dense tensor at an address of a *device*, which is its type and its number.
+
+    *dtype* is a key of DTYPE_BITS. *owner* is kept until whoever takes the tensor needs it no more, or else for as long
+    as the capsule lives. Only a *versioned* one tells whether it is *read_only*.
+    """
+    made: object = _function()(
+        owner,
+        address,
+        (ctypes.c_int32 * 2)(*device),
+        (ctypes.c_uint16 * 3)(_CODES[dtype], DTYPE_BITS[dtype], 1),
+        (ctypes.c_int64 * len(shape))(*shape),
+        len(shape),
+        versioned,
+        read_only,
+    )
+    return made
+
+
+@cache
+def _function() -> Callable[..., Any]:
+    """Raises OSError without the library of what is in C."""
+    loaded = library()
+    function = ctypes.PyDLL(loaded._name, handle=loaded._handle).trimsfs_capsule  # called with the GIL
+    function.restype = ctypes.py_object
+    pointer = ctypes.c_void_p
+    function.argtypes = (ctypes.py_object, *[pointer] * 4, ctypes.c_int32, ctypes.c_int, ctypes.c_int)
+    return function

@@ -1,0 +1,184 @@
+"""A lease of a copy: its open control file, which also tells where the copy is. The kernel closes it with the process.
+
+A child that is forked would hold it on, without any use: what CUDA has mapped is not in the child. So the child closes
+its descriptors of leases at once, which takes nothing from the parent.
+"""
+
+import errno
+import io
+import json
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimsfs import cuda
+from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
+from trimsfs.client.places import on_mount
+from trimsfs.formats import Tensor
+
+_PIECE = 1 << 20
+_LOST = "the server that had it in memory has ended: open the model again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Where a copy is: an allocation of ``size`` bytes, of which the first ``nbytes`` are used.
+
+    ``format`` is None, and there are no tensors, for an image of a file of unknown format. Offsets of tensors are in
+    the allocation. ``memory`` is ``"vmm"``, with a ``socket`` that gives a descriptor for the ``token``, or ``"ipc"``,
+    with a ``handle``.
+    """
+
+    device: str
+    generation: str
+    memory: str
+    size: int
+    nbytes: int
+    format: str | None
+    tensors: tuple[Tensor, ...]
+    socket: str = ""
+    token: str = ""
+    handle: bytes = b""
+
+
+class Lease:
+    """The open control file of a copy."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        _held.add(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self._path}: another process takes a lease of its own: open the model there")
+
+    def offer(self) -> Offer:
+        """Where the copy is, now. Raises GpuError, GpuLostError."""
+        data = bytearray()
+        try:
+            while piece := os.pread(self._held_descriptor(), _PIECE, len(data)):
+                data += piece
+        except OSError as error:
+            raise self._lost(error) from None
+        try:
+            return _offer(json.loads(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise GpuError(f"{self._path}: not understood: {error!r}: are client and server of one version?") from None
+
+    def check(self) -> None:
+        """Raises GpuLostError when the copy is not kept any more."""
+        try:
+            os.pread(self._held_descriptor(), 1, 0)
+        except OSError as error:
+            raise self._lost(error) from None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it: not one that was forked since."""
+        return self._descriptor >= 0
+
+    def close(self) -> None:
+        """Give it back. A second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _held_descriptor(self) -> int:
+        if not self.held:
+            raise GpuLostError(f"{self._path}: this process was forked from the one that has it: open the model here")
+        return self._descriptor
+
+    def _lost(self, error: OSError) -> GpuError:
+        if error.errno == errno.ESTALE:
+            return GpuLostError(f"{self._path}: {_LOST}")
+        if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
+            return GpuLostError(f"{self._path}: the mount is gone, and nothing keeps the copy: mount it again")
+        return GpuError(f"{self._path}: {error.strerror}")
+
+
+def take(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, memory: str) -> Lease:
+    """Take a lease of the copy of a *model*, whose open *file* tells whether it is on a mount.
+
+    Waits until the copy is there. Raises GpuError, GpuFullError.
+    """
+    path = model.parent / ".trims" / model.name / "gpu" / _name(device.uuid, pattern, memory)
+    try:
+        return Lease(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise _refused(error, model, file, path) from None
+
+
+def _name(uuid: str, pattern: str | None, memory: str) -> str:
+    if memory not in {"vmm", "ipc"}:
+        raise ValueError(f"memory is 'vmm' or 'ipc', not {memory!r}")
+    if pattern == "" or (pattern is not None and "\0" in pattern):
+        raise ValueError(f"not a pattern of names of tensors: {pattern!r}")
+    quoted = "" if pattern is None else "@" + pattern.replace("%", "%25").replace("/", "%2F")
+    return f"{uuid}{'.ipc' if memory == 'ipc' else ''}{quoted}"
+
+
+def _refused(error: OSError, model: Path, file: io.FileIO, path: Path) -> GpuError:
+    where, device = path.parent, path.name.partition("@")[0].removesuffix(".ipc")
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR if not on_mount(file):
+            return GpuError(f"{model}: not on a trimsfs mount: only models on one are shared in a device's memory")
+        case errno.ENOENT | errno.ENOTDIR:
+            known = ", ".join(_names(where))
+            if not known:
+                return GpuError(f"{model}: its mount lends nothing on GPUs: trimsfs status tells why")
+            return GpuError(f"{model}: its mount lends on {known}, and not on {device}; or the model is gone")
+        case errno.ENOMEM:
+            return GpuFullError(f"{model}: no room on {device}: let go of other models, or ask for fewer tensors")
+        case errno.EACCES | errno.EPERM:
+            return GpuError(f"{model}: {error.strerror}: who may read a model may not always have it on {device}")
+        case errno.ENAMETOOLONG:
+            return GpuError(f"{model}: the pattern is too long for a name of a file: give several shorter ones")
+        case errno.EIO:
+            return GpuError(f"{model}: it could not be loaded to {device}: the log of the mount tells why")
+    return GpuError(f"{path}: {error.strerror}")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _offer(told: dict[str, Any]) -> Offer:
+    """Raises ValueError, KeyError, TypeError."""
+    tensors = tuple(
+        Tensor(each["name"], each["dtype"], tuple(map(int, each["shape"])), int(each["offset"]), int(each["nbytes"]))
+        for each in told["tensors"]
+    )
+    offer = Offer(
+        device=told["device"],
+        generation=told["generation"],
+        memory=told["memory"],
+        size=int(told["size"]),
+        nbytes=int(told["nbytes"]),
+        format=told["format"],
+        tensors=tensors,
+        socket=told.get("socket", ""),
+        token=told.get("token", ""),
+        handle=bytes.fromhex(told.get("ipc_handle", "")),
+    )
+    full = [each for each in tensors if each.nbytes]
+    if not all(0 <= each.offset < each.offset + each.nbytes <= offer.nbytes <= offer.size for each in full):
+        raise ValueError("tensors outside of the allocation")
+    if offer.memory == "ipc" and len(offer.handle) != cuda.IPC_HANDLE_SIZE:
+        raise ValueError(f"a handle of {len(offer.handle)} bytes")
+    return offer
+
+
+_held: "weakref.WeakSet[Lease]" = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    for lease in list(_held):
+        lease.close()
+
+
+os.register_at_fork(after_in_child=_let_go)

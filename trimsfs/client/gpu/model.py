@@ -1,0 +1,86 @@
+"""A model in a device's memory: one copy, which the server has loaded, mapped by every process that asks."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from trimsfs.client.gpu import frameworks
+from trimsfs.client.gpu.copies import Copy
+from trimsfs.client.gpu.errors import GpuError
+from trimsfs.client.gpu.tensors import DeviceTensor
+from trimsfs.formats import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cupy import ndarray as CupyArray  # noqa: N812 - named as the others
+    from jax import Array as JaxArray
+    from mxnet.ndarray import NDArray
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray as NumbaArray
+    from torch import Tensor as TorchTensor
+
+T = TypeVar("T")
+
+
+class DeviceModel:
+    """A model, or parts of it, in a device's memory. Tensors keep the memory, and the lease of it, while they live.
+
+    ``tensors`` has them by name; there are none of a file of unknown format, which has an `image` only. ``device`` is
+    the device's UUID, ``ordinal`` its place among those of this process, ``generation`` that of the file, and
+    ``format`` the name of its format or None.
+    """
+
+    def __init__(self, path: Path, copies: Sequence[Copy]) -> None:
+        """A model of *copies* of its parts, all of one generation."""
+        self.path = path
+        self._copies = tuple(copies)
+        first = copies[0]
+        self.device = first.offer.device
+        self.ordinal = first.ordinal
+        self.generation = first.offer.generation
+        self.format = first.offer.format
+        self.tensors: dict[str, DeviceTensor] = {}
+        for copy in copies:
+            for tensor in copy.offer.tensors:
+                self.tensors.setdefault(tensor.name, DeviceTensor(tensor, copy))
+
+    @property
+    def image(self) -> DeviceTensor:
+        """All that was loaded, as bytes: of a file of unknown format, the file. Raises GpuError for several parts."""
+        if len(self._copies) > 1:
+            raise GpuError(
+                f"{self.path}: {len(self._copies)} patterns were asked for, and each has an image of its own"
+            )
+        (copy,) = self._copies
+        return DeviceTensor(Tensor("", "uint8", (copy.offer.nbytes,), 0, copy.offer.nbytes), copy)
+
+    def check(self) -> None:
+        """Raises GpuLostError when the memory is lost, or nothing keeps it: load the model again then."""
+        for copy in self._copies:
+            copy.lease.check()
+
+    def torch(self) -> "dict[str, TorchTensor]":
+        """All tensors as PyTorch tensors, by name. Raises TypeError for types that PyTorch lacks."""
+        return self._all(frameworks.torch)
+
+    def cupy(self) -> "dict[str, CupyArray]":
+        """All tensors as CuPy arrays, by name. Raises TypeError for types that CuPy lacks."""
+        return self._all(frameworks.cupy)
+
+    def jax(self) -> "dict[str, JaxArray]":
+        """All tensors as JAX arrays, by name. Raises TypeError for types of less than a byte, and what JAX raises."""
+        return self._all(frameworks.jax)
+
+    def numba(self) -> "dict[str, NumbaArray]":
+        """All tensors as arrays for Numba's kernels, by name. Raises TypeError for types that NumPy lacks."""
+        return self._all(frameworks.numba)
+
+    def mxnet(self) -> "dict[str, NDArray]":
+        """All tensors as MXNet arrays, by name. Raises TypeError for types that MXNet lacks."""
+        return self._all(frameworks.mxnet)
+
+    def numpy(self) -> "dict[str, np.ndarray[Any, Any]]":
+        """Copies of all tensors in this process's memory, by name. Raises as `DeviceTensor.numpy`."""
+        return self._all(DeviceTensor.numpy)
+
+    def _all(self, function: Callable[[DeviceTensor], T]) -> dict[str, T]:
+        return {name: function(tensor) for name, tensor in self.tensors.items()}
