@@ -21,11 +21,11 @@ HEADROOM = ("--gpu-headroom", "2MiB")
 
 
 class Program:
-    """A running `tests.gpu.borrower`."""
+    """A running `tests.gpu.borrower`, in a sandbox if one is given by its command line."""
 
-    def __init__(self, variables: dict[str, str]) -> None:
+    def __init__(self, variables: dict[str, str], sandbox: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gpu.borrower"],
+            [*sandbox, sys.executable, "-m", "tests.gpu.borrower"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | variables,
@@ -98,9 +98,9 @@ class Scene:
         path = self.file(name)
         return str(path.parent / ".trims" / path.name / "gpu" / (asked or self.device))
 
-    def program(self, *, transparent: bool = False) -> Program:
+    def program(self, *, transparent: bool = False, sandbox: Sequence[str] = ()) -> Program:
         """A program, ended with the scene."""
-        program = Program(environment(self.kernel, transparent=transparent))
+        program = Program(environment(self.kernel, transparent=transparent), sandbox)
         self.programs.append(program)
         return program
 
