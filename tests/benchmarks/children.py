@@ -6,9 +6,10 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.benchmarks.machine import back_memory
 
@@ -28,9 +29,15 @@ class ChildError(Exception):
 
 
 class Child:
-    """A process of a module here. It is killed when the context ends."""
+    """A process of a module here, with more variables if *environment* has some. It is killed when the context ends."""
 
-    def __init__(self, module: str, *arguments: str | Path, **options: float | str | Path) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        **options: float | str | Path,
+    ) -> None:
         named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         self._rest = b""
         self._process = subprocess.Popen(
@@ -40,6 +47,7 @@ class Child:
             stderr=subprocess.PIPE,
             bufsize=0,
             cwd=REPOSITORY,
+            env={**os.environ, **(environment or {})},
         )
 
     def __enter__(self) -> Self:
@@ -52,9 +60,14 @@ class Child:
             if stream is not None:
                 stream.close()
 
-    def wait_ready(self) -> None:
-        """Return once it waits for the word."""
-        self._line(READY_S)
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Return once it waits for the word. Raises as `outcome`."""
+        self._line(timeout_s)
 
     def tell(self) -> None:
         """Give it the word."""
@@ -63,8 +76,12 @@ class Child:
 
     def outcome(self, timeout_s: float) -> dict[str, float]:
         """What it prints next. Raises TooSlowError, or ChildError when it fails."""
-        outcome: dict[str, float] = json.loads(self._line(timeout_s))
-        return outcome
+        return self.answer(timeout_s)
+
+    def answer(self, timeout_s: float) -> dict[str, Any]:
+        """As `outcome`, of a process that tells more than numbers."""
+        answer: dict[str, Any] = json.loads(self._line(timeout_s))
+        return answer
 
     def _line(self, timeout_s: float) -> bytes:
         assert self._process.stdout is not None
@@ -86,9 +103,19 @@ class Child:
         return lines[-1] if lines else f"ended with status {self._process.wait(READY_S)}"
 
 
-def measure(action: str, path: Path, timeout_s: float, *, memory: int = 0, **options: float) -> dict[str, float]:
+def measure(
+    action: str,
+    path: Path,
+    timeout_s: float,
+    *,
+    memory: int = 0,
+    count: int = 1,
+    threads: int = 1,
+    sleep_s: float = 0,
+    known: int = 0,
+) -> dict[str, float]:
     """The outcome of one action of `reader`, which caches *memory* bytes more; see `back_memory`."""
-    with Child("reader", action, path, **options) as child:
+    with Child("reader", action, path, count=count, threads=threads, sleep_s=sleep_s, known=known) as child:
         child.wait_ready()
         back_memory(memory)
         child.tell()

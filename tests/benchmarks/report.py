@@ -1,7 +1,7 @@
 """Results as tables in the terminal, as markdown and as JSON."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from rich.table import Table as RichTable
 
 from tests.benchmarks.bench import PROFILE_TEXT
 from tests.benchmarks.budgets import Verdict, verdicts
-from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, SHARES, Results, Series
+from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, RATES, SHARES, Results, Series
 from tests.benchmarks.scale import GIB, KIB, MIB
 
 _NONE = "-"
 _BYTE_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
 _TIME_UNITS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+_RATE_UNITS = (("GB/s", 1e9), ("MB/s", 1e6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,12 @@ def tables(results: Results) -> Iterator[Table]:
 
 def show(results: Results, console: Console) -> None:
     """Print the tables, and what failed or was left out."""
-    for table in tables(results):
+    show_tables(tables(results), results, console)
+
+
+def show_tables(made: Iterable[Table], results: Results, console: Console) -> None:
+    """Print these tables, and what failed or was left out."""
+    for table in made:
         rich = RichTable(title=table.title, title_justify="left")
         for number, heading in enumerate(table.headings):
             rich.add_column(heading, justify="left" if number == 0 else "right")
@@ -63,24 +69,24 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
     ]
     parts = ["# Benchmarks", "\n".join(about)]
     parts += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in plots]
-    for table in tables(results):
-        lines = [
-            f"## {table.title}\n",
-            _line(table.headings),
-            _line(["---", *["---:"] * (len(table.headings) - 1)]),
-            *map(_line, table.rows),
-        ]
-        parts.append("\n".join(lines))
+    parts += [table_markdown(table, "##") for table in tables(results)]
     parts += [f"Left out: {text}" for text in results.skipped] + [f"Failed: {text}" for text in results.failures]
     return "\n\n".join(parts) + "\n"
 
 
+def table_markdown(table: Table, level: str) -> str:
+    """A table below a heading, whose *level* is that many ``#``."""
+    lines = [
+        f"{level} {table.title}\n",
+        _line(table.headings),
+        _line(["---", *["---:"] * (len(table.headings) - 1)]),
+        *map(_line, table.rows),
+    ]
+    return "\n".join(lines)
+
+
 def as_json(results: Results, machine: Mapping[str, str | int]) -> str:
     """All samples, the budgets' numbers and the machine."""
-    samples = [
-        {**key._asdict(), "samples": series.samples, "median": series.median, "note": series.note}
-        for key, series in results.series.items()
-    ]
     budgets = [
         {"name": verdict.budget.name, "value": verdict.value, "bound": verdict.budget.bound, "verdict": verdict.word}
         for verdict in verdicts(results)
@@ -88,11 +94,19 @@ def as_json(results: Results, machine: Mapping[str, str | int]) -> str:
     document = {
         "machine": dict(machine),
         "budgets": budgets,
-        "series": samples,
+        "series": samples(results),
         "skipped": results.skipped,
         "failures": results.failures,
     }
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def samples(results: Results) -> list[dict[str, object]]:
+    """All series, for JSON."""
+    return [
+        {**key._asdict(), "samples": series.samples, "median": series.median, "note": series.note}
+        for key, series in results.series.items()
+    ]
 
 
 def value_text(name: str, value: float, *bounds: float) -> str:
@@ -100,6 +114,8 @@ def value_text(name: str, value: float, *bounds: float) -> str:
     unit, factor = "", 1.0
     if name in BYTES:
         unit, factor = next((unit for unit in _BYTE_UNITS if value >= unit[1]), _BYTE_UNITS[-1])
+    elif name in RATES:
+        unit, factor = next((unit for unit in _RATE_UNITS if value >= unit[1]), _RATE_UNITS[-1])
     elif name not in SHARES:
         unit, factor = next((unit for unit in _TIME_UNITS if value >= unit[1]), _TIME_UNITS[-1])
     text = _number(value / factor)
@@ -130,12 +146,13 @@ def _group_table(results: Results, group: str) -> Table:
     lines = []
     for name, case, row in rows:
         base = None if name in SHARES else base_of(row)
-        cells = [_cell(name, row.get(contender), row[base].median if base else None) for contender in contenders]
+        cells = [cell(name, row.get(contender), row[base].median if base else None) for contender in contenders]
         lines.append([f"{name}, {case}", *cells, base or _NONE])
     return Table(group, ["", *contenders, "ratio to"], lines)
 
 
-def _cell(name: str, series: Series | None, base: float | None) -> str:
+def cell(name: str, series: Series | None, base: float | None) -> str:
+    """A series as it is shown, with its ratio to the *base* if there is one."""
     if series is None:
         return _NONE
     median = series.median

@@ -7,10 +7,23 @@ from typing import NamedTuple
 
 NATIVE, TRIMSFS, RCLONE, S3FS, GETS = "native", "trimsfs", "rclone", "s3fs", "GETs"
 PEERS = (RCLONE, S3FS)
-BYTES = frozenset({"peak memory", "server memory"})
+BYTES = frozenset(
+    {
+        "peak memory",
+        "server memory",
+        "device memory of the model",
+        "device memory of a context",
+        "device memory of the server's context",
+        "PSS of the processes",
+        "peak of one process",
+        "less MemAvailable",
+    }
+)
 """Names of what is measured in bytes."""
+RATES = frozenset({"fill", "fetch"})
+"""Names of what is measured in bytes a second."""
 SHARES = frozenset({"bytes fetched / file", "page cache / file", "PSS of all / file"})
-"""Names of what is a multiple of the file's size. All others are seconds."""
+"""Names of what is a multiple of the file's size. What is in none of these sets is seconds."""
 
 
 class Key(NamedTuple):
@@ -24,7 +37,10 @@ class Key(NamedTuple):
 
 @dataclass(slots=True)
 class Series:
-    """Samples in seconds, bytes or multiples, see `BYTES` and `SHARES`; *note* says why there are none, or no more."""
+    """Samples, in the unit that goes by their name: see `BYTES`, `RATES` and `SHARES`.
+
+    *note* says why there are none, or no more.
+    """
 
     samples: list[float] = field(default_factory=list)
     note: str = ""
