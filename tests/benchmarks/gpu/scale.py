@@ -1,0 +1,67 @@
+"""How much is measured on a card: all of it, a quick look, or just that it runs."""
+
+from dataclasses import dataclass
+
+from tests.benchmarks.scale import GIB, KIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuScale:
+    """Sizes of models in bytes, times in seconds, the rest counts.
+
+    A model of *first* bytes is loaded before anything else is measured on a mount, so that the server has its context
+    and its pinned memory. *spare* bytes of the device and of the host are left alone.
+    """
+
+    first: int
+    fills: tuple[int, ...]
+    fetches: tuple[int, ...]
+    loads: tuple[int, ...]
+    memory: int
+    processes: int
+    fill_rounds: int
+    rounds: int
+    memory_rounds: int
+    timeout_s: float
+    spare: int = GIB
+
+
+FULL = GpuScale(
+    first=64 * MIB,
+    fills=(5 * MIB, 64 * MIB, 512 * MIB, 4 * GIB, 16 * GIB),
+    fetches=(64 * MIB, 512 * MIB, 4 * GIB),
+    loads=(512 * MIB, 4 * GIB),
+    memory=GIB,
+    processes=8,
+    fill_rounds=7,
+    rounds=5,
+    memory_rounds=3,
+    timeout_s=120,
+)
+QUICK = GpuScale(
+    first=64 * MIB,
+    fills=(5 * MIB, 64 * MIB, 512 * MIB),
+    fetches=(64 * MIB, 512 * MIB),
+    loads=(256 * MIB,),
+    memory=256 * MIB,
+    processes=8,
+    fill_rounds=5,
+    rounds=3,
+    memory_rounds=2,
+    timeout_s=60,
+)
+TINY = GpuScale(
+    first=256 * KIB,
+    fills=(9 * MIB,),
+    fetches=(256 * KIB,),
+    loads=(256 * KIB,),
+    memory=256 * KIB,
+    processes=3,
+    fill_rounds=2,
+    rounds=1,
+    memory_rounds=1,
+    timeout_s=20,
+    spare=16 * MIB,
+)
+"""For emulated devices, whose figures mean nothing."""
+EMULATED_DEVICE = 256 * MIB
