@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from rich.console import Console
 
 from tests.benchmarks.bench import FAILURES
 from tests.benchmarks.children import Child, TooSlowError
+from tests.benchmarks.contenders import MOUNTING_S
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.gpu.card import Card, link
 from tests.benchmarks.gpu.data import Model, Models
 from tests.benchmarks.gpu.scale import GpuScale
 from tests.benchmarks.results import TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.services.fast import FastS3
 
 DEVICE_SHARE = 0.8
@@ -76,7 +78,13 @@ class GpuBench:
             directory = Path(stack.enter_context(scratch))
             options = (*EAGER, "--gpu-headroom", str(self.scale.spare // 2))
             environment = self.server.environment() | dict(self.card.environment)
-            mount = stack.enter_context(mounted(f"s3://{BUCKET}", directory, *options, environment=environment))
+            try:
+                mount = stack.enter_context(mounted(f"s3://{BUCKET}", directory, *options, environment=environment))
+            except (KeyboardInterrupt, SystemExit):
+                # The command that mounts ends with us. What it has started does not, and may be about to mount.
+                time.sleep(MOUNTING_S)
+                unmount(directory / "models")
+                raise
             outcome = self.ask("lease", self.control_file(mount, first))
             self.results.add(Key(FIRST, FIRST_COPY, size_text(self.scale.first), TRIMSFS), outcome["seconds"])
             self.wait_idle(mount)

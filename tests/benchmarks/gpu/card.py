@@ -17,7 +17,7 @@ _GENERATIONS = {"2.5": 1, "5.0": 2, "8.0": 3, "16.0": 4, "32.0": 5, "64.0": 6}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """The first device that processes with the variables of *environment* see; *budget* bytes are free on it."""
+    """The first device that processes with the variables of *environment* see; *free* bytes were so at first."""
 
     uuid: str
     name: str

@@ -15,6 +15,8 @@ FILL, FETCH = "fill", "fetch"
 PLAIN, PLAIN_FILE = "pinned copies", "pinned copies of the file"
 TO_DISK, TO_CARD = f"{TRIMSFS}, to disk", f"{TRIMSFS}, to the card"
 ALLOCATED = "device memory taken"
+BACKED = 3
+"""Files that there is to be room for when one is fetched: see `back_memory`."""
 
 
 def fill(bench: GpuBench) -> None:
@@ -49,7 +51,7 @@ def _filled(bench: GpuBench, mount: MountedStore, model: Model) -> Sequence[floa
 
 def fetch(bench: GpuBench) -> None:
     """Each size from an endpoint that answers at once: to the cache only, and to the card as well."""
-    for size in bench.sizes(FETCH, bench.scale.fetches):
+    for size in bench.sizes(FETCH, bench.scale.fetches, files=BACKED):
         model = bench.models.model(size)
         with bench.mounted() as mount:
             command = mount.path / ".trims" / model.name / "warm-disk"

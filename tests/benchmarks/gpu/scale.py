@@ -29,7 +29,7 @@ class GpuScale:
 FULL = GpuScale(
     first=64 * MIB,
     fills=(5 * MIB, 64 * MIB, 512 * MIB, 4 * GIB, 16 * GIB),
-    fetches=(64 * MIB, 512 * MIB, 4 * GIB),
+    fetches=(64 * MIB, 512 * MIB, 2 * GIB),
     loads=(512 * MIB, 4 * GIB),
     memory=GIB,
     processes=8,
@@ -52,7 +52,7 @@ QUICK = GpuScale(
 )
 TINY = GpuScale(
     first=256 * KIB,
-    fills=(9 * MIB,),
+    fills=(70 * MIB,),
     fetches=(256 * KIB,),
     loads=(256 * KIB,),
     memory=256 * KIB,
