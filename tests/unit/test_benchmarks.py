@@ -11,6 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.benchmarks.budgets import BUDGETS, Budget, verdicts
+from tests.benchmarks.gpu import fill, load
+from tests.benchmarks.gpu import report as gpu_report
 from tests.benchmarks.measure import cold, processes, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
 from tests.benchmarks.reader import percentile
@@ -117,6 +119,28 @@ def test_budgets_show_their_unit() -> None:
     assert (budget.bound_text, budget.text(1e-5)) == ("≤ 70 µs", "10 µs")
     assert len({budget.name for budget in BUDGETS}) == len(BUDGETS)
     assert value_text("time", 0.0125, 0.01, 1.5) == "12.5 (10 - 1500) ms"
+
+
+def test_rates_and_ratios_of_a_card() -> None:
+    results = results_of(
+        {
+            (fill.FILL, fill.FILL, "1 GiB", fill.PLAIN): [2e10, 2.4e10, 2.5e10],
+            (fill.FILL, fill.FILL, "1 GiB", TRIMSFS): [1.2e10],
+            (load.LOAD, load.THERE, "1 GiB", load.TORCH_LOAD): [2.0],
+            (load.LOAD, load.THERE, "1 GiB", f"{TRIMSFS}, 2nd process"): [0.02],
+        }
+    )
+    results.note(Key(load.LOAD, load.MADE, "1 GiB", load.TORCH_LOAD), "too old")
+    filled, loaded = gpu_report.tables(results, {"emulated": False})
+    (emulated, _) = gpu_report.tables(results, {"emulated": True})
+
+    assert list(filled.rows) == [["fill, 1 GiB", "24 (20 - 25) GB/s 1.00x", "12 GB/s 0.50x"]]
+    assert list(loaded.rows) == [
+        [f"{TRIMSFS}, 2nd process", "20 ms 0.01x", "-"],
+        [load.TORCH_LOAD, "2 s 1.00x", "too old"],
+    ]
+    assert "EMULATED" in emulated.title
+    assert "EMULATED" not in filled.title
 
 
 def test_endpoint_serves_exact_ranges_and_counts_them(server: FastS3, client: "S3Client") -> None:

@@ -97,9 +97,11 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert len(order) == len(modules)
 
 
-@pytest.mark.parametrize("program", ["tests.benchmarks.__main__", "tests.demo", "tests.evaluation.__main__"])
+@pytest.mark.parametrize(
+    "program", ["tests.benchmarks.__main__", "tests.benchmarks.gpu.__main__", "tests.demo", "tests.evaluation.__main__"]
+)
 def test_what_others_run_needs_nothing_of_the_tests(program: str) -> None:
-    """`make demo`, `make bench` and `make eval` install less than `make test` does."""
+    """`make demo`, `make bench`, `make bench-gpu` and `make eval` install less than `make test` does."""
     code = f"import sys; sys.modules |= dict.fromkeys(['pytest', 'hypothesis', 'moto', 'xattr']); import {program}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
