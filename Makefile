@@ -3,6 +3,9 @@
 #   make test    passes the tests
 #   make bench   measures against a native file, rclone and s3fs
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
+# And on a host with an NVIDIA GPU and its driver:
+#   make bench-gpu   measures models on the GPU beside plain copies and other loaders
+#   make test-gpu    passes the tests that only a GPU shows
 # All install what they need. Frameworks whose needs clash have an environment each.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,6 +15,7 @@ MAIN := .venv
 MXNET := .venv-mxnet
 FRAMEWORKS := .venv-frameworks
 HEAVY := .venv-heavy
+GPU := .venv-gpu
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
@@ -24,7 +28,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all bench eval lint protocol clean apt-main apt-test apt-bench
+.PHONY: demo test test-all test-gpu bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -40,6 +44,16 @@ bench: apt-bench $(MAIN)/ready-bench
 
 eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready
 	$(MAIN)/bin/python -m tests.evaluation $(abspath $(MXNET)/bin/python) $(ARGS)
+
+bench-gpu: card $(GPU)/ready
+	$(GPU)/bin/python -m tests.benchmarks.gpu $(ARGS)
+
+test-gpu: card $(GPU)/ready-dev
+	TEST_GPU=$(abspath $(GPU)) $(GPU)/bin/python -m pytest -m gpu $(ARGS)
+
+# Says so and fails where there is none, before gigabytes are installed for it.
+card: $(MAIN)/ready-cuda
+	@$(MAIN)/bin/python -m tests.benchmarks.gpu --check
 
 lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff check .
@@ -74,6 +88,19 @@ $(MAIN)/ready-bench: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[bench]'
 	touch $@
 
+$(MAIN)/ready-cuda: $(MAIN)/ready
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[cuda]'
+	touch $@
+
+$(GPU)/ready: tests/benchmarks/gpu/requirements-gpu.txt $(MAIN)/ready | card
+	$(PYTHON) -m venv $(GPU)
+	PYTHONWARNINGS=ignore $(GPU)/bin/pip install -q -r $< -e '.[cuda]'
+	touch $@
+
+$(GPU)/ready-dev: $(GPU)/ready
+	PYTHONWARNINGS=ignore $(GPU)/bin/pip install -q -e '.[dev]'
+	touch $@
+
 $(MXNET)/ready: tests/frameworks/requirements-mxnet.txt
 	$(PYTHON) -m venv $(MXNET)
 	$(MXNET)/bin/pip install -q -r $<
@@ -90,4 +117,4 @@ $(HEAVY)/ready: tests/frameworks/requirements-heavy.txt
 	touch $@
 
 clean:
-	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(HEAVY) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(HEAVY) $(GPU) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
