@@ -103,6 +103,7 @@ CUresult submit(const struct operation *operation, bool wait)
 	added->sequence = choice.upto = ++submitted;
 	if (added->task == RECORD) {
 		added->event->recorded = true;
+		added->event->time_ms = 0;
 		added->event->stream = added->stream;
 		added->event->sequence = added->sequence;
 	}
@@ -116,12 +117,18 @@ CUresult submit(const struct operation *operation, bool wait)
 	return result;
 }
 
+/* What a stream has done when it has come so far; the default stream, when all that heed it have. */
+static struct choice everything(struct stream *stream, uint64_t upto)
+{
+	if (stream->legacy && upto == UINT64_MAX)
+		return (struct choice){.context = stream->context, .upto = upto};
+	return (struct choice){.stream = stream, .upto = upto};
+}
+
 CUresult finish(struct stream *stream, uint64_t upto)
 {
-	struct choice choice = {.stream = stream, .upto = upto};
+	struct choice choice = everything(stream, upto);
 
-	if (stream->legacy && upto == UINT64_MAX)
-		choice = (struct choice){.context = stream->context, .upto = upto};
 	return run_now(&choice, stream->context);
 }
 
@@ -140,12 +147,12 @@ void finish_all(void)
 }
 
 /*
- * Whether a stream has come so far. The first time that something is asked for it is still under way, the second time it is
- * done: so programs that ask see both, and those that ask until it is done come to an end.
+ * Whether a stream has come so far. The first time that something is asked for it is still under way, the second time
+ * it is done: so programs that ask see both, and those that ask until it is done come to an end.
  */
 CUresult inquire(struct stream *stream, uint64_t upto)
 {
-	struct choice choice = {.stream = stream, .upto = upto};
+	struct choice choice = everything(stream, upto);
 	bool pending = false, known = true;
 
 	if (pthread_mutex_trylock(&engine) == EBUSY)

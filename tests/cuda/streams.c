@@ -25,8 +25,10 @@ CUresult find_stream(struct stream *handle, struct stream **stream)
 		return CUDA_SUCCESS;
 	}
 	for (*stream = streams; *stream != NULL; *stream = (*stream)->next)
-		if (*stream == handle)
-			return (*stream)->context->destroyed ? CUDA_ERROR_CONTEXT_IS_DESTROYED : (*stream)->context->error;
+		if (*stream == handle) {
+			context = handle->context;
+			return context->destroyed ? CUDA_ERROR_CONTEXT_IS_DESTROYED : context->error;
+		}
 	return CUDA_ERROR_INVALID_HANDLE;
 }
 
@@ -273,4 +275,40 @@ API CUresult cuEventElapsedTime_v2(float *milliseconds, CUevent start, CUevent e
 API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)
 {
 	return cuEventElapsedTime_v2(milliseconds, start, end);
+}
+
+/* For programs whose default stream is the thread's own; which is one for all threads of a context here. */
+static CUstream own(CUstream handle)
+{
+	return handle == NULL ? THREAD : handle;
+}
+
+API CUresult cuStreamSynchronize_ptsz(CUstream handle)
+{
+	return cuStreamSynchronize(own(handle));
+}
+
+API CUresult cuStreamQuery_ptsz(CUstream handle)
+{
+	return cuStreamQuery(own(handle));
+}
+
+API CUresult cuStreamWaitEvent_ptsz(CUstream handle, CUevent event, unsigned flags)
+{
+	return cuStreamWaitEvent(own(handle), event, flags);
+}
+
+API CUresult cuEventRecord_ptsz(CUevent event, CUstream handle)
+{
+	return cuEventRecord(event, own(handle));
+}
+
+API CUresult cuEventRecordWithFlags_ptsz(CUevent event, CUstream handle, unsigned flags)
+{
+	return cuEventRecordWithFlags(event, own(handle), flags);
+}
+
+API CUresult cuLaunchHostFunc_ptsz(CUstream handle, void (*function)(void *), void *argument)
+{
+	return cuLaunchHostFunc(own(handle), function, argument);
 }

@@ -1,0 +1,226 @@
+"""The emulated driver: copies, which are done when something waits for them and not before, and page-locked memory."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import wait_until
+
+from . import KernelDriver
+from .conftest import Start
+from .processes import CudaError
+
+MIB = 1 << 20
+DEFAULT, BLOCKING, NON_BLOCKING = 0, 0, 1
+
+
+def test_a_missing_synchronisation_shows(start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    buffer = process.call("cuMemHostAlloc", MIB, 0)
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
+    assert process.read(pointer, 2) == "0000"  # not waited for
+    process.fill_host(buffer, 2, MIB)  # used again too early
+    process.outcome("cuStreamSynchronize", stream)
+    assert process.read(pointer, 2) == "0202"
+    process.fill_host(buffer, 3, MIB)
+    process.outcome("cuMemcpyDtoHAsync", buffer, pointer, MIB, stream)
+    assert process.read_host(buffer, 2) == "0303"
+    process.outcome("cuCtxSynchronize")
+    assert process.read_host(buffer, 2) == "0202"
+
+
+def test_copies_can_be_eager(start: Start) -> None:
+    process = start(eager=True)
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    buffer = process.call("cuMemHostAlloc", MIB, 0)
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
+    assert process.read(pointer, 2) == "0101"
+
+
+@pytest.mark.parametrize("size", [4096, MIB])
+def test_pageable_memory_may_be_used_again_at_once(start: Start, size: int) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    buffer = process.register(None, MIB)
+    process.outcome("cuMemHostUnregister", buffer)
+    process.fill_host(buffer, 1, size)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, size, stream)
+    process.fill_host(buffer, 2, size)
+    process.outcome("cuStreamSynchronize", stream)
+    assert process.read(pointer, 2) == "0101"
+
+
+def test_the_default_stream_waits_for_those_that_heed_it(start: Start) -> None:
+    process = start()
+    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
+    process.fill_host(buffer, 1, MIB)
+    stream = process.call("cuStreamCreate", BLOCKING)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
+    assert process.read(pointer, 2) == "0101"
+    process.outcome("cuMemsetD8Async", pointer, 2, 4, DEFAULT)
+    process.outcome("cuMemsetD8Async", pointer + 1, 3, 1, stream)
+    process.outcome("cuStreamSynchronize", stream)
+    assert process.read(pointer, 3) == "020302"
+
+
+def test_events_order_streams(start: Start) -> None:
+    process = start()
+    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
+    one, other = (process.call("cuStreamCreate", NON_BLOCKING) for _ in range(2))
+    event = process.call("cuEventCreate", 2)
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, one)
+    process.outcome("cuEventRecord", event, one)
+    process.outcome("cuMemsetD8Async", pointer, 9, 1, one)  # after the event: nobody waits for it
+    process.outcome("cuStreamWaitEvent", other, event, 0)
+    process.outcome("cuMemcpyDtoDAsync", pointer + MIB // 2, pointer, MIB // 2, other)
+    process.outcome("cuMemsetD8Async", pointer + MIB - 1, 2, 1, other)
+    process.outcome("cuStreamSynchronize", other)
+    assert process.read(pointer, 1) == "01"
+    assert process.read(pointer + MIB - 2, 2) == "0102"
+    process.outcome("cuStreamDestroy", one)
+    assert process.read(pointer, 1) == "09"
+
+
+def test_who_asks_sees_it_unfinished_and_then_done(start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    event = process.call("cuEventCreate", 0)
+    assert process.outcome("cuEventQuery", event) == "CUDA_SUCCESS"  # never recorded
+    process.outcome("cuMemsetD8Async", pointer, 1, MIB, stream)
+    process.outcome("cuEventRecord", event, stream)
+    assert process.outcome("cuStreamQuery", stream) == "CUDA_ERROR_NOT_READY"
+    assert process.outcome("cuEventQuery", event) == "CUDA_SUCCESS"
+    assert process.outcome("cuStreamQuery", stream) == "CUDA_SUCCESS"
+    assert process.read(pointer, 1) == "01"
+
+
+def test_events_tell_the_time_between_them(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    before, after, untimed = (process.call("cuEventCreate", flags) for flags in (0, 0, 2))
+    kernel.devices[0].slow(seconds_per_copy=0.05)
+    for event in (before, untimed):
+        process.outcome("cuEventRecord", event, stream)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
+    process.outcome("cuEventRecord", after, stream)
+    assert process.outcome("cuEventElapsedTime", before, after) == "CUDA_ERROR_NOT_READY"
+    process.outcome("cuEventSynchronize", after)
+    assert process.call("cuEventElapsedTime", before, after) >= 50
+    assert process.outcome("cuEventElapsedTime", untimed, after) == "CUDA_ERROR_INVALID_HANDLE"
+
+
+def test_the_host_is_told_in_a_stream(start: Start) -> None:
+    process = start()
+    assert process.note(process.call("cuStreamCreate", NON_BLOCKING)) == ["0", "told"]
+
+
+def test_programs_may_choose_the_default_stream_of_threads(start: Start) -> None:
+    process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": "1"})
+    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, DEFAULT)
+    assert process.outcome("cuStreamQuery", DEFAULT) == "CUDA_ERROR_NOT_READY"
+    process.outcome("cuStreamSynchronize", DEFAULT)
+    assert process.read(pointer, 1) == "01"
+
+
+def test_a_failed_copy_is_told_of_when_it_is_waited_for(start: Start) -> None:
+    process = start()
+    size = 2 * MIB
+    pointer = process.map(process.create(size), size, "PROT_READ")
+    stream = process.call("cuStreamCreate", NON_BLOCKING)
+    assert process.outcome("cuMemsetD8Async", pointer, 1, size, stream) == "CUDA_SUCCESS"
+    assert process.outcome("cuStreamSynchronize", stream) == "CUDA_ERROR_ILLEGAL_ADDRESS"
+    assert process.outcome("cuMemGetInfo") == "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+def test_a_copy_to_what_is_unmapped_meanwhile_fails(start: Start) -> None:
+    process = start()
+    size = 2 * MIB
+    pointer, stream = process.map(process.create(size), size), process.call("cuStreamCreate", NON_BLOCKING)
+    process.outcome("cuMemsetD8Async", pointer, 1, size, stream)
+    process.unmap(pointer, size)
+    assert process.outcome("cuStreamSynchronize", stream) == "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+def test_threads_at_once(kernel: KernelDriver, start: Start) -> None:
+    assert start().threads(4, 25) == []
+    assert kernel.devices[0].bytes_to_device == kernel.devices[0].bytes_to_host == 4 * 25 * 100_000
+
+
+def test_copies_stand_still_and_go_on(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    device, pointer = kernel.devices[0], process.call("cuMemAlloc", MIB)
+    with device.paused():
+        process.begin("write", pointer, "01" * 4096)
+        wait_until(lambda: device.copies == 1)
+        assert device.bytes_to_device == 0
+    process.end()
+    assert device.bytes_to_device == 4096
+    assert process.read(pointer + 4095, 2) == "0100"
+
+
+def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    device, buffer = kernel.devices[0], process.call("cuMemHostAlloc", 8 * MIB, 0)
+    pointer, other = process.call("cuMemAlloc", 8 * MIB), start()
+    theirs = other.ipc_open(process.ipc_handle(pointer))
+    process.fill_host(buffer, 1, 8 * MIB)
+    device.slow(seconds_per_mib=2)
+    process.begin("outcome", "cuMemcpyHtoD", pointer, buffer, 8 * MIB)
+    wait_until(lambda: device.bytes_to_device > 0)
+    (allocation,) = device.allocations()
+    assert kernel.read(allocation.number, 0, 2) + kernel.read(allocation.number, 8 * MIB - 2, 2) == b"\1\1\0\0"
+    device.slow()
+    assert process.end() == "CUDA_SUCCESS"
+    assert other.read(theirs + 8 * MIB - 2, 2) == "0101"
+
+
+def test_a_device_that_is_lost_ends_copies(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer = process.call("cuMemAlloc", MIB)
+    with kernel.devices[0].paused():
+        process.begin("write", pointer, "01" * 4096)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        kernel.devices[0].lose()
+        with pytest.raises(CudaError, match="CUDA_ERROR_UNKNOWN"):
+            process.end()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file that is not on a tmpfs, which a directory for temporary files may be."""
+    types = {part[1]: part[2] for part in map(str.split, Path("/proc/mounts").read_text().splitlines())}
+    for directory in (tmp_path, Path("/var/tmp")):
+        above = next(str(path) for path in (directory, *directory.parents) if str(path) in types)
+        if types[above] != "tmpfs":
+            with tempfile.NamedTemporaryFile(dir=directory) as file:
+                file.truncate(MIB)
+                yield Path(file.name)
+                return
+    pytest.skip("no directory that is not in memory")
+
+
+def test_which_host_memory_can_be_locked(start: Start, on_disk: Path) -> None:
+    process = start()
+    address = process.register(None, MIB)
+    assert process.outcome("cuMemHostRegister", address + 4096, 4096, 0) == "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED"
+    assert process.outcome("cuMemHostUnregister", address) == "CUDA_SUCCESS"
+    assert process.outcome("cuMemHostUnregister", address) == "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED"
+    memory = os.memfd_create("model")
+    os.ftruncate(memory, MIB)
+    place = f"/proc/{os.getpid()}/fd/{memory}"
+    process.register(place, MIB)
+    with pytest.raises(CudaError, match="INVALID_VALUE"):
+        process.register(place, MIB, writable=False)
+    process.register(place, MIB, writable=False, flags=8)
+    os.close(memory)
+    with pytest.raises(CudaError, match="INVALID_VALUE"):
+        process.register(str(on_disk), MIB)
