@@ -244,6 +244,19 @@ def test_ls_shows_what_copies_take(scene: Scene) -> None:
     wait_until(lambda: not any(device.used for device in scene.kernel.devices))
 
 
+def test_a_model_that_has_left_the_disk_is_listed_with_its_copies(store: Path, tmp_path: Path) -> None:
+    (store / "bert").write_bytes(bytes(PARAMS))
+    with staged(store, tmp_path, [32 * MIB], "--cache-size", "8MiB") as scene:
+        params = scene.folder / "params"
+        assert trimsfs("warm", params, "--to", "gpu").returncode == 0
+        assert trimsfs("warm", scene.mount.path / "bert", "--to", "disk").returncode == 0
+        (model,) = json.loads(trimsfs("ls", scene.folder, "--json").stdout)
+        assert (model["disk"], model["gpu"]) == (0, {scene.devices[0]: 6 * MIB})
+        assert trimsfs("evict", params).returncode == 0
+        models = json.loads((scene.mount.path / ".trims/models").read_text())["models"]
+        assert [model["path"] for model in models] == ["bert"]
+
+
 def test_doctor_names_the_devices(store: Path, tmp_path: Path) -> None:
     with KernelDriver(tmp_path, [64 * MIB, 32 * MIB]) as kernel:
         places = ("--store", store, "--cache-dir", tmp_path / "cache")
