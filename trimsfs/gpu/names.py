@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from trimsfs.formats.table import Tensor
 
 _NAME = re.compile(r"(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.ipc)?(?:@(.+))?", re.DOTALL)
-_WARM = re.compile(r"warm-(?:([0-9]{1,9})~)?(GPU-.+)", re.DOTALL)
+_WARM = re.compile(r"warm-(?:([0-9]{1,10})~)?(GPU-.+)", re.DOTALL)
 _ATTRIBUTE = re.compile(r"gpu\.(GPU-[0-9a-f-]{36})\.ipc_handle")
 
 
