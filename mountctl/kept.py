@@ -92,8 +92,9 @@ class Kept:
 
     def store(self) -> None:
         """Have the service manager keep the socket, as soon as there is one."""
-        self._storing = True
-        self._store()
+        if not self._storing:
+            self._storing = True
+            self._store()
 
     def _store(self) -> None:
         if self._storing and self._listener is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from trimsfs.mountinfo import escape
 
 ROOTS_DIRECTORY = Path("/run/trimsfs")
+GPU_SUFFIX = ".gpu"
 _NAME_LIMIT = 64
 """Of a socket's name: all of its path has to fit into 107 bytes."""
 
@@ -32,7 +33,7 @@ def socket_path(mountpoint: Path) -> Path:
 
 def gpu_path(mountpoint: Path) -> Path:
     """Where clients of a mount's GPU copies connect: beside the operator's socket."""
-    return socket_path(mountpoint).with_suffix(".gpu")
+    return socket_path(mountpoint).with_suffix(GPU_SUFFIX)
 
 
 def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -> socket.socket:

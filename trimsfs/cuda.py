@@ -55,7 +55,10 @@ def load() -> None:
 
 def call(name: str, *arguments: Any) -> Any:
     """What a function of the driver gives: None, a value or a tuple of values. Raises CudaError."""
-    result, *values = getattr(driver, name)(*arguments)
+    try:
+        result, *values = getattr(driver, name)(*arguments)
+    except RuntimeError as error:  # of cuda-bindings: the library is not there, or is too old for this function
+        raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
     if result != driver.CUresult.CUDA_SUCCESS:
         known, text = driver.cuGetErrorString(result)
         told = text.decode() if known == driver.CUresult.CUDA_SUCCESS and text else "unknown error"

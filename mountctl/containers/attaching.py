@@ -20,9 +20,10 @@ from mountctl.containers.children import TIMEOUT_S, RefusalError, answer_of
 from mountctl.containers.errors import ArgumentError, NoAnswerError
 from mountctl.containers.explaining import explained
 from mountctl.kernel import Resolve
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE
+from mountctl.sockets import GPU_SUFFIX, gpu_path
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mounts
 
-CONTROL = ".trims"
+CONTROL, DELETED = ".trims", "//deleted"
 FORBIDDEN = {"proc", "sysfs", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "devtmpfs", "devpts", "mqueue"}
 """File systems through which runtimes set up and confine a container: nothing is to be mounted in their place."""
 ATTEMPTS = 10
@@ -31,7 +32,10 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
 class Source(NamedTuple):
-    """A model: a path of the host or, with *mountpoint*, a path below that mount which leads nowhere else."""
+    """A model: a path of the host or, with *mountpoint*, a path below that mount which leads nowhere else.
+
+    The socket of the clients of a mount's GPU copies, at its path of the host, can be one as well.
+    """
 
     path: str
     mountpoint: str | None = None
@@ -60,7 +64,7 @@ def attach(source: Source, place: Place, timeout_s: float = TIMEOUT_S) -> None:
         tree, directory = _tree(source)
         with _entered(place) as (root, proc):
             target = _made(root, proc, place, directory)
-            if _kind(proc, target) == FILE_SYSTEM_TYPE:
+            if _is_ours(proc, target):
                 raise RefusalError("occupied")
             with _step("mount"):
                 kernel.move(tree, target)
@@ -78,7 +82,7 @@ def detach(place: Place, timeout_s: float = TIMEOUT_S) -> None:
             with _step("resolve"):
                 target = _resolved(root, place, place.target, os.O_PATH)
                 above = _resolved(root, place, os.path.dirname(place.target), _DIRECTORY)
-            if _kind(proc, target) != FILE_SYSTEM_TYPE or _mount_number(proc, target) == _mount_number(proc, above):
+            if not _is_ours(proc, target) or _mount_number(proc, target) == _mount_number(proc, above):
                 raise RefusalError("nothing")
             with _step("unmount"):
                 os.fchdir(proc)
@@ -105,7 +109,10 @@ def _tree(source: Source) -> tuple[int, bool]:
             closed = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV | Resolve.NO_MAGICLINKS
             file = kernel.open_below(mountpoint, source.path, os.O_PATH, closed)
         mode = os.fstat(file).st_mode
-    if _kind(proc, file) != FILE_SYSTEM_TYPE:
+    if stat.S_ISSOCK(mode):  # a mount has none
+        if source.path not in {str(gpu_path(mount.mountpoint)) for mount in mounts()}:
+            raise RefusalError("not-trimsfs")
+    elif _kind(proc, file) != FILE_SYSTEM_TYPE:
         raise RefusalError("not-trimsfs")
     if CONTROL in os.readlink(f"/proc/self/fd/{file}").split("/"):
         raise RefusalError("control")
@@ -190,9 +197,22 @@ def _check_kind(proc: int, file: int) -> None:
         raise RefusalError("forbidden")
 
 
+def _is_ours(proc: int, file: int) -> bool:
+    """Whether an open file lies on a mount of what is attached: a model, or a socket, which may be gone on the host."""
+    kind, root = _mount(proc, file)
+    if kind == FILE_SYSTEM_TYPE:
+        return True
+    return stat.S_ISSOCK(os.fstat(file).st_mode) and root.removesuffix(DELETED).endswith(GPU_SUFFIX)
+
+
 def _kind(proc: int, file: int) -> str | None:
     """The type of the file system that an open file lies on, if it is mounted where this process can see it."""
-    return _kinds(proc).get(_mount_number(proc, file))
+    return _mount(proc, file)[0]
+
+
+def _mount(proc: int, file: int) -> tuple[str | None, str]:
+    """The type of that file system, and what of it is mounted."""
+    return _mounts(proc).get(_mount_number(proc, file), (None, ""))
 
 
 def _mount_number(proc: int, file: int) -> int:
@@ -203,10 +223,10 @@ def _mount_number(proc: int, file: int) -> int:
     raise RefusalError("unexpected")
 
 
-def _kinds(proc: int) -> dict[int, str]:
-    """The file system types of the mounts that this process sees, by number."""
+def _mounts(proc: int) -> dict[int, tuple[str, str]]:
+    """The mounts that this process sees, by number: the type of the file system, and what of it is mounted."""
     lines = _read(proc, "self/mountinfo").decode(errors="surrogateescape").splitlines()
-    return {int(line.split(" ", 1)[0]): line.partition(" - ")[2].split(" ")[0] for line in lines}
+    return {int(line.split(" ", 1)[0]): (line.partition(" - ")[2].split(" ")[0], line.split(" ")[3]) for line in lines}
 
 
 def _read(proc: int, path: str) -> bytes:

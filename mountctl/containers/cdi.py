@@ -21,7 +21,7 @@ from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
 VERSION = "0.5.0"
 """The oldest version that has all that is used here, so that older engines read it too."""
 VENDOR = "trimsfs.dev"
-WHOLE = "all"
+WHOLE, GPU = "all", "gpu"
 DEFAULT_DIRECTORY = Path("/var/run/cdi")
 MODEL_LIMIT = 10_000
 SPEC_LIMIT = 64 << 20
@@ -73,10 +73,12 @@ def _directories(root: bytes, above: bytes) -> list[bytes]:
         return [os.path.join(above, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def spec_of(mountpoint: Path, models: Iterable[str], kind_class: str = "models") -> tuple[dict[str, Any], bool]:
+def spec_of(
+    mountpoint: Path, models: Iterable[str], kind_class: str = "models", *, gpu_socket: Path | None = None
+) -> tuple[dict[str, Any], bool]:
     """The spec of a mount's devices, and whether the whole of it follows a mount that is made anew.
 
-    Raises ArgumentError.
+    *gpu_socket* is a device of its own: engines start no container for which it is gone. Raises ArgumentError.
     """
     if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", kind_class):
         raise ArgumentError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
@@ -93,6 +95,8 @@ def spec_of(mountpoint: Path, models: Iterable[str], kind_class: str = "models")
         path = mountpoint / model
         edits = {"env": [f"{variable}={path}"], "mounts": [_bind(path, "rprivate")]}
         devices.append({"name": device_name(model), "containerEdits": edits})
+    if gpu_socket is not None:
+        devices.append({"name": GPU, "containerEdits": {"mounts": [_bind(gpu_socket, "rprivate")]}})
     spec = {
         "cdiVersion": VERSION,
         "kind": f"{VENDOR}/{kind_class}",
@@ -107,7 +111,7 @@ def device_name(model: str) -> str:
 
     The hash tells what the name cannot. Which name a model has depends on no other model, so none can take another's.
     """
-    if len(model) <= NAME_LIMIT and model != WHOLE and all(map(_plain, model.split("/"))):
+    if len(model) <= NAME_LIMIT and model not in {WHOLE, GPU} and all(map(_plain, model.split("/"))):
         return model.replace("/", ":")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", model)[:NAME_LIMIT].strip("-") or "model"
     return f"{readable}::{_hash(model, 32)}"

@@ -15,7 +15,7 @@ from mountctl.containers.attaching import Place, Source
 from mountctl.containers.children import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
 from mountctl.containers.errors import ContainerError
-from mountctl.containers.mountpoints import mountpoint_of
+from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
 
 LISTING_TIMEOUT_S = 20.0
 
@@ -54,7 +54,7 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
 @_timeout
 @_reported
 def attach(container: str, path: Path, target: str | None, engine: str | None, timeout_s: float) -> None:
-    """Have PATH, a model or a whole mount, appear in CONTAINER, which runs already.
+    """Have PATH, a model, a whole mount or its socket of GPU copies, appear in CONTAINER, which runs already.
 
     CONTAINER is a name that podman, docker, nerdctl or crictl knows, or the number of a process.
     """
@@ -99,11 +99,12 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
 def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
     """Have each model of MOUNTPOINT be a device that containers are started with, and all be device `all`.
 
-    MOUNTPOINT may be left out where there is one mount. Run it again when there are new models.
+    Device `gpu` is the socket of clients of GPU copies, if there is one. MOUNTPOINT may be left out where there is one
+    mount. Run it again when there are new models.
     """
     mountpoint = mountpoint_of(mountpoint)
     listing = devices.list_models(mountpoint, depth, timeout_s)
-    spec, follows = devices.spec_of(mountpoint, listing.models, kind_class)
+    spec, follows = devices.spec_of(mountpoint, listing.models, kind_class, gpu_socket=gpu_socket(mountpoint))
     if listing.unnameable:
         click.echo(f"mountctl: {mountpoint}: {listing.unnameable} models left out: no names in UTF-8", err=True)
     if not follows:
@@ -126,7 +127,8 @@ def oci_hook() -> None:
     """Mount the models that a container's annotations ask for; run by OCI runtimes at stage createRuntime.
 
     Reads the container's state on standard input. dev.trimsfs.models is a list, `resnet50,bert=/opt/bert`;
-    dev.trimsfs.mount is the mount point, if there are several mounts.
+    dev.trimsfs.mount is the mount point, if there are several mounts. With dev.trimsfs.gpu, `true`, the socket of
+    clients of GPU copies is mounted as well.
     """
     state = hook.read_state(sys.stdin.fileno())
     if hook.MODELS not in state.annotations:

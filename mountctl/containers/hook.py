@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attaching import CONTROL, Place, Source
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
+from mountctl.sockets import gpu_path
 
 MODELS = "dev.trimsfs.models"
 MOUNT = "dev.trimsfs.mount"
+GPU = "dev.trimsfs.gpu"
 STATE_LIMIT = 1 << 20
 CONFIGURATION_LIMIT = 16 << 20
 MODELS_LIMIT = 256
@@ -47,7 +49,7 @@ def parse_state(text: bytes) -> State:
     pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
     if not isinstance(annotations, dict):
         raise ArgumentError("the container's state: annotations are not names and texts")
-    ours = {name: annotations[name] for name in (MODELS, MOUNT) if name in annotations}
+    ours = {name: annotations[name] for name in (MODELS, MOUNT, GPU) if name in annotations}
     for name, value in ours.items():
         if not _is_text(value):
             raise ArgumentError(f"annotation {name}: not a text without NUL")
@@ -102,10 +104,22 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[Source, Place]]:
     """What is to be mounted where for a container. Raises ContainerError."""
     models = parse_models(state.annotations[MODELS])
     root = root_of(state.bundle)
-    return [
+    found = [
         (Source(name, str(mountpoint)), Place(state.pid, target or str(mountpoint / name), root))
         for name, target in models
     ]
+    if _asks_for_gpu(state.annotations):
+        path = str(gpu_path(mountpoint))
+        found.append((Source(path), Place(state.pid, path, root)))
+    return found
+
+
+def _asks_for_gpu(annotations: dict[str, str]) -> bool:
+    """Whether the socket of clients of GPU copies is wanted. Raises ArgumentError."""
+    value = annotations.get(GPU, "false")
+    if value not in {"true", "false"}:
+        raise ArgumentError(f"annotation {GPU}: {value[:20]!r}: give true or false")
+    return value == "true"
 
 
 def _is_text(value: object) -> TypeGuard[str]:

@@ -1,9 +1,11 @@
 """Which mount is meant, told from the kernel's list: nothing here touches a mount."""
 
 import os
+import stat
 from pathlib import Path
 
 from mountctl.containers.errors import ArgumentError, NotMountedError
+from mountctl.sockets import gpu_path
 from trimsfs.mountinfo import canonical, mount_at, mounts, trimsfs_at
 
 
@@ -20,6 +22,15 @@ def mountpoint_of(given: Path | None) -> Path:
     if len(found) > 1:
         raise ArgumentError(f"there are {len(found)} trimsfs mounts: say which: {', '.join(map(str, found[:5]))}")
     return found[0]
+
+
+def gpu_socket(mountpoint: Path) -> Path | None:
+    """The socket of the clients of a mount's GPU copies, if there is one."""
+    path = gpu_path(mountpoint)
+    try:
+        return path if stat.S_ISSOCK(path.lstat().st_mode) else None
+    except OSError:
+        return None
 
 
 def is_shared(mountpoint: Path) -> bool:

@@ -68,6 +68,24 @@ def podman(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod
         path.rmdir()
 
 
+@pytest.fixture
+def devices(podman: Podman) -> Iterator[Path]:
+    """Where podman finds specs; empty before and after."""
+    yield podman.devices
+    for path in podman.devices.iterdir():
+        path.unlink()
+
+
+@pytest.fixture
+def own_root(root: Path, tmp_path: Path) -> Path:
+    """A root file system of the test's own."""
+    directory = tmp_path / "own-root"
+    shutil.copytree(root, directory, symlinks=True)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    return directory
+
+
 @contextmanager
 def prepared(directory: Path) -> Iterator[Host]:
     """Models in a store, and a shared directory to mount them in."""

@@ -4,6 +4,7 @@
  *   probe attributes PATH    the names and values of its extended attributes
  *   probe handle HEX PATH    open what a file handle of the host leads to, by way of the mount of PATH
  *   probe writable PATH      have the mount at PATH be writable, and write to FILE in it
+ *   probe connect PATH       connect to a socket of messages, and send it one
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +14,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -83,6 +86,19 @@ static int writable(const char *path)
     return 0;
 }
 
+static int connect_to(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int end = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    if (end < 0 || connect(end, (struct sockaddr *)&address, sizeof address) != 0)
+        return failed("connect");
+    if (send(end, "hello", 5, 0) != 5)
+        return failed("send");
+    puts("connected");
+    return 0;
+}
+
 int main(int count, char **arguments)
 {
     if (count == 3 && strcmp(arguments[1], "map") == 0)
@@ -93,5 +109,7 @@ int main(int count, char **arguments)
         return handle(arguments[2], arguments[3]);
     if (count == 3 && strcmp(arguments[1], "writable") == 0)
         return writable(arguments[2]);
+    if (count == 3 && strcmp(arguments[1], "connect") == 0)
+        return connect_to(arguments[2]);
     return 2;
 }

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ HOSTILE = [
     "comma,ro",
     "\\back",
 ]
-
-
-@pytest.fixture
-def devices(podman: Podman) -> Iterator[Path]:
-    """Where podman finds specs; empty before and after."""
-    yield podman.devices
-    for path in podman.devices.iterdir():
-        path.unlink()
 
 
 def spec_of(*arguments: str | Path) -> dict[str, Any]:

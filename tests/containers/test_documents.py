@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mountctl.containers.errors import ERRORS
-from mountctl.containers.hook import MODELS, MOUNT
+from mountctl.containers.hook import GPU, MODELS, MOUNT
 from tests.containers.engines import mountctl
 
 TEXT = (Path(__file__).parents[2] / "docs/containers.md").read_text()
@@ -14,8 +14,7 @@ def test_every_exit_code_command_and_annotation_is_described() -> None:
     described = {name for name in COMMANDS if f"mountctl {name}" in TEXT}
     assert {code for code in (0, *(error.exit_code for error in ERRORS)) if f"| {code} |" not in TEXT} == set()
     assert described == COMMANDS - {"oci-hook"}
-    assert f"| `{MODELS}` |" in TEXT
-    assert f"| `{MOUNT}` |" in TEXT
+    assert {name for name in (MODELS, MOUNT, GPU) if f"| `{name}` |" not in TEXT} == set()
 
 
 def test_help_needs_no_mount() -> None:

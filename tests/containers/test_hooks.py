@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,6 @@ def packaged(name: str) -> dict[str, Any]:
     return settings
 
 
-@pytest.fixture
-def own_root(root: Path, tmp_path: Path) -> Path:
-    """A root file system of the test's own."""
-    directory = tmp_path / "own-root"
-    shutil.copytree(root, directory, symlinks=True)
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(0o755)
-    return directory
-
-
 def bundle(
     directory: Path,
     root: Path,
@@ -48,6 +37,7 @@ def bundle(
     *,
     models: str | None = None,
     mount: Path | str = "",
+    gpu: str | None = None,
     log: Path | None = None,
 ) -> Path:
     """A bundle with the hook as it is packaged, and these annotations; crun writes to *log* what the hook says."""
@@ -55,6 +45,7 @@ def bundle(
     annotations = {
         "dev.trimsfs.models": models,
         "dev.trimsfs.mount": str(mount) or None,
+        "dev.trimsfs.gpu": gpu,
         "run.oci.hooks.stderr": None if log is None else str(log),
     }
     settings["annotations"] = {name: value for name, value in annotations.items() if value is not None}

@@ -17,10 +17,9 @@ static CUresult look(uintptr_t address, size_t size, enum side side, bool *devic
 }
 
 static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side here, size_t size, CUstream handle,
-		     bool synchronous)
+		     bool wait)
 {
 	struct operation operation = {.task = COPY, .to = to, .from = from, .size = size};
-	bool wait = synchronous;
 
 	pthread_mutex_lock(&tables);
 	CUresult result = find_stream(handle, &operation.stream);
@@ -50,7 +49,13 @@ static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side he
 /* Not waited for, not even by those that are not called Async, as is documented. */
 static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t count, CUstream handle)
 {
-	struct operation operation = {.task = FILL, .to = to, .size = count * width, .pattern = pattern, .width = width};
+	struct operation operation = {
+		.task = FILL,
+		.to = to,
+		.size = count * width,
+		.pattern = pattern,
+		.width = width,
+	};
 	bool unused;
 
 	pthread_mutex_lock(&tables);

@@ -12,7 +12,7 @@ pthread_mutex_t tables = PTHREAD_MUTEX_INITIALIZER;
 static int visible[DEVICES_LIMIT], count;
 static atomic_bool initialised, forked;
 
-/* As with a true driver, what a process has does not go to its children: not the connection either, which is its life. */
+/* As with a true driver, what a process has does not go to its children; nor does the connection, which is its life. */
 static void become_child(void)
 {
 	pthread_mutex_init(&tables, NULL); /* another thread may have held it */
@@ -39,7 +39,9 @@ static int named(const char *name, size_t length)
 			return number;
 	}
 	long number = strtol(name, &end, 10);
-	return end == name + length && length > 0 && number >= 0 && number < (long)registers->devices ? (int)number : -1;
+	if (length == 0 || end != name + length || number < 0 || number >= (long)registers->devices)
+		return -1;
+	return (int)number;
 }
 
 static void see(int number)

@@ -1,12 +1,12 @@
 /*
  * An emulated CUDA driver, for tests where there is no GPU: a test double at the ABI of libcuda.so.1.
  *
- * Device memory is memfds that the emulated kernel driver (kernel.py) makes, counts and hands out, so what processes share
- * they truly share. Nothing is computed: there are no kernels to launch. What differs from a true driver is said where it
- * does; what a true one does, in turn, no test of this one shows.
+ * Device memory is memfds that the emulated kernel driver (kernel.py) makes, counts and hands out, so what processes
+ * share they truly share. Nothing is computed: there are no kernels to launch. What differs from a true driver is said
+ * where it does; what a true one does, in turn, no test of this one shows.
  *
- * Names and numbers of CUDA's are those of its documentation; handles are addresses of our own structures, which are looked
- * up before use and never freed, so that a stale one is an error and no crash.
+ * Names and numbers of CUDA's are those of its documentation; handles are addresses of our own structures, which are
+ * looked up before use and never freed, so that a stale one is an error and no crash.
  */
 #ifndef EMULATED_H
 #define EMULATED_H

@@ -103,6 +103,7 @@ CUresult submit(const struct operation *operation, bool wait)
 	added->sequence = choice.upto = ++submitted;
 	if (added->task == RECORD) {
 		added->event->recorded = true;
+		added->event->time_ms = 0;
 		added->event->stream = added->stream;
 		added->event->sequence = added->sequence;
 	}
@@ -146,8 +147,8 @@ void finish_all(void)
 }
 
 /*
- * Whether a stream has come so far. The first time that something is asked for it is still under way, the second time it is
- * done: so programs that ask see both, and those that ask until it is done come to an end.
+ * Whether a stream has come so far. The first time that something is asked for it is still under way, the second time
+ * it is done: so programs that ask see both, and those that ask until it is done come to an end.
  */
 CUresult inquire(struct stream *stream, uint64_t upto)
 {

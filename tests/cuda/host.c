@@ -46,7 +46,8 @@ static bool can_lock(uintptr_t address, size_t size, bool writable)
 		char rights[5];
 		int name = 0;
 
-		if (sscanf(line, "%lx-%lx %4s %*x %x:%x %*u %n", &from, &to, rights, &major, &minor, &name) != 5 || to <= at)
+		if (sscanf(line, "%lx-%lx %4s %*x %x:%x %*u %n", &from, &to, rights, &major, &minor, &name) != 5 ||
+		    to <= at)
 			continue;
 		if (from > at || rights[0] != 'r' || (writable && rights[1] != 'w') ||
 		    !is_memory(line + name, makedev(major, minor)))
@@ -111,7 +112,8 @@ API CUresult cuMemHostRegister_v2(void *place, size_t size, unsigned flags)
 		return CUDA_ERROR_INVALID_VALUE;
 	for (struct range *range = first_range(); range != NULL; range = range->next)
 		if (range->base < base + size && base < range->base + range->size)
-			return range->memory == NULL ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED : CUDA_ERROR_INVALID_VALUE;
+			return range->memory == NULL ? CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED :
+						       CUDA_ERROR_INVALID_VALUE;
 	if (!can_lock(base, size, (flags & REGISTER_READ_ONLY) == 0))
 		return CUDA_ERROR_INVALID_VALUE;
 	struct range *range = add_range(base, size, REGISTERED, NULL);

@@ -57,7 +57,7 @@ class Device:
     @property
     def used(self) -> int:
         """Bytes that are allocated, without those of others."""
-        return sum(allocation.nbytes for allocation in self.allocations())
+        return self._kernel.used(self.number)
 
     @property
     def copies(self) -> int:
@@ -167,6 +167,12 @@ class KernelDriver:
         with self._lock:
             self._sweep()
             return self._memory.allocations()
+
+    def used(self, device: int) -> int:
+        """Bytes that are allocated now on a device."""
+        with self._lock:
+            self._sweep()
+            return self._memory.used(device)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Bytes of an allocation, as they are."""
@@ -279,8 +285,7 @@ class KernelDriver:
             case Verb.ALLOCATE | Verb.CREATE as verb:
                 self._sweep()
                 number, legacy = self._device_of(message).number, verb == Verb.ALLOCATE
-                made = self._memory.allocate(process, number, message.size, legacy=legacy)
-                message.number, message.size, file = made
+                message.number, file = self._memory.allocate(process, number, message.size, legacy=legacy)
             case Verb.DROP:
                 self._memory.drop(process, message.number)
             case Verb.EXPORT:

@@ -69,13 +69,12 @@ class Memory:
         self._exports: dict[Identity, _Memory] = {}
         self._made = 0
 
-    def allocate(self, process: Process, device: int, nbytes: int, *, legacy: bool) -> tuple[int, int, int]:
-        """New memory: its number, size and file. *legacy* memory ends with the process. Raises RefusedError."""
-        nbytes = -(-nbytes // _PAGE) * _PAGE
-        if self.used(device) + nbytes > self._room(device):
+    def allocate(self, process: Process, device: int, nbytes: int, *, legacy: bool) -> tuple[int, int]:
+        """New memory: its number and file. *legacy* memory ends with the process. Raises RefusedError."""
+        if self.used(device) + _charge(nbytes) > self._room(device):
             raise RefusedError(Result.OUT_OF_MEMORY)
         file = os.memfd_create(f"emulated device {device}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(file, nbytes)
+        os.ftruncate(file, _charge(nbytes))
         fcntl(file, F_ADD_SEALS, F_SEAL_GROW)  # cut to nothing, it stays nothing, whoever writes to it
         self._made += 1
         handle = secrets.token_bytes(HANDLE_SIZE)
@@ -83,7 +82,7 @@ class Memory:
         memory = _Memory(self._made, device, nbytes, file, owner, process.pid, handle)
         self._memories[memory.number] = memory
         self._hold(process, memory)
-        return memory.number, nbytes, file
+        return memory.number, file
 
     def handle(self, process: Process, number: int) -> bytes:
         """The bytes by which others open what this process has allocated. Raises RefusedError."""
@@ -158,7 +157,7 @@ class Memory:
 
     def used(self, device: int) -> int:
         """Bytes allocated on a device."""
-        return sum(memory.nbytes for memory in self._memories.values() if memory.device == device)
+        return sum(_charge(memory.nbytes) for memory in self._memories.values() if memory.device == device)
 
     def file(self, number: int) -> int:
         """The memfd of an allocation. Raises KeyError."""
@@ -204,3 +203,8 @@ class Memory:
                 self._exports.pop(identity, None)
             os.ftruncate(memory.file, 0)
             os.close(memory.file)
+
+
+def _charge(nbytes: int) -> int:
+    """What memory takes, in pages of the host. A true device gives 2 MiB at a time, and cuMemAlloc divides them."""
+    return -(-nbytes // _PAGE) * _PAGE

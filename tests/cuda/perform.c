@@ -21,10 +21,13 @@ static void dawdle(const struct device_registers *device, double start_ms, size_
 {
 	const struct timespec moment = {.tv_nsec = 1000000};
 
-	while (!device->lost && !kernel_is_gone() &&
-	       (device->paused ||
-		now_ms() - start_ms < (double)device->ns_per_copy / 1e6 + (double)device->ps_per_byte * (double)bytes / 1e9))
+	while (!device->lost && !kernel_is_gone()) {
+		double due_ms = (double)device->ns_per_copy / 1e6 + (double)device->ps_per_byte * (double)bytes / 1e9;
+
+		if (!device->paused && now_ms() - start_ms >= due_ms)
+			return;
 		nanosleep(&moment, NULL);
+	}
 }
 
 /* A piece of device memory, held until it is let go. */
@@ -55,7 +58,7 @@ static void let_go(const struct piece *piece)
 	drop_memory(piece->memory);
 }
 
-/* Memory of an owner who is gone has no bytes any more; what cannot be read or written on the host is the caller's fault. */
+/* Memory of an owner who is gone has no bytes any more; what the host cannot read or write is the caller's fault. */
 static CUresult judged(ssize_t count)
 {
 	if (count > 0)
@@ -77,8 +80,10 @@ static CUresult transfer(uintptr_t device, uintptr_t host, size_t *size, bool to
 		count = pread(piece.memory->file, (void *)host, piece.size, piece.offset);
 	CUresult result = judged(count);
 	let_go(&piece);
-	if (result == CUDA_SUCCESS)
-		atomic_fetch_add(to_device ? &registered->bytes_to_device : &registered->bytes_to_host, *size = (size_t)count);
+	if (result == CUDA_SUCCESS) {
+		*size = (size_t)count;
+		atomic_fetch_add(to_device ? &registered->bytes_to_device : &registered->bytes_to_host, *size);
+	}
 	return result;
 }
 

@@ -139,5 +139,7 @@ API CUresult cuPointerSetAttribute(const void *value, int attribute, CUdeviceptr
 {
 	TRY(ready());
 	HOLD(tables);
-	return value != NULL && attribute == SYNC_MEMOPS && find_range(at) != NULL ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+	if (value == NULL || attribute != SYNC_MEMOPS || find_range(at) == NULL)
+		return CUDA_ERROR_INVALID_VALUE;
+	return CUDA_SUCCESS;
 }

@@ -61,7 +61,8 @@ void forget_memory(void)
 uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment)
 {
 	size_t whole = (size + GRANULARITY - 1) / GRANULARITY * GRANULARITY;
-	void *place = mmap((void *)hint, whole + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	void *place = mmap((void *)hint, whole + alignment, PROT_NONE, flags, -1, 0);
 
 	if (place == MAP_FAILED)
 		return 0;
@@ -74,8 +75,8 @@ uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment)
 }
 
 /*
- * Let the host do at the addresses of a range what a kernel on the device could. A true driver lets it do nothing there, and
- * so does this one unless it is to be transparent.
+ * Let the host do at the addresses of a range what a kernel on the device could. A true driver lets it do nothing
+ * there, and so does this one unless it is to be transparent.
  */
 CUresult protect(const struct range *range)
 {

@@ -25,8 +25,10 @@ CUresult find_stream(struct stream *handle, struct stream **stream)
 		return CUDA_SUCCESS;
 	}
 	for (*stream = streams; *stream != NULL; *stream = (*stream)->next)
-		if (*stream == handle)
-			return (*stream)->context->destroyed ? CUDA_ERROR_CONTEXT_IS_DESTROYED : (*stream)->context->error;
+		if (*stream == handle) {
+			context = handle->context;
+			return context->destroyed ? CUDA_ERROR_CONTEXT_IS_DESTROYED : context->error;
+		}
 	return CUDA_ERROR_INVALID_HANDLE;
 }
 

@@ -101,6 +101,26 @@ def test_who_asks_sees_it_unfinished_and_then_done(start: Start) -> None:
     assert process.read(pointer, 1) == "01"
 
 
+def test_events_tell_the_time_between_them(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    before, after, untimed = (process.call("cuEventCreate", flags) for flags in (0, 0, 2))
+    kernel.devices[0].slow(seconds_per_copy=0.05)
+    for event in (before, untimed):
+        process.outcome("cuEventRecord", event, stream)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
+    process.outcome("cuEventRecord", after, stream)
+    assert process.outcome("cuEventElapsedTime", before, after) == "CUDA_ERROR_NOT_READY"
+    process.outcome("cuEventSynchronize", after)
+    assert process.call("cuEventElapsedTime", before, after) >= 50
+    assert process.outcome("cuEventElapsedTime", untimed, after) == "CUDA_ERROR_INVALID_HANDLE"
+
+
+def test_the_host_is_told_in_a_stream(start: Start) -> None:
+    process = start()
+    assert process.note(process.call("cuStreamCreate", NON_BLOCKING)) == ["0", "told"]
+
+
 def test_programs_may_choose_the_default_stream_of_threads(start: Start) -> None:
     process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": "1"})
     pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)

@@ -132,6 +132,16 @@ def test_what_is_freed_twice_or_never_was_is_an_error(kernel: KernelDriver, star
     assert kernel.allocations() == []
 
 
+def test_nothing_lies_behind_the_end_of_an_allocation(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer = process.call("cuMemAlloc", 1000)
+    assert (process.call("cuMemGetAddressRange", pointer), kernel.devices[0].used) == ([pointer, 1000], 4096)
+    process.write(pointer + 999, "01")
+    for where in (pointer + 999, pointer + 1000, pointer - 1):
+        with pytest.raises(CudaError, match="INVALID_VALUE"):
+            process.write(where, "0102")
+
+
 def test_a_lost_device(kernel: KernelDriver, start: Start) -> None:
     process, other = start(0), start(1)
     pointer, theirs = process.call("cuMemAlloc", MIB), other.call("cuMemAlloc", MIB)

@@ -170,7 +170,8 @@ API CUresult cuMemExportToShareableHandle(int *shared, Handle number, int type, 
 	TRY(ready());
 	HOLD(tables);
 	struct handle *handle = find_handle(number);
-	if (shared == NULL || handle == NULL || flags != 0 || type != POSIX_FILE_DESCRIPTOR || !handle->memory->exportable)
+	if (shared == NULL || handle == NULL || flags != 0 || type != POSIX_FILE_DESCRIPTOR ||
+	    !handle->memory->exportable)
 		return CUDA_ERROR_INVALID_VALUE;
 	struct message export = {.what = EXPORT, .number = handle->memory->number};
 	return ask(&export, -1, shared);
@@ -196,7 +197,8 @@ API CUresult cuMemImportFromShareableHandle(Handle *number, void *shared, int ty
 	return add_handle(memory, number);
 }
 
-API CUresult cuMemAddressReserve(CUdeviceptr *at, size_t size, size_t alignment, CUdeviceptr hint, unsigned long long flags)
+API CUresult cuMemAddressReserve(CUdeviceptr *at, size_t size, size_t alignment, CUdeviceptr hint,
+				 unsigned long long flags)
 {
 	TRY(ready());
 	if (at == NULL || flags != 0 || !is_whole(size) || (alignment & (alignment - 1)) != 0)
@@ -253,8 +255,9 @@ API CUresult cuMemMap(CUdeviceptr at, size_t size, size_t offset, Handle number,
 	struct reservation *reservation = reservations;
 	while (reservation != NULL && at - reservation->base >= reservation->size)
 		reservation = reservation->next;
-	if (handle == NULL || reservation == NULL || flags != 0 || offset != 0 || !is_whole(size) || at % GRANULARITY != 0 ||
-	    size > handle->memory->size || size > reservation->base + reservation->size - at || in_use(at, size))
+	if (handle == NULL || reservation == NULL || flags != 0 || offset != 0 || !is_whole(size) ||
+	    at % GRANULARITY != 0 || size > handle->memory->size ||
+	    size > reservation->base + reservation->size - at || in_use(at, size))
 		return CUDA_ERROR_INVALID_VALUE;
 	TRY(lost(handle->memory->device));
 	return add_range(at, size, MAPPING, handle->memory) == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;

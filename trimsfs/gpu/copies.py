@@ -15,6 +15,7 @@ from trimsfs.errors import (
     DeviceError,
     DeviceFullError,
     InUseError,
+    InvalidRequestError,
     NoSuchEntryError,
     TrimsError,
 )
@@ -166,7 +167,8 @@ class GpuCopies:
             log.info("/%s: %d bytes on %s are gone on with", copy.generation.key, copy.size, copy.device)
         except (TrimsError, CudaError) as error:
             log.warning("%s", error)
-            copy.error = DeviceError(str(error))
+            copy.error, copy.gone = DeviceError(str(error)), True
+            self.records.let_go(copy)
             if pool is not None:
                 pool.disown(copy)
         finally:
@@ -182,12 +184,7 @@ class GpuCopies:
         """
         pool = await self._pool(wanted.device)
         key = self._key(generation, wanted, self._domain(holder))
-        copy = pool.find(key)
-        if copy is not None:
-            pool.counts.hits += 1
-        else:
-            layout = await self._layout(generation, wanted.pattern)
-            copy = pool.find(key) or self._begin(pool, key, generation, layout)
+        copy = await self._found_or_begun(pool, key, generation)
         lease = pool.lend(copy, holder)
         try:
             await copy.done.wait()
@@ -199,6 +196,16 @@ class GpuCopies:
             self.release(lease)
             raise
         return lease
+
+    async def _found_or_begun(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
+        if pool.find(key) is None:
+            layout = await self._layout(generation, key.pattern)
+            if pool.find(key) is None:  # nobody else has begun meanwhile
+                return self._begin(pool, key, generation, layout)
+        pool.counts.hits += 1
+        copy = pool.find(key)
+        assert copy is not None
+        return copy
 
     def release(self, lease: Lease) -> None:
         """A lease has ended: its copy may make way."""
@@ -217,6 +224,8 @@ class GpuCopies:
     async def _idle(self, pool: Pool, copy: Copy) -> None:
         """Give up what nobody can ask for any more, and what the policy does not keep."""
         await copy.done.wait()
+        if copy.leases or copy.checked_by:
+            return
         if self._options.gpu_sharing == "none":
             await pool.drop(copy)
         elif not pool.lends(copy):
@@ -326,7 +335,11 @@ class GpuCopies:
     # Commands
 
     async def warm(self, generation: Generation, wanted: Wanted, holder: Holder) -> None:
-        """Load a copy for a user before it is asked for. Raises as `lease`."""
+        """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError."""
+        if self._options.gpu_sharing == "none":
+            raise InvalidRequestError(
+                f"{generation.key}: no copy is shared, by --gpu-sharing none: nobody would use it"
+            )
         self.release(await self.lease(generation, wanted, holder))
 
     async def evict(self, generation: Generation) -> None:
@@ -358,6 +371,7 @@ class GpuCopies:
             copy.checked_by -= 1
             if place is not None:
                 pool.forget(copy)
+                self.records.let_go(copy)
             if not copy.leases and not pool.lends(copy):
                 self._background.start(self._idle, pool, copy)
         if place is not None:

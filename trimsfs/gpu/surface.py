@@ -41,7 +41,7 @@ class LentFile:
     async def read(self, offset: int, size: int) -> bytes:
         copy = self.lease.copy
         await copy.done.wait()
-        if not copy.ready and copy.memory is None:
+        if not copy.ready:
             raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
         if offset == 0 or not self._text:
             self._text = self._surface.describe(self.lease, self._pattern)

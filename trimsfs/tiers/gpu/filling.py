@@ -68,7 +68,7 @@ async def fill(device: Device, address: int, layout: Layout, source: Source) -> 
 
 
 async def differs(device: Device, address: int, layout: Layout, source: Source) -> int | None:
-    """The first offset at which a copy is not what its file is, as far as is found; None when it is all right.
+    """The first offset at which a copy is not what its file is; None when it is all right.
 
     Raises as `fill`.
     """
@@ -79,8 +79,17 @@ async def differs(device: Device, address: int, layout: Layout, source: Source) 
             for part in (part for run in batch.runs for part in run.parts):
                 start, stop = part.offset - batch.offset, part.offset - batch.offset + part.length
                 if expected.view[start:stop] != found.view[start:stop]:
-                    return part.offset
+                    return part.offset + _first_difference(expected.view[start:stop], found.view[start:stop])
     return None
+
+
+def _first_difference(left: memoryview, right: memoryview) -> int:
+    """Where two buffers of one length, which are not equal, first differ."""
+    low, high = 0, len(left)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if left[low:middle] != right[low:middle] else (middle, high)
+    return low
 
 
 async def _stage(view: memoryview, batch: Batch, source: Source) -> None:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 GRANULARITY = 2 << 20
 """Bytes that a device allocates at a time."""
+FREE_CHECKS, FREE_INTERVAL_S = 25, 0.02
 LOAD_RATE = 1e10
 """Bytes a second: a guess at what loading a copy again costs."""
 
@@ -174,8 +175,6 @@ class Pool:
     def disown(self, copy: Copy) -> None:
         """The memory of such a copy is lost."""
         self.forget(copy)
-        copy.gone = True
-        self._let_go(copy)
         self._used -= copy.size
 
     async def allocate(self, copy: Copy) -> None:
@@ -190,6 +189,7 @@ class Pool:
                 except CudaError:
                     # Somebody else was faster than the look at what is free.
                     await self._evict(copy.size, self._policy)
+                    await self._comes_free(copy.size)
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
             except CudaError:
                 self._used -= copy.size
@@ -209,11 +209,20 @@ class Pool:
         await self._evict(self._used + copy.size - self.budget, self._policy)
         if self._used + copy.size > self.budget:
             raise await self._full(copy)
-        missing = copy.size + self._headroom - await self.device.free_bytes()
+        needed = copy.size + self._headroom
+        missing = needed - await self.device.free_bytes()
         if missing > 0:
             await self._evict(missing, self._policy)
-            if copy.size + self._headroom > await self.device.free_bytes():
+            if not await self._comes_free(needed):
                 raise await self._full(copy)
+
+    async def _comes_free(self, needed: int) -> bool:
+        """Whether so many bytes are free, now or once all who kept what was evicted have let go of it."""
+        for _ in range(FREE_CHECKS):
+            if await self.device.free_bytes() >= needed:
+                return True
+            await trio.sleep(FREE_INTERVAL_S)
+        return False
 
     async def _full(self, copy: Copy) -> DeviceFullError:
         free = await self.device.free_bytes()
