@@ -13,6 +13,7 @@ import pytest
 
 from tests.cuda import KernelDriver, environment
 from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.unit.formats import writers
 
 MIB = 1 << 20
 PARAMS = 5 * MIB
@@ -53,7 +54,8 @@ def store(store_directory: Path) -> Path:
     """A store with a model."""
     directory = store_directory / "resnet50"
     directory.mkdir()
-    (directory / "params").write_bytes(os.urandom(PARAMS))
+    weight = writers.Array("float16", (PARAMS // 2,), os.urandom(PARAMS))
+    (directory / "params").write_bytes(writers.safetensors({"weight": weight}))
     (directory / "symbol.json").write_text("{}")
     return store_directory
 
@@ -94,8 +96,7 @@ def test_a_directory_is_warmed_to_the_device_that_is_named(scene: Scene) -> None
     assert done.returncode == 0, done.stderr
     assert not scene.copies(0)
     assert {copy["path"]: (copy["state"], copy["domain"]) for copy in scene.copies(1)} == {
-        "resnet50/params": ("loaded", "uid 0"),
-        "resnet50/symbol.json": ("loaded", "uid 0"),
+        "resnet50/params": ("loaded", "uid 0"),  # and not what is no model
     }
     assert scene.mount.info("resnet50/params")["residency"]["gpu"].keys() == {scene.devices[1]}
 
