@@ -145,7 +145,8 @@ def become(user: Identity) -> None:
 
 def fence(writable: Iterable[Path]) -> None:
     """Have the kernel deny what this process and its children never do: programs with more privileges, files written
-    that are neither *writable* nor in such directories, and system calls that are an administrator's. What it cannot deny is logged once."""
+    that are neither *writable* nor in such directories, and system calls that are an administrator's. What it cannot
+    deny is logged once."""
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     try:
         _restrict_writing(writable)
