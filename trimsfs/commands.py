@@ -156,7 +156,9 @@ class Commands:
         progress = Progress(inode.path)
         scope = trio.CancelScope()
         asked = warmed(name)
-        command = self._commands[name] if asked is None else partial(self._warm_gpu, asked, uid)
+        command = (
+            self._commands[name] if asked is None else partial(self._warm_gpu, asked, uid, inode.generation is None)
+        )
         self._nursery.start_soon(self._carry, command, inode, progress, scope)
         return RunningCommand(progress, scope)
 
@@ -265,9 +267,12 @@ class Commands:
             with suppress(InUseError):  # its programs go on; it is evicted as others are
                 await self._disk.evict(derived)
 
-    async def _warm_gpu(self, asked: Warmed, uid: int, generation: Generation, progress: Progress) -> None:
+    async def _warm_gpu(
+        self, asked: Warmed, uid: int, models_only: bool, generation: Generation, progress: Progress
+    ) -> None:
+        holder = Holder(uid=uid if asked.uid is None else asked.uid)
         async with self._arriving(generation, progress):
-            await self._gpu.warm(generation, asked.wanted, Holder(uid=uid if asked.uid is None else asked.uid))
+            await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only)
 
     async def _verify_gpu(self, generation: Generation, progress: Progress) -> None:
         del progress

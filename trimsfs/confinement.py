@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import resource
+import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ def become(user: Identity) -> None:
 
 def fence(writable: Iterable[Path]) -> None:
     """Have the kernel deny what this process and its children never do: programs with more privileges, files written
-    outside of some directories, and system calls that are an administrator's. What it cannot deny is logged once."""
+    that are neither *writable* nor in such directories, and system calls that are an administrator's. What it cannot
+    deny is logged once."""
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     try:
         _restrict_writing(writable)
@@ -162,16 +164,13 @@ def _restrict_writing(writable: Iterable[Path]) -> None:
     rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     ruleset = _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)
     try:
-        allowed = [
-            *((directory, rights) for directory in writable),
-            (Path("/proc"), rights),
-            (Path("/dev/null"), _WRITE_FILE),
-        ]
-        for path, what in allowed:
+        for path in (*writable, Path("/proc"), Path("/dev/null")):
             with contextlib.suppress(FileNotFoundError):
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
                 try:
-                    rule = struct.pack("=Qi", what, place)
+                    directory = stat.S_ISDIR(os.fstat(place).st_mode)
+                    # The kernel takes no right for a file that is about what is in a directory.
+                    rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
                     _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
                 finally:
                     os.close(place)

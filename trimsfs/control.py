@@ -203,9 +203,14 @@ class Control:
 
     async def _models(self, prefix: str, caller: Caller) -> bytes:
         """What is here of the objects below a prefix that the caller may read; of the others nothing is told."""
+        on_disk = await self._disk.residencies()
+        on_gpu = self.gpu.generations()
+        absent = on_gpu.keys() - {here.token for here in on_disk}
+        # First: of a path that is here in several contents, the last is the newest.
+        only_lent = [await self._disk.residency(on_gpu[token]) for token in absent]
         below = [
             here
-            for here in await self._disk.residencies()
+            for here in (*only_lent, *on_disk)
             if here.generation.key.startswith(prefix) and self._may_read(here.generation.key, caller)
         ]
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})

@@ -84,6 +84,8 @@ def devices() -> list[Found]:
         count = call("cuDeviceGetCount")
     except CudaError as error:
         raise CudaUnavailableError(f"no CUDA device: {error}") from None
+    if count == 0:
+        raise CudaUnavailableError("no CUDA device: the driver shows none to this process")
     return [_found(ordinal) for ordinal in range(count)]
 
 

@@ -38,7 +38,7 @@ from trimsfs.exits import exit_code
 from trimsfs.fetch import max_requests
 from trimsfs.formats import load_readers
 from trimsfs.keeper import stand_by, tell_failure
-from trimsfs.options import MountOptions
+from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server import serve
 from trimsfs.stores import Store, open_store
 from trimsfs.transfer import Copier
@@ -98,7 +98,7 @@ def main() -> None:
 def _load_driver(options: MountOptions) -> str | None:
     """Load the driver of GPUs while it can be found; why none can be used, if so."""
     if options.gpu == "off":
-        return "switched off by --gpu off"
+        return GPU_OFF
     try:
         cuda.load()
     except CudaUnavailableError as error:

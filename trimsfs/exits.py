@@ -5,6 +5,7 @@ from trimsfs import errors
 UNEXPECTED = 1
 EXIT_CODES: dict[str, int] = {
     errors.ConfigurationError.__name__: 2,
+    errors.InvalidRequestError.__name__: 2,
     errors.FuseUnavailableError.__name__: 3,
     errors.MountpointError.__name__: 4,
     errors.BucketNotFoundError.__name__: 5,

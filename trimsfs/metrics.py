@@ -130,3 +130,13 @@ def parse(text: str) -> dict[str, float]:
     """The values in a rendered text by the samples' names, counters with their ``_total``; not those with labels."""
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return {sample.name: sample.value for sample in samples if not sample.labels}
+
+
+def labelled(text: str, label: str) -> dict[str, dict[str, float]]:
+    """The values in a rendered text that have a label, by its value and then by name, as those of `parse`."""
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if label in sample.labels:
+                found.setdefault(sample.labels[label], {})[sample.name] = sample.value
+    return found

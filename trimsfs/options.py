@@ -34,6 +34,8 @@ DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
 FALLBACK_UID = 60874
 """A user id that Debian and systemd give to nobody."""
+GPU_OFF = "switched off by --gpu off"
+"""Why no GPU is used, where nobody wants that."""
 
 
 def _parse_mode(value: object) -> object:

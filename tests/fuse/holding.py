@@ -9,7 +9,7 @@ import socket
 
 import trio
 
-from trimsfs import daemon
+from trimsfs import daemon, server
 from trimsfs.keeper import Keeper
 
 NUMBER = 7
@@ -38,5 +38,5 @@ class Holding(Keeper):
 
 
 if __name__ == "__main__":
-    vars(daemon)["Keeper"] = Holding
+    vars(server)["Keeper"] = Holding
     daemon.main()

@@ -31,7 +31,7 @@ def test_attributes_tell_generation_and_residency(model: Path, directory_mount: 
         f"user.trims.{name}" for name in ("etag", "generation", "pinned", "residency", "verified")
     ]
     assert attributes["user.trims.verified"] == b"false"
-    assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0}
+    assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0, "gpu": {}}
     path.read_bytes()
     assert json.loads(attributes["user.trims.residency"])["disk"] == 17 * MIB
     assert attributes["user.trims.verified"] == b"true"
@@ -46,7 +46,7 @@ def test_attributes_tell_generation_and_residency(model: Path, directory_mount: 
 def test_control_directory_can_be_reached_but_is_not_listed(model: Path, directory_mount: MountedStore) -> None:
     assert ".trims" not in os.listdir(directory_mount.path)
     assert ".trims" not in os.listdir(directory_mount.path / "resnet50")
-    assert set(os.listdir(directory_mount.path / ".trims")) == {"control", "metrics", "models"}
+    assert set(os.listdir(directory_mount.path / ".trims")) == {"control", "gpu", "metrics", "models"}
     assert "info" in os.listdir(directory_mount.path / "resnet50/.trims/params")
     assert directory_mount.info("resnet50/params")["size"] == 17 * MIB
     with pytest.raises(FileNotFoundError):

@@ -211,9 +211,11 @@ FENCED = """
 import ctypes, errno, os, sys
 from pathlib import Path
 from trimsfs.confinement import become, fence, identity
-allowed, denied = Path(sys.argv[1]), Path(sys.argv[2])
+allowed, denied, device = map(Path, sys.argv[1:])
 become(identity("60874"))
-fence([allowed])
+fence([allowed, device])
+with device.open("r+b", buffering=0) as file:
+    file.write(b"to a device")
 (allowed / "file").write_text("in its directory")
 (allowed / "file").rename(allowed / "other")
 (allowed / "other").unlink()
@@ -248,7 +250,11 @@ def test_the_fence_denies_what_a_server_never_does(tmp_path: Path) -> None:
     (denied / "theirs").chmod(0o666)
 
     done = subprocess.run(
-        [sys.executable, "-c", FENCED, allowed, denied], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", FENCED, allowed, denied, "/dev/zero"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
 
     assert (done.returncode, done.stdout) == (0, "can be read\n"), done.stderr

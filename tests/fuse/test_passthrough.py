@@ -303,7 +303,7 @@ def test_memory_budget_drops_what_was_used_longest_ago(store_directory: Path, tm
         for name in "abc":
             assert (mount.path / name).read_bytes() == (store_directory / name).read_bytes()
         held = {name: mount.info(name)["residency"] for name in "abc"}
-        assert held["a"] == {"disk": 16 * MIB, "host": 0}
+        assert held["a"] == {"disk": 16 * MIB, "host": 0, "gpu": {}}
         assert held["c"]["host"] == 16 * MIB
         assert mount.metrics()["trimsfs_host_used_bytes"] == 32 * MIB
         assert (mount.path / "a").read_bytes() == (store_directory / "a").read_bytes()

@@ -49,9 +49,13 @@ class Borrower:
         """Open a control file, and, unless only the lease is wanted, what it tells of."""
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         told = self.again()
-        if use:
-            self._take(told)
-        return told
+        if not use:
+            return told
+        answer = self._take(told)
+        if "error" in answer:  # another server has taken over since it was read: its token is another
+            told = self.again()
+            answer = self._take(told)
+        return answer if "error" in answer else told
 
     def again(self) -> dict[str, Any]:
         """Read the control file once more, from its start."""
@@ -61,11 +65,10 @@ class Borrower:
         told: dict[str, Any] = json.loads(text)
         return told
 
-    def _take(self, told: dict[str, Any]) -> None:
+    def _take(self, told: dict[str, Any]) -> dict[str, Any]:
         if told["memory"] == "ipc":
-            self.handle(told["device"], told["ipc_handle"], told["size"], told["nbytes"])
-        else:
-            self.socket(told["device"], told["socket"], told["token"], told["nbytes"])
+            return self.handle(told["device"], told["ipc_handle"], told["size"], told["nbytes"])
+        return self.socket(told["device"], told["socket"], told["token"], told["nbytes"])
 
     def ioctl(self, path: str, device: str, memory: int) -> dict[str, Any]:
         """Ask an open model file for a copy, and use it."""

@@ -94,6 +94,7 @@ def test_tensors_in_other_files_are_left_out() -> None:
         (f"{DEVICE}@layers.0.*", Wanted(DEVICE, Memory.VMM, "layers.0.*")),
         (f"{DEVICE}.ipc@a%2Fb%25", Wanted(DEVICE, Memory.IPC, "a/b%")),
         (f"{DEVICE}@*", Wanted(DEVICE)),
+        (DEVICE.replace("GPU", "MIG"), Wanted(DEVICE)),
         ("GPU-0", None),
         (DEVICE.upper(), None),
         (f"{DEVICE}@", None),

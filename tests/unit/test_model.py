@@ -84,3 +84,10 @@ def test_a_program_that_ends_with_a_model_open_ends_silently(path: Path) -> None
     code = f"import trimsfs; model = trimsfs.open({str(path)!r}); table = trimsfs.open({str(path)!r}).table"
     done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_opening_a_model_imports_nothing_that_only_others_need(path: Path) -> None:
+    needed = "[*sys.modules.keys() & {'cuda', 'numpy', 'trimsfs.client.gpu', 'trimsfs.cuda'}]"
+    code = f"import sys, trimsfs; trimsfs.open({str(path)!r}); print({needed})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

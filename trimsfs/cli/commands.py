@@ -1,13 +1,14 @@
-"""``trimsfs warm``, ``pin``, ``unpin`` and ``evict``: commands by control file, with a progress bar."""
+"""``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: commands by control file, with a progress bar."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from trimsfs.cli.control import control_directory, read_lines
+from trimsfs.cli.devices import Naming, verifying, warming
 from trimsfs.cli.exits import fail, reported
 from trimsfs.errors import TrimsError
 
@@ -19,16 +20,24 @@ _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, typ
 @click.option(
     "--to",
     "tier",
-    type=click.Choice(["disk", "host"]),
+    metavar="disk|host|gpu[:UUID][.ipc]",
     default="host",
     show_default=True,
-    help="How near: the cache directory, or the host's memory as well.",
+    help="How near: the cache directory, the host's memory as well, or a GPU, which is told by its UUID where there "
+    "are several; .ipc for programs that open copies by CUDA IPC.",
+)
+@click.option(
+    "--for-uid",
+    "uid",
+    type=click.IntRange(0, (1 << 32) - 2),
+    metavar="N",
+    help="The user whose programs are to share the copy on the GPU. Default: who gives the command.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
-def warm(paths: tuple[Path, ...], tier: Literal["disk", "host"], quiet: bool) -> None:
+def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> None:
     """Fetch models before they are needed; a directory means all below it."""
-    _command(f"warm-{tier}", paths, "warming", quiet)
+    _command(warming(tier, uid), paths, "warming", quiet)
 
 
 @click.command()
@@ -37,7 +46,7 @@ def warm(paths: tuple[Path, ...], tier: Literal["disk", "host"], quiet: bool) ->
 @reported
 def pin(paths: tuple[Path, ...], quiet: bool) -> None:
     """Fetch models to disk and never evict them, until `trimsfs unpin`."""
-    _command("pin", paths, "pinning", quiet)
+    _command(lambda _: "pin", paths, "pinning", quiet)
 
 
 @click.command()
@@ -45,24 +54,39 @@ def pin(paths: tuple[Path, ...], quiet: bool) -> None:
 @reported
 def unpin(paths: tuple[Path, ...]) -> None:
     """Let models be evicted again."""
-    _command("unpin", paths, "unpinning", quiet=True)
+    _command(lambda _: "unpin", paths, "unpinning", quiet=True)
 
 
 @click.command()
 @_paths
 @reported
 def evict(paths: tuple[Path, ...]) -> None:
-    """Remove models from the disk tier; what is open or pinned is refused."""
-    _command("evict", paths, "evicting", quiet=True)
+    """Remove models from the disk tier and from GPUs; what is open, pinned or in use is refused."""
+    _command(lambda _: "evict", paths, "evicting", quiet=True)
 
 
-def _command(name: str, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
+@click.command()
+@_paths
+@click.option("--tier", type=click.Choice(["gpu"]), required=True, help="Which copies.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@reported
+def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
+    """Compare all copies of models in a tier with the files, byte by byte; a directory means all below it.
+
+    A copy that differs is lent to no program from then on.
+    """
+    del tier  # there is one so far
+    _command(verifying, paths, "verifying", quiet)
+
+
+def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
     """Give a command for each path; exits with the code of the first that fails, after trying all."""
     failures: list[tuple[str, str]] = []
     files: dict[Path, Path] = {}
     for path in paths:
         try:
-            files[path] = control_directory(path) / name
+            directory = control_directory(path)
+            files[path] = directory / naming(directory)
         except TrimsError as error:
             failures.append((type(error).__name__, str(error)))
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())

@@ -15,18 +15,22 @@ from pathlib import Path
 import click
 import trio
 
+from trimsfs import cuda
 from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import reported
 from trimsfs.cli.options import mount_options
+from trimsfs.confinement import identity
+from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
-from trimsfs.options import ENVIRONMENT_PREFIX, MountOptions, default_store
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
 from trimsfs.stores import Retrying, RetryingStore, open_store
 from trimsfs.tiers.extents import can_share
 from trimsfs.tiers.lock import lock_directory
 
 PROBE_DEADLINE_S = 5.0
 OLDEST_KERNEL = (5, 14)
+DEVICES = Path("/dev")
 
 
 class _ProblemError(Exception):
@@ -55,6 +59,8 @@ def doctor(options: MountOptions) -> None:
         ("sharing", _sharing),
         ("passthrough", _passthrough),
         ("memory", _memory),
+        ("CUDA", _cuda),
+        *([("GPUs", _gpus), ("/dev/nvidia*", _gpu_nodes)] if options.gpu != "off" else []),
         ("store", _store),
         ("mounts", _mounts),
     ]
@@ -159,7 +165,8 @@ def _passthrough(options: MountOptions) -> str:
         for directory in (mountpoint, store):
             directory.mkdir()
         trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # whatever lies in this directory
-        mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache, "--min-free", "0"]
+        mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache]
+        mount += ["--min-free", "0", "--gpu", "off"]
         environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
         done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
@@ -193,6 +200,73 @@ def _available_bytes() -> int:
     """Memory that programs could have without swapping."""
     text = Path("/proc/meminfo").read_text()
     return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+
+
+def _cuda(options: MountOptions) -> str:
+    if options.gpu == "off":
+        return GPU_OFF
+    try:
+        cuda.load()
+        supported = cuda.call("cuDriverGetVersion")
+    except CudaError as error:
+        return _no_copies(error)
+    return f"cuda-bindings {version('cuda-bindings')}, driver for CUDA {supported // 1000}.{supported % 1000 // 10}"
+
+
+def _gpus(_: MountOptions) -> str:
+    try:
+        cuda.load()
+    except CudaUnavailableError:  # which has been told
+        return "none that can be used"
+    try:
+        found = cuda.devices()
+    except CudaError as error:
+        return _no_copies(error)
+    return ", ".join(f"{device.uuid} ({device.name}, {device.total >> 20} MiB)" for device in found)
+
+
+def _no_copies(error: CudaError) -> str:
+    """Why there are no copies on GPUs: worth a note where there is a GPU."""
+    if _nodes():
+        raise _Advice(f"no copies of models on GPUs: {error}")
+    return f"no copies of models on GPUs: {error}"
+
+
+def _gpu_nodes(options: MountOptions) -> str:
+    """Whether a server could open the nodes of GPUs; CUDA has made them by now, where it does."""
+    nodes = _nodes()
+    if not nodes:
+        return "none"
+    user = identity(options.server_user) if options.server_user is not None else None
+    # Only the kernel can tell, which also asks control groups and access lists.
+    script = 'for node; do [ -r "$node" ] && [ -w "$node" ] || echo "$node"; done'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *nodes],
+        cwd="/",
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=user.groups if user else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    who = f"the server, which runs as {user.name}," if user else "this user"
+    if done.stdout:
+        raise _Advice(
+            f"no copies of models on GPUs: {who} may not open {', '.join(done.stdout.splitlines())}: "
+            "add it to the group of these devices" + (", or set --server-user" if user else "")
+        )
+    return f"{who} may open {', '.join(map(str, nodes))}"
+
+
+def _nodes() -> list[Path]:
+    """The device nodes that CUDA needs."""
+    return [
+        path
+        for path in sorted(DEVICES.glob("nvidia*"))
+        if path.name in {"nvidiactl", "nvidia-uvm"} or path.name.removeprefix("nvidia").isdecimal()
+    ]
 
 
 def _store(options: MountOptions) -> str:

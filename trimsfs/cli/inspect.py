@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trimsfs.cli.control import (
     read_text,
     translated,
 )
+from trimsfs.cli.devices import add_details, devices, lines
 from trimsfs.cli.exits import reported
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
@@ -32,12 +33,13 @@ PIPE_WIDTH = 1000
 
 @dataclass(slots=True)
 class _Row:
-    """A model: a directory with files in it, or a file that stands alone. Sizes in bytes."""
+    """A model: a directory with files in it, or a file that stands alone. Sizes in bytes, ``gpu`` by device."""
 
     files: int = 0
     size: int = 0
     disk: int = 0
     host: int = 0
+    gpu: dict[str, int] = field(default_factory=dict)
     open: int = 0
     pinned: int = 0
 
@@ -48,13 +50,16 @@ class _Row:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def ls(path: Path | None, files: bool, as_json: bool) -> None:
-    """List the models below PATH (default: of all mounts): sizes, what is on disk and in memory, who uses them."""
+    """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, who uses
+    them."""
     rows: dict[str, _Row] = {}
+    has_device = False
     if path is not None:
-        rows = _rows(path, files)
+        rows, has_device = _rows(path, files)
     for mount in file_systems() if path is None else []:
         try:
-            rows |= _rows(mount.mountpoint, files)
+            found, device_there = _rows(mount.mountpoint, files)
+            rows, has_device = rows | found, has_device or device_there
         except TrimsError as error:
             click.echo(f"trimsfs: left out: {error}", err=True)
     if as_json:
@@ -64,7 +69,8 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("MODEL", overflow="fold")
-    for heading in ("FILES", "SIZE", "DISK", "HOST", "OPEN", "PINNED"):
+    gpu = ["GPU"] if has_device else []
+    for heading in ("FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED"):
         table.add_column(heading, justify="right")
     for name, row in sorted(rows.items()):
         table.add_row(
@@ -73,6 +79,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
             decimal(row.size),
             _share(row.disk, row.size),
             _share(row.host, row.size),
+            *[_bytes(sum(row.gpu.values())) for _ in gpu],
             str(row.open or ""),
             "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
         )
@@ -80,8 +87,10 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
-def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
-    info = read_json(control_directory(root) / "info")
+def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
+    """The models below a path by their names, and whether their mount has a GPU."""
+    directory = control_directory(root)
+    info = read_json(directory / "info")
     root = Path(os.path.realpath(root))
     # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
     here = {model["path"]: model for model in info.get("models", [info])}
@@ -99,7 +108,9 @@ def _rows(root: Path, by_file: bool) -> dict[str, _Row]:
             row.host += model["residency"]["host"] or 0
             row.open += model["open"]
             row.pinned += model["pinned"]
-    return rows
+            for device, size_there in model["residency"].get("gpu", {}).items():
+                row.gpu[device] = row.gpu.get(device, 0) + size_there
+    return rows, bool(devices(directory))
 
 
 def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:
@@ -127,11 +138,17 @@ def _share(part: int, whole: int) -> str:
     return f"{min(part / whole, 1):.0%}"
 
 
+def _bytes(number: int) -> str:
+    # A share would be no measure: several devices and users can each have a copy, also of some tensors only.
+    return decimal(number) if number else "-"
+
+
 @click.command()
 @click.argument("mountpoint", type=Path, required=False)
+@click.option("--gpu", "with_copies", is_flag=True, help="Also the copies on GPUs, and who uses them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
-def status(mountpoint: Path | None, as_json: bool) -> None:
+def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
     chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
     found: list[dict[str, Any]] = []
@@ -139,7 +156,10 @@ def status(mountpoint: Path | None, as_json: bool) -> None:
         try:
             check_answers(mount.mountpoint)
             facts = read_json(mount.mountpoint / ".trims/control")
-            facts["metrics"] = parse(read_text(mount.mountpoint / ".trims/metrics"))
+            metrics = read_text(mount.mountpoint / ".trims/metrics")
+            facts["metrics"] = parse(metrics)
+            if "gpu" in facts:  # a server of an earlier version knows of none
+                add_details(facts["gpu"], metrics, mount.mountpoint, copies=with_copies or as_json)
         except TrimsError as error:
             facts = {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(error)}
         found.append(facts)
@@ -175,4 +195,6 @@ def _show(facts: dict[str, Any]) -> None:
         f"{number('store_failed_attempts_total')} attempts failed"
     )
     click.echo(f"  open        {number('files_open_handles')} files")
+    for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
+        click.echo(f"  {'' if index else 'gpu':<11} {line}")
     click.echo(f"  log         {facts['log_file']}")

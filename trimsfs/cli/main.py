@@ -15,6 +15,7 @@ _HOMES = {
     "pin": "commands",
     "unpin": "commands",
     "evict": "commands",
+    "verify": "commands",
     "run": "run",
     "doctor": "doctor",
 }

@@ -16,6 +16,8 @@ _METAVARS = {
     "cache_dir": "DIR",
     "cache_size": "SIZE",
     "host_size": "SIZE",
+    "gpu_memory": "SHARE",
+    "gpu_headroom": "SIZE",
     "fetch_processes": "N",
     "min_free": "SIZE",
     "memory_limit": "SIZE",

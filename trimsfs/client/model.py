@@ -75,8 +75,8 @@ class Model:
 
         *device* is one of those that this process sees, ``"cuda:1"`` or ``1``, or any by its UUID (``"GPU-…"``);
         ``"cuda"`` is the first. *tensors* is a pattern, or several, as `fnmatch` has them: a part is loaded by itself.
-        *memory* is ``"vmm"``, which nobody but the server can write to, or ``"ipc"``, which whoever has it can, and
-        which is lost when the server ends.
+        *memory* is ``"vmm"``, which is mapped for reading, or ``"ipc"``, which whoever has it can write to, and which
+        is lost when the server ends.
 
         Waits until the copy is there; the file is neither mapped nor waited for, and may be of any format. Raises
         GpuError.

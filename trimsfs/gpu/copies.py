@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-from dataclasses import dataclass
 
 import trio
 
@@ -25,6 +24,7 @@ from trimsfs.formats import TensorTable
 from trimsfs.gpu.names import Memory, Wanted, chosen
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.source import BlobSource
+from trimsfs.gpu.statistics import GpuStatistics, statistics_of
 from trimsfs.options import MountOptions
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.blob import Blob
@@ -36,26 +36,6 @@ from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuStatistics:
-    """Of each device: bytes that copies take and may take, copies and leases now, and counts since the server started.
-
-    A hit is a request for a copy that was there or on its way.
-    """
-
-    device_used_bytes: dict[str, int]
-    device_budget_bytes: dict[str, int]
-    device_copies: dict[str, int]
-    device_leases: dict[str, int]
-    device_hits: dict[str, int]
-    device_loads: dict[str, int]
-    device_failed_loads: dict[str, int]
-    device_loaded_bytes: dict[str, int]
-    device_load_seconds: dict[str, float]
-    device_evictions: dict[str, int]
-    device_evicted_bytes: dict[str, int]
 
 
 class GpuCopies:
@@ -90,20 +70,7 @@ class GpuCopies:
             self._searched.set()
 
     def statistics(self) -> GpuStatistics:
-        pools = self.pools.items()
-        return GpuStatistics(
-            device_used_bytes={uuid: pool.used for uuid, pool in pools},
-            device_budget_bytes={uuid: pool.budget for uuid, pool in pools},
-            device_copies={uuid: len(pool.copies) for uuid, pool in pools},
-            device_leases={uuid: sum(len(copy.leases) for copy in pool.copies) for uuid, pool in pools},
-            device_hits={uuid: pool.counts.hits for uuid, pool in pools},
-            device_loads={uuid: pool.counts.loads for uuid, pool in pools},
-            device_failed_loads={uuid: pool.counts.failed_loads for uuid, pool in pools},
-            device_loaded_bytes={uuid: pool.counts.loaded_bytes for uuid, pool in pools},
-            device_load_seconds={uuid: pool.counts.load_seconds for uuid, pool in pools},
-            device_evictions={uuid: pool.counts.evictions for uuid, pool in pools},
-            device_evicted_bytes={uuid: pool.counts.evicted_bytes for uuid, pool in pools},
-        )
+        return statistics_of(self.pools)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Find the devices, take over what an earlier server has loaded, and load, for as long as the server runs."""
@@ -334,12 +301,17 @@ class GpuCopies:
 
     # Commands
 
-    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder) -> None:
-        """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError."""
+    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder, *, models_only: bool) -> None:
+        """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError.
+
+        *models_only* leaves out files of no known format.
+        """
         if self._options.gpu_sharing == "none":
             raise InvalidRequestError(
                 f"{generation.key}: no copy is shared, by --gpu-sharing none: nobody would use it"
             )
+        if models_only and await self._tables.tensors(generation) is None:
+            return
         self.release(await self.lease(generation, wanted, holder))
 
     async def evict(self, generation: Generation) -> None:
@@ -354,14 +326,20 @@ class GpuCopies:
 
         Raises CopyDamagedError, and what a read of the file does.
         """
+        differing: list[str] = []
         async with self._comparing, self._disk.using(generation) as blob:
             for pool in self.pools.values():
                 for copy in pool.of(generation.token(self._disk.store)):
                     await copy.done.wait()
-                    if copy.memory is not None:
-                        await self._compare(pool, copy, blob)
+                    if copy.memory is not None and await self._differs(pool, copy, blob):
+                        differing.append(copy.device)
+        if differing:
+            raise CopyDamagedError(
+                f"{generation.key}: its copy on {', '.join(differing)} differs from the file: it is not lent any more: "
+                "end the programs that use it"
+            )
 
-    async def _compare(self, pool: Pool, copy: Copy, blob: Blob) -> None:
+    async def _differs(self, pool: Pool, copy: Copy, blob: Blob) -> bool:
         assert copy.memory is not None
         place = None
         copy.checked_by += 1
@@ -376,10 +354,7 @@ class GpuCopies:
                 self._background.start(self._idle, pool, copy)
         if place is not None:
             log.error("/%s: the copy on %s differs at byte %d", copy.generation.key, copy.device, place)
-            raise CopyDamagedError(
-                f"{copy.generation.key}: its copy on {copy.device} differs from the file: it is not lent any more: "
-                "end the programs that use it"
-            )
+        return place is not None
 
     def resident(self, generation: Generation) -> dict[str, int]:
         """Bytes of a generation on each device that has any, in all domains."""

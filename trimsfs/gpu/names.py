@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 from trimsfs.formats.table import Tensor
 
-_NAME = re.compile(r"(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.ipc)?(?:@(.+))?", re.DOTALL)
-_WARM = re.compile(r"warm-(?:([0-9]{1,9})~)?(GPU-.+)", re.DOTALL)
+_NAME = re.compile(r"(?:GPU|MIG)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(\.ipc)?(?:@(.+))?", re.DOTALL)
+_WARM = re.compile(r"warm-(?:([0-9]{1,10})~)?((?:GPU|MIG)-.+)", re.DOTALL)
 _ATTRIBUTE = re.compile(r"gpu\.(GPU-[0-9a-f-]{36})\.ipc_handle")
 
 
@@ -31,12 +31,15 @@ class Wanted:
 
 
 def wanted(name: str) -> Wanted | None:
-    """What the name of a control file asks for; None when it is no such name."""
+    """What the name of a control file asks for; None when it is no such name.
+
+    ``MIG`` is what `nvidia-smi` calls a part of a device; the driver makes no difference.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
     pattern = unquote(match[3]) if match[3] is not None else None
-    return Wanted(match[1], Memory.IPC if match[2] else Memory.VMM, None if pattern == "*" else pattern)
+    return Wanted(f"GPU-{match[1]}", Memory.IPC if match[2] else Memory.VMM, None if pattern == "*" else pattern)
 
 
 @dataclass(frozen=True, slots=True)

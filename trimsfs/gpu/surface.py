@@ -131,6 +131,10 @@ class GpuSurface:
         """Bytes of a generation on each device that has any."""
         return self._copies.resident(generation)
 
+    def generations(self) -> dict[str, Generation]:
+        """Those of which there are copies, by their tokens."""
+        return {copy.key.token: copy.generation for pool in self._copies.pools.values() for copy in pool.copies}
+
     def describe(self, lease: Lease, pattern: str | None) -> bytes:
         """A copy as one line of JSON, for who has the lease."""
         copy = lease.copy

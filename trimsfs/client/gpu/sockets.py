@@ -17,6 +17,8 @@ _MOST_DESCRIPTORS = 4
 
 def receive(path: str, token: str) -> tuple[int, int]:
     """A descriptor of the memory, to be closed by the caller, and the memory's size in bytes. Raises GpuError."""
+    if not path:
+        raise GpuError("the mount has no socket for clients of GPU memory: its log tells why")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             # Not settimeout(), with which a server that many connect to at once is an error and not waited for.

@@ -1,0 +1,154 @@
+"""The GPUs of a mount: how commands name them, and what is told of them."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from trimsfs.cli.control import read_json, translated
+from trimsfs.errors import ConfigurationError, DeviceError, NoSuchEntryError
+from trimsfs.metrics import labelled
+from trimsfs.mountinfo import mount_of
+from trimsfs.options import GPU_OFF
+
+SEARCH_TIMEOUT_S = 30.0
+"""How long a server that has just begun may take to find its devices."""
+_SEARCH_INTERVAL_S = 0.1
+_WARM = "warm-"
+_IPC = ".ipc"
+_METRICS = "trimsfs_gpu_device_"
+
+Naming = Callable[[Path], str]
+"""Names the command to give in a control directory."""
+
+
+def warming(to: str, uid: int | None) -> Naming:
+    """What brings models to where ``--to`` says, for the user *uid*. Raises ConfigurationError.
+
+    The name of the command is found when it is given: which devices there are is the mount's to say.
+    """
+    if to in {"disk", "host"}:
+        if uid is not None:
+            raise ConfigurationError(f"option --for-uid {uid}: only copies on GPUs are a user's: --to gpu")
+        return lambda _: f"{_WARM}{to}"
+    whole = to.removesuffix(_IPC)
+    tier, colon, device = whole.partition(":")
+    if tier != "gpu" or bool(colon) != bool(device):
+        raise ConfigurationError(f"option --to {to}: must be disk, host, gpu, gpu:UUID or gpu:UUID.ipc")
+    user = "" if uid is None else f"{uid}~"
+    return lambda directory: f"{_WARM}{user}{_chosen(directory, device)}{to[len(whole) :]}"
+
+
+def verifying(directory: Path) -> str:
+    """What compares copies on GPUs with their files. Raises DeviceError where there is no GPU."""
+    _wait_for_devices(directory)
+    return "verify-gpu"
+
+
+def devices(directory: Path) -> list[str]:
+    """The devices of a mount, as one of its control directories tells: also where only a part of it is mounted."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise translated(error, directory) from error
+    return sorted(name.removeprefix(_WARM) for name in names if name.startswith(f"{_WARM}GPU-"))
+
+
+def _chosen(directory: Path, device: str) -> str:
+    """The device that is meant; the only one, if none is told. Raises DeviceError, ConfigurationError."""
+    found = _wait_for_devices(directory)
+    told = ", ".join(found)
+    if device and device not in found:
+        raise DeviceError(f"no device {device}: this mount has {told}")
+    if not device and len(found) > 1:
+        raise ConfigurationError(f"option --to gpu: this mount has several devices: --to gpu:UUID, one of {told}")
+    facts = _facts(directory)
+    if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
+        raise ConfigurationError(
+            f"{facts['mountpoint']} is mounted with --gpu-sharing none: no program would get what is loaded ahead"
+        )
+    return device or found[0]
+
+
+def _wait_for_devices(directory: Path) -> list[str]:
+    """The devices of a mount, once it has looked for them. Raises DeviceError when there is none."""
+    deadline = time.monotonic() + SEARCH_TIMEOUT_S
+    while not (found := devices(directory)):
+        facts = _facts(directory)
+        if facts is None:
+            raise DeviceError(f"{directory}: the mount has no GPU: `trimsfs status` says why, where all of it is seen")
+        reason = facts["gpu"]["unavailable"] if "gpu" in facts else "its server is of an earlier version"
+        if reason is not None or time.monotonic() > deadline:
+            raise DeviceError(f"{facts['mountpoint']} uses no GPU: {reason or 'its server is still looking for them'}")
+        time.sleep(_SEARCH_INTERVAL_S)
+    return found
+
+
+def _facts(directory: Path) -> dict[str, Any] | None:
+    """The facts on the server; None where only a part of the mount is seen, as in a container."""
+    mount = mount_of(directory)
+    try:
+        return read_json(mount.mountpoint / ".trims/control") if mount is not None else None
+    except NoSuchEntryError:
+        return None
+
+
+def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: bool) -> None:
+    """Add to the facts on GPUs what the metrics count of each device, and the *copies* on it if they are wanted."""
+    if copies and gpu["devices"]:
+        gpu["devices"] = read_json(mountpoint / ".trims/gpu")["devices"]
+    counts = labelled(metrics, "device")
+    for device in gpu["devices"]:
+        device["metrics"] = counts.get(device["uuid"], {})
+
+
+def lines(gpu: dict[str, Any]) -> Iterator[str]:
+    """The facts on GPUs for people: a line for each device, with the copies on it as far as they are there."""
+    if not gpu["devices"] and gpu["unavailable"] != GPU_OFF:
+        reason = gpu["unavailable"] or "they are still being looked for"
+        yield f"none: {reason.partition(': ')[0]}"
+    for device in gpu["devices"]:
+        yield _device(device)
+        for copy in device.get("copies", ()):
+            yield f"  {_copy(copy)}"
+            yield from (f"    {_lease(lease)}" for lease in copy["leases"])
+            hidden = copy["leased"] - len(copy["leases"])
+            if hidden:
+                yield f"    {hidden} leases of others"
+
+
+def _device(device: dict[str, Any]) -> str:
+    name = f"{device['uuid']} ({device['name']})"
+    if device["failure"] is not None:
+        return f"{name}: failed: {device['failure']}"
+
+    def number(metric: str) -> float:
+        return float(device["metrics"].get(_METRICS + metric, 0))
+
+    seconds = number("load_seconds_total")
+    rate = f" at {decimal(int(number('loaded_bytes_total') / seconds))}/s" if seconds else ""
+    return (
+        f"{name}: {decimal(device['used_bytes'])} of {decimal(device['budget_bytes'])} "
+        f"(of {decimal(device['total_bytes'])}), {number('copies'):.0f} copies, {number('leases'):.0f} leases, "
+        f"{number('hits_total'):.0f} hits, {number('loads_total'):.0f} loads{rate}, "
+        f"{number('evictions_total'):.0f} evictions"
+    )
+
+
+def _copy(copy: dict[str, Any]) -> str:
+    part = f", tensors {copy['tensors']}" if copy["tensors"] is not None else ""
+    return (
+        f"/{copy['path']}{part}: {decimal(copy['bytes'])}, {copy['state']}, lent by {copy['memory']} "
+        f"to {copy['domain']}, {copy['uses']} uses"
+    )
+
+
+def _lease(lease: dict[str, Any]) -> str:
+    # A process of another PID namespace has no number here.
+    pid = f", pid {lease['pid']}" if lease["pid"] else ""
+    container = f", container {lease['container']}" if lease["container"] else ""
+    return f"uid {lease['uid']}{pid}{container}, since {datetime.fromtimestamp(lease['since']):%Y-%m-%d %H:%M:%S}"
