@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimsfs.errors import LookUpAgainError
+import trio
+
+from trimsfs.errors import DeviceError, LookUpAgainError
 from trimsfs.formats.table import Tensor
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.handout import Handout
@@ -16,6 +18,9 @@ from trimsfs.types import Generation
 
 DIRECTORY = "gpu"
 """The control directory of a model file whose files are its copies, by device."""
+
+PATIENCE_S = 10.0
+"""How long a reader waits until a server has taken up what the one before has left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,10 @@ class LentFile:
 
     async def read(self, offset: int, size: int) -> bytes:
         copy = self.lease.copy
-        await copy.done.wait()
+        with trio.move_on_after(PATIENCE_S):  # a reader cannot be interrupted
+            await copy.done.wait()
+        if not copy.done.is_set():
+            raise DeviceError(f"/{copy.generation.key}: {copy.device} does not answer")
         if not copy.ready:
             raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
         if offset == 0 or not self._text:
