@@ -57,7 +57,7 @@ def call(name: str, *arguments: Any) -> Any:
     """What a function of the driver gives: None, a value or a tuple of values. Raises CudaError."""
     try:
         result, *values = getattr(driver, name)(*arguments)
-    except RuntimeError as error:  # of cuda-bindings: the library is not there, or is too old for this function
+    except (OSError, RuntimeError) as error:  # of cuda-bindings: it finds no library, or one that is too old
         raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
     if result != driver.CUresult.CUDA_SUCCESS:
         known, text = driver.cuGetErrorString(result)
@@ -228,7 +228,8 @@ class LegacyMemory:
 
     def handle(self) -> bytes:
         """The handle by which other processes open it."""
-        return ctypes.string_at(call("cuIpcGetMemHandle", self.address).getPtr(), IPC_HANDLE_SIZE)
+        opaque = call("cuIpcGetMemHandle", self.address)  # it owns what its pointer leads to
+        return ctypes.string_at(opaque.getPtr(), IPC_HANDLE_SIZE)
 
     def close(self) -> None:
         """Free it, or let go of another process's."""
