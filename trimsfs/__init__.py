@@ -1,19 +1,28 @@
 """Models of an object store as ordinary files, one shared copy per host.
 
-``trimsfs.open`` is ``trimsfs.client.open``, which is imported when it is asked for, and so is ``FormatError``.
+``trimsfs.open`` is ``trimsfs.client.open``, which is imported when it is asked for, and so are its errors.
 """
 
-__all__ = ["FormatError", "__version__", "open"]
+__all__ = ["FormatError", "GpuError", "GpuFullError", "GpuLostError", "__version__", "open"]
 
 __version__ = "0.1.0.dev0"
 
 TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
 if TYPE_CHECKING:
-    from trimsfs.client import FormatError, open  # noqa: A004 - as zarr.open() and Image.open()
+    from trimsfs.client import (
+        FormatError,
+        GpuError,
+        GpuFullError,
+        GpuLostError,
+        open,  # noqa: A004 - as zarr.open() and Image.open()
+    )
 else:
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
     def __getattr__(name: str) -> object:
-        if name in {"FormatError", "open"}:
+        if name in __all__:
             import trimsfs.client  # noqa: PLC0415
 
             return getattr(trimsfs.client, name)

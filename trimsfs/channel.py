@@ -2,6 +2,7 @@
 
 import array
 import json
+import os
 import select
 import socket
 import struct
@@ -72,7 +73,9 @@ class Channel:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
         try:
             return json.loads(data), list(descriptors)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
             raise ChannelClosedError("a message that cannot be read") from error
 
     def peer(self) -> tuple[int, int]:

@@ -40,6 +40,8 @@ class Progress:
         self.total_bytes = 0
         self.total_files = 0
         self.failed_files = 0
+        self.left_out_files = 0
+        self.compared_copies = 0
         self.arriving: set[Blob] = set()
         self.finished = trio.Event()
         self.error: TrimsError | None = None
@@ -60,6 +62,8 @@ class Progress:
             "total_bytes": self.total_bytes,
             "total_files": self.total_files,
             "failed_files": self.failed_files,
+            "left_out_files": self.left_out_files,
+            "compared_copies": self.compared_copies,
         }
         if self.error is not None:
             line |= {"error": str(self.error), "kind": type(self.error).__name__}
@@ -272,11 +276,11 @@ class Commands:
     ) -> None:
         holder = Holder(uid=uid if asked.uid is None else asked.uid)
         async with self._arriving(generation, progress):
-            await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only)
+            if not await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only):
+                progress.left_out_files += 1
 
     async def _verify_gpu(self, generation: Generation, progress: Progress) -> None:
-        del progress
-        await self._gpu.compare(generation)
+        progress.compared_copies += await self._gpu.compare(generation)
 
 
 def as_json(value: object) -> bytes:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from trimsfs.cli.control import control_directory, read_lines
-from trimsfs.cli.devices import Naming, verifying, warming
+from trimsfs.cli.devices import VERIFY_GPU, Naming, verifying, warming
 from trimsfs.cli.exits import fail, reported
 from trimsfs.errors import TrimsError
 
@@ -36,7 +36,7 @@ _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, typ
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> None:
-    """Fetch models before they are needed; a directory means all below it."""
+    """Fetch models before they are needed; a directory means all below it, on a GPU those files that are models."""
     _command(warming(tier, uid), paths, "warming", quiet)
 
 
@@ -45,7 +45,7 @@ def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> No
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def pin(paths: tuple[Path, ...], quiet: bool) -> None:
-    """Fetch models to disk and never evict them, until `trimsfs unpin`."""
+    """Fetch models to disk, lock them in memory and never evict them, until `trimsfs unpin`."""
     _command(lambda _: "pin", paths, "pinning", quiet)
 
 
@@ -82,6 +82,7 @@ def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
 def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
     """Give a command for each path; exits with the code of the first that fails, after trying all."""
     failures: list[tuple[str, str]] = []
+    told: list[str] = []
     files: dict[Path, Path] = {}
     for path in paths:
         try:
@@ -107,10 +108,26 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
                 failures.append((line["kind"], line["error"] + _extent(line)))
             else:
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
+                told += _notes(file.name, path, line)
+    for note in told:
+        click.echo(note)
     for _, message in failures[1:]:
         click.echo(f"trimsfs: {message}", err=True)
     if failures:
         fail(*failures[0])
+
+
+def _notes(command: str, path: Path, line: dict[str, Any]) -> list[str]:
+    """What there is to say of a command that has succeeded."""
+    notes = []
+    if command == VERIFY_GPU:
+        notes.append(f"{path}: {line['compared_copies']} copies compared, all as their files")
+    if line["left_out_files"]:
+        notes.append(
+            f"{path}: {line['left_out_files']} of {line['total_files']} files are of no known format and were left "
+            "out: name one to load it all the same"
+        )
+    return notes
 
 
 def _extent(line: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +14,11 @@ from trimsfs.cli.control import read_json, translated
 from trimsfs.errors import ConfigurationError, DeviceError, NoSuchEntryError
 from trimsfs.metrics import labelled
 from trimsfs.mountinfo import mount_of
-from trimsfs.options import GPU_OFF
 
 SEARCH_TIMEOUT_S = 30.0
 """How long a server that has just begun may take to find its devices."""
 _SEARCH_INTERVAL_S = 0.1
+VERIFY_GPU = "verify-gpu"
 _WARM = "warm-"
 _IPC = ".ipc"
 _METRICS = "trimsfs_gpu_device_"
@@ -46,7 +47,7 @@ def warming(to: str, uid: int | None) -> Naming:
 def verifying(directory: Path) -> str:
     """What compares copies on GPUs with their files. Raises DeviceError where there is no GPU."""
     _wait_for_devices(directory)
-    return "verify-gpu"
+    return VERIFY_GPU
 
 
 def devices(directory: Path) -> list[str]:
@@ -108,17 +109,20 @@ def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: 
 
 def lines(gpu: dict[str, Any]) -> Iterator[str]:
     """The facts on GPUs for people: a line for each device, with the copies on it as far as they are there."""
-    if not gpu["devices"] and gpu["unavailable"] != GPU_OFF:
-        reason = gpu["unavailable"] or "they are still being looked for"
-        yield f"none: {reason.partition(': ')[0]}"
+    if not gpu["devices"]:
+        yield f"none: {gpu['unavailable'] or 'they are still being looked for'}"
     for device in gpu["devices"]:
         yield _device(device)
-        for copy in device.get("copies", ()):
-            yield f"  {_copy(copy)}"
+        copies = device.get("copies", ())
+        contents = Counter(path for path, _ in {(copy["path"], copy["generation"]) for copy in copies})
+        for copy in copies:
+            # Of a file that has been replaced there may be copies of both contents.
+            which = f" ({copy['generation'][:8]})" if contents[copy["path"]] > 1 else ""
+            yield f"  {_copy(copy, which)}"
             yield from (f"    {_lease(lease)}" for lease in copy["leases"])
             hidden = copy["leased"] - len(copy["leases"])
             if hidden:
-                yield f"    {hidden} leases of others"
+                yield f"    {_count(hidden, 'lease')} of others"
 
 
 def _device(device: dict[str, Any]) -> str:
@@ -133,17 +137,23 @@ def _device(device: dict[str, Any]) -> str:
     rate = f" at {decimal(int(number('loaded_bytes_total') / seconds))}/s" if seconds else ""
     return (
         f"{name}: {decimal(device['used_bytes'])} of {decimal(device['budget_bytes'])} "
-        f"(of {decimal(device['total_bytes'])}), {number('copies'):.0f} copies, {number('leases'):.0f} leases, "
-        f"{number('hits_total'):.0f} hits, {number('loads_total'):.0f} loads{rate}, "
-        f"{number('evictions_total'):.0f} evictions"
+        f"(of {decimal(device['total_bytes'])}), "
+        f"{_count(number('copies'), 'copy')}, {_count(number('leases'), 'lease')}, "
+        f"{_count(number('hits_total'), 'hit')}, {_count(number('loads_total'), 'load')}{rate}, "
+        f"{_count(number('evictions_total'), 'eviction')}"
     )
 
 
-def _copy(copy: dict[str, Any]) -> str:
+def _count(number: float, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:.0f} {noun if number == 1 else plural}"
+
+
+def _copy(copy: dict[str, Any], which: str) -> str:
     part = f", tensors {copy['tensors']}" if copy["tensors"] is not None else ""
     return (
-        f"/{copy['path']}{part}: {decimal(copy['bytes'])}, {copy['state']}, lent by {copy['memory']} "
-        f"to {copy['domain']}, {copy['uses']} uses"
+        f"/{copy['path']}{which}{part}: {decimal(copy['bytes'])}, {copy['state']}, lent by {copy['memory']} "
+        f"to {copy['domain']}, {_count(copy['uses'], 'use')}"
     )
 
 

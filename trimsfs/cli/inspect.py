@@ -92,8 +92,9 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
     directory = control_directory(root)
     info = read_json(directory / "info")
     root = Path(os.path.realpath(root))
-    # A path that has been replaced in the store is here once for each content; the last one seen is the newest.
-    here = {model["path"]: model for model in info.get("models", [info])}
+    here: dict[str, list[dict[str, Any]]] = {}
+    for model in info.get("models", [info]):
+        here.setdefault(model["path"], []).append(model)
     mount = mount_of(root)
     rows: dict[str, _Row] = {}
     for file, size in _walk(root):
@@ -102,7 +103,7 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
         row = rows.setdefault(str(file if alone else file.parent), _Row())
         row.files += 1
         row.size += size
-        model = here.get(key)
+        model = _current(file, here.get(key, []))
         if model is not None:
             row.disk += model["residency"]["disk"]
             row.host += model["residency"]["host"] or 0
@@ -111,6 +112,17 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
             for device, size_there in model["residency"].get("gpu", {}).items():
                 row.gpu[device] = row.gpu.get(device, 0) + size_there
     return rows, bool(devices(directory))
+
+
+def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is here of a file: of one that has been replaced in the store, of the content that it has now."""
+    if len(models) < 2:
+        return models[0] if models else None
+    try:
+        generation = os.getxattr(file, "user.trims.generation").decode()
+    except OSError as error:
+        raise translated(error, file) from error
+    return next((model for model in models if model["generation"] == generation), None)
 
 
 def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:

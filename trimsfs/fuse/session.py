@@ -133,6 +133,9 @@ class Session:
             _libfuse.reply_ioctl(request, await function(*arguments))
         except (TrimsError, InterruptedError) as error:
             _libfuse.reply_error(request, errno_of(error))
+        except Exception:  # a defect: it ends this request, not the server
+            log.exception("ioctl failed")
+            _libfuse.reply_error(request, errno.EIO)
         except BaseException:
             _libfuse.reply_error(request, errno.EIO)
             raise

@@ -79,6 +79,8 @@ class GpuCopies:
             task_status.started()
             if self.unavailable is None:
                 await self._search()
+            else:
+                log.info("no copies on GPUs: %s", self.unavailable)
             await self._adopt_all()
 
     async def _search(self) -> None:
@@ -95,6 +97,8 @@ class GpuCopies:
         self._searched.set()
 
     def _add(self, device: Device) -> None:
+        if self._options.gpu_headroom >= device.found.total:
+            log.warning("device %s: --gpu-headroom leaves no room for copies: lower it", device.uuid)
         pool = self.pools[device.uuid] = Pool(
             device,
             budget=int(device.found.total * self._options.gpu_memory),
@@ -131,7 +135,7 @@ class GpuCopies:
                 raise DeviceError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
             assert copy.descriptor is not None
             copy.memory = await pool.device.adopt(copy.size, copy.descriptor)
-            log.info("/%s: %d bytes on %s are gone on with", copy.generation.key, copy.size, copy.device)
+            log.info("/%s: taken over: %d bytes on %s", copy.generation.key, copy.size, copy.device)
         except (TrimsError, CudaError) as error:
             log.warning("%s", error)
             copy.error, copy.gone = DeviceError(str(error)), True
@@ -169,9 +173,11 @@ class GpuCopies:
             layout = await self._layout(generation, key.pattern)
             if pool.find(key) is None:  # nobody else has begun meanwhile
                 return self._begin(pool, key, generation, layout)
-        pool.counts.hits += 1
         copy = pool.find(key)
         assert copy is not None
+        if not chosen(copy.layout.tensors, key.pattern) and key.pattern is not None:
+            raise _no_tensor(generation, key.pattern)
+        pool.counts.hits += 1
         return copy
 
     def release(self, lease: Lease) -> None:
@@ -201,7 +207,7 @@ class GpuCopies:
 
     def again(self, lease: Lease, holder: Holder) -> Lease:
         """Another lease of the same copy."""
-        return self.pools[lease.copy.device].lend(lease.copy, holder)
+        return self.pools[lease.copy.device].keep(lease.copy, holder)
 
     def may_share(self, uid: int, other: int) -> bool:
         """Whether two users may have the same copy."""
@@ -242,7 +248,7 @@ class GpuCopies:
             return lay_out(table, generation.size)
         tensors = tuple(chosen(table.tensors, pattern)) if table is not None else ()
         if table is None or not tensors:
-            raise NoSuchEntryError(f"{generation.key}: no tensor's name matches {pattern}")
+            raise _no_tensor(generation, pattern)
         return lay_out(TensorTable(table.format, tensors, table.named), generation.size)
 
     # Loading
@@ -276,11 +282,13 @@ class GpuCopies:
                 pool.counts.loads += 1
                 pool.counts.loaded_bytes += copy.layout.nbytes
                 pool.counts.load_seconds += copy.load_s
-                log.info("loaded /%s to %s: %d bytes in %.3f s", key, copy.device, copy.layout.nbytes, copy.load_s)
+                part = f"@{copy.key.pattern}" if copy.key.pattern else ""
+                what = f"/{key}{part} to {copy.device} ({copy.key.memory})"
+                log.info("loaded %s: %d bytes in %.3f s", what, copy.layout.nbytes, copy.load_s)
             else:
                 if not copy.scope.cancelled_caught:
                     pool.counts.failed_loads += 1
-                    log.warning("not loaded to %s: %s", copy.device, copy.error)
+                    log.info("not loaded to %s: %s", copy.device, copy.error)  # whoever waits for it tells
                 with trio.CancelScope(shield=True):
                     await pool.discard(copy)
             copy.done.set()
@@ -301,43 +309,51 @@ class GpuCopies:
 
     # Commands
 
-    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder, *, models_only: bool) -> None:
+    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder, *, models_only: bool) -> bool:
         """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError.
 
-        *models_only* leaves out files of no known format.
+        With *models_only*, False for a file of no known format, which is left out.
         """
         if self._options.gpu_sharing == "none":
             raise InvalidRequestError(
                 f"{generation.key}: no copy is shared, by --gpu-sharing none: nobody would use it"
             )
         if models_only and await self._tables.tensors(generation) is None:
-            return
+            return False
         self.release(await self.lease(generation, wanted, holder))
+        return True
 
     async def evict(self, generation: Generation) -> None:
-        """Evict the copies of a generation. Raises InUseError when one is in use."""
+        """Evict the copies of a file, whatever its generation. Raises InUseError when one is in use."""
         for pool in self.pools.values():
-            for copy in pool.of(generation.token(self._disk.store)):
+            for copy in pool.of_file(generation.key):
                 if not await pool.drop(copy):
                     raise InUseError(f"{generation.key} is in use on {copy.device}: it can be evicted once it is not")
 
-    async def compare(self, generation: Generation) -> None:
+    async def compare(self, generation: Generation) -> int:
         """Compare all copies of a generation with the file, byte by byte. One that differs is lent to nobody anew.
+
+        How many there were.
 
         Raises CopyDamagedError, and what a read of the file does.
         """
         differing: list[str] = []
+        compared = 0
         async with self._comparing, self._disk.using(generation) as blob:
             for pool in self.pools.values():
                 for copy in pool.of(generation.token(self._disk.store)):
                     await copy.done.wait()
-                    if copy.memory is not None and await self._differs(pool, copy, blob):
+                    if copy.memory is None:
+                        continue
+                    compared += 1
+                    if await self._differs(pool, copy, blob):
                         differing.append(copy.device)
         if differing:
             raise CopyDamagedError(
                 f"{generation.key}: its copy on {', '.join(differing)} differs from the file: it is not lent any more: "
                 "end the programs that use it"
             )
+        return compared
 
     async def _differs(self, pool: Pool, copy: Copy, blob: Blob) -> bool:
         assert copy.memory is not None
@@ -361,6 +377,10 @@ class GpuCopies:
         token = generation.token(self._disk.store)
         found = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
         return {uuid: size for uuid, size in found.items() if size}
+
+
+def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:
+    return NoSuchEntryError(f"{generation.key}: no tensor's name matches {pattern}")
 
 
 def _lendable(copy: Copy) -> None:

@@ -21,7 +21,7 @@ def holder_of(uid: int, thread: int) -> Holder:
 def _found(pattern: re.Pattern[str], thread: int, file: str) -> str | None:
     """What a pattern finds in a file of a thread in /proc; None when that is gone."""
     try:
-        found = pattern.search(Path(f"/proc/{thread}/{file}").read_text())
+        found = pattern.search(Path(f"/proc/{thread}/{file}").read_text(errors="replace"))
     except OSError:
         return None
     return found[1] if found else None

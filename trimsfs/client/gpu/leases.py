@@ -19,7 +19,7 @@ from trimsfs.client.places import on_mount
 from trimsfs.formats import Tensor
 
 _PIECE = 1 << 20
-_LOST = "the server that had it in memory has ended: open the model again"
+_LOST = "the mount does not keep it any more: open the model again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +103,12 @@ def take(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, 
 
     Waits until the copy is there. Raises GpuError, GpuFullError.
     """
-    path = model.parent / ".trims" / model.name / "gpu" / _name(device.uuid, pattern, memory)
+    there = Path(os.path.realpath(model))  # a link's neighbours are others
+    path = there.parent / ".trims" / there.name / "gpu" / _name(device.uuid, pattern, memory)
     try:
         return Lease(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        raise _refused(error, model, file, path) from None
+        raise _refused(error, model, file, path, pattern) from None
 
 
 def _name(uuid: str, pattern: str | None, memory: str) -> str:
@@ -119,18 +120,24 @@ def _name(uuid: str, pattern: str | None, memory: str) -> str:
     return f"{uuid}{'.ipc' if memory == 'ipc' else ''}{quoted}"
 
 
-def _refused(error: OSError, model: Path, file: io.FileIO, path: Path) -> GpuError:
+def _refused(error: OSError, model: Path, file: io.FileIO, path: Path, pattern: str | None) -> GpuError:
     where, device = path.parent, path.name.partition("@")[0].removesuffix(".ipc")
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR if not on_mount(file):
             return GpuError(f"{model}: not on a trimsfs mount: only models on one are shared in a device's memory")
         case errno.ENOENT | errno.ENOTDIR:
             known = ", ".join(_names(where))
+            if not os.path.exists(where.parent):
+                return GpuError(
+                    f"{model}: only the file is here: have the directory that it is in brought here as well"
+                )
             if not known:
                 return GpuError(f"{model}: its mount lends nothing on GPUs: trimsfs status tells why")
+            if device in known and pattern is not None:
+                return GpuError(f"{model}: no tensor's name matches {pattern!r}")
             return GpuError(f"{model}: its mount lends on {known}, and not on {device}; or the model is gone")
         case errno.ENOMEM:
-            return GpuFullError(f"{model}: no room on {device}: let go of other models, or ask for fewer tensors")
+            return GpuFullError(f"{model}: no room on {device}: the log of the mount tells what fills it")
         case errno.EACCES | errno.EPERM:
             return GpuError(f"{model}: {error.strerror}: who may read a model may not always have it on {device}")
         case errno.ENAMETOOLONG:

@@ -43,6 +43,9 @@ class DeviceModel:
             for tensor in copy.offer.tensors:
                 self.tensors.setdefault(tensor.name, DeviceTensor(tensor, copy))
 
+    def __repr__(self) -> str:
+        return f"DeviceModel({str(self.path)!r}, {len(self.tensors)} tensors, {self.device})"
+
     @property
     def image(self) -> DeviceTensor:
         """All that was loaded, as bytes: of a file of unknown format, the file. Raises GpuError for several parts."""

@@ -91,6 +91,10 @@ class DeviceTensor:
             "version": 3,
         }
 
+    def __array__(self, *_: object, **__: object) -> "np.ndarray[Any, Any]":
+        """NumPy would else make an array with this one object in it. Raises TypeError."""
+        raise TypeError(f"tensor {self.name!r} is in a device's memory: numpy() copies it to the host's")
+
     def numpy(self) -> "np.ndarray[Any, Any]":
         """A copy in this process's memory. Types that NumPy lacks, such as bfloat16, are those of ml_dtypes.
 

@@ -153,6 +153,10 @@ class Pool:
         """The copies of a generation, in every domain."""
         return [copy for copy in self._copies.values() if copy.key.token == generation_token]
 
+    def of_file(self, key: str) -> list[Copy]:
+        """The copies of a file, also of what it was before it was replaced."""
+        return [copy for copy in self._copies.values() if copy.generation.key == key]
+
     def add(self, copy: Copy) -> None:
         """A copy is on its way."""
         assert copy.key not in self._copies
@@ -161,10 +165,14 @@ class Pool:
 
     def lend(self, copy: Copy, holder: Holder) -> Lease:
         """Keep a copy for somebody."""
-        lease = Lease(copy, holder)
-        copy.leases.add(lease)
         copy.uses += 1
         copy.last_used = next(self._numbers)
+        return self.keep(copy, holder)
+
+    def keep(self, copy: Copy, holder: Holder) -> Lease:
+        """The same for who has it already: it is no other use."""
+        lease = Lease(copy, holder)
+        copy.leases.add(lease)
         return lease
 
     def adopt(self, copy: Copy) -> None:
@@ -188,7 +196,7 @@ class Pool:
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
                 except CudaError:
                     # Somebody else was faster than the look at what is free.
-                    await self._evict(copy.size, self._policy)
+                    await self._evict(await self._victims(copy.size))
                     await self._comes_free(copy.size)
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
             except CudaError:
@@ -201,20 +209,22 @@ class Pool:
             copy.size = copy.memory.size
 
     async def _make_room(self, copy: Copy) -> None:
+        """Evict for a copy, and nothing when even that would not do. Raises DeviceFullError, DeviceError."""
         if copy.size > self.budget:
             raise DeviceFullError(
-                f"{copy.generation.key}: {copy.size} bytes are more than the {self.budget} that copies may take of "
+                f"{copy.generation.key}: {_mb(copy.size)} are more than the {_mb(self.budget)} that copies may take of "
                 f"{self.device.uuid}: raise --gpu-memory, or ask for some of its tensors"
             )
-        await self._evict(self._used + copy.size - self.budget, self._policy)
-        if self._used + copy.size > self.budget:
-            raise await self._full(copy)
         needed = copy.size + self._headroom
-        missing = needed - await self.device.free_bytes()
-        if missing > 0:
-            await self._evict(missing, self._policy)
-            if not await self._comes_free(needed):
-                raise await self._full(copy)
+        missing = max(self._used + copy.size - self.budget, needed - await self.device.free_bytes())
+        if missing <= 0:
+            return
+        victims = await self._victims(missing)
+        if sum(victim.size for victim in victims) < missing:
+            raise await self._full(copy)
+        await self._evict(victims)
+        if not await self._comes_free(needed):
+            raise await self._full(copy)
 
     async def _comes_free(self, needed: int) -> bool:
         """Whether so many bytes are free, now or once all who kept what was evicted have let go of it."""
@@ -226,18 +236,18 @@ class Pool:
 
     async def _full(self, copy: Copy) -> DeviceFullError:
         free = await self.device.free_bytes()
-        held = sum(other.size for other in self._copies.values() if other.leases)
+        in_use = sum(other.size for other in self._copies.values() if _in_use(other) and other is not copy)
         return DeviceFullError(
-            f"{copy.generation.key}: no room for {copy.size} bytes on {self.device.uuid}: {free} bytes are free, "
-            f"{self._headroom} to be left so, and of the {self._used} of copies {held} are in use: end what uses them "
-            "or the device, or ask for some of the tensors"
+            f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} of it are free, and "
+            f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
+            f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use the device"
         )
 
     async def tidy(self) -> None:
         """With the policy eager, give up all that is idle."""
         if self._policy is eager:
             async with self._lock:
-                await self._evict(1, self._policy)
+                await self._evict(await self._victims(1))
 
     async def drop(self, copy: Copy) -> bool:
         """Evict a copy; False when it is in use."""
@@ -279,9 +289,8 @@ class Pool:
                     copy.memory = None
                     self._used -= copy.size
 
-    async def _evict(self, wanted: int, policy: Policy) -> None:
-        if wanted <= 0:
-            return
+    async def _victims(self, wanted: int) -> list[Copy]:
+        """What the policy gives up for so many bytes, which may be less."""
         idle = {str(number): copy for number, copy in enumerate(self.copies) if not _in_use(copy)}
         entries = [
             Evictable(
@@ -296,8 +305,10 @@ class Pool:
             for name, copy in idle.items()
             if not await self._is_pinned(copy.generation)
         ]
-        for victim in policy(entries, wanted):
-            copy = idle[victim.name]
+        return [idle[victim.name] for victim in self._policy(entries, wanted)]
+
+    async def _evict(self, victims: list[Copy]) -> None:
+        for copy in victims:
             if not _in_use(copy) and self.lends(copy):
                 await self._free(copy)
 
@@ -307,6 +318,10 @@ class Pool:
         self.counts.evictions += 1
         self.counts.evicted_bytes += copy.size
         log.info("evicted /%s from %s: %d bytes", copy.generation.key, self.device.uuid, copy.size)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def rounded(nbytes: int) -> int:
