@@ -238,7 +238,7 @@ class Pool:
         free = await self.device.free_bytes()
         in_use = sum(other.size for other in self._copies.values() if _in_use(other) and other is not copy)
         return DeviceFullError(
-            f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} of it are free, and "
+            f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} are free, and "
             f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
             f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use the device"
         )
