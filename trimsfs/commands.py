@@ -265,8 +265,9 @@ class Commands:
             if here.users == 0 or here.pinned:
                 break
             await trio.sleep(RELEASE_INTERVAL_S)
-        await self._gpu.evict(generation)
+        self._gpu.check_idle(generation)
         await self._disk.evict(generation)
+        await self._gpu.evict(generation)
         for derived in await self._derived.of(generation):
             with suppress(InUseError):  # its programs go on; it is evicted as others are
                 await self._disk.evict(derived)

@@ -241,11 +241,9 @@ class Control:
         return as_json(facts)
 
     async def _gpu_copies(self, caller: Caller) -> bytes:
-        """The copies that the caller may read the files of, and who uses them as far as that is the caller's affair."""
-        commands = self._commands_allowed(caller)
-        devices = self.gpu.copies(
-            lambda generation: self._may_read(generation.key, caller), lambda uid: commands or uid == caller.uid
-        )
+        """The copies of files that the caller may read, and who uses them, as far as that is the caller's affair."""
+        uid = None if self._commands_allowed(caller) else caller.uid
+        devices = self.gpu.copies(lambda generation: self._may_read(generation.key, caller), uid)
         return as_json({"devices": devices})
 
     def _model(self, here: Residency) -> dict[str, object]:

@@ -288,6 +288,10 @@ class Stream:
         """Begin to copy to the host's memory."""
         call("cuMemcpyDtoHAsync", host_address, address, size, self._stream)
 
+    def clear(self, address: int, size: int) -> None:
+        """Begin to write zeros."""
+        call("cuMemsetD8Async", address, 0, size, self._stream)
+
     def synchronize(self) -> None:
         """Wait until all that was begun is done."""
         call("cuStreamSynchronize", self._stream)
@@ -295,6 +299,16 @@ class Stream:
     def close(self) -> None:
         """Wait, and let go of it."""
         call("cuStreamDestroy", self._stream)
+
+
+def clear(address: int, size: int) -> None:
+    """Have zeros in memory of the device, and wait until they are there."""
+    stream = Stream()
+    try:
+        stream.clear(address, size)
+        stream.synchronize()
+    finally:
+        stream.close()
 
 
 def register(host_address: int, size: int) -> None:

@@ -88,6 +88,8 @@ async def _serve(
                 await nursery.start(start)
             nursery.start_soon(keeper.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+            if no_gpu is None:
+                await nursery.start(_hand_out, keeper, parts.lending)
             if turn.fuse is None:
                 nursery.start_soon(_begin, session, keeper, parts.residents, disk, terms, ledger)
             else:
@@ -99,19 +101,21 @@ async def _serve(
             ledger.forget_taken()
             for run in parts.later:
                 nursery.start_soon(run)
-            if no_gpu is None:
-                nursery.start_soon(_hand_out, keeper, parts.lending)
             log.info("serving %s at %s", options.store, mountpoint)
             await session.serve()
             log.info("%s is unmounted", mountpoint)
             nursery.cancel_scope.cancel()
 
 
-async def _hand_out(keeper: Keeper, lending: GpuSurface) -> None:
-    """Let clients of GPU copies connect, if that is possible."""
+async def _hand_out(
+    keeper: Keeper, lending: GpuSurface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Let clients of GPU copies connect, if that is possible; what tells them where begins after that."""
     listener = await keeper.listen()
-    if listener is not None:
-        await lending.handout.run(*listener)
+    if listener is None:
+        task_status.started()
+    else:
+        await lending.handout.run(*listener, task_status=task_status)
 
 
 async def _begin(

@@ -8,9 +8,13 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
+import threading
+import time
+from collections import Counter
 from typing import Any
 
 from trimsfs import cuda
@@ -44,6 +48,43 @@ class Borrower:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         return {}
+
+    def rename(self) -> dict[str, Any]:
+        """Have a name that is no text."""
+        ctypes.CDLL(None).prctl(15, b"\xff\xfe", 0, 0, 0)
+        return {}
+
+    def interrupt(self, seconds: float) -> dict[str, Any]:
+        """Get a signal again and again from now on."""
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        return {}
+
+    def crowd(self, path: str, count: int) -> dict[str, Any]:
+        """Open a control file in so many threads at once; how many were refused, with which error."""
+        refused: Counter[int] = Counter()
+
+        def open_it() -> None:
+            try:
+                os.open(path, os.O_RDONLY)
+            except OSError as error:
+                refused[error.errno or 0] += 1
+
+        threads = [threading.Thread(target=open_it, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        return {"refused": refused}
+
+    def again_and_again(self, path: str, device: str, count: int) -> dict[str, Any]:
+        """Ask one open file for a copy many times; the tokens that came of it."""
+        self._descriptor = os.open(path, os.O_RDONLY)
+        tokens = set()
+        for _ in range(count):
+            asked = bytearray(GPU.pack(device.encode(), 0, 0, 0, 0, b"", b"", b""))
+            fcntl.ioctl(self._descriptor, _libfuse.IOC_GPU, asked)
+            tokens.add(GPU.unpack(asked)[6].split(b"\0")[0].decode())
+        return {"tokens": sorted(tokens)}
 
     def control_file(self, path: str, *, use: bool = True) -> dict[str, Any]:
         """Open a control file, and, unless only the lease is wanted, what it tells of."""

@@ -188,6 +188,6 @@ class Operations(pyfuse3.Operations):
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     try:
         groups = pyfuse3.get_sup_groups(ctx.pid)
-    except (OSError, RuntimeError):
-        groups = set()  # the process is gone, or in another PID namespace
+    except (OSError, RuntimeError, ValueError):
+        groups = set()  # the process is gone, in another PID namespace, or has a name that is no text
     return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}), pid=ctx.pid)

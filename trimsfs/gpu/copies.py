@@ -2,17 +2,19 @@
 
 import logging
 import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
 from trimsfs import cuda
 from trimsfs.background import Background
-from trimsfs.cuda import CudaError, LegacyMemory, SharedMemory
+from trimsfs.cuda import CudaError
 from trimsfs.errors import (
     CacheUnusableError,
     CopyDamagedError,
     DeviceError,
-    DeviceFullError,
     InUseError,
     InvalidRequestError,
     NoSuchEntryError,
@@ -21,21 +23,26 @@ from trimsfs.errors import (
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch import Fetcher
 from trimsfs.formats import TensorTable
+from trimsfs.gpu.loading import CopyLoader
 from trimsfs.gpu.names import Memory, Wanted, chosen
 from trimsfs.gpu.records import Records
-from trimsfs.gpu.source import BlobSource
 from trimsfs.gpu.statistics import GpuStatistics, statistics_of
 from trimsfs.options import MountOptions
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.gpu.device import Device
-from trimsfs.tiers.gpu.filling import differs, fill
+from trimsfs.tiers.gpu.filling import differs
 from trimsfs.tiers.gpu.layout import Layout, lay_out
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
+
+MOST_WAITING, MOST_WAITING_OF_USER = 512, 256
+"""Requests that wait at once; the server answers no more than twice as many of all kinds at a time."""
+LINGER_S = 2.0
+"""How long a copy is loaded on when nobody waits for it any more."""
 
 
 class GpuCopies:
@@ -56,14 +63,13 @@ class GpuCopies:
         in_memory: bool,
     ) -> None:
         self._disk = disk
-        self._fetcher = fetcher
         self._tables = tables
         self.records = records
         self._options = options
-        self._in_memory = in_memory
+        self._loader = CopyLoader(disk, fetcher, records, in_memory=in_memory)
         self._background = Background()
         self._searched = trio.Event()
-        self._comparing = trio.Lock()
+        self._waiting: Counter[int] = Counter()
         self.unavailable = unavailable
         self.pools: dict[str, Pool] = {}
         if unavailable is not None:
@@ -82,6 +88,11 @@ class GpuCopies:
             else:
                 log.info("no copies on GPUs: %s", self.unavailable)
             await self._adopt_all()
+            try:
+                await trio.sleep_forever()
+            finally:
+                for pool in self.pools.values():
+                    pool.device.abandon()
 
     async def _search(self) -> None:
         try:
@@ -127,7 +138,10 @@ class GpuCopies:
     async def _adopt_all(self) -> None:
         recorded, self.records.copies = self.records.copies, []
         for copy in recorded:
-            await self._adopt(copy, self.pools.get(copy.device))
+            pool = self.pools.get(copy.device)
+            await self._adopt(copy, pool)
+            if pool is not None and not copy.leases:  # it may have ended before there was a device
+                self._background.start(self._idle, pool, copy)
 
     async def _adopt(self, copy: Copy, pool: Pool | None) -> None:
         try:
@@ -150,23 +164,35 @@ class GpuCopies:
     async def lease(self, generation: Generation, wanted: Wanted, holder: Holder) -> Lease:
         """Load a copy unless it is there, and keep it until the lease is given to `release`.
 
-        Raises NoSuchEntryError when there is no such device or no tensor is meant, DeviceFullError, DeviceError, and
-        what a read of the file does.
+        Raises NoSuchEntryError when there is no such device or no tensor is meant, DeviceFullError, DeviceError,
+        InUseError when too many wait, and what a read of the file does.
         """
-        pool = await self._pool(wanted.device)
-        key = self._key(generation, wanted, self._domain(holder))
-        copy = await self._found_or_begun(pool, key, generation)
-        lease = pool.lend(copy, holder)
+        with self._place(holder.uid):
+            pool = await self._pool(wanted.device)
+            key = self._key(generation, wanted, self._domain(holder))
+            copy = await self._found_or_begun(pool, key, generation)
+            lease = pool.lend(copy, holder)
+            try:
+                await copy.done.wait()
+                if copy.error is not None:
+                    raise copy.error.with_traceback(None)
+                if copy.gone:
+                    raise DeviceError(f"{wanted.device}: {pool.device.failure}")
+            except BaseException:
+                self.release(lease)
+                raise
+            return lease
+
+    @contextmanager
+    def _place(self, uid: int) -> Iterator[None]:
+        """A place for a request of a user, each of which takes one of the server's tasks while it waits."""
+        if self._waiting.total() >= MOST_WAITING or self._waiting[uid] >= MOST_WAITING_OF_USER:
+            raise InUseError(f"too many requests for copies on GPUs wait already, {self._waiting[uid]} of uid {uid}")
+        self._waiting[uid] += 1
         try:
-            await copy.done.wait()
-            if copy.error is not None:
-                raise copy.error.with_traceback(None)
-            if copy.gone:
-                raise DeviceError(f"{wanted.device}: {pool.device.failure}")
-        except BaseException:
-            self.release(lease)
-            raise
-        return lease
+            yield
+        finally:
+            self._waiting[uid] -= 1
 
     async def _found_or_begun(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
         if pool.find(key) is None:
@@ -188,11 +214,17 @@ class GpuCopies:
         pool = self.pools.get(copy.device)
         if copy.leases or pool is None or not self._background.running:
             return
-        if not copy.done.is_set() and not copy.number:
-            pool.forget(copy)
-            copy.scope.cancel()  # nobody waits for it any more
+        if copy.unwanted and not copy.done.is_set():
+            self._background.start(self._abandon, pool, copy)
         else:
             self._background.start(self._idle, pool, copy)
+
+    async def _abandon(self, pool: Pool, copy: Copy) -> None:
+        """Load a copy no further, unless somebody comes for it: who was interrupted by a signal often does."""
+        with trio.move_on_after(LINGER_S):
+            await copy.done.wait()
+        if copy.unwanted and not copy.done.is_set():
+            pool.abandon(copy)
 
     async def _idle(self, pool: Pool, copy: Copy) -> None:
         """Give up what nobody can ask for any more, and what the policy does not keep."""
@@ -260,52 +292,9 @@ class GpuCopies:
         return copy
 
     async def _load(self, pool: Pool, copy: Copy) -> None:
-        key, began = copy.generation.key, trio.current_time()
-        copy.error = DeviceError(f"{key}: loading was given up")
-        try:
-            with copy.scope:
-                await self._fill(pool, copy)
-                await self.records.made(copy)
-                copy.error = None
-        except TrimsError as error:
-            copy.error = error
-        except CudaError as error:  # of pinned memory of the host
-            copy.error = DeviceFullError(f"{key}: {error}")
-        except OSError as error:
-            copy.error = CacheUnusableError(f"{key}: cannot be read from the cache: {error}")
-        except Exception as error:  # a defect: it ends this load, not the server
-            log.exception("/%s", key)
-            copy.error = DeviceError(f"{key}: internal error: {error!r}")
-        finally:
-            copy.load_s = trio.current_time() - began
-            if copy.error is None:
-                pool.counts.loads += 1
-                pool.counts.loaded_bytes += copy.layout.nbytes
-                pool.counts.load_seconds += copy.load_s
-                part = f"@{copy.key.pattern}" if copy.key.pattern else ""
-                what = f"/{key}{part} to {copy.device} ({copy.key.memory})"
-                log.info("loaded %s: %d bytes in %.3f s", what, copy.layout.nbytes, copy.load_s)
-            else:
-                if not copy.scope.cancelled_caught:
-                    pool.counts.failed_loads += 1
-                    log.info("not loaded to %s: %s", copy.device, copy.error)  # whoever waits for it tells
-                with trio.CancelScope(shield=True):
-                    await pool.discard(copy)
-            copy.done.set()
-
-    async def _fill(self, pool: Pool, copy: Copy) -> None:
-        async with self._disk.using(copy.generation) as blob:
-            self._fetcher.hold(blob)  # what is not here yet is on its way before it is asked for
-            try:
-                await pool.allocate(copy)
-                assert copy.memory is not None
-                await fill(pool.device, copy.memory.address, copy.layout, self._source(blob))
-                await pool.device.run(_lendable, copy)
-            finally:
-                self._fetcher.unhold(blob)
-
-    def _source(self, blob: Blob) -> BlobSource:
-        return BlobSource(blob, self._fetcher, in_memory=self._in_memory)
+        await self._loader.load(pool, copy)
+        if copy.error is None and not copy.leases:  # all who waited have gone
+            await self._idle(pool, copy)
 
     # Commands
 
@@ -323,6 +312,13 @@ class GpuCopies:
         self.release(await self.lease(generation, wanted, holder))
         return True
 
+    def check_idle(self, generation: Generation) -> None:
+        """Raises InUseError when a copy of a file, whatever its generation, is in use."""
+        for pool in self.pools.values():
+            for copy in pool.of_file(generation.key):
+                if copy.in_use:
+                    raise InUseError(f"{generation.key} is in use on {copy.device}: it can be evicted once it is not")
+
     async def evict(self, generation: Generation) -> None:
         """Evict the copies of a file, whatever its generation. Raises InUseError when one is in use."""
         for pool in self.pools.values():
@@ -339,15 +335,16 @@ class GpuCopies:
         """
         differing: list[str] = []
         compared = 0
-        async with self._comparing, self._disk.using(generation) as blob:
+        async with self._disk.using(generation) as blob:
             for pool in self.pools.values():
-                for copy in pool.of(generation.token(self._disk.store)):
-                    await copy.done.wait()
-                    if copy.memory is None:
-                        continue
-                    compared += 1
-                    if await self._differs(pool, copy, blob):
-                        differing.append(copy.device)
+                async with pool.comparing:  # one at a time: each takes two of the device's slots
+                    for copy in pool.of(generation.token(self._disk.store)):
+                        await copy.done.wait()
+                        if copy.memory is None:
+                            continue
+                        compared += 1
+                        if await self._differs(pool, copy, blob):
+                            differing.append(copy.device)
         if differing:
             raise CopyDamagedError(
                 f"{generation.key}: its copy on {', '.join(differing)} differs from the file: it is not lent any more: "
@@ -360,7 +357,7 @@ class GpuCopies:
         place = None
         copy.checked_by += 1
         try:
-            place = await differs(pool.device, copy.memory.address, copy.layout, self._source(blob))
+            place = await differs(pool.device, copy.memory.address, copy.layout, self._loader.source(blob))
         finally:
             copy.checked_by -= 1
             if place is not None:
@@ -381,13 +378,3 @@ class GpuCopies:
 
 def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:
     return NoSuchEntryError(f"{generation.key}: no tensor's name matches {pattern}")
-
-
-def _lendable(copy: Copy) -> None:
-    """Have this process write to a loaded copy no more, and make what it is lent by. For the device's thread."""
-    match copy.memory:
-        case SharedMemory():
-            copy.memory.protect(writable=False)
-            copy.descriptor = copy.memory.export()
-        case LegacyMemory():
-            copy.handle = copy.memory.handle()

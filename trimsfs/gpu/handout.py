@@ -8,7 +8,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -19,7 +21,7 @@ from trimsfs.tiers.gpu.pool import Holder, Lease
 
 log = logging.getLogger(__name__)
 
-MOST_CONNECTIONS = 1024
+MOST_CONNECTIONS, MOST_OF_USER = 1024, 256
 PATIENCE_S = 10.0
 """How long a client may take to say what it wants."""
 
@@ -38,6 +40,7 @@ class Handout:
         self._may_share = may_share
         self._leases: dict[str, Lease] = {}
         self._known: dict[Lease, str] = {}
+        self._connections: Counter[int] = Counter()
         self.path: Path | None = None
 
     def token(self, lease: Lease) -> str:
@@ -54,9 +57,12 @@ class Handout:
         if token is not None:
             del self._leases[token]
 
-    async def run(self, path: Path, listener: int) -> None:
+    async def run(
+        self, path: Path, listener: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Answer whoever connects, for as long as the server runs."""
         self.path = path
+        task_status.started()
         places = trio.Semaphore(MOST_CONNECTIONS)
         listening = trio.socket.from_stdlib_socket(socket.socket(fileno=listener))
         async with trio.open_nursery() as nursery:
@@ -75,20 +81,41 @@ class Handout:
         channel = Channel(socket.socket(fileno=end.detach()))
         try:
             pid, uid = channel.peer()
-            await self._answer(channel, holder_of(uid, pid))
+            with self._place_of(uid) as free:
+                if free:
+                    await self._answer(channel, holder_of(uid, pid))
+                else:
+                    await channel.send({"error": "too many connections of this user", "kind": "InUseError"})
         except (ChannelClosedError, OSError):
             pass  # it has gone
+        except Exception:  # a defect: it ends this connection, not the server
+            log.exception("a connection failed")
         finally:
             channel.close()
             places.release()
+
+    @contextmanager
+    def _place_of(self, uid: int) -> Iterator[bool]:
+        """Whether a user may have another connection, for the length of the block."""
+        if self._connections[uid] >= MOST_OF_USER:
+            yield False
+            return
+        self._connections[uid] += 1
+        try:
+            yield True
+        finally:
+            self._connections[uid] -= 1
 
     async def _answer(self, channel: Channel, holder: Holder) -> None:
         message: Message = {}
         with trio.move_on_after(PATIENCE_S):
             message = await _receive(channel)
-        given = self._leases.get(str(message.get("token"))) if isinstance(message, dict) else None
-        copy = given.copy if given is not None else None
-        if given is None or copy is None or not copy.ready or copy.descriptor is None:
+        token = message.get("token") if isinstance(message, dict) else None
+        given = self._leases.get(token) if isinstance(token, str) else None
+        if given is not None:
+            with trio.move_on_after(PATIENCE_S):  # it may be on its way from an earlier server
+                await given.copy.done.wait()
+        if given is None or not given.copy.ready or given.copy.descriptor is None:
             await channel.send({"error": "no lease has this token, or not any more", "kind": "NoSuchEntryError"})
         elif not self._may_share(given.holder.uid, holder.uid):
             log.warning("uid %d has a token of uid %d", holder.uid, given.holder.uid)
@@ -96,7 +123,7 @@ class Handout:
         else:
             lease = self._lend(given, holder)
             try:
-                await channel.send({"size": copy.size}, [copy.descriptor])
+                await channel.send({"size": given.copy.size}, [given.copy.descriptor])
                 while True:
                     await _receive(channel)
             finally:

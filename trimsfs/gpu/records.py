@@ -43,12 +43,14 @@ class Records:
         self._lease_slots: dict[Lease, int] = {}
         self.copies: list[Copy] = []
         self._leases: dict[int, list[Lease]] = {}
+        self._last = 0
         self._restore()
-        self._numbers = itertools.count(1 + max((copy.number for copy in self.copies), default=0))
+        self._numbers = itertools.count(1 + self._last)
 
     def _restore(self) -> None:
         by_number: dict[int, Copy] = {}
         for entry in self._ledger.taken(Kind.GPU_COPY):
+            self._last = max(self._last, entry.number)
             if entry.count != _HELD:
                 self._let_go(entry.number, entry.slot)
                 continue
@@ -81,11 +83,14 @@ class Records:
             return
         number = next(self._numbers)
         slot = self._ledger.add(Kind.GPU_COPY, number, _packed(copy), count=_MADE)
-        if await self._custodian.hold(number, copy.descriptor):
-            self._ledger.set(slot, _HELD)
+        try:
+            held = await self._custodian.hold(number, copy.descriptor)
+        except BaseException:
+            self._let_go(number, slot)
+            raise
+        self._ledger.set(slot, _HELD if held else 0)
+        if held:
             copy.number, copy.slot = number, slot
-        else:
-            self._ledger.set(slot, 0)
 
     async def recall(self, copy: Copy) -> bool:
         """Have the descriptor of an earlier server's copy again; False when it is lost."""
@@ -102,6 +107,7 @@ class Records:
             copy.number = 0
 
     def _let_go(self, number: int, slot: int) -> None:
+        self._ledger.set(slot, _MADE)  # whatever happens, it is not to be taken over
         self._custodian.let_go(number, lambda: self._ledger.set(slot, 0))
 
     def lent(self, lease: Lease, handle: int) -> None:

@@ -1,26 +1,25 @@
 """How programs ask for copies: control files, attributes and ioctls."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import trio
-
-from trimsfs.errors import DeviceError, LookUpAgainError
+from trimsfs.errors import LookUpAgainError
 from trimsfs.formats.table import Tensor
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.handout import Handout
 from trimsfs.gpu.holders import holder_of
 from trimsfs.gpu.names import Memory, Wanted, chosen, device_of, wanted
-from trimsfs.tiers.gpu.pool import Copy, Lease, Pool
+from trimsfs.tiers.gpu.pool import Copy, CopyKey, Lease, Pool
 from trimsfs.types import Generation
 
 DIRECTORY = "gpu"
 """The control directory of a model file whose files are its copies, by device."""
 
-PATIENCE_S = 10.0
-"""How long a reader waits until a server has taken up what the one before has left."""
+RENDERED = 16
+"""Descriptions of tensors that are kept, as they are read piece by piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +40,17 @@ class LentFile:
         self.lease = lease
         self._surface = surface
         self._pattern = pattern
-        self._text = b""
 
     async def read(self, offset: int, size: int) -> bytes:
+        # Without a wait, which no signal could end: a copy of an earlier server is told of before it is here again.
         copy = self.lease.copy
-        with trio.move_on_after(PATIENCE_S):  # a reader cannot be interrupted
-            await copy.done.wait()
-        if not copy.done.is_set():
-            raise DeviceError(f"/{copy.generation.key}: {copy.device} does not answer")
-        if not copy.ready:
+        if copy.done.is_set() and not copy.ready:
             raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
-        if offset == 0 or not self._text:
-            self._text = self._surface.describe(self.lease, self._pattern)
-        return self._text[offset : offset + size]
+        text = b""
+        for piece in self._surface.description(self.lease, self._pattern):
+            text += piece[max(0, offset) : max(0, offset) + size - len(text)]
+            offset -= len(piece)
+        return text
 
     def close(self) -> None:
         self._surface.ended(self.lease)
@@ -66,6 +63,7 @@ class GpuSurface:
         self._copies = copies
         self.handout = Handout(copies.again, copies.release, may_share=copies.may_share)
         self._by_handle: dict[int, list[Lease]] = {}
+        self._rendered: OrderedDict[tuple[CopyKey, str | None], bytes] = OrderedDict()
 
     def devices(self) -> list[str]:
         """The devices of this host that copies can be on."""
@@ -99,9 +97,11 @@ class GpuSurface:
 
     async def lend(self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: Memory) -> Lent:
         """Load a copy, and keep it for as long as a model file is open. Raises as `GpuCopies.lease`."""
-        lease = await self._copies.lease(generation, Wanted(device, memory), holder_of(uid, pid))
-        self._by_handle.setdefault(handle, []).append(lease)
-        self._copies.records.lent(lease, handle)
+        lease = self._had_already(handle, uid, device, memory)
+        if lease is None:
+            lease = await self._copies.lease(generation, Wanted(device, memory), holder_of(uid, pid))
+            self._by_handle.setdefault(handle, []).append(lease)
+            self._copies.records.lent(lease, handle)
         copy = lease.copy
         token = self.handout.token(lease) if copy.handle is None else ""
         return Lent(
@@ -111,6 +111,14 @@ class GpuSurface:
             token=token,
             socket=str(self.handout.path or "") if token else "",
         )
+
+    def _had_already(self, handle: int, uid: int, device: str, memory: Memory) -> Lease | None:
+        """The lease that an open file has of such a copy: asked for again and again, it is one."""
+        for lease in self._by_handle.get(handle, ()):
+            copy = lease.copy
+            if copy.ready and (lease.holder.uid, copy.device, copy.key.memory) == (uid, device, memory):
+                return lease
+        return None
 
     def closed(self, handle: int) -> None:
         """A model file has been closed."""
@@ -143,8 +151,8 @@ class GpuSurface:
         """Those of which there are copies, by their tokens."""
         return {copy.key.token: copy.generation for pool in self._copies.pools.values() for copy in pool.copies}
 
-    def describe(self, lease: Lease, pattern: str | None) -> bytes:
-        """A copy as one line of JSON, for who has the lease."""
+    def description(self, lease: Lease, pattern: str | None) -> tuple[bytes, ...]:
+        """A copy as one line of JSON, for who has the lease, in pieces."""
         copy = lease.copy
         told: dict[str, Any] = {
             "device": copy.device,
@@ -158,7 +166,17 @@ class GpuSurface:
             told["ipc_handle"] = copy.handle.hex()
         else:
             told |= {"socket": str(self.handout.path or ""), "token": self.handout.token(lease)}
-        return json.dumps(told).encode()[:-1] + b', "tensors": ' + _tensors(copy, pattern) + b"}\n"
+        return json.dumps(told).encode()[:-1], b', "tensors": ', self._tensors(copy, pattern), b"}\n"
+
+    def _tensors(self, copy: Copy, pattern: str | None) -> bytes:
+        """The tensors of a copy, with where they are in it; those that are asked for, of a copy of the whole file."""
+        key = (copy.key, pattern)
+        rendered = self._rendered.get(key)
+        if rendered is None:
+            rendered = self._rendered[key] = _rendered(chosen(copy.layout.tensors, pattern))
+            if len(self._rendered) > RENDERED:
+                self._rendered.popitem(last=False)
+        return rendered
 
     def facts(self) -> dict[str, object]:
         """The devices, for operators."""
@@ -168,21 +186,20 @@ class GpuSurface:
             "devices": [_device(pool) for pool in self._copies.pools.values()],
         }
 
-    def copies(self, may_tell: Callable[[Generation], bool], shows: Callable[[int], bool]) -> list[dict[str, object]]:
-        """The devices with the copies on them that *may_tell* lets through, and the leases of users that *shows*."""
+    def copies(self, may_tell: Callable[[Generation], bool], uid: int | None) -> list[dict[str, object]]:
+        """The devices with the copies on them that *may_tell* lets through: those that a user can have, with that
+        user's leases; of everybody for None."""
         return [
-            _device(pool) | {"copies": [_copy(copy, shows) for copy in pool.copies if may_tell(copy.generation)]}
+            _device(pool)
+            | {
+                "copies": [
+                    _copy(copy, uid)
+                    for copy in pool.copies
+                    if may_tell(copy.generation) and (uid is None or copy.key.domain in {"all", f"uid {uid}"})
+                ]
+            }
             for pool in self._copies.pools.values()
         ]
-
-
-def _tensors(copy: Copy, pattern: str | None) -> bytes:
-    """The tensors of a copy, with where they are in it; those that are asked for, of a copy of the whole file."""
-    if copy.rendered is None:
-        copy.rendered = _rendered(copy.layout.tensors)
-    if pattern == copy.key.pattern:
-        return copy.rendered
-    return _rendered(chosen(copy.layout.tensors, pattern))
 
 
 def _rendered(tensors: Sequence[Tensor]) -> bytes:
@@ -212,7 +229,7 @@ def _device(pool: Pool) -> dict[str, object]:
     }
 
 
-def _copy(copy: Copy, shows: Callable[[int], bool]) -> dict[str, object]:
+def _copy(copy: Copy, uid: int | None) -> dict[str, object]:
     return {
         "path": copy.generation.key.encode(errors="surrogateescape").decode(errors="replace"),
         "generation": copy.key.token,
@@ -231,6 +248,6 @@ def _copy(copy: Copy, shows: Callable[[int], bool]) -> dict[str, object]:
                 "since": lease.since,
             }
             for lease in copy.leases
-            if shows(lease.holder.uid)
+            if uid is None or lease.holder.uid == uid
         ],
     }

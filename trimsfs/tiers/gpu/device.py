@@ -10,9 +10,18 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.cuda import Context, CudaError, Found, LegacyMemory, PinnedBuffer, SharedMemory, Stream, free_and_total
+from trimsfs.cuda import (
+    Context,
+    CudaError,
+    Found,
+    LegacyMemory,
+    PinnedBuffer,
+    SharedMemory,
+    Stream,
+    clear,
+    free_and_total,
+)
 from trimsfs.errors import DeviceError
-from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE
 
 log = logging.getLogger(__name__)
@@ -24,11 +33,16 @@ DeviceMemory = SharedMemory | LegacyMemory
 
 SLOTS = 8
 """Copies under way at once. Each takes a chunk of pinned memory, from its first use until the server ends."""
-_HARMLESS = frozenset(
+_FATAL = frozenset(
     f"CUDA_ERROR_{name}"
-    for name in ("INVALID_VALUE", "INVALID_HANDLE", "NOT_SUPPORTED", "NOT_PERMITTED", "OPERATING_SYSTEM")
+    for name in (
+        *("ASSERT", "CONTAINED", "CONTEXT_IS_DESTROYED", "DEINITIALIZED", "DEVICE_NOT_LICENSED", "DEVICE_UNAVAILABLE"),
+        *("ECC_UNCORRECTABLE", "EXTERNAL_DEVICE", "HARDWARE_STACK_ERROR", "ILLEGAL_ADDRESS", "ILLEGAL_INSTRUCTION"),
+        *("INVALID_ADDRESS_SPACE", "INVALID_DEVICE", "INVALID_PC", "LAUNCH_FAILED", "LAUNCH_TIMEOUT"),
+        *("MISALIGNED_ADDRESS", "NO_DEVICE", "NVLINK_UNCORRECTABLE", "SYSTEM_NOT_READY", "UNKNOWN"),
+    )
 )
-"""Errors that are about one call. After any other the driver does nothing more for this process."""
+"""Errors after which the driver does nothing more for this process. Others are about one call."""
 
 
 class Slot:
@@ -82,7 +96,8 @@ class Device:
         self.uuid = found.uuid
         self.failure: str | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._threads = Threads(1)
+        self._limiter = trio.CapacityLimiter(1)
+        self._calls: set[trio.CancelScope] = set()
         self._context: Context | None = None
         self._all_slots: list[Slot] = []
         self._slots, self._free_slots = trio.open_memory_channel[Slot](SLOTS)
@@ -98,14 +113,28 @@ class Device:
         """
         if self.failure is not None:
             raise DeviceError(f"{self.uuid}: {self.failure}")
-        try:
-            return await self._threads.run(self._in_context, function, *arguments)
-        except CudaError as error:
-            if error.out_of_memory:
-                raise
-            if error.name not in _HARMLESS:
-                self.fail(str(error))
-            raise DeviceError(f"{self.uuid}: {error}") from error
+        # What has begun is finished, whatever is cancelled meanwhile: books stay right.
+        with trio.CancelScope(shield=True) as call:
+            self._calls.add(call)
+            try:
+                return await trio.to_thread.run_sync(
+                    self._in_context, function, *arguments, abandon_on_cancel=True, limiter=self._limiter
+                )
+            except CudaError as error:
+                if error.out_of_memory:
+                    raise
+                if error.name in _FATAL:
+                    self.fail(str(error))
+                raise DeviceError(f"{self.uuid}: {error}") from error
+            finally:
+                self._calls.discard(call)
+        raise DeviceError(f"{self.uuid}: the server ends")
+
+    def abandon(self) -> None:
+        """The server ends: wait for nothing that is under way, which may never end."""
+        self.failure = self.failure or "the server ends"
+        for call in self._calls:
+            call.cancel()
 
     def fail(self, reason: str) -> None:
         """The device is lost."""
@@ -134,6 +163,10 @@ class Device:
     async def adopt(self, size: int, descriptor: int) -> SharedMemory:
         """Memory that an earlier server has allocated. Raises as `run`."""
         return await self.run(SharedMemory.adopt, self.found.ordinal, size, descriptor)
+
+    async def clear(self, memory: DeviceMemory) -> None:
+        """Have zeros in all of some memory, which may hold what was there before. Raises DeviceError."""
+        await self.run(clear, memory.address, memory.size)
 
     async def free(self, memory: DeviceMemory) -> None:
         """Free memory, once nothing is copied to it any more; a device that has failed has no memory."""

@@ -144,14 +144,11 @@ async def _from_registered(device: Device, address: int, layout: Layout, source:
         except (DeviceError, CudaError) as error:
             log.debug("not registered: %s", error)
             return False
-        stream = await device.run(Stream)
         try:
             for index in range(0, len(layout.parts), PARTS_AT_ONCE):
-                await device.run(_copy, stream, address, host, layout.parts[index : index + PARTS_AT_ONCE])
+                await device.run(_copy, address, host, layout.parts[index : index + PARTS_AT_ONCE])
         finally:
             with trio.CancelScope(shield=True):
-                await device.run(stream.synchronize)
-                await device.run(stream.close)
                 await device.run(cuda.unregister, host)
     finally:
         del first
@@ -164,6 +161,11 @@ def _whole(layout: Layout) -> Iterator[Run]:
         yield from batch.runs
 
 
-def _copy(stream: Stream, address: int, host: int, parts: Sequence[Part]) -> None:
-    for part in parts:
-        stream.to_device(address + part.offset, host + part.source, part.length)
+def _copy(address: int, host: int, parts: Sequence[Part]) -> None:
+    stream = Stream()
+    try:
+        for part in parts:
+            stream.to_device(address + part.offset, host + part.source, part.length)
+        stream.synchronize()
+    finally:
+        stream.close()

@@ -78,24 +78,27 @@ class Layout:
 def lay_out(table: TensorTable | None, size: int) -> Layout:
     """The layout of a file of *size* bytes: its tensors in their order in the file, or its image without a *table*.
 
-    Tensors that have their bytes in common share them in the copy as well; those in other files are left out.
+    Tensors that have bytes in common share them in the copy as well; those in other files are left out. Each lies at a
+    multiple of ALIGNMENT, or as far behind the one that it has bytes in common with as in the file.
     """
     if table is None:
         return Layout(format=None, tensors=(), parts=(Part(0, 0, size),) if size else (), nbytes=size)
     inside = [tensor for tensor in table.tensors if tensor.file is None]
-    places: dict[tuple[int, int], int] = {}
     parts: list[Part] = []
-    end = 0
-    for tensor in sorted(inside, key=lambda tensor: (tensor.offset, tensor.nbytes)):
-        place = tensor.offset, tensor.nbytes
-        if place not in places:
-            offset = -(-end // ALIGNMENT) * ALIGNMENT
-            places[place] = offset
-            if tensor.nbytes:
-                parts.append(Part(tensor.offset, offset, tensor.nbytes))
-                end = offset + tensor.nbytes
+    places: dict[tuple[int, int], int] = {}
+    for tensor in sorted(inside, key=lambda tensor: tensor.offset):
+        begin, end = tensor.offset, tensor.offset + tensor.nbytes
+        last = parts[-1] if parts else Part(0, 0, 0)
+        known = last.source + last.length
+        if tensor.nbytes and begin < known:  # it has bytes in common with the one before
+            parts[-1] = last._replace(length=max(end, known) - last.source)
+        elif tensor.nbytes:
+            parts.append(Part(begin, -(-(last.offset + last.length) // ALIGNMENT) * ALIGNMENT, tensor.nbytes))
+        part = parts[-1] if tensor.nbytes else Part(begin, 0, 0)
+        places[begin, tensor.nbytes] = part.offset + begin - part.source
     tensors = tuple(tensor._replace(offset=places[tensor.offset, tensor.nbytes]) for tensor in inside)
-    return Layout(format=table.format, tensors=tensors, parts=tuple(parts), nbytes=end)
+    nbytes = parts[-1].offset + parts[-1].length if parts else 0
+    return Layout(format=table.format, tensors=tensors, parts=tuple(parts), nbytes=nbytes)
 
 
 def _batch(parts: list[Part]) -> Batch:

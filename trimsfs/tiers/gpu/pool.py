@@ -81,7 +81,16 @@ class Copy:
     last_used: int = 0
     uses: int = 0
     load_s: float = 0.0
-    rendered: bytes | None = None
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether nobody waits for it, though it is being loaded, or was."""
+        return not (self.leases or self.checked_by or self.number)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it must stay: it is leased, compared, or being loaded."""
+        return bool(self.leases or self.checked_by or not self.done.is_set())
 
     @property
     def ready(self) -> bool:
@@ -108,8 +117,8 @@ class Pool:
     A copy that is leased, compared, still loading or pinned is never evicted. *is_pinned* tells of a generation;
     *let_go* has whoever else keeps a copy let go of it before it is freed.
 
-    Invariants: ``_used`` counts a copy from the moment room was made for it until its memory is freed. A copy that is
-    not in ``_copies`` any more is lent to nobody anew.
+    Invariants: ``_all`` has every copy until its memory is freed. ``_used`` counts one from the moment room was made
+    for it until then. A copy that is not in ``_copies`` any more is lent to nobody anew.
     """
 
     def __init__(
@@ -129,7 +138,9 @@ class Pool:
         self._policy = policy
         self._is_pinned = is_pinned
         self._let_go = let_go
+        self.comparing = trio.Lock()
         self._copies: dict[CopyKey, Copy] = {}
+        self._all: set[Copy] = set()
         self._used = 0
         self._numbers = itertools.count(1)
         self._lock = trio.Lock()
@@ -161,6 +172,7 @@ class Pool:
         """A copy is on its way."""
         assert copy.key not in self._copies
         self._copies[copy.key] = copy
+        self._all.add(copy)
         copy.loaded = copy.last_used = next(self._numbers)
 
     def lend(self, copy: Copy, holder: Holder) -> Lease:
@@ -183,7 +195,13 @@ class Pool:
     def disown(self, copy: Copy) -> None:
         """The memory of such a copy is lost."""
         self.forget(copy)
+        self._all.discard(copy)
         self._used -= copy.size
+
+    def abandon(self, copy: Copy) -> None:
+        """Load a copy no further, which nobody wants any more."""
+        self.forget(copy)
+        copy.scope.cancel()
 
     async def allocate(self, copy: Copy) -> None:
         """Make room for a copy and take its memory. Raises DeviceFullError, DeviceError."""
@@ -220,11 +238,22 @@ class Pool:
         if missing <= 0:
             return
         victims = await self._victims(missing)
+        if sum(victim.size for victim in victims) < missing and await self._unwanted_have_left(copy):
+            missing = max(self._used + copy.size - self.budget, needed - await self.device.free_bytes())
+            victims = await self._victims(missing)
         if sum(victim.size for victim in victims) < missing:
             raise await self._full(copy)
         await self._evict(victims)
         if not await self._comes_free(needed):
             raise await self._full(copy)
+
+    async def _unwanted_have_left(self, copy: Copy) -> bool:
+        """Give up what is being loaded and nobody waits for; whether there was any."""
+        unwanted = [one for one in self._all if one is not copy and not one.done.is_set() and one.unwanted]
+        for one in unwanted:
+            self.abandon(one)
+            await one.done.wait()
+        return bool(unwanted)
 
     async def _comes_free(self, needed: int) -> bool:
         """Whether so many bytes are free, now or once all who kept what was evicted have let go of it."""
@@ -236,7 +265,7 @@ class Pool:
 
     async def _full(self, copy: Copy) -> DeviceFullError:
         free = await self.device.free_bytes()
-        in_use = sum(other.size for other in self._copies.values() if _in_use(other) and other is not copy)
+        in_use = sum(other.size for other in self._copies.values() if other.in_use and other is not copy)
         return DeviceFullError(
             f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} are free, and "
             f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
@@ -254,7 +283,7 @@ class Pool:
         async with self._lock:
             if not self.lends(copy):
                 return True
-            if _in_use(copy):
+            if copy.in_use:
                 return False
             await self._free(copy)
         return True
@@ -271,6 +300,7 @@ class Pool:
     async def discard(self, copy: Copy) -> None:
         """Free what a copy has, one that nobody uses and that is not lent any more."""
         self.forget(copy)
+        self._all.discard(copy)
         copy.gone = True
         self._let_go(copy)
         memory, copy.memory = copy.memory, None
@@ -280,9 +310,10 @@ class Pool:
 
     def lose(self) -> None:
         """The device has failed: nothing is on it any more."""
-        for copy in self.copies:
+        for copy in list(self._all):
             if copy.done.is_set():
                 self.forget(copy)
+                self._all.discard(copy)
                 copy.gone = True
                 self._let_go(copy)
                 if copy.memory is not None:
@@ -291,7 +322,7 @@ class Pool:
 
     async def _victims(self, wanted: int) -> list[Copy]:
         """What the policy gives up for so many bytes, which may be less."""
-        idle = {str(number): copy for number, copy in enumerate(self.copies) if not _in_use(copy)}
+        idle = {str(number): copy for number, copy in enumerate(self.copies) if not copy.in_use}
         entries = [
             Evictable(
                 name=name,
@@ -309,7 +340,7 @@ class Pool:
 
     async def _evict(self, victims: list[Copy]) -> None:
         for copy in victims:
-            if not _in_use(copy) and self.lends(copy):
+            if not copy.in_use and self.lends(copy):
                 await self._free(copy)
 
     async def _free(self, copy: Copy) -> None:
@@ -327,7 +358,3 @@ def _mb(size: int) -> str:
 def rounded(nbytes: int) -> int:
     """What a copy of so many bytes takes of a device, about."""
     return -(-max(1, nbytes) // GRANULARITY) * GRANULARITY
-
-
-def _in_use(copy: Copy) -> bool:
-    return bool(copy.leases or copy.checked_by or not copy.done.is_set())

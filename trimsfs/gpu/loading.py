@@ -1,0 +1,88 @@
+"""Loading copies: from the blob, as it comes, to the device."""
+
+import logging
+
+import trio
+
+from trimsfs.cuda import CudaError, LegacyMemory, SharedMemory
+from trimsfs.errors import CacheUnusableError, DeviceError, DeviceFullError, TrimsError
+from trimsfs.fetch import Fetcher
+from trimsfs.gpu.records import Records
+from trimsfs.gpu.source import BlobSource
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.gpu.filling import fill
+from trimsfs.tiers.gpu.pool import Copy, Pool
+
+log = logging.getLogger(__name__)
+
+
+class CopyLoader:
+    """Fills copies from blobs, whose files are *in_memory* or not."""
+
+    def __init__(self, disk: DiskTier, fetcher: Fetcher, records: Records, *, in_memory: bool) -> None:
+        self._disk = disk
+        self._fetcher = fetcher
+        self._records = records
+        self._in_memory = in_memory
+
+    async def load(self, pool: Pool, copy: Copy) -> None:
+        """Load a copy that is on its way in a pool; its ``done`` tells when, and its ``error`` whether not."""
+        key, began = copy.generation.key, trio.current_time()
+        copy.error = DeviceError(f"{key}: loading was given up")
+        try:
+            with copy.scope:
+                await self._fill(pool, copy)
+                await self._records.made(copy)
+                copy.error = None
+        except TrimsError as error:
+            copy.error = error
+        except CudaError as error:  # of pinned memory of the host
+            copy.error = DeviceFullError(f"{key}: {error}")
+        except OSError as error:
+            copy.error = CacheUnusableError(f"{key}: cannot be read from the cache: {error}")
+        except Exception as error:  # a defect: it ends this load, not the server
+            log.exception("/%s", key)
+            copy.error = DeviceError(f"{key}: internal error: {error!r}")
+        finally:
+            copy.load_s = trio.current_time() - began
+            if copy.error is None:
+                pool.counts.loads += 1
+                pool.counts.loaded_bytes += copy.layout.nbytes
+                pool.counts.load_seconds += copy.load_s
+                part = f"@{copy.key.pattern}" if copy.key.pattern else ""
+                what = f"/{key}{part} to {copy.device} ({copy.key.memory})"
+                log.info("loaded %s: %d bytes in %.3f s", what, copy.layout.nbytes, copy.load_s)
+            else:
+                if not copy.scope.cancelled_caught:
+                    pool.counts.failed_loads += 1
+                    log.info("not loaded to %s: %s", copy.device, copy.error)  # whoever waits for it tells
+                with trio.CancelScope(shield=True):
+                    await pool.discard(copy)
+            copy.done.set()
+
+    async def _fill(self, pool: Pool, copy: Copy) -> None:
+        async with self._disk.using(copy.generation) as blob:
+            self._fetcher.hold(blob)  # what is not here yet is on its way before it is asked for
+            try:
+                await pool.allocate(copy)
+                assert copy.memory is not None
+                await pool.device.clear(copy.memory)
+                await fill(pool.device, copy.memory.address, copy.layout, self.source(blob))
+                await pool.device.run(_lendable, copy)
+            finally:
+                self._fetcher.unhold(blob)
+
+    def source(self, blob: Blob) -> BlobSource:
+        """A blob that the caller uses as what copies are made of."""
+        return BlobSource(blob, self._fetcher, in_memory=self._in_memory)
+
+
+def _lendable(copy: Copy) -> None:
+    """Have this process write to a loaded copy no more, and make what it is lent by. For the device's thread."""
+    match copy.memory:
+        case SharedMemory():
+            copy.memory.protect(writable=False)
+            copy.descriptor = copy.memory.export()
+        case LegacyMemory():
+            copy.handle = copy.memory.handle()
