@@ -25,7 +25,7 @@ VERSION = "2"
 _MAGIC = int.from_bytes(b"trimsfs" + VERSION.encode(), "little")
 _CAPACITY = 1 << 30
 """Bytes that can be used; those that are not take no memory."""
-_WORD, _HEAD, _GRAIN = 8, 40, 64
+_WORD, _HEAD, _GRAIN, _LARGE = 8, 40, 64, 4096
 _SIZE, _KIND, _NUMBER, _COUNT, _LENGTH = range(5)
 NOWHERE = 0
 """The slot of what could not be recorded, because the ledger is full: a successor will not know of it."""
@@ -111,6 +111,8 @@ class Ledger:
     def add(self, kind: Kind, number: int, content: bytes, *, count: int = 1) -> int:
         """Record something, with a count above 0; its slot."""
         size = -(-(_HEAD + len(content)) // _GRAIN) * _GRAIN
+        if size > _LARGE:
+            size = 1 << (size - 1).bit_length()  # or each would have a size that no other fits into
         free = self._free.get(size)
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):

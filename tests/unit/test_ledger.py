@@ -86,6 +86,15 @@ def test_space_is_used_again(memory: int) -> None:
     assert ledger._end < 1024
 
 
+def test_space_of_what_is_large_is_used_again_for_other_sizes(memory: int) -> None:
+    ledger = opened(memory)
+    for size in range(100_000, 120_000, 10):
+        ledger.set(ledger.add(Kind.GPU_COPY, 1, bytes(size)), 0)
+
+    assert len({ledger.add(Kind.GPU_COPY, 2, bytes(100_000)), ledger.add(Kind.GPU_COPY, 3, bytes(131_000))}) == 2
+    assert ledger.add(Kind.HANDLE, 4, b"") < 400_000
+
+
 def test_a_full_ledger_records_no_more(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "_CAPACITY", 4096)
     ledger = opened(memory)
