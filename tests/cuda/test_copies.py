@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,111 @@ def test_copies_stand_still_and_go_on(kernel: KernelDriver, start: Start) -> Non
     process.end()
     assert device.bytes_to_device == 4096
     assert process.read(pointer + 4095, 2) == "0100"
+
+
+@pytest.mark.parametrize("how", ["paused", "slow"])
+def test_a_device_that_stands_still_leaves_others_alone(kernel: KernelDriver, start: Start, how: str) -> None:
+    process = start(0)
+    still, pointer = process.call("cuCtxGetCurrent"), process.call("cuMemAlloc", MIB)
+    process.start(1)
+    theirs, buffer = process.call("cuMemAlloc", 8 * MIB), process.call("cuMemHostAlloc", 8 * MIB, 0)
+    stream, event = process.call("cuStreamCreate", NON_BLOCKING), process.call("cuEventCreate", 0)
+    with ExitStack() as stack:
+        if how == "paused":
+            stack.enter_context(kernel.devices[0].paused())
+        else:
+            kernel.devices[0].slow(seconds_per_copy=1000)
+            stack.callback(kernel.devices[0].slow)
+        process.aside(still, "write", pointer, "01" * 4096)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        process.fill_host(buffer, 2, 8 * MIB)
+        process.outcome("cuMemcpyHtoDAsync", theirs, buffer, 8 * MIB, stream)
+        process.outcome("cuEventRecord", event, stream)
+        for name, what in (("cuStreamSynchronize", stream), ("cuEventQuery", event), ("cuStreamDestroy", stream)):
+            assert process.outcome(name, what) == "CUDA_SUCCESS"
+        process.write(theirs, "03")
+        assert process.read(theirs, 2) == "0302"
+        assert process.outcome("cuCtxSynchronize") == "CUDA_SUCCESS"
+        for name, what in (("cuMemFree", theirs), ("cuMemFreeHost", buffer), ("cuDevicePrimaryCtxRelease", 1)):
+            assert process.outcome(name, what) == "CUDA_SUCCESS"
+        assert (kernel.devices[0].bytes_to_device, kernel.devices[1].bytes_to_device) == (0, 8 * MIB + 1)
+    process.joined()
+    assert kernel.devices[0].bytes_to_device == 4096
+
+
+def test_copies_within_two_devices_at_once(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    contexts, pointers = [], []
+    for device in (0, 1):
+        process.start(device)
+        contexts.append(process.call("cuCtxGetCurrent"))
+        pointers.append(process.call("cuMemAlloc", 8 * MIB))
+        process.outcome("cuMemsetD8", pointers[device], 1 + device, 4 * MIB)
+        kernel.devices[device].slow(seconds_per_mib=0.02)
+    for device in (0, 1):
+        process.outcome("cuCtxSetCurrent", contexts[device])
+        process.outcome("cuMemcpyDtoD", pointers[device] + 4 * MIB, pointers[device], 4 * MIB)
+        process.aside(contexts[device], "read", pointers[device] + 8 * MIB - 2, 2)
+    assert sorted(process.joined()) == ["0101", "0202"]
+    for device, (allocation,) in enumerate(device.allocations() for device in kernel.devices):
+        assert kernel.read(allocation.number, 0, 8 * MIB) == bytes([1 + device]) * (8 * MIB)
+
+
+def test_who_waits_for_a_device_that_stands_still_keeps_nobody_else_back(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    pointer, one = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    event = process.call("cuEventCreate", 2)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, one)
+    process.outcome("cuEventRecord", event, one)
+    process.start(1)
+    context, theirs = process.call("cuCtxGetCurrent"), process.call("cuMemAlloc", MIB)
+    two, other = (process.call("cuStreamCreate", NON_BLOCKING) for _ in range(2))
+    process.outcome("cuStreamWaitEvent", two, event, 0)
+    process.outcome("cuMemsetD8Async", theirs, 1, 1, two)
+    with kernel.devices[0].paused():
+        process.aside(context, "outcome", "cuStreamSynchronize", two)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        process.outcome("cuMemsetD8Async", theirs, 2, 2, other)
+        assert process.outcome("cuStreamSynchronize", other) == "CUDA_SUCCESS"
+        for _ in range(5):
+            assert process.outcome("cuStreamQuery", two) == "CUDA_ERROR_NOT_READY"
+    assert process.joined() == ["CUDA_SUCCESS"]
+    assert process.read(theirs, 2) == "0102"
+
+
+def test_devices_that_wait_for_each_other(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    pointers, streams, events, contexts = [], [], [], []
+    for device in (0, 1):
+        process.start(device)
+        contexts.append(process.call("cuCtxGetCurrent"))
+        pointers.append(process.call("cuMemAlloc", MIB))
+        streams.append(process.call("cuStreamCreate", NON_BLOCKING))
+        events.append(process.call("cuEventCreate", 2))
+    for turn in range(20):
+        for device in (0, 1):
+            process.outcome("cuCtxSetCurrent", contexts[device])
+            process.outcome("cuStreamWaitEvent", streams[device], events[1 - device], 0)
+            process.outcome("cuMemsetD8Async", pointers[device], turn, 4096, streams[device])
+            process.outcome("cuMemcpyDtoDAsync", pointers[device] + 4096, pointers[device], 4096, streams[device])
+            process.outcome("cuEventRecord", events[device], streams[device])
+    for device in (0, 1):
+        process.aside(contexts[device], "outcome", "cuStreamSynchronize", streams[device])
+    assert process.joined() == ["CUDA_SUCCESS"] * 2
+    for device in (0, 1):
+        process.outcome("cuCtxSetCurrent", contexts[device])
+        assert process.read(pointers[device] + 8191, 1) == "13"
+    assert [device.copies for device in kernel.devices] == [21, 21]
+
+
+def test_who_asks_does_not_wait_for_a_device_that_stands_still(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
+    with kernel.devices[0].paused():
+        for _ in range(3):
+            assert process.outcome("cuStreamQuery", stream) == "CUDA_ERROR_NOT_READY"
+    assert process.outcome("cuStreamQuery", stream) == "CUDA_SUCCESS"
 
 
 def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) -> None:
