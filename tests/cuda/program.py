@@ -246,13 +246,18 @@ class Told:
             return pipe.read().split()
 
     def fork_and_stay(self) -> int:
-        """A child that outlives this process, for some seconds."""
+        """A child that outlives this process, for some seconds; it has begun to run when this returns."""
+        ours, theirs = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(theirs, b"\n")
             signal.alarm(20)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
             os._exit(0)
+        os.read(ours, 1)
+        os.close(ours)
+        os.close(theirs)
         return child
 
 
