@@ -161,6 +161,10 @@ class Told:
         """Put bytes somewhere: on an address of a device that is a fault, or is not."""
         ctypes.memset(address, value, size)
 
+    def differing(self, address: int, value: int, size: int) -> int:
+        """How many bytes of the host's memory are something else."""
+        return size - ctypes.string_at(address, size).count(value)
+
     def read_host(self, address: int, size: int) -> str:
         return ctypes.string_at(address, size).hex()
 

@@ -10,11 +10,12 @@ import pytest
 
 from tests.mounts import wait_until
 
-from . import KernelDriver
+from . import GRANULARITY, STALE, KernelDriver
 from .conftest import Start
-from .processes import CudaError
+from .processes import CudaError, CudaProcess
 
 MIB = 1 << 20
+UNTOUCHED = f"{STALE:02x}"
 DEFAULT, BLOCKING, NON_BLOCKING = 0, 0, 1
 
 
@@ -24,7 +25,7 @@ def test_a_missing_synchronisation_shows(start: Start) -> None:
     buffer = process.call("cuMemHostAlloc", MIB, 0)
     process.fill_host(buffer, 1, MIB)
     process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
-    assert process.read(pointer, 2) == "0000"  # not waited for
+    assert process.read(pointer, 2) == UNTOUCHED * 2  # not waited for
     process.fill_host(buffer, 2, MIB)  # used again too early
     process.outcome("cuStreamSynchronize", stream)
     assert process.read(pointer, 2) == "0202"
@@ -68,6 +69,27 @@ def test_the_default_stream_waits_for_those_that_heed_it(start: Start) -> None:
     process.outcome("cuMemsetD8Async", pointer + 1, 3, 1, stream)
     process.outcome("cuStreamSynchronize", stream)
     assert process.read(pointer, 3) == "020302"
+
+
+@pytest.fixture(params=["cuMemCreate", "cuMemAlloc"])
+def process_and_memory(request: pytest.FixtureRequest, start: Start) -> tuple[CudaProcess, int]:
+    """A process, and the address of two granules that it has; of cuMemCreate's, each is mapped by itself."""
+    process = start()
+    if request.param == "cuMemAlloc":
+        return process, process.call("cuMemAlloc", 2 * GRANULARITY)
+    pointer = process.call("cuMemAddressReserve", 2 * GRANULARITY, 0, 0, 0)
+    for at in (pointer, pointer + GRANULARITY):
+        process.call("cuMemMap", at, GRANULARITY, 0, process.create(GRANULARITY), 0)
+    process.allow(pointer, 2 * GRANULARITY, "PROT_READWRITE")
+    return process, pointer
+
+
+def test_new_memory_is_stale(process_and_memory: tuple[CudaProcess, int]) -> None:
+    process, pointer = process_and_memory
+    assert STALE != 0
+    buffer = process.call("cuMemHostAlloc", 2 * GRANULARITY, 0)
+    process.outcome("cuMemcpyDtoH", buffer, pointer, 2 * GRANULARITY)
+    assert process.differing(buffer, STALE, 2 * GRANULARITY) == 0
 
 
 def test_events_order_streams(start: Start) -> None:
@@ -165,7 +187,7 @@ def test_copies_stand_still_and_go_on(kernel: KernelDriver, start: Start) -> Non
         assert device.bytes_to_device == 0
     process.end()
     assert device.bytes_to_device == 4096
-    assert process.read(pointer + 4095, 2) == "0100"
+    assert process.read(pointer + 4095, 2) == "01" + UNTOUCHED
 
 
 @pytest.mark.parametrize("how", ["paused", "slow"])
@@ -283,7 +305,9 @@ def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) 
     process.begin("outcome", "cuMemcpyHtoD", pointer, buffer, 8 * MIB)
     wait_until(lambda: device.bytes_to_device > 0)
     (allocation,) = device.allocations()
-    assert kernel.read(allocation.number, 0, 2) + kernel.read(allocation.number, 8 * MIB - 2, 2) == b"\1\1\0\0"
+    assert kernel.read(allocation.number, 0, 2) + kernel.read(allocation.number, 8 * MIB - 2, 2) == bytes(
+        [1, 1, STALE, STALE]
+    )
     device.slow()
     assert process.end() == "CUDA_SUCCESS"
     assert other.read(theirs + 8 * MIB - 2, 2) == "0101"
