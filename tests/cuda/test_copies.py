@@ -92,6 +92,61 @@ def test_new_memory_is_stale(process_and_memory: tuple[CudaProcess, int]) -> Non
     assert process.differing(buffer, STALE, 2 * GRANULARITY) == 0
 
 
+def test_fills_and_copies_of_a_stream_are_done_in_order(
+    kernel: KernelDriver, process_and_memory: tuple[CudaProcess, int]
+) -> None:
+    process, pointer = process_and_memory
+    stream, size = process.call("cuStreamCreate", NON_BLOCKING), 2 * GRANULARITY
+    ones, back, after = (process.call("cuMemHostAlloc", size, 0) for _ in range(3))
+    process.fill_host(ones, 1, size)
+    process.outcome("cuMemsetD8Async", pointer, 3, size, stream)
+    process.outcome("cuMemcpyHtoDAsync", pointer, ones, GRANULARITY + 5, stream)
+    process.outcome("cuMemcpyDtoHAsync", back, pointer, size, stream)
+    process.outcome("cuMemsetD8Async", pointer + GRANULARITY - 4, 2, 8, stream)  # over two mappings, where there are
+    process.outcome("cuMemcpyDtoHAsync", after, pointer, size, stream)
+    process.outcome("cuMemsetD8Async", pointer + size - 1, 4, 1, stream)
+    first = kernel.allocations()[0]
+    assert kernel.read(first.number, 0, 1) == bytes([STALE])  # not waited for
+    with kernel.devices[0].paused():
+        process.begin("outcome", "cuStreamSynchronize", stream)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        assert kernel.read(first.number, 0, GRANULARITY) == b"\3" * GRANULARITY
+    assert process.end() == "CUDA_SUCCESS"
+    edge = GRANULARITY - 6
+    assert process.read_host(back + edge, 14) == "01" * 11 + "03" * 3
+    assert process.read_host(after + edge, 14) == "01" * 2 + "02" * 8 + "01" + "03" * 3
+    assert process.read_host(after + size - 1, 1) == "03"
+    assert process.read(pointer + edge, 14) == process.read_host(after + edge, 14)
+    assert process.read(pointer + size - 2, 2) == "0304"
+
+
+@pytest.mark.parametrize("per_thread", [False, True])
+def test_fills_of_the_default_stream_are_done_in_order(kernel: KernelDriver, start: Start, *, per_thread: bool) -> None:
+    process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": str(int(per_thread))})
+    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
+    (allocation,) = kernel.allocations()
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, DEFAULT)
+    for name, at, value in (("cuMemsetD8", 1, 2), ("cuMemsetD16", 2, 0x0403), ("cuMemsetD32", 4, 0x08070605)):
+        assert process.outcome(name, pointer + at, value, 1) == "CUDA_SUCCESS"
+    assert kernel.read(allocation.number, 0, 1) == bytes([STALE])  # the host does not wait for fills either
+    assert process.read(pointer, 9) == "010203040506070801"
+
+
+def test_what_fills_are_refused_for(process_and_memory: tuple[CudaProcess, int]) -> None:
+    process, pointer = process_and_memory
+    size = 2 * GRANULARITY
+    for name, at, count in (
+        ("cuMemsetD8", pointer, size + 1),
+        ("cuMemsetD8", pointer - 1, 2),
+        ("cuMemsetD16", pointer + 1, 1),
+        ("cuMemsetD32", pointer + 2, 1),
+        ("cuMemsetD32", pointer, (1 << 62) + 1),
+    ):
+        assert process.outcome(name, at, 1, count) == "CUDA_ERROR_INVALID_VALUE"
+    assert process.read(pointer, 1) + process.read(pointer + size - 1, 1) == UNTOUCHED * 2
+
+
 def test_events_order_streams(start: Start) -> None:
     process = start()
     pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
