@@ -4,7 +4,8 @@
         subprocess.run([...], env=os.environ | environment(kernel))
 
 Processes with this environment find devices named "Emulated device N, no GPU", through cuda-bindings or whatever else
-loads ``libcuda.so.1``. Memory, copies, events and sharing between processes work; nothing is ever computed.
+loads ``libcuda.so.1``. Memory, copies, events and sharing between processes work; nothing is ever computed. All
+bytes of new memory are `STALE`.
 
 | variable | |
 |---|---|
@@ -22,10 +23,10 @@ import tempfile
 from pathlib import Path
 
 from .kernel import Device, KernelDriver
-from .memory import Allocation
+from .memory import STALE, Allocation
 from .registers import GRANULARITY, Result
 
-__all__ = ["GRANULARITY", "Allocation", "Device", "KernelDriver", "Result", "environment", "library"]
+__all__ = ["GRANULARITY", "STALE", "Allocation", "Device", "KernelDriver", "Result", "environment", "library"]
 
 _DIRECTORY = Path(__file__).parent
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]

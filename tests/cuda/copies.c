@@ -60,7 +60,8 @@ static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t co
 
 	pthread_mutex_lock(&tables);
 	CUresult result = find_stream(handle, &operation.stream);
-	if (result == CUDA_SUCCESS && (to % width != 0 || look(to, operation.size, DEVICE, &unused) != CUDA_SUCCESS))
+	if (result == CUDA_SUCCESS &&
+	    (to % width != 0 || count > SIZE_MAX / width || look(to, operation.size, DEVICE, &unused) != CUDA_SUCCESS))
 		result = CUDA_ERROR_INVALID_VALUE;
 	pthread_mutex_unlock(&tables);
 	return result != CUDA_SUCCESS || count == 0 ? result : submit(&operation, false);

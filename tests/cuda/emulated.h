@@ -225,8 +225,9 @@ extern bool eager;
 CUresult submit(const struct operation *operation, bool wait);
 CUresult finish(struct stream *stream, uint64_t upto);
 CUresult finish_context(struct context *context);
-void finish_all(void);
+void finish_device_of(uintptr_t address);
 CUresult inquire(struct stream *stream, uint64_t upto);
 CUresult perform(const struct operation *operation);
+bool stands_still(int device);
 
 #endif

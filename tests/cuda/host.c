@@ -85,13 +85,13 @@ API CUresult cuMemAllocHost_v2(void **place, size_t size)
 	return cuMemHostAlloc(place, size, 0);
 }
 
-/* As a true driver, waits for all that is under way. */
+/* As a true driver, waits for what is under way on its device. */
 API CUresult cuMemFreeHost(void *place)
 {
 	struct context *context;
 
 	TRY(ready());
-	finish_all();
+	finish_device_of((uintptr_t)place);
 	HOLD(tables);
 	TRY(current(&context));
 	struct range *range = find_range((uintptr_t)place);
@@ -129,7 +129,7 @@ API CUresult cuMemHostUnregister(void *place)
 	struct context *context;
 
 	TRY(ready());
-	finish_all();
+	finish_device_of((uintptr_t)place);
 	HOLD(tables);
 	TRY(current(&context));
 	struct range *range = find_range((uintptr_t)place);

@@ -1,8 +1,8 @@
 """The kernel driver of emulated CUDA devices: no GPU, but memory that processes truly share and that it counts.
 
-A process is a connection: what it holds goes with it, however it ends. Device memory is memfds, handed out with the
-answers. An exported handle is one end of a pipe, so that it is seen here when the last process closes it, whether that
-process knows of CUDA or not.
+A process is a connection: what it holds goes with it, however it ends. Device memory is memfds full of stale bytes,
+handed out with the answers. An exported handle is one end of a pipe, so that it is seen here when the last process
+closes it, whether that process knows of CUDA or not.
 """
 
 import array

@@ -60,7 +60,7 @@ API CUresult cuMemAlloc_v2(CUdeviceptr *at, size_t size)
 	return place(&allocate, file, ALLOCATED, context, at);
 }
 
-/* As a true driver, waits for all that is under way. */
+/* As a true driver, waits for what is under way on its device. */
 API CUresult cuMemFree_v2(CUdeviceptr at)
 {
 	struct context *context;
@@ -68,7 +68,7 @@ API CUresult cuMemFree_v2(CUdeviceptr at)
 	TRY(ready());
 	if (at == 0)
 		return CUDA_SUCCESS;
-	finish_all();
+	finish_device_of(at);
 	HOLD(tables);
 	TRY(current(&context));
 	struct range *range = find_range(at);
@@ -140,7 +140,7 @@ API CUresult cuIpcCloseMemHandle(CUdeviceptr at)
 	struct context *context;
 
 	TRY(ready());
-	finish_all();
+	finish_device_of(at);
 	HOLD(tables);
 	TRY(current(&context));
 	struct range *range = find_range(at);

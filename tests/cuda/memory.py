@@ -9,7 +9,11 @@ from fcntl import F_ADD_SEALS, F_SEAL_GROW, fcntl
 
 from .registers import HANDLE_SIZE, Result
 
+STALE = 0xA5
+"""What is in every byte of new memory: no driver promises zeros, and true ones show what others have left there."""
+
 _PAGE = 4096
+_STALE = bytes([STALE]) * (2 << 20)
 
 Identity = tuple[int, int]
 """Device and inode number of a descriptor."""
@@ -75,6 +79,7 @@ class Memory:
             raise RefusedError(Result.OUT_OF_MEMORY)
         file = os.memfd_create(f"emulated device {device}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(file, _charge(nbytes))
+        _fill(file, _charge(nbytes))
         fcntl(file, F_ADD_SEALS, F_SEAL_GROW)  # cut to nothing, it stays nothing, whoever writes to it
         self._made += 1
         handle = secrets.token_bytes(HANDLE_SIZE)
@@ -203,6 +208,11 @@ class Memory:
                 self._exports.pop(identity, None)
             os.ftruncate(memory.file, 0)
             os.close(memory.file)
+
+
+def _fill(file: int, size: int) -> None:
+    for offset in range(0, size, len(_STALE)):
+        os.pwrite(file, _STALE[: size - offset], offset)
 
 
 def _charge(nbytes: int) -> int:

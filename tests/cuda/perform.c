@@ -8,12 +8,23 @@
 
 #define PIECE ((size_t)256 << 10)
 
+/* With the engine of the device held. */
+static unsigned char buffers[DEVICES_LIMIT][PIECE];
+
 static double now_ms(void)
 {
 	struct timespec time;
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
+}
+
+/* Whether tests have stopped it; which ends with the device, or with the kernel driver. */
+bool stands_still(int device)
+{
+	const struct device_registers *registered = &registers->device[device];
+
+	return registered->paused && !registered->lost && !kernel_is_gone();
 }
 
 /* As slow as tests have made the device by now, counted from the start; and until they let it go on. */
@@ -88,9 +99,8 @@ static CUresult transfer(uintptr_t device, uintptr_t host, size_t *size, bool to
 }
 
 /* Within devices, by way of a buffer; the counts are of bytes that cross the bus, or do not. */
-static CUresult move(uintptr_t to, uintptr_t from, size_t *size)
+static CUresult move(uintptr_t to, uintptr_t from, size_t *size, unsigned char *buffer)
 {
-	static unsigned char buffer[PIECE];
 	struct piece source, target;
 	size_t most = *size < PIECE ? *size : PIECE;
 
@@ -118,7 +128,7 @@ static CUresult copy(const struct operation *operation)
 		size = operation->size - done < PIECE ? operation->size - done : PIECE;
 		dawdle(device, start, done + size);
 		if (operation->to_device && operation->from_device)
-			TRY(move(to, from, &size));
+			TRY(move(to, from, &size, buffers[operation->stream->context->device]));
 		else if (operation->to_device)
 			TRY(transfer(to, from, &size, true));
 		else if (operation->from_device)
@@ -131,9 +141,9 @@ static CUresult copy(const struct operation *operation)
 
 static CUresult fill(const struct operation *operation)
 {
-	static unsigned char buffer[PIECE];
+	unsigned char *buffer = buffers[operation->stream->context->device];
 
-	for (size_t at = 0; at < sizeof(buffer); at += operation->width)
+	for (size_t at = 0; at < PIECE; at += operation->width)
 		memcpy(buffer + at, &operation->pattern, operation->width);
 	for (size_t done = 0; done < operation->size;) {
 		size_t left = operation->size - done;

@@ -53,6 +53,8 @@ class Told:
         self.received: list[int] = []
         self.sent: list[int] = []
         self._kept: list[Any] = []
+        self._threads: list[threading.Thread] = []
+        self._outcomes: list[Any] = []
 
     def init(self) -> None:
         call("cuInit", 0)
@@ -159,8 +161,33 @@ class Told:
         """Put bytes somewhere: on an address of a device that is a fault, or is not."""
         ctypes.memset(address, value, size)
 
+    def differing(self, address: int, value: int, size: int) -> int:
+        """How many bytes of the host's memory are something else."""
+        return size - ctypes.string_at(address, size).count(value)
+
     def read_host(self, address: int, size: int) -> str:
         return ctypes.string_at(address, size).hex()
+
+    def aside(self, context: int, name: str, *arguments: Any) -> None:
+        """Do another of these things in a thread of its own and do not wait, until `joined`."""
+
+        def work() -> None:
+            try:
+                call("cuCtxSetCurrent", context)
+                self._outcomes.append(getattr(self, name)(*arguments))
+            except CallError as error:
+                self._outcomes.append(str(error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def joined(self) -> list[Any]:
+        """What came of all that was done aside, in the order in which it ended."""
+        while self._threads:
+            self._threads.pop().join()
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def thread_context(self) -> str:
         """What another thread, in which no context is current, gets."""
@@ -223,13 +250,18 @@ class Told:
             return pipe.read().split()
 
     def fork_and_stay(self) -> int:
-        """A child that outlives this process, for some seconds."""
+        """A child that outlives this process, for some seconds; it has begun to run when this returns."""
+        ours, theirs = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(theirs, b"\n")
             signal.alarm(20)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
             os._exit(0)
+        os.read(ours, 1)
+        os.close(ours)
+        os.close(theirs)
         return child
 
 

@@ -54,6 +54,15 @@ def test_it_is_clean_to_the_sanitizers(start: Start, tmp_path: Path) -> None:
     process.outcome("cuEventRecord", event, stream)
     process.outcome("cuEventSynchronize", event)
     assert other.read(theirs, 1) == "02"
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
+    process.outcome("cuEventRecord", event, stream)
+    first = process.call("cuCtxGetCurrent")
+    process.start(1)
+    process.outcome("cuStreamWaitEvent", process.call("cuStreamCreate", 1), event, 0)
+    process.aside(first, "outcome", "cuStreamSynchronize", stream)
+    process.aside(process.call("cuCtxGetCurrent"), "outcome", "cuCtxSynchronize")
+    assert process.joined() == ["CUDA_SUCCESS"] * 2
+    process.outcome("cuCtxSetCurrent", first)
     assert process.fork() == ["CUDA_ERROR_NOT_INITIALIZED"] * 2
     process.unmap(pointer, 2 * GRANULARITY)
     assert process.outcome("cuDevicePrimaryCtxReset", 0) == "CUDA_SUCCESS"

@@ -3,17 +3,19 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.mounts import wait_until
 
-from . import KernelDriver
+from . import GRANULARITY, STALE, KernelDriver
 from .conftest import Start
-from .processes import CudaError
+from .processes import CudaError, CudaProcess
 
 MIB = 1 << 20
+UNTOUCHED = f"{STALE:02x}"
 DEFAULT, BLOCKING, NON_BLOCKING = 0, 0, 1
 
 
@@ -23,7 +25,7 @@ def test_a_missing_synchronisation_shows(start: Start) -> None:
     buffer = process.call("cuMemHostAlloc", MIB, 0)
     process.fill_host(buffer, 1, MIB)
     process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, stream)
-    assert process.read(pointer, 2) == "0000"  # not waited for
+    assert process.read(pointer, 2) == UNTOUCHED * 2  # not waited for
     process.fill_host(buffer, 2, MIB)  # used again too early
     process.outcome("cuStreamSynchronize", stream)
     assert process.read(pointer, 2) == "0202"
@@ -67,6 +69,82 @@ def test_the_default_stream_waits_for_those_that_heed_it(start: Start) -> None:
     process.outcome("cuMemsetD8Async", pointer + 1, 3, 1, stream)
     process.outcome("cuStreamSynchronize", stream)
     assert process.read(pointer, 3) == "020302"
+
+
+@pytest.fixture(params=["cuMemCreate", "cuMemAlloc"])
+def process_and_memory(request: pytest.FixtureRequest, start: Start) -> tuple[CudaProcess, int]:
+    """A process, and the address of two granules that it has; of cuMemCreate's, each is mapped by itself."""
+    process = start()
+    if request.param == "cuMemAlloc":
+        return process, process.call("cuMemAlloc", 2 * GRANULARITY)
+    pointer = process.call("cuMemAddressReserve", 2 * GRANULARITY, 0, 0, 0)
+    for at in (pointer, pointer + GRANULARITY):
+        process.call("cuMemMap", at, GRANULARITY, 0, process.create(GRANULARITY), 0)
+    process.allow(pointer, 2 * GRANULARITY, "PROT_READWRITE")
+    return process, pointer
+
+
+def test_new_memory_is_stale(process_and_memory: tuple[CudaProcess, int]) -> None:
+    process, pointer = process_and_memory
+    assert STALE != 0
+    buffer = process.call("cuMemHostAlloc", 2 * GRANULARITY, 0)
+    process.outcome("cuMemcpyDtoH", buffer, pointer, 2 * GRANULARITY)
+    assert process.differing(buffer, STALE, 2 * GRANULARITY) == 0
+
+
+def test_fills_and_copies_of_a_stream_are_done_in_order(
+    kernel: KernelDriver, process_and_memory: tuple[CudaProcess, int]
+) -> None:
+    process, pointer = process_and_memory
+    stream, size = process.call("cuStreamCreate", NON_BLOCKING), 2 * GRANULARITY
+    ones, back, after = (process.call("cuMemHostAlloc", size, 0) for _ in range(3))
+    process.fill_host(ones, 1, size)
+    process.outcome("cuMemsetD8Async", pointer, 3, size, stream)
+    process.outcome("cuMemcpyHtoDAsync", pointer, ones, GRANULARITY + 5, stream)
+    process.outcome("cuMemcpyDtoHAsync", back, pointer, size, stream)
+    process.outcome("cuMemsetD8Async", pointer + GRANULARITY - 4, 2, 8, stream)  # over two mappings, where there are
+    process.outcome("cuMemcpyDtoHAsync", after, pointer, size, stream)
+    process.outcome("cuMemsetD8Async", pointer + size - 1, 4, 1, stream)
+    first = kernel.allocations()[0]
+    assert kernel.read(first.number, 0, 1) == bytes([STALE])  # not waited for
+    with kernel.devices[0].paused():
+        process.begin("outcome", "cuStreamSynchronize", stream)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        assert kernel.read(first.number, 0, GRANULARITY) == b"\3" * GRANULARITY
+    assert process.end() == "CUDA_SUCCESS"
+    edge = GRANULARITY - 6
+    assert process.read_host(back + edge, 14) == "01" * 11 + "03" * 3
+    assert process.read_host(after + edge, 14) == "01" * 2 + "02" * 8 + "01" + "03" * 3
+    assert process.read_host(after + size - 1, 1) == "03"
+    assert process.read(pointer + edge, 14) == process.read_host(after + edge, 14)
+    assert process.read(pointer + size - 2, 2) == "0304"
+
+
+@pytest.mark.parametrize("per_thread", [False, True])
+def test_fills_of_the_default_stream_are_done_in_order(kernel: KernelDriver, start: Start, *, per_thread: bool) -> None:
+    process = start(0, {"CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM": str(int(per_thread))})
+    pointer, buffer = process.call("cuMemAlloc", MIB), process.call("cuMemHostAlloc", MIB, 0)
+    (allocation,) = kernel.allocations()
+    process.fill_host(buffer, 1, MIB)
+    process.outcome("cuMemcpyHtoDAsync", pointer, buffer, MIB, DEFAULT)
+    for name, at, value in (("cuMemsetD8", 1, 2), ("cuMemsetD16", 2, 0x0403), ("cuMemsetD32", 4, 0x08070605)):
+        assert process.outcome(name, pointer + at, value, 1) == "CUDA_SUCCESS"
+    assert kernel.read(allocation.number, 0, 1) == bytes([STALE])  # the host does not wait for fills either
+    assert process.read(pointer, 9) == "010203040506070801"
+
+
+def test_what_fills_are_refused_for(process_and_memory: tuple[CudaProcess, int]) -> None:
+    process, pointer = process_and_memory
+    size = 2 * GRANULARITY
+    for name, at, count in (
+        ("cuMemsetD8", pointer, size + 1),
+        ("cuMemsetD8", pointer - 1, 2),
+        ("cuMemsetD16", pointer + 1, 1),
+        ("cuMemsetD32", pointer + 2, 1),
+        ("cuMemsetD32", pointer, (1 << 62) + 1),
+    ):
+        assert process.outcome(name, at, 1, count) == "CUDA_ERROR_INVALID_VALUE"
+    assert process.read(pointer, 1) + process.read(pointer + size - 1, 1) == UNTOUCHED * 2
 
 
 def test_events_order_streams(start: Start) -> None:
@@ -164,7 +242,112 @@ def test_copies_stand_still_and_go_on(kernel: KernelDriver, start: Start) -> Non
         assert device.bytes_to_device == 0
     process.end()
     assert device.bytes_to_device == 4096
-    assert process.read(pointer + 4095, 2) == "0100"
+    assert process.read(pointer + 4095, 2) == "01" + UNTOUCHED
+
+
+@pytest.mark.parametrize("how", ["paused", "slow"])
+def test_a_device_that_stands_still_leaves_others_alone(kernel: KernelDriver, start: Start, how: str) -> None:
+    process = start(0)
+    still, pointer = process.call("cuCtxGetCurrent"), process.call("cuMemAlloc", MIB)
+    process.start(1)
+    theirs, buffer = process.call("cuMemAlloc", 8 * MIB), process.call("cuMemHostAlloc", 8 * MIB, 0)
+    stream, event = process.call("cuStreamCreate", NON_BLOCKING), process.call("cuEventCreate", 0)
+    with ExitStack() as stack:
+        if how == "paused":
+            stack.enter_context(kernel.devices[0].paused())
+        else:
+            kernel.devices[0].slow(seconds_per_copy=1000)
+            stack.callback(kernel.devices[0].slow)
+        process.aside(still, "write", pointer, "01" * 4096)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        process.fill_host(buffer, 2, 8 * MIB)
+        process.outcome("cuMemcpyHtoDAsync", theirs, buffer, 8 * MIB, stream)
+        process.outcome("cuEventRecord", event, stream)
+        for name, what in (("cuStreamSynchronize", stream), ("cuEventQuery", event), ("cuStreamDestroy", stream)):
+            assert process.outcome(name, what) == "CUDA_SUCCESS"
+        process.write(theirs, "03")
+        assert process.read(theirs, 2) == "0302"
+        assert process.outcome("cuCtxSynchronize") == "CUDA_SUCCESS"
+        for name, what in (("cuMemFree", theirs), ("cuMemFreeHost", buffer), ("cuDevicePrimaryCtxRelease", 1)):
+            assert process.outcome(name, what) == "CUDA_SUCCESS"
+        assert (kernel.devices[0].bytes_to_device, kernel.devices[1].bytes_to_device) == (0, 8 * MIB + 1)
+    process.joined()
+    assert kernel.devices[0].bytes_to_device == 4096
+
+
+def test_copies_within_two_devices_at_once(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    contexts, pointers = [], []
+    for device in (0, 1):
+        process.start(device)
+        contexts.append(process.call("cuCtxGetCurrent"))
+        pointers.append(process.call("cuMemAlloc", 8 * MIB))
+        process.outcome("cuMemsetD8", pointers[device], 1 + device, 4 * MIB)
+        kernel.devices[device].slow(seconds_per_mib=0.02)
+    for device in (0, 1):
+        process.outcome("cuCtxSetCurrent", contexts[device])
+        process.outcome("cuMemcpyDtoD", pointers[device] + 4 * MIB, pointers[device], 4 * MIB)
+        process.aside(contexts[device], "read", pointers[device] + 8 * MIB - 2, 2)
+    assert sorted(process.joined()) == ["0101", "0202"]
+    for device, (allocation,) in enumerate(device.allocations() for device in kernel.devices):
+        assert kernel.read(allocation.number, 0, 8 * MIB) == bytes([1 + device]) * (8 * MIB)
+
+
+def test_who_waits_for_a_device_that_stands_still_keeps_nobody_else_back(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    pointer, one = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    event = process.call("cuEventCreate", 2)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, one)
+    process.outcome("cuEventRecord", event, one)
+    process.start(1)
+    context, theirs = process.call("cuCtxGetCurrent"), process.call("cuMemAlloc", MIB)
+    two, other = (process.call("cuStreamCreate", NON_BLOCKING) for _ in range(2))
+    process.outcome("cuStreamWaitEvent", two, event, 0)
+    process.outcome("cuMemsetD8Async", theirs, 1, 1, two)
+    with kernel.devices[0].paused():
+        process.aside(context, "outcome", "cuStreamSynchronize", two)
+        wait_until(lambda: kernel.devices[0].copies == 1)
+        process.outcome("cuMemsetD8Async", theirs, 2, 2, other)
+        assert process.outcome("cuStreamSynchronize", other) == "CUDA_SUCCESS"
+        for _ in range(5):
+            assert process.outcome("cuStreamQuery", two) == "CUDA_ERROR_NOT_READY"
+    assert process.joined() == ["CUDA_SUCCESS"]
+    assert process.read(theirs, 2) == "0102"
+
+
+def test_devices_that_wait_for_each_other(kernel: KernelDriver, start: Start) -> None:
+    process = start(0)
+    pointers, streams, events, contexts = [], [], [], []
+    for device in (0, 1):
+        process.start(device)
+        contexts.append(process.call("cuCtxGetCurrent"))
+        pointers.append(process.call("cuMemAlloc", MIB))
+        streams.append(process.call("cuStreamCreate", NON_BLOCKING))
+        events.append(process.call("cuEventCreate", 2))
+    for turn in range(20):
+        for device in (0, 1):
+            process.outcome("cuCtxSetCurrent", contexts[device])
+            process.outcome("cuStreamWaitEvent", streams[device], events[1 - device], 0)
+            process.outcome("cuMemsetD8Async", pointers[device], turn, 4096, streams[device])
+            process.outcome("cuMemcpyDtoDAsync", pointers[device] + 4096, pointers[device], 4096, streams[device])
+            process.outcome("cuEventRecord", events[device], streams[device])
+    for device in (0, 1):
+        process.aside(contexts[device], "outcome", "cuStreamSynchronize", streams[device])
+    assert process.joined() == ["CUDA_SUCCESS"] * 2
+    for device in (0, 1):
+        process.outcome("cuCtxSetCurrent", contexts[device])
+        assert process.read(pointers[device] + 8191, 1) == "13"
+    assert [device.copies for device in kernel.devices] == [21, 21]
+
+
+def test_who_asks_does_not_wait_for_a_device_that_stands_still(kernel: KernelDriver, start: Start) -> None:
+    process = start()
+    pointer, stream = process.call("cuMemAlloc", MIB), process.call("cuStreamCreate", NON_BLOCKING)
+    process.outcome("cuMemcpyDtoDAsync", pointer, pointer + 4096, 4096, stream)
+    with kernel.devices[0].paused():
+        for _ in range(3):
+            assert process.outcome("cuStreamQuery", stream) == "CUDA_ERROR_NOT_READY"
+    assert process.outcome("cuStreamQuery", stream) == "CUDA_SUCCESS"
 
 
 def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) -> None:
@@ -177,7 +360,9 @@ def test_copies_can_be_caught_in_the_middle(kernel: KernelDriver, start: Start) 
     process.begin("outcome", "cuMemcpyHtoD", pointer, buffer, 8 * MIB)
     wait_until(lambda: device.bytes_to_device > 0)
     (allocation,) = device.allocations()
-    assert kernel.read(allocation.number, 0, 2) + kernel.read(allocation.number, 8 * MIB - 2, 2) == b"\1\1\0\0"
+    assert kernel.read(allocation.number, 0, 2) + kernel.read(allocation.number, 8 * MIB - 2, 2) == bytes(
+        [1, 1, STALE, STALE]
+    )
     device.slow()
     assert process.end() == "CUDA_SUCCESS"
     assert other.read(theirs + 8 * MIB - 2, 2) == "0101"

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import GRANULARITY, KernelDriver
+from . import GRANULARITY, STALE, KernelDriver
 from .conftest import Start
 from .processes import CudaError, CudaProcess, EndedError
 
 MIB = 1 << 20
+UNTOUCHED = f"{STALE:02x}"
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_older_handles_share_memory(kernel: KernelDriver, owner: CudaProcess, st
     handle = owner.ipc_handle(pointer)
     theirs = other.ipc_open(handle)
     owner.write(pointer, "0102")
-    assert other.read(theirs, 3) == "010200"
+    assert other.read(theirs, 3) == "0102" + UNTOUCHED
     other.write(theirs + 2, "03")
     assert owner.read(pointer, 3) == "010203"
     (allocation,) = kernel.allocations()
@@ -58,7 +59,7 @@ def test_older_handles_are_counted(owner: CudaProcess, start: Start) -> None:
     assert other.outcome("cuMemFree", theirs) == "CUDA_ERROR_INVALID_VALUE"
     for outcome in ("CUDA_SUCCESS", "CUDA_SUCCESS", "CUDA_ERROR_INVALID_VALUE"):
         assert other.outcome("cuIpcCloseMemHandle", theirs) == outcome
-    assert other.read(other.ipc_open(handle), 1) == "00"
+    assert other.read(other.ipc_open(handle), 1) == UNTOUCHED
 
 
 def test_what_older_handles_are_refused_for(owner: CudaProcess, start: Start) -> None:
@@ -86,7 +87,7 @@ def test_importers_lose_what_was_allocated_the_older_way(
     other, third = start(), start(transparent=True)
     handle = owner.ipc_handle(owner.call("cuMemAlloc", MIB))
     theirs, mapped = other.ipc_open(handle), third.ipc_open(handle)
-    assert third.read_host(mapped, 1) == "00"
+    assert third.read_host(mapped, 1) == UNTOUCHED
     owner.kill()
     assert kernel.allocations() == []
     with pytest.raises(CudaError, match="ILLEGAL_ADDRESS"):
@@ -99,7 +100,7 @@ def test_importers_lose_what_was_allocated_the_older_way(
 def test_a_descriptor_shares_memory(kernel: KernelDriver, shared: tuple[int, int], start: Start) -> None:
     other = start()
     theirs = opened(other, shared[1])
-    assert other.read(theirs + GRANULARITY, 4) == "01020300"
+    assert other.read(theirs + GRANULARITY, 4) == "010203" + UNTOUCHED
     (allocation,) = kernel.allocations()
     assert (allocation.nbytes, allocation.mappings, allocation.exports) == (2 * GRANULARITY, 2, 1)
     other.unmap(theirs, 2 * GRANULARITY)
@@ -126,7 +127,7 @@ def test_the_host_faults_where_the_device_would(owner: CudaProcess, shared: tupl
     third = start(transparent=True)
     writable = opened(third, shared[1], "PROT_READWRITE")
     third.fill_host(writable, 0xFF, 1)
-    assert owner.read(shared[0], 2) == "ff00"
+    assert owner.read(shared[0], 2) == "ff" + UNTOUCHED
     third.allow(writable, 2 * GRANULARITY, "PROT_NONE")
     with pytest.raises(EndedError, match=str(-signal.SIGSEGV)):
         third.read_host(writable, 1)
