@@ -60,7 +60,7 @@ def test_a_full_device_is_told_with_what_fills_it(store: Path, tmp_path: Path) -
         programs = [host.borrowing(name) for name in NAMES[:2]]
         refused = host.program().ask("control_file", path=host.control_file(NAMES[2]))
         assert refused["errno"] == errno.ENOMEM
-        assert "no room for 6291456 bytes" in host.mount.log()
+        assert "no room for 6.3 MB" in host.mount.log()
         assert host.file(NAMES[2]).read_bytes() == (store / NAMES[2]).read_bytes()
         programs[0].kill()
         wait_until(lambda: host.leases() == 1)
