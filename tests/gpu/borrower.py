@@ -22,6 +22,7 @@ from trimsfs.fuse import _libfuse
 
 GPU = struct.Struct("=48sIIQQ64s40s112s")
 RECEIVE_TIMEOUT_S = 30
+TRIES, TRY_INTERVAL_S = 40, 0.05
 
 
 class Borrower:
@@ -93,7 +94,10 @@ class Borrower:
         if not use:
             return told
         answer = self._take(told)
-        if "error" in answer:  # another server has taken over since it was read: its token is another
+        for _ in range(TRIES):  # another server has taken over since it was read: its token is another
+            if "error" not in answer:
+                break
+            time.sleep(TRY_INTERVAL_S)
             told = self.again()
             answer = self._take(told)
         return answer if "error" in answer else told
@@ -136,6 +140,8 @@ class Borrower:
     def socket(self, device: str, address: str, token: str, nbytes: int, *, keep: bool = False) -> dict[str, Any]:
         """Use memory by a descriptor from the socket; *keep* the connection, which is a lease."""
         ordinal = self._enter(device)
+        if not address:
+            return {"error": "there is no socket, or not yet"}
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(RECEIVE_TIMEOUT_S)
         connection.connect(address)

@@ -148,19 +148,15 @@ def test_a_mount_that_shares_no_copies_is_not_warmed(store: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("option", "reason", "shown"),
-    [
-        ("auto", "no CUDA device: cuInit: CUDA_ERROR_NO_DEVICE", "  gpu         none: no CUDA device\n"),
-        ("off", "switched off by --gpu off", ""),
-    ],
+    ("option", "reason"),
+    [("auto", "no CUDA device: cuInit: CUDA_ERROR_NO_DEVICE"), ("off", "switched off by --gpu off")],
 )
-def test_a_mount_without_a_device_tells_why(option: str, reason: str, shown: str, store: Path, tmp_path: Path) -> None:
+def test_a_mount_without_a_device_tells_why(option: str, reason: str, store: Path, tmp_path: Path) -> None:
     with mounted(store, tmp_path, "--gpu", option, environment=environment(None)) as mount:
         folder = mount.path / "resnet50"
         fails(15, f"{mount.path} uses no GPU: {reason}", "warm", folder, "--to", "gpu")
         fails(15, f"{mount.path} uses no GPU: {reason}", "verify", folder, "--tier", "gpu")
-        told = trimsfs("status", mount.path).stdout
-        assert (shown in told, "gpu" in told) == (True, bool(shown)), told
+        assert f"  gpu         none: {reason}" in trimsfs("status", mount.path).stdout
         assert "GPU" not in trimsfs("ls", mount.path).stdout
         (model,) = json.loads(trimsfs("ls", mount.path, "--json").stdout)
         assert model["gpu"] == {}
@@ -192,7 +188,7 @@ def test_status_shows_devices_copies_and_who_uses_them(scene: Scene) -> None:
 
     (line,) = [line for line in told if line.startswith("  gpu ")]
     assert line.startswith(f"  gpu         {first} (Emulated device 0, no GPU): 6.3 MB of 53.7 MB (of 67.1 MB), ")
-    assert "1 copies, 1 leases, 1 hits, 1 loads at " in line
+    assert "1 copy, 1 lease, 1 hit, 1 load at " in line
     assert line.endswith("B/s, 0 evictions")
     copy, lease, other = told[told.index(line) + 1 :][:3]
     assert copy == f"{'':16}/resnet50/params: 6.3 MB, loaded, lent by vmm to uid 0, 2 uses"

@@ -132,6 +132,7 @@ def test_a_file_that_is_on_no_mount(model: Path) -> None:
 
 def test_a_mount_without_a_gpu_tier_and_one_that_lacks_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "on_mount", lambda _file: True)
+    (model.parent / ".trims" / model.name).mkdir(parents=True)
     assert "its mount lends nothing on GPUs" in error_of(lambda: take(model))
     offering(model, TOLD, "another")
     assert f"lends on another, and not on {UUID}" in error_of(lambda: take(model, "layers.*", "ipc"))
@@ -202,7 +203,7 @@ def test_an_offer_that_makes_no_sense(model: Path, told: object) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.ESTALE, GpuLostError, "the server that had it in memory has ended: open the model again"),
+        (errno.ESTALE, GpuLostError, "the mount does not keep it any more: open the model again"),
         (errno.ENOTCONN, GpuLostError, "the mount is gone"),
         (errno.EIO, GpuError, "Input/output error"),
     ],

@@ -51,16 +51,15 @@ def test_a_descriptor_is_received_and_no_other_kept(tmp_path: Path) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 4096}', 2) as server:
         descriptor, size = sockets.receive(str(server.path), "00ff")
-    assert (size, os.get_inheritable(descriptor), server.asked) == (4096, False, [b'{"token": "00ff"}'])
-    os.close(descriptor)
+    assert (size, os.get_inheritable(descriptor.number), server.asked) == (4096, False, [b'{"token": "00ff"}'])
+    descriptor.close()
     assert open_files() == before
 
 
 @pytest.mark.parametrize(
     ("answer", "descriptors", "message"),
     [
-        (b'{"error": "no such token", "kind": "InvalidRequestError"}', 1, "socket: no such token"),
-        (b"", 0, "the server has closed the connection"),
+        (b'{"error": "no", "kind": "NotPermittedError"}', 1, "socket: no"),
         (b'{"size": 4096}', 0, "not understood"),
         (b"{", 1, "not understood"),
         (b"[]", 1, "not understood"),
@@ -72,6 +71,19 @@ def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descripto
     with Answering(tmp_path / "socket", answer, descriptors) as server:
         assert message in error_of(lambda: sockets.receive(str(server.path), "00"))
     assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b'{"error": "no such token", "kind": "NoSuchEntryError"}', "socket: no such token"),
+        (b"", "the server has closed the connection"),
+    ],
+)
+def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes, message: str) -> None:
+    with Answering(tmp_path / "socket", answer) as server:
+        assert message in error_of(lambda: sockets.receive(str(server.path), "00"), sockets.NotYetError)
+    assert "has no socket" in error_of(lambda: sockets.receive("", "00"), sockets.NotYetError)
 
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:

@@ -327,6 +327,8 @@ async def test_warming_a_directory_brings_all_below_it_to_disk(
         "total_bytes": total,
         "total_files": len(below),
         "failed_files": 0,
+        "left_out_files": 0,
+        "compared_copies": 0,
     }
     for key, size in sizes.items():
         assert await on_disk(server, key) == (size if key in below else 0)

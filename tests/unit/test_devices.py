@@ -33,7 +33,7 @@ def device(**facts: Any) -> dict[str, Any]:
 def copy(**facts: Any) -> dict[str, Any]:
     """What is told of a copy."""
     usual = {"bytes": 2000, "state": "loading", "memory": "ipc", "domain": "all", "uses": 1, "leased": 0, "leases": []}
-    return {"path": "net/params", "tensors": None} | usual | facts
+    return {"path": "net/params", "generation": "0123456789", "tensors": None} | usual | facts
 
 
 @pytest.fixture
@@ -99,13 +99,13 @@ def test_metrics_are_parted_by_their_labels() -> None:
 @pytest.mark.parametrize(
     ("unavailable", "told"),
     [
-        ("cuda-python is not installed: pip install 'trimsfs[cuda]'", ["none: cuda-python is not installed"]),
-        (None, ["none: they are still being looked for"]),
-        (GPU_OFF, []),
+        ("no CUDA driver: install the driver of the GPU", "none: no CUDA driver: install the driver of the GPU"),
+        (None, "none: they are still being looked for"),
+        (GPU_OFF, "none: switched off by --gpu off"),
     ],
 )
-def test_why_there_is_no_device_is_short(unavailable: str | None, told: list[str]) -> None:
-    assert list(lines({"unavailable": unavailable, "devices": []})) == told
+def test_why_there_is_no_device_has_a_line(unavailable: str | None, told: str) -> None:
+    assert list(lines({"unavailable": unavailable, "devices": []})) == [told]
 
 
 def test_copies_and_their_leases_have_a_line_each() -> None:
@@ -116,10 +116,10 @@ def test_copies_and_their_leases_have_a_line_each() -> None:
     copies = [copy(leased=3, leases=leases), copy(tensors="*.weight")]
     _, first, unseen, contained, others, second = lines({"unavailable": None, "devices": [device(copies=copies)]})
 
-    assert first == "  /net/params: 2.0 kB, loading, lent by ipc to all, 1 uses"
+    assert first == "  /net/params: 2.0 kB, loading, lent by ipc to all, 1 use"
     assert unseen.startswith("    uid 7, since 19")
     assert contained.startswith("    uid 8, pid 9, container 0123456789ab, since 19")
-    assert others == "    1 leases of others"
+    assert others == "    1 lease of others"
     assert second.startswith("  /net/params, tensors *.weight: 2.0 kB")
 
 

@@ -2,7 +2,7 @@
 
 import io
 import logging
-import os
+import time
 import weakref
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,10 @@ from trimsfs.client.gpu.leases import Lease, Offer, take
 log = logging.getLogger(__name__)
 
 Memory = cuda.SharedMemory | cuda.LegacyMemory
+
+PATIENCE_S = 2.0
+"""For how long a server that refuses a lease's token is asked again: another may just have taken its place."""
+_INTERVAL_S = 0.05
 
 
 class Copy:
@@ -47,15 +51,9 @@ def obtain(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None
     """Take a lease of a copy on a device and map it. Raises GpuError, GpuFullError, GpuLostError."""
     lease = take(model, file, device, pattern, memory)
     try:
-        offer = lease.offer()
         with _context(device.ordinal):
-            try:
-                return Copy(lease, offer, device, _mapped(offer, device.ordinal))
-            except GpuError as error:
-                # A server may have been replaced meanwhile: the next knows another token.
-                log.debug("%s: once more: %s", model, error)
-                offer = lease.offer()
-                return Copy(lease, offer, device, _mapped(offer, device.ordinal))
+            offer, mapped = _mapped_soon(lease, device.ordinal)
+            return Copy(lease, offer, device, mapped)
     except cuda.CudaError as error:
         lease.close()
         raise GpuError(f"{model}: it cannot be mapped on {device.uuid}: {error}") from None
@@ -64,15 +62,31 @@ def obtain(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None
         raise
 
 
+def _mapped_soon(lease: Lease, ordinal: int) -> tuple[Offer, Memory]:
+    """Raises GpuError, GpuLostError and CudaError."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        offer = lease.offer()
+        try:
+            return offer, _mapped(offer, ordinal)
+        except sockets.NotYetError as error:
+            if time.monotonic() > deadline:
+                raise GpuError(str(error)) from None
+            log.debug("once more: %s", error)
+        time.sleep(_INTERVAL_S)
+
+
 def _mapped(offer: Offer, ordinal: int) -> Memory:
     """Raises GpuError, and CudaError."""
     if offer.memory == "ipc":
         return cuda.LegacyMemory.open(offer.handle, offer.size)
     descriptor, size = sockets.receive(offer.socket, offer.token)
     try:
-        return cuda.SharedMemory.adopt(ordinal, size, descriptor)
+        if size != offer.size:
+            raise GpuError(f"{offer.socket}: {size} bytes, and not {offer.size}: are client and server of one version?")
+        return cuda.SharedMemory.adopt(ordinal, size, descriptor.number)
     finally:
-        os.close(descriptor)
+        descriptor.close()
 
 
 def _release(lease: Lease, memory: Memory, ordinal: int) -> None:

@@ -1,22 +1,19 @@
-"""A lease of a copy: its open control file, which also tells where the copy is. The kernel closes it with the process.
-
-A child that is forked would hold it on, without any use: what CUDA has mapped is not in the child. So the child closes
-its descriptors of leases at once, which takes nothing from the parent.
-"""
+"""A lease of a copy: its open control file, which tells where the copy is; the kernel closes it with the process."""
 
 import errno
 import io
 import json
+import math
 import os
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimsfs import cuda
+from trimsfs.client.gpu import forks
 from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
 from trimsfs.client.places import on_mount
-from trimsfs.formats import Tensor
+from trimsfs.formats import DTYPE_BITS, Tensor
 
 _PIECE = 1 << 20
 _LOST = "the mount does not keep it any more: open the model again"
@@ -46,10 +43,9 @@ class Offer:
 class Lease:
     """The open control file of a copy."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: forks.Descriptor) -> None:
         self._path = path
         self._descriptor = descriptor
-        _held.add(self)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self._path}: another process takes a lease of its own: open the model there")
@@ -77,18 +73,16 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether this process holds it: not one that was forked since."""
-        return self._descriptor >= 0
+        return self._descriptor.number >= 0
 
     def close(self) -> None:
         """Give it back. A second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._descriptor.close()
 
     def _held_descriptor(self) -> int:
         if not self.held:
             raise GpuLostError(f"{self._path}: this process was forked from the one that has it: open the model here")
-        return self._descriptor
+        return self._descriptor.number
 
     def _lost(self, error: OSError) -> GpuError:
         if error.errno == errno.ESTALE:
@@ -106,7 +100,7 @@ def take(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, 
     there = Path(os.path.realpath(model))  # a link's neighbours are others
     path = there.parent / ".trims" / there.name / "gpu" / _name(device.uuid, pattern, memory)
     try:
-        return Lease(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return Lease(path, forks.opened(path))
     except OSError as error:
         raise _refused(error, model, file, path, pattern) from None
 
@@ -172,20 +166,22 @@ def _offer(told: dict[str, Any]) -> Offer:
         token=told.get("token", ""),
         handle=bytes.fromhex(told.get("ipc_handle", "")),
     )
-    full = [each for each in tensors if each.nbytes]
-    if not all(0 <= each.offset < each.offset + each.nbytes <= offer.nbytes <= offer.size for each in full):
-        raise ValueError("tensors outside of the allocation")
+    if not 0 <= offer.nbytes <= offer.size:
+        raise ValueError("more bytes than the allocation has")
+    for each in tensors:
+        _check(each, offer)
     if offer.memory == "ipc" and len(offer.handle) != cuda.IPC_HANDLE_SIZE:
         raise ValueError(f"a handle of {len(offer.handle)} bytes")
     return offer
 
 
-_held: "weakref.WeakSet[Lease]" = weakref.WeakSet()
-
-
-def _let_go() -> None:
-    for lease in list(_held):
-        lease.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
+def _check(tensor: Tensor, offer: Offer) -> None:
+    """Raises ValueError: frameworks would go by a shape into memory that is another's."""
+    end = offer.nbytes if tensor.nbytes else offer.size  # what is empty may be said to be behind the last
+    if not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= end:
+        raise ValueError(f"tensor {tensor.name!r} outside of the allocation")
+    bits = DTYPE_BITS.get(tensor.dtype)  # None for blocks of quantised weights
+    if min(tensor.shape, default=0) < 0 or tensor.nbytes < 0:
+        raise ValueError(f"tensor {tensor.name!r} of a negative size")
+    if bits is not None and -(-math.prod(tensor.shape) * bits // 8) != tensor.nbytes:
+        raise ValueError(f"tensor {tensor.name!r} of {tensor.nbytes} bytes, which its type and shape do not have")

@@ -48,7 +48,10 @@ class DeviceModel:
 
     @property
     def image(self) -> DeviceTensor:
-        """All that was loaded, as bytes: of a file of unknown format, the file. Raises GpuError for several parts."""
+        """All of the copy, as bytes: of a file of unknown format, the file. Raises GpuError for several parts.
+
+        Of a part it is all of the file's copy where that is lent in its place, as it is when it is there already.
+        """
         if len(self._copies) > 1:
             raise GpuError(
                 f"{self.path}: {len(self._copies)} patterns were asked for, and each has an image of its own"

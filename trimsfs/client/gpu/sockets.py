@@ -2,10 +2,11 @@
 
 import array
 import json
-import os
+import select
 import socket
 import struct
 
+from trimsfs.client.gpu import forks
 from trimsfs.client.gpu.errors import GpuError
 
 TIMEOUT_S = 30.0
@@ -13,51 +14,82 @@ TIMEOUT_S = 30.0
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTOR = array.array("i").itemsize
 _MOST_DESCRIPTORS = 4
+_UNKNOWN = "NoSuchEntryError"
+"""The kind of error that a token is which no server has given, or another one."""
 
 
-def receive(path: str, token: str) -> tuple[int, int]:
-    """A descriptor of the memory, to be closed by the caller, and the memory's size in bytes. Raises GpuError."""
+class NotYetError(GpuError):
+    """What a server refuses that may only have begun: the lease tells another token, or a socket, in a moment."""
+
+
+def receive(path: str, token: str) -> tuple[forks.Descriptor, int]:
+    """A descriptor of the memory, to be closed by the caller, and the memory's size in bytes.
+
+    Raises GpuError, NotYetError.
+    """
     if not path:
-        raise GpuError("the mount has no socket for clients of GPU memory: its log tells why")
+        raise NotYetError("the mount has no socket for clients of GPU memory: its log tells why")
+    with forks.guard:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept = forks.Descriptor(connection.fileno())  # a child would hold on the lease that a connection is
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            # Not settimeout(), with which a server that many connect to at once is an error and not waited for.
-            limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
-            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                connection.setsockopt(socket.SOL_SOCKET, option, limit)
-            connection.connect(path)
-            connection.send(json.dumps({"token": token}).encode())
-            message, descriptors = _received(connection)
+        message, descriptors = _answer(connection, path, token)
+    except (ConnectionResetError, BrokenPipeError) as error:
+        raise NotYetError(_unreachable(path, error)) from None
     except OSError as error:
         raise GpuError(_unreachable(path, error)) from None
+    finally:
+        connection.detach()
+        kept.close()
     try:
         return _taken(path, message, descriptors)
+    except BaseException:
+        for descriptor in descriptors[:1]:
+            descriptor.close()
+        raise
     finally:
         for descriptor in descriptors[1:]:
-            os.close(descriptor)
+            descriptor.close()
 
 
-def _received(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """``socket.recv_fds`` takes flags and ignores them, and a program started meanwhile would have the descriptors."""
+def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, list[forks.Descriptor]]:
+    """Raises OSError."""
+    # Not settimeout(), with which a server that many connect to at once is an error and not waited for.
+    limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    connection.connect(path)
+    connection.send(json.dumps({"token": token}).encode())
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
+    waiting.poll(TIMEOUT_S * 1000)
+    with forks.guard:
+        return _received(connection)
+
+
+def _received(connection: socket.socket) -> tuple[bytes, list[forks.Descriptor]]:
+    """What is there. ``socket.recv_fds`` ignores flags, and a program started meanwhile would have the descriptors."""
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _DESCRIPTOR)
-    message, ancillary, _, _ = connection.recvmsg(_MESSAGE_SIZE, room, socket.MSG_CMSG_CLOEXEC)
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    message, ancillary, _, _ = connection.recvmsg(_MESSAGE_SIZE, room, flags)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) // _DESCRIPTOR * _DESCRIPTOR])
-    return message, list(descriptors)
+    return message, list(map(forks.Descriptor, descriptors))
 
 
-def _taken(path: str, message: bytes, descriptors: list[int]) -> tuple[int, int]:
+def _taken(path: str, message: bytes, descriptors: list[forks.Descriptor]) -> tuple[forks.Descriptor, int]:
+    """Raises GpuError, NotYetError."""
+    if not message:
+        raise NotYetError(f"{path}: the server has closed the connection")
     try:
-        told = json.loads(message) if message else {"error": "the server has closed the connection"}
+        told = json.loads(message)
         if "error" not in told:
             return descriptors[0], int(told["size"])
-        error = GpuError(f"{path}: {told['error']}")
-    except (ValueError, KeyError, TypeError, IndexError):
+        kind = NotYetError if told.get("kind") == _UNKNOWN else GpuError
+        error = kind(f"{path}: {told['error']}")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         error = GpuError(f"{path}: an answer that is not understood: are client and server of one version?")
-    if descriptors:
-        os.close(descriptors[0])
     raise error
 
 
