@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mountctl import mounting
-from trimsfs.mountinfo import trimsfs_at
+from mountctl.mounting import Identity
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 STORED = (*_FOR_SERVERS, "order")
@@ -29,10 +29,21 @@ def memory_of(content: bytes) -> int:
 
 
 class Connection:
-    """The descriptors of one mount. Those of an earlier keeper, by their names, are gone on with."""
+    """The descriptors of one mount. Those of an earlier keeper, by their names, are gone on with, and so is what that
+    has known of its file system.
+
+    Others may be mounted at the same place once this one has been taken from there, while it is still in use or its
+    server has not ended: what is done here is done to this one only.
+    """
 
     def __init__(
-        self, mountpoint: Path, *, source: str, allow_other: bool, stored: Mapping[str, int] | None = None
+        self,
+        mountpoint: Path,
+        *,
+        source: str,
+        allow_other: bool,
+        stored: Mapping[str, int] | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self._mountpoint = mountpoint
         self._source = source
@@ -40,6 +51,8 @@ class Connection:
         self._held = {name: descriptor for name, descriptor in (stored or {}).items() if name in STORED}
         if "ledger" not in self._held:
             self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
+        self.identity = identity or (mounting.identify(mountpoint) if self.mounted else None)
+        """Of the file system; None before it is mounted, or if it was gone at once."""
 
     @property
     def mounted(self) -> bool:
@@ -48,7 +61,7 @@ class Connection:
 
     @property
     def gone(self) -> bool:
-        """Whether the file system is unmounted, and nobody has a file of it open."""
+        """Whether the file system is unmounted and nobody has a file of it open, or its connection was aborted."""
         poll = select.poll()
         poll.register(self._held["fuse"], 0)
         return bool(poll.poll(0))
@@ -73,6 +86,7 @@ class Connection:
             os.close(lock)
             return {"kind": type(error).__name__, "error": str(error)}
         self._held["lock"] = lock
+        self.identity = mounting.identify(self._mountpoint)
         return {}
 
     def open_backing(self, files: list[int]) -> dict[str, Any]:
@@ -95,6 +109,8 @@ class Connection:
         """Unmount; a busy mount is taken out of the tree. Why that was needed, if it was."""
         if not self.mounted:
             return None
+        if not self._is_in_tree:
+            return None if self.gone else "is in use, though it is not mounted there any more"
         try:
             mounting.unmount(self._mountpoint)
         except (OSError, subprocess.SubprocessError) as error:
@@ -105,8 +121,9 @@ class Connection:
 
     def abort(self) -> None:
         """Have the kernel fail what still waits for an answer."""
-        with contextlib.suppress(OSError, LookupError):
-            mounting.abort(self._mountpoint)
+        if self.identity is not None and not self.gone:  # else its number may be another's by now
+            with contextlib.suppress(OSError):
+                mounting.abort_device(self.identity.device)
 
     def close(self) -> None:
         """Let go of everything, the mount included if it is still there."""
@@ -114,9 +131,14 @@ class Connection:
         for descriptor in held.values():
             os.close(descriptor)
         # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
-        if "fuse" in held and trimsfs_at(self._mountpoint) is not None:
+        if "fuse" in held and self._is_in_tree:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
+
+    @property
+    def _is_in_tree(self) -> bool:
+        """Whether the file system is mounted where it was mounted, with nothing over it."""
+        return self.identity is not None and self.identity.is_at(self._mountpoint)
 
 
 def _readable(file: int) -> bool:

@@ -27,7 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from mountctl import mounting, orders, protocol
 from mountctl.connection import STORED, Connection
 from mountctl.kept import Kept
 from mountctl.lives import Lives
+from mountctl.mounting import Identity
 from mountctl.notify import Notifier, stored_descriptors
 from mountctl.operator import Operator, Reply
 from mountctl.reporting import Reporter
@@ -44,8 +45,9 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
 DEATH_INTERVAL_S = 0.002
 """How often a server that has been killed is looked at: its successor waits for that."""
-STOP_TIMEOUT_S = 15.0
-"""How long a server may take to record its state after the file system is unmounted."""
+STOP_TIMEOUT_S = 10.0
+"""How long a server may take to record its state after the file system is unmounted. Half of what who unmounts waits:
+a thread of it may be in a call to a driver that never returns."""
 SILENCE_LIMIT_S = 30.0
 """A server that has not been heard of for so long does not answer, and is replaced."""
 START_TIMEOUT_S = 60.0
@@ -69,8 +71,13 @@ class Keeper:
         self._order = order
         self._mountpoint = Path(order["mountpoint"])
         self._source = str(order["source"])
+        known = order.get("identity")  # to an earlier keeper
         self._connection = Connection(
-            self._mountpoint, source=self._source, allow_other=bool(order["allow_other"]), stored=stored
+            self._mountpoint,
+            source=self._source,
+            allow_other=bool(order["allow_other"]),
+            stored=stored,
+            identity=Identity(**known) if known is not None else None,
         )
         log_file = None if order["foreground"] else Path(order["options"]["log_file"])
         self._reporter = Reporter(status, log_file)
@@ -85,6 +92,8 @@ class Keeper:
         self._established = self._connection.mounted
         self._lives = Lives()
         self._exit: int | None = None
+        self._gone_at: float | None = None
+        self._overdue = False
         self._ledger = ""
         self._listening = self._stored = False
 
@@ -124,11 +133,15 @@ class Keeper:
         """Do what is due."""
         now = time.monotonic()
         self._operator.look()
+        if self._gone_at is None and self._connection.mounted and self._connection.gone:
+            self._gone_at = now
         for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
             if server is None:
                 continue
             if server.ended():
                 self._on_end(server)
+            elif server is self._active and self._gone_at is not None and now - self._gone_at > STOP_TIMEOUT_S:
+                self._end_overdue(server)
             elif now - server.heard > limit_s and not server.standing_by and not server.speaks():
                 self._reporter.log(f"the server (pid {server.pid}) does not answer: killing it")
                 server.kill()
@@ -144,6 +157,13 @@ class Keeper:
                 self._start()
         elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
+
+    def _end_overdue(self, server: Server) -> None:
+        """End a server that goes on though there is nothing left to serve: who unmounts waits for it."""
+        if not self._overdue:
+            self._overdue = True
+            self._reporter.log(f"unmounted, but the server (pid {server.pid}) does not end: killing it")
+            server.kill()
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(ENDING) & set(numbers):
@@ -238,7 +258,8 @@ class Keeper:
             self._reporter.log(f"the server with pid {server.pid} goes on")
         else:
             self._established = resends
-            for problem in mounting.tune(self._mountpoint):
+            identity = self._connection.identity
+            for problem in ["it is not mounted any more"] if identity is None else mounting.tune(identity.device):
                 self._reporter.log(f"not tuned: {problem}")
         self._ledger = server.ledger
         if not self._listening:
@@ -256,7 +277,9 @@ class Keeper:
 
     def _store(self) -> None:
         """Have the service manager keep what another keeper would need."""
-        stored = self._connection.stored(json.dumps(self._order).encode())
+        identity = self._connection.identity
+        known = {"identity": asdict(identity)} if identity is not None else {}
+        stored = self._connection.stored(json.dumps(self._order | known).encode())
         if self._stored:
             self._notifier.unstore(("order",))
             stored = {"order": stored["order"]}
@@ -284,7 +307,8 @@ class Keeper:
         self._unclaimed = server.unclaimed
         if not self._established or self._connection.gone:
             self._lives.ended(server.fate(), server.ready_at)
-            self._exit = server.status
+            # For a service manager, an unmount that had to be helped has not failed: it would mount anew.
+            self._exit = 0 if self._overdue else server.status
             return
         if self._replacement is not None and self._replacement.killed is server:
             self._lives.replaced()

@@ -10,7 +10,6 @@ server waits for the next. Who may have what is the server's to decide. A servic
 socket itself, not its name.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 from mountctl import protocol
 from mountctl.notify import Notifier
-from mountctl.sockets import ListenError, gpu_path, listen_at
+from mountctl.sockets import ListenError, Place, gpu_path, listen_at
 
 HELD_LIMIT = 512
 BACKLOG = 128
@@ -41,6 +40,7 @@ class Kept:
         self._storing = False
         self._held: dict[int, int] = {}
         self._listener: socket.socket | None = None
+        self._place: Place | None = None
         if LISTENER in stored:
             self._go_on(socket.socket(fileno=stored[LISTENER]))
 
@@ -87,6 +87,7 @@ class Kept:
                 self._listener = listen_at(path, socket.SOCK_SEQPACKET, mode=0o666, backlog=BACKLOG)
             except ListenError as error:
                 return {"error": str(error)}, []
+            self._place = Place(self._listener)
             self._store()
         return {"path": self._listener.getsockname()}, [self._listener.fileno()]
 
@@ -104,16 +105,15 @@ class Kept:
         """Let go of everything, for good."""
         for number in list(self._held):
             self._let_go(number)
-        if self._listener is not None:
+        if self._listener is not None and self._place is not None:
             self._notifier.unstore((LISTENER,))
-            with contextlib.suppress(OSError):
-                os.unlink(self._listener.getsockname())
+            self._place.remove()
             self._listener.close()
             self._listener = None
 
     def _go_on(self, listener: socket.socket) -> None:
         if os.path.exists(listener.getsockname()):
-            self._listener = listener
+            self._listener, self._place = listener, Place(listener)
         else:  # nobody can connect
             self._notifier.unstore((LISTENER,))
             listener.close()

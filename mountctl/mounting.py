@@ -9,9 +9,10 @@ import shutil
 import socket
 import struct
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at, trimsfs_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, trimsfs_at
 
 READ_AHEAD_KIB = 16384
 """The kernel's default of 128 KiB leaves a store with any latency idle."""
@@ -34,6 +35,40 @@ class FuseUnavailableError(Exception):
 
 class MountpointError(Exception):
     """The mount point cannot be mounted on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells a FUSE file system from all others, those that are mounted at its place later included.
+
+    ``device`` is ``major:minor``. The kernel gives it to another as soon as the file system is unmounted, which
+    ``control``, the inode number of the connection's directory of control files, tells; None if there are none.
+    """
+
+    device: str
+    control: int | None
+
+    def is_at(self, mountpoint: Path) -> bool:
+        """Whether it is this one that is mounted at exactly this path, with nothing over it."""
+        found = identify(mountpoint)
+        return (
+            found is not None
+            and found.device == self.device
+            and (found.control == self.control or None in (found.control, self.control))
+        )
+
+
+def identify(mountpoint: Path) -> Identity | None:
+    """Which trimsfs file system is mounted at exactly this path; found without touching it."""
+    mounted = trimsfs_at(mountpoint)
+    if mounted is None:
+        return None
+    _mount_fusectl()
+    try:
+        control = os.stat(_control_files(mounted.device)).st_ino
+    except OSError:
+        control = None
+    return Identity(mounted.device, control)
 
 
 def mount(mountpoint: Path, *, source: str, allow_other: bool) -> int:
@@ -81,16 +116,12 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         raise OSError(0, done.stderr.strip().removeprefix(f"{program}: "), str(mountpoint))
 
 
-def tune(mountpoint: Path) -> list[str]:
-    """Deepen read-ahead, where allowed; what could not be set, and why.
+def tune(device: str) -> list[str]:
+    """Deepen a file system's read-ahead, where allowed; what could not be set, and why.
 
     After the kernel and the server have agreed on the connection, which resets it.
     """
-    mounted = mount_at(mountpoint)
-    if mounted is None:
-        return [f"{mountpoint} is not mounted"]
-    _mount_fusectl()  # for `abort`
-    path = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+    path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
         path.write_text(str(READ_AHEAD_KIB))
     except OSError as error:
@@ -114,8 +145,17 @@ def abort(mountpoint: Path) -> None:
     mounted = trimsfs_at(mountpoint)
     if mounted is None:
         raise LookupError(f"{mountpoint}: no trimsfs mount")
+    abort_device(mounted.device)
+
+
+def abort_device(device: str) -> None:
+    """Abort a FUSE connection by the device of its file system, wherever that is mounted. Raises OSError."""
     _mount_fusectl()
-    (CONNECTIONS / mounted.device.partition(":")[2] / "abort").write_text("1")
+    (_control_files(device) / "abort").write_text("1")
+
+
+def _control_files(device: str) -> Path:
+    return CONNECTIONS / device.partition(":")[2]
 
 
 def _mount_fusectl() -> None:

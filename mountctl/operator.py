@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.sockets import ListenError, listen_at, socket_path
+from mountctl.sockets import ListenError, Place, listen_at, socket_path
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0
@@ -45,7 +45,7 @@ class Operator:
         self._selector = selector
         self._handle = handle
         self._listener: socket.socket | None = None
-        self._path: Path | None = None
+        self._place: Place | None = None
         self._open: dict[socket.socket, tuple[bytes, float]] = {}
 
     def listen(self, mountpoint: Path) -> str | None:
@@ -55,7 +55,7 @@ class Operator:
             listener = listen_at(path, socket.SOCK_STREAM, mode=0o600, backlog=8)
         except ListenError as error:
             return str(error)
-        self._listener, self._path = listener, path
+        self._listener, self._place = listener, Place(listener)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         return None
 
@@ -63,10 +63,10 @@ class Operator:
         """Listen no more."""
         for end in list(self._open):
             self._drop(end)
-        if self._listener is not None and self._path is not None:
+        if self._listener is not None and self._place is not None:
             self._selector.unregister(self._listener)
+            self._place.remove()
             self._listener.close()
-            self._path.unlink(missing_ok=True)
             self._listener = None
 
     def look(self) -> None:

@@ -1,5 +1,6 @@
 """Server processes, as their keeper sees them."""
 
+import array
 import contextlib
 import json
 import os
@@ -15,6 +16,7 @@ from mountctl import protocol
 from mountctl.connection import memory_of
 
 STRAY_TIMEOUT_S = 0.5
+_DESCRIPTOR = array.array("i").itemsize
 
 
 class Server:
@@ -59,9 +61,7 @@ class Server:
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
         """The next message, None at the end, and what descriptors came with it. Raises ProtocolError."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self.channel, protocol.MESSAGE_LIMIT, protocol.DESCRIPTOR_LIMIT, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors = _received(self.channel)
         except OSError:
             return None, []
         if not data:
@@ -131,3 +131,14 @@ class Server:
             return f"killed by {signal.Signals(-code).name}"
         except ValueError:
             return f"killed by signal {-code}"
+
+
+def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """``socket.recv_fds`` takes flags and ignores them, and a program started later could have the descriptors."""
+    room = socket.CMSG_LEN(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR)
+    data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
+    return data, list(descriptors)

@@ -1,5 +1,7 @@
 """Where the sockets of a mount's keeper are, and how they come to be there."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import socket
@@ -13,6 +15,8 @@ ROOTS_DIRECTORY = Path("/run/trimsfs")
 GPU_SUFFIX = ".gpu"
 _NAME_LIMIT = 64
 """Of a socket's name: all of its path has to fit into 107 bytes."""
+
+_SIOCUNIXFILE = 0x89E0  # of <linux/un.h>
 
 
 class ListenError(Exception):
@@ -58,6 +62,41 @@ def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -
     except OSError as error:
         raise ListenError(f"{path}: {error.strerror}") from error
     return listener
+
+
+class Place:
+    """Where a socket listens. Another keeper's socket may have taken its name meanwhile."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._path: str = listener.getsockname()
+        self._inode = _bound_to(listener) or _inode_at(self._path)
+
+    def remove(self) -> None:
+        """Take the name away, if it still is this socket's. Before that is closed: then its inode may be another's."""
+        with contextlib.suppress(OSError):
+            if _inode_at(self._path) == self._inode:
+                os.unlink(self._path)
+
+
+def _inode_at(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _bound_to(listener: socket.socket) -> tuple[int, int] | None:
+    """The inode that a socket is bound to, wherever its path leads; None for who lacks CAP_NET_ADMIN."""
+    try:
+        file = fcntl.ioctl(listener, _SIOCUNIXFILE)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(file)
+    finally:
+        os.close(file)
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -128,10 +128,10 @@ def oci_hook() -> None:
 
     Reads the container's state on standard input. dev.trimsfs.models is a list, `resnet50,bert=/opt/bert`;
     dev.trimsfs.mount is the mount point, if there are several mounts. With dev.trimsfs.gpu, `true`, the socket of
-    clients of GPU copies is mounted as well.
+    clients of GPU copies is mounted, also by itself.
     """
     state = hook.read_state(sys.stdin.fileno())
-    if hook.MODELS not in state.annotations:
+    if not hook.asks(state.annotations):
         return
     wanted = state.annotations.get(hook.MOUNT)
     for source, place in hook.attachments(state, mountpoint_of(None if wanted is None else Path(wanted))):

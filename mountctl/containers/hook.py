@@ -100,9 +100,15 @@ def parse_models(text: str) -> list[tuple[str, str | None]]:
     return models
 
 
+def asks(annotations: dict[str, str]) -> bool:
+    """Whether a container asks for anything. Raises ArgumentError."""
+    return MODELS in annotations or _asks_for_gpu(annotations)
+
+
 def attachments(state: State, mountpoint: Path) -> list[tuple[Source, Place]]:
     """What is to be mounted where for a container. Raises ContainerError."""
-    models = parse_models(state.annotations[MODELS])
+    wanted = state.annotations.get(MODELS)
+    models = [] if wanted is None else parse_models(wanted)
     root = root_of(state.bundle)
     found = [
         (Source(name, str(mountpoint)), Place(state.pid, target or str(mountpoint / name), root))

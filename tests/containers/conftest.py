@@ -1,5 +1,6 @@
 """A shared directory with a mount in it, and what runs containers."""
 
+import json
 import os
 import shutil
 import stat
@@ -11,7 +12,7 @@ from random import Random
 
 import pytest
 
-from tests.containers.engines import DEVICES, USERS, Podman, Users, make_root, mountctl, run
+from tests.containers.engines import DEVICES, USERS, Podman, Users, make_root, mountctl, packaged, run
 from tests.mounts import MountedStore, mounted
 
 MODELS = {"resnet50/params": 3_000_000, "bert/params": 100, "tenant-a/gpt/params": 5000, "tenant-b/secret/params": 5000}
@@ -142,3 +143,12 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o777
     assert os.listdir(directory) == []
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> Path:
+    """The directory of hooks as it is packaged."""
+    directory = tmp_path / "hooks.d"
+    directory.mkdir()
+    (directory / "trimsfs.json").write_text(json.dumps(packaged("hooks.d/trimsfs.json")))
+    return directory

@@ -23,6 +23,7 @@ APPLETS = ("cat", "find", "grep", "ls", "ln", "mkdir", "mv", "rm", "rmdir", "sh"
 SUB_IDS = 100_000
 """Where the users of user namespaces begin on the host."""
 DEVICES = Path("/var/run/cdi")
+PACKAGING = Path(__file__).parents[2] / "packaging/oci"
 
 _PRELUDE = """
 mount --make-rprivate /sys
@@ -228,3 +229,11 @@ def run_bundle(runtime: str, bundle: Path) -> "subprocess.CompletedProcess[str]"
         return run(*apart(runtime, "--root", state, "run", "--bundle", bundle, name), stdin=subprocess.DEVNULL)
     finally:
         run(*apart(runtime, "--root", state, "delete", "--force", name))
+
+
+def packaged(name: str) -> dict[str, Any]:
+    """A file of packaging/oci, with the command where it is here."""
+    text = (PACKAGING / name).read_text()
+    assert "/usr/local/bin/mountctl" in text
+    settings: dict[str, Any] = json.loads(text.replace("/usr/local/bin/mountctl", MOUNTCTL))
+    return settings

@@ -108,6 +108,26 @@ def test_a_bundle_gets_it_by_an_annotation(
             (own_root / str(listener.path)[1:]).unlink()
 
 
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_a_bundle_may_ask_for_nothing_else(
+    runtime: str, models: MountedStore, listener: Listener, own_root: Path, tmp_path: Path
+) -> None:
+    script = f"probe connect {listener.path}; grep fuse.trimsfs /proc/self/mounts"
+    done = run_bundle(runtime, bundle(tmp_path, own_root, script, mount=models.path, gpu="true"))
+    assert (done.stdout, done.stderr) == ("connected\n", "")
+    assert listener.heard() == b"hello"
+
+
+def test_podman_runs_the_hook_for_it_alone(
+    podman: Podman, hooks: Path, models: MountedStore, users: Users, listener: Listener
+) -> None:
+    options = [f"--annotation=dev.trimsfs.mount={models.path}", "--annotation=dev.trimsfs.gpu=true"]
+    command = ("probe", "connect", str(listener.path))
+    done = podman(f"--hooks-dir={hooks}", "run", "--rm", *users.podman, *options, podman.image, *command)
+    assert (done.returncode, done.stdout) == (0, "connected\n"), done.stderr
+    assert listener.heard() == b"hello"
+
+
 @pytest.mark.parametrize(
     ("gpu", "message"), [("yes", "annotation dev.trimsfs.gpu: 'yes'"), ("true", "No such file or directory")]
 )

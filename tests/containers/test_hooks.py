@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -14,19 +13,10 @@ from hypothesis import strategies as st
 from mountctl.containers.errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.conftest import Host
-from tests.containers.engines import SUB_IDS, USERS, Podman, Users, run_bundle, write_bundle
+from tests.containers.engines import SUB_IDS, USERS, Podman, Users, packaged, run_bundle, write_bundle
 from tests.mounts import MOUNTCTL, MountedStore
 
-PACKAGING = Path(__file__).parents[2] / "packaging/oci"
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
-
-
-def packaged(name: str) -> dict[str, Any]:
-    """A file of packaging/oci, with the command where it is here."""
-    text = (PACKAGING / name).read_text()
-    assert "/usr/local/bin/mountctl" in text
-    settings: dict[str, Any] = json.loads(text.replace("/usr/local/bin/mountctl", MOUNTCTL))
-    return settings
 
 
 def bundle(
@@ -69,15 +59,6 @@ def test_a_bundle_gets_the_models_of_its_annotations(
     assert len(lines) == 2
     assert all({"ro", "nosuid", "nodev"} <= set(line.split()[5].split(",")) for line in lines)
     assert str(own_root) not in Path("/proc/self/mountinfo").read_text()
-
-
-@pytest.fixture
-def hooks(tmp_path: Path) -> Path:
-    """The directory of hooks as it is packaged."""
-    directory = tmp_path / "hooks.d"
-    directory.mkdir()
-    (directory / "trimsfs.json").write_text(json.dumps(packaged("hooks.d/trimsfs.json")))
-    return directory
 
 
 def test_podman_runs_the_hook_where_there_is_the_annotation(
@@ -162,8 +143,9 @@ def test_a_stage_that_does_not_tell_the_process_is_refused(
     assert "stage createRuntime" in done.stderr + (log.read_text() if runtime == "crun" else "")
 
 
-def test_a_container_without_annotations_is_left_alone(own_root: Path, tmp_path: Path) -> None:
-    done = run_bundle("crun", bundle(tmp_path, own_root, "echo started"))
+@pytest.mark.parametrize("gpu", [None, "false"])
+def test_a_container_that_asks_for_nothing_is_left_alone(gpu: str | None, own_root: Path, tmp_path: Path) -> None:
+    done = run_bundle("crun", bundle(tmp_path, own_root, "echo started", gpu=gpu))
     assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
 
 

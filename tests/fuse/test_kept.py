@@ -6,6 +6,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,17 +16,22 @@ from tests.fuse import holding
 from tests.fuse.test_mounting import alive
 from tests.fuse.test_restart import serving
 from tests.fuse.test_service import Manager
-from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
+from tests.mounts import LAZY, MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from trimsfs.options import load_options, order_of
 
 
 def have_hold(mount: MountedStore, store: Path) -> None:
     """Have the server of a mount replaced by one that has its keeper hold a pipe."""
+    have_serve(holding, mount, store)
+
+
+def have_serve(program: ModuleType, mount: MountedStore, store: Path) -> None:
+    """Have the server of a mount replaced by another program."""
     facts = ask(mount.path, {"do": "status"}, timeout_s=5)
     places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
     options = load_options(places, environment={}).resolved(mount.path)
     order = order_of(mount.path, options, foreground=facts["foreground"])
-    order["server"] = [sys.executable, holding.__file__]
+    order["server"] = [sys.executable, str(program.__file__)]
     answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
     assert "error" not in answer, answer
 
@@ -116,3 +122,24 @@ def test_the_socket_outlives_a_keeper_that_is_killed_and_what_is_held_does_not(s
         assert not path.exists()
     finally:
         manager.close()
+
+
+def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path, tmp_path: Path) -> None:
+    with mounted(store, tmp_path) as first:
+        have_hold(first, store)
+        keeper = first.control()["keeper_pid"]
+        path = gpu_path(first.path)
+        with (first.path / "model").open("rb"):
+            assert trimsfs("umount", LAZY, first.path).returncode == 0
+            cache = tmp_path / "other"
+            second = mounted(store, tmp_path, "--cache-dir", str(cache))
+            with second:
+                have_hold(MountedStore(first.path, cache), store)
+                inode = path.stat().st_ino
+                os.kill(keeper, signal.SIGTERM)
+                wait_until(partial(ended, keeper), 30)
+                assert path.stat().st_ino == inode
+                pid, pipe = Client(path).answer()
+                os.close(pipe)
+                assert pid == serving(first) == first.control()["server_pid"]
+        assert not path.exists()

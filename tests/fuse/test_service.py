@@ -143,6 +143,9 @@ def test_service_that_is_killed_goes_on_with_the_same_mount(service: tuple[Path,
     manager.start(*command)
     manager.hear("READY=1")
     manager.hear("FDNAME=order")
+    mount = mount_at(mountpoint)
+    assert mount is not None
+    assert f'"device": "{mount.device}"' in os.pread(manager.stored["order"], 1 << 16, 0).decode()
     with (mountpoint / "model").open("rb", buffering=0) as file:
         mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         device = os.fstat(file.fileno()).st_dev

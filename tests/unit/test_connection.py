@@ -3,12 +3,16 @@
 import errno
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from mountctl import connection, logfile, mounting
 from mountctl.connection import Connection, memory_of
+from mountctl.mounting import Identity
+from mountctl.protocol import Mount
+from mountctl.server import Server
 
 
 @pytest.fixture
@@ -43,6 +47,76 @@ def test_only_a_file_that_its_sender_can_read_is_registered(flags: int, tmp_path
         os.close(file)
     ours.close()
     theirs.close()
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done to mounts and connections, by any way."""
+    done: list[str] = []
+    monkeypatch.setattr(mounting, "unmount", lambda mountpoint, lazy=False: done.append(f"unmount {mountpoint}"))
+    monkeypatch.setattr(mounting, "abort_device", lambda device: done.append(f"abort {device}"))
+    return done
+
+
+OURS = Identity("0:51", 7)
+
+
+@pytest.mark.parametrize(
+    ("there", "ours"),
+    [
+        (OURS, True),
+        (None, False),
+        (Identity("0:52", 8), False),
+        (Identity("0:51", 8), False),  # the number was free again
+        (Identity("0:51", None), True),
+    ],
+)
+def test_only_a_mount_of_its_own_is_unmounted(
+    there: Identity | None, ours: bool, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounting, "identify", lambda mountpoint: there)
+    held = Connection(
+        Path("/m"), source="", allow_other=True, stored={"fuse": os.open("/dev/null", os.O_RDWR)}, identity=OURS
+    )
+    assert (held.unmount() is None) == ours
+    held.close()
+    assert done == (["unmount /m"] * 2 if ours else [])
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_only_a_connection_that_lives_is_aborted(gone: bool, done: list[str]) -> None:
+    """Afterwards the kernel gives its number to others."""
+    read, write = os.pipe()
+    held = Connection(Path("/nowhere"), source="", allow_other=True, stored={"fuse": write}, identity=OURS)
+    if gone:
+        os.close(read)  # an error is polled, as of a connection without a file system
+    held.abort()
+    assert done == ([] if gone else ["abort 0:51"])
+    held.close()
+
+
+def test_what_is_no_trimsfs_mount_is_not_taken_for_one(tmp_path: Path) -> None:
+    assert mounting.identify(Path("/proc")) is None
+    assert not OURS.is_at(Path("/proc"))
+    assert not OURS.is_at(tmp_path)
+
+
+def test_what_a_server_sends_is_not_for_programs_started_later() -> None:
+    script = (
+        "import socket, sys; end = socket.socket(fileno=int(sys.argv[2])); "
+        'socket.send_fds(end, [b\'{"type": "mount"}\'], [0])'
+    )
+    server = Server({"server": [sys.executable, "-c", script]})
+    try:
+        server.channel.settimeout(30)
+        message, (descriptor,) = server.receive()
+        assert message == Mount()
+        assert not os.get_inheritable(descriptor)
+        os.close(descriptor)
+    finally:
+        server.kill()
+        server.wait(20)
+        server.channel.close()
 
 
 def test_servers_are_given_no_order(tmp_path: Path) -> None:

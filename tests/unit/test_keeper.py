@@ -194,6 +194,19 @@ def test_who_connects_and_says_nothing_is_let_go(
         assert end.recv(1) == b""
 
 
+def test_a_keeper_that_ends_late_leaves_the_next_ones_socket_alone(
+    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+) -> None:
+    path = tmp_path / "run/keeper.sock"
+    late = listening[0]
+    other = Operator(listening[1], lambda request, reply: None)
+    assert other.listen(Path("/models")) is None
+    late.close()
+    assert path.exists()
+    other.close()
+    assert not path.exists()
+
+
 def test_a_keeper_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(KeeperGoneError, match="is gone"):
         ask(tmp_path / "nowhere", {"do": "status"}, timeout_s=1)

@@ -297,6 +297,21 @@ def test_an_odd_path_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not odd.exists()
 
 
+@pytest.mark.parametrize("privileged", [False, True])
+def test_the_socket_of_a_later_mount_is_left_alone(
+    privileged: bool, keeping: Kept, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not privileged:
+        monkeypatch.setattr(sockets, "_bound_to", lambda listener: None)
+    ask(keeping, Listen())
+    later = Kept(MOUNTPOINT, Manager(), {})
+    ask(later, Listen())
+    keeping.close()
+    connected(path).close()
+    later.close()
+    assert not path.exists()
+
+
 # Another keeper
 
 
@@ -444,3 +459,19 @@ async def test_who_stops_waiting_for_an_answer_leaves_it_to_nobody_else(keeping:
         recalled = await server.recall(1)
         assert recalled is not None
         os.close(recalled)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+def test_a_stored_socket_whose_name_is_another_mounts_leaves_that_alone(
+    keeping: Kept, path: Path, manager: Manager
+) -> None:
+    _, (descriptor,) = ask(keeping, Listen())
+    stored = {LISTENER: os.dup(descriptor)}
+    later = Kept(MOUNTPOINT, Manager(), {})
+    ask(later, Listen())
+    successor = Kept(MOUNTPOINT, manager, stored)
+    assert len(ask(successor, Listen())[1]) == 1  # containers have the socket itself
+    successor.close()
+    connected(path).close()
+    later.close()
+    assert not path.exists()
