@@ -11,10 +11,14 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+_missing = ""
 try:
     from cuda.bindings import driver
 except ImportError:  # it is an extra
+    driver, _missing = None, "cuda-python is not installed: pip install 'trimsfs[cuda]'"
+except (OSError, RuntimeError) as error:  # without ldconfig it looks for libraries by a compiler, which writes files
     driver = None
+    _missing = f"cuda-python cannot be used: {error}: set TMPDIR to a directory that can be written to"
 
 LIBRARY = "libcuda.so.1"
 IPC_HANDLE_SIZE = 64
@@ -46,7 +50,7 @@ def load() -> None:
     Raises CudaUnavailableError.
     """
     if driver is None:
-        raise CudaUnavailableError("cuda-python is not installed: pip install 'trimsfs[cuda]'")
+        raise CudaUnavailableError(_missing)
     try:
         ctypes.CDLL(LIBRARY)
     except OSError as error:

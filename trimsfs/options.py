@@ -330,7 +330,7 @@ def _cause(name: str, error: ErrorDetails) -> str:
         "extra_forbidden": "there is no such option",
         "literal_error": f"must be {context.get('expected')}",
         "int_parsing": "is not a whole number",
-        "float_parsing": "is not a number",
+        "float_parsing": "is not a share such as 0.8" if name == "gpu_memory" else "is not a number",
         "finite_number": "must be finite",
         "bool_parsing": "must be true or false",
     }

@@ -2,13 +2,16 @@
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import trimsfs
 from tests.gpu.conftest import MODELS, TIMEOUT_S, GpuMount
 from tests.mounts import wait_until
 from tests.unit.formats.writers import ARRAYS
+from trimsfs import client
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])
 
@@ -61,6 +64,58 @@ tell([model.format, list(model.tensors), model.image.numpy().tobytes().decode(),
 """
     content = MODELS["notes.txt"].decode()
     assert gpu_mount.run(code, "notes.txt") == [[None, [], content, [len(content)]]]
+
+
+def test_a_link_from_elsewhere_leads_to_the_copy(gpu_mount: GpuMount, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(gpu_mount.mount.path / "model.safetensors")
+    (tmp_path / "directory").symlink_to(gpu_mount.mount.path)
+    for path in (tmp_path / "link", tmp_path / "directory/model.safetensors"):
+        code = f"tell(trimsfs.open({str(path)!r}).to('cuda').tensors['half'].numpy().tobytes().hex())"
+        assert gpu_mount.run(code) == [ARRAYS["half"].data.hex()]
+
+
+def test_a_file_that_is_bound_alone_has_no_copy(gpu_mount: GpuMount, tmp_path: Path) -> None:
+    (tmp_path / "model").touch()
+    bound = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/", "--bind"]
+    inside = """
+import json, sys, trimsfs
+try:
+    trimsfs.open(sys.argv[1]).to("cuda")
+except trimsfs.GpuError as error:
+    print(json.dumps(str(error)))
+"""
+    place = str(tmp_path / "model")
+    code = f"""
+import subprocess
+sys.exit(subprocess.call([*{bound}, path, {place!r}, sys.executable, "-c", {inside!r}, {place!r}]))
+"""
+    (told,) = gpu_mount.run(code)
+    assert told == f"{place}: only the file is here: have the directory that it is in brought here as well"
+
+
+def test_what_is_shown_of_it_and_what_is_no_array(gpu_mount: GpuMount) -> None:
+    code = """
+import numpy
+model = trimsfs.open(path).to("cuda")
+tensor = model.tensors["half"]
+tell([repr(model), repr(tensor)])
+for make in (numpy.asarray, numpy.array, lambda tensor: numpy.zeros(4) + tensor):
+    try:
+        make(tensor)
+    except TypeError as error:
+        tell(str(error))
+"""
+    shown, *errors = gpu_mount.run(code)
+    path = gpu_mount.mount.path / "model.safetensors"
+    assert shown[0] == f"DeviceModel({str(path)!r}, {len(ARRAYS) + 1} tensors, {gpu_mount.uuid(0)})"
+    assert shown[1].startswith("DeviceTensor('half', float16, [4], cuda:0, 0x")
+    assert errors == ["tensor 'half' is in a device's memory: numpy() copies it to the host's"] * 3
+
+
+def test_the_package_has_what_the_client_raises() -> None:
+    assert {"FormatError", "GpuError", "GpuFullError", "GpuLostError", "__version__", "open"} <= set(dir(trimsfs))
+    for name in ("FormatError", "GpuError", "GpuFullError", "GpuLostError", "open"):
+        assert getattr(trimsfs, name) is getattr(client, name)
 
 
 def test_parts_are_had_by_patterns(gpu_mount: GpuMount) -> None:

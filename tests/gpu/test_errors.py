@@ -29,6 +29,13 @@ TOLD: dict[str, Any] = {
     "token": "00",
     "tensors": [{"name": "a", "dtype": "int8", "shape": [2, 3], "offset": 256, "nbytes": 6}],
 }
+
+
+def tensor(**facts: object) -> dict[str, Any]:
+    """What is told of a copy of one tensor."""
+    return TOLD | {"tensors": [TOLD["tensors"][0] | facts]}
+
+
 TRY = """
 try:
     trimsfs.open(path).to(DEVICE)
@@ -121,6 +128,28 @@ def test_what_is_missing_is_named(model: Path, code: str, variables: dict[str, s
     assert message in json.loads(done.stdout)
 
 
+def test_a_process_without_a_place_for_temporary_files(gpu_mount: GpuMount) -> None:
+    assert gpu_mount.kernel is not None
+    variables = environment(gpu_mount.kernel) | {"TMPDIR": "/nowhere", "PYTHONPATH": str(ROOT)}
+    places = ["--ro-bind", "/", "/", "--proc", "/proc", "--chdir", "/"]
+    no_ldconfig = ["--ro-bind", "/dev/null", os.path.realpath("/sbin/ldconfig")]  # then a compiler is tried
+    code = PREAMBLE + TRY.replace("DEVICE", "0")
+    model = gpu_mount.mount.path / "model.safetensors"
+    done = subprocess.run(
+        ["bwrap", "--die-with-parent", *places, *no_ldconfig, sys.executable, "-c", code, model],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told.startswith("cuda-python cannot be used: ")
+    assert "No usable temporary directory" in told
+    assert told.endswith(": set TMPDIR to a directory that can be written to")
+
+
 # The control file
 
 
@@ -188,6 +217,14 @@ def test_the_name_of_a_control_file(model: Path, pattern: str | None, memory: st
         *("", "{", "[]", "null"),
         {**TOLD, "nbytes": 261},
         {**TOLD, "size": 511},
+        {**TOLD, "nbytes": -1, "tensors": []},
+        tensor(shape=[2**40, 3], dtype="float32"),
+        tensor(shape=[2, 2]),
+        tensor(shape=[-2, -3]),
+        tensor(shape=[-1], nbytes=-1),
+        tensor(shape=[0], nbytes=0, offset=-256),
+        tensor(shape=[0], nbytes=0, offset=4097),
+        tensor(dtype="q8_0", offset=-1),
         {name: value for name, value in TOLD.items() if name != "generation"},
         {**TOLD, "memory": "ipc", "ipc_handle": "00"},
         {**TOLD, "tensors": [{"name": "a"}]},
@@ -197,6 +234,22 @@ def test_an_offer_that_makes_no_sense(model: Path, told: object) -> None:
     offering(model, told)
     lease = take(model)
     assert "not understood" in error_of(lease.offer)
+    lease.close()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        tensor(dtype="q8_0", shape=[1, 32], nbytes=34),
+        tensor(dtype="float4_e2m1fn", shape=[11]),
+        tensor(shape=[0, 7], nbytes=0, offset=1024),
+        tensor(shape=[], nbytes=1),
+    ],
+)
+def test_an_offer_that_makes_sense(model: Path, told: object) -> None:
+    offering(model, told)
+    lease = take(model)
+    assert len(lease.offer().tensors) == 1
     lease.close()
 
 

@@ -6,12 +6,25 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from tests.gpu.conftest import TIMEOUT_S
 from tests.gpu.test_errors import error_of
-from trimsfs.client.gpu import sockets
+from trimsfs.client.gpu import GpuError, copies, sockets
+from trimsfs.client.gpu.leases import Lease, Offer
+
+OFFER: dict[str, Any] = {
+    "device": "GPU-0",
+    "generation": "1",
+    "memory": "vmm",
+    "size": 4096,
+    "nbytes": 512,
+    "format": None,
+    "tensors": (),
+    "token": "00",
+}
 
 
 class Answering:
@@ -84,6 +97,40 @@ def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes
     with Answering(tmp_path / "socket", answer) as server:
         assert message in error_of(lambda: sockets.receive(str(server.path), "00"), sockets.NotYetError)
     assert "has no socket" in error_of(lambda: sockets.receive("", "00"), sockets.NotYetError)
+
+
+def test_memory_of_another_size_than_was_told_is_not_mapped(tmp_path: Path) -> None:
+    before = open_files()
+    with Answering(tmp_path / "socket", b'{"size": 8192}', 1) as server:
+        told = Offer(**OFFER, socket=str(server.path))
+        assert "8192 bytes, and not 4096" in error_of(lambda: copies._mapped(told, 0))
+    assert open_files() == before
+
+
+class Beginning:
+    """The lease of a copy whose server has just begun: it tells the socket after a while."""
+
+    def __init__(self, after: int) -> None:
+        self.asked = 0
+        self._after = after
+
+    def offer(self) -> Offer:
+        self.asked += 1
+        return Offer(**OFFER, socket="/there" if self.asked > self._after else "")
+
+
+def test_a_server_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def received(path: str, token: str) -> Any:
+        if not path:
+            raise sockets.NotYetError("no socket")
+        raise GpuError(f"{path} with {token}")
+
+    monkeypatch.setattr(sockets, "receive", received)
+    lease = Beginning(5)
+    assert error_of(lambda: copies._mapped_soon(cast("Lease", lease), 0)) == "/there with 00"
+    assert lease.asked == 6
+    monkeypatch.setattr(copies, "PATIENCE_S", 0.1)
+    assert error_of(lambda: copies._mapped_soon(cast("Lease", Beginning(1000)), 0)) == "no socket"
 
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
         ("mode", "01777", "must be 777 or less"),
         ("retry_deadline", "0", "must be more than 0"),
         ("uid", str(1 << 32), "must be 4294967294 or less"),
+        ("gpu_memory", "80%", "is not a share such as 0.8"),
+        ("gpu_memory", "80", "must be 1 or less"),
     ],
 )
 def test_a_bound_is_told_in_the_unit_of_the_option(name: str, value: str, cause: str) -> None:

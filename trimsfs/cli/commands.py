@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from trimsfs.cli.control import control_directory, read_lines
-from trimsfs.cli.devices import VERIFY_GPU, Naming, verifying, warming
+from trimsfs.cli.devices import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.exits import fail, reported
 from trimsfs.errors import TrimsError
 
@@ -120,12 +120,12 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
 def _notes(command: str, path: Path, line: dict[str, Any]) -> list[str]:
     """What there is to say of a command that has succeeded."""
     notes = []
-    if command == VERIFY_GPU:
-        notes.append(f"{path}: {line['compared_copies']} copies compared, all as their files")
-    if line["left_out_files"]:
+    if command == VERIFY_GPU and "compared_copies" in line:  # not of a server of an earlier version
+        notes.append(f"{path}: {counted(line['compared_copies'], 'copy')} compared, no difference")
+    if line.get("left_out_files"):
         notes.append(
-            f"{path}: {line['left_out_files']} of {line['total_files']} files are of no known format and were left "
-            "out: name one to load it all the same"
+            f"{path}: left out {line['left_out_files']} of {line['total_files']} files, of no known format: name one "
+            "to load it all the same"
         )
     return notes
 

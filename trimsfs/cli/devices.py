@@ -122,7 +122,7 @@ def lines(gpu: dict[str, Any]) -> Iterator[str]:
             yield from (f"    {_lease(lease)}" for lease in copy["leases"])
             hidden = copy["leased"] - len(copy["leases"])
             if hidden:
-                yield f"    {_count(hidden, 'lease')} of others"
+                yield f"    {counted(hidden, 'lease')} of others"
 
 
 def _device(device: dict[str, Any]) -> str:
@@ -138,13 +138,14 @@ def _device(device: dict[str, Any]) -> str:
     return (
         f"{name}: {decimal(device['used_bytes'])} of {decimal(device['budget_bytes'])} "
         f"(of {decimal(device['total_bytes'])}), "
-        f"{_count(number('copies'), 'copy')}, {_count(number('leases'), 'lease')}, "
-        f"{_count(number('hits_total'), 'hit')}, {_count(number('loads_total'), 'load')}{rate}, "
-        f"{_count(number('evictions_total'), 'eviction')}"
+        f"{counted(number('copies'), 'copy')}, {counted(number('leases'), 'lease')}, "
+        f"{counted(number('hits_total'), 'hit')}, {counted(number('loads_total'), 'load')}{rate}, "
+        f"{counted(number('evictions_total'), 'eviction')}"
     )
 
 
-def _count(number: float, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
+    """So many of something, as in a sentence."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:.0f} {noun if number == 1 else plural}"
 
@@ -153,7 +154,7 @@ def _copy(copy: dict[str, Any], which: str) -> str:
     part = f", tensors {copy['tensors']}" if copy["tensors"] is not None else ""
     return (
         f"/{copy['path']}{which}{part}: {decimal(copy['bytes'])}, {copy['state']}, lent by {copy['memory']} "
-        f"to {copy['domain']}, {_count(copy['uses'], 'use')}"
+        f"to {copy['domain']}, {counted(copy['uses'], 'use')}"
     )
 
 

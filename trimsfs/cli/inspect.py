@@ -103,7 +103,7 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
         row = rows.setdefault(str(file if alone else file.parent), _Row())
         row.files += 1
         row.size += size
-        model = _current(file, here.get(key, []))
+        model = _current(file, here.get(key, [])) if "models" in info else info
         if model is not None:
             row.disk += model["residency"]["disk"]
             row.host += model["residency"]["host"] or 0
@@ -116,8 +116,8 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
 
 def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What is here of a file: of one that has been replaced in the store, of the content that it has now."""
-    if len(models) < 2:
-        return models[0] if models else None
+    if not models:
+        return None
     try:
         generation = os.getxattr(file, "user.trims.generation").decode()
     except OSError as error:
