@@ -281,7 +281,8 @@ class Commands:
                 progress.left_out_files += 1
 
     async def _verify_gpu(self, generation: Generation, progress: Progress) -> None:
-        progress.compared_copies += await self._gpu.compare(generation)
+        compared = await self._gpu.compare(generation)  # others count meanwhile
+        progress.compared_copies += compared
 
 
 def as_json(value: object) -> bytes:
