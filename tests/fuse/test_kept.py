@@ -124,6 +124,13 @@ def test_the_socket_outlives_a_keeper_that_is_killed_and_what_is_held_does_not(s
         manager.close()
 
 
+def answers(path: Path, mount: MountedStore) -> bool:
+    """Whether it is the server of a mount that answers at a socket."""
+    pid, pipe = Client(path).answer()
+    os.close(pipe)
+    return bool(pid == serving(mount) == mount.control()["server_pid"])
+
+
 def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path, tmp_path: Path) -> None:
     with mounted(store, tmp_path) as first:
         have_hold(first, store)
@@ -135,11 +142,10 @@ def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path
             second = mounted(store, tmp_path, "--cache-dir", str(cache))
             with second:
                 have_hold(MountedStore(first.path, cache), store)
+                wait_until(partial(answers, path, first), 20, tolerate=OSError)
                 inode = path.stat().st_ino
                 os.kill(keeper, signal.SIGTERM)
                 wait_until(partial(ended, keeper), 30)
                 assert path.stat().st_ino == inode
-                pid, pipe = Client(path).answer()
-                os.close(pipe)
-                assert pid == serving(first) == first.control()["server_pid"]
+                assert answers(path, first)
         assert not path.exists()
