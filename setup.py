@@ -28,6 +28,7 @@ setup(
         Extension(
             "trimsfs.client._native",
             sources=["trimsfs/client/_dlpack.c", "trimsfs/client/_fold.c", "trimsfs/client/_params.c"],
+            depends=["trimsfs/client/dlpack.h"],
             extra_compile_args=["-Wall", "-Wextra"],
         ),
     ]

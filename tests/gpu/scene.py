@@ -1,5 +1,6 @@
 """A mount with emulated GPUs, and programs that use them, for the length of a block."""
 
+import hashlib
 import json
 import os
 import select
@@ -18,6 +19,11 @@ from tests.mounts import MountedStore, mounted, wait_until
 MIB = 1 << 20
 ANSWER_TIMEOUT_S = 40
 HEADROOM = ("--gpu-headroom", "2MiB")
+
+
+def digest_of(store: Path, name: str) -> str:
+    """Of a file's content."""
+    return hashlib.sha256((store / name).read_bytes()).hexdigest()
 
 
 class Program:

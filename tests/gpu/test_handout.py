@@ -1,7 +1,6 @@
 """Copies on a GPU by path: every way to one leads to the same bytes, and only for who may have them."""
 
 import errno
-import hashlib
 import json
 import os
 import random
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.scene import MIB, Program, Scene, scene
+from tests.gpu.scene import MIB, Program, Scene, digest_of, scene
 from tests.mounts import wait_until
 
 SIZE = 5 * MIB + 12_345
@@ -27,10 +26,6 @@ def store(tmp_path: Path) -> Path:
         (store / name).write_bytes(random.Random(name).randbytes(SIZE))
     (store / "secret.bin").write_bytes(random.Random(1).randbytes(100_000))
     return store
-
-
-def digest_of(store: Path, name: str) -> str:
-    return hashlib.sha256((store / name).read_bytes()).hexdigest()
 
 
 def by_handle(scene: Scene, way: str, name: str = "net.bin") -> Program:

@@ -1,14 +1,13 @@
 """Room on a GPU: what makes way, what never does, and what is told when there is none."""
 
 import errno
-import hashlib
 import os
 import random
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.scene import MIB, scene
+from tests.gpu.scene import MIB, digest_of, scene
 from tests.mounts import trimsfs, wait_until
 from trimsfs.eviction import POLICIES
 
@@ -25,10 +24,6 @@ def store(tmp_path: Path) -> Path:
     for name in NAMES:
         (store / name).write_bytes(random.Random(name).randbytes(SIZE))
     return store
-
-
-def digest_of(store: Path, name: str) -> str:
-    return hashlib.sha256((store / name).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "never"])

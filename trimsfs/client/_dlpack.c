@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dlpack.h"
+
 #define MAJOR 1
 #define MINOR 1
 #define READ_ONLY 1
@@ -17,23 +19,7 @@
 static const char PLAIN[] = "dltensor";
 static const char VERSIONED[] = "dltensor_versioned";
 
-struct tensor {
-	void *data;
-	int32_t device, device_number;
-	int32_t dimensions;
-	uint8_t code, bits;
-	uint16_t lanes;
-	int64_t *shape, *strides;
-	uint64_t offset;
-};
-
-/* As of version 0, and as of version 1. */
-struct managed {
-	struct tensor tensor;
-	void *context;
-	void (*deleter)(struct managed *);
-};
-
+/* As of version 1. */
 struct versioned {
 	uint32_t major, minor;
 	void *context;

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dlpack.h"
+
 #define MAGIC 0x112
 #define ARRAY_V2 0xF993FAC9u
 #define DENSE 0
@@ -21,23 +23,6 @@ struct record {
 	uint64_t name, name_length;
 	int32_t dimensions;
 	uint8_t code, bits, unused[2];
-};
-
-/* Of DLPack, version 0. */
-struct tensor {
-	void *data;
-	int32_t device, device_number;
-	int32_t dimensions;
-	uint8_t code, bits;
-	uint16_t lanes;
-	int64_t *shape, *strides;
-	uint64_t offset;
-};
-
-struct managed {
-	struct tensor tensor;
-	void *context;
-	void (*deleter)(struct managed *);
 };
 
 /*

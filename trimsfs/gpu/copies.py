@@ -85,7 +85,7 @@ class GpuCopies:
             task_status.started()
             if self.unavailable is None:
                 await self._search()
-            else:
+            if self.unavailable is not None:
                 log.info("no copies on GPUs: %s", self.unavailable)
             await self._adopt_all()
             try:
@@ -99,7 +99,6 @@ class GpuCopies:
             found = await trio.to_thread.run_sync(cuda.devices)
         except CudaError as error:
             self.unavailable = str(error)
-            log.info("no copies on GPUs: %s", error)
         else:
             for device in map(Device, found):
                 log.info("device %s: %s, %d bytes", device.uuid, device.found.name, device.found.total)
@@ -195,13 +194,13 @@ class GpuCopies:
             self._waiting[uid] -= 1
 
     async def _found_or_begun(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
-        if pool.find(key) is None:
-            layout = await self._layout(generation, key.pattern)
-            if pool.find(key) is None:  # nobody else has begun meanwhile
-                return self._begin(pool, key, generation, layout)
         copy = pool.find(key)
-        assert copy is not None
-        if not chosen(copy.layout.tensors, key.pattern) and key.pattern is not None:
+        if copy is None:
+            layout = await self._layout(generation, key.pattern)
+            copy = pool.find(key)  # somebody else may have begun meanwhile
+            if copy is None:
+                return self._begin(pool, key, generation, layout)
+        if key.pattern is not None and not chosen(copy.layout.tensors, key.pattern):
             raise _no_tensor(generation, key.pattern)
         pool.counts.hits += 1
         return copy
@@ -317,14 +316,14 @@ class GpuCopies:
         for pool in self.pools.values():
             for copy in pool.of_file(generation.key):
                 if copy.in_use:
-                    raise InUseError(f"{generation.key} is in use on {copy.device}: it can be evicted once it is not")
+                    raise _in_use(copy)
 
     async def evict(self, generation: Generation) -> None:
         """Evict the copies of a file, whatever its generation. Raises InUseError when one is in use."""
         for pool in self.pools.values():
             for copy in pool.of_file(generation.key):
                 if not await pool.drop(copy):
-                    raise InUseError(f"{generation.key} is in use on {copy.device}: it can be evicted once it is not")
+                    raise _in_use(copy)
 
     async def compare(self, generation: Generation) -> int:
         """Compare all copies of a generation with the file, byte by byte. One that differs is lent to nobody anew.
@@ -374,6 +373,10 @@ class GpuCopies:
         token = generation.token(self._disk.store)
         found = {uuid: sum(copy.size for copy in pool.of(token) if copy.ready) for uuid, pool in self.pools.items()}
         return {uuid: size for uuid, size in found.items() if size}
+
+
+def _in_use(copy: Copy) -> InUseError:
+    return InUseError(f"{copy.generation.key} is in use on {copy.device}: it can be evicted once it is not")
 
 
 def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:
