@@ -274,9 +274,8 @@ class Filesystem:
                 self._replaced(inode)
             raise
         self._cold_opener.opened(blob, thread)
-        if thread:
-            self._sent_back.came(thread, inode.path)
         handle = self._handles.add_file(inode, blob)
+        self._sent_back.answering(thread, inode.path, handle)
         return Opened(handle=handle, cached=not passed_through(handle))
 
     async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
@@ -284,8 +283,9 @@ class Filesystem:
         if not self._residents.ready(blob):
             if not blob.backing_id and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
-            if not await self._cold_opener.fetch(blob, interruptible):
-                raise LookUpAgainError(inode.path)
+            with self._sent_back.coming(thread, inode.path):
+                if not await self._cold_opener.fetch(blob, interruptible):
+                    raise LookUpAgainError(inode.path)
         self._residents.opened(blob)
         self._passthrough_opens += 1
 
@@ -295,7 +295,8 @@ class Filesystem:
             raise ObjectChangedError(f"{inode.path} has been replaced")
         self._fetcher.hold(blob)
         try:
-            resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
+            with self._sent_back.coming(thread, inode.path):
+                resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
             if resident and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
         except BaseException:
@@ -306,6 +307,7 @@ class Filesystem:
     def opened(self, handle: int) -> None:
         """The kernel has got the handle of an open file or directory."""
         self._handles.taken(handle)
+        self._sent_back.answered(handle)
 
     def offered(self, handle: int, request: int) -> None:
         """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
@@ -364,6 +366,7 @@ class Filesystem:
     def release(self, handle: int) -> None:
         """The last reference to an open file, mappings included, or directory is gone."""
         file = self._handles.remove(handle)
+        self._sent_back.not_answered(handle)
         if file is None:
             return
         if not passed_through(handle):

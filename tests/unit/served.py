@@ -188,6 +188,7 @@ class Server:
     ) -> int:
         """Open an inode that was looked up before."""
         handle = (await self.filesystem.open(number, lambda: caller, interruptible, thread=thread)).handle
+        self.filesystem.opened(handle)
         self.handles.add(handle)
         return handle
 

@@ -1,5 +1,6 @@
 """What a keeper keeps of GPU copies for its servers; a pipe, with what has been written to it, stands for a copy."""
 
+import gc
 import json
 import os
 import resource
@@ -65,6 +66,12 @@ def keeping(path: Path, manager: Manager) -> Iterator[Kept]:
     found.close()
     assert open_descriptors() == before
     assert not path.exists()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage() -> None:
+    """What other tests have left and not closed is not closed while descriptors are counted here."""
+    gc.collect()
 
 
 def open_descriptors() -> set[str]:

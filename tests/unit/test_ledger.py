@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from tests.fakes import MemoryStore, as_store
 from trimsfs import ledger as ledgers
@@ -18,7 +20,7 @@ from trimsfs.handles import Handles
 from trimsfs.ledger import NOWHERE, Entry, Kind, Ledger
 from trimsfs.namespace import Kind as InodeKind
 from trimsfs.namespace import Namespace
-from trimsfs.sentback import SentBack
+from trimsfs.sentback import SENT_BACK_S, SentBack
 from trimsfs.types import Generation
 
 
@@ -251,5 +253,37 @@ async def test_an_open_is_sent_back_once_whichever_server_did_it(memory: int) ->
     after = SentBack(opened(memory))
     after.restore()
     assert not after.may(5, "dir/odd \udcff")
-    assert after.may(5, "dir/odd \udcff")
     assert after.may(6, "dir/odd \udcff")
+    after.answering(5, "dir/odd \udcff", 1)
+    after.answered(1)
+    assert after.may(5, "dir/odd \udcff")
+
+
+@pytest.mark.parametrize("late_s", [0.0, 30.0])
+async def test_a_server_that_dies_before_it_answers_leaves_the_next_to_know_what_was_sent_back(
+    memory: int, autojump_clock: MockClock, late_s: float
+) -> None:
+    del autojump_clock
+    first = SentBack(opened(memory))
+    assert first.may(5, "dir/file")
+    with first.coming(5, "dir/file"):
+        await trio.sleep(late_s)
+        assert first.may(6, "dir/other")  # which forgets what is old
+        assert not first.may(5, "dir/file")
+    first.answering(5, "dir/file", 1)
+    after = SentBack(opened(memory))
+    after.restore()
+    assert not after.may(5, "dir/file")
+
+
+async def test_what_does_not_come_back_is_forgotten(memory: int, autojump_clock: MockClock) -> None:
+    del autojump_clock
+    first = SentBack(opened(memory))
+    assert first.may(5, "dir/file")
+    first.answering(5, "dir/file", 1)
+    first.not_answered(1)
+    first.answered(1)
+    assert not first.may(5, "dir/file")
+    await trio.sleep(SENT_BACK_S)
+    assert first.may(6, "dir/file")
+    assert [entry.number for entry in opened(memory).taken(Kind.SENT_BACK)] == [6]
