@@ -176,6 +176,7 @@ class Fetcher:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
         if blob.complete:
             return
+        await trio.lowlevel.checkpoint_if_cancelled()  # who was cancelled while the blob was brought starts nothing
         prefetch = self._board.hold(blob)
         prefetch.wanted += 1
         prefetch.error = None
