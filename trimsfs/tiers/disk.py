@@ -296,6 +296,7 @@ class DiskTier:
         self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
         blob.digest = None if self.compares else ""
+        self._journal.compared(blob, None)
         await self._note(self.index.remove_chunks, blob.token, [chunk])
         return False
 
@@ -305,9 +306,12 @@ class DiskTier:
         self.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have this digest, as the store says; None when they are to be compared with it again."""
+        """All bytes of a blob have this digest, as the store says; None when they are to be compared with it again: that
+        is recorded at once."""
         blob.digest = digest
-        await self._note(self.index.set_digest, blob.token, digest)
+        self._journal.compared(blob, digest)
+        if digest is None:
+            await self.flush()
 
     async def scrubbed(self, blob: Blob) -> None:
         """What is on the disk of a blob is right."""

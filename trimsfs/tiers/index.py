@@ -187,10 +187,12 @@ class BlobIndex:
             )
             connection.execute("UPDATE checks SET digest = NULL WHERE token = ?", (token,))
 
-    def set_digest(self, token: str, digest: str | None) -> None:
-        """All bytes of a blob have this digest, as the store says; None when they are to be compared with it again."""
+    def set_digests(self, digests: Mapping[str, str | None]) -> None:
+        """What all bytes of blobs have, as the store says; None when they are to be compared with it again."""
         with self._transaction() as connection:
-            connection.execute(_SET_DIGEST, {"token": token, "digest": digest})
+            connection.executemany(
+                _SET_DIGEST, [{"token": token, "digest": digest} for token, digest in digests.items()]
+            )
 
     def scrubbed(self, token: str) -> None:
         """What is on the disk of a blob is right."""
