@@ -306,7 +306,7 @@ class DiskTier:
         self.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have this digest, as the store says; None when they are to be compared with it again: that
+        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
         is recorded at once."""
         blob.digest = digest
         self._journal.compared(blob, digest)
