@@ -83,7 +83,7 @@ def test_what_costs_least_is_taken() -> None:
     told = {f"Checksum{name.upper()}": base64.b64encode(value).decode() for name, value in BY_HAND.items()}
     digest = digest_of(head(**told))
     assert digest is not None
-    assert (digest.algorithm, digest.cheap) == ("crc64nvme", True)
+    assert (digest.algorithm, digest.at_once) == ("crc64nvme", True)
 
 
 @pytest.mark.parametrize("told", ["", "no base64!", "AAAA-x", "AAAA-"])
