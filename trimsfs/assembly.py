@@ -19,6 +19,7 @@ from trimsfs.fuse.session import invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
+from trimsfs.integrity import Integrity
 from trimsfs.keeper import Keeper, Turn
 from trimsfs.ledger import Ledger
 from trimsfs.mountinfo import holding
@@ -95,14 +96,26 @@ def assemble(
     disk.on_removed = residents.withdraw
     disk.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
-    sharing = Sharing(disk)
-    namespace = Namespace(
-        RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger
+    store = RetryingStore(raw_store, retrying)
+    integrity = Integrity(
+        disk,
+        fetcher,
+        pool,
+        retrying,
+        store.digest,
+        mode=options.digests,
+        scrub_interval_s=options.scrub_interval,
+        scrub_rate=options.scrub_rate,
     )
+    integrity.mender.withdraw = residents.withdraw
+    residents.approve = integrity.approve
+    sharing = Sharing(disk)
+    namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,
         "fetch": fetcher.statistics,
         "host": host.statistics,
+        "integrity": integrity.statistics,
         "names": namespace.statistics,
         "server": lambda: ServerStatistics(restarts=turn.restarts, started=started),
         "sharing": sharing.statistics,
@@ -136,9 +149,10 @@ def assemble(
         unavailable=no_gpu,
         in_memory=lies_on(disk.directory, "tmpfs"),
     )
+    integrity.mender.repaired = gpu.compare
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
-    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
     control = Control(
         disk,
         residents,
@@ -150,7 +164,7 @@ def assemble(
         metrics=metrics.renderer(sources),
         facts=facts,
     )
-    cold_opener = ColdOpener(disk, fetcher, residents, mode=options.cold_open)
+    cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)
     siblings = Siblings(namespace, disk, fetcher, residents)
     filesystem = Filesystem(
         namespace,
@@ -166,7 +180,7 @@ def assemble(
         invalidate=invalidate,
     )
     sources["files"] = filesystem.statistics
-    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run]
+    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run, integrity.run]
     if options.share_chunks:
         later.append(sharing.run)
     return Parts(

@@ -237,6 +237,11 @@ def owner(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_derived(key: str) -> bool:
+    """Whether a key is that of a derived blob, which no store has."""
+    return _KEY.fullmatch(key) is not None
+
+
 def _identity(model: Generation) -> str:
     return model.token("")
 

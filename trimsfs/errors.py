@@ -13,7 +13,8 @@
     ├── CacheError
     │   ├── CacheInUseError        another server holds the cache directory
     │   ├── CacheUnusableError     the cache directory cannot be used
-    │   └── CacheFullError         no room is left and nothing can be evicted
+    │   ├── CacheFullError         no room is left and nothing can be evicted
+    │   └── BlobDamagedError       a local copy that is not what the store has
     ├── NoSuchEntryError           a name that does not exist
     ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
@@ -83,6 +84,10 @@ class CacheUnusableError(CacheError):
 
 class CacheFullError(CacheError):
     """The cache has no room and nothing in it may be evicted."""
+
+
+class BlobDamagedError(CacheError):
+    """A local copy was not, or is not, what the store has."""
 
 
 class NoSuchEntryError(TrimsError):

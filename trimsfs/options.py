@@ -127,6 +127,17 @@ class MountOptions(BaseModel):
     share_chunks: bool = Field(
         False, description="Have models that are alike in part share disk blocks, where the cache's file system can."
     )
+    digests: Literal["auto", "wait", "off"] = Field(
+        "auto",
+        description="Whether models are compared with the digests that the store tells of them: auto: before they are "
+        "used where that costs little, else soon after; wait: always before; off: never.",
+    )
+    scrub_interval: Seconds = Field(
+        7 * 86400.0, description="Seconds after which what is on disk is checked again. 0: never."
+    )
+    scrub_rate: Annotated[ByteSize, Field(ge=1 << 16)] = Field(
+        ByteSize(32 << 20), description="Bytes a second that such checks read."
+    )
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
         description="Whether opening a model that is not here waits until it is; auto: if that takes 3 s at most.",

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import copier, fetcher_of, opened, until
+from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs import metrics
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
@@ -25,6 +25,7 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handles import BACKING_SHIFT
+from trimsfs.integrity import Digests, Integrity
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
@@ -151,6 +152,7 @@ class Server:
     residents: Residents
     control: Control
     derived: DerivedBlobs
+    integrity: Integrity
     filesystem: Filesystem
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
@@ -288,6 +290,8 @@ async def served(
     cold_open: ColdOpen = "stream",
     siblings: bool = False,
     deadline_s: float = 15.0,
+    digests: Digests = "auto",
+    scrub_interval_s: float = 0.0,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode."""
     options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
@@ -308,7 +312,12 @@ async def served(
         derived = DerivedBlobs(disk, residents, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
-        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+        integrity = integrity_of(
+            store, disk, fetcher, digests=digests, scrub_interval_s=scrub_interval_s, deadline_s=deadline_s
+        )
+        integrity.mender.withdraw = residents.withdraw
+        residents.approve = integrity.approve
+        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
         control = Control(
             disk,
             residents,
@@ -343,6 +352,7 @@ async def served(
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
         await nursery.start(commands.run)
+        nursery.start_soon(integrity.run)
         if siblings:
             await nursery.start(watching.run)
         server = Server(
@@ -354,6 +364,7 @@ async def served(
             residents=residents,
             control=control,
             derived=derived,
+            integrity=integrity,
             filesystem=filesystem,
             backing=backing,
             invalidated=invalidated,

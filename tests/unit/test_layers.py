@@ -52,6 +52,7 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
+        ("awscrt", "trimsfs.digests"),
         ("boto3", "trimsfs.stores.s3"),
         ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),

@@ -96,6 +96,8 @@ class DiskTier:
             os.close(self.lock_descriptor)
             raise
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
+        self.compares = False
+        """Whether blobs are compared with what the store says of them."""
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
@@ -136,6 +138,10 @@ class DiskTier:
         """The blob of this token, if it is open or was of late."""
         return self._blobs.get(token)
 
+    def whole(self) -> list[Blob]:
+        """The blobs that are open, or were of late, and of which all bytes can be served."""
+        return [blob for blob in self._blobs.values() if blob.attached and blob.complete]
+
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
         await self._settle()
@@ -173,6 +179,18 @@ class DiskTier:
             yield blob
         finally:
             self.release(blob)
+
+    @asynccontextmanager
+    async def looked_at(self, generation: Generation) -> AsyncIterator[Blob]:
+        """The blob of a generation, kept for the length of the block, which is no use of it."""
+        token = generation.token(self.store)
+        blob = self._blobs.get(token) or await self._bring(token, generation)
+        blob.users += 1
+        try:
+            yield blob
+        finally:
+            blob.users -= 1
+            self._released(blob)
 
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
@@ -221,6 +239,9 @@ class DiskTier:
         """The opposite of `acquire`."""
         blob.users -= 1
         self._journal.used(blob, 0)
+        self._released(blob)
+
+    def _released(self, blob: Blob) -> None:
         if blob.users == 0:
             self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
@@ -277,11 +298,43 @@ class DiskTier:
         self._corrupt += 1
         self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
+        blob.digest = None if self.compares else ""
+        self._journal.compared(blob, None)
+        await self._note(self.index.remove_chunks, blob.token, [chunk])
+        return False
+
+    def repaired(self, blob: Blob, record: ChunkRecord) -> None:
+        """The bytes of a chunk were wrong, and have been written anew."""
+        self._corrupt += 1
+        self.wrote(blob, record)
+
+    async def set_digest(self, blob: Blob, digest: str | None) -> None:
+        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
+        is recorded at once."""
+        blob.digest = digest
+        self._journal.compared(blob, digest)
+        if digest is None:
+            await self.flush()
+
+    async def scrubbed(self, blob: Blob) -> None:
+        """What is on the disk of a blob is right."""
+        await self._note(self.index.scrubbed, blob.token)
+
+    async def to_scrub(self, before: float) -> Generation | None:
+        """What has not been known to be right on the disk since a time, in seconds since the epoch."""
         try:
-            await self._threads.run(self.index.remove_chunks, blob.token, [chunk])
+            record = await self._threads.run(self.index.to_scrub, self.store, before)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return None
+        return None if record is None else record.generation
+
+    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> None:
+        """Write to the index what is no harm if it is lost."""
+        try:
+            await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
-        return False
 
     # Commands
 
@@ -388,6 +441,7 @@ class DiskTier:
     def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
         """A blob, and the bytes that the index wrongly believed to be in it."""
         blob = Blob(token, generation)
+        blob.digest = None if self.compares else ""
         lost = 0
         if generation.size == 0:
             return blob, lost
@@ -407,6 +461,7 @@ class DiskTier:
                 blob.pinned = loaded[0].pinned
                 if fitting:
                     blob.recall(loaded[1])
+                    blob.digest = loaded[0].digest if self.compares else ""
                     give_back(blob.fileno(), generation.size, loaded[1])
                 else:
                     self.index.remove_chunks(token, [record.chunk for record in loaded[1]])

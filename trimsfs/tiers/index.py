@@ -57,12 +57,18 @@ CREATE TABLE IF NOT EXISTS compared (
     family TEXT NOT NULL         -- is the same for blobs that were found to be related
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
+CREATE TABLE IF NOT EXISTS checks (
+    token TEXT PRIMARY KEY,
+    digest TEXT,                 -- all bytes have it, as the store says; empty: it says nothing
+    scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob as the index knows it; ``bytes`` is how much of it is on disk."""
+    """A blob as the index knows it; ``bytes`` is how much of it is on disk, ``digest`` as that of a `Residency`."""
 
     token: str
     generation: Generation
@@ -70,11 +76,12 @@ class BlobRecord:
     uses: int
     last_used: float
     bytes: int
+    digest: str | None
 
     @classmethod
     def empty(cls, token: str, generation: Generation) -> "BlobRecord":
         """The record of a generation of which nothing is here."""
-        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0)
+        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0, digest=None)
 
 
 class BlobIndex:
@@ -151,6 +158,9 @@ class BlobIndex:
                     time.time(),
                 ),
             )
+            connection.execute(
+                "INSERT OR REPLACE INTO checks (token, digest, scrubbed) VALUES (?, NULL, ?)", (token, time.time())
+            )
 
     def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
         """Record chunks whose bytes are written, not yet synced."""
@@ -175,6 +185,25 @@ class BlobIndex:
                 "DELETE FROM chunks WHERE token = ? AND chunk = ?",
                 [(token, chunk) for chunk in chunks],
             )
+            connection.execute("UPDATE checks SET digest = NULL WHERE token = ?", (token,))
+
+    def set_digests(self, digests: Mapping[str, str | None]) -> None:
+        """What all bytes of blobs have, as the store says; None when they are to be compared with it again."""
+        with self._transaction() as connection:
+            connection.executemany(
+                _SET_DIGEST, [{"token": token, "digest": digest} for token, digest in digests.items()]
+            )
+
+    def scrubbed(self, token: str) -> None:
+        """What is on the disk of a blob is right."""
+        with self._transaction() as connection:
+            connection.execute(_SCRUBBED, {"token": token, "now": time.time()})
+
+    def to_scrub(self, store: str, before: float) -> BlobRecord | None:
+        """The blob that was scrubbed longest ago, if that was before a time, in seconds since the epoch."""
+        with self._lock:
+            rows = self._connection.execute(_TO_SCRUB, (os.fsencode(store), before)).fetchall()
+        return _record(rows[0]) if rows else None
 
     def used(self, tokens: Mapping[str, int]) -> None:
         """The blobs were used now, so many times each, in this order."""
@@ -203,6 +232,7 @@ class BlobIndex:
             freed: int = sum(length for (length,) in rows)
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
             connection.execute("DELETE FROM compared WHERE token = ?", (token,))
+            connection.execute("DELETE FROM checks WHERE token = ?", (token,))
         return freed
 
     def evictable(self, store: str) -> list[Evictable]:
@@ -320,7 +350,21 @@ class BlobIndex:
 
 _SELECT = (
     "SELECT token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
-    "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) FROM blobs"
+    "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS present, "
+    "(SELECT digest FROM checks WHERE token = blobs.token) FROM blobs"
+)
+
+_SET_DIGEST = (
+    "INSERT INTO checks (token, digest, scrubbed) SELECT token, :digest, 0 FROM blobs WHERE token = :token "
+    "ON CONFLICT (token) DO UPDATE SET digest = excluded.digest"
+)
+_SCRUBBED = (
+    "INSERT INTO checks (token, scrubbed) SELECT token, :now FROM blobs WHERE token = :token "
+    "ON CONFLICT (token) DO UPDATE SET scrubbed = excluded.scrubbed"
+)
+_TO_SCRUB = (
+    f"{_SELECT} LEFT JOIN checks USING (token) WHERE store = ? AND present > 0 AND coalesce(scrubbed, 0) < ? "
+    "ORDER BY coalesce(scrubbed, 0) LIMIT 1"
 )
 
 _UNCOMPARED = (
@@ -344,7 +388,7 @@ _OF_SAME_SIZE = (
 
 
 def _record(row: Sequence[Any]) -> BlobRecord:
-    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present = row
+    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present, digest = row
     return BlobRecord(
         token=token,
         generation=Generation(
@@ -358,6 +402,7 @@ def _record(row: Sequence[Any]) -> BlobRecord:
         uses=uses,
         last_used=last_used,
         bytes=present,
+        digest=digest,
     )
 
 

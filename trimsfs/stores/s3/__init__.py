@@ -3,16 +3,20 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar
 
+import botocore.exceptions
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
 from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
 
@@ -23,6 +27,8 @@ KEY_MAX = 1024
 """Bytes in the longest key that S3 knows."""
 PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
+SMALL = 8 << 20
+"""Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
 
@@ -82,6 +88,13 @@ class S3Store:
             partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
         )
 
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        likely = None if certain else digest_by_etag(generation.etag)
+        if likely is not None and not likely.parts and generation.size <= SMALL:
+            return likely  # which takes no request
+        digest = await self._ask(partial(self._digest, generation), generation.key)
+        return None if certain and digest is not None and not digest.certain else digest
+
     async def aclose(self) -> None:
         self._client.close()
 
@@ -133,16 +146,26 @@ class S3Store:
             version_id=_version(answer.get("VersionId")),
         )
 
+    def _digest(self, generation: Generation) -> Digest | None:
+        head = partial(
+            self._client.head_object, Bucket=self._bucket, Key=self._prefix + generation.key, **_condition(generation)
+        )
+        digest = digest_of(head(ChecksumMode="ENABLED"))
+        if digest is None or not digest.parts:
+            return digest
+        try:
+            first = head(PartNumber=1)["ContentLength"]
+        except botocore.exceptions.ClientError:
+            return digest  # this server knows no parts
+        return digest if first >= generation.size else replace(digest, part_size=first)
+
     def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         last = offset + length - 1
-        condition: _Condition = {"IfMatch": generation.etag}
-        if generation.version_id is not None:
-            condition["VersionId"] = generation.version_id
         answer = self._client.get_object(
             Bucket=self._bucket,
             Key=self._prefix + generation.key,
             Range=f"bytes={offset}-{last}",
-            **condition,
+            **_condition(generation),
         )
         body: Any = answer["Body"]
         with closing(body):
@@ -173,6 +196,14 @@ class S3Store:
                 if done - mark < elapsed * SLOWEST_RATE:
                     raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
                 mark, marked = done, time.monotonic()
+
+
+def _condition(generation: Generation) -> _Condition:
+    """What keeps the bytes of two contents of a key apart."""
+    condition: _Condition = {"IfMatch": generation.etag}
+    if generation.version_id is not None:
+        condition["VersionId"] = generation.version_id
+    return condition
 
 
 def _possible(key: str) -> bool:
