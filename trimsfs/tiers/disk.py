@@ -21,6 +21,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.leftovers import Leftovers, give_back
 from trimsfs.tiers.lock import lock_directory, sign
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
@@ -106,6 +107,7 @@ class DiskTier:
         self._lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
+        self._leftovers = Leftovers(self.index, self._blob_directory)
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._evict_token)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
@@ -142,8 +144,9 @@ class DiskTier:
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
-        await self._remove_orphans()
+        await self._settle()
         await self._room.keep()
+        await self._sync_left()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
@@ -459,6 +462,7 @@ class DiskTier:
                 if fitting:
                     blob.recall(loaded[1])
                     blob.digest = loaded[0].digest if self.compares else ""
+                    give_back(blob.fileno(), generation.size, loaded[1])
                 else:
                     self.index.remove_chunks(token, [record.chunk for record in loaded[1]])
                     lost = loaded[0].bytes
@@ -475,17 +479,24 @@ class DiskTier:
         """The file of a blob, whether or not it is there."""
         return self._blob_directory / token[:2] / token
 
-    async def _remove_orphans(self) -> None:
-        """Remove files that no row of the index names: what a crash between the two steps of an eviction leaves."""
+    async def _settle(self) -> None:
+        """Make files and index agree: what a crash between the steps of a change leaves."""
         try:
-            for directory in await self._threads.run(lambda: list(self._blob_directory.iterdir())):
+            for group in await self._threads.run(self._leftovers.groups):
                 async with self._lock:
-                    await self._threads.run(self._sweep, directory)
+                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
+                        self._budget.add(key, -lost)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
 
-    def _sweep(self, directory: Path) -> None:
-        for path in directory.iterdir():
-            if not self.index.has(path.name):
-                log.info("removing %s: not in the index", path)
-                path.unlink()
+    async def _sync_left(self) -> None:
+        """Bring to the disk what an earlier server was about to: the next boot would forget it."""
+        try:
+            for token in await self._threads.run(self.index.unsynced):
+                loaded = await self._threads.run(self.index.load, token)
+                if loaded is not None:  # else it has been evicted meanwhile
+                    blob = await self._bring(token, loaded[0].generation)
+                    self._journal.left(blob, await self._threads.run(self.index.unsynced_chunks, token))
+                    await self._journal.sync()
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
