@@ -11,7 +11,7 @@ import trio
 
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
@@ -21,6 +21,8 @@ T = TypeVar("T")
 METADATA_THREADS = 8
 KEY_MAX = 1024
 """Bytes in the longest key that S3 knows."""
+VERSION_MAX = 1024
+"""Characters in the longest version id that S3 knows."""
 PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
 SLOWEST_RATE = 64 * 1024
@@ -183,10 +185,14 @@ def _possible(key: str) -> bool:
         return False
 
 
-def _seconds(moment: datetime) -> int:
+def _seconds(modified: datetime) -> int:
     """A time in nanoseconds, but of whole seconds: some servers tell more in listings than of an object."""
-    return int(moment.timestamp()) * 1_000_000_000
+    return moment(int(modified.timestamp()) * 1_000_000_000)
 
 
 def _version(value: str | None) -> str | None:
-    return None if value in {None, "null"} else value
+    if value is None or value == "null":
+        return None
+    if len(value) > VERSION_MAX or not value.isprintable():
+        raise ValueError("a version id that is none")
+    return value
