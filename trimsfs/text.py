@@ -10,7 +10,7 @@ def printable(text: str) -> str:
     """Text as one line that does nothing to a terminal: characters that are not shown as themselves are escaped."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 class LineFormatter(logging.Formatter):

@@ -1,5 +1,6 @@
 """An S3 bucket, or a prefix of one, as a store. The only home of boto3."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,7 +13,7 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.client import CONNECT_TIMEOUT_S, make_client
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
 
@@ -79,10 +80,19 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        read = partial(self._read, generation, offset, length, sink)
-        return await trio.to_thread.run_sync(
-            partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
-        )
+        # While the head of an answer drips in, no piece of a body is late.
+        timeout_s = CONNECT_TIMEOUT_S + 2 * self._stall_timeout_s
+
+        def begins() -> bool:
+            scope.deadline = math.inf
+            return not scope.cancel_called
+
+        read = partial(self._read, generation, offset, length, sink, partial(trio.from_thread.run_sync, begins))
+        with trio.move_on_after(timeout_s) as scope:
+            return await trio.to_thread.run_sync(
+                partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
+            )
+        raise StoreStalledError(f"{generation.key}: no answer in {timeout_s:g} s")
 
     async def aclose(self) -> None:
         self._client.close()
@@ -135,7 +145,10 @@ class S3Store:
             version_id=_version(answer.get("VersionId")),
         )
 
-    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+    def _read(
+        self, generation: Generation, offset: int, length: int, sink: Sink, begins: Callable[[], bool]
+    ) -> str | None:
+        """Read a range; *begins* hears when there is an answer, and tells whether somebody still wants it."""
         last = offset + length - 1
         condition: _Condition = {"IfMatch": generation.etag}
         if generation.version_id is not None:
@@ -148,6 +161,8 @@ class S3Store:
         )
         body: Any = answer["Body"]
         with closing(body):
+            if not begins():
+                raise StoreStalledError("too late")
             expected, sent = f"bytes {offset}-{last}/{generation.size}", answer.get("ContentRange")
             if sent != expected:
                 raise TransientStoreError(f"asked for {expected}, was sent {sent or 'no range'}")
