@@ -12,8 +12,8 @@ from trimsfs.errors import StoreStalledError, TransientStoreError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-ANSWER_LIMIT = 16 << 20
-"""Bytes of the longest answer: 1000 names of 1024 bytes, each of which may be written as three, fit in twice."""
+ANSWER_LIMIT = 4 << 20
+"""Bytes of the longest answer: 1000 names of 1024 bytes, each of which may be written as three, fit in."""
 _PIECE = 1 << 16
 
 
