@@ -44,6 +44,7 @@ from trimsfs.keeper import stand_by, tell_failure
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server import serve
 from trimsfs.stores import Store, open_store
+from trimsfs.text import LineFormatter
 from trimsfs.transfer import Copier
 from trimsfs.workers import Spawner
 
@@ -57,7 +58,10 @@ DEVICES = Path("/dev")
 
 def _configure_logging(options: MountOptions) -> None:
     """Log to what the keeper logs to: a file that is its to open, and to keep short, or a terminal."""
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
+    sys.excepthook = lambda *raised: log.critical("ended by a defect", exc_info=raised)
     for name in ("boto3", "botocore", "urllib3"):
         # They log headers, signatures among them, at debug.
         logging.getLogger(name).setLevel(logging.WARNING)
