@@ -32,6 +32,7 @@ from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
@@ -306,7 +307,8 @@ async def served(
         disk.on_removed = residents.withdraw
         disk.load_cost = fetcher.load_cost
         fetcher.completed = residents.announce
-        namespace = Namespace(as_store(store), ttl_s=ttl_s)
+        names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
+        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store))
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
             "fetch": fetcher.statistics,

@@ -1,6 +1,5 @@
 """An S3 bucket, or a prefix of one, as a store. The only home of boto3."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
