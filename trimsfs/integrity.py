@@ -79,7 +79,7 @@ class Integrity:
         self._mode = mode
         self._scrub_interval_s = scrub_interval_s
         self._scrub_rate = scrub_rate
-        disk.compares = mode != "off"
+        disk.files.compares = mode != "off"
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)

@@ -70,7 +70,7 @@ async def check_at_rest(server: Server) -> None:
             blob = disk.known(here.token)
             if blob is None or blob.states[record.chunk] == ChunkState.VERIFIED:
                 # What an earlier server left may be damaged: it is checked before its first use.
-                with disk.path(here.token).open("rb") as file:
+                with disk.files.path(here.token).open("rb") as file:
                     file.seek(start)
                     assert file.read(record.length) == content[start:stop], f"{here.generation.key} is wrong on disk"
     for blob in disk._blobs.values():
