@@ -176,6 +176,8 @@ class Integrity:
         same = await self._has(blob, expected)
         changed = 0
         for _ in range(MOST_ATTEMPTS):
+            if blob.doubt is not None:
+                return False
             if same is not False or not self._here(blob):
                 break
             self._differing += 1
@@ -221,7 +223,7 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            log.error("%s: cannot be read: %s", blob.generation.key, error)
+            self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
         return None if expected.parts and expected.part_size is None else False
