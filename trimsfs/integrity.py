@@ -288,13 +288,15 @@ class Integrity:
     async def _scrub(self) -> None:
         while True:
             generation = await self._disk.to_scrub(time.time() - self._scrub_interval_s)
-            if generation is None:
+            if generation is None or not await self._scrub_one(generation):
                 await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
-                continue
-            async with self._disk.looked_at(generation) as blob:
-                if blob.attached:
-                    await self.mender.check(blob, rate=self._scrub_rate)
-                await self._disk.scrubbed(blob)
+
+    async def _scrub_one(self, generation: Generation) -> bool:
+        """Check what is on the disk of a generation; whether that could be recorded."""
+        async with self._disk.looked_at(generation) as blob:
+            if blob.attached:
+                await self.mender.check(blob, rate=self._scrub_rate)
+            return await self._disk.scrubbed(blob)
 
 
 async def _unsigned(_generation: Generation) -> Digest | None:

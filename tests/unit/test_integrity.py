@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -329,6 +330,19 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
         assert (await server.info("a"))["uses"] == uses
         assert os.stat(file).st_size == len(content)
         assert store.reads("a").count(0) == 2
+
+
+async def test_scrubbing_rests_when_it_cannot_record_what_it_has_done(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr("trimsfs.tiers.index.BlobIndex.scrubbed", fails)
+    async with serving(scrub_interval_s=0.2) as server:
+        server.release(await opened(server))
+        await trio.sleep(1)
+    assert 1 <= sum("readonly database" in message for message in caplog.messages) <= 5
 
 
 async def test_scrubbing_keeps_to_its_rate(
