@@ -15,7 +15,7 @@ from typing import Literal
 
 import trio
 
-from trimsfs.derived import is_derived
+from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
 from trimsfs.errors import BlobDamagedError, CacheError, InUseError, StoreError, TrimsError
 from trimsfs.fetch import Fetcher
@@ -79,7 +79,9 @@ class Integrity:
         self._mode = mode
         self._scrub_interval_s = scrub_interval_s
         self._scrub_rate = scrub_rate
-        disk.compares = mode != "off"
+        disk.files.compares = mode != "off"
+        self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
+        """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
@@ -128,15 +130,15 @@ class Integrity:
         if expected is None:
             await self._disk.set_digest(blob, "")
             return True
-        if self._mode == "wait" or expected.cheap or blob.generation.size <= SMALL:
-            return await self._compare(blob, expected)
+        if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
+            return await self.compare(blob, expected)
         self._put_off(blob)
         return True
 
     async def _expected(self, generation: Generation) -> Digest | None:
-        if is_derived(generation.key):
+        if model_key(generation.key) is not None:
             return None
-        return await self._ask_digest(generation, certain=self._misled)
+        return await self.signed(generation) or await self._ask_digest(generation, certain=self._misled)
 
     def _put_off(self, blob: Blob) -> None:
         self._later[blob.token] = blob
@@ -150,7 +152,7 @@ class Integrity:
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
-                except StoreError as error:
+                except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
                     self._comes_later.set()
@@ -162,28 +164,28 @@ class Integrity:
         if expected is None:
             await self._disk.set_digest(blob, "")
         elif self._here(blob):
-            await self._compare(blob, expected)
+            await self.compare(blob, expected)
 
     def _here(self, blob: Blob) -> bool:
         """Whether a blob is still that of its generation, and whole."""
         return self._disk.known(blob.token) is blob and blob.attached and blob.complete
 
-    async def _compare(self, blob: Blob, expected: Digest) -> bool:
-        """Compare a blob with what the store says of it, and mend it if it differs; whether it may be read."""
+    async def compare(self, blob: Blob, expected: Digest) -> bool:
+        """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
         key = blob.generation.key
         same = await self._has(blob, expected)
         changed = 0
         for _ in range(MOST_ATTEMPTS):
+            if blob.doubt is not None:
+                return False
             if same is not False or not self._here(blob):
                 break
             self._differing += 1
-            log.warning("%s: differs from the store's digest %s: fetching it again", key, expected)
+            log.warning("%s: has not the digest %s: fetching it again", key, expected)
             try:
                 changed = await self.mender.fetch_again(blob)
             except (StoreError, OSError) as error:
-                self._doubt(
-                    blob, BlobDamagedError(f"{key}: differs from the store's digest, and cannot be had: {error}")
-                )
+                self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
                 return False
             if not changed:
                 break
@@ -221,7 +223,7 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            log.error("%s: cannot be read: %s", blob.generation.key, error)
+            self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
         return None if expected.parts and expected.part_size is None else False
@@ -293,6 +295,11 @@ class Integrity:
                 if blob.attached:
                     await self.mender.check(blob, rate=self._scrub_rate)
                 await self._disk.scrubbed(blob)
+
+
+async def _unsigned(_generation: Generation) -> Digest | None:
+    """Nothing has been signed."""
+    return None
 
 
 def _records(blob: Blob) -> Iterator[ChunkRecord]:

@@ -1,5 +1,6 @@
 """What is wrong is found and fetched again; what cannot be mended, nobody gets."""
 
+import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -144,6 +145,22 @@ async def test_what_goes_wrong_again_and_again_is_given_to_nobody(
     store._corruptions.clear()
     handle = await opened(server)
     assert await server.read(handle) == content
+
+
+async def test_a_copy_that_cannot_be_read_is_given_to_nobody(
+    server: Server, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    store.digests["a"] = digest_of(content, "crc64nvme")
+    with monkeypatch.context() as patch:
+        patch.setattr("trimsfs.transfer.compute", fails)
+        with pytest.raises(BlobDamagedError, match=r"a: cannot be read from the cache: .*Input/output error"):
+            await server.open("a")
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+    assert await server.read(await opened(server)) == content
+    assert (await server.attribute("a", "digest") or "").startswith("crc64nvme:")
 
 
 async def test_a_digest_that_is_none_is_not_held_against_the_object(
