@@ -1,5 +1,6 @@
 """Servers killed, and hosts that lose power, at every point at which something is written."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -139,7 +140,7 @@ class Crashes:
             self.pinned.discard(name)
 
 
-@pytest.mark.parametrize(("crashes", "seed"), [(5, 1), *(pytest.param(60, seed, marks=slow) for seed in (2, 3))])
+@pytest.mark.parametrize(("crashes", "seed"), [(3, 1), *(pytest.param(60, seed, marks=slow) for seed in (2, 3))])
 @pytest.mark.timeout(900)
 def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
     crashes: int, seed: int, store: Path, tmp_path: Path, survived: Survived
@@ -158,8 +159,10 @@ def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
             finally:
                 report = readers.stop()
             assert "Traceback" not in mount.log()
-            for pid in ("keeper_pid", "server_pid"):
-                os.kill(int(str(keeper(mount)[pid])), signal.SIGKILL)
+            facts = keeper(mount)
+            for pid in (facts["keeper_pid"], facts["server_pid"]):
+                with contextlib.suppress(ProcessLookupError):  # a server ends with its keeper
+                    os.kill(int(str(pid)), signal.SIGKILL)
             unmount(mount.path)
         pins = {row.key for row in recorded(tmp_path / "cache").values() if row.pinned}
         assert crashing.pinned <= pins
