@@ -49,7 +49,8 @@ class FaultReader:
         with self._putting_up_with(tolerated), self.report.timing("ls"):
             listed = set(os.listdir(self._mount / directory))
             expected = {one for one in self._objects.names(f"{directory}/") if one not in self._fleeting}
-            self._compare("ls", directory, {os.path.basename(one) for one in expected} <= listed)
+            lost = {os.path.basename(one) for one in expected} - listed
+            self._compare("ls", f"{directory} without {lost}", not lost)
         with self._putting_up_with(FAILURES | {errno.ENOENT}), self.report.timing("ask"):
             os.stat(self._mount / directory / f"absent-{os.getpid()}-{self.report.operations}")
             self._compare("ask", "absent", right=False)
@@ -79,15 +80,26 @@ class FaultReader:
 
     def _read(self, name: str, descriptor: int, size: int) -> None:
         offset = self._draw.randrange(size)
-        with self.report.timing("read"):
-            found = os.pread(descriptor, PIECE, offset)
-        self._compare("read", name, found == self._objects.expected(name, size, offset, PIECE))
+        wanted, found = min(PIECE, size - offset), b""
+        while len(found) < wanted:  # what fails in the midst of a read ends it early, and the next one tells
+            with self.report.timing("read"):
+                more = os.pread(descriptor, wanted - len(found), offset + len(found))
+            if not more:
+                break
+            found += more
+        self._check("read", name, size, offset, found)
 
     def _map(self, name: str, descriptor: int, size: int) -> None:
         offset = self._draw.randrange(size)
         with self.report.timing("mmap"), closing(mmap.mmap(descriptor, size, prot=mmap.PROT_READ)) as mapping:
             found = mapping[offset : offset + PIECE]
-        self._compare("mmap", name, found == self._objects.expected(name, size, offset, PIECE))
+        self._check("mmap", name, size, offset, found)
+
+    def _check(self, kind: str, name: str, size: int, offset: int, found: bytes) -> None:
+        expected = self._objects.expected(name, size, offset, PIECE)
+        if found != expected:
+            told = "no such version" if expected is None else first_difference(found, expected)
+            self._compare(kind, f"{name} of {size} bytes at {offset}: {told}", right=False)
 
     def _compare(self, kind: str, name: str, right: bool) -> None:
         if not right:
@@ -108,3 +120,11 @@ class FaultReader:
                 raise
             if error.errno != errno.ENOENT:
                 self.report.errnos[errno.errorcode[error.errno]] += 1
+
+
+def first_difference(found: bytes, expected: bytes) -> str:
+    """Where and how bytes differ, for who has to find out why."""
+    pairs = enumerate(zip(found, expected, strict=False))
+    at = next((number for number, (one, other) in pairs if one != other), min(len(found), len(expected)))
+    sizes = f"{len(found)} for {len(expected)} bytes"
+    return f"{sizes}, from {at} on {found[at : at + 8].hex()} for {expected[at : at + 8].hex()}"
