@@ -33,8 +33,8 @@ class Report:
     wrong: list[str] = field(default_factory=list)
     worst_s: dict[str, float] = field(default_factory=dict)
 
-    def errnos(self) -> Counter[str]:
-        """How often each errno was met, by its name; what is no error of the system is counted as a defect."""
+    def unexpected(self) -> Counter[str]:
+        """How often each errno was met that is not put up with, by its name; what is no error of the system is a defect."""
         numbers = [re.search(r"Error: \[Errno (\d+)\]", text) for text in self.errors]
         return Counter("defect" if match is None else errno.errorcode[int(match[1])] for match in numbers)
 
