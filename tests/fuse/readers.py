@@ -34,7 +34,7 @@ class Report:
     worst_s: dict[str, float] = field(default_factory=dict)
 
     def unexpected(self) -> Counter[str]:
-        """How often each errno was met that is not put up with, by its name; what is no error of the system is a defect."""
+        """How often each errno was met that is not put up with; what is no error of the system is a defect."""
         numbers = [re.search(r"Error: \[Errno (\d+)\]", text) for text in self.errors]
         return Counter("defect" if match is None else errno.errorcode[int(match[1])] for match in numbers)
 
