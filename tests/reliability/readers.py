@@ -20,8 +20,8 @@ KEPT = 4
 class FaultReader:
     """Reads objects at random and compares every byte with the version that the file had when it was opened.
 
-    *firm* are here before anything goes wrong: they are mapped as well, and no error is put up with. *shaky* may fail
-    for a while, but never be absent; *fleeting* are deleted at times.
+    *firm* are here before anything goes wrong: they are mapped as well, and no error is put up with, nor of listings of
+    them if they are *listed*. *shaky* may fail for a while, but never be absent; *fleeting* are deleted at times.
     """
 
     def __init__(
@@ -33,12 +33,14 @@ class FaultReader:
         firm: Sequence[str] = (),
         shaky: Sequence[str] = (),
         fleeting: Sequence[str] = (),
+        listed: bool = True,
     ) -> None:
         self._mount = mount
         self._objects = objects
         self._draw = random.Random(seed)
         self._names = [*firm, *shaky, *fleeting]
         self._firm, self._fleeting = frozenset(firm), frozenset(fleeting)
+        self._listed = listed
         self._kept: list[tuple[str, int, int]] = []
         self.report = Report()
 
@@ -46,7 +48,7 @@ class FaultReader:
         """One of each operation on one object, and a read of what has been open for longer."""
         name = self._draw.choice(self._names)
         directory, tolerated = os.path.dirname(name), self._tolerated(name)
-        with self._putting_up_with(tolerated), self.report.timing("ls"):
+        with self._putting_up_with(tolerated if self._listed else FAILURES), self.report.timing("ls"):
             listed = set(os.listdir(self._mount / directory))
             expected = {one for one in self._objects.names(f"{directory}/") if one not in self._fleeting}
             lost = {os.path.basename(one) for one in expected} - listed
