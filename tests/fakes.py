@@ -67,8 +67,9 @@ class MemoryStore:
     """Objects by key, each with its history: a version that has an id can be read after it was replaced or deleted.
 
     ``requests`` holds every call in the order of their starts, ``fetched`` the bytes given by (key, offset) to
-    the reads that succeeded. A store that is not *streaming* passes wrong bytes on in a read that fails; one that is
-    reads in another thread, so that what lands may be told at once. ``digests`` are what it tells of objects by key.
+    the reads that succeeded, ``contents`` all that was ever put by (key, ETag). A store that is not *streaming* passes
+    wrong bytes on in a read that fails; one that is reads in another thread, so that what lands may be told at once.
+    ``digests`` are what it tells of objects by key.
     """
 
     def __init__(
@@ -77,13 +78,13 @@ class MemoryStore:
         self._identity = identity
         self._streaming = streaming
         self._current: dict[str, Generation] = {}
-        self._contents: dict[tuple[str, str], bytes] = {}
         self._versions: dict[tuple[str, str], Generation] = {}
         self._rules: list[_Rule] = []
         self._arrivals = trio.Event()
         self._clock = 0
         self.digests: dict[str, Digest] = {}
         self._corruptions: Counter[tuple[str, int]] = Counter()
+        self.contents: dict[tuple[str, str], bytes] = {}
         self.requests: list[Request] = []
         self.fetched: Counter[tuple[str, int]] = Counter()
         self.under_way = 0
@@ -105,7 +106,7 @@ class MemoryStore:
             version_id=version_id,
         )
         self._current[key] = generation
-        self._contents[key, generation.etag] = content
+        self.contents[key, generation.etag] = content
         if version_id is not None:
             self._versions[key, version_id] = generation
         return generation
@@ -239,7 +240,7 @@ class MemoryStore:
         try:
             async with self._serving(request) as rules:
                 held = self._held(generation)
-                content = self._corrupted(key, self._contents[key, held.etag], offset, offset + length)
+                content = self._corrupted(key, self.contents[key, held.etag], offset, offset + length)
                 done = 0
                 for rule in sorted(rules, key=lambda rule: rule.after):
                     begun = True

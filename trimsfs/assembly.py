@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs import __version__, metrics
+from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpener
 from trimsfs.commands import Commands
 from trimsfs.control import Control
@@ -72,8 +73,10 @@ def assemble(
     raw_store: Store,
     disk: DiskTier,
     no_gpu: str | None,
+    read_manifest: ReadManifest | None,
 ) -> Parts:
-    """The components of the server of a mount; *no_gpu* tells why no GPU can be used."""
+    """The components of the server of a mount; *no_gpu* tells why no GPU can be used, *read_manifest* reads what has
+    been signed, where that matters."""
     started = time.time()
     retrying = Retrying(deadline_s=options.retry_deadline)
     pool = WorkerPool(spawner, count=options.fetch_processes or 2)
@@ -165,6 +168,18 @@ def assemble(
         facts=facts,
     )
     cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)
+    admission = None
+    if read_manifest is not None:
+        admission = Admission(
+            namespace,
+            disk,
+            fetcher,
+            read_manifest,
+            required=options.signatures == "require",
+            fetch=cold_opener.fetch,
+            compare=integrity.compare,
+        )
+        integrity.signed = admission.signed
     siblings = Siblings(namespace, disk, fetcher, residents)
     filesystem = Filesystem(
         namespace,
@@ -176,6 +191,7 @@ def assemble(
         siblings,
         derived,
         mounted_ns=terms.mounted_ns,
+        admission=admission,
         ledger=ledger,
         invalidate=invalidate,
     )

@@ -120,6 +120,7 @@ class Commands:
         self._gpu = gpu
         self._integrity = integrity
         self._nursery: trio.Nursery | None = None
+        self._pins = trio.Lock()
         self._commands: dict[str, Command] = {
             "evict": self._evict,
             "pin": self._pin,
@@ -175,7 +176,8 @@ class Commands:
         slots = trio.Semaphore(FILES_AT_ONCE)
         try:
             with scope:
-                generations = [generation async for generation in self._below(inode)]
+                concerned = self._pinned if command == self._unpin else self._below
+                generations = [generation async for generation in concerned(inode)]
                 progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
                 async with trio.open_nursery() as nursery:
@@ -215,6 +217,13 @@ class Commands:
                 elif entry is Special.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
 
+    async def _pinned(self, inode: Inode) -> AsyncIterator[Generation]:
+        """What is pinned of a file or below a directory, also what the store has replaced or deleted since."""
+        for here in await self._disk.residencies():
+            key = here.generation.key
+            if here.pinned and (key == inode.path if inode.generation is not None else key.startswith(inode.path)):
+                yield here.generation
+
     async def _warm_disk(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
             await self._fetcher.fetch_all(blob)
@@ -235,16 +244,24 @@ class Commands:
 
     async def _pin(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
-            before = blob.pinned
-            await self._disk.pin(blob, True)
-            try:
-                await self._fetcher.fetch_all(blob)
+            await self._fetcher.fetch_all(blob)
+            await self._in_memory(partial(self._host.bring, again=True), blob)
+            async with self._pinning():
                 await self._in_memory(self._host.pin, blob)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._disk.pin(blob, before)
-                raise
+                try:
+                    await self._disk.pin(blob, True)
+                except BaseException:
+                    if not blob.pinned:
+                        await self._host.unpin(blob)
+                    raise
             await self._residents.announce(blob)
+
+    @asynccontextmanager
+    async def _pinning(self) -> AsyncIterator[None]:
+        """One at a time, and to its end: what is locked in memory is what is pinned."""
+        async with self._pins:
+            with trio.CancelScope(shield=True):
+                yield
 
     @asynccontextmanager
     async def _arriving(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
@@ -258,7 +275,7 @@ class Commands:
 
     async def _unpin(self, generation: Generation, progress: Progress) -> None:
         del progress
-        async with self._disk.using(generation) as blob:
+        async with self._disk.using(generation) as blob, self._pinning():
             await self._disk.pin(blob, False)
             await self._host.unpin(blob)
 

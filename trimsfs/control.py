@@ -270,5 +270,10 @@ class Control:
         return {"disk": here.disk_bytes, "host": here.host_bytes, "gpu": self.gpu.resident(here.generation)}
 
 
+def shows_content(name: str) -> bool:
+    """Whether a control file or attribute of a file lets who reads it have something of its content."""
+    return name == "tensors" or name.startswith((f"{GPU_DIRECTORY}/", f"{GPU_DIRECTORY}."))
+
+
 def _boolean(value: bool) -> str:
     return "true" if value else "false"

@@ -95,7 +95,7 @@ class DerivedBlobs:
 
     async def of(self, model: Generation) -> list[Generation]:
         """All derived blobs of a file, those of its earlier generations included."""
-        return [derived for key, derived in (await self._all()).items() if _model_key(key) == model.key]
+        return [derived for key, derived in (await self._all()).items() if model_key(key) == model.key]
 
     async def take(self, model: Generation, handle: int, piece: Piece) -> None:
         """Take the next piece, through an open file of the model; with the last one the blob can be found.
@@ -237,11 +237,6 @@ def owner(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def is_derived(key: str) -> bool:
-    """Whether a key is that of a derived blob, which no store has."""
-    return _KEY.fullmatch(key) is not None
-
-
 def _identity(model: Generation) -> str:
     return model.token("")
 
@@ -252,7 +247,8 @@ def _key(model: Generation, name: str) -> str:
     return f"{prefix}{slash}.trims/{file}/{name}"
 
 
-def _model_key(key: str) -> str | None:
+def model_key(key: str) -> str | None:
+    """The key of the model that a derived blob is of; None for what is no key of one: no store has any."""
     match = _KEY.fullmatch(key)
     return f"{match[1]}{match[2]}" if match else None
 

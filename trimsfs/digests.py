@@ -36,11 +36,23 @@ class Digest:
     parts: int = 0
     part_size: int | None = None
     certain: bool = True
+    signed: bool = False
 
     @property
-    def cheap(self) -> bool:
-        """Whether it takes next to no time to compute."""
-        return self.algorithm in _WIDTHS
+    def at_once(self) -> bool:
+        """Whether it is compared before a file is used: it has been signed, or takes next to no time to compute."""
+        return self.signed or self.algorithm in _WIDTHS
+
+    @property
+    def binding(self) -> bool:
+        """Whether bytes that have another digest are wrong, whatever else there may be to be said for them. Parts need
+        not all be of one size."""
+        return self.certain and not self.parts
+
+    @property
+    def of_nothing(self) -> bytes:
+        """What it would be for no bytes at all."""
+        return _new(self.algorithm).digest()
 
     def part_sizes(self, size: int) -> list[int]:
         """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: it has none."""

@@ -18,6 +18,7 @@
     ├── NoSuchEntryError           a name that does not exist
     ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
+    ├── SignatureError             a file that has not been signed, or differs from what has
     ├── InUseError                 a command on a file that is open
     ├── InvalidRequestError        a request that makes no sense
     ├── DeviceError                a GPU that cannot be used
@@ -100,6 +101,10 @@ class LookUpAgainError(TrimsError):
 
 class NotPermittedError(TrimsError):
     """The caller may not give this command."""
+
+
+class SignatureError(TrimsError):
+    """A file that may not be opened: it has not been signed, or is not what has."""
 
 
 class InUseError(TrimsError):

@@ -15,7 +15,7 @@ from typing import Literal
 
 import trio
 
-from trimsfs.derived import is_derived
+from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
 from trimsfs.errors import BlobDamagedError, CacheError, InUseError, StoreError, TrimsError
 from trimsfs.fetch import Fetcher
@@ -37,6 +37,8 @@ SMALL = CHUNK_SIZE
 """Bytes up to which any digest is computed at once."""
 MOST_ATTEMPTS = 3
 """How often a copy that differs from the store's digest is fetched again, while that gives other bytes."""
+MOST_FRUITLESS = 3
+"""How many objects in parts of a size that is guessed are fetched again in vain, before such are not any more."""
 LOOK_INTERVAL_S = 1.0
 DOUBT_INTERVAL_S = 300.0
 """After which it is tried again to mend a copy that is in use."""
@@ -79,12 +81,14 @@ class Integrity:
         self._mode = mode
         self._scrub_interval_s = scrub_interval_s
         self._scrub_rate = scrub_rate
-        disk.compares = mode != "off"
+        disk.files.compares = mode != "off"
+        self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
+        """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._doubtful: dict[Blob, float] = {}
-        self._misled = False
+        self._misled, self._fruitless = False, 0
         self._compared = self._differing = 0
 
     def statistics(self) -> IntegrityStatistics:
@@ -128,15 +132,15 @@ class Integrity:
         if expected is None:
             await self._disk.set_digest(blob, "")
             return True
-        if self._mode == "wait" or expected.cheap or blob.generation.size <= SMALL:
-            return await self._compare(blob, expected)
+        if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
+            return await self.compare(blob, expected)
         self._put_off(blob)
         return True
 
     async def _expected(self, generation: Generation) -> Digest | None:
-        if is_derived(generation.key):
+        if model_key(generation.key) is not None:
             return None
-        return await self._ask_digest(generation, certain=self._misled)
+        return await self.signed(generation) or await self._ask_digest(generation, certain=self._misled)
 
     def _put_off(self, blob: Blob) -> None:
         self._later[blob.token] = blob
@@ -150,7 +154,7 @@ class Integrity:
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
-                except StoreError as error:
+                except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
                     self._comes_later.set()
@@ -162,50 +166,61 @@ class Integrity:
         if expected is None:
             await self._disk.set_digest(blob, "")
         elif self._here(blob):
-            await self._compare(blob, expected)
+            await self.compare(blob, expected)
 
     def _here(self, blob: Blob) -> bool:
         """Whether a blob is still that of its generation, and whole."""
         return self._disk.known(blob.token) is blob and blob.attached and blob.complete
 
-    async def _compare(self, blob: Blob, expected: Digest) -> bool:
-        """Compare a blob with what the store says of it, and mend it if it differs; whether it may be read."""
-        key = blob.generation.key
+    async def compare(self, blob: Blob, expected: Digest) -> bool:
+        """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
+        key, changed = blob.generation.key, 0
         same = await self._has(blob, expected)
-        changed = 0
         for _ in range(MOST_ATTEMPTS):
-            if same is not False or not self._here(blob):
+            if same is not False or blob.doubt is not None or not self._here(blob) or self._in_vain(expected):
                 break
             self._differing += 1
-            log.warning("%s: differs from the store's digest %s: fetching it again", key, expected)
+            log.warning("%s: has not the digest %s: fetching it again", key, expected)
             try:
                 changed = await self.mender.fetch_again(blob)
             except (StoreError, OSError) as error:
-                self._doubt(
-                    blob, BlobDamagedError(f"{key}: differs from the store's digest, and cannot be had: {error}")
-                )
-                return False
+                self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
+                break
             if not changed:
                 break
             await self.mender.tell_repaired(blob)
             same = await self._has(blob, expected)
+        if blob.doubt is not None:
+            return False
         if same:
             self._compared += 1
+            self._fruitless = 0 if expected.parts else self._fruitless
             await self._disk.set_digest(blob, str(expected))
             return True
-        if same is False and (changed or (expected.certain and not expected.parts)):
-            self._doubt(
-                blob, BlobDamagedError(f"{key}: what the store gives has not the digest that it tells: {expected}")
-            )
-            return False
-        if same is False:
-            log.warning("%s: fetched twice alike, and not what its digest says: %s is none of its bytes", key, expected)
-            self._misled = True
+        if same is False and self._here(blob):
+            if changed or expected.binding:
+                wrong = f"{key}: what the store gives has not the digest that it tells: {expected}"
+                self._doubt(blob, BlobDamagedError(wrong))
+                return False
+            self._believe_less(expected, key)
         await self._disk.set_digest(blob, "")
         return True
 
+    def _in_vain(self, expected: Digest) -> bool:
+        """Whether such a digest that differs says little: the parts of this store's objects are not what they usually
+        are."""
+        return expected.parts > 0 and expected.part_size is None and self._fruitless >= MOST_FRUITLESS
+
+    def _believe_less(self, expected: Digest, key: str) -> None:
+        """What has come twice alike has not a digest that may be another's."""
+        log.warning("%s: cannot be compared: %s is not the digest of its bytes, which came twice alike", key, expected)
+        if expected.parts:
+            self._fruitless += 1
+        else:
+            self._misled = True
+
     async def _has(self, blob: Blob, expected: Digest) -> bool | None:
-        """Whether a blob has a digest; None where it cannot be known, as the parts of the object are not."""
+        """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
             return crc32c_of(_records(blob)) == expected.value
@@ -221,10 +236,10 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            log.error("%s: cannot be read: %s", blob.generation.key, error)
+            self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
-        return None if expected.parts and expected.part_size is None else False
+        return False if expected.part_sizes(size) else None
 
     def _doubt(self, blob: Blob, error: TrimsError) -> None:
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
@@ -286,13 +301,20 @@ class Integrity:
     async def _scrub(self) -> None:
         while True:
             generation = await self._disk.to_scrub(time.time() - self._scrub_interval_s)
-            if generation is None:
+            if generation is None or not await self._scrub_one(generation):
                 await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
-                continue
-            async with self._disk.looked_at(generation) as blob:
-                if blob.attached:
-                    await self.mender.check(blob, rate=self._scrub_rate)
-                await self._disk.scrubbed(blob)
+
+    async def _scrub_one(self, generation: Generation) -> bool:
+        """Check what is on the disk of a generation; whether that could be recorded."""
+        async with self._disk.looked_at(generation) as blob:
+            if blob.attached:
+                await self.mender.check(blob, rate=self._scrub_rate)
+            return await self._disk.scrubbed(blob)
+
+
+async def _unsigned(_generation: Generation) -> Digest | None:
+    """Nothing has been signed."""
+    return None
 
 
 def _records(blob: Blob) -> Iterator[ChunkRecord]:

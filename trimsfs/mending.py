@@ -132,7 +132,7 @@ class Mender:
     def _direct(self, blob: Blob) -> Iterator[int]:
         """A descriptor that reads a blob from the disk, whatever the kernel has of it in memory, where that can be."""
         try:
-            descriptor = os.open(self._disk.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
             descriptor = os.dup(blob.fileno())
         try:

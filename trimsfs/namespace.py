@@ -38,6 +38,8 @@ STALE_RETRY_S = 5.0
 """While the store is down, known names are served from memory and the store is asked this often."""
 REST_LIMIT = 100_000
 """Entries asked for at once after the first page; a store gives as many as it likes."""
+PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
+"""A listing that has more has no end, for all that can be told: it is not waited for, nor kept in memory."""
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
@@ -366,8 +368,12 @@ class Namespace:
             directory.raise_recent_failure()
             store = self._store if patient else self._impatient
             pages = [await store.list_page(prefix)]
+            entries = len(pages[0])
             while whole and (token := pages[-1].next_token) is not None:
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
+                entries += len(pages[-1])
+                if entries > ENTRIES_LIMIT or len(pages) > PAGES_LIMIT:
+                    raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
         except StoreError as error:
             if not directory.complete:
                 directory.failed(error)
@@ -401,7 +407,9 @@ class Namespace:
 
 async def _stat(store: Store, path: str, found: list[Generation]) -> None:
     with contextlib.suppress(ObjectNotFoundError):
-        found.append(await store.stat(path))
+        generation = await store.stat(path)
+        if generation.plausible:
+            found.append(generation)
 
 
 def _stale(directory: _Directory, name: bytes) -> Entry:
@@ -442,7 +450,7 @@ def _entries(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], in
         named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
         for text, entry in named:
             name = os.fsencode(text)
-            if not possible(name):
+            if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
                 hidden += 1
             elif name not in entries:
                 entries[name] = entry

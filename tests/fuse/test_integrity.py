@@ -10,6 +10,7 @@ import pytest
 from tests.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.services import S3Server
 from tests.services.ceph import Ceph
+from tests.signing import new_key, pem, sign
 from tests.unit.parts import blob_files, flip_byte
 
 MIB = 1 << 20
@@ -82,3 +83,58 @@ def test_scrubbing_finds_damage_by_itself(ceph: Ceph, bucket: str, tmp_path: Pat
         wait_until(lambda: mount.metrics()["trimsfs_integrity_repaired_chunks_total"] >= 1, timeout_s=60)
         assert blob(mount).read_bytes() == CONTENT
         assert (mount.path / "model").read_bytes() == CONTENT
+
+
+def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path: Path) -> None:
+    key = new_key()
+    (tmp_path / "key.pem").write_bytes(pem(key))
+    (tmp_path / "key.pem").chmod(0o600)  # the server reads it before it gives root up
+    files = {"params": CONTENT, "deep/config.json": b"{}"}
+    for model in ("signed", "changed", "unsigned"):
+        for name, content in files.items():
+            path = store_directory / model / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if model != "unsigned":
+            (store_directory / model / "model.sig").write_bytes(sign(key, files))
+    (store_directory / "changed/params").write_bytes(CONTENT[:-1] + b"?")
+    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"))
+    with mounted(store_directory, tmp_path, *options) as mount:
+        for name, content in files.items():
+            assert (mount.path / "signed" / name).read_bytes() == content
+        assert mount.info("signed/params")["passthrough"]
+        assert (mount.path / "changed/deep/config.json").read_bytes() == b"{}"
+        for name in (
+            "changed/params",
+            "unsigned/params",
+            "unsigned/deep/config.json",
+            "unsigned/.trims/params/tensors",
+        ):
+            with pytest.raises(PermissionError):
+                (mount.path / name).read_bytes()
+        assert "changed/params: is not the file that has been signed" in mount.log()
+        assert "unsigned/params: no model.sig in any directory above it" in mount.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--signatures", "check"), "option --signatures check: needs the public key: set --signing-key FILE"),
+        (
+            ("--signatures", "check", "--signing-key", "/absent"),
+            "option --signing-key /absent: No such file or directory",
+        ),
+        (
+            ("--signatures", "check", "--signing-key", "/dev/null", "--digests", "off"),
+            "option --signatures check: compares digests: leave out --digests off",
+        ),
+    ],
+)
+def test_keys_that_cannot_be_used_are_told(
+    store_directory: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    done = trimsfs(
+        "mount", tmp_path / "models", "--store", store_directory, "--cache-dir", tmp_path / "cache", *options
+    )
+    assert (done.returncode, done.stderr) == (2, f"trimsfs: {message}\n")

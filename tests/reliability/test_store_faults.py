@@ -89,14 +89,7 @@ def test_what_lasts_is_told_in_time_and_forgotten(fault: str, impatient: Scene, 
     survived(survival(f"{fault}, for long", report, injected, recovery, ERRORS.get(fault, ("EIO",))))
 
 
-IN_PARTS = pytest.param(
-    True,
-    id="in parts",
-    marks=pytest.mark.xfail(strict=True, reason="Ceph does not tell the size of parts, which their digest takes"),
-)
-
-
-@pytest.mark.parametrize("in_parts", [pytest.param(False, id="whole"), IN_PARTS])
+@pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])
 def test_a_bit_that_was_flipped_on_the_way_is_in_no_file_that_is_here(
     in_parts: bool, patient: Scene, survived: Survived
 ) -> None:

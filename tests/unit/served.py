@@ -13,6 +13,7 @@ import trio
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs import metrics
+from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
@@ -31,6 +32,7 @@ from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
@@ -292,6 +294,8 @@ async def served(
     deadline_s: float = 15.0,
     digests: Digests = "auto",
     scrub_interval_s: float = 0.0,
+    read_manifest: ReadManifest | None = None,
+    required: bool = False,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode."""
     options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
@@ -303,7 +307,8 @@ async def served(
         disk.on_removed = residents.withdraw
         disk.load_cost = fetcher.load_cost
         fetcher.completed = residents.announce
-        namespace = Namespace(as_store(store), ttl_s=ttl_s)
+        names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
+        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store))
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
             "fetch": fetcher.statistics,
@@ -330,6 +335,18 @@ async def served(
             facts=lambda: {"store": store.identity},
         )
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
+        admission = None
+        if read_manifest is not None:
+            admission = Admission(
+                namespace,
+                disk,
+                fetcher,
+                read_manifest,
+                required=required,
+                fetch=cold_opener.fetch,
+                compare=integrity.compare,
+            )
+            integrity.signed = admission.signed
         watching = Siblings(namespace, disk, fetcher, residents)
         filesystem = Filesystem(
             namespace,
@@ -341,6 +358,7 @@ async def served(
             watching,
             derived,
             mounted_ns=MOUNTED_NS,
+            admission=admission,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from trimsfs.cli.control import control_directory, read_lines
 from trimsfs.cli.devices import VERIFY_GPU, Naming, counted, verifying, warming
-from trimsfs.cli.exits import fail, reported
+from trimsfs.cli.exits import fail, reported, say
 from trimsfs.errors import TrimsError
+from trimsfs.text import printable
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
 
@@ -102,7 +103,7 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
     with Progress(*columns, console=console, disable=quiet or not files or not console.is_terminal) as progress:
         for path, file in files.items():
             line = None
-            task = progress.add_task(f"{verb} {path}", total=None)
+            task = progress.add_task(printable(f"{verb} {path}"), total=None)
             try:
                 for line in read_lines(file):
                     progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
@@ -117,9 +118,9 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
                 told += _notes(file.name, path, line)
     for note in told:
-        click.echo(note)
+        say(note)
     for _, message in failures[1:]:
-        click.echo(f"trimsfs: {message}", err=True)
+        say(f"trimsfs: {message}", error=True)
     if failures:
         fail(*failures[0])
 

@@ -12,6 +12,8 @@ from trimsfs.types import Buffer, Generation
 PAGE_LIMIT = 1000
 """Most entries in one page of a listing, as in S3."""
 
+_LATEST_NS = (1 << 63) - 1
+
 Sink = Callable[[Buffer], None]
 """Takes the bytes that are read, piece after piece, in the thread that reads. A piece is not used after the call."""
 
@@ -29,10 +31,19 @@ class Page:
     next_token: str | None
     empty: bool = False
 
+    def __len__(self) -> int:
+        """How much it names."""
+        return len(self.objects) + len(self.prefixes)
+
     @property
     def exists(self) -> bool:
         """Whether there is such a directory."""
         return self.empty or bool(self.objects or self.prefixes)
+
+
+def moment(nanoseconds: int) -> int:
+    """A time since the epoch as near as 64 bits can tell it: stores tell what their writers wish."""
+    return max(-_LATEST_NS, min(nanoseconds, _LATEST_NS))
 
 
 def absent(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from trimsfs.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -194,5 +194,5 @@ def _generation(key: str, status: os.stat_result) -> Generation:
         key=key,
         etag="-".join(f"{number:x}" for number in identity),
         size=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        modified_ns=moment(status.st_mtime_ns),
     )

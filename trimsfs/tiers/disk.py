@@ -19,8 +19,10 @@ from trimsfs.eviction import Evictable, Policy, lru
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.leftovers import Leftovers
 from trimsfs.tiers.lock import lock_directory, sign
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
@@ -79,14 +81,14 @@ class DiskTier:
     ) -> None:
         self.directory = directory
         self.store = store
-        self._blob_directory = directory / "blobs"
+        blobs = directory / "blobs"
         if lock is None:
             self.lock_descriptor = lock_directory(directory)
         else:
             self.lock_descriptor = lock
             sign(lock)
         try:
-            self._blob_directory.mkdir(mode=0o700, exist_ok=True)
+            blobs.mkdir(mode=0o700, exist_ok=True)
             self.index = BlobIndex(directory / "index.sqlite", trusted=lock is not None)
         except OSError as error:
             os.close(self.lock_descriptor)
@@ -94,9 +96,8 @@ class DiskTier:
         except BaseException:
             os.close(self.lock_descriptor)
             raise
+        self.files = BlobFiles(blobs, self.index, store)
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
-        self.compares = False
-        """Whether blobs are compared with what the store says of them."""
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
@@ -106,6 +107,7 @@ class DiskTier:
         self._lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
+        self._leftovers = Leftovers(self.index, blobs)
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._evict_token)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
@@ -142,8 +144,9 @@ class DiskTier:
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
-        await self._remove_orphans()
+        await self._settle()
         await self._room.keep()
+        await self._sync_left()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
@@ -205,7 +208,7 @@ class DiskTier:
         async with self._lock:
             if (known := self._blobs.get(token)) is not None:
                 return known
-            blob, lost = await self._threads.run(self._load, token, generation)
+            blob, lost = await self._threads.run(self.files.load, token, generation)
             self._budget.add(generation.key, -lost)
             self._blobs[token] = blob
             return blob
@@ -223,7 +226,7 @@ class DiskTier:
                 if token not in self._blobs
             }
             loaded = await self._threads.run(
-                lambda: [self._load(token, generation) for token, generation in wanted.items()]
+                lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
             for blob, lost in loaded:
                 self._budget.add(blob.generation.key, -lost)
@@ -295,7 +298,7 @@ class DiskTier:
         self._corrupt += 1
         self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
-        blob.digest = None if self.compares else ""
+        blob.digest = None if self.files.compares else ""
         self._journal.compared(blob, None)
         await self._note(self.index.remove_chunks, blob.token, [chunk])
         return False
@@ -313,9 +316,9 @@ class DiskTier:
         if digest is None:
             await self.flush()
 
-    async def scrubbed(self, blob: Blob) -> None:
-        """What is on the disk of a blob is right."""
-        await self._note(self.index.scrubbed, blob.token)
+    async def scrubbed(self, blob: Blob) -> bool:
+        """What is on the disk of a blob is right; whether that could be recorded."""
+        return await self._note(self.index.scrubbed, blob.token)
 
     async def to_scrub(self, before: float) -> Generation | None:
         """What has not been known to be right on the disk since a time, in seconds since the epoch."""
@@ -326,12 +329,14 @@ class DiskTier:
             return None
         return None if record is None else record.generation
 
-    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> None:
-        """Write to the index what is no harm if it is lost."""
+    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
+        """Write to the index what is no harm if it is lost; whether it could be written."""
         try:
             await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
+            return False
+        return True
 
     # Commands
 
@@ -390,7 +395,7 @@ class DiskTier:
                 self._forget(blob)
             unrecorded = self._journal.forget(token)
             try:
-                size = unrecorded + await self._threads.run(self._remove, token)
+                size = unrecorded + await self._threads.run(self.files.remove, token)
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot evict %s: %s", token, error)
                 self._budget.add(key, -unrecorded)
@@ -433,59 +438,26 @@ class DiskTier:
             raise CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}") from error
 
     def _residency(self, record: BlobRecord) -> Residency:
-        return residency_of(record, self._blobs.get(record.token), self.path(record.token))
+        return residency_of(record, self._blobs.get(record.token), self.files.path(record.token))
 
-    def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
-        """A blob, and the bytes that the index wrongly believed to be in it."""
-        blob = Blob(token, generation)
-        blob.digest = None if self.compares else ""
-        lost = 0
-        if generation.size == 0:
-            return blob, lost
+    async def _settle(self) -> None:
+        """Make files and index agree: what a crash between the steps of a change leaves."""
         try:
-            loaded = self.index.load(token)
-            if loaded is None:
-                self.index.add(token, self.store, generation)
-            path = self.path(token)
-            if loaded is None:
-                path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
-            try:
-                fitting = blob.attach(path)
-            except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                fitting = blob.attach(path)
-            if loaded is not None:
-                blob.pinned = loaded[0].pinned
-                if fitting:
-                    blob.recall(loaded[1])
-                    blob.digest = loaded[0].digest if self.compares else ""
-                else:
-                    self.index.remove_chunks(token, [record.chunk for record in loaded[1]])
-                    lost = loaded[0].bytes
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: not cached: %s", generation.key, error)
-        return blob, lost
-
-    def _remove(self, token: str) -> int:
-        freed = self.index.remove(token)
-        self.path(token).unlink(missing_ok=True)
-        return freed
-
-    def path(self, token: str) -> Path:
-        """The file of a blob, whether or not it is there."""
-        return self._blob_directory / token[:2] / token
-
-    async def _remove_orphans(self) -> None:
-        """Remove files that no row of the index names: what a crash between the two steps of an eviction leaves."""
-        try:
-            for directory in await self._threads.run(lambda: list(self._blob_directory.iterdir())):
+            for group in await self._threads.run(self._leftovers.groups):
                 async with self._lock:
-                    await self._threads.run(self._sweep, directory)
+                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
+                        self._budget.add(key, -lost)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
 
-    def _sweep(self, directory: Path) -> None:
-        for path in directory.iterdir():
-            if not self.index.has(path.name):
-                log.info("removing %s: not in the index", path)
-                path.unlink()
+    async def _sync_left(self) -> None:
+        """Bring to the disk what an earlier server was about to: the next boot would forget it."""
+        try:
+            for token in await self._threads.run(self.index.unsynced):
+                loaded = await self._threads.run(self.index.load, token)
+                if loaded is not None:  # else it has been evicted meanwhile
+                    blob = await self._bring(token, loaded[0].generation)
+                    self._journal.left(blob, await self._threads.run(self.index.unsynced_chunks, token))
+                    await self._journal.sync()
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)

@@ -216,8 +216,14 @@ class BlobIndex:
                 )
 
     def set_pinned(self, token: str, pinned: bool) -> None:
-        with self._transaction() as connection:
+        """Pin a blob, or no longer; a loss of power does not undo it."""
+        with self._durably() as connection:
             connection.execute("UPDATE blobs SET pinned = ? WHERE token = ?", (pinned, token))
+
+    def sync(self) -> None:
+        """Wait until what is recorded so far has reached the disk."""
+        with self._durably() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('synced', ?)", (str(time.time_ns()),))
 
     def remove(self, token: str) -> int:
         """Forget a blob, before its file is removed; the bytes that were recorded of it."""
@@ -250,6 +256,36 @@ class BlobIndex:
         query = f"{_SELECT} WHERE store = ? ORDER BY key"
         with self._lock:
             return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
+
+    def unsynced(self) -> list[str]:
+        """The blobs with chunks that are not known to have reached the disk."""
+        query = "SELECT DISTINCT token FROM chunks WHERE synced = 0"
+        with self._lock:
+            return [token for (token,) in self._connection.execute(query)]
+
+    def unsynced_chunks(self, token: str) -> list[int]:
+        """The chunks of a blob that are not known to have reached the disk."""
+        with self._lock:
+            rows = self._connection.execute("SELECT chunk FROM chunks WHERE token = ? AND synced = 0", (token,))
+            return [chunk for (chunk,) in rows]
+
+    def groups(self) -> list[str]:
+        """What the names of blobs begin with: their directories."""
+        with self._lock:
+            return [group for (group,) in self._connection.execute("SELECT DISTINCT substr(token, 1, 2) FROM blobs")]
+
+    def group(self, group: str) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
+        """The blobs of a directory, and the chunks they have, by token."""
+        part = (group, f"{group}g")  # what follows is hexadecimal
+        with self._lock:
+            rows = self._connection.execute(f"{_SELECT} WHERE token >= ? AND token < ?", part).fetchall()
+            chunks = self._connection.execute(
+                "SELECT token, chunk, bytes, crc FROM chunks WHERE token >= ? AND token < ? ORDER BY chunk", part
+            ).fetchall()
+        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {row[0]: (_record(row), []) for row in rows}
+        for token, c, n, crc in chunks:
+            found[token][1].append(ChunkRecord(chunk=c, length=n, crc=crc))
+        return found
 
     def uncompared(self, least: int) -> list[str]:
         """The whole blobs of at least so many bytes that have not been compared with others."""
@@ -299,6 +335,17 @@ class BlobIndex:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._connection:
             yield self._connection
+
+    @contextmanager
+    def _durably(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that reaches the disk at its end, with all before it."""
+        with self._lock:
+            self._connection.execute("PRAGMA synchronous = FULL")
+            try:
+                with self._connection:
+                    yield self._connection
+            finally:
+                self._connection.execute("PRAGMA synchronous = NORMAL")
 
 
 _SELECT = (

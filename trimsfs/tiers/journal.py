@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+from collections.abc import Iterable
 
 import trio
 
@@ -30,6 +31,8 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
+        self._marked = True
+        """Whether chunks were marked as synced since the index was, by an earlier server maybe."""
 
     @property
     def pending(self) -> bool:
@@ -40,6 +43,10 @@ class Journal:
         """A whole chunk has been written."""
         self._pending.append((blob.token, record))
         self._unsynced.setdefault(blob, set()).add(record.chunk)
+
+    def left(self, blob: Blob, chunks: Iterable[int]) -> None:
+        """An earlier server has recorded chunks and did not come to bring them to the disk."""
+        self._unsynced.setdefault(blob, set()).update(chunks)
 
     def used(self, blob: Blob, times: int) -> None:
         """A blob was used, so many times, the last time now."""
@@ -100,10 +107,17 @@ class Journal:
             self._index.set_digests(digests)
 
     async def sync(self) -> None:
-        """Bring to the disk what was written so far."""
+        """Bring to the disk what was written so far, and the records of it."""
         for blob in list(self._unsynced):
             async with self.syncing:
                 await self._sync(blob)
+        async with self.syncing:
+            if self._marked:
+                try:
+                    await self._threads.run(self._index.sync)
+                    self._marked = False
+                except sqlite3.Error as error:
+                    log.error("cannot write the cache index: %s", error)
 
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
@@ -116,6 +130,7 @@ class Journal:
             await self._threads.run(blob.sync)
             await self._threads.run(self._index.mark_synced, blob.token, done)
             chunks -= done
+            self._marked = True
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
         finally:

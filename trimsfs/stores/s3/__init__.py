@@ -14,7 +14,7 @@ import trio
 from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated
@@ -25,6 +25,8 @@ T = TypeVar("T")
 METADATA_THREADS = 8
 KEY_MAX = 1024
 """Bytes in the longest key that S3 knows."""
+VERSION_MAX = 1024
+"""Characters in the longest version id that S3 knows."""
 PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
 SMALL = 8 << 20
@@ -170,7 +172,8 @@ class S3Store:
             first = head(PartNumber=1)["ContentLength"]
         except botocore.exceptions.ClientError:
             return digest  # this server knows no parts
-        return digest if first >= generation.size else replace(digest, part_size=first)
+        fits = first > 0 and -(-generation.size // first) == digest.parts
+        return replace(digest, part_size=first) if fits else digest
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
         """The body of an answer that has begun as it should, and the version that it is of."""
@@ -234,10 +237,14 @@ def _possible(key: str) -> bool:
         return False
 
 
-def _seconds(moment: datetime) -> int:
+def _seconds(modified: datetime) -> int:
     """A time in nanoseconds, but of whole seconds: some servers tell more in listings than of an object."""
-    return int(moment.timestamp()) * 1_000_000_000
+    return moment(int(modified.timestamp()) * 1_000_000_000)
 
 
 def _version(value: str | None) -> str | None:
-    return None if value in {None, "null"} else value
+    if value is None or value == "null":
+        return None
+    if len(value) > VERSION_MAX or not value.isprintable():
+        raise ValueError("a version id that is none")
+    return value

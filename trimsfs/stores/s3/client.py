@@ -11,6 +11,7 @@ from botocore.config import Config
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
+from trimsfs.stores.s3.answers import bound
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,6 +45,7 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
     client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
+    bound(client, 2 * options.stall_timeout)
     return client
 
 

@@ -1,7 +1,6 @@
 """What S3 tells of the digest of an object: a checksum of its own, or an ETag that is one."""
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from trimsfs.digests import Algorithm, Digest
 
 _CHECKSUMS: tuple[Algorithm, ...] = ("crc64nvme", "crc32c", "crc32", "sha256", "sha1")
 """Those that take no time come first."""
+_CHECKSUM = re.compile(r"((?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)(?:-([1-9][0-9]{0,4}))?")
 _ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
 _OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
 """Ways of encryption whose ETags are no digests."""
@@ -21,11 +21,10 @@ def digest_of(head: Mapping[str, Any]) -> Digest | None:
         told = head.get(f"Checksum{algorithm.upper()}")
         if told is None:
             continue
-        value, _, parts = told.partition("-")
-        try:
-            return Digest(algorithm=algorithm, value=base64.b64decode(value, validate=True), parts=int(parts or 0))
-        except (binascii.Error, ValueError):
-            return None  # no checksum that we could compute
+        match = _CHECKSUM.fullmatch(told)
+        if match is None:
+            return None  # none that we could compute
+        return Digest(algorithm=algorithm, value=base64.b64decode(match[1]), parts=int(match[2] or 0))
     encrypted = head.get("ServerSideEncryption") in _OTHER_ETAGS or head.get("SSECustomerAlgorithm") is not None
     return None if encrypted else digest_by_etag(head["ETag"])
 
