@@ -95,8 +95,9 @@ class _Directory:
     """What is known of one directory, and since when.
 
     ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
-    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
-    was asked before ``distrusted`` are known to be outdated.
+    ``failure`` is why the store could not be asked; until ``retry_at`` it is not asked again for what is known, and not
+    at all when it was ``hopeless``: when all attempts failed. Answers to what was asked before ``distrusted`` are known
+    to be outdated.
     """
 
     def __init__(self) -> None:
@@ -107,18 +108,23 @@ class _Directory:
         self.large = False
         self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
         self.failure: StoreError | None = None
+        self.hopeless = False
         self.retry_at = float("-inf")
         self.lock = trio.Lock()
 
-    def failed(self, error: StoreError) -> None:
-        """The store could not be asked just now; a recent failure that is told again does not count anew."""
-        if trio.current_time() >= self.retry_at:
-            self.failure = error
-            self.retry_at = trio.current_time() + STALE_RETRY_S
+    def failed(self, error: StoreError, *, patient: bool) -> None:
+        """The store could not be asked just now, with all attempts if *patient*.
 
-    def raise_recent_failure(self) -> None:
-        """Do not make every caller wait for the same failure."""
-        if self.failure is not None and trio.current_time() < self.retry_at:
+        A recent failure that is told again does not count anew.
+        """
+        now = trio.current_time()
+        if now >= self.retry_at or (patient and not self.hopeless):
+            self.failure, self.hopeless = error, patient
+            self.retry_at = now + STALE_RETRY_S
+
+    def raise_recent_failure(self, *, patient: bool) -> None:
+        """Do not make every caller wait for the same failure; nor a *patient* one fail for want of another attempt."""
+        if self.failure is not None and trio.current_time() < self.retry_at and (self.hopeless or not patient):
             raise self.failure.with_traceback(None)
 
 
@@ -335,11 +341,11 @@ class Namespace:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
         asked = trio.current_time()
         try:
-            directory.raise_recent_failure()
+            directory.raise_recent_failure(patient=True)
             entry = await self._probe(prefix + os.fsdecode(name))
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
-                directory.failed(error)
+                directory.failed(error, patient=True)
             stale = _stale(directory, name)
             if stale is Special.ABSENT:
                 raise
@@ -355,17 +361,17 @@ class Namespace:
         """List a directory anew: all of it, or only if one page holds it; unless *patient* the store is asked once."""
         asked = trio.current_time()
         try:
-            directory.raise_recent_failure()
+            directory.raise_recent_failure(patient=patient)
             store = self._store if patient else self._impatient
             pages = [await store.list_page(prefix)]
             while whole and (token := pages[-1].next_token) is not None:
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
         except StoreError as error:
             if not directory.complete:
-                directory.failed(error)
+                directory.failed(error, patient=patient)
                 raise
             log.warning("serving /%s as it was listed before: %s", prefix, error)
-            directory.failed(error)
+            directory.failed(error, patient=patient)
             if isinstance(error, StoreUnavailableError | TransientStoreError):
                 # Not only this directory: a path is looked up level by level.
                 self._down_until = trio.current_time() + STALE_RETRY_S

@@ -7,9 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import MemoryStore, Request, as_store
-from trimsfs.errors import NoSuchEntryError, StoreAccessError, StoreError, StoreUnavailableError
+from trimsfs.errors import NoSuchEntryError, StoreAccessError, StoreError, StoreStalledError, StoreUnavailableError
 from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, STALE_RETRY_S, Kind, Namespace, Special, possible
 from trimsfs.stores.base import PAGE_LIMIT, Page
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Generation
 
 TTL_S = 60.0
@@ -508,6 +509,21 @@ async def test_failure_to_ask_for_a_name_of_a_large_directory(
     large_store.heal()
     await trio.sleep(STALE_RETRY_S)
     assert await look(namespace, "large/000008") == large_store.generation("large/000008")
+
+
+async def test_one_failed_attempt_fails_nobody_who_would_try_again(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """What is known is asked for once only; a name that is not known was told the failure of that, for 5 seconds."""
+    retrying = RetryingStore(as_store(store), Retrying(deadline_s=15))
+    namespace = Namespace(retrying, ttl_s=TTL_S, impatient=as_store(store))
+    a = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(StoreStalledError("no bytes"), method="list_page")
+    assert await look(namespace, "a") == a
+    store.put("new", b"content of new")
+    assert await look(namespace, "new") == store.generation("new")
+    assert await look(namespace, "absent") is Special.ABSENT
 
 
 async def test_newest_that_is_known_is_served_while_the_store_is_down(
