@@ -92,9 +92,9 @@ class Model:
             self._failing_until = self._now()
             self._blind_until = self._now() + 2 * STALE_RETRY_S  # as long by the server as by the kernel
 
-    def hiccup(self) -> None:
-        """Some requests fail once: nobody is told, but that what is known may be believed for longer."""
-        self._blind_until = max(self._blind_until, self._now() + 2 * STALE_RETRY_S)
+    def hiccup(self, *, over: bool) -> None:
+        """A request fails once, or has: nobody is told, but that what is known may be believed for longer."""
+        self._blind_until = self._now() + 2 * STALE_RETRY_S if over else math.inf
 
     # What may be seen
 

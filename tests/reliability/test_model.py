@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from tests.reliability.conftest import Survived
 from tests.reliability.machine import Machine, survival
@@ -25,6 +25,7 @@ class Virtual(Machine):
     directory: Path
     chunk_size: int
     numbers = itertools.count()
+    hiccuping = False
 
     @initialize(
         cold_open=st.sampled_from(("auto", "wait", "stream")),
@@ -43,12 +44,19 @@ class Virtual(Machine):
         )
         self.start(self.virtual)
 
-    @precondition(lambda self: not self.model.failing)
+    @precondition(lambda self: not self.model.failing and not self.hiccuping)
     @rule()
     def hiccup(self) -> None:
         """The next request fails in a way that another attempt cures."""
         self.virtual.hiccup()
-        self.model.hiccup()
+        self.model.hiccup(over=False)
+        self.hiccuping = True
+
+    @invariant()
+    def hiccup_is_over(self) -> None:
+        if self.hiccuping and not self.virtual.hiccuping:
+            self.hiccuping = False
+            self.model.hiccup(over=True)
 
 
 def virtual() -> Virtual:

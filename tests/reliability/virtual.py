@@ -17,13 +17,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.fakes import MemoryStore
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.kernel import Kernel
+from tests.reliability.lives import Lives
 from tests.reliability.scheduling import without_threads
 from tests.unit.parts import blob_files, flip_byte
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.served import Server
 from trimsfs.coldopen import ColdOpen
-from trimsfs.errors import FuseUnavailableError, StoreAccessError, StoreError, StoreStalledError, TransientStoreError
+from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
 from trimsfs.eviction import POLICIES
-from trimsfs.ledger import Ledger
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -94,16 +94,6 @@ class Loop:
         self.nursery.cancel_scope.cancel()
 
 
-class _Cut(FakeBacking):
-    """The end of a channel to the keeper whose server has died."""
-
-    async def open(self, descriptor: int) -> int:
-        raise FuseUnavailableError("dead")
-
-    def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
-        del backing_id, done
-
-
 class VirtualDriver:
     """Serves a store in memory; a kernel that is simulated, and its backing files, outlive servers that are killed."""
 
@@ -116,87 +106,46 @@ class VirtualDriver:
         self.ttl_s = ttl_s
         self.slack_s = 0.0
         self._directory = directory
-        self._lives = 0
         self._damaged = False
-        self._options: dict[str, Any] = {
-            "chunk_size": chunk_size,
-            "budget": self.budget,
-            "host_budget": 4 * chunk_size,
-            "ttl_s": ttl_s,
-            "cold_open": cold_open,
-            "policy": POLICIES[policy],
-        }
         self._store = MemoryStore(streaming=streaming)
         self._loop = Loop()
-        self._begin()
+        self._lives = Lives(
+            self._loop.nursery,
+            self._store,
+            directory,
+            chunk_size=chunk_size,
+            budget=self.budget,
+            host_budget=4 * chunk_size,
+            ttl_s=ttl_s,
+            cold_open=cold_open,
+            policy=POLICIES[policy],
+        )
+        self._loop.call(self._lives.mount)
+
+    @property
+    def _kernel(self) -> Kernel:
+        return self._lives.kernel
 
     @property
     def _server(self) -> Server:
-        return self._kernel.server
-
-    @property
-    def _cache(self) -> Path:
-        return self._directory / str(self._lives)
+        return self._lives.server
 
     # Servers
 
-    def _begin(self) -> None:
-        self._kernel, self._backing, self._ledger = Kernel(), FakeBacking(), Ledger()
-        self._loop.call(self._start)
-
-    async def _start(self) -> None:
-        self._ended = trio.Event()
-        self._scope: trio.CancelScope = await self._loop.nursery.start(self._serve, self._ended)
-
-    async def _serve(self, ended: trio.Event, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        with trio.CancelScope() as scope:
-            async with served(
-                self._store, self._cache, backing=self._backing, ledger=self._ledger, **self._options
-            ) as server:
-                server.handles |= {file.handle for file in self._kernel.files.values() if self._held(file.handle)}
-                self._kernel.server = server
-                task_status.started(scope)
-                await trio.sleep_forever()
-        ended.set()
-
-    def _held(self, handle: int) -> bool:
-        return self._lives > 0 and handle in self._server.handles
-
     def kill(self) -> None:
-        self._loop.call(self._kill)
-
-    async def _kill(self) -> None:
-        """What a server leaves that dies now is its cache directory and its ledger; another goes on with these."""
-        dying, cache, ledger = self._server, self._cache, self._ledger
-        self._lives += 1
-        shutil.copytree(cache, self._cache)
-        self._ledger = _copied(ledger)
-        dying.residents._backing = _Cut()
-        self._scope.cancel()
-        await self._ended.wait()
-        for hosted in list(dying.host._hosted.values()):
-            dying.host.removed(hosted.blob)
-        ledger.close()
-        shutil.rmtree(cache)
-        await self._start()
+        self._sync(self._lives.die)
+        self._loop.call(self._lives.follow)
 
     def remount(self, draw: random.Random, *, damage: bool) -> None:
-        self._loop.call(self._end)
+        self._loop.call(self._lives.unmount)
         self._damaged |= damage
         if damage:
-            damage_some(self._cache, draw)
-        self._begin()
-
-    async def _end(self) -> None:
-        await self._server.idle()
-        self._scope.cancel()
-        await self._ended.wait()
-        self._backing.dispose()
-        self._ledger.close()
+            damage_some(self._lives.cache, draw)
+        self._loop.call(self._lives.mount)
 
     def stop(self) -> None:
         self._loop.stop()
-        self._backing.dispose()
+        self._lives.backing.dispose()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     # The store
@@ -219,6 +168,11 @@ class VirtualDriver:
     def hiccup(self) -> None:
         """Let one request fail, in a way that another attempt cures."""
         self._store.fail(StoreStalledError("no bytes"), times=1)
+
+    @property
+    def hiccuping(self) -> bool:
+        """Whether a request is still to fail."""
+        return any(rule.times for rule in self._store._rules)
 
     # Programs
 
@@ -290,6 +244,7 @@ class VirtualDriver:
 
     def settle(self) -> None:
         async def settle() -> None:
+            self._server.filesystem.all_asked_again()
             self._kernel.forget()
             await check_at_rest(self._server, damaged=self._damaged)
 
@@ -300,14 +255,6 @@ class VirtualDriver:
             function(*arguments)
 
         self._loop.call(call)
-
-
-def _copied(ledger: Ledger) -> Ledger:
-    """The same memory, as a successor finds it."""
-    descriptor = os.memfd_create("ledger")
-    os.truncate(descriptor, len(ledger._memory))
-    os.pwrite(descriptor, ledger._memory[: ledger._end], 0)
-    return Ledger(descriptor)
 
 
 def damage_some(cache: Path, draw: random.Random) -> None:
