@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,7 +192,7 @@ def test_answers_without_an_end_cost_neither_memory_nor_time(tmp_path: Path, sur
         store.answer = said
         began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(len(objects)) as readers:
-            calls = [
+            calls: list[concurrent.futures.Future[Any]] = [
                 *(readers.submit(os.listdir, mount.path / name) for name in LISTINGS),
                 *(readers.submit((mount.path / name / "model").read_bytes) for name in BODIES),
             ]
@@ -225,7 +226,7 @@ def said(method: str, key: bytes, query: dict[str, str]) -> Answer | Iterator[by
     return None if told is None else told()
 
 
-def outcome(call: "concurrent.futures.Future[object]") -> str:
+def outcome(call: "concurrent.futures.Future[Any]") -> str:
     try:
         call.result(60)
     except OSError as error:
