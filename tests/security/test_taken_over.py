@@ -74,7 +74,7 @@ def test_it_gets_nothing_of_its_keeper_of_other_servers_and_of_the_host(
         assert (other.path / "model").read_bytes() == b"weights"
     allowed = sorted(what for what, came in found.items() if came == "allowed")
     assert allowed == []
-    assert len(found) > 50
+    assert len(found) >= 45
     assert elsewhere.read_text() == "to all"
     assert (mount.path / "model").read_bytes() == b"weights"
 
