@@ -87,7 +87,7 @@ class Kernel:
     async def lost(self) -> None:
         """Wait until nothing of the dead server is left: what its threads have begun they end."""
         while self._under_way:
-            await trio.sleep(0.001)  # noqa: ASYNC110 - threads of any kind end, and tell nobody
+            await trio.sleep(0.001)
 
     def _changed(self) -> None:
         self._change.set()
