@@ -44,6 +44,12 @@ class Digest:
         return self.signed or self.algorithm in _WIDTHS
 
     @property
+    def binding(self) -> bool:
+        """Whether bytes that have another digest are wrong, whatever else there may be to be said for them. Parts need
+        not all be of one size."""
+        return self.certain and not self.parts
+
+    @property
     def of_nothing(self) -> bytes:
         """What it would be for no bytes at all."""
         return _new(self.algorithm).digest()

@@ -39,6 +39,8 @@ SMALL = CHUNK_SIZE
 """Bytes up to which any digest is computed at once."""
 MOST_ATTEMPTS = 3
 """How often a copy that differs from the store's digest is fetched again, while that gives other bytes."""
+MOST_FRUITLESS = 3
+"""How many objects in parts of a size that is guessed are fetched again in vain, before such are not any more."""
 LOOK_INTERVAL_S = 1.0
 DOUBT_INTERVAL_S = 300.0
 """After which it is tried again to mend a copy that is in use."""
@@ -90,7 +92,7 @@ class Integrity:
         self._comes_later = trio.Event()
         self._doubtful: dict[Blob, float] = {}
         self._suspected = WeakKeyDictionary[Blob, float]()
-        self._misled = False
+        self._misled, self._fruitless = False, 0
         self._compared = self._differing = 0
 
     def statistics(self) -> IntegrityStatistics:
@@ -176,13 +178,10 @@ class Integrity:
 
     async def compare(self, blob: Blob, expected: Digest) -> bool:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
-        key = blob.generation.key
+        key, changed = blob.generation.key, 0
         same = await self._has(blob, expected)
-        changed = 0
         for _ in range(MOST_ATTEMPTS):
-            if blob.doubt is not None:
-                return False
-            if same is not False or not self._here(blob):
+            if same is not False or blob.doubt is not None or not self._here(blob) or self._in_vain(expected):
                 break
             self._differing += 1
             log.warning("%s: has not the digest %s: fetching it again", key, expected)
@@ -190,28 +189,42 @@ class Integrity:
                 changed = await self.mender.fetch_again(blob)
             except (StoreError, OSError) as error:
                 self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
-                return False
+                break
             if not changed:
                 break
             await self.mender.tell_repaired(blob)
             same = await self._has(blob, expected)
+        if blob.doubt is not None:
+            return False
         if same:
             self._compared += 1
+            self._fruitless = 0 if expected.parts else self._fruitless
             await self._disk.set_digest(blob, str(expected))
             return True
-        if same is False and (changed or (expected.certain and not expected.parts)):
-            self._doubt(
-                blob, BlobDamagedError(f"{key}: what the store gives has not the digest that it tells: {expected}")
-            )
-            return False
-        if same is False:
-            log.warning("%s: fetched twice alike, and not what its digest says: %s is none of its bytes", key, expected)
-            self._misled = True
+        if same is False and self._here(blob):
+            if changed or expected.binding:
+                wrong = f"{key}: what the store gives has not the digest that it tells: {expected}"
+                self._doubt(blob, BlobDamagedError(wrong))
+                return False
+            self._believe_less(expected, key)
         await self._disk.set_digest(blob, "")
         return True
 
+    def _in_vain(self, expected: Digest) -> bool:
+        """Whether such a digest that differs says little: the parts of this store's objects are not what they usually
+        are."""
+        return expected.parts > 0 and expected.part_size is None and self._fruitless >= MOST_FRUITLESS
+
+    def _believe_less(self, expected: Digest, key: str) -> None:
+        """What has come twice alike has not a digest that may be another's."""
+        log.warning("%s: cannot be compared: %s is not the digest of its bytes, which came twice alike", key, expected)
+        if expected.parts:
+            self._fruitless += 1
+        else:
+            self._misled = True
+
     async def _has(self, blob: Blob, expected: Digest) -> bool | None:
-        """Whether a blob has a digest; None where it cannot be known, as the parts of the object are not."""
+        """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
             return crc32c_of(_records(blob)) == expected.value
@@ -230,7 +243,7 @@ class Integrity:
             self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
-        return None if expected.parts and expected.part_size is None else False
+        return False if expected.part_sizes(size) else None
 
     def _suspect(self, blob: Blob, error: TrimsError) -> None:
         """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
@@ -301,13 +314,15 @@ class Integrity:
     async def _scrub(self) -> None:
         while True:
             generation = await self._disk.to_scrub(time.time() - self._scrub_interval_s)
-            if generation is None:
+            if generation is None or not await self._scrub_one(generation):
                 await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
-                continue
-            async with self._disk.looked_at(generation) as blob:
-                if blob.attached:
-                    await self.mender.check(blob, rate=self._scrub_rate)
-                await self._disk.scrubbed(blob)
+
+    async def _scrub_one(self, generation: Generation) -> bool:
+        """Check what is on the disk of a generation; whether that could be recorded."""
+        async with self._disk.looked_at(generation) as blob:
+            if blob.attached:
+                await self.mender.check(blob, rate=self._scrub_rate)
+            return await self._disk.scrubbed(blob)
 
 
 async def _unsigned(_generation: Generation) -> Digest | None:

@@ -1,10 +1,12 @@
 """Processes that read a mount without a pause, compare every byte with the store's, and time every operation."""
 
 import contextlib
+import errno
 import mmap
 import os
 import pickle
 import random
+import re
 import signal
 import time
 import traceback
@@ -30,6 +32,11 @@ class Report:
     errnos: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     worst_s: dict[str, float] = field(default_factory=dict)
+
+    def unexpected(self) -> Counter[str]:
+        """How often each errno was met that is not put up with; what is no error of the system is a defect."""
+        numbers = [re.search(r"Error: \[Errno (\d+)\]", text) for text in self.errors]
+        return Counter("defect" if match is None else errno.errorcode[int(match[1])] for match in numbers)
 
     def add(self, other: "Report") -> None:
         """Count what another reader has seen as well."""

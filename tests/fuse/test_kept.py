@@ -25,13 +25,13 @@ def have_hold(mount: MountedStore, store: Path) -> None:
     have_serve(holding, mount, store)
 
 
-def have_serve(program: ModuleType, mount: MountedStore, store: Path) -> None:
+def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
     """Have the server of a mount replaced by another program."""
     facts = ask(mount.path, {"do": "status"}, timeout_s=5)
     places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
     options = load_options(places, environment={}).resolved(mount.path)
     order = order_of(mount.path, options, foreground=facts["foreground"])
-    order["server"] = [sys.executable, str(program.__file__)]
+    order["server"] = [sys.executable, str(program.__file__), *arguments]
     answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
     assert "error" not in answer, answer
 

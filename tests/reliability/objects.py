@@ -5,8 +5,9 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,24 +60,27 @@ class Objects:
             return None
         return content(name, version, offset, min(count, size - offset))
 
-    def put(self, client: "S3Client", name: str) -> None:
-        """Make an object, or replace it by its next version."""
+    def put(self, client: "S3Client", name: str, *, in_parts: bool = False) -> None:
+        """Make an object, or replace it by its next version. Of one that comes *in parts* the ETag is no MD5."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(b".")
         size = self.size(name)
-        client.upload_fileobj(io.BytesIO(content(name, size - self.sizes[name], 0, size)), self._bucket, name)
+        body = content(name, size - self.sizes[name], 0, size)
+        if in_parts:
+            client.upload_fileobj(io.BytesIO(body), self._bucket, name)
+        else:
+            client.put_object(Bucket=self._bucket, Key=name, Body=body)
 
     def delete(self, client: "S3Client", name: str) -> None:
         """Delete an object; what was open of it may still be read."""
         client.delete_object(Bucket=self._bucket, Key=name)
 
-    def put_all(self, server: "S3Server", names: Iterable[str]) -> None:
+    def put_all(self, server: "S3Server", names: Iterable[str], *, in_parts: bool = False) -> None:
         """Make several objects at once."""
         with contextlib.closing(server.client()) as client, ThreadPoolExecutor(_UPLOADS) as pool:
-            put: Callable[[str], None] = lambda name: self.put(client, name)  # noqa: E731
-            list(pool.map(put, names))
+            list(pool.map(partial(self.put, client, in_parts=in_parts), names))
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.versions"

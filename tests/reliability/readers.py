@@ -20,8 +20,8 @@ KEPT = 4
 class FaultReader:
     """Reads objects at random and compares every byte with the version that the file had when it was opened.
 
-    *firm* are here before anything goes wrong: they are mapped as well, and no error is put up with. *shaky* may fail
-    for a while, but never be absent; *fleeting* are deleted at times.
+    *firm* are here before anything goes wrong: they are mapped as well, and no error is put up with, nor of listings of
+    them if they are *listed*. *shaky* may fail for a while, but never be absent; *fleeting* are deleted at times.
     """
 
     def __init__(
@@ -33,12 +33,14 @@ class FaultReader:
         firm: Sequence[str] = (),
         shaky: Sequence[str] = (),
         fleeting: Sequence[str] = (),
+        listed: bool = True,
     ) -> None:
         self._mount = mount
         self._objects = objects
         self._draw = random.Random(seed)
         self._names = [*firm, *shaky, *fleeting]
         self._firm, self._fleeting = frozenset(firm), frozenset(fleeting)
+        self._listed = listed
         self._kept: list[tuple[str, int, int]] = []
         self.report = Report()
 
@@ -46,10 +48,11 @@ class FaultReader:
         """One of each operation on one object, and a read of what has been open for longer."""
         name = self._draw.choice(self._names)
         directory, tolerated = os.path.dirname(name), self._tolerated(name)
-        with self._putting_up_with(tolerated), self.report.timing("ls"):
+        with self._putting_up_with(tolerated if self._listed else FAILURES), self.report.timing("ls"):
             listed = set(os.listdir(self._mount / directory))
             expected = {one for one in self._objects.names(f"{directory}/") if one not in self._fleeting}
-            self._compare("ls", directory, {os.path.basename(one) for one in expected} <= listed)
+            lost = {os.path.basename(one) for one in expected} - listed
+            self._compare("ls", f"{directory} without {lost}", not lost)
         with self._putting_up_with(FAILURES | {errno.ENOENT}), self.report.timing("ask"):
             os.stat(self._mount / directory / f"absent-{os.getpid()}-{self.report.operations}")
             self._compare("ask", "absent", right=False)
@@ -79,15 +82,26 @@ class FaultReader:
 
     def _read(self, name: str, descriptor: int, size: int) -> None:
         offset = self._draw.randrange(size)
-        with self.report.timing("read"):
-            found = os.pread(descriptor, PIECE, offset)
-        self._compare("read", name, found == self._objects.expected(name, size, offset, PIECE))
+        wanted, found = min(PIECE, size - offset), b""
+        while len(found) < wanted:  # what fails in the midst of a read ends it early, and the next one tells
+            with self.report.timing("read"):
+                more = os.pread(descriptor, wanted - len(found), offset + len(found))
+            if not more:
+                break
+            found += more
+        self._check("read", name, size, offset, found)
 
     def _map(self, name: str, descriptor: int, size: int) -> None:
         offset = self._draw.randrange(size)
         with self.report.timing("mmap"), closing(mmap.mmap(descriptor, size, prot=mmap.PROT_READ)) as mapping:
             found = mapping[offset : offset + PIECE]
-        self._compare("mmap", name, found == self._objects.expected(name, size, offset, PIECE))
+        self._check("mmap", name, size, offset, found)
+
+    def _check(self, kind: str, name: str, size: int, offset: int, found: bytes) -> None:
+        expected = self._objects.expected(name, size, offset, PIECE)
+        if found != expected:
+            told = "no such version" if expected is None else first_difference(found, expected)
+            self._compare(kind, f"{name} of {size} bytes at {offset}: {told}", right=False)
 
     def _compare(self, kind: str, name: str, right: bool) -> None:
         if not right:
@@ -108,3 +122,11 @@ class FaultReader:
                 raise
             if error.errno != errno.ENOENT:
                 self.report.errnos[errno.errorcode[error.errno]] += 1
+
+
+def first_difference(found: bytes, expected: bytes) -> str:
+    """Where and how bytes differ, for who has to find out why."""
+    pairs = enumerate(zip(found, expected, strict=False))
+    at = next((number for number, (one, other) in pairs if one != other), min(len(found), len(expected)))
+    sizes = f"{len(found)} for {len(expected)} bytes"
+    return f"{sizes}, from {at} on {found[at : at + 8].hex()} for {expected[at : at + 8].hex()}"

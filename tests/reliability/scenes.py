@@ -33,14 +33,14 @@ class Scene:
     through: FaultyS3
     directory: Path
 
-    def put(self, prefix: str, *, listed: bool) -> tuple[list[str], str]:
+    def put(self, prefix: str, *, listed: bool, in_parts: bool = False) -> tuple[list[str], str]:
         """New objects, of which the mount knows the names, or no more than that there is such a directory.
 
         The last is a spare one, for those who look whether something that was never read can be.
         """
         sizes = {f"{prefix}/{number}": size for number, size in enumerate(SIZES)}
         self.objects.sizes |= sizes
-        self.objects.put_all(self.server, sizes)
+        self.objects.put_all(self.server, sizes, in_parts=in_parts)
         # Names that are not known are not asked for again for some seconds after the store has failed.
         wait_until((self.mount.path / prefix).is_dir, tolerate=OSError)
         if listed:

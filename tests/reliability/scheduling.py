@@ -70,6 +70,41 @@ class _InLoop:
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
+Concerned = Callable[[trio.lowlevel.Task], bool]
+
+
+class At(trio.abc.Instrument):
+    """Does something once tasks of a kind have taken so many steps: at the await where the last one ended."""
+
+    def __init__(
+        self, step: int, concerned: Callable[[trio.lowlevel.Task], bool], action: Callable[[], object]
+    ) -> None:
+        self._left = step
+        self._concerned = concerned
+        self._action = action
+
+    @property
+    def came(self) -> bool:
+        """Whether there were so many steps."""
+        return self._left <= 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._left > 0 and self._concerned(task):
+            self._left -= 1
+            if self._left == 0:
+                self._action()
+
+
+@contextmanager
+def at(step: int, concerned: Concerned, action: Callable[[], object]) -> Iterator[At]:
+    instrument = At(step, concerned, action)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield instrument
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
 @contextmanager
 def without_threads(draw: random.Random) -> Iterator[None]:
     """What is handed to a thread is done in the event loop, at a moment drawn."""

@@ -1,8 +1,8 @@
 """Every operation is given up at each of its awaits, one after the other: nothing stays in use, and it works again."""
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.fakes import MemoryStore
 from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.conftest import Survived
-from tests.reliability.scheduling import scheduled
+from tests.reliability.scheduling import at, scheduled
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Server, Signal, served
 from trimsfs.coldopen import ColdOpen
@@ -23,41 +23,6 @@ from trimsfs.commands import Commands
 PATH = "d/model"
 MOST_STEPS = 2000
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")
-
-
-Concerned = Callable[[trio.lowlevel.Task], bool]
-
-
-class At(trio.abc.Instrument):
-    """Does something once tasks of a kind have taken so many steps: at the await where the last one ended."""
-
-    def __init__(
-        self, step: int, concerned: Callable[[trio.lowlevel.Task], bool], action: Callable[[], object]
-    ) -> None:
-        self._left = step
-        self._concerned = concerned
-        self._action = action
-
-    @property
-    def came(self) -> bool:
-        """Whether there were so many steps."""
-        return self._left <= 0
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._left > 0 and self._concerned(task):
-            self._left -= 1
-            if self._left == 0:
-                self._action()
-
-
-@contextmanager
-def at(step: int, concerned: Concerned, action: Callable[[], object]) -> Iterator[At]:
-    instrument = At(step, concerned, action)
-    trio.lowlevel.add_instrument(instrument)
-    try:
-        yield instrument
-    finally:
-        trio.lowlevel.remove_instrument(instrument)
 
 
 def below(ancestor: trio.lowlevel.Task, task: trio.lowlevel.Task | None) -> bool:

@@ -175,7 +175,7 @@ def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
             fault="server killed at a write, on a mount in use",
             injected=crashing.injected,
             operations=report.operations,
-            errors=report.errnos,
+            errors=report.unexpected(),
             wrong=len(report.wrong),
             recovery_s=crashing.slowest_s,
         )

@@ -226,7 +226,7 @@ def said(method: str, key: bytes, query: dict[str, str]) -> Answer | Iterator[by
     return None if told is None else told()
 
 
-def outcome(call: "concurrent.futures.Future[object]") -> str:
+def outcome(call: "concurrent.futures.Future[Any]") -> str:
     try:
         call.result(60)
     except OSError as error:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -19,6 +20,7 @@ from tests.unit.served import FakeBacking, Server, served
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError
 from trimsfs.handles import BACKING_SHIFT
+from trimsfs.integrity import MOST_FRUITLESS
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 5
@@ -185,6 +187,40 @@ async def test_parts_of_unknown_size_cannot_be_compared(server: Server, store: M
     assert sum(store.fetched.values()) == len(content)
 
 
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_is_in_parts_of_a_usual_size_is_compared_too(
+    serving: Serving, store: MemoryStore, content: bytes, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.digests.USUAL_PART_SIZES", (20_000, 30_000))
+    digest = hashlib.md5(
+        b"".join(hashlib.md5(content[i : i + 30_000]).digest() for i in range(0, len(content), 30_000))
+    )
+    store.digests["a"] = Digest(
+        algorithm="md5", value=digest.digest(), parts=3, part_size=30_000 if told else None, certain=False
+    )
+    store.corrupt("a", 77)
+    async with serving(digests="wait") as server:
+        handle = await opened(server)
+        assert await server.read(handle) == content
+        assert (await server.attribute("a", "digest") or "").endswith("-3")
+        assert server.integrity.statistics().repaired_chunks == 1
+
+
+async def test_parts_of_an_unusual_size_are_not_held_against_objects_and_soon_not_fetched_twice(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.digests.USUAL_PART_SIZES", (30_000,))
+    names = [f"part-{number}" for number in range(MOST_FRUITLESS + 2)]
+    for name in names:
+        store.put(name, content)
+        store.digests[name] = Digest(algorithm="md5", value=b"x" * 16, parts=3, certain=False)
+    async with serving(digests="wait") as server:
+        for name in names:
+            assert await server.content(name) == content
+            assert await server.attribute(name, "verified") == "true"
+    assert [store.reads(name).count(0) for name in names] == [2] * MOST_FRUITLESS + [1, 1]
+
+
 async def test_a_store_that_is_away_is_asked_later(server: Server, store: MemoryStore, content: bytes) -> None:
     store.digests["a"] = digest_of(content, "crc32c")
     store.fail(StoreUnavailableError("the store is down"), method="digest", times=3)
@@ -329,6 +365,19 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
         assert (await server.info("a"))["uses"] == uses
         assert os.stat(file).st_size == len(content)
         assert store.reads("a").count(0) == 2
+
+
+async def test_scrubbing_rests_when_it_cannot_record_what_it_has_done(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr("trimsfs.tiers.index.BlobIndex.scrubbed", fails)
+    async with serving(scrub_interval_s=0.2) as server:
+        server.release(await opened(server))
+        await trio.sleep(1)
+    assert 1 <= sum("readonly database" in message for message in caplog.messages) <= 5
 
 
 async def test_scrubbing_keeps_to_its_rate(

@@ -383,9 +383,9 @@ class DiskTier:
         if digest is None:
             await self.flush()
 
-    async def scrubbed(self, blob: Blob) -> None:
-        """What is on the disk of a blob is right."""
-        await self._note(self.index.scrubbed, blob.token)
+    async def scrubbed(self, blob: Blob) -> bool:
+        """What is on the disk of a blob is right; whether that could be recorded."""
+        return await self._note(self.index.scrubbed, blob.token)
 
     async def to_scrub(self, before: float) -> Generation | None:
         """What has not been known to be right on the disk since a time, in seconds since the epoch."""
@@ -396,12 +396,14 @@ class DiskTier:
             return None
         return None if record is None else record.generation
 
-    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> None:
-        """Write to the index what is no harm if it is lost."""
+    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
+        """Write to the index what is no harm if it is lost; whether it could be written."""
         try:
             await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
+            return False
+        return True
 
     # Commands
 
