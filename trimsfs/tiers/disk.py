@@ -286,6 +286,8 @@ class DiskTier:
         await self._note(self.index.remove_chunks, blob.token, gone)
 
     async def _bring(self, token: str, generation: Generation) -> Blob:
+        if len(self._blobs) >= self._most:
+            await self._close_some()
         blob, full = await self._load(token, generation)
         if full and not self._budget.full(self._quotas.pool(generation.key)):
             await self._room.write_failed(generation.key, 0)
@@ -301,7 +303,6 @@ class DiskTier:
             known = self._blobs.get(token)
             if known is not None and (known.attached or known.users or not again):
                 return known, False
-            self._close_idle(most=self._most - 1)
             if len(self._blobs) >= self._most:
                 log.error("%s: not cached: too many files are open", generation.key)
             blob, lost, full = await self._threads.run(
@@ -529,6 +530,14 @@ class DiskTier:
                 break
             if blob.users == 0 and not blob.pinned and self._journal.synced(blob):
                 self._forget(blob)
+
+    async def _close_some(self) -> None:
+        """Close blobs that nobody uses, as too many are open; those that are not on the disk yet if it has to be."""
+        self._close_idle(most=self._most - 1)
+        if len(self._blobs) >= self._most:
+            await self.flush()
+            await self._journal.sync()
+            self._close_idle(most=self._most - 1)
 
     def _forget(self, blob: Blob) -> None:
         """Close a blob that nobody uses."""
