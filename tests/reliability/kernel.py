@@ -86,7 +86,7 @@ class Kernel:
 
     async def lost(self) -> None:
         """Wait until nothing of the dead server is left: what its threads have begun they end."""
-        while self._under_way:
+        while self._under_way:  # noqa: ASYNC110 - threads end, and tell nobody
             await trio.sleep(0.001)
 
     def _changed(self) -> None:
