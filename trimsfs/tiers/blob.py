@@ -108,6 +108,15 @@ class Blob:
         self._view = memoryview(mapping)
         return fitting
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody has made the file shorter, or longer."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_size != self.generation.size
+
+    def mend_size(self) -> None:
+        """Give the file its size again: what was cut off is missing. Raises OSError."""
+        os.truncate(self.fileno(), self.generation.size)
+
     def detach(self) -> None:
         """Close the file. Views that are still in use keep the mapping until they are gone."""
         if self._descriptor is not None:
