@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -437,6 +438,16 @@ class Keeper:
         self._reporter.tell({"type": "failed", "kind": "Exception", "error": error}, error)
 
 
+def _leave_no_core() -> None:
+    """Have the kernel write no core of this process and its servers, which have credentials in memory.
+
+    A limit of 0 is none for programs that take cores from a pipe; for them, 1 is one.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    most = 1 if hard == resource.RLIM_INFINITY else min(hard, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+
+
 def main() -> None:
     """Entry point of the keeper process."""
     parser = argparse.ArgumentParser(prog="mountctl.keeper")
@@ -444,6 +455,7 @@ def main() -> None:
     status: int | None = parser.parse_args().status_fd
     if status is not None:
         os.set_inheritable(status, False)
+    _leave_no_core()
     sys.exit(Keeper(json.load(sys.stdin), status, stored_descriptors(os.environ)).run())
 
 

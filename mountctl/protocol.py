@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trimsfs.text import printable
+
 MESSAGE_LIMIT = 8192
 DESCRIPTOR_LIMIT = 1
 _KIND = re.compile(r"[A-Za-z]{1,64}")
@@ -124,7 +126,7 @@ def parse(data: bytes) -> Message:
             return Ready(resends)
         case {"type": "failed", "kind": str(kind), "error": str(error), **nothing} if not nothing:
             if _KIND.fullmatch(kind):
-                return Failed(kind, printable(error[:_TEXT_LIMIT]))
+                return Failed(kind, printable(error)[:_TEXT_LIMIT])
     raise ProtocolError("not one of the messages")
 
 
@@ -135,8 +137,3 @@ def _is_number(value: object) -> bool:
 def takes_descriptor(message: Message) -> bool:
     """Whether a descriptor comes with a message."""
     return isinstance(message, _WITH_DESCRIPTOR)
-
-
-def printable(text: str) -> str:
-    """Text as one line that does nothing to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

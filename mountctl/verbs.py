@@ -20,6 +20,7 @@ from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError,
 from trimsfs.exits import exit_code
 from trimsfs.mountinfo import Mount as MountInfo
 from trimsfs.mountinfo import mounts, trimsfs_at
+from trimsfs.text import printable
 
 P = ParamSpec("P")
 
@@ -49,10 +50,10 @@ def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
         try:
             code = function(*arguments, **named)
         except TrimsError as error:
-            click.echo(f"mountctl: {error}", err=True)
+            click.echo(f"mountctl: {printable(str(error))}", err=True)
             code = exit_code(type(error).__name__)
         except KeeperGoneError as error:
-            click.echo(f"mountctl: {error}", err=True)
+            click.echo(f"mountctl: {printable(str(error))}", err=True)
             code = exit_code(NotMountedError.__name__)
         except OSError as error:
             click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
@@ -177,7 +178,7 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
         click.echo("no mounts")
     else:
         for facts in found:
-            click.echo(_line(facts))
+            click.echo(printable(_line(facts)))
     served = all(facts["state"] == "serving" for facts in found)
     return code if served else exit_code(NotMountedError.__name__)
 

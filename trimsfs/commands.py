@@ -9,11 +9,12 @@ from functools import partial
 import trio
 
 from trimsfs.derived import DerivedBlobs
-from trimsfs.errors import CacheUnusableError, InUseError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.handles import ControlHandle
+from trimsfs.integrity import Integrity
 from trimsfs.namespace import Inode, Namespace, Special
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
@@ -108,6 +109,7 @@ class Commands:
         residents: Residents,
         derived: DerivedBlobs,
         gpu: GpuCopies,
+        integrity: Integrity,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -116,12 +118,14 @@ class Commands:
         self._residents = residents
         self._derived = derived
         self._gpu = gpu
+        self._integrity = integrity
         self._nursery: trio.Nursery | None = None
         self._pins = trio.Lock()
         self._commands: dict[str, Command] = {
             "evict": self._evict,
             "pin": self._pin,
             "unpin": self._unpin,
+            "verify": self._verify,
             VERIFY_GPU: self._verify_gpu,
             "warm-disk": self._warm_disk,
             "warm-host": self._warm_host,
@@ -297,6 +301,12 @@ class Commands:
         async with self._arriving(generation, progress):
             if not await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only):
                 progress.left_out_files += 1
+
+    async def _verify(self, generation: Generation, progress: Progress) -> None:
+        del progress
+        damaged = await self._integrity.verify(generation)
+        if damaged:
+            raise BlobDamagedError(f"{generation.key}: damaged chunks of its local copy, fetched again: {damaged}")
 
     async def _verify_gpu(self, generation: Generation, progress: Progress) -> None:
         compared = await self._gpu.compare(generation)  # others count meanwhile

@@ -127,7 +127,6 @@ def become(user: Identity) -> None:
     if user.uid == 0:
         return
     raised(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)  # models are locked in memory
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # credentials are in memory
     try:
         for capability in range(int(_LAST_CAPABILITY.read_text()) + 1):
             _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)

@@ -38,6 +38,8 @@ STALE_RETRY_S = 5.0
 """While the store is down, known names are served from memory and the store is asked this often."""
 REST_LIMIT = 100_000
 """Entries asked for at once after the first page; a store gives as many as it likes."""
+PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
+"""A listing that has more has no end, for all that can be told: it is not waited for, nor kept in memory."""
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
@@ -95,37 +97,40 @@ class _Directory:
     """What is known of one directory, and since when.
 
     ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
-    ``failure`` is why the store could not be asked; until ``retry_at`` it is not asked again for what is known, and not
-    at all when it was ``hopeless``: when all attempts failed. Answers to what was asked before ``distrusted`` are known
-    to be outdated.
+    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
+    was asked before ``distrusted`` are known to be outdated; of the names in ``outdated`` it is known that they lead
+    elsewhere by now.
     """
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
+        self.outdated: set[bytes] = set()
         self.listed = float("-inf")
         self.distrusted = float("-inf")
         self.complete = False
         self.large = False
         self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
         self.failure: StoreError | None = None
-        self.hopeless = False
         self.retry_at = float("-inf")
         self.lock = trio.Lock()
 
-    def failed(self, error: StoreError, *, patient: bool) -> None:
-        """The store could not be asked just now, with all attempts if *patient*.
+    def failed(self, error: StoreError) -> None:
+        """The store could not be asked just now; a recent failure that is told again does not count anew."""
+        if self.recent_failure is None:
+            self.failure = error
+            self.retry_at = trio.current_time() + STALE_RETRY_S
 
-        A recent failure that is told again does not count anew.
-        """
-        now = trio.current_time()
-        if now >= self.retry_at or (patient and not self.hopeless):
-            self.failure, self.hopeless = error, patient
-            self.retry_at = now + STALE_RETRY_S
+    @property
+    def recent_failure(self) -> StoreError | None:
+        """Why the store could not be asked of late, however patiently; a single attempt that failed says little."""
+        if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
+            return None
+        return self.failure
 
-    def raise_recent_failure(self, *, patient: bool) -> None:
-        """Do not make every caller wait for the same failure; nor a *patient* one fail for want of another attempt."""
-        if self.failure is not None and trio.current_time() < self.retry_at and (self.hopeless or not patient):
-            raise self.failure.with_traceback(None)
+    def raise_recent_failure(self) -> None:
+        """Do not make every caller wait for the same failure."""
+        if self.recent_failure is not None:
+            raise self.recent_failure.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +312,7 @@ class Namespace:
             directory.listed = float("-inf")
             directory.names.clear()
             directory.distrusted = trio.current_time()
+            directory.outdated.add(os.fsencode(key[key.rfind("/") + 1 :]))
 
     def _directory(self, prefix: str) -> _Directory:
         directory = self._directories.get(prefix)
@@ -330,7 +336,7 @@ class Namespace:
                 return entry, left
         entry = directory.entries.get(name, Special.ABSENT)
         left = directory.listed + self._ttl(entry) - now
-        if entry is not Special.ABSENT:
+        if entry is not Special.ABSENT and name not in directory.outdated:
             left = max(left, directory.retry_at - now, self._down_until - now)
         return (entry, left) if directory.complete and left > 0 else None
 
@@ -339,15 +345,17 @@ class Namespace:
 
     async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
-        asked = trio.current_time()
+        asked, stale = trio.current_time(), _stale(directory, name)
+        known = stale is not Special.ABSENT and (name in directory.names or name not in directory.outdated)
+        if known and asked < directory.retry_at:
+            return stale, STALE_RETRY_S
         try:
-            directory.raise_recent_failure(patient=True)
-            entry = await self._probe(prefix + os.fsdecode(name))
+            directory.raise_recent_failure()
+            entry = await self._probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
-                directory.failed(error, patient=True)
-            stale = _stale(directory, name)
-            if stale is Special.ABSENT:
+                directory.failed(error)
+            if (stale := _stale(directory, name)) is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
         if asked > directory.distrusted:
@@ -361,17 +369,21 @@ class Namespace:
         """List a directory anew: all of it, or only if one page holds it; unless *patient* the store is asked once."""
         asked = trio.current_time()
         try:
-            directory.raise_recent_failure(patient=patient)
+            directory.raise_recent_failure()
             store = self._store if patient else self._impatient
             pages = [await store.list_page(prefix)]
+            entries = len(pages[0])
             while whole and (token := pages[-1].next_token) is not None:
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
+                entries += len(pages[-1])
+                if entries > ENTRIES_LIMIT or len(pages) > PAGES_LIMIT:
+                    raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
         except StoreError as error:
             if not directory.complete:
-                directory.failed(error, patient=patient)
+                directory.failed(error)
                 raise
             log.warning("serving /%s as it was listed before: %s", prefix, error)
-            directory.failed(error, patient=patient)
+            directory.failed(error)
             if isinstance(error, StoreUnavailableError | TransientStoreError):
                 # Not only this directory: a path is looked up level by level.
                 self._down_until = trio.current_time() + STALE_RETRY_S
@@ -380,25 +392,30 @@ class Namespace:
         if not directory.large:
             directory.entries, self._hidden[prefix] = _entries(prefix, pages)
             directory.listed = asked if asked > directory.distrusted else float("-inf")
+            if asked > directory.distrusted:
+                directory.outdated.clear()
             directory.complete = True
             directory.names.clear()
 
-    async def _probe(self, path: str) -> Entry:
+    async def _probe(self, path: str, *, patient: bool) -> Entry:
         """Ask for an object, and whether there is anything below its name. A directory wins."""
-        found: list[Generation] = []
+        store, found = self._store if patient else self._impatient, list[Generation]()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stat, path, found)
-                below = await self._store.list_page(f"{path}/", limit=1)
+                nursery.start_soon(_stat, store, path, found)
+                below = await store.list_page(f"{path}/", limit=1)
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         if below.exists:
             return Special.DIRECTORY
         return found[0] if found else Special.ABSENT
 
-    async def _stat(self, path: str, found: list[Generation]) -> None:
-        with contextlib.suppress(ObjectNotFoundError):
-            found.append(await self._store.stat(path))
+
+async def _stat(store: Store, path: str, found: list[Generation]) -> None:
+    with contextlib.suppress(ObjectNotFoundError):
+        generation = await store.stat(path)
+        if generation.plausible:
+            found.append(generation)
 
 
 def _stale(directory: _Directory, name: bytes) -> Entry:
@@ -439,7 +456,7 @@ def _entries(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], in
         named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
         for text, entry in named:
             name = os.fsencode(text)
-            if not possible(name):
+            if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
                 hidden += 1
             elif name not in entries:
                 entries[name] = entry

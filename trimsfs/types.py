@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 CHUNK_SIZE = 8 * 1024 * 1024
 """Bytes in a chunk, the unit of fetching and verification. The last chunk of an object is shorter."""
-
+SIZE_MAX = 1 << 46
+"""Bytes of the largest object there can be a file of, above what any store holds: what is known of its chunks takes
+memory."""
+ETAG_MAX = 1024
+"""Characters of the longest ETag."""
 
 Buffer = bytes | memoryview
 
@@ -33,6 +37,12 @@ class Generation:
     size: int
     modified_ns: int
     version_id: str | None = None
+
+    @property
+    def plausible(self) -> bool:
+        """Whether a store may tell such a thing: if not, it lies, and the rest of trimsfs is not to see it."""
+        named = 0 < len(self.etag) <= ETAG_MAX and self.etag.isascii() and self.etag.isprintable()
+        return named and 0 <= self.size <= SIZE_MAX
 
     def token(self, store_url: str) -> str:
         """A name for this content in this store: 32 hexadecimal digits, safe as a file name."""

@@ -16,6 +16,7 @@ from mountctl.containers.children import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
 from mountctl.containers.errors import ContainerError
 from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
+from trimsfs.text import printable
 
 LISTING_TIMEOUT_S = 20.0
 
@@ -39,8 +40,7 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
         try:
             command(*arguments, **options)
         except ContainerError as error:
-            message = "".join(character if character.isprintable() else "?" for character in str(error))
-            click.echo(f"mountctl: {message}", err=True)
+            click.echo(f"mountctl: {printable(str(error))}", err=True)
             sys.exit(error.exit_code)
 
     return run

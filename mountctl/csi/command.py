@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import click
 
+from trimsfs.text import LineFormatter
+
 NODE_ID_LIMIT = 256
 
 
@@ -37,7 +39,9 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> 
         _fail(2, f"--node-id {node_id[:40]!r}: must have 1 to {NODE_ID_LIMIT} bytes")
     if not mounts_dir.is_absolute() or not mounts_dir.is_dir():
         _fail(2, f"--mounts-dir {mounts_dir}: is no absolute path of a directory: create it")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         if tenants is not None:
             read_tenants(tenants)

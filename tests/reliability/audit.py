@@ -72,7 +72,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
             assert record.crc == crc32c.crc32c(content[start:stop])
             blob = disk.known(here.token)
             if not damaged if blob is None else blob.states[record.chunk] == ChunkState.VERIFIED:
-                with disk.path(here.token).open("rb") as file:
+                with disk.files.path(here.token).open("rb") as file:
                     file.seek(start)
                     assert file.read(record.length) == content[start:stop], f"{here.generation.key} is wrong on disk"
     for blob in disk._blobs.values():

@@ -11,8 +11,9 @@ from typing import Any
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import copier, fetcher_of, opened, until
+from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs import metrics
+from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
@@ -25,6 +26,7 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handles import BACKING_SHIFT
+from trimsfs.integrity import Digests, Integrity
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
@@ -156,6 +158,7 @@ class Server:
     residents: Residents
     control: Control
     derived: DerivedBlobs
+    integrity: Integrity
     filesystem: Filesystem
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
@@ -294,6 +297,10 @@ async def served(
     siblings: bool = False,
     deadline_s: float = 15.0,
     ledger: Ledger | None = None,
+    digests: Digests = "auto",
+    scrub_interval_s: float = 0.0,
+    read_manifest: ReadManifest | None = None,
+    required: bool = False,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
 
@@ -318,7 +325,12 @@ async def served(
         derived = DerivedBlobs(disk, residents, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
-        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+        integrity = integrity_of(
+            store, disk, fetcher, digests=digests, scrub_interval_s=scrub_interval_s, deadline_s=deadline_s
+        )
+        integrity.mender.withdraw = residents.withdraw
+        residents.approve = integrity.approve
+        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
         control = Control(
             disk,
             residents,
@@ -331,6 +343,18 @@ async def served(
             facts=lambda: {"store": store.identity},
         )
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
+        admission = None
+        if read_manifest is not None:
+            admission = Admission(
+                namespace,
+                disk,
+                fetcher,
+                read_manifest,
+                required=required,
+                fetch=cold_opener.fetch,
+                compare=integrity.compare,
+            )
+            integrity.signed = admission.signed
         watching = Siblings(namespace, disk, fetcher, residents)
         filesystem = Filesystem(
             namespace,
@@ -343,6 +367,7 @@ async def served(
             derived,
             mounted_ns=MOUNTED_NS,
             ledger=ledger,
+            admission=admission,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:
@@ -361,6 +386,7 @@ async def served(
             await filesystem.restore()
             ledger.forget_taken()
         await nursery.start(commands.run)
+        nursery.start_soon(integrity.run)
         server = Server(
             store=store,
             namespace=namespace,
@@ -370,6 +396,7 @@ async def served(
             residents=residents,
             control=control,
             derived=derived,
+            integrity=integrity,
             filesystem=filesystem,
             backing=backing,
             invalidated=invalidated,

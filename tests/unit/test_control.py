@@ -21,8 +21,8 @@ from trimsfs.tiers import pages
 from trimsfs.tiers.pages import resident_bytes
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
-COMMANDS = ("evict", "pin", "unpin", "warm-disk", "warm-host")
-ATTRIBUTES = ("etag", "generation", "pinned", "residency", "verified")
+COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
+ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
 ROOT = Caller(uid=0, groups=frozenset({0}))
 IN_CONTROL_GROUP = Caller(uid=2000, groups=frozenset({2000, CONTROL_GID}))
 

@@ -13,7 +13,7 @@ import mountctl
 import trimsfs
 
 ROOT = Path(trimsfs.__file__).parent.parent
-PURE = ("concurrency", "errors", "eviction", "options", "ranges", "readahead", "types")
+PURE = ("concurrency", "errors", "eviction", "options", "ranges", "readahead", "text", "types")
 
 
 def sources(package: str) -> dict[str, Path]:
@@ -52,7 +52,9 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
+        ("awscrt", "trimsfs.digests"),
         ("boto3", "trimsfs.stores.s3"),
+        ("cryptography", "trimsfs.signatures"),
         ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),
@@ -80,7 +82,8 @@ def test_the_file_system_does_not_know_the_mounter() -> None:
 def test_the_mounter_knows_little_of_the_file_system() -> None:
     known = sources("trimsfs").keys()
     used = {name for path in sources("mountctl").values() for name in imports(path) if name in known}
-    assert used - {"trimsfs"} <= {"trimsfs.errors", "trimsfs.exits", "trimsfs.mountinfo", "trimsfs.options"}
+    few = {"errors", "exits", "mountinfo", "options", "text"}
+    assert used - {"trimsfs"} <= {f"trimsfs.{name}" for name in few}
     assert used
 
 

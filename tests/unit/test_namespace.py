@@ -7,10 +7,16 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import MemoryStore, Request, as_store
-from trimsfs.errors import NoSuchEntryError, StoreAccessError, StoreError, StoreStalledError, StoreUnavailableError
+from trimsfs.errors import (
+    NoSuchEntryError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, STALE_RETRY_S, Kind, Namespace, Special, possible
+from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import PAGE_LIMIT, Page
-from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.types import Generation
 
 TTL_S = 60.0
@@ -325,6 +331,70 @@ async def test_unknown_names_are_not_told_absent_while_the_store_is_down(
         await trio.sleep(1)
 
 
+async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """Known names do not wait for a store that may be down, and so it is asked for them but once."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    assert await look(namespace, "new") is Special.ABSENT
+    store.put("new", b"uploaded")
+    await trio.sleep(TTL_S)
+    store.fail(TransientStoreError("reset"), times=3)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "new") == store.generation("new")
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "other")
+    assert trio.current_time() - began >= 15
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "another")
+    assert trio.current_time() - began < 15 + STALE_RETRY_S
+
+
+async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_failed(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """While the store seems to be down, names are believed for longer; not one that has just been found outdated."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    known = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(TransientStoreError("reset"), method="list_page")
+    assert await look(namespace, "a") == known
+    store.put("a", b"another content")
+    store.delete("b")
+    for key in ("a", "b"):
+        namespace.replaced(key)
+    store.fail(TransientStoreError("reset"), times=2)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "b") is Special.ABSENT
+    store.fail(down(), times=float("inf"))
+    namespace.replaced("a")
+    assert await look(namespace, "a") == known  # better than nothing: its content may be here
+
+
+async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = Namespace(
+        RetryingStore(as_store(large_store), Retrying(deadline_s=15)),
+        ttl_s=TTL_S,
+        impatient=as_store(large_store),
+    )
+    known = await look(namespace, "large/000001")
+    await trio.sleep(TTL_S)
+    large_store.fail(TransientStoreError("reset"), times=float("inf"))
+    asked, began = len(large_store.requests), trio.current_time()
+    for _ in range(10):
+        assert await look(namespace, "large/000001") == known
+    assert trio.current_time() == began
+    assert len(large_store.requests) <= asked + 2
+
+
 async def test_new_listing_is_shown_soon_after_the_store_recovers(
     store: MemoryStore, autojump_clock: MockClock
 ) -> None:
@@ -509,21 +579,6 @@ async def test_failure_to_ask_for_a_name_of_a_large_directory(
     large_store.heal()
     await trio.sleep(STALE_RETRY_S)
     assert await look(namespace, "large/000008") == large_store.generation("large/000008")
-
-
-async def test_one_failed_attempt_fails_nobody_who_would_try_again(
-    store: MemoryStore, autojump_clock: MockClock
-) -> None:
-    """What is known is asked for once only; a name that is not known was told the failure of that, for 5 seconds."""
-    retrying = RetryingStore(as_store(store), Retrying(deadline_s=15))
-    namespace = Namespace(retrying, ttl_s=TTL_S, impatient=as_store(store))
-    a = await look(namespace, "a")
-    await trio.sleep(TTL_S)
-    store.fail(StoreStalledError("no bytes"), method="list_page")
-    assert await look(namespace, "a") == a
-    store.put("new", b"content of new")
-    assert await look(namespace, "new") == store.generation("new")
-    assert await look(namespace, "absent") is Special.ABSENT
 
 
 async def test_newest_that_is_known_is_served_while_the_store_is_down(

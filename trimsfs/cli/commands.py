@@ -9,8 +9,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from trimsfs.cli.control import control_directory, read_lines
 from trimsfs.cli.devices import VERIFY_GPU, Naming, counted, verifying, warming
-from trimsfs.cli.exits import fail, reported
+from trimsfs.cli.exits import fail, reported, say
 from trimsfs.errors import TrimsError
+from trimsfs.text import printable
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
 
@@ -67,16 +68,23 @@ def evict(paths: tuple[Path, ...]) -> None:
 
 @click.command()
 @_paths
-@click.option("--tier", type=click.Choice(["gpu"]), required=True, help="Which copies.")
+@click.option(
+    "--tier",
+    type=click.Choice(["disk", "gpu"]),
+    default="disk",
+    show_default=True,
+    help="Which copies: those in the cache, or those on GPUs.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
-    """Compare all copies of models in a tier with the files, byte by byte; a directory means all below it.
+    """Check local copies of models; a directory means all below it.
 
-    A copy that differs is lent to no program from then on.
+    In the cache: all that is here has the checksums that it had when it came and, if it is whole, the digest that the
+    store tells. What has not is fetched again. On GPUs: copies are compared with the files, byte by byte; one that
+    differs is lent to no program from then on.
     """
-    del tier  # there is one so far
-    _command(verifying, paths, "verifying", quiet)
+    _command(verifying if tier == "gpu" else lambda _: "verify", paths, "verifying", quiet)
 
 
 def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
@@ -95,7 +103,7 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
     with Progress(*columns, console=console, disable=quiet or not files or not console.is_terminal) as progress:
         for path, file in files.items():
             line = None
-            task = progress.add_task(f"{verb} {path}", total=None)
+            task = progress.add_task(printable(f"{verb} {path}"), total=None)
             try:
                 for line in read_lines(file):
                     progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
@@ -110,9 +118,9 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
                 told += _notes(file.name, path, line)
     for note in told:
-        click.echo(note)
+        say(note)
     for _, message in failures[1:]:
-        click.echo(f"trimsfs: {message}", err=True)
+        say(f"trimsfs: {message}", error=True)
     if failures:
         fail(*failures[0])
 

@@ -17,7 +17,7 @@ import trio
 
 from trimsfs import cuda
 from trimsfs.cli.control import check_answers, read_json
-from trimsfs.cli.exits import reported
+from trimsfs.cli.exits import reported, say
 from trimsfs.cli.options import mount_options
 from trimsfs.confinement import identity
 from trimsfs.cuda import CudaError, CudaUnavailableError
@@ -67,12 +67,12 @@ def doctor(options: MountOptions) -> None:
     failed = False
     for name, check in checks:
         try:
-            click.echo(f"ok    {name}: {check(options)}")
+            say(f"ok    {name}: {check(options)}")
         except _Advice as advice:
-            click.echo(f"note  {name}: {advice}")
+            say(f"note  {name}: {advice}")
         except (_ProblemError, TrimsError, OSError) as problem:
             failed = True
-            click.echo(f"FAIL  {name}: {problem}")
+            say(f"FAIL  {name}: {problem}")
     sys.exit(1 if failed else 0)
 
 

@@ -9,13 +9,19 @@ import click
 
 from trimsfs import errors
 from trimsfs.exits import exit_code
+from trimsfs.text import printable
 
 P = ParamSpec("P")
 
 
+def say(line: str, *, error: bool = False) -> None:
+    """Print one line, whatever names are in it."""
+    click.echo(printable(line), err=error)
+
+
 def fail(kind: str, message: str) -> NoReturn:
     """Print one line and exit with the code of an error class."""
-    click.echo(f"trimsfs: {message}", err=True)
+    say(f"trimsfs: {message}", error=True)
     sys.exit(exit_code(kind))
 
 

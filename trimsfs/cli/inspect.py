@@ -23,10 +23,11 @@ from trimsfs.cli.control import (
     translated,
 )
 from trimsfs.cli.devices import add_details, devices, lines
-from trimsfs.cli.exits import reported
+from trimsfs.cli.exits import reported, say
 from trimsfs.errors import TrimsError
 from trimsfs.metrics import parse
 from trimsfs.mountinfo import file_systems, mount_of
+from trimsfs.text import printable
 
 PIPE_WIDTH = 1000
 
@@ -61,7 +62,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
             found, device_there = _rows(mount.mountpoint, files)
             rows, has_device = rows | found, has_device or device_there
         except TrimsError as error:
-            click.echo(f"trimsfs: left out: {error}", err=True)
+            say(f"trimsfs: left out: {error}", error=True)
     if as_json:
         fields = _Row.__dataclass_fields__
         models = [{"path": name} | {field: getattr(row, field) for field in fields} for name, row in rows.items()]
@@ -74,7 +75,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
         table.add_column(heading, justify="right")
     for name, row in sorted(rows.items()):
         table.add_row(
-            escape(name),
+            escape(printable(name)),
             str(row.files),
             decimal(row.size),
             _share(row.disk, row.size),
@@ -185,9 +186,9 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    click.echo(f"{facts['mountpoint']}: {facts['store']}")
+    say(f"{facts['mountpoint']}: {facts['store']}")
     if "error" in facts:
-        click.echo(f"  not answering: {facts['error']}")
+        say(f"  not answering: {facts['error']}")
         return
     metrics = facts["metrics"]
 
@@ -196,17 +197,17 @@ def _show(facts: dict[str, Any]) -> None:
 
     budget = number("disk_budget_bytes")
     limit = f" of {decimal(budget)}" if budget else ""
-    click.echo(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
-    click.echo(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
-    click.echo(
+    say(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
+    say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
+    say(
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
         f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"
     )
-    click.echo(
+    say(
         f"  store       {number('store_requests_total')} requests, "
         f"{number('store_failed_attempts_total')} attempts failed"
     )
-    click.echo(f"  open        {number('files_open_handles')} files")
+    say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
-        click.echo(f"  {'' if index else 'gpu':<11} {line}")
-    click.echo(f"  log         {facts['log_file']}")
+        say(f"  {'' if index else 'gpu':<11} {line}")
+    say(f"  log         {facts['log_file']}")

@@ -15,7 +15,7 @@ from typing import BinaryIO, NoReturn
 import click
 
 from trimsfs.cli.control import check_answers, read_json
-from trimsfs.cli.exits import fail, reported
+from trimsfs.cli.exits import fail, reported, say
 from trimsfs.cli.options import mount_options
 from trimsfs.errors import (
     CacheUnusableError,
@@ -231,5 +231,5 @@ def _processes(mountpoint: Path) -> list[int]:
             with suppress(OSError):
                 descriptors.append(os.pidfd_open(facts[name]))
     except TrimsError as error:
-        click.echo(f"trimsfs: not waiting for the server to end: {error}", err=True)
+        say(f"trimsfs: not waiting for the server to end: {error}", error=True)
     return descriptors

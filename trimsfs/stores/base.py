@@ -5,11 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.types import Buffer, Generation
 
 PAGE_LIMIT = 1000
 """Most entries in one page of a listing, as in S3."""
+
+_LATEST_NS = (1 << 63) - 1
 
 Sink = Callable[[Buffer], None]
 """Takes the bytes that are read, piece after piece, in the thread that reads. A piece is not used after the call."""
@@ -28,10 +31,19 @@ class Page:
     next_token: str | None
     empty: bool = False
 
+    def __len__(self) -> int:
+        """How much it names."""
+        return len(self.objects) + len(self.prefixes)
+
     @property
     def exists(self) -> bool:
         """Whether there is such a directory."""
         return self.empty or bool(self.objects or self.prefixes)
+
+
+def moment(nanoseconds: int) -> int:
+    """A time since the epoch as near as 64 bits can tell it: stores tell what their writers wish."""
+    return max(-_LATEST_NS, min(nanoseconds, _LATEST_NS))
 
 
 def absent(error: Exception) -> bool:
@@ -80,6 +92,12 @@ class Store(Protocol):
         Returns the version id that the store gave for these bytes, if it keeps versions. Raises
         ObjectChangedError when the store no longer has this generation, ObjectNotFoundError when it has none, and
         any StoreError that *sink* raises.
+        """
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        """The digest of all bytes of the generation, as the store tells it; None when it tells none.
+
+        Unless it is to be *certain*, what is most likely one will do. Raises as `read` does.
         """
 
     async def aclose(self) -> None:

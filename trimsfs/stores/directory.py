@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -18,7 +19,7 @@ from trimsfs.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -62,6 +63,9 @@ class DirectoryStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         await self._call(partial(self._read, generation, offset, length, sink))
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return None
 
     async def aclose(self) -> None:
         """Nothing is held open between calls."""
@@ -190,5 +194,5 @@ def _generation(key: str, status: os.stat_result) -> Generation:
         key=key,
         etag="-".join(f"{number:x}" for number in identity),
         size=status.st_size,
-        modified_ns=status.st_mtime_ns,
+        modified_ns=moment(status.st_mtime_ns),
     )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -18,7 +19,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -92,6 +93,9 @@ class FsspecStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         await self._call(partial(self._read, generation, offset, length, sink))
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return None
 
     async def aclose(self) -> None:
         """fsspec keeps its connections for as long as the process lives."""
@@ -181,16 +185,16 @@ def _generation(key: str, info: Mapping[str, Any]) -> Generation:
         key=key,
         etag=hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()[:32],
         size=int(info["size"]),
-        modified_ns=_nanoseconds(times[0]) if times else 0,
+        modified_ns=moment(_nanoseconds(times[0])) if times else 0,
     )
 
 
-def _nanoseconds(moment: object) -> int:
-    if isinstance(moment, str):
+def _nanoseconds(modified: object) -> int:
+    if isinstance(modified, str):
         try:
-            moment = datetime.fromisoformat(moment)
+            modified = datetime.fromisoformat(modified)
         except ValueError:
             return 0
-    if isinstance(moment, datetime):
-        return int(moment.timestamp() * 1e9)
-    return int(moment * 1e9) if isinstance(moment, int | float) else 0
+    if isinstance(modified, datetime):
+        return int(modified.timestamp() * 1e9)
+    return int(modified * 1e9) if isinstance(modified, int | float) else 0

@@ -3,16 +3,20 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar
 
+import botocore.exceptions
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
-from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
 
@@ -21,8 +25,12 @@ T = TypeVar("T")
 METADATA_THREADS = 8
 KEY_MAX = 1024
 """Bytes in the longest key that S3 knows."""
+VERSION_MAX = 1024
+"""Characters in the longest version id that S3 knows."""
 PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
+SMALL = 8 << 20
+"""Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
 
@@ -77,21 +85,37 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        read = partial(self._read, generation, offset, length, sink)
-        return await trio.to_thread.run_sync(
-            partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
+        # Two calls, so that one which is given up passes nothing on afterwards, however late its answer begins.
+        get = partial(self._get, generation, offset, length)
+        body, version = await self._ask(get, generation.key, limiter=self._reads)
+        receive = partial(self._receive, body, length, sink)
+        await trio.to_thread.run_sync(
+            partial(translated, receive, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
         )
+        return version
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        likely = None if certain else digest_by_etag(generation.etag)
+        if likely is not None and not likely.parts and generation.size <= SMALL:
+            return likely  # which takes no request
+        digest = await self._ask(partial(self._digest, generation), generation.key)
+        return None if certain and digest is not None and not digest.certain else digest
 
     async def aclose(self) -> None:
         self._client.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
-        """A small request, in a thread: given up, if not ended, when it takes much longer than a stall."""
+    async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+        """A request up to where a large body begins, in a thread: given up when it takes much longer than a stall.
+
+        The thread itself goes on until it notices: no timeout of the SDK ends an answer that comes byte by byte.
+        """
         timeout_s = 2 * self._stall_timeout_s
         try:
             with trio.fail_after(timeout_s):
                 return await trio.to_thread.run_sync(
-                    partial(translated, function, self._bucket, key), limiter=self._metadata, abandon_on_cancel=True
+                    partial(translated, function, self._bucket, key),
+                    limiter=limiter or self._metadata,
+                    abandon_on_cancel=True,
                 )
         except trio.TooSlowError:
             raise StoreStalledError(f"bucket {self._bucket}: no whole answer in {timeout_s:g} s") from None
@@ -106,7 +130,11 @@ class S3Store:
             **continuation,
         )
         strip = len(self._prefix)
-        contents = answer.get("Contents", ())
+        contents, common = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
+        if len(contents) + len(common) < answer.get("KeyCount", 0):
+            raise TransientStoreError(f"the listing has lost names: it was to have {answer['KeyCount']}")
+        if answer["IsTruncated"] and not answer.get("NextContinuationToken"):
+            raise TransientStoreError("the listing is truncated, and does not say where it goes on")
         return Page(
             objects=tuple(
                 Generation(
@@ -118,7 +146,7 @@ class S3Store:
                 for item in contents
                 if item["Key"] != self._prefix + prefix
             ),
-            prefixes=tuple(item["Prefix"][strip:] for item in answer.get("CommonPrefixes", ())),
+            prefixes=tuple(item["Prefix"][strip:] for item in common),
             next_token=answer["NextContinuationToken"] if answer["IsTruncated"] else None,
             empty=any(item["Key"] == self._prefix + prefix for item in contents),
         )
@@ -133,19 +161,31 @@ class S3Store:
             version_id=_version(answer.get("VersionId")),
         )
 
-    def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+    def _digest(self, generation: Generation) -> Digest | None:
+        head = partial(
+            self._client.head_object, Bucket=self._bucket, Key=self._prefix + generation.key, **_condition(generation)
+        )
+        digest = digest_of(head(ChecksumMode="ENABLED"))
+        if digest is None or not digest.parts:
+            return digest
+        try:
+            first = head(PartNumber=1)["ContentLength"]
+        except botocore.exceptions.ClientError:
+            return digest  # this server knows no parts
+        fits = first > 0 and -(-generation.size // first) == digest.parts
+        return replace(digest, part_size=first) if fits else digest
+
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
+        """The body of an answer that has begun as it should, and the version that it is of."""
         last = offset + length - 1
-        condition: _Condition = {"IfMatch": generation.etag}
-        if generation.version_id is not None:
-            condition["VersionId"] = generation.version_id
         answer = self._client.get_object(
             Bucket=self._bucket,
             Key=self._prefix + generation.key,
             Range=f"bytes={offset}-{last}",
-            **condition,
+            **_condition(generation),
         )
         body: Any = answer["Body"]
-        with closing(body):
+        try:
             expected, sent = f"bytes {offset}-{last}/{generation.size}", answer.get("ContentRange")
             if sent != expected:
                 raise TransientStoreError(f"asked for {expected}, was sent {sent or 'no range'}")
@@ -154,16 +194,22 @@ class S3Store:
                 raise TransientStoreError(f"{generation.key}: was sent no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
-            # The SDK's own stream has no read1(); urllib3's below it has.
-            self._receive(body._raw_stream, length, sink)
-        return _version(answer.get("VersionId"))
+        except BaseException:
+            body.close()
+            raise
+        return body, _version(answer.get("VersionId"))
 
     def _receive(self, body: Any, length: int, sink: Sink) -> None:
+        with closing(body):
+            # The SDK's own stream has no read1(); urllib3's below it has.
+            self._pass_on(body._raw_stream, length, sink)
+
+    def _pass_on(self, stream: Any, length: int, sink: Sink) -> None:
         done = mark = 0
         marked = time.monotonic()
         while done < length:
             # One piece as it comes: a read that fills its buffer cannot be told from a stall while bytes drip in.
-            piece = body.read1(min(PIECE, length - done))
+            piece = stream.read1(min(PIECE, length - done))
             if not piece:
                 raise TransientStoreError(f"the body ended after {done} of {length} bytes")
             sink(piece)
@@ -175,6 +221,14 @@ class S3Store:
                 mark, marked = done, time.monotonic()
 
 
+def _condition(generation: Generation) -> _Condition:
+    """What keeps the bytes of two contents of a key apart."""
+    condition: _Condition = {"IfMatch": generation.etag}
+    if generation.version_id is not None:
+        condition["VersionId"] = generation.version_id
+    return condition
+
+
 def _possible(key: str) -> bool:
     """Whether a name can be a key at all; names from the kernel are any bytes, undecodable ones as surrogates."""
     try:
@@ -183,10 +237,14 @@ def _possible(key: str) -> bool:
         return False
 
 
-def _seconds(moment: datetime) -> int:
+def _seconds(modified: datetime) -> int:
     """A time in nanoseconds, but of whole seconds: some servers tell more in listings than of an object."""
-    return int(moment.timestamp()) * 1_000_000_000
+    return moment(int(modified.timestamp()) * 1_000_000_000)
 
 
 def _version(value: str | None) -> str | None:
-    return None if value in {None, "null"} else value
+    if value is None or value == "null":
+        return None
+    if len(value) > VERSION_MAX or not value.isprintable():
+        raise ValueError("a version id that is none")
+    return value

@@ -34,7 +34,7 @@ _ACCESS_CODES = {
 }
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
-_PASSING_CODES = {"408", "InternalError", "RequestTimeout"}
+_PASSING_CODES = {"307", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
 _NETWORK_ERRORS = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
@@ -51,7 +51,12 @@ _NO_CREDENTIALS = (
     botocore.exceptions.TokenRetrievalError,
     botocore.exceptions.SSOError,
 )
-_MALFORMED = (botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError)
+_MALFORMED = (
+    *(botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError),  # of times that are none
+)
+_TEXT_LIMIT = 500
+"""Characters of what a server says that are passed on."""
 
 
 def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
@@ -75,8 +80,8 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
 
 
 def one_line(text: object) -> str:
-    """Text of others as one line."""
-    return " ".join(str(text).split())
+    """Text of others as one line, and not a long one."""
+    return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT]
 
 
 def _sdk_error(error: Exception, subject: str) -> StoreError:
@@ -98,7 +103,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
 
 def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: str) -> StoreError:
     answer: Any = error.response
-    code = str(answer.get("Error", {}).get("Code") or "")
+    code = one_line(answer.get("Error", {}).get("Code") or "")
     message = one_line(answer.get("Error", {}).get("Message") or "")
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     said = ": ".join(filter(None, (code, message))) or f"HTTP status {status}"
