@@ -306,10 +306,11 @@ class Namespace:
         return directory.entries if directory is not None else {}
 
     def replaced(self, key: str) -> None:
-        """The object is not what the directory says: ask the store at the next lookup."""
+        """The object is not what the directory says, as the store has just told: ask it at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])
+        self._down_until = float("-inf")
         if directory is not None:
-            directory.listed = float("-inf")
+            directory.listed = directory.retry_at = float("-inf")
             directory.names.clear()
             directory.distrusted = trio.current_time()
             directory.outdated.add(os.fsencode(key[key.rfind("/") + 1 :]))

@@ -363,8 +363,10 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
     )
     known = await look(namespace, "a")
     await trio.sleep(TTL_S)
-    store.fail(TransientStoreError("reset"), method="list_page")
+    store.fail(down())
     assert await look(namespace, "a") == known
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "absent")
     store.put("a", b"another content")
     store.delete("b")
     for key in ("a", "b"):
