@@ -2,6 +2,7 @@
 #   make demo    runs the main job: two processes load a ResNet-50 through a mount
 #   make test    passes the tests
 #   make reliability  injects faults and prints a table of what was survived
+#   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, rclone and s3fs
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 # And on a host with an NVIDIA GPU and its driver:
@@ -29,7 +30,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
+.PHONY: demo test test-all test-gpu reliability soak bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -42,6 +43,9 @@ test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWO
 
 reliability: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
+
+soak: apt-test $(MAIN)/ready-dev
+	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)
 
 bench: apt-bench $(MAIN)/ready-bench
 	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.types import Generation
@@ -66,8 +67,9 @@ class MemoryStore:
     """Objects by key, each with its history: a version that has an id can be read after it was replaced or deleted.
 
     ``requests`` holds every call in the order of their starts, ``fetched`` the bytes given by (key, offset) to
-    the reads that succeeded. A store that is not *streaming* passes wrong bytes on in a read that fails; one that is
-    reads in another thread, so that what lands may be told at once.
+    the reads that succeeded, ``contents`` all that was ever put by (key, ETag). A store that is not *streaming* passes
+    wrong bytes on in a read that fails; one that is reads in another thread, so that what lands may be told at once.
+    ``digests`` are what it tells of objects by key.
     """
 
     def __init__(
@@ -76,11 +78,13 @@ class MemoryStore:
         self._identity = identity
         self._streaming = streaming
         self._current: dict[str, Generation] = {}
-        self._contents: dict[tuple[str, str], bytes] = {}
         self._versions: dict[tuple[str, str], Generation] = {}
         self._rules: list[_Rule] = []
         self._arrivals = trio.Event()
         self._clock = 0
+        self.digests: dict[str, Digest] = {}
+        self._corruptions: Counter[tuple[str, int]] = Counter()
+        self.contents: dict[tuple[str, str], bytes] = {}
         self.requests: list[Request] = []
         self.fetched: Counter[tuple[str, int]] = Counter()
         self.under_way = 0
@@ -102,7 +106,7 @@ class MemoryStore:
             version_id=version_id,
         )
         self._current[key] = generation
-        self._contents[key, generation.etag] = content
+        self.contents[key, generation.etag] = content
         if version_id is not None:
             self._versions[key, version_id] = generation
         return generation
@@ -153,6 +157,10 @@ class MemoryStore:
     ) -> None:
         """Let the matching requests take that long, on trio's clock."""
         self._rules.append(_Rule(method=method, key=key, offset=offset, delay_s=delay_s))
+
+    def corrupt(self, key: str, offset: int, *, times: int = 1) -> None:
+        """Pass a wrong byte on, at this place of an object, the next *times* that it is read."""
+        self._corruptions[key, offset] += times
 
     def heal(self) -> None:
         """Forget all failures and delays, and let everything held back go on."""
@@ -232,7 +240,7 @@ class MemoryStore:
         try:
             async with self._serving(request) as rules:
                 held = self._held(generation)
-                content = self._contents[key, held.etag][offset : offset + length]
+                content = self._corrupted(key, self.contents[key, held.etag], offset, offset + length)
                 done = 0
                 for rule in sorted(rules, key=lambda rule: rule.after):
                     begun = True
@@ -249,6 +257,21 @@ class MemoryStore:
             raise
         self.fetched[key, offset] += length
         return held.version_id
+
+    def _corrupted(self, key: str, content: bytes, start: int, stop: int) -> bytes:
+        """The bytes ``[start, stop)`` of a content, with those wrong that are to be."""
+        given = bytearray(content[start:stop])
+        for (corrupted, offset), times in self._corruptions.items():
+            if corrupted == key and start <= offset < stop and times:
+                given[offset - start] ^= 0x10
+                self._corruptions[corrupted, offset] -= 1
+        return bytes(given)
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        async with self._serving(Request(method="digest", key=generation.key, version_id=generation.version_id)):
+            self._held(generation)
+            told = self.digests.get(generation.key)
+            return None if told is None or (certain and not told.certain) else told
 
     def _held(self, generation: Generation) -> Generation:
         """The stored object that a generation is. Raises as `read` does."""

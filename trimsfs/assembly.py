@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs import __version__, metrics
+from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpener
 from trimsfs.commands import Commands
 from trimsfs.control import Control
@@ -19,6 +20,7 @@ from trimsfs.fuse.session import invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
+from trimsfs.integrity import Integrity
 from trimsfs.keeper import Keeper, Turn
 from trimsfs.ledger import Ledger
 from trimsfs.mountinfo import holding
@@ -71,8 +73,10 @@ def assemble(
     raw_store: Store,
     disk: DiskTier,
     no_gpu: str | None,
+    read_manifest: ReadManifest | None,
 ) -> Parts:
-    """The components of the server of a mount; *no_gpu* tells why no GPU can be used."""
+    """The components of the server of a mount; *no_gpu* tells why no GPU can be used, *read_manifest* reads what has
+    been signed, where that matters."""
     started = time.time()
     retrying = Retrying(deadline_s=options.retry_deadline)
     pool = WorkerPool(spawner, count=options.fetch_processes or 2)
@@ -95,14 +99,26 @@ def assemble(
     disk.on_removed = residents.withdraw
     disk.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
-    sharing = Sharing(disk)
-    namespace = Namespace(
-        RetryingStore(raw_store, retrying), ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger
+    store = RetryingStore(raw_store, retrying)
+    integrity = Integrity(
+        disk,
+        fetcher,
+        pool,
+        retrying,
+        store.digest,
+        mode=options.digests,
+        scrub_interval_s=options.scrub_interval,
+        scrub_rate=options.scrub_rate,
     )
+    integrity.mender.withdraw = residents.withdraw
+    residents.approve = integrity.approve
+    sharing = Sharing(disk)
+    namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,
         "fetch": fetcher.statistics,
         "host": host.statistics,
+        "integrity": integrity.statistics,
         "names": namespace.statistics,
         "server": lambda: ServerStatistics(restarts=turn.restarts, started=started),
         "sharing": sharing.statistics,
@@ -136,9 +152,10 @@ def assemble(
         unavailable=no_gpu,
         in_memory=lies_on(disk.directory, "tmpfs"),
     )
+    integrity.mender.repaired = gpu.compare
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
-    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
     control = Control(
         disk,
         residents,
@@ -150,7 +167,19 @@ def assemble(
         metrics=metrics.renderer(sources),
         facts=facts,
     )
-    cold_opener = ColdOpener(disk, fetcher, residents, mode=options.cold_open)
+    cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)
+    admission = None
+    if read_manifest is not None:
+        admission = Admission(
+            namespace,
+            disk,
+            fetcher,
+            read_manifest,
+            required=options.signatures == "require",
+            fetch=cold_opener.fetch,
+            compare=integrity.compare,
+        )
+        integrity.signed = admission.signed
     siblings = Siblings(namespace, disk, fetcher, residents)
     filesystem = Filesystem(
         namespace,
@@ -162,11 +191,12 @@ def assemble(
         siblings,
         derived,
         mounted_ns=terms.mounted_ns,
+        admission=admission,
         ledger=ledger,
         invalidate=invalidate,
     )
     sources["files"] = filesystem.statistics
-    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run]
+    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run, integrity.run]
     if options.share_chunks:
         later.append(sharing.run)
     return Parts(

@@ -9,11 +9,12 @@ from functools import partial
 import trio
 
 from trimsfs.derived import DerivedBlobs
-from trimsfs.errors import CacheUnusableError, InUseError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.handles import ControlHandle
+from trimsfs.integrity import Integrity
 from trimsfs.namespace import Inode, Namespace, Special
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
@@ -108,6 +109,7 @@ class Commands:
         residents: Residents,
         derived: DerivedBlobs,
         gpu: GpuCopies,
+        integrity: Integrity,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -116,11 +118,14 @@ class Commands:
         self._residents = residents
         self._derived = derived
         self._gpu = gpu
+        self._integrity = integrity
         self._nursery: trio.Nursery | None = None
+        self._pins = trio.Lock()
         self._commands: dict[str, Command] = {
             "evict": self._evict,
             "pin": self._pin,
             "unpin": self._unpin,
+            "verify": self._verify,
             VERIFY_GPU: self._verify_gpu,
             "warm-disk": self._warm_disk,
             "warm-host": self._warm_host,
@@ -171,7 +176,8 @@ class Commands:
         slots = trio.Semaphore(FILES_AT_ONCE)
         try:
             with scope:
-                generations = [generation async for generation in self._below(inode)]
+                concerned = self._pinned if command == self._unpin else self._below
+                generations = [generation async for generation in concerned(inode)]
                 progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
                 async with trio.open_nursery() as nursery:
@@ -211,6 +217,14 @@ class Commands:
                 elif entry is Special.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
 
+    async def _pinned(self, inode: Inode) -> AsyncIterator[Generation]:
+        """What is pinned under a name or below it, also what the store has replaced or deleted since."""
+        name = inode.path.removesuffix("/")
+        for here in await self._disk.residencies():
+            key = here.generation.key
+            if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
+                yield here.generation
+
     async def _warm_disk(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
             await self._fetcher.fetch_all(blob)
@@ -231,16 +245,24 @@ class Commands:
 
     async def _pin(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
-            before = blob.pinned
-            await self._disk.pin(blob, True)
-            try:
-                await self._fetcher.fetch_all(blob)
+            await self._fetcher.fetch_all(blob)
+            await self._in_memory(partial(self._host.bring, again=True), blob)
+            async with self._pinning():
                 await self._in_memory(self._host.pin, blob)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._disk.pin(blob, before)
-                raise
+                try:
+                    await self._disk.pin(blob, True)
+                except BaseException:
+                    if not blob.pinned:
+                        await self._host.unpin(blob)
+                    raise
             await self._residents.announce(blob)
+
+    @asynccontextmanager
+    async def _pinning(self) -> AsyncIterator[None]:
+        """One at a time, and to its end: what is locked in memory is what is pinned."""
+        async with self._pins:
+            with trio.CancelScope(shield=True):
+                yield
 
     @asynccontextmanager
     async def _arriving(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
@@ -254,7 +276,7 @@ class Commands:
 
     async def _unpin(self, generation: Generation, progress: Progress) -> None:
         del progress
-        async with self._disk.using(generation) as blob:
+        async with self._disk.using(generation) as blob, self._pinning():
             await self._disk.pin(blob, False)
             await self._host.unpin(blob)
 
@@ -279,6 +301,12 @@ class Commands:
         async with self._arriving(generation, progress):
             if not await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only):
                 progress.left_out_files += 1
+
+    async def _verify(self, generation: Generation, progress: Progress) -> None:
+        del progress
+        damaged = await self._integrity.verify(generation)
+        if damaged:
+            raise BlobDamagedError(f"{generation.key}: damaged chunks of its local copy, fetched again: {damaged}")
 
     async def _verify_gpu(self, generation: Generation, progress: Progress) -> None:
         compared = await self._gpu.compare(generation)  # others count meanwhile

@@ -98,6 +98,7 @@ class Control:
             "generation": lambda generation: generation.token(disk.store),
         }
         self._xattrs: dict[str, Callable[[Residency], str]] = {
+            "digest": lambda here: here.digest or "",
             "pinned": lambda here: _boolean(here.pinned),
             "residency": lambda here: json.dumps(self._residency(here)),
             "verified": lambda here: _boolean(here.verified),
@@ -257,6 +258,7 @@ class Control:
             "modified": generation.modified_ns / 1e9,
             "residency": self._residency(here),
             "verified": here.verified,
+            "digest": here.digest or None,
             "passthrough": self._residents.has(generation),
             "pinned": here.pinned,
             "open": here.users,
@@ -266,6 +268,11 @@ class Control:
 
     def _residency(self, here: Residency) -> dict[str, object]:
         return {"disk": here.disk_bytes, "host": here.host_bytes, "gpu": self.gpu.resident(here.generation)}
+
+
+def shows_content(name: str) -> bool:
+    """Whether a control file or attribute of a file lets who reads it have something of its content."""
+    return name == "tensors" or name.startswith((f"{GPU_DIRECTORY}/", f"{GPU_DIRECTORY}."))
 
 
 def _boolean(value: bool) -> str:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import encodings.idna  # noqa: F401 - wanted by the first request, when Python may be out of reach
 import gc
+import importlib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import trio
 
 from trimsfs import cuda
+from trimsfs.admission import ReadManifest
 from trimsfs.confinement import (
     HIGHEST_NICE,
     RLIMIT_NICE,
@@ -32,6 +34,7 @@ from trimsfs.confinement import (
 from trimsfs.cuda import CudaUnavailableError
 from trimsfs.errors import (
     CacheUnusableError,
+    ConfigurationError,
     TrimsError,
 )
 from trimsfs.exits import exit_code
@@ -80,6 +83,7 @@ def main() -> None:
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         load_readers()
         no_gpu = _load_driver(options)
+        read_manifest = _manifests(options)
         _confine(options)
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
@@ -90,7 +94,7 @@ def main() -> None:
             held = [keeper_end.fileno(), turn.ledger, *filter(None, (turn.lock, turn.fuse))]
             spawner = Spawner(partial(_make_copier, options, store), not_for_it=held)
             _step_forward()
-            trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store, no_gpu)
+            trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store, no_gpu, read_manifest)
     except* TrimsError as group:
         failure = _first(group)
     if failure is not None:
@@ -108,6 +112,20 @@ def _load_driver(options: MountOptions) -> str | None:
     except CudaUnavailableError as error:
         return str(error)
     return None
+
+
+def _manifests(options: MountOptions) -> ReadManifest | None:
+    """What reads signed manifests, with its key, where files must be what is signed. Raises ConfigurationError."""
+    if options.signatures == "off":
+        return None
+    try:
+        signatures = importlib.import_module("trimsfs.signatures")  # which takes memory
+    except ImportError as error:
+        raise ConfigurationError(
+            f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
+        ) from None
+    assert options.signing_key is not None
+    return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
 def _confine(options: MountOptions) -> None:

@@ -95,7 +95,7 @@ class DerivedBlobs:
 
     async def of(self, model: Generation) -> list[Generation]:
         """All derived blobs of a file, those of its earlier generations included."""
-        return [derived for key, derived in (await self._all()).items() if _model_key(key) == model.key]
+        return [derived for key, derived in (await self._all()).items() if model_key(key) == model.key]
 
     async def take(self, model: Generation, handle: int, piece: Piece) -> None:
         """Take the next piece, through an open file of the model; with the last one the blob can be found.
@@ -247,7 +247,8 @@ def _key(model: Generation, name: str) -> str:
     return f"{prefix}{slash}.trims/{file}/{name}"
 
 
-def _model_key(key: str) -> str | None:
+def model_key(key: str) -> str | None:
+    """The key of the model that a derived blob is of; None for what is no key of one: no store has any."""
     match = _KEY.fullmatch(key)
     return f"{match[1]}{match[2]}" if match else None
 

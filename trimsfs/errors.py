@@ -13,10 +13,12 @@
     ├── CacheError
     │   ├── CacheInUseError        another server holds the cache directory
     │   ├── CacheUnusableError     the cache directory cannot be used
-    │   └── CacheFullError         no room is left and nothing can be evicted
+    │   ├── CacheFullError         no room is left and nothing can be evicted
+    │   └── BlobDamagedError       a local copy that is not what the store has
     ├── NoSuchEntryError           a name that does not exist
     ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
+    ├── SignatureError             a file that has not been signed, or differs from what has
     ├── InUseError                 a command on a file that is open
     ├── InvalidRequestError        a request that makes no sense
     ├── DeviceError                a GPU that cannot be used
@@ -85,6 +87,10 @@ class CacheFullError(CacheError):
     """The cache has no room and nothing in it may be evicted."""
 
 
+class BlobDamagedError(CacheError):
+    """A local copy was not, or is not, what the store has."""
+
+
 class NoSuchEntryError(TrimsError):
     """A name that does not exist, as far as the store says."""
 
@@ -95,6 +101,10 @@ class LookUpAgainError(TrimsError):
 
 class NotPermittedError(TrimsError):
     """The caller may not give this command."""
+
+
+class SignatureError(TrimsError):
+    """A file that may not be opened: it has not been signed, or is not what has."""
 
 
 class InUseError(TrimsError):

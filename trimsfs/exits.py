@@ -22,6 +22,8 @@ EXIT_CODES: dict[str, int] = {
     errors.DeviceError.__name__: 15,
     errors.DeviceFullError.__name__: 16,
     errors.CopyDamagedError.__name__: 17,
+    errors.BlobDamagedError.__name__: 18,
+    errors.SignatureError.__name__: 19,
     errors.CommandNotRunnableError.__name__: 126,
     errors.CommandNotFoundError.__name__: 127,
 }

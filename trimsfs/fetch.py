@@ -28,7 +28,7 @@ from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.transfer import Transfer
-from trimsfs.types import CHUNK_SIZE, Buffer
+from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
 from trimsfs.uncached import UncachedChunks
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,8 @@ class Fetcher:
         Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or
         StoreAccessError when it cannot give the bytes.
         """
+        if blob.doubt is not None:
+            raise blob.doubt.with_traceback(None)
         if blob.readable(start, stop):
             return blob.view(start, stop)
         chunks = chunks_of(start, stop)
@@ -174,6 +176,8 @@ class Fetcher:
 
     async def fetch_all(self, blob: Blob) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
+        if blob.doubt is not None:
+            raise blob.doubt.with_traceback(None)
         if blob.complete:
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # who was cancelled while the blob was brought starts nothing
@@ -196,6 +200,15 @@ class Fetcher:
         finally:
             prefetch.wanted -= 1
             self._board.unhold(blob)
+
+    async def fetch_again(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
+        """Get a chunk from the store, whatever is here of it, into the file of a descriptor, from its beginning.
+
+        Raises as `read` does, and OSError.
+        """
+        record = await self._loader.fetch_into(blob, chunk, descriptor)
+        self._came(record.length)
+        return record
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
         """The flight of a chunk, queued as wanted by somebody; done already if its bytes are kept in memory."""

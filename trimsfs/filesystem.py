@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from trimsfs.access import Ownership
+from trimsfs.admission import Admission
 from trimsfs.coldopen import ColdOpener, Interruptible
-from trimsfs.control import SUBJECT, Caller, Control
+from trimsfs.control import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.derived import DerivedBlobs, Piece, owner
 from trimsfs.errors import InvalidRequestError, LookUpAgainError, NoSuchEntryError, ObjectChangedError
 from trimsfs.fetch import Fetcher
@@ -94,6 +96,7 @@ class Filesystem:
         derived: DerivedBlobs,
         *,
         mounted_ns: int,
+        admission: Admission | None = None,
         ledger: Ledger | None = None,
         invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
     ) -> None:
@@ -106,6 +109,7 @@ class Filesystem:
         self._siblings = siblings
         self._derived = derived
         self._access = control.access
+        self._admission = admission
         self._mounted_ns = mounted_ns
         self._invalidate = invalidate
         self._ledger = ledger or Ledger()
@@ -257,6 +261,8 @@ class Filesystem:
         inode = self._namespace.inode(number)
         if inode.kind is Kind.CONTROL_FILE:
             with interruptible():
+                if self._admission is not None and inode.generation is not None and shows_content(inode.control):
+                    await self._admission.admit_file(inode.generation, nullcontext)
                 control = await self._control.open(inode, caller())
                 handle = self._handles.add_control(inode, control)
                 self._control.opened(control, handle)
@@ -266,6 +272,8 @@ class Filesystem:
         blob = await self._disk.acquire(inode.generation)
         self._siblings.opened(inode, here=blob.complete)
         try:
+            if self._admission is not None:
+                await self._admission.admit(blob, interruptible)
             await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
@@ -286,6 +294,7 @@ class Filesystem:
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):
                     raise LookUpAgainError(inode.path)
+        _check_trusted(blob)
         self._residents.opened(blob)
         self._passthrough_opens += 1
 
@@ -297,6 +306,7 @@ class Filesystem:
         try:
             with self._sent_back.coming(thread, inode.path):
                 resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
+            _check_trusted(blob)
             if resident and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
         except BaseException:
@@ -394,7 +404,11 @@ class Filesystem:
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
-        return await self._control.xattr(self._namespace.inode(number), name, caller)
+        inode = self._namespace.inode(number)
+        short = name.removeprefix(XATTR_PREFIX)
+        if self._admission is not None and inode.generation is not None and shows_content(short):
+            await self._admission.admit_file(inode.generation, nullcontext)
+        return await self._control.xattr(inode, name, caller)
 
     async def residency(self, number: int) -> tuple[int, int, int, int]:
         """What of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
@@ -441,3 +455,9 @@ class Filesystem:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free
+
+
+def _check_trusted(blob: Blob) -> None:
+    """Raise what speaks against a blob, if anything does."""
+    if blob.doubt is not None:
+        raise blob.doubt.with_traceback(None)

@@ -132,18 +132,23 @@ class Loader:
         """Get a chunk into memory, to be served without being kept on disk."""
         blob = flight.blob
         start, stop = chunk_span(flight.chunk, blob.generation.size)
-        came: list[ChunkRecord] = []
 
         async def fill(descriptor: int) -> None:
-            await self._retrying.call(
-                f"{blob.generation.key} at {start}",
-                lambda: self._request(blob, Extent(start, stop, descriptor, 0), came.append),
-            )
-            assert came
+            await self.fetch_into(blob, flight.chunk, descriptor)
 
         flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
         self._came(stop - start)
         self._landed(flight)
+
+    async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
+        """Get a chunk from the store into the file of a descriptor, from its beginning. Raises StoreError, OSError."""
+        start, stop = chunk_span(chunk, blob.generation.size)
+        came: list[ChunkRecord] = []
+        await self._retrying.call(
+            f"{blob.generation.key} at {start}",
+            lambda: self._request(blob, Extent(start, stop, descriptor, 0), came.append),
+        )
+        return came[-1]
 
     async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
         """One attempt at copying bytes of the object to a place in a file."""

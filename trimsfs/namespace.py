@@ -114,14 +114,21 @@ class _Directory:
 
     def failed(self, error: StoreError) -> None:
         """The store could not be asked just now; a recent failure that is told again does not count anew."""
-        if trio.current_time() >= self.retry_at:
+        if self.recent_failure is None:
             self.failure = error
             self.retry_at = trio.current_time() + STALE_RETRY_S
 
+    @property
+    def recent_failure(self) -> StoreError | None:
+        """Why the store could not be asked of late, however patiently; a single attempt that failed says little."""
+        if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
+            return None
+        return self.failure
+
     def raise_recent_failure(self) -> None:
         """Do not make every caller wait for the same failure."""
-        if self.failure is not None and trio.current_time() < self.retry_at:
-            raise self.failure.with_traceback(None)
+        if self.recent_failure is not None:
+            raise self.recent_failure.with_traceback(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,15 +342,16 @@ class Namespace:
 
     async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
-        asked = trio.current_time()
+        asked, stale = trio.current_time(), _stale(directory, name)
+        if stale is not Special.ABSENT and asked < directory.retry_at:
+            return stale, STALE_RETRY_S
         try:
             directory.raise_recent_failure()
-            entry = await self._probe(prefix + os.fsdecode(name))
+            entry = await self._probe(prefix + os.fsdecode(name), patient=stale is Special.ABSENT)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
-            stale = _stale(directory, name)
-            if stale is Special.ABSENT:
+            if (stale := _stale(directory, name)) is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
         if asked > directory.distrusted:
@@ -383,24 +391,25 @@ class Namespace:
             directory.complete = True
             directory.names.clear()
 
-    async def _probe(self, path: str) -> Entry:
+    async def _probe(self, path: str, *, patient: bool) -> Entry:
         """Ask for an object, and whether there is anything below its name. A directory wins."""
-        found: list[Generation] = []
+        store, found = self._store if patient else self._impatient, list[Generation]()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stat, path, found)
-                below = await self._store.list_page(f"{path}/", limit=1)
+                nursery.start_soon(_stat, store, path, found)
+                below = await store.list_page(f"{path}/", limit=1)
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
         if below.exists:
             return Special.DIRECTORY
         return found[0] if found else Special.ABSENT
 
-    async def _stat(self, path: str, found: list[Generation]) -> None:
-        with contextlib.suppress(ObjectNotFoundError):
-            generation = await self._store.stat(path)
-            if generation.plausible:
-                found.append(generation)
+
+async def _stat(store: Store, path: str, found: list[Generation]) -> None:
+    with contextlib.suppress(ObjectNotFoundError):
+        generation = await store.stat(path)
+        if generation.plausible:
+            found.append(generation)
 
 
 def _stale(directory: _Directory, name: bytes) -> Entry:

@@ -133,6 +133,23 @@ class MountOptions(BaseModel):
     share_chunks: bool = Field(
         False, description="Have models that are alike in part share disk blocks, where the cache's file system can."
     )
+    digests: Literal["auto", "wait", "off"] = Field(
+        "auto",
+        description="Whether models are compared with the digests that the store tells of them: auto: before they are "
+        "used where that costs little, else soon after; wait: always before; off: never.",
+    )
+    signatures: Literal["off", "check", "require"] = Field(
+        "off",
+        description="Whether files must be what a model.sig above them, signed with --signing-key, says: check: those "
+        "that have one; require: all.",
+    )
+    signing_key: Path | None = Field(None, description="Public key that models are signed with, in PEM.")
+    scrub_interval: Seconds = Field(
+        7 * 86400.0, description="Seconds after which what is on disk is checked again. 0: never."
+    )
+    scrub_rate: Annotated[ByteSize, Field(ge=1 << 16)] = Field(
+        ByteSize(32 << 20), description="Bytes a second that such checks read."
+    )
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
         description="Whether opening a model that is not here waits until it is; auto: if that takes 3 s at most.",
@@ -179,6 +196,14 @@ class MountOptions(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _key_is_told(self) -> "MountOptions":
+        if self.signatures != "off" and self.signing_key is None:
+            raise ValueError(f"option --signatures {self.signatures}: needs the public key: set --signing-key FILE")
+        if self.signatures != "off" and self.digests == "off":
+            raise ValueError(f"option --signatures {self.signatures}: compares digests: leave out --digests off")
+        return self
+
+    @model_validator(mode="after")
     def _shares_fit(self) -> "MountOptions":
         for name in ("cache_size", "host_size"):
             total = getattr(self, name)
@@ -198,6 +223,7 @@ class MountOptions(BaseModel):
                 "store": _absolute(self.store) if self.store else str(default_store()),
                 "cache_dir": cache_dir.absolute(),
                 "fetch_processes": self.fetch_processes or min(4, max(2, os.cpu_count() or 1)),
+                "signing_key": self.signing_key.absolute() if self.signing_key is not None else None,
                 "log_file": (self.log_file or log_file).absolute(),
                 "allow_other": root if self.allow_other is None else self.allow_other,
                 "uid": os.geteuid() if self.uid is None else self.uid,

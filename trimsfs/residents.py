@@ -7,7 +7,7 @@ move backwards. The kernel is not told: an open by the number of before makes it
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Protocol
@@ -53,6 +53,8 @@ class Residents:
         self._announced: set[tuple[str, str]] = set()
         self._failed: set[str] = set()
         self._background = Background()
+        self.approve: Callable[[Blob], Awaitable[bool]] = _approved
+        """Whether a blob, all of which is here, may be read from its file."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry announcements, for as long as the server runs."""
@@ -128,6 +130,8 @@ class Residents:
     async def _announce(self, blob: Blob) -> None:
         try:
             await self._disk.recorded(blob)
+            if not await self.approve(blob):
+                return
             await self._host.bring(blob)
             if self._backing is None or blob.backing_id:
                 return
@@ -164,3 +168,8 @@ class Residents:
 
     def _given_up(self, backing_id: int) -> None:
         self._ledger.set(self._slots.pop(backing_id), 0)
+
+
+async def _approved(_blob: Blob) -> bool:
+    """Nothing is known against it."""
+    return True

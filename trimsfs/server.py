@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from trimsfs.admission import ReadManifest
 from trimsfs.assembly import assemble, lies_on
 from trimsfs.errors import (
     FuseUnavailableError,
@@ -43,9 +44,10 @@ async def serve(
     spawner: Spawner,
     raw_store: Store,
     no_gpu: str | None,
+    read_manifest: ReadManifest | None,
 ) -> None:
     """Run the server until the file system is unmounted. *options* are resolved; *no_gpu* tells why no GPU
-    can be used. Raises TrimsError."""
+    can be used, *read_manifest* reads what has been signed, where that matters. Raises TrimsError."""
     assert options.cache_dir is not None
     disk = DiskTier(
         options.cache_dir,
@@ -59,7 +61,7 @@ async def serve(
     try:
         if turn.fuse is None:
             await _probe(raw_store, options)
-        await _serve(options, mountpoint, Keeper(keeper_end), turn, spawner, raw_store, disk, no_gpu)
+        await _serve(options, mountpoint, Keeper(keeper_end), turn, spawner, raw_store, disk, no_gpu, read_manifest)
     finally:
         with trio.CancelScope(shield=True):
             await disk.aclose()
@@ -75,12 +77,13 @@ async def _serve(
     raw_store: Store,
     disk: DiskTier,
     no_gpu: str | None,
+    read_manifest: ReadManifest | None,
 ) -> None:
     ledger = Ledger(turn.ledger)
     terms = recorded(ledger) or Terms(
         passthrough=options.passthrough, overlay=lies_on(disk.directory, "overlay"), mounted_ns=time.time_ns()
     )
-    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, disk, no_gpu)
+    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, disk, no_gpu, read_manifest)
     session = Session(parts.filesystem, terms)
     with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
         async with trio.open_nursery() as nursery:

@@ -3,6 +3,7 @@
 The work is the same in the process that wants it and in one that works for it (``trimsfs.workers``).
 """
 
+import mmap
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Protocol, TypeVar
 import crc32c
 import trio
 
+from trimsfs.digests import Algorithm, compute
 from trimsfs.errors import StoreError
 from trimsfs.stores.base import Store
 from trimsfs.tiers.pages import populate
@@ -62,6 +64,9 @@ class Transfer(Protocol):
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         """The CRC32C of the bytes ``[start, stop)`` of a file; None when it ends before. Raises OSError."""
 
+    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+        """The digest of a file's bytes, as `trimsfs.digests.compute` does. Raises OSError."""
+
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
 
@@ -108,6 +113,9 @@ class Copier:
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         return await self._in_thread(partial(_checksum, descriptor, start, stop))
+
+    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+        return await self._in_thread(partial(compute, descriptor, size, algorithm, part_size))
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         await self._in_thread(partial(_populate, descriptor, start, stop))
@@ -178,10 +186,10 @@ class _ChunkWriter:
 
 
 def _checksum(descriptor: int, start: int, stop: int) -> int | None:
-    buffer = memoryview(bytearray(min(PIECE, stop - start)))
+    buffer = memoryview(mmap.mmap(-1, PIECE))  # aligned and read in full, as O_DIRECT wants it
     crc, offset = 0, start
     while offset < stop:
-        count = os.preadv(descriptor, [buffer[: stop - offset]], offset)
+        count = min(os.preadv(descriptor, [buffer], offset), stop - offset)
         if count == 0:
             return None
         crc = crc32c.crc32c(buffer[:count], crc)

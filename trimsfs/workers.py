@@ -19,6 +19,7 @@ import trio
 
 from trimsfs import errors
 from trimsfs.channel import Channel, ChannelClosedError, Message, pair
+from trimsfs.digests import Algorithm
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.transfer import Arrived, Copier, Extent, Landed
 from trimsfs.types import ChunkRecord, Generation
@@ -136,6 +137,9 @@ async def _perform(copier: Copier, job: Message, descriptor: int, landed: Landed
         return await copier.fetch(generation, extent, landed, wanted)
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
+    if job["do"] == "digest":
+        found = await copier.digest(descriptor, stop, job["algorithm"], job["part_size"])
+        return None if found is None else found.hex()
     await copier.populate(descriptor, start, stop)
     return None
 
@@ -195,6 +199,11 @@ class WorkerPool:
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, descriptor, _Job())
         return crc
+
+    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+        message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
+        found: str | None = await self._give(message, descriptor, _Job())
+        return None if found is None else bytes.fromhex(found)
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())

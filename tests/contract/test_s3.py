@@ -138,6 +138,8 @@ ANSWERS: dict[str, tuple[Answer, type[StoreError]]] = {
     "408 of a proxy": (failure("408 Request Timeout"), TransientStoreError),
     "400 RequestTimeout": (failure("400 Bad Request", "RequestTimeout"), TransientStoreError),
     "400 ExpiredToken": (failure("400 Bad Request", "ExpiredToken"), StoreAccessError),
+    "307 TemporaryRedirect": (failure("307 Temporary Redirect", "TemporaryRedirect"), TransientStoreError),
+    "307 without a body": (failure("307 Temporary Redirect"), TransientStoreError),
     "403 AccessDenied": (failure("403 Forbidden", "AccessDenied"), StoreAccessError),
     "403 of a proxy": (respond("403 Forbidden", b"<html><body>no"), StoreAccessError),
     "301 to another region": (
@@ -149,6 +151,7 @@ ANSWERS: dict[str, tuple[Answer, type[StoreError]]] = {
     "no HTTP": (raw(b"SSH-2.0-OpenSSH_9.9\r\n"), TransientStoreError),
     "nothing": (stall, StoreStalledError),
     "head stalls": (then(raw(b"HTTP/1.1 206 Partial"), stall), StoreStalledError),
+    "head drips": (drip(b"H", times=600), StoreStalledError),
 }
 
 
@@ -203,6 +206,47 @@ async def test_answer_that_is_not_s3s_is_an_error_of_ours(answer: Answer) -> Non
     async with store_of(answer) as store:
         errors = await everything(store)
     assert {type(error) for error in errors.values()} <= {TransientStoreError, StoreUnavailableError}
+
+
+def listing(names: int, *, truncated: str = "false", count: str = "", token: str = "") -> Answer:
+    """A page with this many objects."""
+    about = "<Size>1</Size><ETag>e</ETag><LastModified>2024-01-01T00:00:00Z</LastModified>"
+    told = f"<KeyCount>{count}</KeyCount>" if count else ""
+    items = "".join(f"<Contents><Key>k{number}</Key>{about}</Contents>" for number in range(names))
+    body = f"<ListBucketResult>{told}<IsTruncated>{truncated}</IsTruncated>{token}{items}</ListBucketResult>"
+    return respond("200 OK", f"<?xml version='1.0'?>{body}".encode())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(listing(2, count="3"), id="fewer names than it tells"),
+        pytest.param(listing(2, truncated="true"), id="truncated without a token"),
+        pytest.param(
+            listing(2, truncated="true", token="<NextContinuationToken></NextContinuationToken>"), id="empty token"
+        ),
+    ],
+)
+async def test_listing_that_is_not_whole_is_asked_for_again(answer: Answer) -> None:
+    async with store_of(answer, listing(3, count="3")) as store:
+        with pytest.raises(TransientStoreError):
+            await store.list_page("")
+        assert len((await store.list_page("")).objects) == 3
+
+
+async def test_count_of_keys_need_not_be_told() -> None:
+    async with store_of(listing(2)) as store:
+        assert len((await store.list_page("")).objects) == 2
+
+
+async def test_redirect_that_leads_nowhere_is_followed_once() -> None:
+    async with (
+        raw_server(failure("307 Temporary Redirect", "TemporaryRedirect")) as server,
+        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=STALL_S)) as store,
+    ):
+        with pytest.raises(TransientStoreError):
+            await read(store, GENERATION)
+    assert len(server.requests) == 2  # the second asks where the bucket is
 
 
 async def test_wrong_region_names_the_right_one() -> None:

@@ -1,37 +1,70 @@
 """Processes that read a mount without a pause, compare every byte with the store's, and time every operation."""
 
 import contextlib
+import errno
 import mmap
 import os
 import pickle
 import random
+import re
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 PIECE = 1 << 20
 
 
 @dataclass(slots=True)
 class Report:
-    """What a reader, or several, have seen. ``worst_s`` is the longest that each kind of operation took."""
+    """What a reader, or several, have seen. ``worst_s`` is the longest that each kind of operation took.
+
+    ``errnos`` counts errors by name that a reader puts up with, ``errors`` tells of the others.
+    """
 
     operations: int = 0
     errors: list[str] = field(default_factory=list)
+    errnos: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     worst_s: dict[str, float] = field(default_factory=dict)
+
+    def unexpected(self) -> Counter[str]:
+        """How often each errno was met that is not put up with; what is no error of the system is a defect."""
+        numbers = [re.search(r"Error: \[Errno (\d+)\]", text) for text in self.errors]
+        return Counter("defect" if match is None else errno.errorcode[int(match[1])] for match in numbers)
 
     def add(self, other: "Report") -> None:
         """Count what another reader has seen as well."""
         self.operations += other.operations
         self.errors += other.errors
+        self.errnos += other.errnos
         self.wrong += other.wrong
         for kind, seconds in other.worst_s.items():
             self.worst_s[kind] = max(seconds, self.worst_s.get(kind, 0.0))
+
+    @contextmanager
+    def timing(self, kind: str) -> Iterator[None]:
+        """Count an operation when it has ended well, and how long it took in any case."""
+        began = time.monotonic()
+        try:
+            yield
+            self.operations += 1
+        finally:
+            self.worst_s[kind] = max(time.monotonic() - began, self.worst_s.get(kind, 0.0))
+
+
+class Rounds(Protocol):
+    """What a process of `Readers` does again and again."""
+
+    report: Report
+
+    def round(self) -> None:
+        """Do it once."""
 
 
 class Reader:
@@ -48,16 +81,16 @@ class Reader:
     def round(self) -> None:
         """One of each operation on a file drawn at random; on one that has been open for long every other time."""
         name = self._draw.choice(self._names)
-        with self._operation("ls"):
+        with self.report.timing("ls"):
             listed = sorted(os.listdir((self._mount / name).parent))
         self._compare("ls", name, listed == sorted(os.listdir((self._store / name).parent)))
-        with self._operation("ask"):  # for a new name, which only the server can answer
+        with self.report.timing("ask"):  # for a new name, which only the server can answer
             known = (self._mount / f"absent-{os.getpid()}-{self.report.operations}").exists()
         self._compare("ask", "absent", not known)
-        with self._operation("stat"):
+        with self.report.timing("stat"):
             size = os.stat(self._mount / name).st_size
         self._compare("stat", name, size == os.stat(self._store / name).st_size)
-        with self._operation("open"):
+        with self.report.timing("open"):
             descriptor = os.open(self._mount / name, os.O_RDONLY | os.O_CLOEXEC)
         self._read(name, descriptor)
         if len(self._kept) < 6:
@@ -69,7 +102,7 @@ class Reader:
             name, descriptor, mapping = self._kept[kept]
             self._read(name, descriptor)
             offset = self._draw.randrange(len(mapping))
-            with self._operation("touch"):
+            with self.report.timing("touch"):
                 found = mapping[offset : offset + 4096]
             self._compare("touch", name, found == self._content(name, offset, len(found)))
             if self._draw.random() < 0.1:
@@ -80,12 +113,12 @@ class Reader:
     def _read(self, name: str, descriptor: int) -> None:
         size = os.stat(self._store / name).st_size
         offset = self._draw.randrange(size)
-        with self._operation("read"):
+        with self.report.timing("read"):
             found = os.pread(descriptor, PIECE, offset)
         self._compare("read", name, found == self._content(name, offset, PIECE))
 
     def _map(self, name: str, descriptor: int) -> None:
-        with self._operation("mmap"), contextlib.closing(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)) as mapping:
+        with self.report.timing("mmap"), contextlib.closing(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)) as mapping:
             offset = self._draw.randrange(len(mapping))
             found = mapping[offset : offset + PIECE]
         self._compare("mmap", name, found == self._content(name, offset, PIECE))
@@ -98,25 +131,18 @@ class Reader:
         if not right:
             self.report.wrong.append(f"{kind} {name}")
 
-    @contextmanager
-    def _operation(self, kind: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        took = time.monotonic() - began
-        self.report.operations += 1
-        self.report.worst_s[kind] = max(took, self.report.worst_s.get(kind, 0.0))
 
+class Processes:
+    """Processes that do rounds, each made by its number, and report when they are told to stop."""
 
-class Readers:
-    """Reader processes, each of which reports when it is told to stop."""
-
-    def __init__(self, mount: Path, store: Path, directory: Path, *, count: int) -> None:
+    def __init__(self, make: Callable[[int], Rounds], directory: Path, *, count: int) -> None:
         self._pids: dict[int, Path] = {}
-        for seed in range(count):
-            file = directory / f"reader-{seed}"
+        for number in range(count):
+            file = directory / f"reader-{number}"
+            file.unlink(missing_ok=True)
             pid = os.fork()
             if pid == 0:
-                _run(Reader(mount, store, seed), file)
+                _run(make, number, file)
             self._pids[pid] = file
 
     def stop(self, timeout_s: float = 30.0) -> Report:
@@ -126,7 +152,7 @@ class Readers:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
         for pid, file in self._pids.items():
-            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
                 if time.monotonic() > deadline:
                     total.errors.append(f"reader {pid} hangs in {Path(f'/proc/{pid}/wchan').read_text()}")
                     os.kill(pid, signal.SIGKILL)
@@ -135,11 +161,20 @@ class Readers:
                 time.sleep(0.01)
             if file.exists():
                 total.add(pickle.loads(file.read_bytes()))
+            elif ended[1]:
+                total.errors.append(f"reader {pid} has ended with status {os.waitstatus_to_exitcode(ended[1])}")
         self._pids.clear()
         return total
 
 
-def _run(reader: Reader, file: Path) -> None:
+class Readers(Processes):
+    """Reader processes of what is in a directory as well."""
+
+    def __init__(self, mount: Path, store: Path, directory: Path, *, count: int) -> None:
+        super().__init__(lambda seed: Reader(mount, store, seed), directory, count=count)
+
+
+def _run(make: Callable[[int], Rounds], number: int, file: Path) -> None:
     stopped = False
 
     def stop(*_: object) -> None:
@@ -149,6 +184,7 @@ def _run(reader: Reader, file: Path) -> None:
     status = 1
     try:
         signal.signal(signal.SIGTERM, stop)
+        reader = make(number)
         while not stopped:
             try:
                 reader.round()

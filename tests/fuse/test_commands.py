@@ -28,7 +28,7 @@ def test_attributes_tell_generation_and_residency(model: Path, directory_mount: 
     attributes = xattr.xattr(path)
 
     assert sorted(attributes.list()) == [
-        f"user.trims.{name}" for name in ("etag", "generation", "pinned", "residency", "verified")
+        f"user.trims.{name}" for name in ("digest", "etag", "generation", "pinned", "residency", "verified")
     ]
     assert attributes["user.trims.verified"] == b"false"
     assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0, "gpu": {}}

@@ -52,7 +52,8 @@ def test_one_gib_read_by_32_cold_readers_at_once_is_exact_and_fetched_once(
         requests, sent = ceph.bytes_sent(bucket, "models/big")
         assert sent == GIB
         assert GIB // (32 * MIB) <= requests <= GIB // (8 * MIB)
-        assert mount.info("big")["verified"]
+        wait_until(lambda: mount.info("big")["verified"], timeout_s=60)
+        assert mount.info("big")["digest"].startswith("md5:")
         status = Path(f"/proc/{mount.control()['server_pid']}/status").read_text()
         anonymous_kib = int(status.partition("RssAnon:")[2].split()[0])
         assert anonymous_kib < 200 * 1024

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.reliability import Survival
+from tests.unit.conftest import chunk_size
+
+__all__ = ["chunk_size", "pytest_terminal_summary", "survived"]
 
 SURVIVALS = pytest.StashKey[list[Survival]]()
 

@@ -9,13 +9,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 import urllib.parse
 import uuid
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,7 @@ from . import (
 log = logging.getLogger(__name__)
 
 _PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
+_USER = "test"
 _OPS_LOG = "ops.log"
 _MARKER_BUCKET = "ops-log-marker"
 # The gateway logs a request only after its last byte is sent: time for a thread that lags there.
@@ -125,11 +128,67 @@ class Op:
         )
 
 
+class Gateway:
+    """The process that speaks S3, which can be halted, killed and started anew: the objects are in another."""
+
+    def __init__(self, run: Callable[[], contextlib.AbstractContextManager[Daemon]], port: int) -> None:
+        self._run = run
+        self._port = port
+        self._stack = contextlib.ExitStack()
+        self._daemon: Daemon | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resume()
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start it, at the same port each time, and wait until it answers."""
+        self._daemon = self._stack.enter_context(self._run())
+        self._daemon.wait_until(lambda: accepts(self._port), 30)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._signal(signal.SIGKILL)
+        assert self._daemon is not None
+        self._daemon.process.wait()
+
+    def halt(self) -> None:
+        """Let it stand still: the kernel accepts connections for it, and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """The opposite of `halt`."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self._daemon is not None
+        self._daemon.process.send_signal(number)
+
+
 @dataclass(frozen=True, slots=True)
 class Ceph(S3Server):
-    """A running Ceph: its S3 endpoint, and the directory with its logs."""
+    """A running Ceph: its S3 endpoint, its gateway, and the directory with its logs."""
 
     directory: Path = field(kw_only=True)
+    gateway: Gateway = field(kw_only=True)
+
+    def add_key(self) -> tuple[str, str]:
+        """Make another access key for the same user, and its secret key."""
+        access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
+        self._admin("key", "create", "--key-type=s3", f"--access-key={access_key}", f"--secret-key={secret_key}")
+        return access_key, secret_key
+
+    def remove_key(self, access_key: str) -> None:
+        """Accept an access key no longer."""
+        self._admin("key", "rm", "--key-type=s3", f"--access-key={access_key}")
+
+    def _admin(self, *arguments: str) -> None:
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "CEPH_CONF": str(self.directory / "ceph.conf")}
+        run_tool(["radosgw-admin", "-n", "client.rgw", *arguments, f"--uid={_USER}"], environment, 60)
 
     def ops(self, timeout: float = 10) -> list[Op]:
         """Return the requests answered before this call, in the order they ended.
@@ -252,12 +311,12 @@ class _Cluster:
     def run_rgw(self, osd: Daemon) -> Iterator[Ceph]:
         netloc = f"{HOST}:{self.rgw_port}"
         keys = {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}
-        create = ["radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=test"]
+        create = ["radosgw-admin", "-n", "client.rgw", "user", "create", f"--uid={_USER}"]
         options = [f"--{name.replace('_', '-')}={value}" for name, value in keys.items()]
         run_tool([*create, "--display-name=test", *options], self.env, 60, osd)
-        with self._run("client.rgw", ["radosgw", "-f", "-n", "client.rgw"]) as rgw:
-            rgw.wait_until(lambda: accepts(self.rgw_port), 30)
-            yield Ceph(f"http://{netloc}", directory=self.directory, **keys)
+        run = partial(self._run, "client.rgw", ["radosgw", "-f", "-n", "client.rgw"])
+        with Gateway(run, self.rgw_port) as gateway:
+            yield Ceph(f"http://{netloc}", directory=self.directory, gateway=gateway, **keys)
 
     def _run(self, name: str, argv: list[str]) -> contextlib.AbstractContextManager[Daemon]:
         return run_daemon(name, argv, self.directory / f"{name}.log", self.env)

@@ -1,6 +1,9 @@
-"""File systems in files, for what those can do that the tests' own directory does not lie on."""
+"""File systems in files, for what the tests' own directory cannot do, and for how they fail."""
 
+import fcntl
+import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,28 +11,74 @@ from pathlib import Path
 
 import pytest
 
-MAKERS = {"xfs": ("mkfs.xfs", 320 << 20), "btrfs": ("mkfs.btrfs", 256 << 20)}
+MAKERS = {"xfs": ("mkfs.xfs", 320 << 20), "btrfs": ("mkfs.btrfs", 256 << 20), "ext4": ("mkfs.ext4", 320 << 20)}
 """What makes a file system of a kind, and bytes that are enough for it."""
 TIMEOUT_S = 60
+_GOING_DOWN, _NO_LOG_FLUSH = 2 << 30 | 4 << 16 | ord("X") << 8 | 125, 2
+"""XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN as well."""
+_FREEZE, _THAW = (3 << 30 | 4 << 16 | ord("X") << 8 | number for number in (119, 120))
+
+
+class Image:
+    """A file system of a kind in a file, which is not mounted yet. Skips the test where there can be none."""
+
+    def __init__(self, kind: str, directory: Path, *, size: int | None = None) -> None:
+        maker, least = MAKERS[kind]
+        if shutil.which(maker) is None:
+            pytest.skip(f"{maker} is not installed")
+        self.kind = kind
+        self.file, self.mountpoint = directory / f"{kind}.image", directory / kind
+        with self.file.open("wb") as file:
+            file.truncate(size or least)
+        self.mountpoint.mkdir()
+        subprocess.run([maker, "-q", str(self.file)], check=True, timeout=TIMEOUT_S)
+
+    def mount(self, options: str = "loop") -> None:
+        """Mount it; skips the test where that is not possible."""
+        command = ["mount", "-t", self.kind, "-o", options, str(self.file), str(self.mountpoint)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"cannot mount {self.kind}: {done.stderr.strip()}")
+
+    def remount(self, how: str) -> None:
+        """Let it be written no longer (``ro``), or again (``rw``)."""
+        subprocess.run(["mount", "-o", f"remount,{how}", self.mountpoint], check=True, timeout=TIMEOUT_S)
+
+    def unmount(self) -> None:
+        """Unmount it, which nobody uses."""
+        subprocess.run(["umount", str(self.mountpoint)], check=True, timeout=TIMEOUT_S)
+
+    def remove(self) -> None:
+        """Unmount it, whoever uses it, and remove it."""
+        subprocess.run(["umount", "--lazy", self.mountpoint], check=True, timeout=TIMEOUT_S)
+        self.file.unlink()
+        self.mountpoint.rmdir()
+
+    def power_off(self) -> None:
+        """XFS and ext4: stop it. What has not been brought to the disk is lost, and all that is done on it fails."""
+        self._control(_GOING_DOWN, struct.pack("=I", _NO_LOG_FLUSH))
+
+    def freeze(self) -> None:
+        """Whoever writes to it waits, until `thaw`."""
+        self._control(_FREEZE)
+
+    def thaw(self) -> None:
+        self._control(_THAW)
+
+    def _control(self, request: int, argument: bytes = bytes(4)) -> None:
+        descriptor = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, request, argument)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def image_of(kind: str, directory: Path) -> Iterator[Path]:
     """A file system of a kind, mounted for the length of the block; skips the test where there can be none."""
-    maker, size = MAKERS[kind]
-    if shutil.which(maker) is None:
-        pytest.skip(f"{maker} is not installed")
-    image, mountpoint = directory / f"{kind}.image", directory / kind
-    with image.open("wb") as file:
-        file.truncate(size)
-    mountpoint.mkdir()
-    subprocess.run([maker, "-q", image], check=True, timeout=TIMEOUT_S)
-    mount = ["mount", "-t", kind, "-o", "loop", str(image), str(mountpoint)]
-    done = subprocess.run(mount, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount {kind}: {done.stderr.strip()}")
+    image = Image(kind, directory)
+    image.mount()
     try:
-        yield mountpoint
+        yield image.mountpoint
     finally:
-        subprocess.run(["umount", "--lazy", mountpoint], check=True, timeout=TIMEOUT_S)
-        image.unlink()
+        image.remove()

@@ -15,6 +15,7 @@ import trio
 from tests.fakes import MemoryStore, as_store
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
+from trimsfs.integrity import Digests, Integrity
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -186,6 +187,28 @@ def fetcher_of(
     )
     retrying.on_failure = fetcher.store_failed
     return fetcher
+
+
+def integrity_of(
+    store: MemoryStore,
+    tier: DiskTier,
+    fetcher: Fetcher,
+    *,
+    digests: Digests = "auto",
+    scrub_interval_s: float = 0.0,
+    deadline_s: float = 15.0,
+) -> Integrity:
+    """What compares, scrubs and mends, put together as the server does."""
+    return Integrity(
+        tier,
+        fetcher,
+        copier(store),
+        Retrying(deadline_s=deadline_s),
+        as_store(store).digest,
+        mode=digests,
+        scrub_interval_s=scrub_interval_s,
+        scrub_rate=1 << 30,
+    )
 
 
 @asynccontextmanager

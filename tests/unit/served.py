@@ -11,8 +11,9 @@ from typing import Any
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import copier, fetcher_of, opened, until
+from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs import metrics
+from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
@@ -25,11 +26,13 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handles import BACKING_SHIFT
+from trimsfs.integrity import Digests, Integrity
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
+from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
@@ -82,6 +85,10 @@ class FakeBacking:
     def read(self, backing_id: int, offset: int, size: int) -> bytes:
         """What the kernel would read for a handle that is passed through."""
         return os.pread(self._files[backing_id], size, offset)
+
+    def mapped(self, backing_id: int) -> int:
+        """A descriptor for what a mapping of a handle that is passed through shows, whatever is closed."""
+        return os.dup(self._files[backing_id])
 
     def dispose(self) -> None:
         """The mount is gone, and all ids with it."""
@@ -151,6 +158,7 @@ class Server:
     residents: Residents
     control: Control
     derived: DerivedBlobs
+    integrity: Integrity
     filesystem: Filesystem
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
@@ -288,18 +296,27 @@ async def served(
     cold_open: ColdOpen = "stream",
     siblings: bool = False,
     deadline_s: float = 15.0,
+    digests: Digests = "auto",
+    scrub_interval_s: float = 0.0,
+    read_manifest: ReadManifest | None = None,
+    required: bool = False,
+    ledger: Ledger | None = None,
 ) -> AsyncIterator[Server]:
-    """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode."""
+    """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
+
+    One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it.
+    """
     options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
     invalidated: list[tuple[int, bytes]] = []
     async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
         fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
         host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
-        residents = Residents(disk, host)
+        residents = Residents(disk, host, ledger=ledger)
         disk.on_removed = residents.withdraw
         disk.load_cost = fetcher.load_cost
         fetcher.completed = residents.announce
-        namespace = Namespace(as_store(store), ttl_s=ttl_s)
+        names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
+        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
             "fetch": fetcher.statistics,
@@ -308,7 +325,12 @@ async def served(
         derived = DerivedBlobs(disk, residents, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
-        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu)
+        integrity = integrity_of(
+            store, disk, fetcher, digests=digests, scrub_interval_s=scrub_interval_s, deadline_s=deadline_s
+        )
+        integrity.mender.withdraw = residents.withdraw
+        residents.approve = integrity.approve
+        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
         control = Control(
             disk,
             residents,
@@ -321,6 +343,18 @@ async def served(
             facts=lambda: {"store": store.identity},
         )
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
+        admission = None
+        if read_manifest is not None:
+            admission = Admission(
+                namespace,
+                disk,
+                fetcher,
+                read_manifest,
+                required=required,
+                fetch=cold_opener.fetch,
+                compare=integrity.compare,
+            )
+            integrity.signed = admission.signed
         watching = Siblings(namespace, disk, fetcher, residents)
         filesystem = Filesystem(
             namespace,
@@ -332,6 +366,8 @@ async def served(
             watching,
             derived,
             mounted_ns=MOUNTED_NS,
+            admission=admission,
+            ledger=ledger,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:
@@ -342,9 +378,15 @@ async def served(
         await nursery.start(fetcher.run)
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
-        await nursery.start(commands.run)
         if siblings:
             await nursery.start(watching.run)
+        if ledger is not None:
+            if backing is not None:
+                await residents.restore(None)
+            await filesystem.restore()
+            ledger.forget_taken()
+        await nursery.start(commands.run)
+        nursery.start_soon(integrity.run)
         server = Server(
             store=store,
             namespace=namespace,
@@ -354,6 +396,7 @@ async def served(
             residents=residents,
             control=control,
             derived=derived,
+            integrity=integrity,
             filesystem=filesystem,
             backing=backing,
             invalidated=invalidated,
@@ -362,9 +405,10 @@ async def served(
             backing.in_use = server.passes_through
         try:
             yield server
-            await server.idle()
+            if ledger is None:
+                await server.idle()
             assert backing is None or backing.violations == []
         finally:
-            if backing is not None:
+            if backing is not None and ledger is None:
                 backing.dispose()
         nursery.cancel_scope.cancel()

@@ -21,8 +21,8 @@ from trimsfs.tiers import pages
 from trimsfs.tiers.pages import resident_bytes
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
-COMMANDS = ("evict", "pin", "unpin", "warm-disk", "warm-host")
-ATTRIBUTES = ("etag", "generation", "pinned", "residency", "verified")
+COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
+ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
 ROOT = Caller(uid=0, groups=frozenset({0}))
 IN_CONTROL_GROUP = Caller(uid=2000, groups=frozenset({2000, CONTROL_GID}))
 
@@ -412,6 +412,34 @@ async def test_pinned_file_stays_when_others_need_the_room(
         for _ in range(2):
             await server.content("net/params")
             assert await on_disk(server, "other/params") == sizes["other/params"]
+
+
+@pytest.mark.parametrize("of", ["net/params", "net", ""])
+async def test_unpinning_reaches_what_has_been_replaced_since(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], of: str
+) -> None:
+    """Nothing else could: it would be on disk, and locked in memory, for ever."""
+    async with serving(ttl_s=0) as server:
+        await server.command("pin", "net/params")
+        store.put("net/params", b"other content")
+        assert server.host.statistics().locked_bytes == sizes["net/params"]
+        assert await server.outcome("unpin", of) == ("done", None)
+        assert server.host.statistics().locked_bytes == 0
+        assert [here.pinned for here in await server.disk.residencies()] == [False]
+
+
+async def test_a_pin_that_is_given_up_takes_no_other_with_it(server: Server, store: MemoryStore) -> None:
+    file = await server.control_file("net/params", "pin")
+    gate = store.block(method="read")
+    first, second = await server.open(file), await server.open(file)
+    await store.arrived(1)
+    server.release(first)
+    gate.set()
+    text = b""
+    while piece := await server.read(second, len(text), 4096):
+        text += piece
+    assert json.loads(text.splitlines()[-1])["state"] == "done"
+    assert await server.attribute("net/params", "pinned") == "true"
 
 
 async def test_evicting_removes_the_file_and_its_bytes(server: Server, tmp_path: Path, store: MemoryStore) -> None:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import content_of, copier, fetching, opened
+from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
 from trimsfs import transfer
 from trimsfs.commands import Commands
@@ -49,7 +49,7 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
         options = MountOptions()
         gpu = gpu_less(tier, fetcher, tables, options)
-        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu)
+        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu, integrity_of(store, tier, fetcher))
         control = Control(
             tier, residents, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
         )

@@ -572,7 +572,7 @@ async def test_fetching_all_ends_whatever_happens(
                         else:
                             start = draw.randrange(blob.generation.size)
                             got = await bench.read(blob, start, blob.generation.size)
-                            assert got == store._contents[key, blob.generation.etag][start:]
+                            assert got == store.contents[key, blob.generation.etag][start:]
                         outcomes.append("done")
                 except (StoreError, CacheFullError) as error:
                     outcomes.append(type(error).__name__)

@@ -52,7 +52,9 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
+        ("awscrt", "trimsfs.digests"),
         ("boto3", "trimsfs.stores.s3"),
+        ("cryptography", "trimsfs.signatures"),
         ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),

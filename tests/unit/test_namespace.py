@@ -8,8 +8,15 @@ import trio
 from trio.testing import MockClock
 
 from tests.fakes import MemoryStore, Request, as_store
-from trimsfs.errors import NoSuchEntryError, StoreAccessError, StoreError, StoreUnavailableError
+from trimsfs.errors import (
+    NoSuchEntryError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, STALE_RETRY_S, Kind, Namespace, Special, possible
+from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
@@ -323,6 +330,47 @@ async def test_unknown_names_are_not_told_absent_while_the_store_is_down(
         with pytest.raises(StoreUnavailableError):
             await look(namespace, "absent")
         await trio.sleep(1)
+
+
+async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """Known names do not wait for a store that may be down, and so it is asked for them but once."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    assert await look(namespace, "new") is Special.ABSENT
+    store.put("new", b"uploaded")
+    await trio.sleep(TTL_S)
+    store.fail(TransientStoreError("reset"), times=3)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "new") == store.generation("new")
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "other")
+    assert trio.current_time() - began >= 15
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "another")
+    assert trio.current_time() - began < 15 + STALE_RETRY_S
+
+
+async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = Namespace(
+        RetryingStore(as_store(large_store), Retrying(deadline_s=15)),
+        ttl_s=TTL_S,
+        impatient=as_store(large_store),
+    )
+    known = await look(namespace, "large/000001")
+    await trio.sleep(TTL_S)
+    large_store.fail(TransientStoreError("reset"), times=float("inf"))
+    asked, began = len(large_store.requests), trio.current_time()
+    for _ in range(10):
+        assert await look(namespace, "large/000001") == known
+    assert trio.current_time() == began
+    assert len(large_store.requests) <= asked + 2
 
 
 async def test_new_listing_is_shown_soon_after_the_store_recovers(

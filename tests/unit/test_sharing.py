@@ -50,7 +50,7 @@ def model(key: str, *trained: int, size: int = SIZE) -> bytes:
 
 
 def of(tier: DiskTier, generation: Generation) -> Path:
-    return tier.path(generation.token(tier.store))
+    return tier.files.path(generation.token(tier.store))
 
 
 def in_common(one: Path, other: Path) -> list[Common]:

@@ -68,16 +68,23 @@ def evict(paths: tuple[Path, ...]) -> None:
 
 @click.command()
 @_paths
-@click.option("--tier", type=click.Choice(["gpu"]), required=True, help="Which copies.")
+@click.option(
+    "--tier",
+    type=click.Choice(["disk", "gpu"]),
+    default="disk",
+    show_default=True,
+    help="Which copies: those in the cache, or those on GPUs.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
-    """Compare all copies of models in a tier with the files, byte by byte; a directory means all below it.
+    """Check local copies of models; a directory means all below it.
 
-    A copy that differs is lent to no program from then on.
+    In the cache: all that is here has the checksums that it had when it came and, if it is whole, the digest that the
+    store tells. What has not is fetched again. On GPUs: copies are compared with the files, byte by byte; one that
+    differs is lent to no program from then on.
     """
-    del tier  # there is one so far
-    _command(verifying, paths, "verifying", quiet)
+    _command(verifying if tier == "gpu" else lambda _: "verify", paths, "verifying", quiet)
 
 
 def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:

@@ -14,6 +14,7 @@ from trimsfs.errors import (
     NotPermittedError,
     ObjectChangedError,
     ObjectNotFoundError,
+    SignatureError,
     StoreAccessError,
     StoreError,
 )
@@ -27,6 +28,7 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
     (LookUpAgainError, errno.ESTALE),
     (ObjectNotFoundError, errno.ESTALE),
     (ObjectChangedError, errno.ESTALE),
+    (SignatureError, errno.EACCES),
     (StoreAccessError, errno.EACCES),
     (StoreError, errno.EIO),
     (CacheFullError, errno.ENOSPC),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.types import Buffer, Generation
 
@@ -91,6 +92,12 @@ class Store(Protocol):
         Returns the version id that the store gave for these bytes, if it keeps versions. Raises
         ObjectChangedError when the store no longer has this generation, ObjectNotFoundError when it has none, and
         any StoreError that *sink* raises.
+        """
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        """The digest of all bytes of the generation, as the store tells it; None when it tells none.
+
+        Unless it is to be *certain*, what is most likely one will do. Raises as `read` does.
         """
 
     async def aclose(self) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -62,6 +63,9 @@ class DirectoryStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         await self._call(partial(self._read, generation, offset, length, sink))
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return None
 
     async def aclose(self) -> None:
         """Nothing is held open between calls."""

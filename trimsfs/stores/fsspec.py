@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -92,6 +93,9 @@ class FsspecStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         await self._call(partial(self._read, generation, offset, length, sink))
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return None
 
     async def aclose(self) -> None:
         """fsspec keeps its connections for as long as the process lives."""

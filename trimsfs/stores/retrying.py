@@ -9,6 +9,7 @@ from typing import TypeVar
 import tenacity
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.types import Generation
@@ -110,6 +111,9 @@ class RetryingStore:
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
         return await self._store.read(generation, offset, length, sink)
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return await self._retrying.call(generation.key, partial(self._store.digest, generation, certain=certain))
 
     async def aclose(self) -> None:
         await self._store.aclose()

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
+from trimsfs.errors import TrimsError
 from trimsfs.ranges import chunk_count, chunks_of
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
@@ -38,6 +39,10 @@ class Blob:
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
         self.backing_id = 0
+        self.digest: str | None = None
+        """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
+        self.doubt: TrimsError | None = None
+        """Why the bytes must not be served any more."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -54,6 +59,11 @@ class Blob:
     def complete(self) -> bool:
         """Whether every byte can be served from the file."""
         return self._verified == len(self.states)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte is here and all of them have been compared with what the store says of them."""
+        return self.complete and self.doubt is None and (self.digest is not None or not self.states)
 
     @property
     def verified_bytes(self) -> int:

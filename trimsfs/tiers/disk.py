@@ -19,8 +19,10 @@ from trimsfs.eviction import Evictable, Policy, lru
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobIndex, BlobRecord
 from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.leftovers import Leftovers
 from trimsfs.tiers.lock import lock_directory, sign
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
@@ -79,14 +81,14 @@ class DiskTier:
     ) -> None:
         self.directory = directory
         self.store = store
-        self._blob_directory = directory / "blobs"
+        blobs = directory / "blobs"
         if lock is None:
             self.lock_descriptor = lock_directory(directory)
         else:
             self.lock_descriptor = lock
             sign(lock)
         try:
-            self._blob_directory.mkdir(mode=0o700, exist_ok=True)
+            blobs.mkdir(mode=0o700, exist_ok=True)
             self.index = BlobIndex(directory / "index.sqlite", trusted=lock is not None)
         except OSError as error:
             os.close(self.lock_descriptor)
@@ -94,6 +96,7 @@ class DiskTier:
         except BaseException:
             os.close(self.lock_descriptor)
             raise
+        self.files = BlobFiles(blobs, self.index, store)
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
@@ -104,6 +107,7 @@ class DiskTier:
         self._lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
+        self._leftovers = Leftovers(self.index, blobs)
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._evict_token)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
@@ -134,10 +138,15 @@ class DiskTier:
         """The blob of this token, if it is open or was of late."""
         return self._blobs.get(token)
 
+    def whole(self) -> list[Blob]:
+        """The blobs that are open, or were of late, and of which all bytes can be served."""
+        return [blob for blob in self._blobs.values() if blob.attached and blob.complete]
+
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs."""
-        await self._remove_orphans()
+        await self._settle()
         await self._room.keep()
+        await self._sync_left()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
@@ -171,6 +180,18 @@ class DiskTier:
         finally:
             self.release(blob)
 
+    @asynccontextmanager
+    async def looked_at(self, generation: Generation) -> AsyncIterator[Blob]:
+        """The blob of a generation, kept for the length of the block, which is no use of it."""
+        token = generation.token(self.store)
+        blob = self._blobs.get(token) or await self._bring(token, generation)
+        blob.users += 1
+        try:
+            yield blob
+        finally:
+            blob.users -= 1
+            self._released(blob)
+
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
         token = generation.token(self.store)
@@ -187,7 +208,7 @@ class DiskTier:
         async with self._lock:
             if (known := self._blobs.get(token)) is not None:
                 return known
-            blob, lost = await self._threads.run(self._load, token, generation)
+            blob, lost = await self._threads.run(self.files.load, token, generation)
             self._budget.add(generation.key, -lost)
             self._blobs[token] = blob
             return blob
@@ -205,7 +226,7 @@ class DiskTier:
                 if token not in self._blobs
             }
             loaded = await self._threads.run(
-                lambda: [self._load(token, generation) for token, generation in wanted.items()]
+                lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
             for blob, lost in loaded:
                 self._budget.add(blob.generation.key, -lost)
@@ -218,6 +239,9 @@ class DiskTier:
         """The opposite of `acquire`."""
         blob.users -= 1
         self._journal.used(blob, 0)
+        self._released(blob)
+
+    def _released(self, blob: Blob) -> None:
         if blob.users == 0:
             self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
@@ -274,11 +298,45 @@ class DiskTier:
         self._corrupt += 1
         self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
+        blob.digest = None if self.files.compares else ""
+        self._journal.compared(blob, None)
+        await self._note(self.index.remove_chunks, blob.token, [chunk])
+        return False
+
+    def repaired(self, blob: Blob, record: ChunkRecord) -> None:
+        """The bytes of a chunk were wrong, and have been written anew."""
+        self._corrupt += 1
+        self.wrote(blob, record)
+
+    async def set_digest(self, blob: Blob, digest: str | None) -> None:
+        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
+        is recorded at once."""
+        blob.digest = digest
+        self._journal.compared(blob, digest)
+        if digest is None:
+            await self.flush()
+
+    async def scrubbed(self, blob: Blob) -> bool:
+        """What is on the disk of a blob is right; whether that could be recorded."""
+        return await self._note(self.index.scrubbed, blob.token)
+
+    async def to_scrub(self, before: float) -> Generation | None:
+        """What has not been known to be right on the disk since a time, in seconds since the epoch."""
         try:
-            await self._threads.run(self.index.remove_chunks, blob.token, [chunk])
+            record = await self._threads.run(self.index.to_scrub, self.store, before)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return None
+        return None if record is None else record.generation
+
+    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
+        """Write to the index what is no harm if it is lost; whether it could be written."""
+        try:
+            await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
-        return False
+            return False
+        return True
 
     # Commands
 
@@ -337,7 +395,7 @@ class DiskTier:
                 self._forget(blob)
             unrecorded = self._journal.forget(token)
             try:
-                size = unrecorded + await self._threads.run(self._remove, token)
+                size = unrecorded + await self._threads.run(self.files.remove, token)
             except (OSError, sqlite3.Error) as error:
                 log.error("cannot evict %s: %s", token, error)
                 self._budget.add(key, -unrecorded)
@@ -380,57 +438,26 @@ class DiskTier:
             raise CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}") from error
 
     def _residency(self, record: BlobRecord) -> Residency:
-        return residency_of(record, self._blobs.get(record.token), self.path(record.token))
+        return residency_of(record, self._blobs.get(record.token), self.files.path(record.token))
 
-    def _load(self, token: str, generation: Generation) -> tuple[Blob, int]:
-        """A blob, and the bytes that the index wrongly believed to be in it."""
-        blob = Blob(token, generation)
-        lost = 0
-        if generation.size == 0:
-            return blob, lost
+    async def _settle(self) -> None:
+        """Make files and index agree: what a crash between the steps of a change leaves."""
         try:
-            loaded = self.index.load(token)
-            if loaded is None:
-                self.index.add(token, self.store, generation)
-            path = self.path(token)
-            if loaded is None:
-                path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
-            try:
-                fitting = blob.attach(path)
-            except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                fitting = blob.attach(path)
-            if loaded is not None:
-                blob.pinned = loaded[0].pinned
-                if fitting:
-                    blob.recall(loaded[1])
-                else:
-                    self.index.remove_chunks(token, [record.chunk for record in loaded[1]])
-                    lost = loaded[0].bytes
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: not cached: %s", generation.key, error)
-        return blob, lost
-
-    def _remove(self, token: str) -> int:
-        freed = self.index.remove(token)
-        self.path(token).unlink(missing_ok=True)
-        return freed
-
-    def path(self, token: str) -> Path:
-        """The file of a blob, whether or not it is there."""
-        return self._blob_directory / token[:2] / token
-
-    async def _remove_orphans(self) -> None:
-        """Remove files that no row of the index names: what a crash between the two steps of an eviction leaves."""
-        try:
-            for directory in await self._threads.run(lambda: list(self._blob_directory.iterdir())):
+            for group in await self._threads.run(self._leftovers.groups):
                 async with self._lock:
-                    await self._threads.run(self._sweep, directory)
+                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
+                        self._budget.add(key, -lost)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
 
-    def _sweep(self, directory: Path) -> None:
-        for path in directory.iterdir():
-            if not self.index.has(path.name):
-                log.info("removing %s: not in the index", path)
-                path.unlink()
+    async def _sync_left(self) -> None:
+        """Bring to the disk what an earlier server was about to: the next boot would forget it."""
+        try:
+            for token in await self._threads.run(self.index.unsynced):
+                loaded = await self._threads.run(self.index.load, token)
+                if loaded is not None:  # else it has been evicted meanwhile
+                    blob = await self._bring(token, loaded[0].generation)
+                    self._journal.left(blob, await self._threads.run(self.index.unsynced_chunks, token))
+                    await self._journal.sync()
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)

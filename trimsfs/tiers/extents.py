@@ -1,8 +1,9 @@
-"""Blocks of the disk that files have in common: which they are, and having files with equal bytes share them.
+"""Blocks of the disk: which of them files have in common, having files with equal bytes share them, giving them back.
 
-File systems that copy on write can: XFS and btrfs. All functions block on the disk and raise OSError.
+File systems that copy on write can share: XFS and btrfs. All functions block on the disk and raise OSError.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,6 +28,9 @@ _FS_IOC_FIEMAP = 3 << 30 | _FIEMAP.size << 16 | ord("f") << 8 | 11
 _LAST, _NOT_ON_DISK = 1, 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11
 """Flags: the file's last extent; one whose place is not known or not decided, that is in the inode, or not written."""
 _EXTENTS = 512
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +118,9 @@ def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, in
                 yield low, place + low - begin, high - low
             last = bool(flags & _LAST)
         start = begin + size
+
+
+def punch(descriptor: int, offset: int, length: int) -> None:
+    """Give the blocks of a part of a file back: it reads as zeros. Any file system can that has sparse files."""
+    if _libc.fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -57,12 +57,18 @@ CREATE TABLE IF NOT EXISTS compared (
     family TEXT NOT NULL         -- is the same for blobs that were found to be related
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
+CREATE TABLE IF NOT EXISTS checks (
+    token TEXT PRIMARY KEY,
+    digest TEXT,                 -- all bytes have it, as the store says; empty: it says nothing
+    scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob as the index knows it; ``bytes`` is how much of it is on disk."""
+    """A blob as the index knows it; ``bytes`` is how much of it is on disk, ``digest`` as that of a `Residency`."""
 
     token: str
     generation: Generation
@@ -70,11 +76,12 @@ class BlobRecord:
     uses: int
     last_used: float
     bytes: int
+    digest: str | None
 
     @classmethod
     def empty(cls, token: str, generation: Generation) -> "BlobRecord":
         """The record of a generation of which nothing is here."""
-        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0)
+        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0, digest=None)
 
 
 class BlobIndex:
@@ -151,6 +158,9 @@ class BlobIndex:
                     time.time(),
                 ),
             )
+            connection.execute(
+                "INSERT OR REPLACE INTO checks (token, digest, scrubbed) VALUES (?, NULL, ?)", (token, time.time())
+            )
 
     def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
         """Record chunks whose bytes are written, not yet synced."""
@@ -175,6 +185,25 @@ class BlobIndex:
                 "DELETE FROM chunks WHERE token = ? AND chunk = ?",
                 [(token, chunk) for chunk in chunks],
             )
+            connection.execute("UPDATE checks SET digest = NULL WHERE token = ?", (token,))
+
+    def set_digests(self, digests: Mapping[str, str | None]) -> None:
+        """What all bytes of blobs have, as the store says; None when they are to be compared with it again."""
+        with self._transaction() as connection:
+            connection.executemany(
+                _SET_DIGEST, [{"token": token, "digest": digest} for token, digest in digests.items()]
+            )
+
+    def scrubbed(self, token: str) -> None:
+        """What is on the disk of a blob is right."""
+        with self._transaction() as connection:
+            connection.execute(_SCRUBBED, {"token": token, "now": time.time()})
+
+    def to_scrub(self, store: str, before: float) -> BlobRecord | None:
+        """The blob that was scrubbed longest ago, if that was before a time, in seconds since the epoch."""
+        with self._lock:
+            rows = self._connection.execute(_TO_SCRUB, (os.fsencode(store), before)).fetchall()
+        return _record(rows[0]) if rows else None
 
     def used(self, tokens: Mapping[str, int]) -> None:
         """The blobs were used now, so many times each, in this order."""
@@ -187,8 +216,14 @@ class BlobIndex:
                 )
 
     def set_pinned(self, token: str, pinned: bool) -> None:
-        with self._transaction() as connection:
+        """Pin a blob, or no longer; a loss of power does not undo it."""
+        with self._durably() as connection:
             connection.execute("UPDATE blobs SET pinned = ? WHERE token = ?", (pinned, token))
+
+    def sync(self) -> None:
+        """Wait until what is recorded so far has reached the disk."""
+        with self._durably() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('synced', ?)", (str(time.time_ns()),))
 
     def remove(self, token: str) -> int:
         """Forget a blob, before its file is removed; the bytes that were recorded of it."""
@@ -197,6 +232,7 @@ class BlobIndex:
             freed: int = sum(length for (length,) in rows)
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
             connection.execute("DELETE FROM compared WHERE token = ?", (token,))
+            connection.execute("DELETE FROM checks WHERE token = ?", (token,))
         return freed
 
     def evictable(self, store: str) -> list[Evictable]:
@@ -220,6 +256,36 @@ class BlobIndex:
         query = f"{_SELECT} WHERE store = ? ORDER BY key"
         with self._lock:
             return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
+
+    def unsynced(self) -> list[str]:
+        """The blobs with chunks that are not known to have reached the disk."""
+        query = "SELECT DISTINCT token FROM chunks WHERE synced = 0"
+        with self._lock:
+            return [token for (token,) in self._connection.execute(query)]
+
+    def unsynced_chunks(self, token: str) -> list[int]:
+        """The chunks of a blob that are not known to have reached the disk."""
+        with self._lock:
+            rows = self._connection.execute("SELECT chunk FROM chunks WHERE token = ? AND synced = 0", (token,))
+            return [chunk for (chunk,) in rows]
+
+    def groups(self) -> list[str]:
+        """What the names of blobs begin with: their directories."""
+        with self._lock:
+            return [group for (group,) in self._connection.execute("SELECT DISTINCT substr(token, 1, 2) FROM blobs")]
+
+    def group(self, group: str) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
+        """The blobs of a directory, and the chunks they have, by token."""
+        part = (group, f"{group}g")  # what follows is hexadecimal
+        with self._lock:
+            rows = self._connection.execute(f"{_SELECT} WHERE token >= ? AND token < ?", part).fetchall()
+            chunks = self._connection.execute(
+                "SELECT token, chunk, bytes, crc FROM chunks WHERE token >= ? AND token < ? ORDER BY chunk", part
+            ).fetchall()
+        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {row[0]: (_record(row), []) for row in rows}
+        for token, c, n, crc in chunks:
+            found[token][1].append(ChunkRecord(chunk=c, length=n, crc=crc))
+        return found
 
     def uncompared(self, least: int) -> list[str]:
         """The whole blobs of at least so many bytes that have not been compared with others."""
@@ -270,10 +336,35 @@ class BlobIndex:
         with self._lock, self._connection:
             yield self._connection
 
+    @contextmanager
+    def _durably(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that reaches the disk at its end, with all before it."""
+        with self._lock:
+            self._connection.execute("PRAGMA synchronous = FULL")
+            try:
+                with self._connection:
+                    yield self._connection
+            finally:
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+
 
 _SELECT = (
     "SELECT token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, "
-    "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) FROM blobs"
+    "(SELECT coalesce(sum(bytes), 0) FROM chunks WHERE token = blobs.token) AS present, "
+    "(SELECT digest FROM checks WHERE token = blobs.token) FROM blobs"
+)
+
+_SET_DIGEST = (
+    "INSERT INTO checks (token, digest, scrubbed) SELECT token, :digest, 0 FROM blobs WHERE token = :token "
+    "ON CONFLICT (token) DO UPDATE SET digest = excluded.digest"
+)
+_SCRUBBED = (
+    "INSERT INTO checks (token, scrubbed) SELECT token, :now FROM blobs WHERE token = :token "
+    "ON CONFLICT (token) DO UPDATE SET scrubbed = excluded.scrubbed"
+)
+_TO_SCRUB = (
+    f"{_SELECT} LEFT JOIN checks USING (token) WHERE store = ? AND present > 0 AND coalesce(scrubbed, 0) < ? "
+    "ORDER BY coalesce(scrubbed, 0) LIMIT 1"
 )
 
 _UNCOMPARED = (
@@ -297,7 +388,7 @@ _OF_SAME_SIZE = (
 
 
 def _record(row: Sequence[Any]) -> BlobRecord:
-    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present = row
+    token, key, etag, version_id, size, modified_ns, pinned, uses, last_used, present, digest = row
     return BlobRecord(
         token=token,
         generation=Generation(
@@ -311,6 +402,7 @@ def _record(row: Sequence[Any]) -> BlobRecord:
         uses=uses,
         last_used=last_used,
         bytes=present,
+        digest=digest,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+from collections.abc import Iterable
 
 import trio
 
@@ -28,21 +29,32 @@ class Journal:
         self.syncing = trio.Lock()
         self._pending: list[tuple[str, ChunkRecord]] = []
         self._uses: dict[str, int] = {}
+        self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
+        self._marked = True
+        """Whether chunks were marked as synced since the index was, by an earlier server maybe."""
 
     @property
     def pending(self) -> bool:
-        """Whether chunks are to be recorded."""
-        return bool(self._pending)
+        """Whether chunks or digests are to be recorded."""
+        return bool(self._pending or self._digests)
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk has been written."""
         self._pending.append((blob.token, record))
         self._unsynced.setdefault(blob, set()).add(record.chunk)
 
+    def left(self, blob: Blob, chunks: Iterable[int]) -> None:
+        """An earlier server has recorded chunks and did not come to bring them to the disk."""
+        self._unsynced.setdefault(blob, set()).update(chunks)
+
     def used(self, blob: Blob, times: int) -> None:
         """A blob was used, so many times, the last time now."""
         self._uses[blob.token] = self._uses.pop(blob.token, 0) + times
+
+    def compared(self, blob: Blob, digest: str | None) -> None:
+        """All bytes of a blob have a digest; None when that is not known any more."""
+        self._digests[blob.token] = digest
 
     def synced(self, blob: Blob) -> bool:
         """Whether all of a blob has been brought to the disk."""
@@ -53,6 +65,7 @@ class Journal:
         unrecorded = sum(record.length for name, record in self._pending if name == token)
         self._pending = [item for item in self._pending if item[0] != token]
         self._uses.pop(token, None)
+        self._digests.pop(token, None)
         self._unsynced = {blob: chunks for blob, chunks in self._unsynced.items() if blob.token != token}
         return unrecorded
 
@@ -75,23 +88,36 @@ class Journal:
     async def _record_all(self) -> None:
         pending, self._pending = self._pending, []
         uses, self._uses = self._uses, {}
-        if not pending and not uses:
+        digests, self._digests = self._digests, {}
+        if not pending and not uses and not digests:
             return
         try:
-            await self._threads.run(self._record, pending, uses)
+            await self._threads.run(self._record, pending, uses, digests)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
             self._pending = pending + self._pending
+            self._digests = digests | self._digests
 
-    def _record(self, pending: list[tuple[str, ChunkRecord]], uses: dict[str, int]) -> None:
+    def _record(
+        self, pending: list[tuple[str, ChunkRecord]], uses: dict[str, int], digests: dict[str, str | None]
+    ) -> None:
         self._index.add_chunks(pending)
         self._index.used(uses)
+        if digests:
+            self._index.set_digests(digests)
 
     async def sync(self) -> None:
-        """Bring to the disk what was written so far."""
+        """Bring to the disk what was written so far, and the records of it."""
         for blob in list(self._unsynced):
             async with self.syncing:
                 await self._sync(blob)
+        async with self.syncing:
+            if self._marked:
+                try:
+                    await self._threads.run(self._index.sync)
+                    self._marked = False
+                except sqlite3.Error as error:
+                    log.error("cannot write the cache index: %s", error)
 
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
@@ -104,6 +130,7 @@ class Journal:
             await self._threads.run(blob.sync)
             await self._threads.run(self._index.mark_synced, blob.token, done)
             chunks -= done
+            self._marked = True
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
         finally:

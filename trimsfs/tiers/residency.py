@@ -13,7 +13,8 @@ from trimsfs.types import Generation
 class Residency:
     """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
-    ``verified`` tells that every byte is here and has been checked since the server started; ``users`` counts open
+    ``verified`` tells that every byte is here, has been checked since the server started, and that all of them have the
+    ``digest`` that the store tells, None before they were compared and empty where it tells none; ``users`` counts open
     handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
     """
 
@@ -22,6 +23,7 @@ class Residency:
     disk_bytes: int
     host_bytes: int | None
     verified: bool
+    digest: str | None
     pinned: bool
     users: int
     uses: int
@@ -40,7 +42,8 @@ def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency
         token=record.token,
         disk_bytes=record.bytes,
         host_bytes=host_bytes,
-        verified=blob is not None and blob.complete,
+        verified=blob is not None and blob.verified,
+        digest=record.digest if blob is None else blob.digest,
         pinned=record.pinned,
         users=blob.users if blob is not None else 0,
         uses=record.uses,

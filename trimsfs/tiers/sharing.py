@@ -131,7 +131,7 @@ class Sharing:
             began = trio.current_time()
             try:
                 before, now = await self._threads.run(
-                    _share_step, self._disk.path(other), start + shift, self._disk.path(token), start
+                    _share_step, self._disk.files.path(other), start + shift, self._disk.files.path(token), start
                 )
             except FileNotFoundError:
                 break  # one of them has been evicted
@@ -154,7 +154,7 @@ class Sharing:
             for other in family[: family.index(token) if token in family else 0]:
                 blob = self._disk.known(other)
                 if blob is not None and ready(blob):
-                    parts = await self._threads.run(_parts, self._disk.path(token), self._disk.path(other))
+                    parts = await self._threads.run(_parts, self._disk.files.path(token), self._disk.files.path(other))
                     if parts:
                         path = _relative(blob.generation.key, model.key)
                         return {"path": path, "generation": other, "parts": parts}

@@ -1,19 +1,22 @@
 """An S3 bucket, or a prefix of one, as a store. The only home of boto3."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar
 
+import botocore.exceptions
 import trio
 
+from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
-from trimsfs.stores.s3.client import CONNECT_TIMEOUT_S, make_client
+from trimsfs.stores.s3.client import make_client
+from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated
 from trimsfs.types import Generation
 
@@ -26,6 +29,8 @@ VERSION_MAX = 1024
 """Characters in the longest version id that S3 knows."""
 PIECE = 1 << 18
 """Most bytes read from a response at a time: progress is looked at after each."""
+SMALL = 8 << 20
+"""Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
 
@@ -80,30 +85,37 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # While the head of an answer drips in, no piece of a body is late.
-        timeout_s = CONNECT_TIMEOUT_S + 2 * self._stall_timeout_s
+        # Two calls, so that one which is given up passes nothing on afterwards, however late its answer begins.
+        get = partial(self._get, generation, offset, length)
+        body, version = await self._ask(get, generation.key, limiter=self._reads)
+        receive = partial(self._receive, body, length, sink)
+        await trio.to_thread.run_sync(
+            partial(translated, receive, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
+        )
+        return version
 
-        def begins() -> bool:
-            scope.deadline = math.inf
-            return not scope.cancel_called
-
-        read = partial(self._read, generation, offset, length, sink, partial(trio.from_thread.run_sync, begins))
-        with trio.move_on_after(timeout_s) as scope:
-            return await trio.to_thread.run_sync(
-                partial(translated, read, self._bucket, generation.key), limiter=self._reads, abandon_on_cancel=True
-            )
-        raise StoreStalledError(f"{generation.key}: no answer in {timeout_s:g} s")
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        likely = None if certain else digest_by_etag(generation.etag)
+        if likely is not None and not likely.parts and generation.size <= SMALL:
+            return likely  # which takes no request
+        digest = await self._ask(partial(self._digest, generation), generation.key)
+        return None if certain and digest is not None and not digest.certain else digest
 
     async def aclose(self) -> None:
         self._client.close()
 
-    async def _ask(self, function: Callable[[], T], key: str = "") -> T:
-        """A small request, in a thread: given up, if not ended, when it takes much longer than a stall."""
+    async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+        """A request up to where a large body begins, in a thread: given up when it takes much longer than a stall.
+
+        The thread itself goes on until it notices: no timeout of the SDK ends an answer that comes byte by byte.
+        """
         timeout_s = 2 * self._stall_timeout_s
         try:
             with trio.fail_after(timeout_s):
                 return await trio.to_thread.run_sync(
-                    partial(translated, function, self._bucket, key), limiter=self._metadata, abandon_on_cancel=True
+                    partial(translated, function, self._bucket, key),
+                    limiter=limiter or self._metadata,
+                    abandon_on_cancel=True,
                 )
         except trio.TooSlowError:
             raise StoreStalledError(f"bucket {self._bucket}: no whole answer in {timeout_s:g} s") from None
@@ -118,7 +130,11 @@ class S3Store:
             **continuation,
         )
         strip = len(self._prefix)
-        contents = answer.get("Contents", ())
+        contents, common = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
+        if len(contents) + len(common) < answer.get("KeyCount", 0):
+            raise TransientStoreError(f"the listing has lost names: it was to have {answer['KeyCount']}")
+        if answer["IsTruncated"] and not answer.get("NextContinuationToken"):
+            raise TransientStoreError("the listing is truncated, and does not say where it goes on")
         return Page(
             objects=tuple(
                 Generation(
@@ -130,7 +146,7 @@ class S3Store:
                 for item in contents
                 if item["Key"] != self._prefix + prefix
             ),
-            prefixes=tuple(item["Prefix"][strip:] for item in answer.get("CommonPrefixes", ())),
+            prefixes=tuple(item["Prefix"][strip:] for item in common),
             next_token=answer["NextContinuationToken"] if answer["IsTruncated"] else None,
             empty=any(item["Key"] == self._prefix + prefix for item in contents),
         )
@@ -145,24 +161,31 @@ class S3Store:
             version_id=_version(answer.get("VersionId")),
         )
 
-    def _read(
-        self, generation: Generation, offset: int, length: int, sink: Sink, begins: Callable[[], bool]
-    ) -> str | None:
-        """Read a range; *begins* hears when there is an answer, and tells whether somebody still wants it."""
+    def _digest(self, generation: Generation) -> Digest | None:
+        head = partial(
+            self._client.head_object, Bucket=self._bucket, Key=self._prefix + generation.key, **_condition(generation)
+        )
+        digest = digest_of(head(ChecksumMode="ENABLED"))
+        if digest is None or not digest.parts:
+            return digest
+        try:
+            first = head(PartNumber=1)["ContentLength"]
+        except botocore.exceptions.ClientError:
+            return digest  # this server knows no parts
+        fits = first > 0 and -(-generation.size // first) == digest.parts
+        return replace(digest, part_size=first) if fits else digest
+
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
+        """The body of an answer that has begun as it should, and the version that it is of."""
         last = offset + length - 1
-        condition: _Condition = {"IfMatch": generation.etag}
-        if generation.version_id is not None:
-            condition["VersionId"] = generation.version_id
         answer = self._client.get_object(
             Bucket=self._bucket,
             Key=self._prefix + generation.key,
             Range=f"bytes={offset}-{last}",
-            **condition,
+            **_condition(generation),
         )
         body: Any = answer["Body"]
-        with closing(body):
-            if not begins():
-                raise StoreStalledError("too late")
+        try:
             expected, sent = f"bytes {offset}-{last}/{generation.size}", answer.get("ContentRange")
             if sent != expected:
                 raise TransientStoreError(f"asked for {expected}, was sent {sent or 'no range'}")
@@ -171,16 +194,22 @@ class S3Store:
                 raise TransientStoreError(f"{generation.key}: was sent no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
-            # The SDK's own stream has no read1(); urllib3's below it has.
-            self._receive(body._raw_stream, length, sink)
-        return _version(answer.get("VersionId"))
+        except BaseException:
+            body.close()
+            raise
+        return body, _version(answer.get("VersionId"))
 
     def _receive(self, body: Any, length: int, sink: Sink) -> None:
+        with closing(body):
+            # The SDK's own stream has no read1(); urllib3's below it has.
+            self._pass_on(body._raw_stream, length, sink)
+
+    def _pass_on(self, stream: Any, length: int, sink: Sink) -> None:
         done = mark = 0
         marked = time.monotonic()
         while done < length:
             # One piece as it comes: a read that fills its buffer cannot be told from a stall while bytes drip in.
-            piece = body.read1(min(PIECE, length - done))
+            piece = stream.read1(min(PIECE, length - done))
             if not piece:
                 raise TransientStoreError(f"the body ended after {done} of {length} bytes")
             sink(piece)
@@ -190,6 +219,14 @@ class S3Store:
                 if done - mark < elapsed * SLOWEST_RATE:
                     raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
                 mark, marked = done, time.monotonic()
+
+
+def _condition(generation: Generation) -> _Condition:
+    """What keeps the bytes of two contents of a key apart."""
+    condition: _Condition = {"IfMatch": generation.etag}
+    if generation.version_id is not None:
+        condition["VersionId"] = generation.version_id
+    return condition
 
 
 def _possible(key: str) -> bool:

@@ -1,7 +1,7 @@
 """A boto3 client as the mount's options want it."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -44,8 +44,15 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
         client = session.client("s3", endpoint_url=options.endpoint_url, config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
+    client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
     bound(client, 2 * options.stall_timeout)
     return client
+
+
+def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -> None:
+    """The SDK answers a redirect by asking where the bucket is; were that redirected as well, it would ask for ever."""
+    if model.name == "HeadBucket":
+        context["s3_redirect"]["redirected"] = True
 
 
 def _check_endpoint(url: str) -> None:

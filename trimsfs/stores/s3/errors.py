@@ -34,7 +34,7 @@ _ACCESS_CODES = {
 }
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
-_PASSING_CODES = {"408", "InternalError", "RequestTimeout"}
+_PASSING_CODES = {"307", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
 _NETWORK_ERRORS = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,

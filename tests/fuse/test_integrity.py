@@ -1,0 +1,140 @@
+"""Local copies of a bucket's objects are compared with the store, checked and mended, while the mount is in use."""
+
+import contextlib
+import mmap
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.services import S3Server
+from tests.services.ceph import Ceph
+from tests.signing import new_key, pem, sign
+from tests.unit.parts import blob_files, flip_byte
+
+MIB = 1 << 20
+CONTENT = random.Random(5).randbytes(20 * MIB + 77)
+
+
+def put(server: S3Server, bucket: str, **how: object) -> None:
+    with contextlib.closing(server.client()) as client:
+        client.put_object(Bucket=bucket, Key="model", Body=CONTENT, **how)  # type: ignore[arg-type]
+
+
+def blob(mount: MountedStore) -> Path:
+    (file,) = blob_files(mount.cache)
+    return file
+
+
+def test_a_whole_copy_is_compared_with_the_etag(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
+    put(ceph, bucket)
+    with mounted(f"s3://{bucket}", tmp_path, environment=ceph.environment()) as mount:
+        assert (mount.path / "model").read_bytes() == CONTENT
+        wait_until(lambda: mount.info("model")["verified"])
+        assert mount.info("model")["digest"].startswith("md5:")
+        assert mount.metrics()["trimsfs_integrity_compared_total"] == 1
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32C", "CRC64NVME"])
+def test_a_whole_copy_is_compared_with_the_checksum_before_it_is_read(
+    moto: S3Server, tmp_path: Path, algorithm: str
+) -> None:
+    name = f"digests-{algorithm.lower()}"
+    with contextlib.closing(moto.client()) as client:
+        client.create_bucket(Bucket=name)
+    put(moto, name, ChecksumAlgorithm=algorithm)
+    with (
+        mounted(f"s3://{name}", tmp_path, environment=moto.environment()) as mount,
+        (mount.path / "model").open("rb") as file,
+    ):
+        assert mount.info("model")["verified"]
+        assert mount.info("model")["digest"].startswith(f"{algorithm.lower()}:")
+        assert file.read() == CONTENT
+
+
+@pytest.mark.parametrize("options", [(), ("--no-passthrough",)], ids=["passthrough", "cached"])
+def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
+    ceph: Ceph, bucket: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    put(ceph, bucket)
+    with mounted(f"s3://{bucket}", tmp_path, *options, environment=ceph.environment()) as mount:
+        with (mount.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+            assert mapping[:] == CONTENT
+            wait_until(lambda: mount.info("model")["verified"])
+            good = trimsfs("verify", mount.path)
+            assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+            flip_byte(blob(mount), 9 * MIB)
+            bad = trimsfs("verify", mount.path / "model")
+            assert bad.returncode == 18
+            assert bad.stderr == "trimsfs: model: damaged chunks of its local copy, fetched again: 1\n"
+            assert mapping[:] == CONTENT
+        assert trimsfs("verify", mount.path).returncode == 0
+        assert blob(mount).read_bytes() == CONTENT
+        assert "model: chunk 1 is damaged in the cache: fetching it again" in mount.log()
+
+
+def test_scrubbing_finds_damage_by_itself(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
+    put(ceph, bucket)
+    options = ("--scrub-interval", "0.5", "--scrub-rate", "1GiB")
+    with mounted(f"s3://{bucket}", tmp_path, *options, environment=ceph.environment()) as mount:
+        assert trimsfs("warm", mount.path).returncode == 0
+        flip_byte(blob(mount), 3 * MIB)
+        wait_until(lambda: mount.metrics()["trimsfs_integrity_repaired_chunks_total"] >= 1, timeout_s=60)
+        assert blob(mount).read_bytes() == CONTENT
+        assert (mount.path / "model").read_bytes() == CONTENT
+
+
+def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path: Path) -> None:
+    key = new_key()
+    (tmp_path / "key.pem").write_bytes(pem(key))
+    (tmp_path / "key.pem").chmod(0o600)  # the server reads it before it gives root up
+    files = {"params": CONTENT, "deep/config.json": b"{}"}
+    for model in ("signed", "changed", "unsigned"):
+        for name, content in files.items():
+            path = store_directory / model / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if model != "unsigned":
+            (store_directory / model / "model.sig").write_bytes(sign(key, files))
+    (store_directory / "changed/params").write_bytes(CONTENT[:-1] + b"?")
+    options = ("--signatures", "require", "--signing-key", str(tmp_path / "key.pem"))
+    with mounted(store_directory, tmp_path, *options) as mount:
+        for name, content in files.items():
+            assert (mount.path / "signed" / name).read_bytes() == content
+        assert mount.info("signed/params")["passthrough"]
+        assert (mount.path / "changed/deep/config.json").read_bytes() == b"{}"
+        for name in (
+            "changed/params",
+            "unsigned/params",
+            "unsigned/deep/config.json",
+            "unsigned/.trims/params/tensors",
+        ):
+            with pytest.raises(PermissionError):
+                (mount.path / name).read_bytes()
+        assert "changed/params: is not the file that has been signed" in mount.log()
+        assert "unsigned/params: no model.sig in any directory above it" in mount.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--signatures", "check"), "option --signatures check: needs the public key: set --signing-key FILE"),
+        (
+            ("--signatures", "check", "--signing-key", "/absent"),
+            "option --signing-key /absent: No such file or directory",
+        ),
+        (
+            ("--signatures", "check", "--signing-key", "/dev/null", "--digests", "off"),
+            "option --signatures check: compares digests: leave out --digests off",
+        ),
+    ],
+)
+def test_keys_that_cannot_be_used_are_told(
+    store_directory: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "models").mkdir()
+    done = trimsfs(
+        "mount", tmp_path / "models", "--store", store_directory, "--cache-dir", tmp_path / "cache", *options
+    )
+    assert (done.returncode, done.stderr) == (2, f"trimsfs: {message}\n")

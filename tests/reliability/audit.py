@@ -1,0 +1,81 @@
+"""What must hold of a server at any moment, and what once nobody uses it any more."""
+
+import crc32c
+
+from tests.unit.parts import blob_files, recorded_bytes
+from tests.unit.served import Server
+from trimsfs.handles import BACKING_SHIFT
+from trimsfs.ranges import chunk_span
+from trimsfs.tiers.blob import Blob, ChunkState
+
+
+def content_of_blob(server: Server, blob: Blob) -> bytes:
+    """What the store gave, or would have given, for the generation of a blob."""
+    return server.store.contents[blob.generation.key, blob.generation.etag]
+
+
+def check_bytes(server: Server, blob: Blob) -> None:
+    """Whatever a blob would be served from is right."""
+    content = content_of_blob(server, blob)
+    for chunk, state in enumerate(blob.states):
+        if state == ChunkState.VERIFIED:
+            start, stop = chunk_span(chunk, len(content))
+            assert blob.view(start, stop) == content[start:stop], f"{blob.generation.key}: chunk {chunk} is wrong"
+
+
+def check(server: Server) -> None:
+    """Nothing in use has gone, nothing is used twice, and no more is kept than may be."""
+    disk, files = server.disk, server.filesystem._handles.files
+    statistics = disk.statistics()
+    assert statistics.used_bytes >= 0
+    if statistics.budget_bytes is not None:
+        assert statistics.used_bytes <= statistics.budget_bytes
+    for handle, file in files.items():
+        blob = file.blob
+        assert disk.known(blob.token) is blob, f"{blob.generation.key} is open and has been evicted"
+        assert blob.users > 0
+        backing_id = handle >> BACKING_SHIFT
+        assert (backing_id != 0) == file.inode.resident, f"{blob.generation.key}: its inode is opened the other way"
+        assert backing_id in {0, blob.backing_id}
+    if server.backing is not None:
+        assert server.backing.violations == []
+        announced = [blob.backing_id for blob in disk._blobs.values() if blob.backing_id]
+        assert len(announced) == len(set(announced))
+        assert set(announced) == server.backing.open_ids
+
+
+async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
+    """Close everything and give every inode back: nothing is left in use, and the index agrees with the blobs.
+
+    In a cache that was *damaged* between two servers, what has not been used since may be wrong.
+    """
+    await server.idle()
+    server.forget()
+    assert server.namespace.statistics().inodes == 1, [server.namespace.known(n) for n in server.namespace.numbers()]
+    check(server)
+    assert not server.fetcher._board._prefetches, "held by nobody, and fetched on"
+    assert not server.residents._announcing
+    assert not server.host._coming
+    for hosted in server.host._hosted.values():
+        assert (hosted.address is not None) <= hosted.blob.pinned, f"{hosted.blob.generation.key} is locked in memory"
+    disk = server.disk
+    residencies = await disk.residencies()
+    assert disk.statistics().used_bytes == await recorded_bytes(disk)
+    assert {path.name for path in blob_files(disk.directory)} <= {here.token for here in residencies}
+    for here in residencies:
+        content = server.store.contents[here.generation.key, here.generation.etag]
+        loaded = disk.index.load(here.token)
+        assert loaded is not None
+        for record in loaded[1]:
+            start, stop = chunk_span(record.chunk, len(content))
+            assert record.length == stop - start
+            assert record.crc == crc32c.crc32c(content[start:stop])
+            blob = disk.known(here.token)
+            # What an earlier server left may be damaged: it is checked before its first use.
+            if not damaged if blob is None else blob.states[record.chunk] == ChunkState.VERIFIED:
+                with disk.files.path(here.token).open("rb") as file:
+                    file.seek(start)
+                    assert file.read(record.length) == content[start:stop], f"{here.generation.key} is wrong on disk"
+    for blob in disk._blobs.values():
+        check_bytes(server, blob)
+        assert blob.present_bytes == next((h.disk_bytes for h in residencies if h.token == blob.token), 0)

@@ -1,0 +1,48 @@
+"""What the kernel tells of processes."""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+def states(pids: Iterable[int]) -> dict[int, str]:
+    """The state of each process that there is, as in proc(5): ``D`` waits in the kernel and cannot be killed yet."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found[pid] = _fields(pid)[0]
+    return found
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    parents: dict[int, list[int]] = {}
+    for entry in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents.setdefault(int(_fields(int(entry.name))[1]), []).append(int(entry.name))
+    found = [pid]
+    while found:
+        one = found.pop()
+        yield one
+        found += parents.get(one, [])
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """What a process has open, by kind: how many of each."""
+    found: Counter[str] = Counter()
+    for entry in (PROC / str(pid) / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(entry)
+            name = target.split(":")[0] if not target.startswith("/") else os.path.dirname(target)
+            if target.endswith("(deleted)"):
+                name = "what has been deleted"
+            found["blobs" if name.rpartition("/")[0].endswith("/blobs") else name] += 1
+    return found
+
+
+def _fields(pid: int) -> list[str]:
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()

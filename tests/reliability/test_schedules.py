@@ -1,0 +1,283 @@
+"""Random schedules of what programs and the kernel do at once: fetches, evictions, flips, closes, cancellations.
+
+Each seed is one order of all steps, and can be tried again alone.
+"""
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.reliability import Survival
+from tests.reliability.audit import check, check_at_rest
+from tests.reliability.conftest import Survived
+from tests.reliability.scheduling import scheduled
+from tests.unit.parts import content_of
+from tests.unit.served import FakeBacking, Server, Signal, served
+from trimsfs.coldopen import ColdOpen
+from trimsfs.errors import (
+    CacheFullError,
+    FuseUnavailableError,
+    LookUpAgainError,
+    NoSuchEntryError,
+    ObjectChangedError,
+    StoreStalledError,
+)
+from trimsfs.eviction import POLICIES
+from trimsfs.handles import BACKING_SHIFT
+
+KEYS = ("a", "b", "d/c", "d/e")
+COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")
+TASKS = 5
+STEPS = 14
+
+
+@dataclass(slots=True)
+class Open:
+    """An open file of a program, and what it was when it was opened."""
+
+    path: str
+    handle: int
+    content: bytes
+    reading: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Play:
+    """One server, and programs that open, read, close, command and look up at once, and are interrupted.
+
+    ``known`` are the inode numbers that the kernel has been told. Undisturbed, no object is replaced and the kernel
+    takes every backing file: then a program meets no error at all but of its own making.
+    """
+
+    server: Server
+    nursery: trio.Nursery
+    draw: random.Random
+    chunk_size: int
+    disturbed: bool
+    known: dict[int, str] = field(default_factory=dict)
+    open: list[Open] = field(default_factory=list)
+    totals: Counter[str] = field(default_factory=Counter)
+
+    async def program(self, thread: int) -> None:
+        """One program, which does one thing after the other."""
+        steps = [self.open_path] * 6 + [self.open_number] * 2 + [self.close] * 6 + [self.read] * 6
+        steps += [self.command] * 4 + [self.look_up, self.listing, self.forget, self.xattr, self.hinder]
+        steps += [self.replace, self.refuse] if self.disturbed else []
+        for _ in range(STEPS):
+            step = self.draw.choice(steps)
+            if self.draw.random() < 0.2:
+                await self.cancelled(step, thread)
+            else:
+                await step(thread)
+            check(self.server)
+            for _ in range(self.draw.randrange(4)):
+                await trio.lowlevel.checkpoint()
+
+    async def cancelled(self, step: Callable[[int], Awaitable[None]], thread: int) -> None:
+        """Begin a step, and give it up after a while."""
+        with trio.CancelScope() as scope:
+            self.nursery.start_soon(self.later, self.draw.randrange(40), scope.cancel)
+            await step(thread)
+        self.totals["cancelled"] += scope.cancelled_caught
+
+    async def later(self, turns: int, function: Callable[[], None]) -> None:
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        function()
+
+    # What programs do
+
+    async def look_up(self, thread: int) -> None:
+        del thread
+        await self.number(self.draw.choice(KEYS))
+
+    async def number(self, path: str) -> int:
+        attributes = await self.server.find(path)
+        self.known[attributes.inode.number] = path
+        return attributes.inode.number
+
+    async def open_path(self, thread: int) -> None:
+        """As the kernel does: by the name, and once more when the name leads elsewhere by then."""
+        path = self.draw.choice(KEYS)
+        try:
+            await self.open_inode(await self.number(path), path, thread)
+        except (LookUpAgainError, ObjectChangedError):
+            self.totals["looked up again"] += 1
+            try:
+                await self.open_inode(await self.number(path), path, thread)
+            except (LookUpAgainError, ObjectChangedError):
+                self.totals["ESTALE"] += 1
+
+    async def open_number(self, thread: int) -> None:
+        """By a number from before, which the kernel may keep for as long as it likes, as of a bind mount."""
+        if not self.known:
+            return
+        number = self.draw.choice(list(self.known))
+        try:
+            await self.open_inode(number, self.known[number], thread)
+        except (LookUpAgainError, ObjectChangedError, NoSuchEntryError):
+            self.totals["looked up again"] += 1
+
+    async def open_inode(self, number: int, path: str, thread: int) -> None:
+        """Open an inode, and sometimes send the thread a signal meanwhile."""
+        inode = self.server.namespace.inode(number)
+        assert inode.generation is not None
+        content = self.server.store.contents[path, inode.generation.etag]
+        signal = Signal()
+        if self.draw.random() < 0.2:
+            self.nursery.start_soon(self.later, self.draw.randrange(40), signal.send)
+        try:
+            handle = await self.server.open_inode(number, interruptible=signal.interruptible, thread=thread)
+        except InterruptedError:
+            self.totals["EINTR"] += 1
+            return
+        except CacheFullError:
+            self.totals["ENOSPC"] += 1
+            return
+        self.open.append(Open(path, handle, content))
+        self.totals["passed through" if handle >> BACKING_SHIFT else "cached"] += 1
+
+    async def close(self, thread: int) -> None:
+        """Close a file, which the kernel does once its reads have ended."""
+        del thread
+        idle = [file for file in self.open if not file.reading]
+        if idle:
+            file = self.draw.choice(idle)
+            self.open.remove(file)
+            self.server.release(file.handle)
+
+    async def read(self, thread: int) -> None:
+        """One of the files that are open shows the content that it was opened with, or that it has been replaced."""
+        del thread
+        if not self.open:
+            return
+        file = self.draw.choice(self.open)
+        start, size = self.draw.randrange(len(file.content)), self.draw.choice((1, 1000, 2 * self.chunk_size))
+        file.reading += 1
+        try:
+            piece = await self.server.read(file.handle, start, size)
+        except ObjectChangedError:
+            assert self.disturbed
+            self.totals["ESTALE"] += 1
+            return
+        finally:
+            file.reading -= 1
+        assert piece == file.content[start : start + size], f"{file.path} at {start}"
+        self.totals["read"] += 1
+
+    async def listing(self, thread: int) -> None:
+        del thread
+        assert set(await self.server.listing(self.draw.choice(("", "d")))) in ({"a", "b", "d"}, {"c", "e"})
+
+    async def xattr(self, thread: int) -> None:
+        del thread
+        etag = await self.server.attribute(self.draw.choice(KEYS), self.draw.choice(("etag", "residency", "pinned")))
+        assert etag is not None
+
+    async def forget(self, thread: int) -> None:
+        """Memory is short: the kernel gives up what no program uses."""
+        del thread
+        self.server.forget()
+        self.known.clear()
+
+    async def command(self, thread: int) -> None:
+        del thread
+        outcome, kind = await self.server.outcome(self.draw.choice(COMMANDS), self.draw.choice(KEYS))
+        assert outcome == "done" or kind in {"InUseError", "CacheFullError", "ObjectChangedError"}, kind
+        self.totals[outcome] += 1
+
+    # What happens to the server
+
+    async def hinder(self, thread: int) -> None:
+        """Let the store fail in a way that another attempt cures, or take its time."""
+        del thread
+        if self.draw.random() < 0.5:
+            after = self.draw.choice((0, 100, self.chunk_size))
+            self.server.store.fail(StoreStalledError("no bytes"), times=self.draw.randrange(1, 3), after=after)
+        else:
+            self.server.store.delay(self.draw.uniform(0, 0.3), key=self.draw.choice(KEYS))
+
+    async def replace(self, thread: int) -> None:
+        del thread
+        key = self.draw.choice(KEYS)
+        self.server.store.put(key, content_of(f"{key}{self.draw.random()}", self.draw.randint(1, 4 * self.chunk_size)))
+
+    async def refuse(self, thread: int) -> None:
+        """Let the kernel refuse ids for a while."""
+        del thread
+        assert self.server.backing is not None
+        self.server.backing.error = FuseUnavailableError("no") if self.draw.random() < 0.3 else None
+
+
+@asynccontextmanager
+async def playing(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen) -> AsyncIterator[Server]:
+    draw = random.Random(seed)
+    store = MemoryStore(
+        {key: content_of(key, draw.randint(1, 4 * chunk_size)) for key in KEYS}, streaming=seed % 2 == 0
+    )
+    async with served(
+        store,
+        directory,
+        chunk_size=chunk_size,
+        backing=FakeBacking(),
+        cold_open=cold_open,
+        ttl_s=draw.choice((0, 0.1, 60)),
+        budget=draw.choice((None, 3 * chunk_size, 6 * chunk_size, 12 * chunk_size)),
+        policy=POLICIES[draw.choice(sorted(POLICIES))],
+        host_budget=draw.choice((None, 3 * chunk_size)),
+        host_policy=POLICIES[draw.choice(sorted(POLICIES))],
+        siblings=draw.random() < 0.3,
+    ) as server:
+        yield server
+
+
+async def play(directory: Path, chunk_size: int, seed: int, cold_open: ColdOpen, disturbed: bool) -> Counter[str]:
+    async with playing(directory, chunk_size, seed, cold_open) as server:
+        async with trio.open_nursery() as nursery:
+            plays = Play(
+                server=server,
+                nursery=nursery,
+                draw=random.Random(seed),
+                chunk_size=chunk_size,
+                disturbed=disturbed,
+            )
+            for thread in range(1, TASKS + 1):
+                nursery.start_soon(plays.program, thread)
+        plays.totals["evictions"] += server.disk.statistics().evictions
+        await check_at_rest(server)
+    return plays.totals
+
+
+@pytest.mark.parametrize("cold_open", ["auto", "wait", "stream"])
+@pytest.mark.parametrize("disturbed", [False, True], ids=["", "replaced and refused"])
+@pytest.mark.parametrize("seeds", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_whatever_the_schedule_reads_are_right_and_nothing_is_left_in_use(
+    tmp_path: Path, chunk_size: int, cold_open: ColdOpen, disturbed: bool, seeds: int, survived: Survived
+) -> None:
+    totals: Counter[str] = Counter()
+    for seed in range(seeds):
+        totals += scheduled(seed, play, tmp_path / str(seed), chunk_size, seed, cold_open, disturbed)
+    # The schedules came to where it matters.
+    expected = ["passed through", "cached", "read", "done", "failed", "cancelled", "evictions"]
+    if cold_open != "stream":
+        expected += ["looked up again", "EINTR"]
+    assert [name for name in expected if totals[name] < 5] == []
+    # The kernel looks a name up again once an open; a program would meet what fails then.
+    assert disturbed or totals["ESTALE"] == 0
+    errors = Counter({name: totals[name] for name in ("EINTR", "ESTALE", "ENOSPC") if totals[name]})
+    survived(
+        Survival(
+            fault=f"{seeds} schedules, cold opens {cold_open}" + (", objects replaced" if disturbed else ""),
+            injected=totals["cancelled"] + totals["evictions"] + totals["EINTR"],
+            operations=totals["read"] + totals["passed through"] + totals["cached"] + totals["done"],
+            errors=errors,
+            allowed=["EINTR", "ESTALE"],
+        )
+    )

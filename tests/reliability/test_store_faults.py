@@ -1,0 +1,112 @@
+"""What a network, a proxy and S3 do at times, and what readers of a mount see of it.
+
+The server is a real one; between it and the mount is `tests.services.faulty`.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+
+import pytest
+
+from tests.mounts import trimsfs, wait_until
+from tests.reliability import Survival
+from tests.reliability.conftest import Survived
+from tests.reliability.scenes import Scene, scene, survival, unharmed
+from tests.services import S3Server
+from tests.services.faults import FAULTS, LISTS
+from tests.services.faulty import Plan
+
+REFUSALS = {"expired token", "unknown access key", "wrong signature", "access denied", "clock skew"}
+SILENT = {"flipped bit"}
+"""What plain HTTP does not show: see the tests of it."""
+ERRORS: dict[str, Collection[str]] = {
+    **dict.fromkeys(REFUSALS, ("EACCES",)),
+    "permanent redirect": ("EACCES",),
+    "wrong ETag": ("ESTALE",),
+}
+"""Faults that are told at once, and how; all others are tried again first."""
+
+
+@pytest.fixture(scope="module")
+def patient(ceph: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A mount that tries for as long as it does by default."""
+    with scene(ceph, tmp_path_factory.mktemp("patient")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def impatient(ceph: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A mount that gives up soon."""
+    with scene(ceph, tmp_path_factory.mktemp("impatient"), "--retry-deadline", "0.7") as made:
+        yield made
+
+
+def slug(text: str) -> str:
+    return text.lower().replace(" ", "-")
+
+
+def cases(faults: Collection[str], quick: Collection[str]) -> list[object]:
+    """All faults as parameters, of which only the *quick* are tried by default."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(faults)]
+
+
+QUICK = {"reset", "stall in the body", "wrong Content-Range", "listing that lost keys", "wrong ETag"}
+
+
+@pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT, QUICK))
+def test_what_passes_is_not_noticed_and_what_is_refused_is_told(fault: str, patient: Scene, survived: Survived) -> None:
+    """The first two attempts at each request fail."""
+    prefix = f"twice-{slug(fault)}"
+    names, spare = patient.put(prefix, listed=FAULTS[fault].kinds != LISTS)
+    before = patient.through.injected()
+    with unharmed(patient):
+        patient.through.inject(Plan(faults=[fault], first=2, only=prefix))
+        readers = patient.reading(names)
+        time.sleep(1)
+        report = readers.stop()
+        patient.through.heal()
+        recovery = patient.recovered([spare, *names])
+    injected = (patient.through.injected() - before).total()
+    survived(survival(f"{fault}, twice", report, injected, recovery, ERRORS.get(fault, ())))
+
+
+@pytest.mark.parametrize("fault", cases(FAULTS.keys() - SILENT - {"wrong ETag"}, {"slow head"}))
+def test_what_lasts_is_told_in_time_and_forgotten(fault: str, impatient: Scene, survived: Survived) -> None:
+    """Every attempt at each request fails, for a while."""
+    prefix = f"always-{slug(fault)}"
+    names, spare = impatient.put(prefix, listed=FAULTS[fault].kinds != LISTS)
+    before, logged = impatient.through.injected(), len(impatient.mount.log())
+    with unharmed(impatient):
+        impatient.through.inject(Plan(faults=[fault], only=prefix))
+        readers = impatient.reading(names)
+        time.sleep(2)
+        report = readers.stop()
+        injected = (impatient.through.injected() - before).total()
+        impatient.through.heal()
+        recovery = impatient.recovered([spare, *names])
+    assert report.errnos.total() > 0
+    assert prefix in impatient.mount.log()[logged:]
+    survived(survival(f"{fault}, for long", report, injected, recovery, ERRORS.get(fault, ("EIO",))))
+
+
+@pytest.mark.parametrize("in_parts", [False, True], ids=["whole", "in parts"])
+def test_a_bit_that_was_flipped_on_the_way_is_in_no_file_that_is_here(
+    in_parts: bool, patient: Scene, survived: Survived
+) -> None:
+    """The first answer to each request is damaged. HTTPS finds that by itself; over HTTP, only a digest can."""
+    prefix = f"flipped-{in_parts}"
+    names, _ = patient.put(prefix, listed=True, in_parts=in_parts)
+    before = patient.through.injected()
+    with unharmed(patient):
+        patient.through.inject(Plan(faults=["flipped bit"], first=1, only=prefix))
+        trimsfs("warm", patient.mount.path / prefix)  # which may fail
+        patient.through.heal()
+        assert trimsfs("warm", patient.mount.path / prefix).returncode == 0
+        wrong = 0
+        for name in names:
+            wait_until(lambda: patient.mount.info(name)["verified"])  # noqa: B023
+            found = (patient.mount.path / name).read_bytes()
+            wrong += found != patient.objects.expected(name, len(found), 0, len(found))
+    injected = (patient.through.injected() - before).total()
+    fault = "flipped bit, once, of objects in parts" if in_parts else "flipped bit, once"
+    survived(Survival(fault=fault, injected=injected, operations=len(names), wrong=wrong))

@@ -1,0 +1,115 @@
+"""Tests of the proxy: each fault is one that a client can tell, and nothing happens unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from .ceph import Ceph
+from .faults import FAULTS
+from .faulty import FaultyS3, Plan, faulty
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONTENT = random.Random(1).randbytes(100_000)
+
+
+@pytest.fixture(scope="module", name="right")
+def _right(client: S3Client) -> list[object]:
+    return seen(client)
+
+
+@pytest.fixture(scope="module", name="through")
+def _through(ceph: Ceph) -> Iterator[FaultyS3]:
+    with contextlib.closing(ceph.client()) as client:
+        client.create_bucket(Bucket="faulty")
+        for key in ("a", "b", "c"):
+            client.put_object(Bucket="faulty", Key=key, Body=CONTENT)
+    with faulty(ceph) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", name="client")
+def _client(through: FaultyS3) -> Iterator[S3Client]:
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=through.endpoint_url,
+        aws_access_key_id=through.access_key,
+        aws_secret_access_key=through.secret_key,
+        region_name=through.region,
+        config=Config(
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+            read_timeout=0.3,
+            response_checksum_validation="when_required",
+            proxies={},
+        ),
+    )
+    with contextlib.closing(client):
+        yield client
+
+
+def seen(client: S3Client) -> list[object]:
+    """What a client is told by one request of each kind; errors by their kind."""
+    found: list[object] = []
+    for ask in (_got, _head, _listed):
+        try:
+            found.append(ask(client))
+        except (BotoCoreError, ClientError, OSError) as error:
+            found.append(type(error))
+    return found
+
+
+def _got(client: S3Client) -> object:
+    answer = client.get_object(Bucket="faulty", Key="a", Range="bytes=10-59999")
+    told = (answer["ResponseMetadata"]["HTTPStatusCode"], answer.get("ETag"), answer.get("ContentRange"))
+    return told, answer["Body"].read()
+
+
+def _head(client: S3Client) -> object:
+    return client.head_object(Bucket="faulty", Key="a")["ETag"]
+
+
+def _listed(client: S3Client) -> object:
+    answer = client.list_objects_v2(Bucket="faulty")
+    return answer["IsTruncated"], [item["Key"] for item in answer["Contents"]]
+
+
+FOLLOWED = {"slow body", "slow head", "request timeout", "temporary redirect", "permanent redirect", "expired token"}
+"""What takes a client time or more requests, and may go well in the end."""
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"slow head"}))
+def test_each_fault_can_be_told_and_only_while_it_is_asked_for(
+    fault: str, through: FaultyS3, client: S3Client, right: list[object]
+) -> None:
+    before = through.injected()[fault]
+    through.inject(Plan(faults=[fault], first=1))
+    wrong = seen(client)
+    counted = through.injected()[fault] - before
+    again = seen(client)
+    through.heal()
+
+    assert counted == len(FAULTS[fault].kinds) or fault in FOLLOWED
+    assert sum(one != other for one, other in zip(wrong, right, strict=True)) == counted or fault in FOLLOWED
+    assert again == right
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(through: FaultyS3, client: S3Client) -> None:
+    def drawn(seed: int) -> list[bool]:
+        through.inject(Plan(faults=["slow down"], share=0.5, seed=seed))
+        found = [seen(client)[1] is ClientError for _ in range(20)]
+        through.heal()
+        return found
+
+    first = drawn(1)
+    assert first == drawn(1) != drawn(2)
+    assert 0 < sum(first) < 20

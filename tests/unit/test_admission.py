@@ -1,0 +1,159 @@
+"""Where files must be what has been signed, nobody gets anything else of them."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.signing import new_key, sign
+from tests.unit.parts import blob_files, content_of, until
+from tests.unit.served import FakeBacking, Server, served
+from trimsfs.errors import CacheFullError, SignatureError, StoreUnavailableError
+from trimsfs.signatures import read_manifest
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+KEY = new_key()
+
+
+@pytest.fixture
+def files(chunk_size: int) -> dict[str, bytes]:
+    return {"params": content_of("p", 3 * chunk_size + 5), "deep/shard": content_of("s", 10), "empty": b""}
+
+
+@pytest.fixture
+def store(files: dict[str, bytes]) -> MemoryStore:
+    """A signed model, and one that is not."""
+    signed = {f"signed/{name}": content for name, content in files.items()}
+    other = {f"other/{name}": content for name, content in files.items()}
+    return MemoryStore({**signed, **other, "signed/model.sig": sign(KEY, files)})
+
+
+@pytest.fixture
+def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
+    return partial(
+        served,
+        store,
+        tmp_path / "cache",
+        chunk_size=chunk_size,
+        backing=FakeBacking(),
+        read_manifest=partial(read_manifest, key=KEY.public_key()),
+        required=True,
+        ttl_s=0.0,
+        deadline_s=0.1,
+    )
+
+
+@pytest.mark.parametrize("cold_open", ["auto", "wait", "stream"])
+async def test_what_has_been_signed_is_read(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], cold_open: str
+) -> None:
+    for _ in range(2):
+        async with serving(cold_open=cold_open, backing=FakeBacking()) as server:
+            for name, content in files.items():
+                assert await server.content(f"signed/{name}") == content
+            assert (await server.attribute("signed/params", "digest") or "").startswith("sha256:")
+            assert await server.content("signed/model.sig")
+    assert store.count("digest", "signed/params") == 0
+    assert sum(length for (key, _), length in store.fetched.items() if key == "signed/params") == len(files["params"])
+
+
+@pytest.mark.parametrize("required", [True, False])
+async def test_what_has_not_been_signed_is_read_only_where_that_is_not_required(
+    serving: Serving, files: dict[str, bytes], required: bool
+) -> None:
+    async with serving(required=required) as server:
+        for name, content in files.items():
+            if required:
+                with pytest.raises(SignatureError, match=f"other/{name}: no model.sig in any directory above it"):
+                    await server.open(f"other/{name}")
+            else:
+                assert await server.content(f"other/{name}") == content
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("name", ["params", "deep/shard", "empty"])
+async def test_what_differs_from_what_has_been_signed_is_refused(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], name: str, required: bool
+) -> None:
+    store.put(f"signed/{name}", files[name][:-1] + b"?")
+    async with serving(required=required) as server:
+        for _ in range(3):
+            with pytest.raises(SignatureError, match=f"signed/{name}: is not the file that has been signed"):
+                await server.open(f"signed/{name}")
+        assert store.reads(f"signed/{name}").count(0) <= 3  # not again for each open
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+        store.put(f"signed/{name}", files[name])
+        assert await server.content(f"signed/{name}") == files[name]
+
+
+async def test_a_file_that_has_been_added_is_refused(serving: Serving, store: MemoryStore) -> None:
+    store.put("signed/more", b"something else")
+    async with serving(required=False) as server:
+        with pytest.raises(SignatureError, match=r"signed/more: is not in /signed/model.sig: sign the model anew"):
+            await server.open("signed/more")
+
+
+async def test_what_others_have_signed_is_refused(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes]
+) -> None:
+    store.put("other/model.sig", sign(new_key(), files))
+    store.put("signed/deep/model.sig", b"no signature")
+    async with serving(required=False) as server:
+        with pytest.raises(SignatureError, match=r"other/model.sig: is not signed with the --signing-key"):
+            await server.open("other/params")
+        with pytest.raises(SignatureError, match=r"signed/deep/model.sig: is no signature of a model"):
+            await server.open("signed/deep/shard")
+
+
+async def test_a_manifest_above_counts(serving: Serving, store: MemoryStore, files: dict[str, bytes]) -> None:
+    store.put("model.sig", sign(KEY, {f"other/{name}": content for name, content in files.items()}))
+    async with serving() as server:
+        for name, content in files.items():
+            assert await server.content(f"other/{name}") == content
+            assert await server.content(f"signed/{name}") == content
+
+
+async def test_nothing_of_the_content_is_told_either(serving: Serving) -> None:
+    async with serving() as server:
+        with pytest.raises(SignatureError):
+            await server.content("other/.trims/params/tensors")
+        with pytest.raises(SignatureError):
+            await server.attribute("other/params", "tensors")
+        assert await server.attribute("other/params", "etag")
+        assert json.loads(await server.content("signed/.trims/params/tensors"))["format"] is None
+
+
+async def test_what_has_been_fetched_unsigned_is_checked_when_it_is_opened(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    async with serving(read_manifest=None, backing=FakeBacking()) as server:
+        await server.command("warm-host", "other")
+        assert await server.attribute("other/params", "verified") == "true"
+    store.put("other/model.sig", sign(KEY, files | {"params": b"another content"}))
+    async with serving(backing=FakeBacking()) as server:
+        with pytest.raises(SignatureError):
+            await server.open("other/params")
+        assert await server.content("other/deep/shard") == files["deep/shard"]
+    assert len(blob_files(tmp_path / "cache")) >= 2
+
+
+async def test_a_store_that_is_away_is_no_missing_signature(serving: Serving, store: MemoryStore) -> None:
+    async with serving(required=False) as server:
+        number = await server.number("other/params")
+        store.fail(StoreUnavailableError("the store is down"), method="list_page", times=float("inf"))
+        store.fail(StoreUnavailableError("the store is down"), method="stat", times=float("inf"))
+        with pytest.raises(StoreUnavailableError):
+            await server.open_inode(number)
+
+
+async def test_what_does_not_fit_cannot_be_checked(
+    serving: Serving, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.coldopen.PATIENCE_S", 0.1)
+    async with serving(budget=2 * chunk_size) as server:
+        with pytest.raises(CacheFullError):
+            await server.open("signed/params")

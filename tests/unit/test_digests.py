@@ -1,0 +1,127 @@
+"""Digests of whole objects."""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import pytest
+from awscrt import checksums
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimsfs.digests import MIB, Algorithm, Digest, compute, crc32c_of
+from trimsfs.stores.s3.digests import digest_by_etag, digest_of
+from trimsfs.types import ChunkRecord
+
+CONTENT = os.urandom(3 * MIB + 12345)
+BY_HAND: dict[Algorithm, bytes] = {
+    "crc32": checksums.crc32(CONTENT).to_bytes(4),
+    "crc32c": crc32c.crc32c(CONTENT).to_bytes(4),
+    "crc64nvme": checksums.crc64nvme(CONTENT).to_bytes(8),
+    "md5": hashlib.md5(CONTENT).digest(),
+    "sha1": hashlib.sha1(CONTENT).digest(),
+    "sha256": hashlib.sha256(CONTENT).digest(),
+}
+
+
+@pytest.fixture
+def descriptor(tmp_path: Path) -> int:
+    (tmp_path / "file").write_bytes(CONTENT + b"more")
+    return os.open(tmp_path / "file", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("algorithm", BY_HAND)
+def test_a_digest_of_all_bytes(descriptor: int, algorithm: Algorithm) -> None:
+    assert compute(descriptor, len(CONTENT), algorithm, 0) == BY_HAND[algorithm]
+
+
+@pytest.mark.parametrize(("algorithm", "function"), [("md5", hashlib.md5), ("sha256", hashlib.sha256)])
+@pytest.mark.parametrize("part_size", [1000 * 1000, MIB, len(CONTENT), 2 * len(CONTENT)])
+def test_a_digest_of_parts(descriptor: int, algorithm: Algorithm, function: Any, part_size: int) -> None:
+    parts = [CONTENT[start : start + part_size] for start in range(0, len(CONTENT), part_size)]
+    by_hand = function(b"".join(function(part).digest() for part in parts)).digest()
+    assert compute(descriptor, len(CONTENT), algorithm, part_size) == by_hand
+
+
+@pytest.mark.parametrize("part_size", [0, MIB])
+def test_a_file_that_ends_before_has_none(descriptor: int, part_size: int) -> None:
+    assert compute(descriptor, len(CONTENT) + 5, "md5", part_size) is None
+
+
+def test_the_checksum_of_the_polynomial_is_what_s3_calls_so() -> None:
+    """As its documentation has it, and the specification of NVM Express."""
+    assert checksums.crc64nvme(b"123456789") == 0xAE8B14860A799888
+
+
+@given(st.lists(st.binary(min_size=1, max_size=50), max_size=8))
+def test_checksums_of_chunks_make_up_that_of_all(pieces: list[bytes]) -> None:
+    chunks = [
+        ChunkRecord(chunk=number, length=len(piece), crc=crc32c.crc32c(piece)) for number, piece in enumerate(pieces)
+    ]
+    assert crc32c_of(chunks) == crc32c.crc32c(b"".join(pieces)).to_bytes(4)
+
+
+# What S3 tells
+
+
+def head(**more: object) -> dict[str, Any]:
+    return {"ETag": '"0123456789abcdef0123456789abcdef"', **more}
+
+
+@pytest.mark.parametrize("algorithm", [name for name in BY_HAND if name != "md5"])
+@pytest.mark.parametrize("parts", [0, 17])
+def test_a_checksum_of_the_object(algorithm: Algorithm, parts: int) -> None:
+    told = base64.b64encode(BY_HAND[algorithm]).decode() + (f"-{parts}" if parts else "")
+    digest = Digest(algorithm=algorithm, value=BY_HAND[algorithm], parts=parts)
+    assert digest_of(head(**{f"Checksum{algorithm.upper()}": told})) == digest
+
+
+def test_what_costs_least_is_taken() -> None:
+    told = {f"Checksum{name.upper()}": base64.b64encode(value).decode() for name, value in BY_HAND.items()}
+    digest = digest_of(head(**told))
+    assert digest is not None
+    assert (digest.algorithm, digest.at_once) == ("crc64nvme", True)
+
+
+@pytest.mark.parametrize(
+    "told", ["", "no base64!", "AAA", "AAAA-x", "AAAA-", "AAAA--5", "AAAA-0", "AAAA-100000", "AA=="]
+)
+def test_a_checksum_that_is_none(told: str) -> None:
+    assert digest_of(head(ChecksumSHA256=told)) is None
+
+
+def test_an_etag_is_most_likely_a_digest() -> None:
+    value = bytes.fromhex("0123456789abcdef0123456789abcdef")
+    whole = Digest(algorithm="md5", value=value, certain=False)
+    assert digest_by_etag('"0123456789abcdef0123456789abcdef"') == digest_of(head()) == whole
+    parts = Digest(algorithm="md5", value=value, parts=3, certain=False)
+    assert digest_by_etag('"0123456789abcdef0123456789abcdef-3"') == parts
+
+
+@pytest.mark.parametrize("etag", ['"x"', "", '"0123456789ABCDEF"', '"0123456789abcdef0123456789abcdef-0"', "a" * 40])
+def test_an_etag_that_is_none(etag: str) -> None:
+    assert digest_by_etag(etag) is None
+
+
+@pytest.mark.parametrize("encrypted", [{"ServerSideEncryption": "aws:kms"}, {"SSECustomerAlgorithm": "AES256"}])
+def test_the_etag_of_what_is_encrypted_by_a_key_is_none(encrypted: dict[str, str]) -> None:
+    assert digest_of(head(**encrypted)) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "expected"),
+    [
+        (20 * MIB, 3, [8 * MIB, 7 * MIB]),
+        (20 * MIB, 2, [16 * MIB, 10 * MIB, 15 * MIB]),
+        (100 * MIB, 7, [16 * MIB, 15 * MIB]),
+        (1000 * MIB, 3, [334 * MIB]),
+        (10, 2, []),
+    ],
+)
+def test_sizes_of_parts_are_guessed(size: int, parts: int, expected: list[int]) -> None:
+    digest = Digest(algorithm="md5", value=b"", parts=parts)
+    assert digest.part_sizes(size) == expected
+    assert Digest(algorithm="md5", value=b"", parts=parts, part_size=7).part_sizes(size) == [7]

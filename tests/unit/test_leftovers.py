@@ -1,0 +1,158 @@
+"""What servers that were killed, and disks that lost power, leave: made to fit by the next server."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.unit.parts import (
+    blob_files,
+    content_of,
+    fill,
+    generation_of,
+    opened,
+    piece,
+    recorded_bytes,
+    store_chunk,
+    written,
+)
+from trimsfs.tiers.disk import DiskTier
+
+BLOCK = 4096
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
+    """Less than a chunk is worth giving back, and what is written is synced soon."""
+    monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", BLOCK)
+    monkeypatch.setattr("trimsfs.tiers.disk.SYNC_INTERVAL_S", 0.01)
+
+
+@asynccontextmanager
+async def at_work(cache: Path) -> AsyncIterator[DiskTier]:
+    """A tier that has settled what was left."""
+    settled = trio.Event()
+
+    async def keep() -> None:
+        settled.set()
+
+    async with opened(cache) as tier, trio.open_nursery() as nursery:
+        tier._room.keep = keep  # type: ignore[method-assign]
+        nursery.start_soon(tier.run)
+        await settled.wait()
+        yield tier
+        nursery.cancel_scope.cancel()
+
+
+def left(cache: Path, tmp_path: Path) -> Path:
+    """What a server that was killed now would leave."""
+    return Path(shutil.copytree(cache, tmp_path / "left"))
+
+
+def allocated(cache: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in blob_files(cache))
+
+
+async def test_chunks_that_nobody_recorded_take_no_space(cache: Path, chunk_size: int, tmp_path: Path) -> None:
+    content = content_of("a", 4 * chunk_size)
+    async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
+        assert await store_chunk(tier, blob, 1, piece(content, 1))
+        await tier.flush()
+        written(blob, 3, piece(content, 3))
+        written(blob, 0, piece(content, 0)[: chunk_size // 2])
+        os.fsync(blob.fileno())
+        assert allocated(cache) == 2 * chunk_size + chunk_size // 2
+        kept = left(cache, tmp_path)
+    async with at_work(kept) as tier:
+        assert tier.statistics().used_bytes == chunk_size == await recorded_bytes(tier)
+        assert allocated(kept) == chunk_size
+
+
+async def test_a_blob_that_is_opened_first_gives_back_as_much(cache: Path, chunk_size: int, tmp_path: Path) -> None:
+    content = content_of("a", 4 * chunk_size)
+    generation = generation_of("a", content)
+    async with opened(cache) as tier, tier.using(generation) as blob:
+        written(blob, 3, piece(content, 3))
+        os.fsync(blob.fileno())
+        kept = left(cache, tmp_path)
+    async with opened(kept) as tier, tier.using(generation) as blob:
+        assert allocated(kept) == 0
+        assert await store_chunk(tier, blob, 3, piece(content, 3))
+        assert blob.view(3 * chunk_size, 4 * chunk_size) == piece(content, 3)
+
+
+async def test_a_blob_of_which_nothing_is_recorded_is_removed_unless_it_is_pinned(
+    cache: Path, chunk_size: int, tmp_path: Path
+) -> None:
+    a, b = (generation_of(key, content_of(key, 2 * chunk_size)) for key in "ab")
+    async with opened(cache) as tier, tier.using(a) as blob, tier.using(b) as pinned:
+        written(blob, 0, bytes(chunk_size))
+        await tier.pin(pinned, True)
+        kept = left(cache, tmp_path)
+    async with at_work(kept) as tier:
+        (here,) = await tier.residencies()
+        assert (here.generation.key, here.pinned) == ("b", True)
+        assert [path.name for path in blob_files(kept)] == [here.token]
+
+
+@pytest.mark.parametrize("size", [None, 0, 100])
+async def test_records_of_a_file_that_is_gone_or_cut_off_are_not_counted(
+    cache: Path, chunk_size: int, size: int | None
+) -> None:
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
+        await fill(tier, "b", content_of("b", chunk_size))
+    path = cache / "blobs" / generation.token("memory://test")[:2] / generation.token("memory://test")
+    if size is None:
+        path.unlink()
+    else:
+        os.truncate(path, size)
+    async with at_work(cache) as tier:
+        assert tier.statistics().used_bytes == chunk_size == await recorded_bytes(tier)
+        assert len(blob_files(cache)) == 1
+
+
+async def test_what_an_open_blob_has_is_left_alone(cache: Path, chunk_size: int) -> None:
+    content = content_of("a", 2 * chunk_size)
+    async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
+        record = written(blob, 0, piece(content, 0))  # has landed, and is about to be told
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tier.run)
+            await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+        tier.wrote(blob, record)
+        assert blob.view(0, chunk_size) == piece(content, 0)
+
+
+async def test_what_a_killed_server_had_not_synced_is_synced_by_the_next(
+    cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("one")
+    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    async with opened(cache) as tier:
+        generations = [await fill(tier, key, content_of(key, 2 * chunk_size)) for key in "ab"]
+        await tier.flush()
+        kept = left(cache, tmp_path)
+    async with opened(kept) as tier, trio.open_nursery() as nursery:
+        nursery.start_soon(tier.run)
+        with trio.fail_after(5):
+            while await trio.to_thread.run_sync(tier.index.unsynced):  # noqa: ASYNC110 - the tier does not tell
+                await trio.sleep(0.005)
+        shutil.copytree(kept, tmp_path / "left again")
+        nursery.cancel_scope.cancel()
+    boot_id.write_text("two")
+    async with opened(tmp_path / "left again") as tier:
+        assert tier.statistics().used_bytes == 4 * chunk_size
+        for generation in generations:
+            async with tier.using(generation) as blob:
+                assert blob.present_bytes == 2 * chunk_size

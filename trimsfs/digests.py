@@ -1,0 +1,128 @@
+"""Digests of whole objects, as stores tell them: of all bytes, or of the digests of parts. The only home of awscrt."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal, Protocol
+
+from awscrt import checksums
+
+from trimsfs.types import ChunkRecord
+
+Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
+
+PIECE = 1 << 20
+"""Bytes digested at a time: few enough to stay in a core's cache."""
+MIB = 1 << 20
+USUAL_PART_SIZES = tuple(size * MIB for size in (8, 16, 5, 64, 10, 15, 32, 50, 100, 128, 256, 512))
+"""Of programs that upload in parts, the most common first."""
+MOST_GUESSES = 3
+_WIDTHS: dict[str, int] = {"crc32": 4, "crc32c": 4, "crc64nvme": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """What a store says that the digest of an object's bytes is.
+
+    With *parts*, an object uploaded in so many, it is the digest of their digests; ``part_size`` is None where the
+    store does not tell it. One that is not *certain* may mean something else, as an ETag that looks like a digest may.
+    """
+
+    algorithm: Algorithm
+    value: bytes
+    parts: int = 0
+    part_size: int | None = None
+    certain: bool = True
+    signed: bool = False
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it is compared before a file is used: it has been signed, or takes next to no time to compute."""
+        return self.signed or self.algorithm in _WIDTHS
+
+    @property
+    def binding(self) -> bool:
+        """Whether bytes that have another digest are wrong, whatever else there may be to be said for them. Parts need
+        not all be of one size."""
+        return self.certain and not self.parts
+
+    @property
+    def of_nothing(self) -> bytes:
+        """What it would be for no bytes at all."""
+        return _new(self.algorithm).digest()
+
+    def part_sizes(self, size: int) -> list[int]:
+        """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: it has none."""
+        if not self.parts:
+            return [0]
+        if self.part_size is not None:
+            return [self.part_size]
+        usual = [guess for guess in USUAL_PART_SIZES if -(-size // guess) == self.parts]
+        smallest = -(-size // self.parts)
+        rounded = -(-smallest // MIB) * MIB  # what programs choose that must keep to 10,000 parts
+        if rounded not in usual and -(-size // rounded) == self.parts:
+            usual.append(rounded)
+        return usual[:MOST_GUESSES]
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.value.hex()}" + (f"-{self.parts}" if self.parts else "")
+
+
+class _Hash(Protocol):
+    def update(self, data: memoryview | bytes, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+class _Crc:
+    """A checksum of awscrt's, in the form of hashlib."""
+
+    def __init__(self, function: Callable[[bytes | memoryview, int], int], width: int) -> None:
+        self._function = function
+        self._width = width
+        self._value = 0
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        self._value = self._function(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(self._width)
+
+
+def _new(algorithm: Algorithm) -> _Hash:
+    if algorithm in _WIDTHS:
+        return _Crc(getattr(checksums, algorithm), _WIDTHS[algorithm])
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+    """The digest of the first *size* bytes of a file, in parts unless *part_size* is 0; None when it ends before.
+
+    Raises OSError.
+    """
+    buffer = memoryview(mmap.mmap(-1, PIECE))
+    of_parts = _new(algorithm)
+    offset = 0
+    while True:
+        stop = min(size, offset + part_size) if part_size else size
+        part = _new(algorithm)
+        while offset < stop:
+            count = os.preadv(descriptor, [buffer[: stop - offset]], offset)
+            if count == 0:
+                return None
+            part.update(buffer[:count])
+            offset += count
+        if not part_size:
+            return part.digest()
+        of_parts.update(part.digest())
+        if offset == size:
+            return of_parts.digest()
+
+
+def crc32c_of(chunks: Iterable[ChunkRecord]) -> bytes:
+    """The CRC32C of a whole object, from the chunks it consists of in their order."""
+    whole = reduce(lambda crc, chunk: checksums.combine_crc32c(crc, chunk.crc, chunk.length), chunks, 0)
+    return whole.to_bytes(_WIDTHS["crc32c"])

@@ -1,0 +1,323 @@
+"""Integrity: local copies are what the store says they are, and stay what they were when they came.
+
+Each chunk has a checksum from the moment it came. A whole copy is compared with the digest that the store tells of the
+object, which finds what has gone wrong on the way. What is on the disk is read again from time to time (*scrubbed*),
+which finds what has gone wrong there. What is wrong is fetched again, and written over the wrong bytes. A copy that
+cannot be mended is *in doubt*: nobody gets any more of it.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from trimsfs.derived import model_key
+from trimsfs.digests import Digest, crc32c_of
+from trimsfs.errors import BlobDamagedError, CacheError, InUseError, StoreError, TrimsError
+from trimsfs.fetch import Fetcher
+from trimsfs.mending import Mender, held
+from trimsfs.ranges import chunk_length
+from trimsfs.stores.retrying import Retrying
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.transfer import Transfer
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+
+log = logging.getLogger(__name__)
+
+Digests = Literal["auto", "wait", "off"]
+AskDigest = Callable[..., Awaitable[Digest | None]]
+"""``Store.digest``."""
+
+SMALL = CHUNK_SIZE
+"""Bytes up to which any digest is computed at once."""
+MOST_ATTEMPTS = 3
+"""How often a copy that differs from the store's digest is fetched again, while that gives other bytes."""
+MOST_FRUITLESS = 3
+"""How many objects in parts of a size that is guessed are fetched again in vain, before such are not any more."""
+LOOK_INTERVAL_S = 1.0
+DOUBT_INTERVAL_S = 300.0
+"""After which it is tried again to mend a copy that is in use."""
+SCRUB_LOOK_S = 30.0
+"""How often there is a look at what is to be scrubbed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegrityStatistics:
+    """Counts since the server started: copies that have the store's digest, that had not, and chunks written anew;
+    bytes scrubbed; copies in doubt now, and those that are still to be compared."""
+
+    compared: int
+    differing: int
+    repaired_chunks: int
+    scrubbed_bytes: int
+    doubtful: int
+    to_compare: int
+
+
+class Integrity:
+    """Compares and scrubs the blobs of a disk tier, and has its ``mender`` mend them."""
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        transfer: Transfer,
+        retrying: Retrying,
+        ask_digest: AskDigest,
+        *,
+        mode: Digests,
+        scrub_interval_s: float,
+        scrub_rate: int,
+    ) -> None:
+        self._disk = disk
+        self._transfer = transfer
+        self._retrying = retrying
+        self._ask_digest = ask_digest
+        self._mode = mode
+        self._scrub_interval_s = scrub_interval_s
+        self._scrub_rate = scrub_rate
+        disk.files.compares = mode != "off"
+        self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
+        """The digest that has been signed for a file, which counts for more than the store's."""
+        self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
+        self._later: dict[str, Blob] = {}
+        self._comes_later = trio.Event()
+        self._doubtful: dict[Blob, float] = {}
+        self._misled, self._fruitless = False, 0
+        self._compared = self._differing = 0
+
+    def statistics(self) -> IntegrityStatistics:
+        return IntegrityStatistics(
+            compared=self._compared,
+            differing=self._differing,
+            repaired_chunks=self.mender.repaired_chunks,
+            scrubbed_bytes=self.mender.checked_bytes,
+            doubtful=len(self._doubtful),
+            to_compare=len(self._later),
+        )
+
+    async def run(self) -> None:
+        """Compare what was put off, scrub, and see to what is in doubt, for as long as the server runs."""
+        for blob in self._disk.whole():
+            if blob.digest is None:  # an earlier server has not come to it
+                self._put_off(blob)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._compare_later)
+            nursery.start_soon(self._see_to_doubts)
+            if self._scrub_interval_s:
+                nursery.start_soon(self._scrub)
+
+    # Comparing with the store
+
+    async def approve(self, blob: Blob) -> bool:
+        """Whether a complete blob, which the caller uses, may be read from its file, as far as is known by now."""
+        if blob.doubt is not None:
+            return False
+        if blob.digest is not None:
+            return True
+        try:
+            expected = await self._expected(blob.generation)
+        except StoreError as error:
+            if self._mode == "wait":
+                self._doubt(blob, error)
+                return False
+            log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
+            self._put_off(blob)
+            return True
+        if expected is None:
+            await self._disk.set_digest(blob, "")
+            return True
+        if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
+            return await self.compare(blob, expected)
+        self._put_off(blob)
+        return True
+
+    async def _expected(self, generation: Generation) -> Digest | None:
+        if model_key(generation.key) is not None:
+            return None
+        return await self.signed(generation) or await self._ask_digest(generation, certain=self._misled)
+
+    def _put_off(self, blob: Blob) -> None:
+        self._later[blob.token] = blob
+        self._comes_later.set()
+
+    async def _compare_later(self) -> None:
+        while True:
+            await self._comes_later.wait()
+            self._comes_later = trio.Event()
+            for token, blob in list(self._later.items()):
+                try:
+                    if self._here(blob) and blob.digest is None:
+                        await self._compare_now(blob)
+                except TrimsError as error:
+                    log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
+                    await trio.sleep(LOOK_INTERVAL_S)
+                    self._comes_later.set()
+                else:
+                    del self._later[token]
+
+    async def _compare_now(self, blob: Blob) -> None:
+        expected = await self._expected(blob.generation)
+        if expected is None:
+            await self._disk.set_digest(blob, "")
+        elif self._here(blob):
+            await self.compare(blob, expected)
+
+    def _here(self, blob: Blob) -> bool:
+        """Whether a blob is still that of its generation, and whole."""
+        return self._disk.known(blob.token) is blob and blob.attached and blob.complete
+
+    async def compare(self, blob: Blob, expected: Digest) -> bool:
+        """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
+        key, changed = blob.generation.key, 0
+        same = await self._has(blob, expected)
+        for _ in range(MOST_ATTEMPTS):
+            if same is not False or blob.doubt is not None or not self._here(blob) or self._in_vain(expected):
+                break
+            self._differing += 1
+            log.warning("%s: has not the digest %s: fetching it again", key, expected)
+            try:
+                changed = await self.mender.fetch_again(blob)
+            except (StoreError, OSError) as error:
+                self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
+                break
+            if not changed:
+                break
+            await self.mender.tell_repaired(blob)
+            same = await self._has(blob, expected)
+        if blob.doubt is not None:
+            return False
+        if same:
+            self._compared += 1
+            self._fruitless = 0 if expected.parts else self._fruitless
+            await self._disk.set_digest(blob, str(expected))
+            return True
+        if same is False and self._here(blob):
+            if changed or expected.binding:
+                wrong = f"{key}: what the store gives has not the digest that it tells: {expected}"
+                self._doubt(blob, BlobDamagedError(wrong))
+                return False
+            self._believe_less(expected, key)
+        await self._disk.set_digest(blob, "")
+        return True
+
+    def _in_vain(self, expected: Digest) -> bool:
+        """Whether such a digest that differs says little: the parts of this store's objects are not what they usually
+        are."""
+        return expected.parts > 0 and expected.part_size is None and self._fruitless >= MOST_FRUITLESS
+
+    def _believe_less(self, expected: Digest, key: str) -> None:
+        """What has come twice alike has not a digest that may be another's."""
+        log.warning("%s: cannot be compared: %s is not the digest of its bytes, which came twice alike", key, expected)
+        if expected.parts:
+            self._fruitless += 1
+        else:
+            self._misled = True
+
+    async def _has(self, blob: Blob, expected: Digest) -> bool | None:
+        """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
+        size = blob.generation.size
+        if expected.algorithm == "crc32c" and not expected.parts:
+            return crc32c_of(_records(blob)) == expected.value
+        descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
+        try:
+            for part_size in expected.part_sizes(size):
+                found = await self._retrying.call(
+                    blob.generation.key,
+                    lambda part_size=part_size: self._transfer.digest(  # type: ignore[misc]
+                        descriptor, size, expected.algorithm, part_size
+                    ),
+                )
+                if found == expected.value:
+                    return True
+        except OSError as error:
+            self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
+        finally:
+            os.close(descriptor)
+        return False if expected.part_sizes(size) else None
+
+    def _doubt(self, blob: Blob, error: TrimsError) -> None:
+        log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
+        blob.doubt = error
+        self._doubtful[blob] = trio.current_time()
+
+    async def _see_to_doubts(self) -> None:
+        """Remove what is in doubt as soon as nobody uses it; try to mend it while somebody does."""
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            for blob, since in list(self._doubtful.items()):
+                if self._disk.known(blob.token) is not blob:
+                    del self._doubtful[blob]
+                elif isinstance(blob.doubt, StoreError):  # the store could not be asked: the next open asks again
+                    blob.doubt = None
+                    del self._doubtful[blob]
+                elif blob.users == 0 and not blob.pinned:
+                    try:
+                        await self._disk.evict(blob.generation)
+                    except (InUseError, CacheError) as error:
+                        log.warning("%s: not removed: %s", blob.generation.key, error)
+                elif trio.current_time() - since > DOUBT_INTERVAL_S:
+                    await self._try_again(blob)
+
+    async def _try_again(self, blob: Blob) -> None:
+        self._doubtful[blob] = trio.current_time()
+        with held(blob):
+            try:
+                await self._check_all(blob)
+            except TrimsError as error:
+                log.warning("%s: still in doubt: %s", blob.generation.key, error)
+
+    async def _check_all(self, blob: Blob, *, in_memory: bool = False) -> None:
+        """Check a blob that the caller keeps, and mend it: the disk, the memory, the store's digest. If all is well, it
+        is in doubt no longer. Raises TrimsError when something is wrong that cannot be mended."""
+        before = blob.doubt
+        await self.mender.check(blob, in_memory=in_memory)
+        if blob.doubt is before and blob.complete and self._mode != "off":
+            self._later.pop(blob.token, None)
+            await self._compare_now(blob)
+        if blob.doubt is not before:
+            assert blob.doubt is not None
+            raise blob.doubt
+        blob.doubt = None
+        self._doubtful.pop(blob, None)
+
+    # Checking what is on the disk
+
+    async def verify(self, generation: Generation) -> int:
+        """Check all that is here of a generation, on the disk and in memory, and with the store; how many chunks were
+        wrong. Raises TrimsError when what is wrong cannot be mended."""
+        async with self._disk.looked_at(generation) as blob:
+            if not blob.attached:
+                return 0
+            before = self.mender.wrong[blob.token]
+            await self._check_all(blob, in_memory=blob.backing_id != 0)
+            return self.mender.wrong[blob.token] - before
+
+    async def _scrub(self) -> None:
+        while True:
+            generation = await self._disk.to_scrub(time.time() - self._scrub_interval_s)
+            if generation is None or not await self._scrub_one(generation):
+                await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
+
+    async def _scrub_one(self, generation: Generation) -> bool:
+        """Check what is on the disk of a generation; whether that could be recorded."""
+        async with self._disk.looked_at(generation) as blob:
+            if blob.attached:
+                await self.mender.check(blob, rate=self._scrub_rate)
+            return await self._disk.scrubbed(blob)
+
+
+async def _unsigned(_generation: Generation) -> Digest | None:
+    """Nothing has been signed."""
+    return None
+
+
+def _records(blob: Blob) -> Iterator[ChunkRecord]:
+    size = blob.generation.size
+    for chunk in range(len(blob.states)):
+        yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, size), crc=blob.crc(chunk))

@@ -1,0 +1,175 @@
+"""Mending: bytes of local copies that are wrong are fetched again, and written over the wrong ones."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from trimsfs.errors import BlobDamagedError, StoreError, TrimsError
+from trimsfs.fetch import Fetcher
+from trimsfs.ranges import chunk_length, chunk_span
+from trimsfs.stores.retrying import Retrying
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.threads import Threads
+from trimsfs.transfer import Transfer
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+
+class Mender:
+    """Finds and mends what is wrong with the blobs of a disk tier.
+
+    ``withdraw`` takes a blob that nobody uses from those the kernel reads, ``repaired`` hears of blobs whose bytes were
+    wrong, *doubt* of those that are in use, wrong, and cannot be mended.
+    """
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        transfer: Transfer,
+        retrying: Retrying,
+        doubt: Callable[[Blob, TrimsError], None],
+    ) -> None:
+        self._disk = disk
+        self._fetcher = fetcher
+        self._transfer = transfer
+        self._retrying = retrying
+        self._doubt = doubt
+        self.withdraw: Callable[[Blob], None] = lambda _blob: None
+        self.repaired: Callable[[Generation], Awaitable[object]] = _nothing
+        self._threads = Threads(1)
+        self.wrong: Counter[str] = Counter()
+        """Chunks that were found to be wrong, by the tokens of their blobs."""
+        self.repaired_chunks = 0
+        """Chunks that were written anew."""
+        self.checked_bytes = 0
+        """Bytes on the disk that were read to check them."""
+
+    async def fetch_again(self, blob: Blob) -> int:
+        """Compare a blob with what the store has, byte by byte, and write what differs; the chunks that did.
+
+        Raises StoreError and OSError.
+        """
+        changed = 0
+        with held(blob):
+            for chunk in range(len(blob.states)):
+                changed += await self._mend(blob, chunk, damaged=False)
+        self.wrong[blob.token] += changed
+        return changed
+
+    async def _mend(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
+        """Fetch a chunk again, and write it if it is *damaged* or was another when it came; whether it was written.
+
+        Raises StoreError and OSError.
+        """
+        descriptor = os.memfd_create("trimsfs-mend")
+        try:
+            record = await self._fetcher.fetch_again(blob, chunk, descriptor)
+            if not damaged and record.crc == blob.crc(chunk):
+                return False
+            start, _ = chunk_span(chunk, blob.generation.size)
+            if record.crc != blob.crc(chunk):
+                await self._disk.set_digest(blob, None)
+            await self._threads.run(_copy, descriptor, blob.fileno(), start, record.length)
+        finally:
+            os.close(descriptor)
+        self.repaired_chunks += 1
+        self._disk.repaired(blob, record)
+        return True
+
+    async def tell_repaired(self, blob: Blob) -> None:
+        """Bytes that somebody may have copied were wrong."""
+        try:
+            await self.repaired(blob.generation)
+        except TrimsError as error:
+            log.error("%s", error)
+
+    async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> None:
+        """Read what is on the disk of a blob that the caller keeps, *in_memory* what the kernel has of it as well, and
+        mend what has not its checksum. With *rate*, so many bytes a second."""
+        damaged = 0
+        with self._direct(blob) as descriptor:
+            for chunk, state in enumerate(blob.states):
+                if state == ChunkState.MISSING:
+                    continue
+                began = trio.current_time()
+                crc = await self._checksum(blob, descriptor, chunk)
+                if crc is not None and in_memory:
+                    seen = await self._checksum(blob, blob.fileno(), chunk)
+                    crc = crc if seen == crc else None
+                if blob.states[chunk] == ChunkState.MISSING:
+                    continue  # a reader has found out
+                if blob.states[chunk] == ChunkState.UNVERIFIED:
+                    damaged += not await self._disk.checked(blob, chunk, crc)
+                elif crc != blob.crc(chunk):
+                    damaged += 1
+                    await self._mend_damaged(blob, chunk)
+                length = chunk_length(chunk, blob.generation.size)
+                self.checked_bytes += length
+                if rate is not None:
+                    await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
+        if damaged:
+            self.wrong[blob.token] += damaged
+            await self.tell_repaired(blob)
+
+    async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
+        try:
+            return await self._retrying.call(
+                blob.generation.key,
+                lambda: self._transfer.checksum(descriptor, *chunk_span(chunk, blob.generation.size)),
+            )
+        except OSError as error:
+            log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
+            return None
+
+    @contextmanager
+    def _direct(self, blob: Blob) -> Iterator[int]:
+        """A descriptor that reads a blob from the disk, whatever the kernel has of it in memory, where that can be."""
+        try:
+            descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:
+            descriptor = os.dup(blob.fileno())
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    async def _mend_damaged(self, blob: Blob, chunk: int) -> None:
+        """A chunk that was right has other bytes now: fetch it again, or see that nobody gets it."""
+        key = blob.generation.key
+        log.error("%s: chunk %d is damaged in the cache: fetching it again", key, chunk)
+        try:
+            await self._mend(blob, chunk, damaged=True)
+        except (StoreError, OSError) as error:
+            if blob.users == 1:
+                self.withdraw(blob)
+                await self._disk.checked(blob, chunk, None)
+            else:
+                self._doubt(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
+
+
+@contextmanager
+def held(blob: Blob) -> Iterator[None]:
+    """Keep a blob, without counting it as used."""
+    blob.users += 1
+    try:
+        yield
+    finally:
+        blob.users -= 1
+
+
+async def _nothing(_generation: Generation) -> None:
+    """Nobody wants to know."""
+
+
+def _copy(source: int, target: int, start: int, length: int) -> None:
+    """Write the first bytes of a file into another one, from *start* on."""
+    done = 0
+    while done < length:
+        done += os.pwrite(target, os.pread(source, length - done, done), start + done)

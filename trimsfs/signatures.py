@@ -1,0 +1,82 @@
+"""Signed manifests of models, in the format of OpenSSF Model Signing (``model_signing sign key``).
+
+A manifest is the file ``model.sig`` of a model's directory: the digests of the files below it, signed by a key.
+The only home of cryptography.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from trimsfs.digests import Digest
+from trimsfs.errors import ConfigurationError, SignatureError
+
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+_HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+
+
+def load_key(path: Path) -> EllipticCurvePublicKey:
+    """The public key of a PEM file. Raises ConfigurationError."""
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"option --signing-key {path}: {error.strerror}") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ConfigurationError(f"option --signing-key {path}: not a public key in PEM") from None
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
+        raise ConfigurationError(f"option --signing-key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
+    return key
+
+
+def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
+    """The digests of files, by their paths below the directory of a signature file. Raises SignatureError."""
+    try:
+        envelope = json.loads(bundle)["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        kind = str(envelope["payloadType"])
+        (signature,) = envelope["signatures"]
+        signed = base64.b64decode(signature["sig"], validate=True)
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+        raise SignatureError("is no signature of a model") from None
+    try:
+        key.verify(signed, _signed_bytes(kind, payload), ECDSA(_HASHES[key.curve.key_size]))
+    except InvalidSignature:
+        raise SignatureError("is not signed with the --signing-key") from None
+    if kind != _PAYLOAD_TYPE:
+        raise SignatureError("is the signature of something else than a model")
+    return _manifest(payload)
+
+
+def _signed_bytes(kind: str, payload: bytes) -> bytes:
+    """What is signed of an envelope: see the protocol of DSSE."""
+    return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
+
+
+def _manifest(payload: bytes) -> Mapping[str, Digest]:
+    """What a key that we trust has signed; even so it may be of a form that is not known here."""
+    try:
+        statement: Any = json.loads(payload)
+        if statement["predicateType"] != _PREDICATE_TYPE:
+            raise SignatureError(f"has a predicate of type {statement['predicateType']!r}, not {_PREDICATE_TYPE!r}")
+        predicate = statement["predicate"]
+        method = predicate["serialization"]["method"]
+        algorithms = {resource["algorithm"] for resource in predicate["resources"]}
+        if method != "files" or not algorithms <= {"sha256"}:
+            raise SignatureError(f"has digests of {method} by {', '.join(sorted(algorithms))}: sign SHA-256 of files")
+        values = {resource["name"]: bytes.fromhex(resource["digest"]) for resource in predicate["resources"]}
+        whole = hashlib.sha256(b"".join(values.values())).hexdigest()
+        if [subject["digest"]["sha256"] for subject in statement["subject"]] != [whole]:
+            raise SignatureError("contradicts itself")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SignatureError("has a content that is not known here") from None
+    return {name: Digest(algorithm="sha256", value=value, signed=True) for name, value in values.items()}

@@ -1,0 +1,37 @@
+"""What S3 tells of the digest of an object: a checksum of its own, or an ETag that is one."""
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trimsfs.digests import Algorithm, Digest
+
+_CHECKSUMS: tuple[Algorithm, ...] = ("crc64nvme", "crc32c", "crc32", "sha256", "sha1")
+"""Those that take no time come first."""
+_CHECKSUM = re.compile(r"((?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)(?:-([1-9][0-9]{0,4}))?")
+_ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
+_OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
+"""Ways of encryption whose ETags are no digests."""
+
+
+def digest_of(head: Mapping[str, Any]) -> Digest | None:
+    """The digest in the answer to a HEAD request with ``ChecksumMode``; None when there is none."""
+    for algorithm in _CHECKSUMS:
+        told = head.get(f"Checksum{algorithm.upper()}")
+        if told is None:
+            continue
+        match = _CHECKSUM.fullmatch(told)
+        if match is None:
+            return None  # none that we could compute
+        return Digest(algorithm=algorithm, value=base64.b64decode(match[1]), parts=int(match[2] or 0))
+    encrypted = head.get("ServerSideEncryption") in _OTHER_ETAGS or head.get("SSECustomerAlgorithm") is not None
+    return None if encrypted else digest_by_etag(head["ETag"])
+
+
+def digest_by_etag(etag: str) -> Digest | None:
+    """The digest that an ETag is, most likely."""
+    match = _ETAG.fullmatch(etag)
+    if match is None:
+        return None
+    return Digest(algorithm="md5", value=bytes.fromhex(match[1]), parts=int(match[2] or 0), certain=False)

@@ -1,0 +1,82 @@
+"""What a server that was killed, or a disk that lost power, has left: files and records that do not fit each other."""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from trimsfs.ranges import chunk_count, chunk_span
+from trimsfs.tiers import extents
+from trimsfs.tiers.index import BlobIndex
+from trimsfs.types import ChunkRecord
+
+log = logging.getLogger(__name__)
+
+SLACK = 64 << 10
+"""Bytes that a file may take beyond its content: file systems have blocks of their own for it."""
+
+
+class Leftovers:
+    """Makes the blob directory and the index agree, some blobs at a time. Blocks on the disk; raises OSError and
+    sqlite3.Error."""
+
+    def __init__(self, index: BlobIndex, directory: Path) -> None:
+        self._index = index
+        self._directory = directory
+
+    def groups(self) -> list[str]:
+        """Names of groups of blobs: `settle` one after the other."""
+        return sorted({path.name for path in self._directory.iterdir()} | set(self._index.groups()))
+
+    def settle(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
+        """Make files and records of a group agree, but for blobs that are *known* to the caller.
+
+        Gives, by key, the bytes that the index believed to be there and that were not.
+        """
+        directory, lost = self._directory / group, list[tuple[str, int]]()
+        recorded = self._index.group(group)
+        with contextlib.suppress(FileNotFoundError):
+            for path in directory.iterdir():
+                if path.name not in recorded and path.name not in known:
+                    log.info("removing %s: not in the index", path)
+                    path.unlink()
+        for token, (record, believed) in recorded.items():
+            if token in known:
+                continue
+            path, chunks = directory / token, believed
+            if chunks and not _fits(path, record.generation.size):
+                log.warning("%s: its file is gone or cut off: fetching again", record.generation.key)
+                self._index.remove_chunks(token, [chunk.chunk for chunk in chunks])
+                lost.append((record.generation.key, record.bytes))
+                chunks = []
+            if not chunks and not record.pinned:
+                self._index.remove(token)
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                with path.open("r+b", buffering=0) as file:
+                    give_back(file.fileno(), record.generation.size, chunks)
+        return lost
+
+
+def _fits(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def give_back(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:
+    """Give the blocks of a blob's chunks that are not recorded back to the file system. Raises OSError."""
+    here = {record.chunk: record.length for record in recorded}
+    if os.fstat(descriptor).st_blocks * 512 <= sum(here.values()) + SLACK:
+        return
+    try:
+        for chunk in range(chunk_count(size)):
+            if chunk not in here:
+                start, stop = chunk_span(chunk, size)
+                extents.punch(descriptor, start, stop - start)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
