@@ -42,7 +42,7 @@ test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWO
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
 reliability: apt-test $(MAIN)/ready-dev
-	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability $(ARGS)
+	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
 
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)

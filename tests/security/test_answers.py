@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import os
 import re
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.contract.backends import s3_options, use_only
 from tests.fuse.test_isolation import family
 from tests.mounts import MountedStore, mounted
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
-from tests.security.hostile import Answer, Told, hostile_store
+from tests.security.hostile import BUCKET, Answer, Told, hostile_store
 from tests.security.test_names import check_log
+from trimsfs.errors import TransientStoreError
+from trimsfs.stores import open_store
 from trimsfs.types import SIZE_MAX
 
 CONTENT = b"weights of a model" * 100
@@ -232,3 +236,33 @@ def outcome(call: "concurrent.futures.Future[Any]") -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "0"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate that nobody knows, for this host; its key is with it in ``key``."""
+    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=store"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, capture_output=True, check=True, timeout=60)
+    key.write_bytes(key.read_bytes() + certificate.read_bytes())
+    return certificate
+
+
+async def test_a_store_that_cannot_prove_who_it_is_is_sent_nothing(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile_store({b"model": Told(content=CONTENT)}, certificate=certificate.with_name("key")) as store:
+        use_only(store.server, monkeypatch)
+        for trusted in (False, True):
+            if trusted:
+                monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+            opened = open_store(s3_options(store.server.endpoint_url, BUCKET), max_requests=2)
+            if trusted:
+                assert (await opened.stat("model")).size == len(CONTENT)
+                assert len(store.requests) == 1
+            else:
+                with pytest.raises(TransientStoreError, match="certificate verify failed"):
+                    await opened.stat("model")
+                assert store.requests == []
+            await opened.aclose()
