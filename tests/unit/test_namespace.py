@@ -349,7 +349,7 @@ async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known
     began = trio.current_time()
     with pytest.raises(StoreUnavailableError):
         await look(namespace, "other")
-    assert trio.current_time() - began >= 15
+    assert trio.current_time() - began > 14.9
     with pytest.raises(StoreUnavailableError):
         await look(namespace, "another")
     assert trio.current_time() - began < 15 + STALE_RETRY_S
