@@ -43,6 +43,8 @@ class Blob:
         """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
         self.doubt: TrimsError | None = None
         """Why the bytes must not be served any more."""
+        self.lost: set[int] = set()
+        """Chunks that programs read by themselves, and that have not reached the disk: no longer in the index."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -39,6 +40,10 @@ SYNC_INTERVAL_S = 2.0
 DISK_THREADS = 8
 PATIENCE_S = 2.0
 """For how long the index may be failing."""
+SPARE_DESCRIPTORS = 256
+"""Descriptors that are not for blobs: a server without any answers nothing."""
+DESCRIPTORS_OF_A_BLOB = 2
+"""Its own, and that of its mapping."""
 LOOK_INTERVAL_S = 5.0
 """How often a directory that cannot be used is tried."""
 
@@ -100,7 +105,9 @@ class DiskTier:
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._unfinished: set[str] = set()
-        self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._idle_limit = min(4096, descriptors // 8)
+        self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
         self._lock = trio.Lock()
         self._failing = trio.Event()
         self._threads = Threads(DISK_THREADS)
@@ -241,46 +248,70 @@ class DiskTier:
         raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
 
     async def _cut_off(self, blob: Blob) -> None:
-        """Somebody has made the file of a blob shorter."""
-        await self._distrust(blob, range(len(blob.states)), "its file in the cache has been cut off")
-        if blob.attached and not blob.backing_id:
-            try:
-                blob.mend_size()
-            except OSError as error:
-                log.error("%s: its file cannot be mended: %s", blob.generation.key, error)
-
-    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
-        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
-        self._budget.found_failing()
-        await self._distrust(blob, chunks, "could not be written to the disk")
-
-    async def _distrust(self, blob: Blob, chunks: Collection[int], why: str) -> None:
-        """Chunks of a blob may not be what they were: have them fetched again, or the blob doubted while programs read
-        its file by themselves."""
+        """Somebody has changed the length of a blob's file."""
         key = blob.generation.key
         async with self._lock, self._journal.recording:
             if blob.users and blob.backing_id:
-                self.on_doubt(blob, BlobDamagedError(f"{key}: {why}"))
+                self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
                 return
-            log.error("%s: %s: fetching it again", key, why)
-            if blob.users == 0:
-                self._forget(blob)
-            gone = [
-                chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING
-            ]
-            for chunk in gone:
-                blob.forget(chunk)
+            log.error("%s: its file in the cache has been cut off: fetching it again", key)
+            await self._miss(blob, range(len(blob.states)))
+            if blob.attached:
+                try:
+                    blob.mend_size()
+                except OSError as error:
+                    log.error("%s: its file cannot be mended: %s", key, error)
+
+    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
+        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
+        key = blob.generation.key
+        self._budget.found_failing()
+        async with self._lock, self._journal.recording:
+            if not blob.users or not blob.backing_id:
+                await self._miss(blob, chunks)
+                return
+            lost = self._journal.take_back(blob, chunks) - blob.lost
+            blob.lost |= lost
+            for chunk in lost:
                 self._budget.add(key, -chunk_length(chunk, blob.generation.size))
-            await self._note(self.index.remove_chunks, blob.token, gone)
+            self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
+            await self._note(self.index.remove_chunks, blob.token, list(lost))
+
+    async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
+        """Have chunks fetched again, and those that have not been brought to the disk."""
+        if blob.users == 0:
+            self._forget(blob)
+        gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
+        for chunk in gone:
+            blob.forget(chunk)
+            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+        await self._note(self.index.remove_chunks, blob.token, gone)
 
     async def _bring(self, token: str, generation: Generation) -> Blob:
+        blob, full = await self._load(token, generation)
+        if full and not self._budget.full(self._quotas.pool(generation.key)):
+            await self._room.write_failed(generation.key, 0)
+            blob, full = await self._load(token, generation, again=True)
+            if full:
+                self._budget.found_full(self._quotas.pool(generation.key))
+        return blob
+
+    async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
+        """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
+        when nobody uses it by now."""
         async with self._lock:
-            if (known := self._blobs.get(token)) is not None:
-                return known
-            blob, lost = await self._threads.run(self.files.load, token, generation)
+            known = self._blobs.get(token)
+            if known is not None and (known.attached or known.users or not again):
+                return known, False
+            self._close_idle(most=self._most - 1)
+            if len(self._blobs) >= self._most:
+                log.error("%s: not cached: too many files are open", generation.key)
+            blob, lost, full = await self._threads.run(
+                partial(self.files.load, token, generation, attach=len(self._blobs) < self._most)
+            )
             self._budget.add(generation.key, -lost)
             self._blobs[token] = blob
-            return blob
+            return blob, full
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
@@ -297,7 +328,7 @@ class DiskTier:
             loaded = await self._threads.run(
                 lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
-            for blob, lost in loaded:
+            for blob, lost, _ in loaded:
                 self._budget.add(blob.generation.key, -lost)
                 self._blobs[blob.token] = blob
                 if checked:
@@ -315,8 +346,8 @@ class DiskTier:
             self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
             del self._blobs[blob.token]  # the next open tries again to make a file for it
-        elif len(self._blobs) > self._idle_limit:
-            self._close_idle()
+        else:
+            self._close_idle(most=self._idle_limit)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
         """Make room for *size* bytes that are about to be written to a blob; False when there is none.
@@ -376,6 +407,9 @@ class DiskTier:
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self._corrupt += 1
+        if record.chunk in blob.lost:
+            blob.lost.remove(record.chunk)
+            self._budget.add(blob.generation.key, record.length)
         self.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
@@ -458,12 +492,14 @@ class DiskTier:
             if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
         ]
 
-    async def _make_room_of(self, token: str, key: str) -> None:
-        """Evict a blob, if nobody uses it or has pinned it and it can be removed."""
+    async def _make_room_of(self, token: str, key: str) -> bool:
+        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed."""
         try:
             await self._remove(token, key)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot evict %s: %s", token, error)
+            return False
+        return True
 
     async def _remove(self, token: str, key: str) -> int | None:
         """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone.
@@ -487,9 +523,12 @@ class DiskTier:
         log.info("evicted %s: %d bytes", token, size)
         return size
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, *, most: int) -> None:
+        """Close blobs that nobody uses, while there are more than *most*."""
+        if len(self._blobs) <= most:
+            return
         for blob in list(self._blobs.values()):
-            if len(self._blobs) <= self._idle_limit:
+            if len(self._blobs) <= most:
                 break
             if blob.users == 0 and not blob.pinned and self._journal.synced(blob):
                 self._forget(blob)

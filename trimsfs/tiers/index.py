@@ -424,8 +424,18 @@ def _remove(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
+def _try_to_write(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error when an index cannot be written, unless it is because the disk is full now."""
+    try:
+        with connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+
+
 def _open(path: Path, boot_id: str) -> sqlite3.Connection:
-    """Open an index, or make it. One of this boot is not written to: the disk may be full."""
+    """Open an index, or make it."""
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -440,6 +450,8 @@ def _open(path: Path, boot_id: str) -> sqlite3.Connection:
             with connection:
                 connection.execute("DELETE FROM chunks WHERE synced = 0")
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
+        else:
+            _try_to_write(connection)
     except BaseException:
         connection.close()
         raise
