@@ -167,15 +167,17 @@ def _restrict_writing(writable: Iterable[Path]) -> None:
     ruleset = _landlock(_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for path in (*writable, Path("/proc"), Path("/dev/null")):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-                try:
-                    directory = stat.S_ISDIR(os.fstat(place).st_mode)
-                    # The kernel takes no right for a file that is about what is in a directory.
-                    rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
-                    _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
-                finally:
-                    os.close(place)
+            except OSError:
+                continue  # it is not there, or its disk fails: nothing will be written there
+            try:
+                directory = stat.S_ISDIR(os.fstat(place).st_mode)
+                # The kernel takes no right for a file that is about what is in a directory.
+                rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
+                _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+            finally:
+                os.close(place)
         _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

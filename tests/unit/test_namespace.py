@@ -355,6 +355,31 @@ async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known
     assert trio.current_time() - began < 15 + STALE_RETRY_S
 
 
+async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_failed(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """While the store seems to be down, names are believed for longer; not one that has just been found outdated."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    known = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(down())
+    assert await look(namespace, "a") == known
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "absent")
+    store.put("a", b"another content")
+    store.delete("b")
+    for key in ("a", "b"):
+        namespace.replaced(key)
+    store.fail(TransientStoreError("reset"), times=2)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "b") is Special.ABSENT
+    store.fail(down(), times=float("inf"))
+    namespace.replaced("a")
+    assert await look(namespace, "a") == known  # better than nothing: its content may be here
+
+
 async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
     large_store: MemoryStore, autojump_clock: MockClock
 ) -> None:

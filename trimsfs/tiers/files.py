@@ -21,13 +21,15 @@ class BlobFiles:
         self._store = store
         self.compares = False
         """Whether blobs are compared with what the store says of them."""
+        self.usable = True
+        """Whether files can be made, and those that are there be used."""
 
     def load(self, token: str, generation: Generation) -> tuple[Blob, int]:
         """A blob, without a file if none can be made, and the bytes that the index wrongly believed to be in it."""
         blob = Blob(token, generation)
         blob.digest = None if self.compares else ""
         lost = 0
-        if generation.size == 0:
+        if generation.size == 0 or not self.usable:
             return blob, lost
         try:
             loaded = self._index.load(token)
@@ -56,7 +58,14 @@ class BlobFiles:
 
     def remove(self, token: str) -> int:
         """Remove a blob; the bytes that were recorded of it. Raises OSError and sqlite3.Error."""
-        freed = self._index.remove(token)
+        try:
+            freed = self._index.remove(token)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+                raise
+            # The index takes room to be told. A record without a file is found to be one.
+            self.path(token).unlink(missing_ok=True)
+            freed = self._index.remove(token)
         self.path(token).unlink(missing_ok=True)
         return freed
 
