@@ -19,7 +19,7 @@ from tests.mounts import MountedStore, mounted
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.security.hostile import BUCKET, Answer, Told, hostile_store
-from tests.security.test_names import check_log
+from tests.security.names import check_log
 from trimsfs.errors import TransientStoreError
 from trimsfs.stores import open_store
 from trimsfs.types import SIZE_MAX
@@ -85,34 +85,39 @@ def heaviest_kib(mount: MountedStore) -> int:
     return max(sizes)
 
 
+def look(mount: MountedStore, name: str) -> tuple[Counter[str], int]:
+    """What comes of the calls for an object of which the store lies, and how often bytes were wrong."""
+    errors: Counter[str] = Counter()
+    told, directory = LIES[name], mount.path / name
+    right = told.content[: int(told.length)] if name in {"size too small", "size none"} else told.content
+    wrong = 0
+    for call in (os.listdir, lambda path: os.stat(path / "lie"), lambda path: (path / "lie").read_bytes()):
+        try:
+            found = call(directory)
+        except OSError as error:
+            errors[errno.errorcode[error.errno or 0]] += 1
+        else:
+            errors["0"] += 1
+            wrong += isinstance(found, bytes) and found != right
+    truth = directory / "truth"
+    if name in NO_LISTING:
+        with pytest.raises(OSError, match="Input/output error"):
+            truth.read_bytes()
+    else:
+        assert truth.read_bytes() == name.encode(), name
+    return errors, wrong
+
+
 def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: Survived) -> None:
     """Of each object the store lies, in a directory with one of which it does not."""
     objects = {f"{name}/lie".encode(): told for name, told in LIES.items()}
     objects |= {f"{name}/truth".encode(): Told(content=name.encode()) for name in LIES}
-    errors: Counter[str] = Counter()
-    wrong = operations = 0
     with (
         hostile_store(objects) as store,
         mounted(store.url, tmp_path, *OPTIONS, environment=store.server.environment()) as mount,
     ):
-        for name, told in LIES.items():
-            directory = mount.path / name
-            for call in (os.listdir, lambda path: os.stat(path / "lie"), lambda path: (path / "lie").read_bytes()):
-                operations += 1
-                try:
-                    found = call(directory)
-                except OSError as error:
-                    errors[errno.errorcode[error.errno or 0]] += 1
-                else:
-                    told_less = name in {"size too small", "size none"}
-                    right = told.content if not told_less else told.content[: int(told.length)]
-                    wrong += isinstance(found, bytes) and found != right
-            truth = directory / "truth"
-            if name in NO_LISTING:
-                with pytest.raises(OSError, match="Input/output error"):
-                    truth.read_bytes()
-            else:
-                assert truth.read_bytes() == name.encode(), name
+        with concurrent.futures.ThreadPoolExecutor(8) as readers:
+            seen = list(readers.map(lambda name: look(mount, name), LIES))
         log = mount.log()
         assert mount.metrics()["trimsfs_server_restarts_total"] == 0
         assert heaviest_kib(mount) < MEMORY_LIMIT_KIB
@@ -121,15 +126,17 @@ def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: 
     for defect in ("the process that fetched it has ended", "internal error", "credentials"):
         assert defect not in log
     assert not any("X-Evil" in request for request in store.requests)
-    allowed = [errno.errorcode[number] for number in LISTED]
+    errors = sum((counted for counted, _ in seen), Counter[str]())
+    operations = errors.total()
+    del errors["0"]
     survived(
         Survival(
             fault="lies of a store",
             injected=len(LIES),
             operations=operations,
             errors=errors,
-            allowed=allowed,
-            wrong=wrong,
+            allowed=[errno.errorcode[number] for number in LISTED],
+            wrong=sum(wrong for _, wrong in seen),
         )
     )
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from mountctl.mounting import CONNECTIONS
 from mountctl.sockets import socket_path
 from tests.fuse.test_isolation import A, family
-from tests.mounts import MountedStore, log_beside, mounted
+from tests.mounts import MountedStore, log_beside, mounted, wait_until
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.security.taken_over import attempted, called
@@ -85,36 +86,34 @@ def of_the_mount(mount: MountedStore, log: Path, device: str) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def private(store_directory: Path, tmp_path: Path) -> Path:
-    """A store with a model for one group."""
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """A mount with a model for one group, and one for all."""
+    directory = tmp_path_factory.mktemp("users") / "mount"
+    store, config = directory.with_name("store"), directory.with_name("mount.toml")
     for name in ("private", "public"):
-        (store_directory / name).mkdir()
-        (store_directory / name / "model").write_bytes(CONTENT)
-    config = tmp_path / "mount.toml"
+        (store / name).mkdir(parents=True)
+        (store / name / "model").write_bytes(CONTENT)
     config.write_text(f'[[access]]\npath = "private"\ngid = {A}\nmode = "0440"\n')
-    return config
+    with mounted(store, directory, "--config", str(config)) as mount:
+        assert (mount.path / "private/model").read_bytes() == CONTENT
+        yield mount
 
 
-def test_a_user_gets_nothing_of_a_mounts_processes_and_files(
-    store_directory: Path, tmp_path: Path, private: Path, survived: Survived
-) -> None:
+def test_a_user_gets_nothing_of_a_mounts_processes_and_files(mount: MountedStore, survived: Survived) -> None:
     """Neither of the keeper nor of servers, the one that stands by and fetch processes included."""
-    with mounted(store_directory, tmp_path, "--config", str(private)) as mount:
-        assert (mount.path / "private/model").read_bytes() == CONTENT
-        processes = family(mount.control()["keeper_pid"])
-        assert len(processes) > 4
-        there = mount_at(mount.path)
-        assert there is not None
-        found: dict[str, str] = as_user(STRANGER, lambda: of_the_mount(mount, log_beside(tmp_path), there.device))
-        for pid in processes:
-            found |= as_user(STRANGER, lambda pid=pid: of_a_process(pid))  # type: ignore[misc]
-        blobs = list((mount.cache / "blobs").rglob("*"))
-        assert any(path.is_file() for path in blobs)
-        for path in blobs:
-            found[str(path)] = as_user(STRANGER, lambda path=path: attempted(path.read_bytes))  # type: ignore[misc]
-        assert family(mount.control()["keeper_pid"]) == processes
-        assert (mount.path / "private/model").read_bytes() == CONTENT
+    wait_until(lambda: len(family(mount.control()["keeper_pid"])) > 4)
+    processes = family(mount.control()["keeper_pid"])
+    there = mount_at(mount.path)
+    assert there is not None
+    found: dict[str, str] = as_user(STRANGER, lambda: of_the_mount(mount, log_beside(mount.path.parent), there.device))
+    for pid in processes:
+        found |= as_user(STRANGER, lambda pid=pid: of_a_process(pid))  # type: ignore[misc]
+    blobs = [path for path in (mount.cache / "blobs").rglob("*") if path.is_file()]
+    assert blobs
+    found |= as_user(STRANGER, lambda: {str(path): attempted(path.read_bytes) for path in blobs})
+    assert family(mount.control()["keeper_pid"]) == processes
+    assert (mount.path / "private/model").read_bytes() == CONTENT
     assert {what: came for what, came in found.items() if came not in DENIED} == {}
     survived(
         Survival(
@@ -127,35 +126,30 @@ def test_a_user_gets_nothing_of_a_mounts_processes_and_files(
     )
 
 
-def test_what_others_have_open_cannot_be_opened_through_them(
-    store_directory: Path, tmp_path: Path, private: Path
-) -> None:
-    """A reader that may has the model open and mapped; who may not finds no way by that."""
-    with mounted(store_directory, tmp_path, "--config", str(private)) as mount:
-        reader = subprocess.Popen(
-            ["sh", "-c", 'exec 5< "$1"; echo open; exec sleep 60', "sh", mount.path / "private/model"],
-            stdout=subprocess.PIPE,
-            extra_groups=[A],
-            user=3001,
-            group=3001,
-        )
-        try:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == b"open\n"
-            ways = [
-                *(f"/proc/{reader.pid}/fd/5", f"/proc/{reader.pid}/task/{reader.pid}/fd/5"),
-                *(f"/proc/{reader.pid}/root{mount.path}/private/model", f"/proc/self/root{mount.path}/private/model"),
-                *(f"{mount.path}/private/../private/model", f"{mount.path}/public/../private/model"),
-            ]
-            found = as_user(STRANGER, lambda: [attempted(Path(way).read_bytes) for way in ways])
-            assert found == ["EACCES"] * len(ways)
-            # Root of a user namespace is the same user to the mount.
-            command = ["unshare", "-Ur", "cat", str(mount.path / "private/model")]
-            done = subprocess.run(
-                command, capture_output=True, user=STRANGER, group=STRANGER, extra_groups=[], check=False
-            )
-            assert (done.returncode, done.stdout) == (1, b""), done.stderr
-            assert as_user(STRANGER, (mount.path / "public/model").read_bytes) == CONTENT
-        finally:
-            reader.kill()
-            reader.communicate()
+def test_what_others_have_open_cannot_be_opened_through_them(mount: MountedStore) -> None:
+    """A reader that may has the model open; who may not finds no way by that."""
+    reader = subprocess.Popen(
+        ["sh", "-c", 'exec 5< "$1"; echo open; exec sleep 60', "sh", mount.path / "private/model"],
+        stdout=subprocess.PIPE,
+        extra_groups=[A],
+        user=3001,
+        group=3001,
+    )
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"open\n"
+        ways = [
+            *(f"/proc/{reader.pid}/fd/5", f"/proc/{reader.pid}/task/{reader.pid}/fd/5"),
+            *(f"/proc/{reader.pid}/root{mount.path}/private/model", f"/proc/self/root{mount.path}/private/model"),
+            *(f"{mount.path}/private/../private/model", f"{mount.path}/public/../private/model"),
+        ]
+        found = as_user(STRANGER, lambda: [attempted(Path(way).read_bytes) for way in ways])
+        assert found == ["EACCES"] * len(ways)
+        # Root of a user namespace is the same user to the mount.
+        command = ["unshare", "-Ur", "cat", str(mount.path / "private/model")]
+        done = subprocess.run(command, capture_output=True, user=STRANGER, group=STRANGER, extra_groups=[], check=False)
+        assert (done.returncode, done.stdout) == (1, b""), done.stderr
+        assert as_user(STRANGER, (mount.path / "public/model").read_bytes) == CONTENT
+    finally:
+        reader.kill()
+        reader.communicate()

@@ -46,7 +46,7 @@ def test_every_claim_names_its_test(name: str) -> None:
     points = claims(ROOT / "docs" / name)
     assert len(points) > 25
     for point in points:
-        assert re.search(r"`test_\w+`\)?\.$", point.rstrip()), point
+        assert re.search(r"`test_\w+`\)?\.$", point.strip()), point
 
 
 def test_every_option_and_exit_code_is_described() -> None:

@@ -1,10 +1,13 @@
 """Names of others, as people are shown them."""
 
 import logging
+from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
+from trimsfs.metrics import renderer
 from trimsfs.text import LineFormatter, printable
 
 
@@ -31,3 +34,18 @@ def test_a_record_is_one_line_and_what_it_raised_is_indented(name: str, cause: s
     assert first.isprintable()
     assert first.startswith("ERROR ")
     assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one tenant."""
+
+    tenant_used_bytes: dict[str, int]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda name: not name.endswith("/")))
+@example('evil"} 1\ntrimsfs_disk_used_bytes 999\\')
+def test_any_name_can_be_the_label_of_a_metric(name: str) -> None:
+    text = renderer({"disk": lambda: Statistics({f"{name}/": 7})})().decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert [(sample.labels, sample.value) for sample in samples] == [({"tenant": name}, 7)]
