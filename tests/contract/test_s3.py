@@ -239,6 +239,13 @@ async def test_count_of_keys_need_not_be_told() -> None:
         assert len((await store.list_page("")).objects) == 2
 
 
+async def test_refusal_without_a_reason_is_tried_again() -> None:
+    """HEAD is answered without a body, RequestTimeout too."""
+    async with store_of(failure("400 Bad Request")) as store:
+        with pytest.raises(TransientStoreError):
+            await store.stat("model")
+
+
 async def test_redirect_that_leads_nowhere_is_followed_once() -> None:
     async with (
         raw_server(failure("307 Temporary Redirect", "TemporaryRedirect")) as server,
