@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -19,15 +19,22 @@ import trio
 
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
-from trimsfs.errors import BlobDamagedError, CacheError, InUseError, StoreError, TrimsError
+from trimsfs.errors import (
+    BlobDamagedError,
+    CacheError,
+    InUseError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+    TrimsError,
+)
 from trimsfs.fetch import Fetcher
 from trimsfs.mending import Mender, held
-from trimsfs.ranges import chunk_length
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.transfer import Transfer
-from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +165,8 @@ class Integrity:
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
+                except (ObjectChangedError, ObjectNotFoundError):
+                    del self._later[token]  # the store knows it no more, and will not
                 except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
@@ -227,7 +236,7 @@ class Integrity:
         """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
-            return crc32c_of(_records(blob)) == expected.value
+            return crc32c_of(blob.records()) == expected.value
         descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
         try:
             for part_size in expected.part_sizes(size):
@@ -328,9 +337,3 @@ class Integrity:
 async def _unsigned(_generation: Generation) -> Digest | None:
     """Nothing has been signed."""
     return None
-
-
-def _records(blob: Blob) -> Iterator[ChunkRecord]:
-    size = blob.generation.size
-    for chunk in range(len(blob.states)):
-        yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, size), crc=blob.crc(chunk))

@@ -98,11 +98,13 @@ class _Directory:
 
     ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
     ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
-    was asked before ``distrusted`` are known to be outdated.
+    was asked before ``distrusted`` are known to be outdated; of the names in ``outdated`` it is known that they lead
+    elsewhere by now.
     """
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
+        self.outdated: set[bytes] = set()
         self.listed = float("-inf")
         self.distrusted = float("-inf")
         self.complete = False
@@ -304,12 +306,14 @@ class Namespace:
         return directory.entries if directory is not None else {}
 
     def replaced(self, key: str) -> None:
-        """The object is not what the directory says: ask the store at the next lookup."""
+        """The object is not what the directory says, as the store has just told: ask it at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])
+        self._down_until = float("-inf")
         if directory is not None:
-            directory.listed = float("-inf")
+            directory.listed = directory.retry_at = float("-inf")
             directory.names.clear()
             directory.distrusted = trio.current_time()
+            directory.outdated.add(os.fsencode(key[key.rfind("/") + 1 :]))
 
     def _directory(self, prefix: str) -> _Directory:
         directory = self._directories.get(prefix)
@@ -333,7 +337,7 @@ class Namespace:
                 return entry, left
         entry = directory.entries.get(name, Special.ABSENT)
         left = directory.listed + self._ttl(entry) - now
-        if entry is not Special.ABSENT:
+        if entry is not Special.ABSENT and name not in directory.outdated:
             left = max(left, directory.retry_at - now, self._down_until - now)
         return (entry, left) if directory.complete and left > 0 else None
 
@@ -343,11 +347,12 @@ class Namespace:
     async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
         asked, stale = trio.current_time(), _stale(directory, name)
-        if stale is not Special.ABSENT and asked < directory.retry_at:
+        known = stale is not Special.ABSENT and (name in directory.names or name not in directory.outdated)
+        if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
         try:
             directory.raise_recent_failure()
-            entry = await self._probe(prefix + os.fsdecode(name), patient=stale is Special.ABSENT)
+            entry = await self._probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
@@ -388,6 +393,8 @@ class Namespace:
         if not directory.large:
             directory.entries, self._hidden[prefix] = _entries(prefix, pages)
             directory.listed = asked if asked > directory.distrusted else float("-inf")
+            if asked > directory.distrusted:
+                directory.outdated.clear()
             directory.complete = True
             directory.names.clear()
 

@@ -87,7 +87,7 @@ class Kernel:
     async def lost(self) -> None:
         """Wait until nothing of the dead server is left: what its threads have begun they end."""
         while self._under_way:
-            await trio.sleep(0.001)
+            await self._change.wait()
 
     def _changed(self) -> None:
         self._change.set()
@@ -115,6 +115,8 @@ class Kernel:
                     error.__cause__ = cause
                 finally:
                     self._under_way.discard(scope)
+                    if self._server is None:
+                        self._changed()
                 if server is self._server:  # or the answer comes from one that is dead
                     if error is not None:
                         raise error

@@ -112,16 +112,24 @@ def without_threads(draw: random.Random) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Add to what fails what it was about."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(what)
+        raise
+
+
 def scheduled(seed: int, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
     """Run an async function as the seed decides; time passes only while nothing else can happen."""
     _run._r.seed(seed)
     state = random.getstate()
     random.seed(seed)  # waits between attempts
     try:
-        with without_threads(random.Random(seed)):
+        with about(f"seed {seed}"), without_threads(random.Random(seed)):
             return trio.run(function, *arguments, clock=MockClock(autojump_threshold=0))
-    except BaseException as error:
-        error.add_note(f"seed {seed}")
-        raise
+        raise AssertionError("unreachable: nothing is swallowed")
     finally:
         random.setstate(state)

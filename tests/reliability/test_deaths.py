@@ -3,6 +3,7 @@
 import errno
 import itertools
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.conftest import Survived
 from tests.reliability.kernel import Kernel
-from tests.reliability.scheduling import at, scheduled
-from tests.reliability.successors import Lives
+from tests.reliability.scheduling import about, at, scheduled
+from tests.reliability.succession import Succession
 from tests.unit.parts import content_of
 from trimsfs.coldopen import ColdOpen
 
@@ -87,7 +88,7 @@ async def killed_everywhere(
         "d/small": b"small",
     }
     async with trio.open_nursery() as nursery:
-        lives = Lives(
+        lives = Succession(
             nursery,
             MemoryStore(contents, streaming=True),
             directory,
@@ -130,7 +131,7 @@ async def killed_everywhere(
     return killed
 
 
-async def follow(lives: Lives, died: trio.Event, done: trio.CancelScope) -> None:
+async def follow(lives: Succession, died: trio.Event, done: trio.CancelScope) -> None:
     """Start another server once one has died."""
     with done:
         await died.wait()
@@ -144,31 +145,26 @@ STRIDES = [
 ]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 @pytest.mark.parametrize(("stride", "seeds"), STRIDES)
 def test_a_server_can_die_after_any_step(
-    tmp_path: Path, chunk_size: int, operation: Operation, stride: int, seeds: int, survived: Survived
+    tmp_path: Path, chunk_size: int, stride: int, seeds: int, survived: Survived
 ) -> None:
     killed = 0
-    for seed in range(seeds):
-        for cold_open, warm in WAYS:
-            directory = tmp_path / f"{seed}-{cold_open}-{warm}"
+    for seed, operation, (cold_open, warm) in itertools.product(range(seeds), OPERATIONS, WAYS):
+        with about(operation.__name__):
+            directory = tmp_path / f"{seed}-{operation.__name__}-{cold_open}-{warm}"
             killed += scheduled(seed, killed_everywhere, directory, chunk_size, operation, cold_open, warm, stride)
-    name = operation.__name__.replace("_", " ")
-    survived(Survival(fault=f"server killed while asked: {name}", injected=killed, operations=2 * killed))
+    survived(Survival(fault="server killed at any step while asked", injected=killed, operations=2 * killed))
 
 
-@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(("stride", "seeds"), STRIDES)
 def test_a_server_can_die_after_any_step_of_a_command(
-    tmp_path: Path, chunk_size: int, name: str, stride: int, seeds: int, survived: Survived
+    tmp_path: Path, chunk_size: int, stride: int, seeds: int, survived: Survived
 ) -> None:
-    async def operation(kernel: Kernel) -> object:
-        return await command(kernel, name)
-
     killed = 0
-    for seed in range(seeds):
-        for warm in (False, True):
-            directory = tmp_path / f"{seed}-{warm}"
+    for seed, name, warm in itertools.product(range(seeds), COMMANDS, (False, True)):
+        with about(name):
+            directory = tmp_path / f"{seed}-{name}-{warm}"
+            operation = partial(command, name=name)
             killed += scheduled(seed, killed_everywhere, directory, chunk_size, operation, "wait", warm, stride)
-    survived(Survival(fault=f"server killed while it carries out: {name}", injected=killed, operations=2 * killed))
+    survived(Survival(fault="server killed at any step of a command", injected=killed, operations=2 * killed))

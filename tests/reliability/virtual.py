@@ -18,7 +18,7 @@ from tests.fakes import MemoryStore
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.kernel import Kernel
 from tests.reliability.scheduling import without_threads
-from tests.reliability.successors import Lives
+from tests.reliability.succession import Succession
 from tests.unit.parts import blob_files, flip_byte
 from tests.unit.served import Server
 from trimsfs.coldopen import ColdOpen
@@ -109,7 +109,7 @@ class VirtualDriver:
         self._damaged = False
         self._store = MemoryStore(streaming=streaming)
         self._loop = Loop()
-        self._lives = Lives(
+        self._lives = Succession(
             self._loop.nursery,
             self._store,
             directory,

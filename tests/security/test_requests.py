@@ -14,7 +14,7 @@ from tests.fuse.test_isolation import family
 from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
-from tests.security.test_names import check_log
+from tests.security.names import check_log
 from tests.security.users import STRANGER, as_user
 
 MIB = 1 << 20

@@ -15,7 +15,7 @@ from tests.fuse.test_isolation import family
 from tests.fuse.test_kept import have_serve
 from tests.mounts import MountedStore, mounted, wait_until
 from tests.security import taken_over
-from tests.security.test_names import check_log
+from tests.security.names import check_log
 
 
 @pytest.fixture(scope="module")

@@ -296,11 +296,11 @@ async def served(
     cold_open: ColdOpen = "stream",
     siblings: bool = False,
     deadline_s: float = 15.0,
+    ledger: Ledger | None = None,
     digests: Digests = "auto",
     scrub_interval_s: float = 0.0,
     read_manifest: ReadManifest | None = None,
     required: bool = False,
-    ledger: Ledger | None = None,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
 

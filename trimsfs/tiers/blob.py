@@ -4,11 +4,11 @@ import enum
 import mmap
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trimsfs.errors import TrimsError
-from trimsfs.ranges import chunk_count, chunks_of
+from trimsfs.ranges import chunk_count, chunk_length, chunks_of
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
@@ -157,6 +157,12 @@ class Blob:
     def crc(self, chunk: int) -> int:
         """The CRC32C that a chunk's bytes had when they were written."""
         return self._crcs[chunk]
+
+    def records(self) -> Iterator[ChunkRecord]:
+        """The chunks that are in the file, verified or not."""
+        for chunk, state in enumerate(self.states):
+            if state != ChunkState.MISSING:
+                yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, self.generation.size), crc=self._crcs[chunk])
 
     def forget(self, chunk: int) -> None:
         """The chunk's bytes are wrong or gone: fetch them again."""

@@ -22,7 +22,7 @@ from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
-from trimsfs.tiers.leftovers import Leftovers
+from trimsfs.tiers.leftovers import Leftovers, give_back
 from trimsfs.tiers.place import Place
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
@@ -104,6 +104,7 @@ class DiskTier:
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
+        self._unfinished: set[str] = set()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._idle_limit = min(4096, descriptors // 8)
         self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
@@ -165,6 +166,7 @@ class DiskTier:
             if self._journal.pending or due:
                 await self.flush()
             await self._room.tidy()
+            await self._give_back_unfinished()
             if due:
                 await self._journal.sync()
                 if await self._threads.run(self._place.gone):
@@ -365,13 +367,14 @@ class DiskTier:
     def unreserve(self, blob: Blob, size: int) -> None:
         """The opposite of `reserve`."""
         self._budget.add(blob.generation.key, -size)
+        self._unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
         """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
 
         When that cannot help, `reserve` declines for a while.
         """
-        self._budget.add(blob.generation.key, -size)
+        self.unreserve(blob, size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             await self._room.write_failed(blob.generation.key, size)
         else:
@@ -564,6 +567,24 @@ class DiskTier:
 
     def _residency(self, record: BlobRecord) -> Residency:
         return residency_of(record, self._blobs.get(record.token), self.files.path(record.token))
+
+    async def _give_back_unfinished(self) -> None:
+        """What was written of chunks that have not come after all takes no room once nobody uses the blob."""
+        for token in list(self._unfinished):
+            async with self._lock:
+                blob = self._blobs.get(token)
+                if blob is not None and blob.users:
+                    continue
+                self._unfinished.discard(token)
+                if blob is None or blob.complete or not blob.attached:
+                    continue
+                del self._blobs[token]  # so that who wants it meanwhile waits for the lock
+                try:
+                    await self._threads.run(give_back, blob.fileno(), blob.generation.size, list(blob.records()))
+                except OSError as error:
+                    log.error("%s: cannot give back what is left of a fetch: %s", blob.generation.key, error)
+                finally:
+                    self._blobs[token] = blob
 
     async def _settle(self) -> None:
         """Make files and index agree: what a crash between the steps of a change leaves."""

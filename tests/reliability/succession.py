@@ -34,7 +34,7 @@ class _Channel:
             self._backing.close(backing_id, done)
 
 
-class Lives:
+class Succession:
     """One mount: its kernel, its backing files and the server of the moment. *options* are those of `served`."""
 
     def __init__(self, nursery: trio.Nursery, store: MemoryStore, directory: Path, **options: Any) -> None:
