@@ -183,8 +183,8 @@ class DiskTier:
         raise CacheUnusableError(f"cache directory {self.directory} can be used again: another server does")
 
     async def _give_up(self) -> None:
-        with suppress(OSError):
-            await self._threads.run(self.index.remove_if_damaged)
+        with suppress(OSError, sqlite3.Error):
+            await self._threads.run(self.index.mend)
         raise CacheUnusableError(
             f"cache directory {self.directory} cannot be used any longer: another server goes on, without it if need be"
         )
