@@ -7,25 +7,34 @@ cannot be mended is *in doubt*: nobody gets any more of it.
 """
 
 import logging
+import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import trio
 
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
-from trimsfs.errors import BlobDamagedError, CacheError, InUseError, StoreError, TrimsError
+from trimsfs.errors import (
+    BlobDamagedError,
+    CacheError,
+    InUseError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreError,
+    TrimsError,
+)
 from trimsfs.fetch import Fetcher
 from trimsfs.mending import Mender, held
-from trimsfs.ranges import chunk_length
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.transfer import Transfer
-from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +94,11 @@ class Integrity:
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
+        disk.on_doubt = self._suspect
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._doubtful: dict[Blob, float] = {}
+        self._suspected = WeakKeyDictionary[Blob, float]()
         self._misled, self._fruitless = False, 0
         self._compared = self._differing = 0
 
@@ -154,6 +165,8 @@ class Integrity:
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
+                except (ObjectChangedError, ObjectNotFoundError):
+                    del self._later[token]  # the store knows it no more, and will not
                 except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
@@ -223,7 +236,7 @@ class Integrity:
         """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
-            return crc32c_of(_records(blob)) == expected.value
+            return crc32c_of(blob.records()) == expected.value
         descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
         try:
             for part_size in expected.part_sizes(size):
@@ -240,6 +253,15 @@ class Integrity:
         finally:
             os.close(descriptor)
         return False if expected.part_sizes(size) else None
+
+    def _suspect(self, blob: Blob, error: TrimsError) -> None:
+        """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
+        before = self._suspected.get(blob, -math.inf)
+        self._doubt(blob, error)
+        now = trio.current_time()
+        if now - before > DOUBT_INTERVAL_S:  # else it is damaged again and again
+            self._suspected[blob] = now
+            self._doubtful[blob] = -math.inf
 
     def _doubt(self, blob: Blob, error: TrimsError) -> None:
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
@@ -315,9 +337,3 @@ class Integrity:
 async def _unsigned(_generation: Generation) -> Digest | None:
     """Nothing has been signed."""
     return None
-
-
-def _records(blob: Blob) -> Iterator[ChunkRecord]:
-    size = blob.generation.size
-    for chunk in range(len(blob.states)):
-        yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, size), crc=blob.crc(chunk))

@@ -239,6 +239,13 @@ async def test_count_of_keys_need_not_be_told() -> None:
         assert len((await store.list_page("")).objects) == 2
 
 
+async def test_refusal_without_a_reason_is_tried_again() -> None:
+    """HEAD is answered without a body, RequestTimeout too."""
+    async with store_of(failure("400 Bad Request")) as store:
+        with pytest.raises(TransientStoreError):
+            await store.stat("model")
+
+
 async def test_redirect_that_leads_nowhere_is_followed_once() -> None:
     async with (
         raw_server(failure("307 Temporary Redirect", "TemporaryRedirect")) as server,
@@ -290,7 +297,7 @@ async def test_connection_that_breaks_again_and_again_is_tried_anew_until_it_doe
 async def test_request_is_tried_once() -> None:
     async with (
         raw_server(failure("500 Internal Server Error")) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=STALL_S)) as store,
+        opened(s3_options(server.endpoint_url, "bucket")) as store,
     ):
         await everything(store)
     assert len(server.requests) == 4

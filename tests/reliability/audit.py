@@ -71,6 +71,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
             assert record.length == stop - start
             assert record.crc == crc32c.crc32c(content[start:stop])
             blob = disk.known(here.token)
+            # What an earlier server left may be damaged: it is checked before its first use.
             if not damaged if blob is None else blob.states[record.chunk] == ChunkState.VERIFIED:
                 with disk.files.path(here.token).open("rb") as file:
                     file.seek(start)

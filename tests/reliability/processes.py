@@ -38,10 +38,22 @@ def descriptors(pid: int) -> Counter[str]:
         with contextlib.suppress(FileNotFoundError):
             target = os.readlink(entry)
             name = target.split(":")[0] if not target.startswith("/") else os.path.dirname(target)
-            if target.endswith("(deleted)"):
+            if target.startswith("/memfd:"):
+                name = "memory"
+            elif target.endswith("(deleted)"):
                 name = "what has been deleted"
             found["blobs" if name.rpartition("/")[0].endswith("/blobs") else name] += 1
     return found
+
+
+def described(pid: int) -> str:
+    """What a process is, for who has to find out why it is there."""
+    try:
+        command = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        state, parent = _fields(pid)[:2]
+    except OSError:
+        return f"{pid} is gone"
+    return f"{pid} of {parent} ({state}) {command}"
 
 
 def _fields(pid: int) -> list[str]:

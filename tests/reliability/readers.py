@@ -48,7 +48,7 @@ class FaultReader:
         """One of each operation on one object, and a read of what has been open for longer."""
         name = self._draw.choice(self._names)
         directory, tolerated = os.path.dirname(name), self._tolerated(name)
-        with self._putting_up_with(tolerated if self._listed else FAILURES), self.report.timing("ls"):
+        with self._putting_up_with(tolerated if self._listed else {*tolerated, *FAILURES}), self.report.timing("ls"):
             listed = set(os.listdir(self._mount / directory))
             expected = {one for one in self._objects.names(f"{directory}/") if one not in self._fleeting}
             lost = {os.path.basename(one) for one in expected} - listed

@@ -366,8 +366,8 @@ async def served(
             watching,
             derived,
             mounted_ns=MOUNTED_NS,
-            ledger=ledger,
             admission=admission,
+            ledger=ledger,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:

@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.unit.conftest import set_chunk_size
 from tests.unit.parts import blob_files, content_of, fetcher_of, fetching, fill, opened, until
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
@@ -21,6 +22,35 @@ from trimsfs.stores.retrying import LONGEST_WAIT_S
 from trimsfs.tiers.blob import Blob
 
 # No room on disk
+
+
+async def test_chunks_that_did_not_come_in_the_end_take_no_room(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", 0)
+    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", 8192)
+    chunk_size = set_chunk_size(monkeypatch, 64 << 10)
+    content = content_of("a", 8 * chunk_size)
+    workshop.store.put("a", content)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    assert await bench.read(blob, 0, chunk_size) == content[:chunk_size]
+    workshop.store.fail(StoreAccessError("no"), after=chunk_size // 2, times=float("inf"))
+    for start in range(chunk_size, len(content), chunk_size):
+        with pytest.raises(StoreAccessError):
+            await bench.read(blob, start, start + chunk_size)
+    (file,) = blob_files(workshop.directory)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.tier.run)
+        await trio.sleep(0.2)
+        assert file.stat().st_blocks * 512 > 4 * chunk_size  # somebody may be reading what came first
+        bench.tier.release(blob)
+        await until(lambda: file.stat().st_blocks * 512 == chunk_size)
+        nursery.cancel_scope.cancel()
+    workshop.store.heal()
+    again = await bench.acquire("a")
+    assert again is blob
+    assert await bench.read(blob, 0, len(content)) == content
 
 
 async def test_without_room_bytes_are_served_from_memory(workshop: Workshop, chunk_size: int) -> None:

@@ -18,9 +18,9 @@ from tests.fakes import MemoryStore
 from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import FakeBacking, Server, served
 from trimsfs.digests import Algorithm, Digest
-from trimsfs.errors import BlobDamagedError, StoreUnavailableError
+from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
 from trimsfs.handles import BACKING_SHIFT
-from trimsfs.integrity import MOST_FRUITLESS
+from trimsfs.integrity import LOOK_INTERVAL_S, MOST_FRUITLESS
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 5
@@ -229,6 +229,19 @@ async def test_a_store_that_is_away_is_asked_later(server: Server, store: Memory
     assert await server.attribute("a", "verified") == "false"
     await until(lambda: server.integrity.statistics().compared == 1)
     assert await server.attribute("a", "verified") == "true"
+
+
+async def test_the_store_is_not_asked_again_of_what_it_has_replaced(
+    server: Server, store: MemoryStore, content: bytes
+) -> None:
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    store.fail(ObjectChangedError("a: its ETag is another now"), method="digest", times=float("inf"))
+    handle = await opened(server)
+    assert await server.read(handle) == content
+    await until(lambda: server.integrity.statistics().to_compare == 0)
+    asked = store.count("digest")
+    await trio.sleep(LOOK_INTERVAL_S * 1.5)
+    assert store.count("digest") == asked
 
 
 async def test_nothing_is_given_before_the_store_could_be_asked_where_that_is_wanted(

@@ -4,11 +4,11 @@ import enum
 import mmap
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trimsfs.errors import TrimsError
-from trimsfs.ranges import chunk_count, chunks_of
+from trimsfs.ranges import chunk_count, chunk_length, chunks_of
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
@@ -43,6 +43,8 @@ class Blob:
         """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
         self.doubt: TrimsError | None = None
         """Why the bytes must not be served any more."""
+        self.lost: set[int] = set()
+        """Chunks that programs read by themselves, and that have not reached the disk: no longer in the index."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -108,6 +110,15 @@ class Blob:
         self._view = memoryview(mapping)
         return fitting
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody has made the file shorter, or longer."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_size != self.generation.size
+
+    def mend_size(self) -> None:
+        """Give the file its size again: what was cut off is missing. Raises OSError."""
+        os.truncate(self.fileno(), self.generation.size)
+
     def detach(self) -> None:
         """Close the file. Views that are still in use keep the mapping until they are gone."""
         if self._descriptor is not None:
@@ -146,6 +157,12 @@ class Blob:
     def crc(self, chunk: int) -> int:
         """The CRC32C that a chunk's bytes had when they were written."""
         return self._crcs[chunk]
+
+    def records(self) -> Iterator[ChunkRecord]:
+        """The chunks that are in the file, verified or not."""
+        for chunk, state in enumerate(self.states):
+            if state != ChunkState.MISSING:
+                yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, self.generation.size), crc=self._crcs[chunk])
 
     def forget(self, chunk: int) -> None:
         """The chunk's bytes are wrong or gone: fetch them again."""

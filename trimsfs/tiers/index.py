@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class BlobIndex:
     """
 
     def __init__(self, path: Path, *, boot_id: str | None = None, trusted: bool = False) -> None:
+        self._path = path
         self._trusted = trusted
         self._lock = threading.Lock()
         self.rebuilt = False
@@ -102,8 +103,7 @@ class BlobIndex:
                 raise  # locked, or a full or failing disk: the index itself may be well
             except sqlite3.DatabaseError as error:
                 log.warning("%s: %s: starting with an empty cache", path, error)
-                for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-                    path.with_name(name).unlink(missing_ok=True)
+                _remove(path)
                 self._open(path, boot_id)
                 self.rebuilt = True
         except (sqlite3.Error, OSError) as error:
@@ -120,6 +120,19 @@ class BlobIndex:
         except BaseException:
             self._connection.close()
             raise
+
+    def remove_if_damaged(self) -> None:
+        """Have the next server begin with an empty index, if this one is not well. Raises OSError."""
+        try:
+            with closing(sqlite3.connect(self._path)) as connection:
+                (problem,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.OperationalError:
+            return  # the disk fails: the index itself may be well
+        except sqlite3.DatabaseError as error:
+            problem = str(error)
+        if problem != "ok":
+            log.warning("%s: %s: the next server starts with an empty cache", self._path, problem)
+            _remove(self._path)
 
     def close(self) -> None:
         """Write everything into the database file and close it."""
@@ -406,7 +419,23 @@ def _record(row: Sequence[Any]) -> BlobRecord:
     )
 
 
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _try_to_write(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error when an index cannot be written, unless it is because the disk is full now."""
+    try:
+        with connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+
+
 def _open(path: Path, boot_id: str) -> sqlite3.Connection:
+    """Open an index, or make it."""
     connection = sqlite3.connect(path, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -415,12 +444,14 @@ def _open(path: Path, boot_id: str) -> sqlite3.Connection:
         if version not in {0, SCHEMA_VERSION}:
             raise sqlite3.DatabaseError(f"schema {version} is not {SCHEMA_VERSION}")
         connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        with connection:
-            last_boot = connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone()
-            if last_boot != (boot_id,):
+        if version != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
+            with connection:
                 connection.execute("DELETE FROM chunks WHERE synced = 0")
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
+        else:
+            _try_to_write(connection)
     except BaseException:
         connection.close()
         raise

@@ -34,7 +34,8 @@ _ACCESS_CODES = {
 }
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
-_PASSING_CODES = {"307", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
+_PASSING_CODES = {"307", "400", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
+"""An answer to HEAD has no code but its status, so that 400 may mean anything: RequestTimeout as well."""
 _NETWORK_ERRORS = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
