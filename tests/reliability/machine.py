@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
         self.pinned: dict[str, str] = {}
         self.damaged: set[str] = set()
         self.files: list[File] = []
-        self.versions = self.restarts = 0
+        self.versions = self.restarts = self.failing_steps = 0
         for path in PATHS[::2]:
             self.put(path, 2, 0)
 
@@ -139,25 +139,38 @@ class Machine(RuleBasedStateMachine):
         self.driver.write(path, version.content)
         self.model.put(version)
 
+    @precondition(lambda self: len(self.model.current) > 2)
     @rule(path=st.sampled_from(PATHS))
     def delete(self, path: str) -> None:
         if path in self.model.current:
             self.driver.remove(path)
             self.model.delete(path)
 
+    @rule(file=opened, chunks=st.integers(0, 3))
+    def replace(self, file: File, chunks: int) -> None:
+        """Replace what somebody has open."""
+        self.put(file.path, chunks, 17)
+
     @precondition(lambda self: not self.model.failing)
-    @rule(number=st.sampled_from((errno.EIO, errno.EACCES)))
-    def fail(self, number: int) -> None:
-        """The store is away, or refuses the credentials."""
+    @rule(number=st.sampled_from((errno.EIO, errno.EACCES)), steps=st.integers(1, 4))
+    def fail(self, number: int, steps: int) -> None:
+        """The store is away, or refuses the credentials, for some steps."""
         self.driver.fail(number)
         self.model.fail(number)
+        self.failing_steps = steps
         self.totals["store fails"] += 1
 
-    @precondition(lambda self: self.model.failing)
-    @rule()
     def heal(self) -> None:
+        """The store is well again."""
         self.driver.heal()
         self.model.heal()
+
+    @invariant()
+    def failures_end(self) -> None:
+        if self.model.failing:
+            self.failing_steps -= 1
+            if self.failing_steps < 0:
+                self.heal()
 
     # Programs
 
@@ -413,7 +426,7 @@ class Machine(RuleBasedStateMachine):
             self.driver.forget()
 
     @precondition(lambda self: self.restarts < self.driver.most_restarts)
-    @rule(how=st.sampled_from(("kill", "kill", "remount", "damage")), draw=st.randoms(use_true_random=False))
+    @rule(how=st.sampled_from(("kill", "remount", "damage")), draw=st.randoms(use_true_random=False))
     def restart(self, how: str, draw: random.Random) -> None:
         """The server dies, and another goes on; or all is closed and mounted again, on a cache that may be damaged."""
         self.restarts += 1

@@ -58,6 +58,10 @@ class Virtual(Machine):
             self.hiccuping = False
             self.model.hiccup(over=True)
 
+    def teardown(self) -> None:
+        super().teardown()
+        self.totals.update(self.virtual.counted)
+
 
 def virtual() -> Virtual:
     """By this function, not by the class, the examples are known."""
@@ -85,6 +89,11 @@ def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_does_as_the_model_says(profile: settings, survived: Survived) -> None:
     with survival(f"what {profile.max_examples} sequences of rules hold", survived):
         run_state_machine_as_test(cast(type[Virtual], virtual), settings=profile)
+    # The sequences came to where it matters; few of them may not.
+    expected = ["evictions", "restarts", "replaced"]
+    if profile is LONG:
+        expected += ["corrupt", "refused", "ESTALE", "EFAULT"]
+    assert [name for name in expected if not Machine.totals[name]] == []
 
 
 @pytest.mark.usefixtures("directory")
