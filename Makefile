@@ -21,8 +21,8 @@ GPU := .venv-gpu
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun podman radosgw runc \
-	xfsprogs
+APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio openssl podman radosgw \
+	runc xfsprogs
 APT_BENCH := rclone s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # Packages that are there already are not asked for, so that a user who is not root can go on.
@@ -30,7 +30,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability soak bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
+.PHONY: demo test test-all test-gpu reliability soak audit bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -42,7 +42,7 @@ test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWO
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
 reliability: apt-test $(MAIN)/ready-dev
-	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability $(ARGS)
+	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
 
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)
@@ -67,6 +67,11 @@ lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff check .
 	$(MAIN)/bin/ruff format --check .
 	$(MAIN)/bin/mypy
+
+# Needs the Python package index; exit code 3 where it cannot be asked.
+audit: $(MAIN)/ready-dev
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[audit]'
+	$(MAIN)/bin/python -m tests.security.audit
 
 # After a change of csi.proto.
 protocol: $(MAIN)/ready-dev

@@ -80,8 +80,9 @@ class Server:
 
     def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         """Send a message; a server that does not listen is as good as dead, and is found to be soon."""
-        with contextlib.suppress(OSError):
-            socket.send_fds(self.channel, [json.dumps(message).encode()], descriptors or [], socket.MSG_DONTWAIT)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        with contextlib.suppress(OSError):  # `socket.send_fds` takes flags and ignores them: it would wait
+            self.channel.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
 
     def ended(self) -> bool:
         """Whether the server has ended, or all of it but threads that the kernel holds."""

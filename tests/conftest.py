@@ -17,7 +17,7 @@ from tests.services.moto import start_moto
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real mounts by mount(2) need root; a developer without it runs the rest."""
     for item in items:
-        if {"fuse", "containers", "gpu", "reliability"} & set(item.path.parts) and os.geteuid() != 0:
+        if {"fuse", "containers", "gpu", "reliability", "security"} & set(item.path.parts) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 

@@ -218,10 +218,11 @@ class Commands:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
 
     async def _pinned(self, inode: Inode) -> AsyncIterator[Generation]:
-        """What is pinned of a file or below a directory, also what the store has replaced or deleted since."""
+        """What is pinned under a name or below it, also what the store has replaced or deleted since."""
+        name = inode.path.removesuffix("/")
         for here in await self._disk.residencies():
             key = here.generation.key
-            if here.pinned and (key == inode.path if inode.generation is not None else key.startswith(inode.path)):
+            if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
                 yield here.generation
 
     async def _warm_disk(self, generation: Generation, progress: Progress) -> None:

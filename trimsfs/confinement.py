@@ -36,9 +36,12 @@ _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445
 _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
 # LANDLOCK_ACCESS_FS_* of <linux/landlock.h>, all that change a file or directory. REFER is of version 2, TRUNCATE of 3.
 _WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, 0x1FF << 4, 1 << 13, 1 << 14
+_SCOPE_SIGNAL = 1 << 1
+"""LANDLOCK_SCOPE_SIGNAL, of version 6."""
 
 _CACHE_ENTRIES = {
     *("blobs", "lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal"),
+    *("index.sqlite-damaged", "index.sqlite-damaged-wal", "index.sqlite-damaged-shm"),
     *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2"),
 }
 """What a cache directory may hold; logs are from earlier versions."""
@@ -144,8 +147,8 @@ def become(user: Identity) -> None:
 
 def fence(writable: Iterable[Path]) -> None:
     """Have the kernel deny what this process and its children never do: programs with more privileges, files written
-    that are neither *writable* nor in such directories, and system calls that are an administrator's. What it cannot
-    deny is logged once."""
+    that are neither *writable* nor in such directories, processes of the same user that are not behind this fence, and
+    system calls that are an administrator's. What it cannot deny is logged once."""
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     try:
         _restrict_writing(writable)
@@ -161,18 +164,21 @@ def _restrict_writing(writable: Iterable[Path]) -> None:
     """By landlock. Raises OSError."""
     version = _landlock(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
     rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    ruleset = _landlock(_LANDLOCK_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)
+    attributes = struct.pack("=QQQ", rights, 0, _SCOPE_SIGNAL) if version >= 6 else struct.pack("=Q", rights)
+    ruleset = _landlock(_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for path in (*writable, Path("/proc"), Path("/dev/null")):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-                try:
-                    directory = stat.S_ISDIR(os.fstat(place).st_mode)
-                    # The kernel takes no right for a file that is about what is in a directory.
-                    rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
-                    _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
-                finally:
-                    os.close(place)
+            except OSError:
+                continue  # it is not there, or its disk fails: nothing will be written there
+            try:
+                directory = stat.S_ISDIR(os.fstat(place).st_mode)
+                # The kernel takes no right for a file that is about what is in a directory.
+                rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
+                _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+            finally:
+                os.close(place)
         _landlock(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

@@ -84,12 +84,14 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
-        _confine(options)
+        cache_fails = _confine(options)
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         turn = stand_by(keeper_end)
+        if turn is not None and turn.fuse is None and cache_fails is not None:
+            raise cache_fails
         if turn is not None:
             held = [keeper_end.fileno(), turn.ledger, *filter(None, (turn.lock, turn.fuse))]
             spawner = Spawner(partial(_make_copier, options, store), not_for_it=held)
@@ -128,24 +130,32 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
-def _confine(options: MountOptions) -> None:
-    """Give up what is not needed once everything is loaded, and begin to log."""
+def _confine(options: MountOptions) -> CacheUnusableError | None:
+    """Give up what is not needed once everything is loaded, and begin to log; why the disk fails below the cache
+    directory, if it does: who goes on with a mount can do without. Raises TrimsError."""
     assert options.cache_dir is not None
+    fails: CacheUnusableError | None = None
     if options.server_user is not None:
         if raised(RLIMIT_NICE, HIGHEST_NICE):
             os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
         else:
             _step_forward()  # there is no other chance
         user = identity(options.server_user)
-        give(options.cache_dir, user)
+        try:
+            give(options.cache_dir, user)
+        except CacheUnusableError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            fails = error
         become(user)
     hindered = hindrance(options.cache_dir)
-    if hindered is not None:
+    if hindered is not None and fails is None:
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
     _configure_logging(options)
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
         fence([options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())])
+    return fails
 
 
 def _step_forward() -> None:

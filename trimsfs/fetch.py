@@ -336,6 +336,8 @@ def _stopping(blob: Blob) -> StoreUnavailableError:
 
 
 def _no_room(blob: Blob) -> CacheFullError:
+    if not blob.attached:
+        return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
     return CacheFullError(
         f"{blob.generation.key}: no room in the cache: evict or unpin models, raise --cache-size or lower --min-free"
     )

@@ -290,6 +290,8 @@ class Filesystem:
         """Open in passthrough mode; what has been evicted since the kernel learnt the number is fetched again."""
         if not self._residents.ready(blob):
             if not blob.backing_id and self._sent_back.may(thread, inode.path):
+                if not blob.complete:
+                    self._namespace.doubt(inode.path)  # had it been replaced too, there would be no third attempt
                 raise LookUpAgainError(inode.path)
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):

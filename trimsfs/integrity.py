@@ -7,11 +7,13 @@ cannot be mended is *in doubt*: nobody gets any more of it.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -92,9 +94,11 @@ class Integrity:
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
+        disk.on_doubt = self._suspect
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._doubtful: dict[Blob, float] = {}
+        self._suspected = WeakKeyDictionary[Blob, float]()
         self._misled, self._fruitless = False, 0
         self._compared = self._differing = 0
 
@@ -249,6 +253,15 @@ class Integrity:
         finally:
             os.close(descriptor)
         return False if expected.part_sizes(size) else None
+
+    def _suspect(self, blob: Blob, error: TrimsError) -> None:
+        """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
+        before = self._suspected.get(blob, -math.inf)
+        self._doubt(blob, error)
+        now = trio.current_time()
+        if now - before > DOUBT_INTERVAL_S:  # else it is damaged again and again
+            self._suspected[blob] = now
+            self._doubtful[blob] = -math.inf
 
     def _doubt(self, blob: Blob, error: TrimsError) -> None:
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)

@@ -107,7 +107,7 @@ class Mender:
                     continue  # a reader has found out
                 if blob.states[chunk] == ChunkState.UNVERIFIED:
                     damaged += not await self._disk.checked(blob, chunk, crc)
-                elif crc != blob.crc(chunk):
+                elif crc != blob.crc(chunk) or chunk in blob.lost:
                     damaged += 1
                     await self._mend_damaged(blob, chunk)
                 length = chunk_length(chunk, blob.generation.size)

@@ -6,6 +6,7 @@ reads the environment for trimsfs (the SDKs of the stores read their own).
 
 import os
 import pwd
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -63,6 +65,10 @@ def _inner_path(value: str) -> str:
 
 
 InnerPath = Annotated[str, AfterValidator(_inner_path)]
+
+
+_PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
+"""A user and a password in a URL."""
 
 
 class AccessRule(BaseModel):
@@ -181,6 +187,13 @@ class MountOptions(BaseModel):
         description="Where a background mount logs. Default: /var/log/trimsfs/NAME.log, for other users than root "
         "trimsfs.log in the cache directory.",
     )
+
+    @field_validator("store")
+    @classmethod
+    def _has_no_password(cls, value: str | None) -> str | None:
+        if value is not None and _PASSWORD.search(value):
+            raise ValueError("credentials do not belong there: all users can read it in /proc/mounts")
+        return value
 
     @model_validator(mode="after")
     def _key_is_told(self) -> "MountOptions":
@@ -321,7 +334,8 @@ def load_options(
 
 
 def _spelling(name: str, value: object, source: str) -> str:
-    """An option as it was written where it comes from."""
+    """An option as it was written where it comes from, but for a password in a URL."""
+    value = _PASSWORD.sub("***", value) if isinstance(value, str) else value
     match source:
         case "command line":
             return f"option {flag(name)} {value}"

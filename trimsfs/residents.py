@@ -133,14 +133,18 @@ class Residents:
             if not await self.approve(blob):
                 return
             await self._host.bring(blob)
-            if self._backing is None or blob.backing_id:
+            if self._backing is None or blob.backing_id or not blob.complete:
                 return
-            blob.backing_id = await self._backing.open(blob.fileno())
+            backing_id = await self._backing.open(blob.fileno())
         except (OSError, TrimsError) as error:
             if str(error) not in self._failed:
                 self._failed.add(str(error))
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
             return
+        if not blob.complete:  # its file has been found to fail meanwhile
+            self._backing.close(backing_id)
+            return
+        blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
         self._slots[blob.backing_id] = self._ledger.add(Kind.BACKING, blob.backing_id, content, count=_ANNOUNCED)
         self._announced.add((blob.generation.key, blob.generation.etag))

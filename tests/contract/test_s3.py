@@ -297,7 +297,7 @@ async def test_connection_that_breaks_again_and_again_is_tried_anew_until_it_doe
 async def test_request_is_tried_once() -> None:
     async with (
         raw_server(failure("500 Internal Server Error")) as server,
-        opened(s3_options(server.endpoint_url, "bucket", stall_timeout=STALL_S)) as store,
+        opened(s3_options(server.endpoint_url, "bucket")) as store,
     ):
         await everything(store)
     assert len(server.requests) == 4

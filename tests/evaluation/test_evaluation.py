@@ -18,6 +18,7 @@ MODELS = ("squeezenet-1.1", "resnet18-v2")
 SOME = [Model(name=f"model{n}", nbytes=1 << 20, input_shape=(1, 3, 8, 8), large=False) for n in range(20)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.timeout(400)
 def test_a_quick_run(tmp_path: Path) -> None:

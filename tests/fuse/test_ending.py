@@ -14,7 +14,9 @@ from tests.mounts import LAZY, mounted, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["ends", "has to be ended"])
+@pytest.mark.parametrize(
+    "stopped", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ends", "has to be ended"]
+)
 def test_a_mount_that_ends_late_leaves_the_next_at_its_place_alone(
     stopped: bool, store_directory: Path, tmp_path: Path
 ) -> None:
@@ -46,6 +48,7 @@ def test_a_server_that_does_not_end_does_not_hold_up_who_unmounts(store_director
         assert f"the server (pid {facts['server_pid']}) does not end: killing it" in mount.log()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_end_takes_no_later_mount_with_it(store_directory: Path, tmp_path: Path) -> None:
     """The kernel gives the next file system the same device number."""
     with mounted(store_directory, tmp_path) as mount:

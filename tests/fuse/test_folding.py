@@ -64,6 +64,11 @@ class Process:
         return answer
 
 
+pytestmark = pytest.mark.parametrize(
+    "directory_mount", ["--passthrough", pytest.param("--no-passthrough", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:

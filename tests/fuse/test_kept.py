@@ -25,13 +25,13 @@ def have_hold(mount: MountedStore, store: Path) -> None:
     have_serve(holding, mount, store)
 
 
-def have_serve(program: ModuleType, mount: MountedStore, store: Path) -> None:
+def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
     """Have the server of a mount replaced by another program."""
     facts = ask(mount.path, {"do": "status"}, timeout_s=5)
     places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
     options = load_options(places, environment={}).resolved(mount.path)
     order = order_of(mount.path, options, foreground=facts["foreground"])
-    order["server"] = [sys.executable, str(program.__file__)]
+    order["server"] = [sys.executable, str(program.__file__), *arguments]
     answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
     assert "error" not in answer, answer
 
@@ -119,7 +119,7 @@ def test_the_socket_outlives_a_keeper_that_is_killed_and_what_is_held_does_not(s
         manager.process.send_signal(signal.SIGTERM)
         manager.hear("FDSTOREREMOVE=1")
         assert manager.process.wait(20) == 0
-        assert not path.exists()
+        wait_until(lambda: not path.exists())
     finally:
         manager.close()
 
@@ -148,4 +148,4 @@ def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path
                 wait_until(partial(ended, keeper), 30)
                 assert path.stat().st_ino == inode
                 assert answers(path, first)
-        assert not path.exists()
+        wait_until(lambda: not path.exists())

@@ -70,11 +70,56 @@ class _InLoop:
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
+Concerned = Callable[[trio.lowlevel.Task], bool]
+
+
+class At(trio.abc.Instrument):
+    """Does something once tasks of a kind have taken so many steps: at the await where the last one ended."""
+
+    def __init__(
+        self, step: int, concerned: Callable[[trio.lowlevel.Task], bool], action: Callable[[], object]
+    ) -> None:
+        self._left = step
+        self._concerned = concerned
+        self._action = action
+
+    @property
+    def came(self) -> bool:
+        """Whether there were so many steps."""
+        return self._left <= 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._left > 0 and self._concerned(task):
+            self._left -= 1
+            if self._left == 0:
+                self._action()
+
+
+@contextmanager
+def at(step: int, concerned: Concerned, action: Callable[[], object]) -> Iterator[At]:
+    instrument = At(step, concerned, action)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield instrument
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
 @contextmanager
 def without_threads(draw: random.Random) -> Iterator[None]:
     """What is handed to a thread is done in the event loop, at a moment drawn."""
     with mock.patch.object(trio.to_thread, "run_sync", _InLoop(draw).run_sync):
         yield
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Add to what fails what it was about."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(what)
+        raise
 
 
 def scheduled(seed: int, function: Callable[[*Ts], Awaitable[T]], *arguments: *Ts) -> T:
@@ -83,10 +128,8 @@ def scheduled(seed: int, function: Callable[[*Ts], Awaitable[T]], *arguments: *T
     state = random.getstate()
     random.seed(seed)  # waits between attempts
     try:
-        with without_threads(random.Random(seed)):
+        with about(f"seed {seed}"), without_threads(random.Random(seed)):
             return trio.run(function, *arguments, clock=MockClock(autojump_threshold=0))
-    except BaseException as error:
-        error.add_note(f"seed {seed}")
-        raise
+        raise AssertionError("unreachable: nothing is swallowed")
     finally:
         random.setstate(state)

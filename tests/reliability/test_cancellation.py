@@ -1,20 +1,20 @@
 """Every operation is given up at each of its awaits, one after the other: nothing stays in use, and it works again."""
 
 import itertools
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
-import pytest
 import trio
 
 from tests.fakes import MemoryStore
 from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.conftest import Survived
-from tests.reliability.scheduling import scheduled
+from tests.reliability.scheduling import about, at, scheduled
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Server, Signal, served
 from trimsfs.coldopen import ColdOpen
@@ -23,41 +23,6 @@ from trimsfs.commands import Commands
 PATH = "d/model"
 MOST_STEPS = 2000
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")
-
-
-Concerned = Callable[[trio.lowlevel.Task], bool]
-
-
-class At(trio.abc.Instrument):
-    """Does something once tasks of a kind have taken so many steps: at the await where the last one ended."""
-
-    def __init__(
-        self, step: int, concerned: Callable[[trio.lowlevel.Task], bool], action: Callable[[], object]
-    ) -> None:
-        self._left = step
-        self._concerned = concerned
-        self._action = action
-
-    @property
-    def came(self) -> bool:
-        """Whether there were so many steps."""
-        return self._left <= 0
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self._left > 0 and self._concerned(task):
-            self._left -= 1
-            if self._left == 0:
-                self._action()
-
-
-@contextmanager
-def at(step: int, concerned: Concerned, action: Callable[[], object]) -> Iterator[At]:
-    instrument = At(step, concerned, action)
-    trio.lowlevel.add_instrument(instrument)
-    try:
-        yield instrument
-    finally:
-        trio.lowlevel.remove_instrument(instrument)
 
 
 def below(ancestor: trio.lowlevel.Task, task: trio.lowlevel.Task | None) -> bool:
@@ -279,30 +244,26 @@ async def read_to_end(server: Server, handle: int, closed: trio.Event) -> None:
 WAYS: list[tuple[ColdOpen, bool]] = [("stream", False), ("wait", False), ("wait", True)]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_an_operation_can_be_given_up_at_every_await(
-    tmp_path: Path, chunk_size: int, operation: Callable[[Server], Awaitable[object]], survived: Survived
-) -> None:
+def test_operations_can_be_given_up_at_every_await(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
     given_up = 0
-    for number, (cold_open, warm) in enumerate(WAYS):
-        given_up += scheduled(
-            number, given_up_everywhere, tmp_path / str(number), chunk_size, operation, cold_open, warm
-        )
-    name = operation.__name__.replace("_", " ")
-    survived(Survival(fault=f"cancelled at every await: {name}", injected=given_up, operations=given_up))
+    for operation, (cold_open, warm) in itertools.product(OPERATIONS, WAYS):
+        with about(operation.__name__):
+            directory = tmp_path / f"{operation.__name__}-{cold_open}-{warm}"
+            given_up += scheduled(1, given_up_everywhere, directory, chunk_size, operation, cold_open, warm)
+    survived(Survival(fault="operations cancelled at each await", injected=given_up, operations=given_up))
 
 
-@pytest.mark.parametrize("cold_open", ["wait", "auto"])
-def test_a_signal_can_come_at_every_await_of_an_open(
-    tmp_path: Path, chunk_size: int, cold_open: ColdOpen, survived: Survived
-) -> None:
-    given_up = scheduled(1, signalled_everywhere, tmp_path / "cache", chunk_size, cold_open)
-    survived(Survival(fault=f"a signal at every await: open, {cold_open}", injected=given_up, operations=given_up))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_can_be_closed_at_every_await(tmp_path: Path, chunk_size: int, name: str, survived: Survived) -> None:
+def test_a_signal_can_come_at_every_await_of_an_open(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
     given_up = 0
-    for warm in (False, True):
-        given_up += scheduled(1, closed_everywhere, tmp_path / str(warm), chunk_size, name, warm)
-    survived(Survival(fault=f"closed at every await: {name}", injected=given_up, operations=given_up))
+    for cold_open in get_args(ColdOpen):
+        with about(cold_open):
+            given_up += scheduled(1, signalled_everywhere, tmp_path / cold_open, chunk_size, cold_open)
+    survived(Survival(fault="opens signalled at each await", injected=given_up, operations=given_up))
+
+
+def test_commands_can_be_closed_at_every_await(tmp_path: Path, chunk_size: int, survived: Survived) -> None:
+    given_up = 0
+    for name, warm in itertools.product(COMMANDS, (False, True)):
+        with about(name):
+            given_up += scheduled(1, closed_everywhere, tmp_path / f"{name}-{warm}", chunk_size, name, warm)
+    survived(Survival(fault="commands closed at each await", injected=given_up, operations=given_up))

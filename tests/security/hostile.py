@@ -3,10 +3,12 @@
 import contextlib
 import re
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
 from tests.services import HOST, S3Server
@@ -44,6 +46,7 @@ class HostileStore:
     objects: dict[bytes, Told] = field(default_factory=dict)
     answer: Callable[[str, bytes, dict[str, str]], Answer | Iterator[bytes] | None] = lambda *_: None
     requests: list[str] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -70,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         key = unquote_to_bytes(url.path)[len(f"/{BUCKET}/") :]
         self.store.requests.append(f"{self.command} {self.path}")
+        self.store.authorizations.append(self.headers.get("Authorization", ""))
         found = self.store.answer(self.command, key, query)
         if found is None:
             found = self._listing(query) if not key else self._object(key)
@@ -148,14 +152,21 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def hostile_store(objects: dict[bytes, Told] | None = None) -> Iterator[HostileStore]:
-    """A store with these objects."""
+def hostile_store(
+    objects: dict[bytes, Told] | None = None, *, certificate: Path | None = None
+) -> Iterator[HostileStore]:
+    """A store with these objects; by TLS with a certificate, which is in a file with its key."""
 
     class Handler(_Handler):
         pass
 
     with _Server((HOST, 0), Handler) as server:
-        store = HostileStore(S3Server(f"http://{HOST}:{server.server_address[1]}", "AKIDHOSTILE", "secret-of-hostile"))
+        scheme = "http"
+        if certificate is not None:
+            scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        store = HostileStore(S3Server(f"{scheme}://{HOST}:{server.server_address[1]}", "AKIDHOSTILE", "secret"))
         store.objects.update(objects or {})
         Handler.store = store
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -1,4 +1,6 @@
-"""Names that somebody chooses with bad intent."""
+"""Names that somebody chooses with bad intent, and what a log is to look like all the same."""
+
+import re
 
 FORGED = "2026-01-02 03:04:05,678 ERROR trimsfs.server: forged"
 """A line that looks like one of the log."""
@@ -36,3 +38,14 @@ HIDDEN = (
     "é" * 128,
 )
 """What cannot be a file's name."""
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+: .+|trimsfs: .+| {2}.*")
+"""A line of the log: what a server says, a keeper, or the traceback of what was said before."""
+
+
+def check_log(text: str) -> None:
+    """That each line of a log is one that was logged."""
+    for line in text.split("\n")[:-1]:
+        assert LINE.fullmatch(line), ascii(line)
+        assert line.isprintable(), ascii(line)
+    assert f"\n{FORGED}" not in text

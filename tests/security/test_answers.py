@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import os
 import re
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from tests.contract.backends import s3_options, use_only
 from tests.fuse.test_isolation import family
 from tests.mounts import MountedStore, mounted
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
-from tests.security.hostile import Answer, Told, hostile_store
-from tests.security.test_names import check_log
+from tests.security.hostile import BUCKET, Answer, Told, hostile_store
+from tests.security.names import check_log
+from trimsfs.errors import TransientStoreError
+from trimsfs.stores import open_store
 from trimsfs.types import SIZE_MAX
 
 CONTENT = b"weights of a model" * 100
@@ -81,34 +85,39 @@ def heaviest_kib(mount: MountedStore) -> int:
     return max(sizes)
 
 
+def look(mount: MountedStore, name: str) -> tuple[Counter[str], int]:
+    """What comes of the calls for an object of which the store lies, and how often bytes were wrong."""
+    errors: Counter[str] = Counter()
+    told, directory = LIES[name], mount.path / name
+    right = told.content[: int(told.length)] if name in {"size too small", "size none"} else told.content
+    wrong = 0
+    for call in (os.listdir, lambda path: os.stat(path / "lie"), lambda path: (path / "lie").read_bytes()):
+        try:
+            found = call(directory)
+        except OSError as error:
+            errors[errno.errorcode[error.errno or 0]] += 1
+        else:
+            errors["0"] += 1
+            wrong += isinstance(found, bytes) and found != right
+    truth = directory / "truth"
+    if name in NO_LISTING:
+        with pytest.raises(OSError, match="Input/output error"):
+            truth.read_bytes()
+    else:
+        assert truth.read_bytes() == name.encode(), name
+    return errors, wrong
+
+
 def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: Survived) -> None:
     """Of each object the store lies, in a directory with one of which it does not."""
     objects = {f"{name}/lie".encode(): told for name, told in LIES.items()}
     objects |= {f"{name}/truth".encode(): Told(content=name.encode()) for name in LIES}
-    errors: Counter[str] = Counter()
-    wrong = operations = 0
     with (
         hostile_store(objects) as store,
         mounted(store.url, tmp_path, *OPTIONS, environment=store.server.environment()) as mount,
     ):
-        for name, told in LIES.items():
-            directory = mount.path / name
-            for call in (os.listdir, lambda path: os.stat(path / "lie"), lambda path: (path / "lie").read_bytes()):
-                operations += 1
-                try:
-                    found = call(directory)
-                except OSError as error:
-                    errors[errno.errorcode[error.errno or 0]] += 1
-                else:
-                    told_less = name in {"size too small", "size none"}
-                    right = told.content if not told_less else told.content[: int(told.length)]
-                    wrong += isinstance(found, bytes) and found != right
-            truth = directory / "truth"
-            if name in NO_LISTING:
-                with pytest.raises(OSError, match="Input/output error"):
-                    truth.read_bytes()
-            else:
-                assert truth.read_bytes() == name.encode(), name
+        with concurrent.futures.ThreadPoolExecutor(8) as readers:
+            seen = list(readers.map(lambda name: look(mount, name), LIES))
         log = mount.log()
         assert mount.metrics()["trimsfs_server_restarts_total"] == 0
         assert heaviest_kib(mount) < MEMORY_LIMIT_KIB
@@ -117,15 +126,17 @@ def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: 
     for defect in ("the process that fetched it has ended", "internal error", "credentials"):
         assert defect not in log
     assert not any("X-Evil" in request for request in store.requests)
-    allowed = [errno.errorcode[number] for number in LISTED]
+    errors = sum((counted for counted, _ in seen), Counter[str]())
+    operations = errors.total()
+    del errors["0"]
     survived(
         Survival(
             fault="lies of a store",
             injected=len(LIES),
             operations=operations,
             errors=errors,
-            allowed=allowed,
-            wrong=wrong,
+            allowed=[errno.errorcode[number] for number in LISTED],
+            wrong=sum(wrong for _, wrong in seen),
         )
     )
 
@@ -226,9 +237,39 @@ def said(method: str, key: bytes, query: dict[str, str]) -> Answer | Iterator[by
     return None if told is None else told()
 
 
-def outcome(call: "concurrent.futures.Future[object]") -> str:
+def outcome(call: "concurrent.futures.Future[Any]") -> str:
     try:
         call.result(60)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "0"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate that nobody knows, for this host; its key is with it in ``key``."""
+    certificate, key = tmp_path / "certificate", tmp_path / "key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=store"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, capture_output=True, check=True, timeout=60)
+    key.write_bytes(key.read_bytes() + certificate.read_bytes())
+    return certificate
+
+
+async def test_a_store_that_cannot_prove_who_it_is_is_sent_nothing(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile_store({b"model": Told(content=CONTENT)}, certificate=certificate.with_name("key")) as store:
+        use_only(store.server, monkeypatch)
+        for trusted in (False, True):
+            if trusted:
+                monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+            opened = open_store(s3_options(store.server.endpoint_url, BUCKET), max_requests=2)
+            if trusted:
+                assert (await opened.stat("model")).size == len(CONTENT)
+                assert len(store.requests) == 1
+            else:
+                with pytest.raises(TransientStoreError, match="certificate verify failed"):
+                    await opened.stat("model")
+                assert store.requests == []
+            await opened.aclose()

@@ -1,5 +1,6 @@
 """Names that are chosen to be taken for something else: by the file system, a log, a terminal or a program."""
 
+import errno
 import json
 import os
 import pty
@@ -8,20 +9,18 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
+import pytest
 
 from tests.fuse.test_s3 import put
-from tests.mounts import MOUNTCTL, TRIMSFS, mounted, trimsfs
+from tests.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.security.hostile import Told, hostile_store
-from tests.security.names import FILES, FORGED, HIDDEN, LOUD
+from tests.security.names import FILES, FORGED, HIDDEN, LOUD, check_log
 from tests.services.ceph import Ceph
-
-LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+: .+|trimsfs: .+| {2}.*")
-"""A line of the log: what a server says, a keeper, or the traceback of what was said before."""
 
 
 def content(name: str) -> bytes:
@@ -33,17 +32,10 @@ def walked(mount: Path) -> dict[str, bytes]:
     return {str(path.relative_to(mount)): path.read_bytes() for path in mount.rglob("*") if path.is_file()}
 
 
-def check_log(text: str) -> None:
-    for line in text.split("\n")[:-1]:
-        assert LINE.fullmatch(line), ascii(line)
-        assert line.isprintable(), ascii(line)
-    assert f"\n{FORGED}" not in text
-
-
 def test_keys_are_files_of_their_own_or_hidden(ceph: Ceph, bucket: str, tmp_path: Path, survived: Survived) -> None:
     """Of a real server. No key leads anywhere but to itself."""
     below = ["a//b", "a/../b", "a/./b", ".trims/models", "dir/.trims/dir/pin", "/lead", "../../etc/passwd"]
-    nested = "d/" * 100 + "deep"
+    nested = "d/" * 20 + "deep"
     put(ceph, bucket, {name: content(name) for name in (*FILES, *HIDDEN, *below, nested)})
     with mounted(f"s3://{bucket}", tmp_path, environment=ceph.environment()) as mount:
         found = walked(mount.path)
@@ -72,38 +64,6 @@ def test_files_of_a_directory_may_have_any_name(store_directory: Path, tmp_path:
         assert len(json.loads((mount.path / ".trims/models").read_text())["models"]) == len(names)
         assert len(mount.metrics()) > 20
         check_log(mount.log())
-
-
-def test_no_name_forges_a_line_of_the_log(tmp_path: Path, survived: Survived) -> None:
-    """The store fails for each, in words of its own, so that errors with the names are logged at every level."""
-    said = f"because\n{FORGED}\r\x1b[2J&#10;{FORGED}"
-    body = f"<Error><Code>Internal\n{FORGED}</Code><Message>{said.encode('ascii', 'ignore').decode()}</Message></Error>"
-    body = body.replace("\x1b", "")
-    objects = {os.fsencode(name): Told(content=b"x") for name in LOUD}
-    errors: Counter[str] = Counter()
-    with hostile_store(objects) as store:
-        options = ("--log-level", "debug", "--retry-deadline", "0.1", "--cold-open", "stream")
-        with mounted(store.url, tmp_path, *options, environment=store.server.environment()) as mount:
-            os.listdir(mount.path)
-            store.answer = lambda method, key, _: (500, {}, body.encode()) if key and method == "GET" else None
-            for name in LOUD:
-                try:
-                    (mount.path / name).read_bytes()
-                except OSError as error:
-                    errors[os.strerror(error.errno or 0)] += 1
-            trimsfs("warm", mount.path)
-            log = mount.log()
-    assert "forged" in log
-    check_log(log)
-    survived(
-        Survival(
-            fault="names that forge log lines",
-            injected=len(LOUD),
-            operations=errors.total(),
-            errors=errors,
-            allowed=[os.strerror(5)],
-        )
-    )
 
 
 DEFECT = """
@@ -147,37 +107,55 @@ def shown(*command: str | Path) -> bytes:
     return text
 
 
-def test_no_name_does_anything_to_a_terminal(tmp_path: Path) -> None:
-    with hostile_store({os.fsencode(name): Told(content=b"x") for name in LOUD}) as store:
-        options = ("--retry-deadline", "0.1")
-        with mounted(store.url, tmp_path, *options, environment=store.server.environment()) as mount:
-            os.listdir(mount.path)
-            store.answer = lambda method, key, _: (500, {}, b"") if key and method == "GET" else None
-            paths = [mount.path / name for name in LOUD]
-            texts = [
-                shown(TRIMSFS, "ls", "--files", mount.path),
-                shown(TRIMSFS, "warm", "--", *paths),
-                shown(TRIMSFS, "umount", mount.path / "absent\x1b]0;title\x07"),
-                shown(TRIMSFS, "mount", tmp_path / LOUD[2], "--store", tmp_path / f"absent-{LOUD[0]}"),
-                shown(MOUNTCTL, "attach", str(os.getpid()), mount.path / "absent\x1b]0;title\x07"),
-            ]
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """A mount of objects with loud names, that tells all it may of how the store fails, in words of its own."""
+    said = f"because\n{FORGED}\r&#10;{FORGED}"
+    body = f"<Error><Code>Internal\n{FORGED}</Code><Message>{said}</Message></Error>".encode()
+    options = ("--log-level", "debug", "--retry-deadline", "0.1", "--cold-open", "stream")
+    directory = tmp_path_factory.mktemp("failing") / "mount"
+    with (
+        hostile_store({os.fsencode(name): Told(content=b"x") for name in LOUD}) as store,
+        mounted(store.url, directory, *options, environment=store.server.environment()) as mount,
+    ):
+        os.listdir(mount.path)
+        store.answer = lambda method, key, _: (500, {}, body) if key and method == "GET" else None
+        yield mount
+
+
+def test_no_name_forges_a_line_of_the_log(failing: MountedStore, survived: Survived) -> None:
+    errors: Counter[str] = Counter()
+    for name in LOUD:
+        try:
+            (failing.path / name).read_bytes()
+        except OSError as error:
+            errors[errno.errorcode[error.errno or 0]] += 1
+    assert "forged" in failing.log()
+    check_log(failing.log())
+    survived(
+        Survival(
+            fault="names that forge log lines",
+            injected=len(LOUD),
+            operations=errors.total(),
+            errors=errors,
+            allowed=["EIO"],
+        )
+    )
+
+
+def test_no_name_does_anything_to_a_terminal(failing: MountedStore, tmp_path: Path) -> None:
+    paths = [failing.path / name for name in LOUD]
+    absent = failing.path / "absent\x1b]0;title\x07"
+    texts = [
+        shown(TRIMSFS, "ls", "--files", failing.path),
+        shown(TRIMSFS, "warm", "--", *paths),
+        shown(TRIMSFS, "umount", absent),
+        shown(TRIMSFS, "mount", tmp_path / LOUD[2], "--store", tmp_path / f"absent-{LOUD[0]}"),
+        shown(MOUNTCTL, "attach", str(os.getpid()), absent),
+    ]
     for text in texts:
         assert text
         for hostile in (b"\x1b]0;", b"\x1b[41;93m", b"\x07", "\u202e".encode(), "\u2028".encode(), "\x85".encode()):
             assert hostile not in text, text
         assert not re.search(rb"[\r\n]2026-01-02", text), text
-
-
-def test_any_name_can_be_the_label_of_a_metric(store_directory: Path, tmp_path: Path) -> None:
-    tenant = 'evil"} 1\ntrimsfs_disk_used_bytes 999\\'
-    (store_directory / tenant).mkdir()
-    (store_directory / tenant / "model").write_bytes(b"weights")
-    config = tmp_path / "mount.toml"
-    config.write_text(f"[[tenants]]\npath = {json.dumps(tenant)}\ncache_size = '1GiB'\n")
-    with mounted(store_directory, tmp_path, "--config", str(config)) as mount:
-        assert (mount.path / tenant / "model").read_bytes() == b"weights"
-        text = (mount.path / ".trims/metrics").read_text()
-        assert mount.metrics()["trimsfs_disk_used_bytes"] == 7
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    labels = {sample.labels["tenant"]: sample.value for sample in samples if "tenant" in sample.labels}
-    assert labels == {tenant: 7}
+    check_log(failing.log())

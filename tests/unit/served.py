@@ -86,6 +86,10 @@ class FakeBacking:
         """What the kernel would read for a handle that is passed through."""
         return os.pread(self._files[backing_id], size, offset)
 
+    def mapped(self, backing_id: int) -> int:
+        """A descriptor for what a mapping of a handle that is passed through shows, whatever is closed."""
+        return os.dup(self._files[backing_id])
+
     def dispose(self) -> None:
         """The mount is gone, and all ids with it."""
         for descriptor in self._files.values():
@@ -292,23 +296,27 @@ async def served(
     cold_open: ColdOpen = "stream",
     siblings: bool = False,
     deadline_s: float = 15.0,
+    ledger: Ledger | None = None,
     digests: Digests = "auto",
     scrub_interval_s: float = 0.0,
     read_manifest: ReadManifest | None = None,
     required: bool = False,
 ) -> AsyncIterator[Server]:
-    """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode."""
+    """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
+
+    One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it.
+    """
     options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
     invalidated: list[tuple[int, bytes]] = []
     async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
         fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
         host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
-        residents = Residents(disk, host)
+        residents = Residents(disk, host, ledger=ledger)
         disk.on_removed = residents.withdraw
         disk.load_cost = fetcher.load_cost
         fetcher.completed = residents.announce
         names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
-        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store))
+        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
             "fetch": fetcher.statistics,
@@ -359,6 +367,7 @@ async def served(
             derived,
             mounted_ns=MOUNTED_NS,
             admission=admission,
+            ledger=ledger,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:
@@ -369,10 +378,15 @@ async def served(
         await nursery.start(fetcher.run)
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
-        await nursery.start(commands.run)
-        nursery.start_soon(integrity.run)
         if siblings:
             await nursery.start(watching.run)
+        if ledger is not None:
+            if backing is not None:
+                await residents.restore(None)
+            await filesystem.restore()
+            ledger.forget_taken()
+        await nursery.start(commands.run)
+        nursery.start_soon(integrity.run)
         server = Server(
             store=store,
             namespace=namespace,
@@ -391,9 +405,10 @@ async def served(
             backing.in_use = server.passes_through
         try:
             yield server
-            await server.idle()
+            if ledger is None:
+                await server.idle()
             assert backing is None or backing.violations == []
         finally:
-            if backing is not None:
+            if backing is not None and ledger is None:
                 backing.dispose()
         nursery.cancel_scope.cancel()

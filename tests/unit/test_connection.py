@@ -119,6 +119,20 @@ def test_what_a_server_sends_is_not_for_programs_started_later() -> None:
         server.channel.close()
 
 
+def test_a_server_that_hears_nothing_is_not_waited_for() -> None:
+    server = Server({"server": ["sleep", "60"]})
+    file = os.open("/dev/null", os.O_RDONLY)
+    try:
+        for _ in range(2000):  # more than a channel holds
+            server.send({"id": 7}, [file])
+            server.send({"id": 7})
+    finally:
+        os.close(file)
+        server.kill()
+        server.wait(20)
+        server.channel.close()
+
+
 def test_servers_are_given_no_order(tmp_path: Path) -> None:
     held = Connection(tmp_path, source="", allow_other=True)
     assert set(held.stored(b"{}")) == {"ledger", "order"}

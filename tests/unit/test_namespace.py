@@ -1,6 +1,7 @@
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from trimsfs.errors import (
 from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, STALE_RETRY_S, Kind, Namespace, Special, possible
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import PAGE_LIMIT, Page
-from trimsfs.types import Generation
+from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
 TTL_S = 60.0
 
@@ -348,10 +349,55 @@ async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known
     began = trio.current_time()
     with pytest.raises(StoreUnavailableError):
         await look(namespace, "other")
-    assert trio.current_time() - began >= 15
+    assert trio.current_time() - began > 14.9
     with pytest.raises(StoreUnavailableError):
         await look(namespace, "another")
     assert trio.current_time() - began < 15 + STALE_RETRY_S
+
+
+async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_failed(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """While the store seems to be down, names are believed for longer; not one that has just been found outdated."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    known = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(down())
+    assert await look(namespace, "a") == known
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "absent")
+    store.put("a", b"another content")
+    store.delete("b")
+    for key in ("a", "b"):
+        namespace.replaced(key)
+    store.fail(TransientStoreError("reset"), times=2)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "b") is Special.ABSENT
+    store.fail(down(), times=float("inf"))
+    namespace.replaced("a")
+    assert await look(namespace, "a") == known  # better than nothing: its content may be here
+
+
+async def test_a_doubtful_name_alone_is_asked_for(
+    store: MemoryStore, large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    for objects, key in ((store, "a"), (large_store, "large/000001")):
+        namespace = namespace_of(objects)
+        known = await look(namespace, key)
+        await trio.sleep(1)
+        objects.put(key, b"another content")
+        asked = len(objects.requests)
+        assert await look(namespace, key) == known
+        namespace.doubt(key)
+        await trio.sleep(1)
+        for _ in range(3):
+            assert await look(namespace, key) == objects.generation(key)
+        assert len(objects.requests) == asked + 2
+        namespace.doubt(key)
+        objects.fail(down(), times=float("inf"))
+        assert await look(namespace, key) == objects.generation(key)  # in doubt, but better than nothing
 
 
 async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
@@ -811,3 +857,55 @@ async def test_errors_that_are_raised_again_do_not_grow(store: MemoryStore) -> N
             await look(namespace, "a")
         depths.append(len(caught.traceback))
     assert depths[-1] <= depths[1]
+
+
+async def test_a_new_name_is_found_before_the_listing_shows_it(store: MemoryStore, autojump_clock: MockClock) -> None:
+    namespace = namespace_of(store)
+    assert b"new" not in await namespace.entries("")
+    await trio.sleep(NEGATIVE_TTL_S + 0.1)
+    new = store.put("new", b"content of new")
+    assert await look(namespace, "new") == new
+    assert b"new" not in await namespace.entries("")
+    await trio.sleep(TTL_S)
+    assert b"new" in await namespace.entries("")
+
+
+# Stores that lie
+
+
+@pytest.mark.parametrize("named", [0, 10])
+async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its pages name something or not."""
+    monkeypatch.setattr("trimsfs.namespace.PAGES_LIMIT", 20)
+    monkeypatch.setattr("trimsfs.namespace.ENTRIES_LIMIT", 150)
+    store = MemoryStore()
+    asked = 0
+
+    async def list_page(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        nonlocal asked
+        asked += 1
+        made = tuple(Generation(key=f"{asked}-{n}", etag="e", size=1, modified_ns=0) for n in range(named))
+        return Page(objects=made, prefixes=(), next_token=str(asked))
+
+    monkeypatch.setattr(store, "list_page", list_page)
+    with pytest.raises(StoreUnavailableError, match="too many to list"):
+        await namespace_of(store).entries("")
+    assert asked <= 21
+
+
+@pytest.mark.parametrize(
+    ("etag", "size"),
+    [("e", -1), ("e", SIZE_MAX + 1), ("", 1), ("e" * (ETAG_MAX + 1), 1), ("e\r\nX: y", 1), ("é", 1)],
+)
+async def test_what_can_be_no_object_is_hidden(etag: str, size: int) -> None:
+    """Whether it is listed or asked for by name, and its neighbours are not."""
+    store = MemoryStore({"good": b"content", "large/good": b"content"})
+    lie = Generation(key="lie", etag=etag, size=size, modified_ns=0)
+    store._current |= {"lie": lie, **{f"large/{n:04}": store.generation("good") for n in range(PAGE_LIMIT)}}
+    store._current["large/lie"] = replace(lie, key="large/lie")
+    namespace = namespace_of(store)
+    assert list(await namespace.entries("")) == [b"good", b"large"]
+    assert namespace.statistics().hidden_keys == 1
+    for name in ("lie", "large/lie"):
+        assert await look(namespace, name) is Special.ABSENT
+    assert await look(namespace, "large/good") == store.generation("large/good")

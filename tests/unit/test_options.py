@@ -201,6 +201,19 @@ def test_unusable_values_are_refused_in_one_line(name: str, value: str) -> None:
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("store", ["s3://KEY:hidden@bucket/prefix", "ftp://user:hidden@host", "x+y://:hidden@h/"])
+def test_a_password_in_a_store_is_refused_and_not_repeated(store: str, toml: Path) -> None:
+    toml.write_text(f'store = "{store}"')
+    for text in (error_of(config=toml), error_of(environment={"TRIMSFS_STORE": store})):
+        assert "credentials do not belong there" in text
+        assert "hidden" not in text
+
+
+@pytest.mark.parametrize("store", ["sftp://user@host/x", "s3://bucket/a:b@c", "/a:b@c", "http://host:80/x"])
+def test_what_only_looks_like_a_password_is_none(store: str) -> None:
+    assert load_options({"store": store}, environment={}).store == store
+
+
 @pytest.mark.parametrize("name", ["cache_size", "min_free"])
 def test_a_negative_size_is_refused(name: str, toml: Path) -> None:
     toml.write_text(f"{name} = -1")

@@ -16,6 +16,7 @@ import trio
 from trimsfs.control import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem import FOREVER_S, Attributes, Filesystem
+from trimsfs.fuse.askers import Askers
 from trimsfs.fuse.errnos import errno_of
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._agreed = agreed
         self._filesystem = filesystem
+        self.askers = Askers()
         self._waiting: dict[int, trio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
@@ -70,7 +72,8 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        attributes = await self._filesystem.lookup(parent_inode, name)
+        with self.askers.waiting(ctx.pid):
+            attributes = await self._filesystem.lookup(parent_inode, name)
         self._filesystem.told(attributes)
         return self._entry(attributes)
 
@@ -84,7 +87,9 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        return pyfuse3.FileHandleT(await self._filesystem.open_directory(inode))
+        with self.askers.waiting(ctx.pid):
+            return pyfuse3.FileHandleT(await self._filesystem.open_directory(inode))
+        raise AssertionError("unreachable: who is killed is told so")
 
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -102,9 +107,10 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
         try:
-            opened = await self._filesystem.open(
-                inode, partial(_caller, ctx), partial(self.interruptible, ctx.pid), thread=ctx.pid
-            )
+            with self.askers.waiting(ctx.pid):
+                opened = await self._filesystem.open(
+                    inode, partial(_caller, ctx), partial(self.interruptible, ctx.pid), thread=ctx.pid
+                )
         finally:
             self.answered(ctx.pid)
         return pyfuse3.FileInfo(
@@ -146,7 +152,8 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        value = await self._filesystem.xattr(inode, os.fsdecode(name), partial(_caller, ctx))
+        with self.askers.waiting(ctx.pid):
+            value = await self._filesystem.xattr(inode, os.fsdecode(name), partial(_caller, ctx))
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value

@@ -109,6 +109,7 @@ class Session:
         """Answer requests until the file system is unmounted. For the main thread."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._operations.askers.run)
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 

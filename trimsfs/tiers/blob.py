@@ -43,6 +43,8 @@ class Blob:
         """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
         self.doubt: TrimsError | None = None
         """Why the bytes must not be served any more."""
+        self.lost: set[int] = set()
+        """Chunks that programs read by themselves, and that have not reached the disk: no longer in the index."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -107,6 +109,15 @@ class Blob:
         self._descriptor = descriptor
         self._view = memoryview(mapping)
         return fitting
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether somebody has made the file shorter, or longer."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_size != self.generation.size
+
+    def mend_size(self) -> None:
+        """Give the file its size again: what was cut off is missing. Raises OSError."""
+        os.truncate(self.fileno(), self.generation.size)
 
     def detach(self) -> None:
         """Close the file. Views that are still in use keep the mapping until they are gone."""

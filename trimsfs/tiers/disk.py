@@ -2,28 +2,28 @@
 
 import errno
 import logging
-import os
 import resource
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.errors import CacheUnusableError, InUseError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.eviction import Evictable, Policy, lru
 from trimsfs.ranges import chunk_length
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.files import BlobFiles
-from trimsfs.tiers.index import BlobIndex, BlobRecord
+from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.leftovers import Leftovers, give_back
-from trimsfs.tiers.lock import lock_directory, sign
+from trimsfs.tiers.place import Place
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.tiers.room import Room
@@ -38,6 +38,14 @@ Ts = TypeVarTuple("Ts")
 FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 DISK_THREADS = 8
+PATIENCE_S = 2.0
+"""For how long the index may be failing."""
+SPARE_DESCRIPTORS = 256
+"""Descriptors that are not for blobs: a server without any answers nothing."""
+DESCRIPTORS_OF_A_BLOB = 2
+"""Its own, and that of its mapping."""
+LOOK_INTERVAL_S = 5.0
+"""How often a directory that cannot be used is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +65,9 @@ class DiskStatistics:
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
-    *lock* is the locked descriptor of a server that has ended and left the directory to this one.
+    *lock* is the locked descriptor of a server that has ended and left the directory to this one. If the directory
+    cannot be used by then, nothing is kept, and ``unusable`` tells why. ``on_doubt`` hears of blobs in use whose files
+    may not be what they were.
 
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
@@ -81,35 +91,30 @@ class DiskTier:
     ) -> None:
         self.directory = directory
         self.store = store
-        blobs = directory / "blobs"
-        if lock is None:
-            self.lock_descriptor = lock_directory(directory)
-        else:
-            self.lock_descriptor = lock
-            sign(lock)
-        try:
-            blobs.mkdir(mode=0o700, exist_ok=True)
-            self.index = BlobIndex(directory / "index.sqlite", trusted=lock is not None)
-        except OSError as error:
-            os.close(self.lock_descriptor)
-            raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
-        except BaseException:
-            os.close(self.lock_descriptor)
-            raise
-        self.files = BlobFiles(blobs, self.index, store)
+        self._place = Place(directory, lock)
+        self.unusable = self._place.problem
+        self.index = self._place.index
+        self.lock_descriptor = self._place.lock
+        self.files = BlobFiles(self._place.blobs, self.index, store)
+        self.files.usable = self.unusable is None
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
+        self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._unfinished: set[str] = set()
-        self._idle_limit = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._idle_limit = min(4096, descriptors // 8)
+        self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
         self._lock = trio.Lock()
+        self._failing = trio.Event()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
-        self._leftovers = Leftovers(self.index, blobs)
-        self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._evict_token)
+        self._journal.on_unsynced = self._not_synced
+        self._leftovers = Leftovers(self.index, self._place.blobs)
+        self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._make_room_of)
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -144,7 +149,13 @@ class DiskTier:
         return [blob for blob in self._blobs.values() if blob.attached and blob.complete]
 
     async def run(self) -> None:
-        """Record what was written and used, for as long as the server runs."""
+        """Record what was written and used, for as long as the server runs.
+
+        Raises CacheUnusableError when the directory cannot be used any longer, or can be again: another server goes on
+        in the way that is left.
+        """
+        if self.unusable is not None:
+            await self._wait_until_usable()
         await self._settle()
         await self._room.keep()
         await self._sync_left()
@@ -158,7 +169,25 @@ class DiskTier:
             await self._give_back_unfinished()
             if due:
                 await self._journal.sync()
+                if await self._threads.run(self._place.gone):
+                    self._failing.set()
                 synced = trio.current_time()
+            if self._failing.is_set() or self._journal.failing_s > PATIENCE_S:
+                await self._give_up()
+
+    async def _wait_until_usable(self) -> None:
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            if await self._threads.run(self._place.usable):
+                break
+        raise CacheUnusableError(f"cache directory {self.directory} can be used again: another server does")
+
+    async def _give_up(self) -> None:
+        with suppress(OSError, sqlite3.Error):
+            await self._threads.run(self.index.mend)
+        raise CacheUnusableError(
+            f"cache directory {self.directory} cannot be used any longer: another server goes on, without it if need be"
+        )
 
     async def aclose(self, *, sync: bool = True) -> None:
         """Record everything and give the directory up; unless *sync*, what has not reached the disk need not."""
@@ -168,8 +197,7 @@ class DiskTier:
         for blob in self._blobs.values():
             blob.detach()
         self._blobs.clear()
-        self.index.close()
-        os.close(self.lock_descriptor)
+        self._place.close()
 
     # Using blobs
 
@@ -197,8 +225,12 @@ class DiskTier:
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
         token = generation.token(self.store)
-        known = self._blobs.get(token)
-        blob = known if known is not None else await self._bring(token, generation)
+        blob = self._blobs.get(token)
+        if blob is not None and await self._is_cut_off(blob):
+            await self._cut_off(blob)
+            blob = self._blobs.get(token)
+        if blob is None:
+            blob = await self._bring(token, generation)
         if generation.version_id is not None:
             blob.generation = generation
         blob.users += 1
@@ -206,14 +238,81 @@ class DiskTier:
         self._journal.used(blob, 1)
         return blob
 
+    async def _is_cut_off(self, blob: Blob) -> bool:
+        try:
+            return blob.cut_off
+        except OSError as error:
+            log.error("%s: its file in the cache cannot be looked at: %s", blob.generation.key, error)
+        self._failing.set()
+        await trio.sleep(PATIENCE_S)  # the kernel asks the next server again
+        raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
+
+    async def _cut_off(self, blob: Blob) -> None:
+        """Somebody has changed the length of a blob's file."""
+        key = blob.generation.key
+        async with self._lock, self._journal.recording:
+            if blob.users and blob.backing_id:
+                self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
+                return
+            log.error("%s: its file in the cache has been cut off: fetching it again", key)
+            await self._miss(blob, range(len(blob.states)))
+            if blob.attached:
+                try:
+                    blob.mend_size()
+                except OSError as error:
+                    log.error("%s: its file cannot be mended: %s", key, error)
+
+    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
+        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
+        key = blob.generation.key
+        self._budget.found_failing()
+        async with self._lock, self._journal.recording:
+            if not blob.users or not blob.backing_id:
+                await self._miss(blob, chunks)
+                return
+            lost = self._journal.take_back(blob, chunks) - blob.lost
+            blob.lost |= lost
+            for chunk in lost:
+                self._budget.add(key, -chunk_length(chunk, blob.generation.size))
+            self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
+            await self._note(self.index.remove_chunks, blob.token, list(lost))
+
+    async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
+        """Have chunks fetched again, and those that have not been brought to the disk."""
+        if blob.users == 0:
+            self._forget(blob)
+        gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
+        for chunk in gone:
+            blob.forget(chunk)
+            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+        await self._note(self.index.remove_chunks, blob.token, gone)
+
     async def _bring(self, token: str, generation: Generation) -> Blob:
+        if len(self._blobs) >= self._most:
+            await self._close_some()
+        blob, full = await self._load(token, generation)
+        if full and not self._budget.full(self._quotas.pool(generation.key)):
+            await self._room.write_failed(generation.key, 0)
+            blob, full = await self._load(token, generation, again=True)
+            if full:
+                self._budget.found_full(self._quotas.pool(generation.key))
+        return blob
+
+    async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
+        """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
+        when nobody uses it by now."""
         async with self._lock:
-            if (known := self._blobs.get(token)) is not None:
-                return known
-            blob, lost = await self._threads.run(self.files.load, token, generation)
+            known = self._blobs.get(token)
+            if known is not None and (known.attached or known.users or not again):
+                return known, False
+            if len(self._blobs) >= self._most:
+                log.error("%s: not cached: too many files are open", generation.key)
+            blob, lost, full = await self._threads.run(
+                partial(self.files.load, token, generation, attach=len(self._blobs) < self._most)
+            )
             self._budget.add(generation.key, -lost)
             self._blobs[token] = blob
-            return blob
+            return blob, full
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
@@ -230,7 +329,7 @@ class DiskTier:
             loaded = await self._threads.run(
                 lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
-            for blob, lost in loaded:
+            for blob, lost, _ in loaded:
                 self._budget.add(blob.generation.key, -lost)
                 self._blobs[blob.token] = blob
                 if checked:
@@ -248,8 +347,8 @@ class DiskTier:
             self._budget.found_room()
         if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
             del self._blobs[blob.token]  # the next open tries again to make a file for it
-        elif len(self._blobs) > self._idle_limit:
-            self._close_idle()
+        else:
+            self._close_idle(most=self._idle_limit)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
         """Make room for *size* bytes that are about to be written to a blob; False when there is none.
@@ -309,6 +408,9 @@ class DiskTier:
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self._corrupt += 1
+        if record.chunk in blob.lost:
+            blob.lost.remove(record.chunk)
+            self._budget.add(blob.generation.key, record.length)
         self.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
@@ -363,7 +465,7 @@ class DiskTier:
         blob.pinned = pinned
 
     async def evict(self, generation: Generation) -> int:
-        """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned."""
+        """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned, CacheUnusableError."""
         token = generation.token(self.store)
         await self.flush()
         loaded = await self._ask_index(self.index.load, token)
@@ -372,7 +474,10 @@ class DiskTier:
         if loaded[0].pinned:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
-            freed = await self._evict_token(token, generation.key)
+            try:
+                freed = await self._remove(token, generation.key)
+            except (OSError, sqlite3.Error) as error:
+                raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
@@ -388,8 +493,20 @@ class DiskTier:
             if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
         ]
 
-    async def _evict_token(self, token: str, key: str) -> int | None:
-        """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone."""
+    async def _make_room_of(self, token: str, key: str) -> bool:
+        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed."""
+        try:
+            await self._remove(token, key)
+        except (OSError, sqlite3.Error) as error:
+            log.error("cannot evict %s: %s", token, error)
+            return False
+        return True
+
+    async def _remove(self, token: str, key: str) -> int | None:
+        """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone.
+
+        Raises OSError and sqlite3.Error.
+        """
         async with self._lock, self._journal.recording:
             blob = self._blobs.get(token)
             if blob is not None:
@@ -397,25 +514,33 @@ class DiskTier:
                     return None
                 self._forget(blob)
             unrecorded = self._journal.forget(token)
-            try:
-                size = unrecorded + await self._threads.run(self.files.remove, token)
-            except (OSError, sqlite3.Error) as error:
-                log.error("cannot evict %s: %s", token, error)
-                self._budget.add(key, -unrecorded)
-                return 0
-        self._budget.add(key, -size)
+            self._budget.add(key, -unrecorded)
+            recorded = await self._threads.run(self.files.remove, token)
+        self._budget.add(key, -recorded)
         self._budget.found_room()
+        size = unrecorded + recorded
         self._evictions += 1
         self._evicted_bytes += size
         log.info("evicted %s: %d bytes", token, size)
         return size
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, *, most: int) -> None:
+        """Close blobs that nobody uses, while there are more than *most*."""
+        if len(self._blobs) <= most:
+            return
         for blob in list(self._blobs.values()):
-            if len(self._blobs) <= self._idle_limit:
+            if len(self._blobs) <= most:
                 break
             if blob.users == 0 and not blob.pinned and self._journal.synced(blob):
                 self._forget(blob)
+
+    async def _close_some(self) -> None:
+        """Close blobs that nobody uses, as too many are open; those that are not on the disk yet if it has to be."""
+        self._close_idle(most=self._most - 1)
+        if len(self._blobs) >= self._most:
+            await self.flush()
+            await self._journal.sync()
+            self._close_idle(most=self._most - 1)
 
     def _forget(self, blob: Blob) -> None:
         """Close a blob that nobody uses."""

@@ -1,7 +1,10 @@
 """The files of blobs, and what the index has of them: found again, made, removed."""
 
+import errno
 import logging
 import sqlite3
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
@@ -10,6 +13,16 @@ from trimsfs.tiers.leftovers import give_back
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
+
+FREED_TRIES, FREED_INTERVAL_S = 20, 0.05
+"""How long the room of a file is waited for that the kernel has been told to read no more."""
+
+
+def is_full(error: OSError | sqlite3.Error) -> bool:
+    """Whether an error tells that a disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 class BlobFiles:
@@ -21,14 +34,17 @@ class BlobFiles:
         self._store = store
         self.compares = False
         """Whether blobs are compared with what the store says of them."""
+        self.usable = True
+        """Whether files can be made, and those that are there be used."""
 
-    def load(self, token: str, generation: Generation) -> tuple[Blob, int]:
-        """A blob, without a file if none can be made, and the bytes that the index wrongly believed to be in it."""
+    def load(self, token: str, generation: Generation, *, attach: bool = True) -> tuple[Blob, int, bool]:
+        """A blob, without a file if none can be made or is to be *attached*; the bytes that the index wrongly believed
+        to be in it, and whether it was for a full disk that none could be made."""
         blob = Blob(token, generation)
         blob.digest = None if self.compares else ""
-        lost = 0
-        if generation.size == 0:
-            return blob, lost
+        lost, full = 0, False
+        if generation.size == 0 or not self.usable or not attach:
+            return blob, lost, full
         try:
             loaded = self._index.load(token)
             if loaded is None:
@@ -52,13 +68,29 @@ class BlobFiles:
                     lost = loaded[0].bytes
         except (OSError, sqlite3.Error) as error:
             log.error("%s: not cached: %s", generation.key, error)
-        return blob, lost
+            full = not blob.attached and is_full(error)
+        return blob, lost, full
 
     def remove(self, token: str) -> int:
         """Remove a blob; the bytes that were recorded of it. Raises OSError and sqlite3.Error."""
-        freed = self._index.remove(token)
+        try:
+            freed = self._index.remove(token)
+        except sqlite3.OperationalError as error:
+            if not is_full(error):
+                raise
+            # The index takes room to be told. A record without a file is found to be one, should it come to that.
+            self.path(token).unlink(missing_ok=True)
+            freed = self._remove_soon(token)
         self.path(token).unlink(missing_ok=True)
         return freed
+
+    def _remove_soon(self, token: str) -> int:
+        """Remove a blob from the index once the kernel has given the room of its file back."""
+        for _ in range(FREED_TRIES):
+            time.sleep(FREED_INTERVAL_S)
+            with suppress(sqlite3.OperationalError):
+                return self._index.remove(token)
+        return self._index.remove(token)
 
     def path(self, token: str) -> Path:
         """The file of a blob, whether or not it is there."""

@@ -13,7 +13,7 @@ import trio
 
 from trimsfs.errors import CacheFullError
 from trimsfs.eviction import Evictable, Policy, eager
-from trimsfs.tiers import pages
+from trimsfs.tiers import groups, pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import CHUNK_SIZE
@@ -158,6 +158,14 @@ class HostTier:
         limit = self._quotas.limit(pool, self._budget)
         if limit is not None and self._locked(pool) + size > limit:
             raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
+        lockable = groups.lockable_bytes()
+        if lockable is not None and lockable < size:
+            log.warning(
+                "%s: not locked in memory: the control group of the server may hold %d bytes more: raise its limit",
+                blob.generation.key,
+                lockable,
+            )
+            return
         try:
             hosted.address = await trio.to_thread.run_sync(pages.lock, blob.fileno(), size)
         except OSError as error:

@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
@@ -14,12 +14,15 @@ from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)
 
+COMPLAINT_INTERVAL_S = 60.0
+"""How often it is said that the index still cannot be written."""
+
 
 class Journal:
     """Keeps the index in step with what is written and used, some at a time.
 
     ``recording`` is held while something is recorded, ``syncing`` while one blob is brought to the disk: who takes a
-    blob out of the index holds both.
+    blob out of the index holds both. ``on_unsynced`` hears of chunks that did not reach the disk.
     """
 
     def __init__(self, index: BlobIndex, threads: Threads) -> None:
@@ -31,8 +34,16 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
+        self.on_unsynced: Callable[[Blob, Collection[int]], Awaitable[None]] = _nobody
+        self._failing_since: float | None = None
+        self._complaint: tuple[str, float] | None = None
         self._marked = True
         """Whether chunks were marked as synced since the index was, by an earlier server maybe."""
+
+    @property
+    def failing_s(self) -> float:
+        """For how long the index could not be written, for another reason than a full disk."""
+        return 0.0 if self._failing_since is None else trio.current_time() - self._failing_since
 
     @property
     def pending(self) -> bool:
@@ -59,6 +70,15 @@ class Journal:
     def synced(self, blob: Blob) -> bool:
         """Whether all of a blob has been brought to the disk."""
         return blob not in self._unsynced
+
+    def take_back(self, blob: Blob, chunks: Collection[int]) -> set[int]:
+        """Chunks of a blob are not to be recorded, and neither are those that have not been brought to the disk; all of
+        these. For who holds ``recording``."""
+        gone = set(chunks) | self._unsynced.pop(blob, set())
+        self._pending = [
+            (token, record) for token, record in self._pending if token != blob.token or record.chunk not in gone
+        ]
+        return gone
 
     def forget(self, token: str) -> int:
         """Nothing of a blob is to be recorded; how many bytes of it were to be. For who holds ``recording``."""
@@ -94,9 +114,19 @@ class Journal:
         try:
             await self._threads.run(self._record, pending, uses, digests)
         except sqlite3.Error as error:
-            log.error("cannot write the cache index: %s", error)
+            self._failed(error)
             self._pending = pending + self._pending
             self._digests = digests | self._digests
+        else:
+            self._failing_since = self._complaint = None
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        now, text = trio.current_time(), str(error)
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            self._failing_since = now if self._failing_since is None else self._failing_since
+        if self._complaint is None or self._complaint[0] != text or now - self._complaint[1] > COMPLAINT_INTERVAL_S:
+            self._complaint = text, now
+            log.error("cannot write the cache index: %s", error)
 
     def _record(
         self, pending: list[tuple[str, ChunkRecord]], uses: dict[str, int], digests: dict[str, str | None]
@@ -117,12 +147,13 @@ class Journal:
                     await self._threads.run(self._index.sync)
                     self._marked = False
                 except sqlite3.Error as error:
-                    log.error("cannot write the cache index: %s", error)
+                    self._failed(error)
 
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
         if chunks is None:
             return  # it has been evicted meanwhile
+        lost: OSError | None = None
         blob.users += 1
         try:
             async with self.recording:  # what is being recorded is not in the index yet
@@ -131,9 +162,18 @@ class Journal:
             await self._threads.run(self._index.mark_synced, blob.token, done)
             chunks -= done
             self._marked = True
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: cannot sync to disk: %s", blob.generation.key, error)
+        except sqlite3.Error as error:
+            self._failed(error)
+        except OSError as error:
+            lost = error
         finally:
             blob.users -= 1
-        if not chunks:
+        if lost is not None:
+            log.error("%s: cannot sync to disk: %s", blob.generation.key, lost)
+            await self.on_unsynced(blob, done)
+        elif not chunks:
             self._unsynced.pop(blob, None)
+
+
+async def _nobody(_blob: Blob, _chunks: Collection[int]) -> None:
+    """Nobody wants to know."""

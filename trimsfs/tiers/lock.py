@@ -31,6 +31,14 @@ def lock_directory(directory: Path) -> int:
     return descriptor
 
 
+def locks(descriptor: int, directory: Path) -> bool:
+    """Whether a descriptor is of the lock of a directory, and not of another one that was at its place."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(directory / "lock"))
+    except OSError:
+        return False
+
+
 def sign(descriptor: int) -> None:
     """Leave in a lock that this process holds it."""
     with contextlib.suppress(OSError):  # a full disk: whoever meets the lock is told less

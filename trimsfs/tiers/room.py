@@ -21,7 +21,8 @@ HEADROOM = 4 * CHUNK_SIZE
 class Room:
     """Keeps a disk tier to its budget, each tenant to its share.
 
-    *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key.
+    *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key, and
+    tells whether the disk could be written.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Room:
         policy: Policy,
         *,
         candidates: Callable[[], Awaitable[list[Evictable]]],
-        evict: Callable[[str, str], Awaitable[object]],
+        evict: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self._budget = budget
         self._quotas = quotas
@@ -99,4 +100,5 @@ class Room:
         if sum(entry.size for entry in candidates) < at_least:
             return
         for victim in self._policy(candidates, wanted):
-            await self._evict(victim.name, victim.key)
+            if not await self._evict(victim.name, victim.key):
+                return

@@ -1,0 +1,101 @@
+"""The reference model beside a server without FUSE, whose threads and clock are not real: many short lives."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from tests.reliability.conftest import Survived
+from tests.reliability.machine import Machine, survival
+from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK
+from tests.reliability.virtual import VirtualDriver
+from tests.unit.tmpfs import tmpfs
+from trimsfs.coldopen import ColdOpen
+from trimsfs.eviction import POLICIES
+
+
+class Virtual(Machine):
+    """The machine on a server of some configuration."""
+
+    directory: Path
+    chunk_size: int
+    numbers = itertools.count()
+    hiccuping = False
+
+    @initialize(
+        cold_open=st.sampled_from(("auto", "wait", "stream")),
+        streaming=st.booleans(),
+        ttl_s=st.sampled_from((60.0, 1.0)),
+        policy=st.sampled_from(sorted(POLICIES)),
+    )
+    def begin(self, cold_open: ColdOpen, streaming: bool, ttl_s: float, policy: str) -> None:
+        self.virtual = VirtualDriver(
+            self.directory / str(next(self.numbers)),
+            self.chunk_size,
+            cold_open=cold_open,
+            streaming=streaming,
+            ttl_s=ttl_s,
+            policy=policy,
+        )
+        self.start(self.virtual)
+
+    @precondition(lambda self: not self.model.failing and not self.hiccuping)
+    @rule()
+    def hiccup(self) -> None:
+        """The next request fails in a way that another attempt cures."""
+        self.virtual.hiccup()
+        self.model.hiccup(over=False)
+        self.hiccuping = True
+
+    @invariant()
+    def hiccup_is_over(self) -> None:
+        if self.hiccuping and not self.virtual.hiccuping:
+            self.hiccuping = False
+            self.model.hiccup(over=True)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.totals.update(self.virtual.counted)
+
+
+def virtual() -> Virtual:
+    """By this function, not by the class, the examples are known."""
+    return Virtual()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A place in memory for the caches of all servers."""
+    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", chunk_size)
+    with tmpfs(tmp_path / "memory", 1 << 30) as directory:
+        monkeypatch.setattr(Virtual, "directory", directory, raising=False)
+        monkeypatch.setattr(Virtual, "chunk_size", chunk_size, raising=False)
+        yield
+
+
+@pytest.mark.usefixtures("directory")
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param(settings(QUICK, max_examples=40), id="quick"),
+        pytest.param(LONG, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_a_server_does_as_the_model_says(profile: settings, survived: Survived) -> None:
+    with survival(f"what {profile.max_examples} sequences of rules hold", survived):
+        run_state_machine_as_test(cast(type[Virtual], virtual), settings=profile)
+    # The sequences came to where it matters; few of them may not.
+    expected = ["evictions", "restarts", "replaced"]
+    if profile is LONG:
+        expected += ["corrupt", "refused", "ESTALE", "EFAULT"]
+    assert [name for name in expected if not Machine.totals[name]] == []
+
+
+@pytest.mark.usefixtures("directory")
+def test_what_has_failed_before_does_not_fail_again() -> None:
+    run_state_machine_as_test(cast(type[Virtual], virtual), settings=KNOWN_FAILURES)

@@ -1,0 +1,181 @@
+"""Credentials of a store, however a server has got them, are nowhere but in its memory and its environment."""
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.test_isolation import family
+from tests.mounts import MOUNTCTL, MountedStore, log_beside, mounted, trimsfs
+from tests.security.hostile import HostileStore, Told, hostile_store
+from tests.security.users import STRANGER, as_user
+from tests.services import HOST
+
+KEY, SECRET, TOKEN = "AKIAMARKER0000000001", "MARKERsecretOfTheTest0123456789abcdefABCD", "MARKERtokenOfTheTest+/=="
+PASSWORD = "MARKERpasswordOfTheTest"
+MARKERS = (SECRET, TOKEN, PASSWORD)
+"""What nobody is to see. The access key is no secret, but a name."""
+
+
+WAYS = [
+    "environment",
+    *(pytest.param(how, marks=pytest.mark.slow) for how in ("profile", "process", "instance", "container")),
+]
+
+
+@dataclass(slots=True)
+class Way:
+    """How credentials are given: variables and options; what is to be found in the server's environment alone."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def metadata() -> Iterator[str]:
+    """Stands in for the metadata service of an instance, and for that of a container: it gives credentials."""
+    told = {"AccessKeyId": KEY, "SecretAccessKey": SECRET, "Token": TOKEN, "Expiration": "2100-01-01T00:00:00Z"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+            """Nothing."""
+
+        def do_PUT(self) -> None:
+            self._send(TOKEN)
+
+        def do_GET(self) -> None:
+            roles = self.path.endswith("/security-credentials/")
+            self._send("role" if roles else json.dumps({"Code": "Success", **told}))
+
+        def _send(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def given(how: str, directory: Path) -> Iterator[Way]:
+    """Credentials that are given in one of the ways."""
+    values = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_session_token": TOKEN}
+    if how == "environment":
+        yield Way({name.upper(): value for name, value in values.items()})
+        return
+    if how in {"profile", "process"}:
+        file = directory / "credentials"
+        lines = [f"{name} = {value}" for name, value in values.items()]
+        if how == "process":
+            printed = {"Version": 1, "AccessKeyId": KEY, "SecretAccessKey": SECRET, "SessionToken": TOKEN}
+            (directory / "printed").write_text(json.dumps(printed))
+            lines = [f"credential_process = cat {directory / 'printed'}"]
+        file.write_text("\n".join(["[models]", *lines]))
+        file.chmod(0o600)
+        variable = "AWS_SHARED_CREDENTIALS_FILE" if how == "profile" else "AWS_CONFIG_FILE"
+        if how == "process":
+            file.write_text(file.read_text().replace("[models]", "[profile models]"))
+        yield Way({variable: str(file)}, ("--profile", "models"))
+        return
+    with metadata() as url:
+        if how == "instance":
+            yield Way({"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "AWS_EC2_METADATA_DISABLED": "false"})
+        else:
+            variables = {"FULL_URI": f"{url}/credentials"}
+            token = {"AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN}
+            yield Way({f"AWS_CONTAINER_CREDENTIALS_{name}": value for name, value in variables.items()} | token)
+
+
+def everything_told(mount: MountedStore, environment: dict[str, str], options: tuple[str, ...]) -> dict[str, str]:
+    """All that a mount shows and leaves behind, by where."""
+    told: dict[str, str] = {"log": mount.log(), "mounts": Path("/proc/mounts").read_text()}
+    root = mount.path / ".trims"
+    for path in (*root.iterdir(), *(root / "model").iterdir(), *(root / ".trims").iterdir()):
+        if path.is_file():
+            told[str(path)] = path.read_text(errors="replace")
+    for name in os.listxattr(mount.path / "model"):
+        told[name] = os.getxattr(mount.path / "model", name).decode()
+    for pid in family(mount.control()["keeper_pid"]):
+        with contextlib.suppress(FileNotFoundError):
+            told[f"cmdline of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()
+            told[f"comm of {pid}"] = Path(f"/proc/{pid}/comm").read_text()
+    for path in mount.cache.rglob("*"):
+        if path.is_file():
+            told[str(path)] = path.read_text(errors="replace")
+    arguments: list[tuple[str | Path, ...]] = [
+        ("status", "--json", mount.path),
+        ("warm", mount.path / "refused"),
+        ("doctor", "--store", "s3://bucket", *options),
+    ]
+    for command in arguments:
+        done = trimsfs(*command, environment=environment)
+        told[" ".join(map(str, command))] = done.stdout + done.stderr
+    done = subprocess.run([MOUNTCTL, "status", "--json"], capture_output=True, text=True, timeout=60, check=False)
+    told["mountctl status"] = done.stdout + done.stderr
+    return told
+
+
+def answer(store: HostileStore, refusal: str) -> None:
+    """Have the store refuse one object, in words of its own."""
+
+    def said(_method: str, key: bytes, _query: dict[str, str]) -> tuple[int, dict[str, str], bytes] | None:
+        if key != b"refused":
+            return None
+        message = f"<Error><Code>{refusal}</Code><Message>no: {store.requests[-1]}</Message></Error>"
+        return 403, {}, message.encode()
+
+    store.answer = said
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_no_secret_is_told_however_it_was_given(how: str, tmp_path: Path) -> None:
+    objects = {b"model": Told(content=b"weights"), b"refused": Told(content=b"weights")}
+    unset = {"AWS_CONFIG_FILE": "/nonexistent", "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent"}
+    directory = tmp_path / "mount"
+    with hostile_store(objects) as store, given(how, tmp_path) as way:
+        where = {"AWS_ENDPOINT_URL": store.server.endpoint_url, "AWS_REGION": "us-east-1", "NO_PROXY": HOST}
+        environment = unset | where | way.environment
+        answer(store, "SignatureDoesNotMatch")
+        with mounted(store.url, directory, "--log-level", "debug", *way.options, environment=environment) as mount:
+            assert (mount.path / "model").read_bytes() == b"weights"
+            with pytest.raises(PermissionError):
+                (mount.path / "refused").read_bytes()
+            told = everything_told(mount, environment, way.options)
+            for pid in family(mount.control()["keeper_pid"]):
+                with pytest.raises(AssertionError, match="PermissionError"):
+                    as_user(STRANGER, Path(f"/proc/{pid}/environ").read_bytes)
+        told["log at the end"] = log_beside(directory).read_text()
+    assert any(KEY in signed for signed in store.authorizations)
+    assert len(told) > 20
+    for where_told, text in told.items():
+        for marker in (*MARKERS, "Signature="):
+            assert marker not in text, where_told
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    """All users may read the list of mounts."""
+    for url in (f"ftp://user:{PASSWORD}@{HOST}/models", f"s3://{KEY}:{PASSWORD}@bucket/models"):
+        for environment, arguments in (({}, ("--store", url)), ({"TRIMSFS_STORE": url}, ())):
+            done = trimsfs("mount", tmp_path, *arguments, environment=environment)
+            assert done.returncode == 2, done.stderr
+            assert done.stderr.count("\n") == 1
+            assert "credentials do not belong there" in done.stderr
+            assert PASSWORD not in done.stderr
+    (tmp_path / "mount.toml").write_text(f'store = "ftp://user:{PASSWORD}@{HOST}/models"\n')
+    done = trimsfs("doctor", "--config", tmp_path / "mount.toml")
+    assert done.returncode == 2
+    assert PASSWORD not in done.stderr + done.stdout

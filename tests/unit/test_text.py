@@ -1,0 +1,51 @@
+"""Names of others, as people are shown them."""
+
+import logging
+from dataclasses import dataclass
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from trimsfs.metrics import renderer
+from trimsfs.text import LineFormatter, printable
+
+
+@given(st.text())
+def test_any_text_is_one_line_that_does_nothing(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    assert shown == text or not text.isprintable()
+
+
+def test_what_is_shown_as_itself_stays() -> None:
+    assert printable("résumé [v2] \\n") == "résumé [v2] \\n"
+    assert printable("a\nb\x1b[2J\u202e\udcff") == "a\\nb\\x1b[2J\\u202e\\udcff"
+
+
+@given(st.text(), st.text())
+def test_a_record_is_one_line_and_what_it_raised_is_indented(name: str, cause: str) -> None:
+    try:
+        raise ValueError(cause)
+    except ValueError as error:
+        raised = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("test", logging.ERROR, "", 0, "%s", (name,), raised)
+    first, *others = LineFormatter("%(levelname)s %(message)s").format(record).split("\n")
+    assert first.isprintable()
+    assert first.startswith("ERROR ")
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one tenant."""
+
+    tenant_used_bytes: dict[str, int]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda name: not name.endswith("/")))
+@example('evil"} 1\ntrimsfs_disk_used_bytes 999\\')
+def test_any_name_can_be_the_label_of_a_metric(name: str) -> None:
+    text = renderer({"disk": lambda: Statistics({f"{name}/": 7})})().decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert [(sample.labels, sample.value) for sample in samples] == [({"tenant": name}, 7)]

@@ -1,0 +1,37 @@
+"""What the control groups of this process let it hold in memory, of either version of control groups."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+RESERVE = 64 << 20
+"""Bytes that are not to be locked: what is read and written takes memory too."""
+
+
+def lockable_bytes(root: Path = ROOT, own: Path = OWN) -> int | None:
+    """Bytes that may still be locked without the kernel killing a process for want of memory; None without a limit."""
+    left = [limit - used for limit, used in _limits(root, own)]
+    return max(0, min(left) - RESERVE) if left else None
+
+
+def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """The limit of each group that has one, and what of it cannot be given back."""
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                yield from _of(root, path, "memory.max", ("anon", "unevictable"))
+            elif "memory" in controllers.split(","):
+                names = ("total_rss", "total_unevictable")
+                yield from _of(root / "memory", path, "memory.limit_in_bytes", names)
+
+
+def _of(root: Path, path: str, limit: str, unreclaimable: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Those of a group and the groups above it, as far as they can be seen: a container may see its own as the root."""
+    group = root / path.lstrip("/")
+    for directory in (group, *(above for above in group.parents if above == root or root in above.parents)):
+        with suppress(OSError, ValueError):
+            most = int((directory / limit).read_text())  # "max" without one
+            found = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            yield most, sum(int(found[name]) for name in unreclaimable)
