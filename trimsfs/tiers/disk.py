@@ -552,6 +552,11 @@ class DiskTier:
         """Record the chunks written and the blobs used so far."""
         await self._journal.flush()
 
+    async def sync(self, blob: Blob) -> None:
+        """Return when what was written to a blob has reached the disk. Raises BlobDamagedError when it does not."""
+        if not await self._journal.sync_one(blob):
+            raise BlobDamagedError(f"{blob.generation.key}: cannot be written to the disk")
+
     async def recorded(self, blob: Blob) -> None:
         """Return when what was written to a blob so far has been recorded."""
         await self._journal.recorded(blob)
