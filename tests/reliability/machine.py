@@ -89,7 +89,7 @@ def survival(fault: str, survived: Callable[[Survival], None]) -> Iterator[None]
         Survival(
             fault=fault,
             injected=sum(totals[name] for name in faults),
-            operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings")),
+            operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings", *DOCUMENTED)),
             errors=Counter({name: number for name, number in totals.items() if name in DOCUMENTED}),
             allowed=DOCUMENTED,
         )
@@ -464,11 +464,15 @@ class Machine(RuleBasedStateMachine):
         return {model["generation"]: model["path"] for model in models if model["pinned"]}
 
     def teardown(self) -> None:
-        """Close everything: nothing is left in use, and every inode goes back."""
+        """All can be read in the end; once it is closed nothing is left in use, and every inode goes back."""
         try:
             if sys.exc_info()[0] is None:  # or it would hide what has failed
                 if self.model.failing:
                     self.heal()
+                for path in PATHS:
+                    self.load(path)
+                for directory in DIRECTORIES:
+                    self.listing(directory)
                 for file in list(self.files):
                     self.let_go(file)
                 self.driver.settle()
