@@ -6,11 +6,17 @@ defect itself has a test of its own beside those of the part that had it.
 """
 
 import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
+from tests.reliability import Survival
+
+DOCUMENTED = ("EACCES", "EFAULT", "EIO", "EISDIR", "ENOENT", "ENOTDIR", "ESTALE")
 KNOWN = ReadOnlyDatabase(DirectoryBasedExampleDatabase(Path(__file__).with_name("examples")))
 FOUND = DirectoryBasedExampleDatabase(Path(".hypothesis/examples"))
 
@@ -29,3 +35,20 @@ LONG = settings(
     database=MultiplexedDatabase(FOUND, KNOWN),
     max_examples=int(os.environ.get("MODEL_EXAMPLES", "1500")),
 )
+
+
+@contextmanager
+def survival(fault: str, totals: Counter[str], survived: Callable[[Survival], None]) -> Iterator[None]:
+    """Add what machines do in the block, which they count, to the table."""
+    totals.clear()
+    yield
+    faults = ("restarts", "store fails", "replaced", "evict done")
+    survived(
+        Survival(
+            fault=fault,
+            injected=sum(totals[name] for name in faults),
+            operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings", *DOCUMENTED)),
+            errors=Counter({name: number for name, number in totals.items() if name in DOCUMENTED}),
+            allowed=DOCUMENTED,
+        )
+    )

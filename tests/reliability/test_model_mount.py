@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from tests.reliability.conftest import Survived
-from tests.reliability.machine import Machine, survival
-from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK
+from tests.reliability.machine import Machine
+from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK, survival
 from tests.reliability.real import RealDriver
 
 
@@ -53,7 +53,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_mount_does_as_the_model_says(profile: settings, survived: Survived) -> None:
-    with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", survived):
+    with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", Machine.totals, survived):
         run_state_machine_as_test(cast(type[Real], real), settings=profile)
 
 
