@@ -35,6 +35,8 @@ LONG = settings(
     database=MultiplexedDatabase(FOUND, KNOWN),
     max_examples=int(os.environ.get("MODEL_EXAMPLES", "1500")),
 )
+LONG_S = 600 + 4 * LONG.max_examples
+"""Longer than that it may not take."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from tests.reliability.conftest import Survived
 from tests.reliability.machine import Machine
-from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK, survival
+from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, survival
 from tests.reliability.virtual import VirtualDriver
 from tests.unit.tmpfs import tmpfs
 from trimsfs.coldopen import ColdOpen
@@ -84,7 +84,7 @@ def directory(tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) 
     "profile",
     [
         pytest.param(settings(QUICK, max_examples=40), id="quick"),
-        pytest.param(LONG, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+        pytest.param(LONG, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(LONG_S)]),
     ],
 )
 def test_a_server_does_as_the_model_says(profile: settings, survived: Survived) -> None:

@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from tests.reliability.conftest import Survived
 from tests.reliability.machine import Machine
-from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK, survival
+from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, survival
 from tests.reliability.real import RealDriver
 
 
@@ -48,7 +48,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             settings(LONG, max_examples=LONG.max_examples // 15),
             id="long",
-            marks=[pytest.mark.slow, pytest.mark.timeout(3600)],
+            marks=[pytest.mark.slow, pytest.mark.timeout(LONG_S)],
         ),
     ],
 )
