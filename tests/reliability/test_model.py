@@ -65,7 +65,7 @@ class Virtual(Machine):
 
 
 def virtual() -> Virtual:
-    """By this function, not by the class, the examples are known."""
+    """By this function, not by the class, the sequences that were found are known."""
     return Virtual()
 
 
