@@ -98,13 +98,13 @@ class _Directory:
 
     ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
     ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
-    was asked before ``distrusted`` are known to be outdated; of the names in ``outdated`` it is known that they lead
-    elsewhere by now.
+    was asked before ``distrusted`` are known to be outdated; ``outdated`` has names of which alone that is so, or may
+    be, and since when.
     """
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
-        self.outdated: set[bytes] = set()
+        self.outdated: dict[bytes, float] = {}
         self.listed = float("-inf")
         self.distrusted = float("-inf")
         self.complete = False
@@ -113,6 +113,11 @@ class _Directory:
         self.failure: StoreError | None = None
         self.retry_at = float("-inf")
         self.lock = trio.Lock()
+
+    def doubts(self, name: bytes) -> bool:
+        """Whether what is known of a name may be outdated."""
+        since = self.outdated.get(name)
+        return since is not None and (name not in self.names or self.names[name][1] <= since)
 
     def failed(self, error: StoreError) -> None:
         """The store could not be asked just now; a recent failure that is told again does not count anew."""
@@ -313,7 +318,14 @@ class Namespace:
             directory.listed = directory.retry_at = float("-inf")
             directory.names.clear()
             directory.distrusted = trio.current_time()
-            directory.outdated.add(os.fsencode(key[key.rfind("/") + 1 :]))
+            self.doubt(key)
+
+    def doubt(self, key: str) -> None:
+        """The object may not be what the directory says: ask the store for it at the next lookup."""
+        prefix, slash, name = key.rpartition("/")
+        directory = self._directories.get(prefix + slash)
+        if directory is not None:
+            directory.outdated[os.fsencode(name)] = trio.current_time()
 
     def _directory(self, prefix: str) -> _Directory:
         directory = self._directories.get(prefix)
@@ -330,6 +342,8 @@ class Namespace:
     def _known(self, directory: _Directory, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
         now = trio.current_time()
+        if directory.doubts(name):
+            return None
         if name in directory.names:
             entry, told = directory.names[name]
             left = told + self._ttl(entry) - now
@@ -337,7 +351,7 @@ class Namespace:
                 return entry, left
         entry = directory.entries.get(name, Special.ABSENT)
         left = directory.listed + self._ttl(entry) - now
-        if entry is not Special.ABSENT and name not in directory.outdated:
+        if entry is not Special.ABSENT:
             left = max(left, directory.retry_at - now, self._down_until - now)
         return (entry, left) if directory.complete and left > 0 else None
 
@@ -347,7 +361,7 @@ class Namespace:
     async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
         asked, stale = trio.current_time(), _stale(directory, name)
-        known = stale is not Special.ABSENT and (name in directory.names or name not in directory.outdated)
+        known = stale is not Special.ABSENT and not directory.doubts(name)
         if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
         try:
@@ -359,7 +373,7 @@ class Namespace:
             if (stale := _stale(directory, name)) is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
-        if asked > directory.distrusted:
+        if asked > max(directory.distrusted, directory.outdated.get(name, _LONG_AGO)):
             directory.names[name] = entry, asked
             directory.names.move_to_end(name)
         while len(directory.names) > KNOWN_NAMES:
@@ -393,8 +407,7 @@ class Namespace:
         if not directory.large:
             directory.entries, self._hidden[prefix] = _entries(prefix, pages)
             directory.listed = asked if asked > directory.distrusted else float("-inf")
-            if asked > directory.distrusted:
-                directory.outdated.clear()
+            directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}
             directory.complete = True
             directory.names.clear()
 

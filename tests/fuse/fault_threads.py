@@ -1,6 +1,6 @@
-"""Map a file, fault its pages from many threads at once, print the SHA-256 of what they saw.
+"""Map files one after the other, fault their pages from many threads at once, print the SHA-256 of what they saw.
 
-``python fault_threads.py FILE THREADS``: a process of its own, so that a fault that hangs can be timed out.
+``python fault_threads.py THREADS FILE...``: a process of its own, so that a fault that hangs can be timed out.
 """
 
 import ctypes
@@ -11,7 +11,12 @@ import threading
 
 
 def main() -> None:
-    path, threads = sys.argv[1], int(sys.argv[2])
+    threads = int(sys.argv[1])
+    for path in sys.argv[2:]:
+        print(faulted(path, threads), flush=True)
+
+
+def faulted(path: str, threads: int) -> str:
     with open(path, "rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE)
     size = len(mapping)
@@ -31,7 +36,7 @@ def main() -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    print(hashlib.sha256(target.raw[:size]).hexdigest())
+    return hashlib.sha256(target.raw[:size]).hexdigest()
 
 
 LIBC = ctypes.CDLL(None)

@@ -70,7 +70,7 @@ def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path,
     program = Path(__file__).with_name("fault_threads.py")
 
     done = subprocess.run(
-        [sys.executable, program, str(directory_mount.path / "model"), "64"],
+        [sys.executable, program, "64", str(directory_mount.path / "model")],
         capture_output=True,
         text=True,
         timeout=60,

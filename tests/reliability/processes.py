@@ -58,3 +58,13 @@ def described(pid: int) -> str:
 
 def _fields(pid: int) -> list[str]:
     return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
+def stacks(pid: int) -> str:
+    """Where each thread of a process waits in the kernel, for who has to find out why."""
+    told = []
+    for task in sorted((PROC / str(pid) / "task").iterdir()):
+        with contextlib.suppress(OSError):
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            told.append(f"{task.name} {(task / 'comm').read_text().strip()} {state}\n{(task / 'stack').read_text()}")
+    return "\n".join(told)

@@ -49,7 +49,7 @@ class RealDriver:
     def __init__(self, directory: Path, *options: str, most_restarts: int) -> None:
         self.chunk_size = CHUNK_SIZE
         self.most_restarts = most_restarts
-        self.budget = 6 * CHUNK_SIZE
+        self.budget = 4 * CHUNK_SIZE
         self.ttl_s = 0.5
         self.slack_s = 0.1
         self._directory = directory
@@ -60,7 +60,7 @@ class RealDriver:
         self._damaged = False
         self._scratch = os.memfd_create("scratch")
         self._options = (
-            *("--cache-size", f"{self.budget}", "--min-free", "0", "--host-size", f"{4 * CHUNK_SIZE}"),
+            *("--cache-size", f"{self.budget}", "--min-free", "0", "--host-size", f"{3 * CHUNK_SIZE}"),
             *("--metadata-ttl", f"{self.ttl_s}", "--retry-deadline", "1"),
             *options,
         )

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -101,12 +102,13 @@ class VirtualDriver:
         self, directory: Path, chunk_size: int, *, cold_open: ColdOpen, streaming: bool, ttl_s: float, policy: str
     ) -> None:
         self.chunk_size = chunk_size
-        self.budget = 6 * chunk_size
+        self.budget = 4 * chunk_size
         self.most_restarts = 100
         self.ttl_s = ttl_s
         self.slack_s = 0.0
         self._directory = directory
         self._damaged = False
+        self.counted: Counter[str] = Counter()
         self._store = MemoryStore(streaming=streaming)
         self._loop = Loop()
         self._lives = Succession(
@@ -115,7 +117,7 @@ class VirtualDriver:
             directory,
             chunk_size=chunk_size,
             budget=self.budget,
-            host_budget=4 * chunk_size,
+            host_budget=3 * chunk_size,
             ttl_s=ttl_s,
             cold_open=cold_open,
             policy=POLICIES[policy],
@@ -133,10 +135,12 @@ class VirtualDriver:
     # Servers
 
     def kill(self) -> None:
+        self._count()
         self._sync(self._lives.die)
         self._loop.call(self._lives.follow)
 
     def remount(self, draw: random.Random, *, damage: bool) -> None:
+        self._count()
         self._loop.call(self._lives.unmount)
         self._damaged |= damage
         if damage:
@@ -238,7 +242,11 @@ class VirtualDriver:
     def check(self) -> list[dict[str, Any]]:
         async def look() -> list[dict[str, Any]]:
             check(self._server)
-            return await self._models()
+            models = await self._models()
+            if not self._server.fetcher.statistics().in_flight:  # which has room that is not used yet
+                used = self._server.disk.statistics().used_bytes
+                assert used == sum(model["residency"]["disk"] for model in models)
+            return models
 
         return self._loop.call(look)
 
@@ -249,6 +257,12 @@ class VirtualDriver:
             await check_at_rest(self._server, damaged=self._damaged)
 
         self._loop.call(settle)
+        self._count()
+
+    def _count(self) -> None:
+        """Note what the server of the moment has done."""
+        disk = self._server.disk.statistics()
+        self.counted.update(evictions=disk.evictions, corrupt=disk.corrupt_chunks, refused=disk.refused_chunks)
 
     def _sync(self, function: Callable[[*Ts], object], *arguments: *Ts) -> None:
         async def call() -> None:
@@ -260,7 +274,10 @@ class VirtualDriver:
 def damage_some(cache: Path, draw: random.Random) -> None:
     """Do to some files of a cache what a disk, or a person, might do."""
     for path in blob_files(cache):
-        size, kind = path.stat().st_size, draw.choice(("nothing", "nothing", "flip", "flip", "truncate", "remove"))
+        size, kind = (
+            path.stat().st_size,
+            draw.choice(("nothing", "nothing", "flip", "flip", "flip", "truncate", "remove")),
+        )
         if kind == "flip" and size:
             flip_byte(path, draw.randrange(size))
         elif kind == "truncate":

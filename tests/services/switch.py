@@ -16,13 +16,17 @@ PIECE = 1 << 16
 
 @dataclass(slots=True)
 class Switch:
-    """Forwards connections while it is on. Off, it breaks those there are and accepts no new ones."""
+    """Forwards connections while it is on. Off, it breaks those there are and accepts no new ones.
+
+    Held, connections stay and are made, and nothing comes through any of them.
+    """
 
     target: tuple[str, int]
     port: int = 0
     _listener: socket.socket | None = None
     _connections: set[socket.socket] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _flowing: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
         self.on()
@@ -33,12 +37,14 @@ class Switch:
 
     def on(self) -> None:
         """Listen, on the same port as before."""
+        self._flowing.set()
         self._listener = socket.create_server((HOST, self.port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def off(self) -> None:
         """Break every connection and refuse new ones."""
+        self._flowing.set()
         if self._listener is not None:
             # A close alone leaves a thread in accept() holding the socket.
             with contextlib.suppress(OSError):
@@ -49,6 +55,14 @@ class Switch:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+    def hold(self) -> None:
+        """Let nothing through."""
+        self._flowing.clear()
+
+    def let_go(self) -> None:
+        """Let all through that was held."""
+        self._flowing.set()
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -63,6 +77,7 @@ class Switch:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(PIECE):
+                self._flowing.wait()
                 sink.sendall(piece)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -180,6 +180,20 @@ async def test_a_number_from_before_is_sent_back_once_and_then_served(server: Se
     assert await server.read(handle) == content
 
 
+async def test_a_file_that_was_evicted_and_replaced_is_found_in_one_more_look(
+    server: Server, store: MemoryStore
+) -> None:
+    """The kernel looks a name up again only once: it must not find what the store no longer has."""
+    await server.command("warm-host", "a")
+    number = await server.number("a")
+    assert await server.outcome("evict", "a") == ("done", None)
+    store.put("a", b"another content")
+    with pytest.raises(LookUpAgainError):
+        await server.open_inode(number)
+    await trio.sleep(0.01)
+    assert await server.content("a") == b"another content"
+
+
 async def test_what_an_earlier_server_left_is_checked_and_not_fetched(
     serving: Serving, store: MemoryStore, content: bytes, mode: str
 ) -> None:

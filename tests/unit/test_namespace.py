@@ -380,6 +380,26 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
     assert await look(namespace, "a") == known  # better than nothing: its content may be here
 
 
+async def test_a_doubtful_name_alone_is_asked_for(
+    store: MemoryStore, large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    for objects, key in ((store, "a"), (large_store, "large/000001")):
+        namespace = namespace_of(objects)
+        known = await look(namespace, key)
+        await trio.sleep(1)
+        objects.put(key, b"another content")
+        asked = len(objects.requests)
+        assert await look(namespace, key) == known
+        namespace.doubt(key)
+        await trio.sleep(1)
+        for _ in range(3):
+            assert await look(namespace, key) == objects.generation(key)
+        assert len(objects.requests) == asked + 2
+        namespace.doubt(key)
+        objects.fail(down(), times=float("inf"))
+        assert await look(namespace, key) == objects.generation(key)  # in doubt, but better than nothing
+
+
 async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
     large_store: MemoryStore, autojump_clock: MockClock
 ) -> None:
