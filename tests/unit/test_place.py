@@ -40,8 +40,8 @@ def cache(tmp_path: Path) -> Path:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier does at once what it does from time to time."""
     for name, seconds in {"FLUSH": 0.01, "SYNC": 0.02, "LOOK": 0.01}.items():
-        monkeypatch.setattr(f"trimsfs.tiers.disk.{name}_INTERVAL_S", seconds)
-    monkeypatch.setattr("trimsfs.tiers.disk.PATIENCE_S", 0.1)
+        monkeypatch.setattr(f"trimsfs.tiers.upkeep.{name}_INTERVAL_S", seconds)
+    monkeypatch.setattr("trimsfs.tiers.upkeep.PATIENCE_S", 0.1)
 
 
 @asynccontextmanager
