@@ -63,6 +63,7 @@ static int slow_memcmp(const void *one, const void *other, size_t size)
 """
 
 
+@pytest.mark.slow
 def test_no_write_is_lost(tmp_path: Path) -> None:
     """Were it possible to write between the comparing and the mapping, it would happen: there are 20 ms between."""
     (tmp_path / "slow.h").write_text(SLOW)
@@ -83,6 +84,7 @@ def test_no_write_is_lost(tmp_path: Path) -> None:
     assert all(counts["folds"] and counts["writes"] > 10 for counts in report.values())
 
 
+@pytest.mark.slow
 def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
     """Errors are told, nothing waits for what waits for it, outputs are right, and what is in training stays here."""
     store = tmp_path / "store"

@@ -104,6 +104,7 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
     assert "Traceback" not in busy.log()
 
 
+@pytest.mark.slow
 def test_readers_of_a_server_that_is_replaced_notice_nothing(busy: MountedStore, store: Path, tmp_path: Path) -> None:
     serving(busy)
     undisturbed(busy, store, tmp_path)
