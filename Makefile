@@ -2,6 +2,7 @@
 #   make demo    runs the main job: two processes load a ResNet-50 through a mount
 #   make test    passes the tests
 #   make reliability  injects faults and prints a table of what was survived
+#   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, rclone and s3fs
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
@@ -10,6 +11,7 @@
 #   make test-gpu    passes the tests that only a GPU shows
 # All install what they need. Frameworks whose needs clash have an environment each.
 
+EXAMPLES ?= 1500
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 HAS_MXNET := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info < (3, 12) else "")')
 
@@ -30,7 +32,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability soak audit bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -43,6 +45,10 @@ test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWO
 
 reliability: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m pytest -m 'not gpu' tests/reliability tests/security $(ARGS)
+
+model: apt-test $(MAIN)/ready-dev
+	MODEL_EXAMPLES=$(EXAMPLES) $(MAIN)/bin/python -m pytest -m slow tests/reliability/test_model.py \
+		tests/reliability/test_model_mount.py $(ARGS)
 
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)

@@ -4,239 +4,111 @@ Two drivers carry it out: one on a server without FUSE, with time that is not re
 """
 
 import errno
-import functools
 import random
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    MultipleResults,
-    RuleBasedStateMachine,
-    consumes,
-    invariant,
-    multiple,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import invariant, precondition, rule
 
-from tests.reliability import Survival
-from tests.reliability.model import File, Model, Version
+from tests.reliability.driver import Driver
+from tests.reliability.model import File
+from tests.reliability.world import PATHS, WHICH, World
 
-PATHS = ("a", "b", "d/x", "d/y", "e", "e/f")
-"""Objects, one of which is sometimes a directory."""
 DIRECTORIES = ("", "d", "e")
 ABSENT = ("absent", "d/absent")
 ATTRIBUTES = ("etag", "generation", "pinned", "residency", "verified")
-
-
 COMMANDS = ("warm-disk", "warm-host", "evict", "pin", "unpin")
 PLACES = st.integers(0, 15)
 """Where to look, in sixteenths."""
-DOCUMENTED = ("EACCES", "EFAULT", "EIO", "EISDIR", "ENOENT", "ENOTDIR", "ESTALE")
+MOST_OPEN = 5
 
 
-class Driver(Protocol):
-    """Does things to a store and to a mount. Raises OSError as a program would meet it."""
-
-    chunk_size: int
-    budget: int
-    most_restarts: int
-    ttl_s: float
-    slack_s: float
-
-    def now(self) -> float: ...
-    def write(self, path: str, content: bytes) -> None: ...
-    def remove(self, path: str) -> None: ...
-    def fail(self, number: int) -> None: ...
-    def heal(self) -> None: ...
-
-    def open(self, path: str) -> int: ...
-    def size(self, token: int) -> int: ...
-    def whole(self, token: int) -> bool: ...
-    def read(self, token: int, offset: int, size: int) -> bytes: ...
-    def map(self, token: int) -> None: ...
-    def read_mapped(self, token: int, offset: int, size: int) -> bytes: ...
-    def close(self, token: int) -> None: ...
-    def unmap(self, token: int) -> None: ...
-    def stat(self, path: str) -> int | None: ...
-    def listing(self, path: str) -> set[str]: ...
-    def attribute(self, path: str, name: str) -> str: ...
-    def command(self, name: str, path: str) -> dict[str, Any]: ...
-    def models(self) -> list[dict[str, Any]]: ...
-
-    def forget(self) -> None: ...
-    def wait(self, share: float) -> None: ...
-    def kill(self) -> None: ...
-    def remount(self, draw: random.Random, *, damage: bool) -> None: ...
-    def check(self) -> list[dict[str, Any]]: ...
-    def settle(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-@contextmanager
-def survival(fault: str, survived: Callable[[Survival], None]) -> Iterator[None]:
-    """Add what machines do in the block to the table."""
-    totals = Machine.totals
-    totals.clear()
-    yield
-    faults = ("restarts", "store fails", "replaced", "evict done")
-    survived(
-        Survival(
-            fault=fault,
-            injected=sum(totals[name] for name in faults),
-            operations=sum(totals[name] for name in ("opens", "reads", "stats", "listings")),
-            errors=Counter({name: number for name, number in totals.items() if name in DOCUMENTED}),
-            allowed=DOCUMENTED,
-        )
-    )
-
-
-@functools.cache
-def _pool(size: int) -> bytes:
-    return random.Random(7).randbytes(size)
-
-
-class Machine(RuleBasedStateMachine):
+class Machine(World):
     """Whatever happens: an open file is of one version, names lead to what was there of late, nothing in use goes."""
 
-    opened: Bundle[File] = Bundle("opened")
-    totals: ClassVar[Counter[str]] = Counter()
-    """What was done and met, by all machines."""
-
-    driver: Driver
-
     def start(self, driver: Driver) -> None:
-        """Begin with an empty store; for a rule that is run first."""
-        self.driver = driver
-        self.model = Model(driver.now, ttl_s=driver.ttl_s, slack_s=driver.slack_s)
+        """Begin with a few objects; for a rule that is run first."""
         self.pinned: dict[str, str] = {}
         self.damaged: set[str] = set()
-        self.files: list[File] = []
-        self.versions = self.restarts = self.failing_steps = 0
-        for path in PATHS[::2]:
-            self.put(path, 2, 0)
-
-    # The store
-
-    @rule(
-        path=st.sampled_from(PATHS), chunks=st.sampled_from((0, 1, 1, 2, 3)), more=st.sampled_from((-1, 0, 0, 1, 700))
-    )
-    def put(self, path: str, chunks: int, more: int) -> None:
-        """Make an object or replace it, also in place of a directory or below what was an object."""
-        for other in sorted(self.model.current):
-            if other.startswith(f"{path}/") or path.startswith(f"{other}/"):
-                self.delete(other)
-        size = max(0, chunks * self.driver.chunk_size + more)
-        self.versions += 1
-        self.totals["replaced"] += path in self.model.current
-        shift = self.versions * 16
-        version = Version(path, _pool(4 * self.driver.chunk_size + (1 << 20))[shift : shift + size])
-        self.driver.write(path, version.content)
-        self.model.put(version)
-
-    @precondition(lambda self: len(self.model.current) > 2)
-    @rule(path=st.sampled_from(PATHS))
-    def delete(self, path: str) -> None:
-        if path in self.model.current:
-            self.driver.remove(path)
-            self.model.delete(path)
-
-    @rule(file=opened, chunks=st.integers(0, 3))
-    def replace(self, file: File, chunks: int) -> None:
-        """Replace what somebody has open."""
-        self.put(file.path, chunks, 17)
-
-    @precondition(lambda self: not self.model.failing)
-    @rule(number=st.sampled_from((errno.EIO, errno.EACCES)), steps=st.integers(1, 4))
-    def fail(self, number: int, steps: int) -> None:
-        """The store is away, or refuses the credentials, for some steps."""
-        self.driver.fail(number)
-        self.model.fail(number)
-        self.failing_steps = steps
-        self.totals["store fails"] += 1
-
-    def heal(self) -> None:
-        """The store is well again."""
-        self.driver.heal()
-        self.model.heal()
-
-    @invariant()
-    def failures_end(self) -> None:
-        if self.model.failing:
-            self.failing_steps -= 1
-            if self.failing_steps < 0:
-                self.heal()
+        self.restarts = 0
+        super().start(driver)
 
     # Programs
 
-    @rule(target=opened, path=st.sampled_from(PATHS))
-    def open(self, path: str) -> "File | MultipleResults[File]":
+    def opened(self, path: str) -> Iterator[File]:
+        """Open a file, if it can be."""
         begun = self.driver.now()
         try:
             token = self.driver.open(path)
         except OSError as error:
             self.name_failed(error, path, begun)
-            return multiple()
+            return
         possible = self.model.believable(path, begun)
         size = self.driver.size(token)
         file = File(path, token, [version for version in possible if version.size == size])
         assert file.candidates, f"{path}: opened, {size} bytes long, and of no version: {possible}"
         self.files.append(file)
         self.totals["opens"] += 1
-        return file
+        yield file
+
+    @rule(path=st.sampled_from(PATHS))
+    def open(self, path: str) -> None:
+        """Open a file that stays open, for as long as there are not too many."""
+        for file in self.files[MOST_OPEN:]:
+            self.let_go(file)
+        list(self.opened(path))
 
     @rule(path=st.sampled_from(PATHS))
     def load(self, path: str) -> None:
         """What most programs do: read all of it, and close it."""
-        file = self.open(path)
-        if isinstance(file, File):
+        for file in self.opened(path):
             self.look(file, "read", 0, 1 << 30)
             self.let_go(file)
 
     @rule(path=st.sampled_from(PATHS), place=PLACES)
     def load_a_part(self, path: str, place: int) -> None:
         """Read a header, or what is behind it."""
-        file = self.open(path)
-        if isinstance(file, File):
+        for file in self.opened(path):
             self.read(file, place, 4096)
             self.let_go(file)
 
     @rule(path=st.sampled_from(PATHS), place=PLACES)
     def load_mapped(self, path: str, place: int) -> None:
         """Map it, close it, and look at the mapping."""
-        file = self.open(path)
-        if isinstance(file, File):
+        for file in self.opened(path):
             self.map(file)
             self.driver.close(file.token)
             file.closed = True
-            if file.mapped:
-                self.touch(file, place, 1 << 15)
+            self.touch(file, place, 1 << 15)
             self.let_go(file)
 
-    @rule(file=opened, place=PLACES, size=st.sampled_from((1, 700, 4096, 1 << 15, 1 << 30)))
-    def read(self, file: File, place: int, size: int) -> None:
-        if file.closed:
-            return
-        offset = file.candidates[0].size * place // 16
-        self.look(file, "read", offset, size)
+    @rule(which=WHICH, place=PLACES, size=st.sampled_from((1, 700, 4096, 1 << 15, 1 << 30)))
+    def use(self, which: int, place: int, size: int) -> None:
+        """Read a file, or look at its mapping, which may be all that is left."""
+        for file in self.chosen(which):
+            self.read(file, place, size)
+            self.touch(file, place, size)
 
-    @rule(file=opened)
+    def read(self, file: File, place: int, size: int) -> None:
+        if not file.closed:
+            self.look(file, "read", file.candidates[0].size * place // 16, size)
+
+    def touch(self, file: File, place: int, size: int) -> None:
+        if file.mapped:
+            offset = file.candidates[0].size * place // 16
+            self.look(file, "read_mapped", offset, min(size, file.candidates[0].size - offset))
+
+    @rule(which=WHICH)
+    def map_one(self, which: int) -> None:
+        for file in self.chosen(which):
+            self.map(file)
+
     def map(self, file: File) -> None:
         if not file.closed and not file.mapped and file.candidates[0].size:
             self.driver.map(file.token)
             file.mapped = True
-
-    @rule(file=opened, place=PLACES, size=st.sampled_from((1, 4096, 1 << 15, 1 << 30)))
-    def touch(self, file: File, place: int, size: int) -> None:
-        """Look at a mapping, also of a file that has been closed since."""
-        if file.mapped:
-            offset = file.candidates[0].size * place // 16
-            self.look(file, "read_mapped", offset, min(size, file.candidates[0].size - offset))
 
     def look(self, file: File, how: str, offset: int, size: int) -> None:
         begun = self.driver.now()
@@ -262,17 +134,15 @@ class Machine(RuleBasedStateMachine):
         assert error.errno in allowed, f"{file.path}: {error!r}"
         self.totals[errno.errorcode[error.errno or 0]] += 1
 
-    @rule(file=consumes(opened), keep=st.booleans(), target=opened)
-    def close(self, file: File, keep: bool) -> "File | MultipleResults[File]":
+    @rule(which=WHICH, keep=st.booleans())
+    def close(self, which: int, keep: bool) -> None:
         """Close a file, and its mapping unless that is to stay."""
-        if file.mapped and keep:
-            if not file.closed:
+        for file in self.chosen(which):
+            if not file.mapped or not keep:
+                self.let_go(file)
+            elif not file.closed:
                 self.driver.close(file.token)
                 file.closed = True
-            return file
-        if file in self.files:  # or it has been closed to unmount
-            self.let_go(file)
-        return multiple()
 
     def let_go(self, file: File) -> None:
         if not file.closed:
@@ -438,7 +308,6 @@ class Machine(RuleBasedStateMachine):
             self.heal()
         for file in list(self.files):
             self.let_go(file)
-            file.closed, file.mapped = True, False
         self.driver.remount(draw, damage=how == "damage")
         self.damaged |= set(self.pinned) if how == "damage" else set()
 
@@ -464,11 +333,15 @@ class Machine(RuleBasedStateMachine):
         return {model["generation"]: model["path"] for model in models if model["pinned"]}
 
     def teardown(self) -> None:
-        """Close everything: nothing is left in use, and every inode goes back."""
+        """All can be read in the end; once it is closed nothing is left in use, and every inode goes back."""
         try:
             if sys.exc_info()[0] is None:  # or it would hide what has failed
                 if self.model.failing:
                     self.heal()
+                for path in PATHS:
+                    self.load(path)
+                for directory in DIRECTORIES:
+                    self.listing(directory)
                 for file in list(self.files):
                     self.let_go(file)
                 self.driver.settle()

@@ -140,7 +140,7 @@ async def follow(lives: Succession, died: trio.Event, done: trio.CancelScope) ->
 
 
 STRIDES = [
-    pytest.param(5, 1, id="some"),
+    pytest.param(7, 1, id="some"),
     pytest.param(1, 8, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
 ]
 

@@ -23,7 +23,7 @@ SHARER = Path(__file__).with_name("sharer.py")
 FAULT_THREADS = Path(__file__).parents[1] / "fuse/fault_threads.py"
 MODEL = random.Random(21).randbytes(17 << 20)
 THREADS = 64
-AT_ONCE = 10
+TIMES, AT_ONCE = 50, 10
 """Files that are mapped by one process after the other."""
 LIMIT_S = 60.0
 
@@ -76,13 +76,14 @@ def test_what_is_open_is_open_for_whoever_has_it(
 
 
 @pytest.mark.parametrize("mode", ["--passthrough", "--no-passthrough"])
-@pytest.mark.parametrize("times", [1, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_cold_mappings_faulted_by_64_threads_never_hang(
-    times: int, mode: str, store_directory: Path, tmp_path: Path, survived: Survived
+    mode: str, store_directory: Path, tmp_path: Path, survived: Survived
 ) -> None:
     draw, wrong = random.Random(22), 0
     with mounted(store_directory, tmp_path, "--cold-open", "stream", "--cache-size", "200MiB", mode) as mount:
-        for number in range(times):
+        for number in range(TIMES):
             directory = store_directory / str(number)
             directory.mkdir()
             wanted = []
@@ -98,8 +99,8 @@ def test_cold_mappings_faulted_by_64_threads_never_hang(
     survived(
         Survival(
             fault=f"cold mappings faulted by {THREADS} threads, {mode}",
-            injected=times * AT_ONCE,
-            operations=times * AT_ONCE * THREADS,
+            injected=TIMES * AT_ONCE,
+            operations=TIMES * AT_ONCE * THREADS,
             wrong=wrong,
         )
     )

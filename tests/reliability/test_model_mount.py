@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from tests.reliability.conftest import Survived
-from tests.reliability.machine import Machine, survival
-from tests.reliability.profiles import KNOWN_FAILURES, LONG, QUICK
+from tests.reliability.machine import Machine
+from tests.reliability.profiles import LONG, LONG_S, QUICK, survival
 from tests.reliability.real import RealDriver
 
 
@@ -31,7 +31,7 @@ class Real(Machine):
 
 
 def real() -> Real:
-    """By this function, not by the class, the examples are known."""
+    """By this function, not by the class, the sequences that were found are known."""
     return Real()
 
 
@@ -48,15 +48,10 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(
             settings(LONG, max_examples=LONG.max_examples // 15),
             id="long",
-            marks=[pytest.mark.slow, pytest.mark.timeout(3600)],
+            marks=[pytest.mark.slow, pytest.mark.timeout(LONG_S)],
         ),
     ],
 )
 def test_a_mount_does_as_the_model_says(profile: settings, survived: Survived) -> None:
-    with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", survived):
+    with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", Machine.totals, survived):
         run_state_machine_as_test(cast(type[Real], real), settings=profile)
-
-
-@pytest.mark.usefixtures("directory")
-def test_what_has_failed_before_does_not_fail_again() -> None:
-    run_state_machine_as_test(cast(type[Real], real), settings=KNOWN_FAILURES)

@@ -145,7 +145,7 @@ def at_rest(mount: MountedStore) -> None:
     wait_until(rests, timeout_s=20)
 
 
-@pytest.mark.parametrize("cold_open", ["stream", "wait"])
+@pytest.mark.parametrize("cold_open", [pytest.param("stream", marks=pytest.mark.slow), "wait"])
 def test_signals_that_a_program_goes_on_after_cost_it_nothing_but_opens_to_be_made_again(
     cold_open: str, tmp_path: Path, survived: Survived
 ) -> None:
