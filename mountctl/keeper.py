@@ -88,6 +88,7 @@ class Keeper:
         self._kept = Kept(self._mountpoint, self._notifier, stored)
         self._active: Server | None = None
         self._standby: Server | None = None
+        self._parted: list[Server] = []
         self._replacement: _Replacement | None = None
         self._unclaimed: int | None = None
         self._established = self._connection.mounted
@@ -136,6 +137,7 @@ class Keeper:
         """Do what is due."""
         now = time.monotonic()
         self._operator.look()
+        self._parted = [server for server in self._parted if not server.reaped()]
         if self._gone_at is None and self._connection.mounted and self._connection.gone:
             self._gone_at = now
         for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
@@ -353,6 +355,7 @@ class Keeper:
     def _part(self, server: Server) -> None:
         self._deafen(server)
         server.channel.close()
+        self._parted.append(server)
 
     def _dismiss_standby(self) -> None:
         if self._standby is not None:

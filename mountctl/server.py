@@ -94,6 +94,10 @@ class Server:
             return True
         return state in {"Z", "X"}
 
+    def reaped(self) -> bool:
+        """Whether nothing is left of it, of which its parent would have to take note."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """End it at once: whatever it does, its successor goes on from there."""
         with contextlib.suppress(OSError):

@@ -102,6 +102,13 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
     assert report.operations > 100
     assert keeper(busy)["restarts"] == kills
     assert "Traceback" not in busy.log()
+    wait_until(lambda: zombies(int(str(keeper(busy)["keeper_pid"]))) == [])
+
+
+def zombies(pid: int) -> list[int]:
+    """The children of a process that have ended and that it has not taken note of."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if not alive(child)]
 
 
 @pytest.mark.slow

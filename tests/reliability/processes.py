@@ -46,6 +46,16 @@ def descriptors(pid: int) -> Counter[str]:
     return found
 
 
+def seeing(mountpoint: Path) -> list[int]:
+    """The processes in whose mount namespaces there is a mount at a path."""
+    found = []
+    for entry in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f" {mountpoint} " in (entry / "mountinfo").read_text():
+                found.append(int(entry.name))
+    return found
+
+
 def described(pid: int) -> str:
     """What a process is, for who has to find out why it is there."""
     try:

@@ -29,7 +29,7 @@ from tests.fuse.test_restart import keeper, serving
 from tests.mounts import let_in, trimsfs
 from tests.reliability import Survival
 from tests.reliability.commander import Commander
-from tests.reliability.processes import descendants, described, descriptors, states
+from tests.reliability.processes import descendants, described, descriptors, seeing, states
 from tests.reliability.readers import FaultReader
 from tests.reliability.scenes import LONGEST_S, WARM, Scene, scene, survival
 from tests.services import SCRATCH
@@ -123,10 +123,18 @@ class Soak:
     def run(self, seconds: float) -> Outcome:
         """Do it all for so long, and then look at what is left."""
         outcome = Outcome(seconds)
-        mount, names = self._stage.mount.path, self._names
+        mount = self._stage.mount.path
         trimsfs("pin", mount / "warm")
-        for name in WARM:  # a server that follows another knows the names that the kernel knows
-            self._stage.read(name)
+        with contextlib.ExitStack() as opened:
+            # A server that follows another knows the names that the kernel knows, and what is open it does not forget.
+            for name in WARM:
+                opened.enter_context((mount / name).open("rb"))
+            self._all(seconds, outcome)
+        self._settle(outcome)
+        return outcome
+
+    def _all(self, seconds: float, outcome: Outcome) -> None:
+        mount, names = self._stage.mount.path, self._names
         watch = threading.Thread(target=self._watch, args=(outcome.sights,))
         readers = Processes(self._reader, self._directory("readers"), count=READERS)
         everything = [name for kind in names.values() for name in kind]
@@ -145,8 +153,6 @@ class Soak:
             self._stage.through.heal()
             self._ended.set()
             watch.join()
-        self._settle(outcome)
-        return outcome
 
     def _directory(self, name: str) -> Path:
         directory = self._stage.directory / name
@@ -336,6 +342,7 @@ def soak(seconds: float, seed: int, directory: Path) -> Outcome:
         left = [] if group is None else _left(group)
         if left:
             outcome.problems.append(f"processes are left: {left}")
+            outcome.problems += [f"which sees the mount: {described(pid)}" for pid in seeing(mountpoint)]
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
             _wait(lambda: not _left(group) if group is not None else True)
