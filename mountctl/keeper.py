@@ -121,6 +121,8 @@ class Keeper:
             self._reporter.log(traceback.format_exc())
             self._operator.close()
             return 1
+        finally:
+            signal.set_wakeup_fd(-1)
         self._clean_up()
         return self._exit
 

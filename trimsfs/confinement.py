@@ -41,6 +41,7 @@ _SCOPE_SIGNAL = 1 << 1
 
 _CACHE_ENTRIES = {
     *("blobs", "lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal"),
+    *("index.sqlite-damaged", "index.sqlite-damaged-wal", "index.sqlite-damaged-shm"),
     *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2"),
 }
 """What a cache directory may hold; logs are from earlier versions."""

@@ -16,6 +16,7 @@
     │   ├── CacheFullError         no room is left and nothing can be evicted
     │   └── BlobDamagedError       a local copy that is not what the store has
     ├── NoSuchEntryError           a name that does not exist
+    │   └── NameTooLongError       a name that no file can have
     ├── LookUpAgainError           a name that leads to another inode by now
     ├── NotPermittedError          a command the caller may not give
     ├── SignatureError             a file that has not been signed, or differs from what has
@@ -93,6 +94,10 @@ class BlobDamagedError(CacheError):
 
 class NoSuchEntryError(TrimsError):
     """A name that does not exist, as far as the store says."""
+
+
+class NameTooLongError(NoSuchEntryError):
+    """A name that is longer than that of a file can be."""
 
 
 class LookUpAgainError(TrimsError):

@@ -151,20 +151,22 @@ class Fetcher:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
-        pieces: list[Buffer] = []
-        for chunk in chunks:
+        for chunk, flight in flights.items():
             first, last = chunk_span(chunk, blob.generation.size)
-            low, high = max(start, first), min(stop, last)
-            flight = flights.get(chunk)
-            if flight is not None:
-                await flight.until(high - first)
-                if flight.error is not None:
-                    raise flight.error.with_traceback(None)
-                if flight.data is not None:
-                    pieces.append(flight.data[low - first : high - first])
-                    continue
-            pieces.append(blob.view(low, high))
+            await flight.until(min(stop, last) - first)
+            if flight.error is not None:
+                raise flight.error.with_traceback(None)
+        # Not before: an error keeps what there is here, and a view keeps the file, also one that is evicted.
+        pieces = [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _piece(self, blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
+        """What of the bytes ``[start, stop)`` is in a chunk that is here."""
+        first, last = chunk_span(chunk, blob.generation.size)
+        low, high = max(start, first), min(stop, last)
+        if flight is not None and flight.data is not None:
+            return flight.data[low - first : high - first]
+        return blob.view(low, high)
 
     def hold(self, blob: Blob) -> None:
         """The blob is open: once bytes of it are asked for, prefetch the rest."""

@@ -11,13 +11,19 @@ from trimsfs.admission import Admission
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.derived import DerivedBlobs, Piece, owner
-from trimsfs.errors import InvalidRequestError, LookUpAgainError, NoSuchEntryError, ObjectChangedError
+from trimsfs.errors import (
+    InvalidRequestError,
+    LookUpAgainError,
+    NameTooLongError,
+    NoSuchEntryError,
+    ObjectChangedError,
+)
 from trimsfs.fetch import Fetcher
 from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
 from trimsfs.handles import Handles, OpenFile, passed_through
 from trimsfs.ledger import Ledger
-from trimsfs.namespace import CONTROL_NAME, Entry, Inode, Kind, Namespace, Special
+from trimsfs.namespace import CONTROL_NAME, NAME_MAX, Entry, Inode, Kind, Namespace, Special
 from trimsfs.residents import Residents
 from trimsfs.sentback import SentBack
 from trimsfs.siblings import Siblings
@@ -131,12 +137,17 @@ class Filesystem:
     # Names
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
-        """What a name is; the caller counts it with `told`. Raises NoSuchEntryError for a name that does not exist."""
+        """What a name is; the caller counts it with `told`.
+
+        Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
+        """
         directory = self._namespace.inode(parent)
         if directory.kind is Kind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
             return self._attributes(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
+        if len(name) > NAME_MAX:
+            raise NameTooLongError(f"a name of {len(name)} bytes")
         entry, left = await self._namespace.lookup(directory.path, name)
         attributes = self._entry_attributes(directory.path, name, entry, left)
         attributes.inode.replaced = False  # this content is what the store has, perhaps again

@@ -298,7 +298,10 @@ class Integrity:
         """Check a blob that the caller keeps, and mend it: the disk, the memory, the store's digest. If all is well, it
         is in doubt no longer. Raises TrimsError when something is wrong that cannot be mended."""
         before = blob.doubt
+        lost = bool(blob.lost)
         await self.mender.check(blob, in_memory=in_memory)
+        if lost and blob.doubt is before:
+            await self._disk.sync(blob)
         if blob.doubt is before and blob.complete and self._mode != "off":
             self._later.pop(blob.token, None)
             await self._compare_now(blob)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from trimsfs.tiers.leftovers import SLACK
 
-BLOCK = 4096
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
@@ -36,7 +34,7 @@ def recorded(cache: Path) -> dict[str, Recorded]:
 
 def disagreements(cache: Path) -> list[str]:
     """What index and files of a cache that no server uses do not agree about."""
-    rows = recorded(cache)
+    rows, block = recorded(cache), os.statvfs(cache).f_frsize
     files = {path.name: path.stat() for path in (cache / "blobs").rglob("*") if path.is_file()}
     found = [f"{name}: a file without a row" for name in files.keys() - rows.keys()]
     for token, row in rows.items():
@@ -45,7 +43,7 @@ def disagreements(cache: Path) -> list[str]:
             continue
         if files[token].st_size != row.size:
             found.append(f"{row.key}: a file of {files[token].st_size} bytes, not {row.size}")
-        allocated, wanted = files[token].st_blocks * 512, -(-row.bytes // BLOCK) * BLOCK
+        allocated, wanted = files[token].st_blocks * 512, -(-row.bytes // block) * block
         if not wanted <= allocated <= wanted + SLACK:
             found.append(f"{row.key}: {allocated} bytes on the disk, {row.bytes} recorded")
     return found

@@ -29,7 +29,7 @@ from tests.unit.forked import set_chunk_size
 from tests.unit.images import Image
 from tests.unit.parts import blob_files, content_of
 from tests.unit.served import FakeBacking, Server, served
-from trimsfs.tiers import disk, index, leftovers, room
+from trimsfs.tiers import index, leftovers, room, upkeep
 
 CHUNK = 64 << 10
 BLOCK = 4096
@@ -108,11 +108,11 @@ async def life(cache: Path, said: Callable[[str], None]) -> None:
         await done(server, "pin", "b")
         said("pinned b")
         await right(server, "c", "d")
-        await trio.sleep(2 * disk.SYNC_INTERVAL_S)
+        await trio.sleep(2 * upkeep.SYNC_INTERVAL_S)
         await right(server, "e")
         await done(server, "evict", "c")
         await right(server, "a", "e")
-        await trio.sleep(2 * disk.SYNC_INTERVAL_S)
+        await trio.sleep(2 * upkeep.SYNC_INTERVAL_S)
     async with server_on(cache) as server:
         await right(server, "b", "a", "c")
         await done(server, "pin", "d")
@@ -212,8 +212,8 @@ def hurry() -> None:
     set_chunk_size(CHUNK)
     vars(room)["HEADROOM"] = 0
     vars(leftovers)["SLACK"] = BLOCK
-    vars(disk)["FLUSH_INTERVAL_S"] = 0.002
-    vars(disk)["SYNC_INTERVAL_S"] = 0.02
+    vars(upkeep)["FLUSH_INTERVAL_S"] = 0.002
+    vars(upkeep)["SYNC_INTERVAL_S"] = 0.02
 
 
 def forked(function: Callable[[], None]) -> int:

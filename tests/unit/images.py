@@ -50,13 +50,24 @@ class Image:
 
     def remove(self) -> None:
         """Unmount it, whoever uses it, and remove it."""
-        subprocess.run(["umount", "--lazy", self.mountpoint], check=True, timeout=TIMEOUT_S)
-        self.file.unlink()
+        subprocess.run(["umount", "--lazy", self.mountpoint], check=False, timeout=TIMEOUT_S)
+        self.file.unlink(missing_ok=True)
         self.mountpoint.rmdir()
 
     def power_off(self) -> None:
         """XFS and ext4: stop it. What has not been brought to the disk is lost, and all that is done on it fails."""
         self._control(_GOING_DOWN, struct.pack("=I", _NO_LOG_FLUSH))
+
+    def fail(self) -> None:
+        """ext4: have it find an error."""
+        device = subprocess.run(
+            ["findmnt", "-no", "SOURCE", str(self.mountpoint)],
+            check=True,
+            timeout=TIMEOUT_S,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("1")
 
     def freeze(self) -> None:
         """Whoever writes to it waits, until `thaw`."""

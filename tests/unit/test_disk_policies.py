@@ -84,7 +84,7 @@ async def test_the_order_of_arrival_survives_a_restart(
 async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.disk.FLUSH_INTERVAL_S", 0.005)
+    monkeypatch.setattr("trimsfs.tiers.upkeep.FLUSH_INTERVAL_S", 0.005)
     async with opened(cache, policy=eager) as tier, trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
         async with tier.using(generation_of("p", content_of("p", chunk_size))) as pinned:

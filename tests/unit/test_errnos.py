@@ -12,6 +12,7 @@ from trimsfs.fuse.errnos import errno_of
     ("error", "number"),
     [
         (errors.NoSuchEntryError("a"), errno.ENOENT),
+        (errors.NameTooLongError("a"), errno.ENAMETOOLONG),
         (errors.NotPermittedError("a"), errno.EPERM),
         (errors.InUseError("a"), errno.EBUSY),
         (errors.InvalidRequestError("a"), errno.EINVAL),

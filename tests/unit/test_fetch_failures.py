@@ -1,6 +1,9 @@
 """What the fetcher makes of a full disk, a failing store and readers that go away; and fetching all of an object."""
 
 import errno
+import gc
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,35 @@ from trimsfs.errors import (
 )
 from trimsfs.stores.retrying import LONGEST_WAIT_S
 from trimsfs.tiers.blob import Blob
+
+
+def opened_files() -> set[str]:
+    """What this process has open."""
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/self/fd/{entry}"))
+    return found
+
+
+async def test_a_read_that_fails_half_way_keeps_no_file_that_is_evicted(workshop: Workshop, chunk_size: int) -> None:
+    workshop.put("a", 4)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    await bench.read(blob, 0, chunk_size)
+    workshop.store.fail(StoreAccessError("no"), times=float("inf"))
+    gc.disable()  # else what is kept may be let go just in time
+    try:
+        with suppress(StoreAccessError):
+            await bench.read(blob, 0, 2 * chunk_size)
+        await until(bench.idle)
+        (path,) = blob_files(workshop.directory)
+        bench.tier.release(blob)
+        await bench.tier.evict(blob.generation)
+        assert f"{path} (deleted)" not in opened_files()
+    finally:
+        gc.enable()
+
 
 # No room on disk
 

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(path: Path) -> Iterator[BlobIndex]:
-    with closing(BlobIndex(path, boot_id="this boot")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="this boot")) as index:
         yield index
 
 
@@ -59,9 +59,9 @@ def test_an_unknown_blob_is_not_there(index: BlobIndex) -> None:
     [A, replace(A, version_id="v1"), replace(A, key="\udcff/ü/x"), replace(A, size=1 << 45, modified_ns=1 << 62)],
 )
 def test_a_generation_comes_back_as_it_was(path: Path, generation: Generation) -> None:
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         index.add("a", STORE, generation)
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         loaded = index.load("a")
     assert loaded is not None
     assert loaded[0].generation == generation
@@ -73,12 +73,12 @@ def test_a_store_with_a_name_that_is_not_text_can_be_recorded(index: BlobIndex) 
 
 
 def test_records_survive_reopening(path: Path) -> None:
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         index.add("a", STORE, A)
         index.add_chunks([("a", chunk(3, 70)), ("a", chunk(1))])
         index.set_pinned("a", True)
         index.used({"a": 1})
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert not index.rebuilt
         loaded = index.load("a")
         assert loaded is not None
@@ -147,11 +147,11 @@ def test_blobs_are_evictable_in_the_order_of_their_last_use(index: BlobIndex) ->
 def test_the_order_of_use_goes_on_after_reopening_whatever_the_clock_says(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         make(index, "a", "b", "c")
         index.used({"a": 1})
     monkeypatch.setattr("time.time", lambda: 1.0)
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert order(index) == ["b", "c", "a"]
         index.used({"b": 1})
         assert order(index) == ["c", "a", "b"]
@@ -183,10 +183,10 @@ def test_what_a_policy_is_told_of_a_blob(index: BlobIndex) -> None:
 
 
 def test_the_order_of_arrival_goes_on_after_reopening(path: Path) -> None:
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         make(index, "a", "b")
         index.used({"a": 1})
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         make(index, "c")
         index.used({"b": 1})
         index.add("a", STORE, A)  # it is there already
@@ -270,11 +270,11 @@ def test_related_blobs_are_one_family(index: BlobIndex) -> None:
 
 
 def test_chunks_that_were_not_synced_are_forgotten_after_a_boot(path: Path) -> None:
-    with closing(BlobIndex(path, boot_id="one")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
         make(index, "a", "b")
         index.add_chunks([("a", chunk(1))])
         index.mark_synced("a", [1])
-    with closing(BlobIndex(path, boot_id="two")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="two")) as index:
         a, b = index.load("a"), index.load("b")
         assert a is not None
         assert b is not None
@@ -283,18 +283,18 @@ def test_chunks_that_were_not_synced_are_forgotten_after_a_boot(path: Path) -> N
 
 
 def test_chunks_that_were_not_synced_are_kept_within_a_boot(path: Path) -> None:
-    with closing(BlobIndex(path, boot_id="one")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
         make(index, "a")
-    with closing(BlobIndex(path, boot_id="one")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
         assert index.total_bytes() == 100
 
 
 def test_a_chunk_written_again_has_to_be_synced_again(path: Path) -> None:
-    with closing(BlobIndex(path, boot_id="one")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="one")) as index:
         make(index, "a")
         index.mark_synced("a", [0])
         index.add_chunks([("a", chunk(0))])
-    with closing(BlobIndex(path, boot_id="two")) as index:
+    with closing(BlobIndex(path, strict=False, boot_id="two")) as index:
         assert index.total_bytes() == 0
 
 
@@ -302,12 +302,12 @@ def test_the_boot_is_the_kernels_unless_told(path: Path, monkeypatch: pytest.Mon
     boot = tmp_path / "boot_id"
     monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot)
     boot.write_text("one\n")
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         make(index, "a")
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert index.total_bytes() == 100
     boot.write_text("two\n")
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert index.total_bytes() == 0
 
 
@@ -370,7 +370,7 @@ def make_of_the_first_schema(path: Path) -> None:
 
 
 def full_index(path: Path) -> None:
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         for number in range(50):
             index.add(f"token{number}", STORE, A)
             index.add_chunks([(f"token{number}", chunk(chunk_number)) for chunk_number in range(20)])
@@ -379,34 +379,37 @@ def full_index(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "blobs", "chunks"),
     [
-        damage_header,
-        truncate,
-        change_schema_version,
-        make_of_the_first_schema,
-        damage_meta,
-        damage_blobs,
-        damage_chunks,
+        (damage_header, 0, 0),
+        (truncate, 0, 0),
+        (change_schema_version, 0, 0),
+        (make_of_the_first_schema, 0, 0),
+        (damage_meta, 50, 1000),
+        (damage_blobs, 0, 1000),
+        (damage_chunks, 50, 0),
     ],
 )
-def test_an_index_that_cannot_be_used_is_made_anew(path: Path, damage: Callable[[Path], None]) -> None:
+def test_an_index_that_cannot_be_used_is_made_anew(
+    path: Path, damage: Callable[[Path], None], blobs: int, chunks: int
+) -> None:
     full_index(path)
     damage(path)
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert index.rebuilt
-        assert index.records(STORE) == []
-        assert index.total_bytes() == 0
+        assert len(index.records(STORE)) == blobs
+        assert index.total_bytes() == chunks * 100
         make(index, "a")
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert not index.rebuilt
         assert index.has("a")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_an_index_that_is_a_directory_cannot_be_used(path: Path) -> None:
     path.mkdir()
     with pytest.raises(CacheUnusableError, match=str(path)):
-        BlobIndex(path)
+        BlobIndex(path, strict=False)
 
 
 def test_an_index_in_a_directory_that_is_missing_cannot_be_used(tmp_path: Path) -> None:
@@ -423,9 +426,9 @@ def test_a_full_disk_does_not_cost_the_index(tmp_path: Path) -> None:
             while file.write(bytes(4096)):
                 pass
         with contextlib.suppress(CacheUnusableError):
-            BlobIndex(path).close()
+            BlobIndex(path, strict=False).close()
         filler.unlink()
-        with closing(BlobIndex(path)) as index:
+        with closing(BlobIndex(path, strict=False)) as index:
             assert len(index.records(STORE)) == 50
 
 
@@ -436,7 +439,7 @@ def test_somebody_elses_lock_does_not_cost_the_index(path: Path, monkeypatch: py
     with closing(connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")
         with contextlib.suppress(CacheUnusableError):
-            BlobIndex(path).close()
+            BlobIndex(path, strict=False).close()
         other.rollback()
-    with closing(BlobIndex(path)) as index:
+    with closing(BlobIndex(path, strict=False)) as index:
         assert len(index.records(STORE)) == 50

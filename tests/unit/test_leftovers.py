@@ -34,7 +34,7 @@ def cache(tmp_path: Path) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
     """Less than a chunk is worth giving back, and what is written is synced soon."""
     monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", BLOCK)
-    monkeypatch.setattr("trimsfs.tiers.disk.SYNC_INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.01)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from trimsfs.errors import (
     InUseError,
     InvalidRequestError,
     LookUpAgainError,
+    NameTooLongError,
     NoSuchEntryError,
     NotPermittedError,
     ObjectChangedError,
@@ -21,6 +22,7 @@ from trimsfs.errors import (
 
 _TABLE: tuple[tuple[type[Exception], int], ...] = (
     # The first entry that an error is an instance of counts.
+    (NameTooLongError, errno.ENAMETOOLONG),
     (NoSuchEntryError, errno.ENOENT),
     (NotPermittedError, errno.EPERM),
     (InUseError, errno.EBUSY),

@@ -6,7 +6,7 @@ import resource
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
-from trimsfs.tiers.leftovers import Leftovers, give_back
 from trimsfs.tiers.place import Place
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.tiers.room import Room
 from trimsfs.tiers.threads import Threads
+from trimsfs.tiers.upkeep import PATIENCE_S, Upkeep
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -35,17 +35,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-FLUSH_INTERVAL_S = 0.05
-SYNC_INTERVAL_S = 2.0
 DISK_THREADS = 8
-PATIENCE_S = 2.0
-"""For how long the index may be failing."""
 SPARE_DESCRIPTORS = 256
 """Descriptors that are not for blobs: a server without any answers nothing."""
 DESCRIPTORS_OF_A_BLOB = 2
 """Its own, and that of its mapping."""
-LOOK_INTERVAL_S = 5.0
-"""How often a directory that cannot be used is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +98,25 @@ class DiskTier:
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
-        self._unfinished: set[str] = set()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._idle_limit = min(4096, descriptors // 8)
         self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
         self._lock = trio.Lock()
-        self._failing = trio.Event()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
         self._journal.on_unsynced = self._not_synced
-        self._leftovers = Leftovers(self.index, self._place.blobs)
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._make_room_of)
+        self._upkeep = Upkeep(
+            directory,
+            self._place,
+            self._threads,
+            self._journal,
+            self._room,
+            self._budget,
+            self._blobs,
+            self._lock,
+            self._bring,
+        )
         self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -154,40 +156,7 @@ class DiskTier:
         Raises CacheUnusableError when the directory cannot be used any longer, or can be again: another server goes on
         in the way that is left.
         """
-        if self.unusable is not None:
-            await self._wait_until_usable()
-        await self._settle()
-        await self._room.keep()
-        await self._sync_left()
-        synced = trio.current_time()
-        while True:
-            await trio.sleep(FLUSH_INTERVAL_S)
-            due = trio.current_time() - synced >= SYNC_INTERVAL_S
-            if self._journal.pending or due:
-                await self.flush()
-            await self._room.tidy()
-            await self._give_back_unfinished()
-            if due:
-                await self._journal.sync()
-                if await self._threads.run(self._place.gone):
-                    self._failing.set()
-                synced = trio.current_time()
-            if self._failing.is_set() or self._journal.failing_s > PATIENCE_S:
-                await self._give_up()
-
-    async def _wait_until_usable(self) -> None:
-        while True:
-            await trio.sleep(LOOK_INTERVAL_S)
-            if await self._threads.run(self._place.usable):
-                break
-        raise CacheUnusableError(f"cache directory {self.directory} can be used again: another server does")
-
-    async def _give_up(self) -> None:
-        with suppress(OSError):
-            await self._threads.run(self.index.remove_if_damaged)
-        raise CacheUnusableError(
-            f"cache directory {self.directory} cannot be used any longer: another server goes on, without it if need be"
-        )
+        await self._upkeep.run()
 
     async def aclose(self, *, sync: bool = True) -> None:
         """Record everything and give the directory up; unless *sync*, what has not reached the disk need not."""
@@ -243,7 +212,7 @@ class DiskTier:
             return blob.cut_off
         except OSError as error:
             log.error("%s: its file in the cache cannot be looked at: %s", blob.generation.key, error)
-        self._failing.set()
+        self._upkeep.failing.set()
         await trio.sleep(PATIENCE_S)  # the kernel asks the next server again
         raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
 
@@ -367,7 +336,7 @@ class DiskTier:
     def unreserve(self, blob: Blob, size: int) -> None:
         """The opposite of `reserve`."""
         self._budget.add(blob.generation.key, -size)
-        self._unfinished.add(blob.token)
+        self._upkeep.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
         """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
@@ -552,6 +521,11 @@ class DiskTier:
         """Record the chunks written and the blobs used so far."""
         await self._journal.flush()
 
+    async def sync(self, blob: Blob) -> None:
+        """Return when what was written to a blob has reached the disk. Raises BlobDamagedError when it does not."""
+        if not await self._journal.sync_one(blob):
+            raise BlobDamagedError(f"{blob.generation.key}: cannot be written to the disk")
+
     async def recorded(self, blob: Blob) -> None:
         """Return when what was written to a blob so far has been recorded."""
         await self._journal.recorded(blob)
@@ -567,43 +541,3 @@ class DiskTier:
 
     def _residency(self, record: BlobRecord) -> Residency:
         return residency_of(record, self._blobs.get(record.token), self.files.path(record.token))
-
-    async def _give_back_unfinished(self) -> None:
-        """What was written of chunks that have not come after all takes no room once nobody uses the blob."""
-        for token in list(self._unfinished):
-            async with self._lock:
-                blob = self._blobs.get(token)
-                if blob is not None and blob.users:
-                    continue
-                self._unfinished.discard(token)
-                if blob is None or blob.complete or not blob.attached:
-                    continue
-                del self._blobs[token]  # so that who wants it meanwhile waits for the lock
-                try:
-                    await self._threads.run(give_back, blob.fileno(), blob.generation.size, list(blob.records()))
-                except OSError as error:
-                    log.error("%s: cannot give back what is left of a fetch: %s", blob.generation.key, error)
-                finally:
-                    self._blobs[token] = blob
-
-    async def _settle(self) -> None:
-        """Make files and index agree: what a crash between the steps of a change leaves."""
-        try:
-            for group in await self._threads.run(self._leftovers.groups):
-                async with self._lock:
-                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
-                        self._budget.add(key, -lost)
-        except (OSError, sqlite3.Error) as error:
-            log.error("cannot look for left-over blobs: %s", error)
-
-    async def _sync_left(self) -> None:
-        """Bring to the disk what an earlier server was about to: the next boot would forget it."""
-        try:
-            for token in await self._threads.run(self.index.unsynced):
-                loaded = await self._threads.run(self.index.load, token)
-                if loaded is not None:  # else it has been evicted meanwhile
-                    blob = await self._bring(token, loaded[0].generation)
-                    self._journal.left(blob, await self._threads.run(self.index.unsynced_chunks, token))
-                    await self._journal.sync()
-        except sqlite3.Error as error:
-            log.error("cannot read the cache index: %s", error)

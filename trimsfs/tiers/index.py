@@ -7,63 +7,22 @@ killed server (the page cache has it) but not a boot, so opening the index after
 All methods block on the disk and are called from worker threads, one at a time.
 """
 
-import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.eviction import Evictable
+from trimsfs.tiers import opening
 from trimsfs.types import ChunkRecord, Generation
 
-log = logging.getLogger(__name__)
-
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SCHEMA_VERSION = 2
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS blobs (
-    token TEXT PRIMARY KEY,      -- the blob's file name
-    store BLOB NOT NULL,
-    key BLOB NOT NULL,
-    etag TEXT NOT NULL,
-    version_id TEXT,
-    size INTEGER NOT NULL,
-    modified_ns INTEGER NOT NULL,
-    pinned INTEGER NOT NULL DEFAULT 0,
-    uses INTEGER NOT NULL DEFAULT 0,
-    sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, whatever the clock does
-    loaded INTEGER NOT NULL,     -- grows with every blob that is made
-    last_used REAL NOT NULL      -- for people
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS blobs_by_sequence ON blobs (sequence);
-CREATE TABLE IF NOT EXISTS chunks (
-    token TEXT NOT NULL,
-    chunk INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    crc INTEGER NOT NULL,        -- CRC32C
-    synced INTEGER NOT NULL,
-    PRIMARY KEY (token, chunk)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS chunks_by_checksum ON chunks (crc, bytes);
-CREATE TABLE IF NOT EXISTS compared (
-    token TEXT PRIMARY KEY,      -- has been compared with the blobs that were there before
-    family TEXT NOT NULL         -- is the same for blobs that were found to be related
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
-CREATE TABLE IF NOT EXISTS checks (
-    token TEXT PRIMARY KEY,
-    digest TEXT,                 -- all bytes have it, as the store says; empty: it says nothing
-    scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,52 +46,23 @@ class BlobRecord:
 class BlobIndex:
     """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew.
 
-    *trusted* tells that an earlier process has checked it since the host was started.
+    *trusted* tells that an earlier process has checked it since the host was started, *strict* that records are dropped
+    that no disk tier can have made.
     """
 
-    def __init__(self, path: Path, *, boot_id: str | None = None, trusted: bool = False) -> None:
+    def __init__(self, path: Path, *, boot_id: str | None = None, trusted: bool = False, strict: bool = True) -> None:
         self._path = path
-        self._trusted = trusted
         self._lock = threading.Lock()
-        self.rebuilt = False
-        boot_id = boot_id or BOOT_ID.read_text().strip()
+        self._boot_id = boot_id or BOOT_ID.read_text().strip()
         try:
-            try:
-                self._open(path, boot_id)
-            except sqlite3.OperationalError:
-                raise  # locked, or a full or failing disk: the index itself may be well
-            except sqlite3.DatabaseError as error:
-                log.warning("%s: %s: starting with an empty cache", path, error)
-                _remove(path)
-                self._open(path, boot_id)
-                self.rebuilt = True
+            self._connection, self.rebuilt = opening.opened(path, self._boot_id, checked=trusted, strict=strict)
+            self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except (sqlite3.Error, OSError) as error:
             raise CacheUnusableError(f"cache index {path}: {error}") from error
 
-    def _open(self, path: Path, boot_id: str) -> None:
-        self._connection = _open(path, boot_id)
-        try:
-            if not self._trusted:
-                (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-                if problem != "ok":
-                    raise sqlite3.DatabaseError(problem)
-            self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def remove_if_damaged(self) -> None:
-        """Have the next server begin with an empty index, if this one is not well. Raises OSError."""
-        try:
-            with closing(sqlite3.connect(self._path)) as connection:
-                (problem,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.OperationalError:
-            return  # the disk fails: the index itself may be well
-        except sqlite3.DatabaseError as error:
-            problem = str(error)
-        if problem != "ok":
-            log.warning("%s: %s: the next server starts with an empty cache", self._path, problem)
-            _remove(self._path)
+    def mend(self) -> None:
+        """Make the index anew for the next server, if it is damaged. Raises sqlite3.Error and OSError."""
+        opening.opened(self._path, self._boot_id, checked=False, strict=True)[0].close()
 
     def close(self) -> None:
         """Write everything into the database file and close it."""
@@ -297,7 +227,8 @@ class BlobIndex:
             ).fetchall()
         found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {row[0]: (_record(row), []) for row in rows}
         for token, c, n, crc in chunks:
-            found[token][1].append(ChunkRecord(chunk=c, length=n, crc=crc))
+            if token in found:
+                found[token][1].append(ChunkRecord(chunk=c, length=n, crc=crc))
         return found
 
     def uncompared(self, least: int) -> list[str]:
@@ -417,42 +348,3 @@ def _record(row: Sequence[Any]) -> BlobRecord:
         bytes=present,
         digest=digest,
     )
-
-
-def _remove(path: Path) -> None:
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-        path.with_name(name).unlink(missing_ok=True)
-
-
-def _try_to_write(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.Error when an index cannot be written, unless it is because the disk is full now."""
-    try:
-        with connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-            raise
-
-
-def _open(path: Path, boot_id: str) -> sqlite3.Connection:
-    """Open an index, or make it."""
-    connection = sqlite3.connect(path, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in {0, SCHEMA_VERSION}:
-            raise sqlite3.DatabaseError(f"schema {version} is not {SCHEMA_VERSION}")
-        connection.executescript(SCHEMA)
-        if version != SCHEMA_VERSION:
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
-            with connection:
-                connection.execute("DELETE FROM chunks WHERE synced = 0")
-                connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
-        else:
-            _try_to_write(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection

@@ -149,6 +149,13 @@ class Journal:
                 except sqlite3.Error as error:
                     self._failed(error)
 
+    async def sync_one(self, blob: Blob) -> bool:
+        """Bring to the disk what was written to a blob; whether all of it is there."""
+        await self.flush()
+        async with self.syncing:
+            await self._sync(blob)
+        return blob not in self._unsynced and not blob.lost
+
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
         if chunks is None:

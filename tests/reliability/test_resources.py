@@ -1,0 +1,411 @@
+"""What a mount does when its cache is full, frozen, failing, damaged or gone, and its server short of something."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuse.memory_group import memory_group
+from tests.fuse.test_restart import kill, serving
+from tests.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
+from tests.reliability.caches import disagreements
+from tests.reliability.conftest import Survived
+from tests.reliability.looks import SIZES, Looks, models_in, restarts
+from tests.unit.images import Image
+from tests.unit.parts import blob_files, flip_byte
+from tests.unit.tmpfs import tmpfs
+
+slow = pytest.mark.slow
+NO_MARGIN = ("--min-free", "0")
+WHOLE = sum(SIZES)
+"""Bytes of a model."""
+
+
+@pytest.fixture
+def store(store_directory: Path) -> Path:
+    return models_in(store_directory)
+
+
+@pytest.fixture
+def image(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Image]:
+    """A file system for the cache alone: by default XFS; its kind and how it is mounted are the parameters."""
+    kind, options = getattr(request, "param", ("xfs", "loop"))
+    image = Image(kind, tmp_path)
+    image.mount(options)
+    image.mountpoint.chmod(0o755)
+    try:
+        yield image
+    finally:
+        image.remove()
+
+
+@contextlib.contextmanager
+def cached_on(image: Image, store: Path, tmp_path: Path, *options: str) -> Iterator[MountedStore]:
+    """A mount whose cache lies on a file system of its own."""
+    places = ("--cache-dir", str(image.mountpoint / "cache"))
+    with mounted(store, tmp_path / "mount", *places, *NO_MARGIN, *options) as mount:
+        yield MountedStore(mount.path, image.mountpoint / "cache")
+
+
+def fill(directory: Path) -> Path:
+    """Take all that is free on a file system; the file that has it."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    return filler
+
+
+def drop_memory() -> None:
+    """Have the kernel read from the disk what it can."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+# No room
+
+
+def test_a_disk_that_others_fill_costs_no_reader_anything(store: Path, tmp_path: Path, survived: Survived) -> None:
+    with tmpfs(tmp_path / "cache", 4 * WHOLE) as cache:
+        cache.chmod(0o755)
+        with mounted(store, tmp_path, *NO_MARGIN) as mount:
+            looks = Looks(mount, store)
+            looks.read("model-0/part-0", "model-0/part-1")
+            filler = fill(cache)
+            looks.read()
+            kill(mount)
+            looks.read()
+            filler.unlink()
+            recovery_s = looks.until_kept("model-3/part-0")
+            looks.read()
+            assert restarts(mount) == 1
+            survived(looks.survival("disk of the cache filled by others", injected=2, recovery_s=recovery_s))
+        with mounted(store, tmp_path, *NO_MARGIN):
+            pass
+        assert disagreements(cache) == []
+
+
+@slow
+def test_a_full_disk_makes_room_of_what_is_not_in_use(store: Path, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "cache", 4 * WHOLE) as cache:
+        cache.chmod(0o755)
+        with mounted(store, tmp_path, *NO_MARGIN) as mount:
+            looks = Looks(mount, store)
+            looks.read("model-0/part-0")
+            fill(cache)
+            looks.until_kept("model-1/part-1")
+            assert mount.info("model-0/part-0")["residency"]["disk"] == 0
+
+
+@slow
+def test_a_file_system_without_inodes_costs_no_reader_anything(store: Path, tmp_path: Path, survived: Survived) -> None:
+    with tmpfs(tmp_path / "cache", 8 * WHOLE) as cache:
+        cache.chmod(0o755)
+        with mounted(store, tmp_path, *NO_MARGIN) as mount:
+            looks = Looks(mount, store)
+            looks.read("model-0/part-0")
+            inodes = os.statvfs(cache).f_files - os.statvfs(cache).f_ffree
+            remount = ["mount", "-o", f"remount,nr_inodes={inodes}", str(cache)]
+            subprocess.run(remount, check=True, timeout=20)
+            looks.read()
+            looks.read()
+            subprocess.run([*remount[:2], "remount,nr_inodes=10000", str(cache)], check=True, timeout=20)
+            recovery_s = looks.until_kept("model-3/part-0")
+            survived(looks.survival("file system of the cache without inodes", recovery_s=recovery_s))
+
+
+# A disk that fails
+
+
+FAILURES: dict[str, Callable[[Image], None]] = {
+    "stopped": lambda image: image.power_off(),
+    "read-only": lambda image: image.fail(),
+}
+
+
+@pytest.mark.parametrize(
+    ("image", "failure"),
+    [
+        (("xfs", "loop"), "stopped"),
+        pytest.param(("ext4", "loop"), "stopped", marks=slow),
+        pytest.param(("ext4", "loop,errors=remount-ro"), "read-only", marks=slow),
+    ],
+    indirect=["image"],
+)
+def test_a_disk_that_fails_is_done_without(
+    image: Image, failure: str, store: Path, tmp_path: Path, survived: Survived
+) -> None:
+    with cached_on(image, store, tmp_path) as mount:
+        looks = Looks(mount, store)
+        looks.read("model-0/part-0", "model-0/part-1")
+        serving(mount)
+        FAILURES[failure](image)
+        recovery_s = looks.until_all_can_be_read()
+        kill(mount)
+        assert looks.read() == 0
+        assert trimsfs("pin", mount.path / "model-0/part-0").returncode == 9
+        fault = f"disk of the cache {failure} ({image.kind})"
+        survived(looks.survival(fault, injected=2, allowed={"EIO"}, recovery_s=recovery_s))
+    image.unmount()
+    image.mount()
+    with cached_on(image, store, tmp_path) as mount:
+        assert Looks(mount, store).read() == 0
+    assert disagreements(mount.cache) == []
+
+
+@slow
+@pytest.mark.parametrize("image", [("xfs", "loop"), ("ext4", "loop")], indirect=True)
+def test_writes_that_fail_leave_no_wrong_byte(image: Image, store: Path, tmp_path: Path, survived: Survived) -> None:
+    """The disk has no room for what the file system believes to have: all is well until it is read from the disk."""
+    with tmpfs(tmp_path / "disk", 200 << 20) as disk:
+        image.unmount()
+        subprocess.run(["cp", "--sparse=always", image.file, disk / "image"], check=True, timeout=60)
+        image.file.unlink()
+        image.file = disk / "image"
+        image.mount()
+        with cached_on(image, store, tmp_path) as mount:
+            looks = Looks(mount, store)
+            looks.read("model-0/part-0")
+            os.sync()
+            filler = fill(disk)
+            # What is open now is read by the kernel, from the disk in the end: whoever opens it anew must not be.
+            with (mount.path / "model-1/part-0").open("rb"):
+                looks.read()
+                time.sleep(2.5)  # what has come is to be synced
+                drop_memory()
+                looks.read()
+                kill(mount)
+                drop_memory()
+                looks.read()
+            filler.unlink()
+            recovery_s = looks.until_all_can_be_read()
+            drop_memory()
+            looks.read()
+            survived(looks.survival(f"writes to the disk fail ({image.kind})", allowed={"EIO"}, recovery_s=recovery_s))
+        image.unmount()
+        image.mount()
+        with cached_on(image, store, tmp_path) as mount:
+            looks = Looks(mount, store)
+            assert looks.read() == 0
+            looks.until_kept("model-3/part-0")
+        assert disagreements(mount.cache) == []
+
+
+@pytest.mark.parametrize(
+    "trouble", [pytest.param("stopped", marks=slow), pytest.param("read-only", marks=slow), "index-is-a-directory"]
+)
+def test_a_cache_that_cannot_be_used_at_the_start_is_told(
+    trouble: str, image: Image, store: Path, tmp_path: Path
+) -> None:
+    cache = image.mountpoint / "cache"
+    with cached_on(image, store, tmp_path) as mount:
+        looks = Looks(mount, store)
+        looks.read("model-0/part-0")
+    if trouble == "stopped":
+        image.power_off()
+    elif trouble == "read-only":
+        image.remount("ro")
+    else:
+        make_index_a_directory(cache)
+    done = trimsfs("mount", mount.path, "--store", store, "--cache-dir", cache, "--log-file", tmp_path / "log")
+    assert done.returncode == 9, done.stderr
+    assert str(cache) in done.stderr
+    if trouble == "stopped":
+        image.unmount()
+        image.mount()
+    elif trouble == "read-only":
+        image.remount("rw")
+    else:
+        (cache / "index.sqlite").rmdir()
+    with cached_on(image, store, tmp_path) as mount:
+        assert Looks(mount, store).read() == 0
+
+
+def test_a_frozen_disk_holds_up_only_what_has_to_be_written(
+    image: Image, store: Path, tmp_path: Path, survived: Survived
+) -> None:
+    with cached_on(image, store, tmp_path) as mount:
+        looks = Looks(mount, store)
+        looks.read("model-0/part-0", "model-0/part-1")
+        serving(mount)
+        image.freeze()
+        try:
+            reader = subprocess.Popen(["cat", mount.path / "model-1/part-0"], stdout=subprocess.PIPE)
+            time.sleep(2)
+            looks.read("model-0/part-0", "model-0/part-1")
+            assert len(os.listdir(mount.path / "model-2")) == len(SIZES)
+            assert looks.slowest_s < 5
+            assert reader.poll() is None
+        finally:
+            image.thaw()
+        began = time.monotonic()
+        content, _ = reader.communicate(timeout=30)
+        recovery_s = time.monotonic() - began
+        assert content == (store / "model-1/part-0").read_bytes()
+        looks.read()
+        assert restarts(mount) == 0
+        survived(looks.survival("disk of the cache frozen for 2 s", recovery_s=recovery_s))
+
+
+# Somebody has been at the cache
+
+
+def flip(path: Path, draw: random.Random, count: int = 8) -> None:
+    size = path.stat().st_size
+    for _ in range(count if size else 0):
+        flip_byte(path, draw.randrange(size))
+
+
+def each_blob(do: Callable[[Path, random.Random], None]) -> Callable[[Path, random.Random], None]:
+    """Do something to some of the blobs, one at least."""
+
+    def damage(cache: Path, draw: random.Random) -> None:
+        paths = [path for path in blob_files(cache) if path.stat().st_size > 1000]
+        for path in draw.sample(paths, max(1, len(paths) // 2)):
+            do(path, draw)
+
+    return damage
+
+
+def remove_index(cache: Path) -> None:
+    for path in cache.glob("index.sqlite*"):
+        path.unlink()
+
+
+def make_index_a_directory(cache: Path) -> None:
+    remove_index(cache)
+    (cache / "index.sqlite").mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "blobs removed": each_blob(lambda path, _draw: path.unlink()),
+    "blobs cut off": each_blob(lambda path, draw: os.truncate(path, draw.randrange(path.stat().st_size))),
+    "blobs emptied": each_blob(lambda path, _draw: os.truncate(path, 0)),
+    "index flipped": lambda cache, draw: flip(cache / "index.sqlite", draw),
+    "log of the index flipped": lambda cache, draw: flip(cache / "index.sqlite-wal", draw),
+    "log of the index cut off": lambda cache, draw: os.truncate(cache / "index.sqlite-wal", draw.randrange(10_000)),
+    "memory of the index cut off": lambda cache, _draw: os.truncate(cache / "index.sqlite-shm", 0),
+    "index cut off": lambda cache, draw: os.truncate(cache / "index.sqlite", draw.randrange(20_000)),
+    "index removed": lambda cache, _draw: remove_index(cache),
+    "index made a directory": lambda cache, _draw: make_index_a_directory(cache),
+    "all removed": lambda cache, _draw: shutil.rmtree(cache),
+}
+QUICK = {"blobs cut off"}
+
+
+@pytest.mark.parametrize("option", ["--passthrough", pytest.param("--no-passthrough", marks=slow)])
+@pytest.mark.parametrize("damage", [pytest.param(name, marks=() if name in QUICK else slow) for name in DAMAGES])
+def test_damage_while_mounted_gives_no_wrong_byte_and_passes(
+    damage: str, option: str, store: Path, tmp_path: Path, survived: Survived
+) -> None:
+    draw = random.Random(f"{damage} {option}")
+    with mounted(store, tmp_path, *NO_MARGIN, option) as mount:
+        looks = Looks(mount, store)
+        assert trimsfs("warm", mount.path / "model-0", mount.path / "model-1").returncode == 0
+        serving(mount)
+        DAMAGES[damage](mount.cache, draw)
+        looks.read()
+        drop_memory()
+        looks.read()
+        kill(mount)
+        recovery_s = looks.until_all_can_be_read()
+        if damage == "index made a directory":
+            (mount.cache / "index.sqlite").rmdir()
+        recovery_s += looks.until_kept("model-3/part-0")
+        drop_memory()
+        assert looks.read() == 0
+        survived(looks.survival(f"{damage} while mounted ({option[2:]})", injected=2, recovery_s=recovery_s))
+    with mounted(store, tmp_path, *NO_MARGIN, option) as mount:
+        assert Looks(mount, store).read() == 0
+    assert disagreements(mount.cache) == []
+
+
+ALONE = [name for name in DAMAGES if "log of" not in name and "memory of" not in name and "directory" not in name]
+
+
+@slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("damage", [*ALONE, "blobs flipped"])
+def test_damage_while_not_mounted_is_found_by_the_next_mount(
+    damage: str, seed: int, store: Path, tmp_path: Path, survived: Survived
+) -> None:
+    draw = random.Random(f"{damage} {seed}")
+    with mounted(store, tmp_path, *NO_MARGIN) as mount:
+        assert trimsfs("warm", mount.path).returncode == 0
+    (DAMAGES | {"blobs flipped": each_blob(flip)})[damage](mount.cache, draw)
+    with mounted(store, tmp_path, *NO_MARGIN) as mount:
+        looks = Looks(mount, store)
+        assert looks.read() == 0
+        recovery_s = looks.until_kept("model-3/part-0")
+        survived(looks.survival(f"{damage} while not mounted", recovery_s=recovery_s))
+    assert disagreements(mount.cache) == []
+
+
+# The host is short of something
+
+
+@contextlib.contextmanager
+def mounted_within(
+    store: Path, tmp_path: Path, *before: str | Path, options: tuple[str, ...] = ()
+) -> Iterator[MountedStore]:
+    """A mount whose keeper is started by a program that sets limits."""
+    mount = MountedStore(tmp_path / "models", tmp_path / "cache")
+    mount.path.mkdir()
+    places = ("--store", store, "--cache-dir", mount.cache, "--log-file", log_beside(tmp_path))
+    command: list[str | Path] = [*before, TRIMSFS, "mount", mount.path, *places, *NO_MARGIN, *options]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    try:
+        yield mount
+    finally:
+        unmount(mount.path)
+
+
+@slow
+def test_more_files_are_open_than_a_server_has_descriptors(
+    store_directory: Path, tmp_path: Path, survived: Survived
+) -> None:
+    for number in range(150):
+        (store_directory / f"part-{number}").write_bytes(random.Random(number).randbytes(10_000))
+    with (
+        mounted_within(store_directory, tmp_path, "prlimit", "--nofile=128:128") as mount,
+        contextlib.ExitStack() as held,
+    ):
+        looks = Looks(mount, store_directory)
+        names = [f"part-{number}" for number in range(150)]
+        files = [held.enter_context((mount.path / name).open("rb", buffering=0)) for name in names]
+        looks.read()
+        for name, file in zip(names, files, strict=True):
+            assert os.pread(file.fileno(), 10_000, 0) == (store_directory / name).read_bytes()
+        held.close()
+        recovery_s = looks.until_kept("part-149")
+        assert restarts(mount) == 0
+        survived(looks.survival("150 files open with 128 descriptors", injected=150, recovery_s=recovery_s))
+
+
+@slow
+def test_a_server_without_memory_pins_what_its_group_allows(
+    store_directory: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """Locking more than that would have the kernel kill one server after the other, until the mount is given up."""
+    for number in range(8):
+        (store_directory / f"part-{number}").write_bytes(random.Random(number).randbytes(64 << 20))
+    with memory_group(300 << 20) as group:
+        inside = ("sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group))
+        with mounted_within(store_directory, tmp_path, *inside, options=("--server-user", "root")) as mount:
+            looks = Looks(mount, store_directory)
+            for number in range(8):
+                assert trimsfs("pin", mount.path / f"part-{number}").returncode == 0
+            looks.read()
+            kill(mount)  # the next one locks what is pinned again
+            looks.read()
+            assert restarts(mount) == 1
+            survived(looks.survival("pins of 512 MiB by a server that may hold 300", injected=8))
+        wait_until(lambda: group.read_text() == "")

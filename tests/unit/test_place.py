@@ -1,0 +1,362 @@
+"""Cache directories that cannot be used, or no longer, and what is in them and has been damaged."""
+
+import errno
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.unit.parts import (
+    blob_files,
+    content_of,
+    fill,
+    generation_of,
+    opened,
+    piece,
+    recorded_bytes,
+    store_chunk,
+    written,
+)
+from tests.unit.tmpfs import tmpfs
+from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.lock import lock_directory, locks
+from trimsfs.tiers.place import Place
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier does at once what it does from time to time."""
+    for name, seconds in {"FLUSH": 0.01, "SYNC": 0.02, "LOOK": 0.01}.items():
+        monkeypatch.setattr(f"trimsfs.tiers.upkeep.{name}_INTERVAL_S", seconds)
+    monkeypatch.setattr("trimsfs.tiers.upkeep.PATIENCE_S", 0.1)
+
+
+@asynccontextmanager
+async def taken_over(cache: Path, lock: int) -> AsyncIterator[DiskTier]:
+    """A tier that goes on with what an earlier server had."""
+    tier = DiskTier(cache, store="memory://test", lock=os.dup(lock))
+    try:
+        yield tier
+    finally:
+        with trio.CancelScope(shield=True):
+            await tier.aclose()
+
+
+@contextmanager
+def locked(cache: Path) -> Iterator[int]:
+    """The lock of a directory, which the keeper holds."""
+    descriptor = lock_directory(cache)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def make_unusable(cache: Path) -> None:
+    cache.mkdir(exist_ok=True)
+    for path in cache.glob("index.sqlite*"):
+        path.unlink()
+    (cache / "index.sqlite").mkdir()
+
+
+async def test_who_goes_on_with_a_mount_does_without_a_cache_that_cannot_be_used(cache: Path, chunk_size: int) -> None:
+    content = content_of("a", 2 * chunk_size)
+    async with opened(cache) as tier:
+        await fill(tier, "a", content)
+    files = blob_files(cache)
+    make_unusable(cache)
+    with locked(cache) as lock:
+        async with taken_over(cache, lock) as tier, tier.using(generation_of("a", content)) as blob:
+            assert str(cache) in (tier.unusable or "")
+            assert not blob.attached
+            assert not await store_chunk(tier, blob, 0, piece(content, 0))
+            assert await tier.residencies() == []
+            assert tier.statistics().used_bytes == 0
+    assert blob_files(cache) == files
+
+
+async def test_who_begins_a_mount_is_told(cache: Path) -> None:
+    make_unusable(cache)
+    with pytest.raises(CacheUnusableError, match=str(cache)):
+        DiskTier(cache, store="memory://test")
+    with locked(cache):
+        pass  # nobody holds it
+
+
+async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        await fill(tier, "a", content_of("a", chunk_size))
+    make_unusable(cache)
+    with locked(cache) as lock:
+        async with taken_over(cache, lock) as tier, trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                with pytest.raises(CacheUnusableError, match="can be used again"):
+                    await tier.run()
+
+            nursery.start_soon(run)
+            await trio.sleep(0.1)
+            (cache / "index.sqlite").rmdir()
+        async with taken_over(cache, lock) as tier:
+            assert tier.unusable is None
+
+
+def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path) -> None:
+    cache.mkdir()
+    make_unusable(cache)
+    with locked(cache) as lock, closing(Place(cache, os.dup(lock))) as place:
+        assert place.problem is not None
+        assert not place.usable()
+        shutil.rmtree(cache)
+        assert not place.usable()
+        cache.mkdir()
+        assert place.usable()
+
+
+def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
+    with locked(cache) as lock:
+        with closing(Place(cache, os.dup(lock))) as place:
+            assert not place.gone()
+            shutil.rmtree(cache)
+            assert place.gone()
+        with closing(Place(cache, os.dup(lock))) as place:
+            assert place.problem is None
+            assert not locks(lock, cache)
+            with pytest.raises(CacheInUseError):
+                lock_directory(cache)
+        with locked(cache), closing(Place(cache, os.dup(lock))) as place:
+            assert "in use by another server" in (place.problem or "")
+
+
+async def running_out(tier: DiskTier) -> CacheUnusableError:
+    """Wait until a tier says that its directory cannot be used any longer."""
+    with trio.fail_after(60):
+        try:
+            await tier.run()
+        except CacheUnusableError as error:
+            return error
+    raise AssertionError("unreachable: it runs for ever or fails")
+
+
+async def test_an_index_that_cannot_be_written_for_long_is_given_up(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(cache) as tier:
+        monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_IOERR))
+        async with tier.using(generation_of("a", content_of("a", chunk_size))):
+            pass
+        assert "cannot be used any longer" in str(await running_out(tier))
+
+
+async def test_an_index_on_a_full_disk_is_not_given_up(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(cache) as tier:
+        with monkeypatch.context() as patch:
+            patch.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
+            await fill(tier, "a", content_of("a", chunk_size))
+            with trio.move_on_after(0.5):
+                await tier.run()
+        assert len([one for one in caplog.records if "cannot write the cache index" in one.message]) == 1
+        await tier.flush()
+        assert await recorded_bytes(tier) == chunk_size
+
+
+async def test_a_directory_that_is_removed_is_given_up(cache: Path) -> None:
+    async with opened(cache) as tier, trio.open_nursery() as nursery:
+        nursery.start_soon(running_out, tier)
+        await trio.sleep(0.1)
+        assert nursery.child_tasks
+        shutil.rmtree(cache)
+
+
+def failing(code: int) -> object:
+    """A method of the index that fails as SQLite does."""
+
+    def method(*_arguments: object) -> None:
+        error = sqlite3.OperationalError("as told")
+        error.sqlite_errorcode = code
+        raise error
+
+    return method
+
+
+async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(cache) as tier:
+        await fill(tier, "a", content_of("a", chunk_size))
+        await tier.flush()
+        tier.index._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        monkeypatch.setattr(tier.index, "used", failing(sqlite3.SQLITE_CORRUPT))
+        with (cache / "index.sqlite").open("r+b") as file:
+            file.seek(4096 * 2)
+            file.write(b"\xa5" * 4096)
+        async with tier.using(generation_of("a", content_of("a", chunk_size))):
+            pass
+        await running_out(tier)
+    with closing(BlobIndex(cache / "index.sqlite")) as index:
+        assert not index.rebuilt
+
+
+# Files that are not what they were
+
+
+class Doubts:
+    """What a tier was told to doubt."""
+
+    def __init__(self, tier: DiskTier) -> None:
+        self.blobs: list[Blob] = []
+        tier.on_doubt = self._hear
+
+    def _hear(self, blob: Blob, error: TrimsError) -> None:
+        assert isinstance(error, BlobDamagedError)
+        self.blobs.append(blob)
+
+
+async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache: Path, chunk_size: int) -> None:
+    content = content_of("a", 3 * chunk_size)
+    async with opened(cache) as tier:
+        doubts = Doubts(tier)
+        generation = await fill(tier, "a", content)
+        (path,) = blob_files(cache)
+        os.truncate(path, chunk_size)
+        async with tier.using(generation) as blob:
+            assert blob.present_bytes == 0
+            assert await store_chunk(tier, blob, 2, piece(content, 2))
+            os.truncate(path, 10)
+            assert await tier.acquire(generation) is blob  # in use
+            assert list(blob.states) == [ChunkState.MISSING] * 3
+            assert blob_files(cache)[0].stat().st_size == len(content)
+            for chunk in range(3):
+                assert await store_chunk(tier, blob, chunk, piece(content, chunk))
+            assert blob.view(0, len(content)) == content
+            tier.release(blob)
+        assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
+        assert doubts.blobs == []
+
+
+async def test_a_file_that_was_cut_off_while_the_kernel_reads_it_is_doubted(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        doubts = Doubts(tier)
+        generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
+        async with tier.using(generation) as blob:
+            blob.backing_id = 7
+            os.truncate(blob_files(cache)[0], chunk_size)
+            async with tier.using(generation) as again:
+                assert again is blob
+            assert doubts.blobs == [blob]
+            blob.backing_id = 0
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk loses what is written."""
+
+    def fdatasync(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "as told")
+
+    monkeypatch.setattr("trimsfs.tiers.blob.os.fdatasync", fdatasync)
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_bytes_that_do_not_reach_the_disk_are_not_believed(cache: Path, chunk_size: int, in_use: bool) -> None:
+    """The kernel takes them for written, and gives others once they have left its memory."""
+    content = content_of("a", 3 * chunk_size)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content)
+        blob = await tier.acquire(generation)
+        if not in_use:
+            tier.release(blob)
+        await tier._journal.sync()
+        async with tier.using(generation) as found:
+            assert (found is blob) == in_use
+            assert found.present_bytes == 0
+        if in_use:
+            tier.release(blob)
+        assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)
+
+
+async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_written_anew(
+    cache: Path, chunk_size: int
+) -> None:
+    content = content_of("a", 2 * chunk_size)
+    async with opened(cache) as tier:
+        doubts = Doubts(tier)
+        generation = await fill(tier, "a", content)
+        async with tier.using(generation) as blob:
+            blob.backing_id = 7
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("trimsfs.tiers.blob.os.fdatasync", lambda _file: (_ for _ in ()).throw(OSError(5, "no")))
+                await tier._journal.sync()
+            assert doubts.blobs == [blob]
+            assert blob.lost == {0, 1}
+            assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)  # what a successor may believe
+            with pytest.raises(BlobDamagedError):
+                await tier.sync(blob)
+            for chunk in range(2):
+                start = chunk * chunk_size
+                tier.repaired(blob, written(blob, chunk, content[start : start + chunk_size]))
+            await tier.sync(blob)
+            assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
+            blob.backing_id = 0
+
+
+async def test_an_eviction_that_fails_is_told(cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content_of("a", chunk_size))
+        with monkeypatch.context() as patch:
+            patch.setattr(tier.index, "remove", failing(sqlite3.SQLITE_IOERR))
+            with pytest.raises(CacheUnusableError):
+                await tier.evict(generation)
+        assert await tier.evict(generation) == chunk_size
+        assert tier.statistics().used_bytes == 0
+
+
+# No room
+
+
+async def test_a_disk_that_is_full_to_the_brim_still_makes_room(tmp_path: Path, chunk_size: int) -> None:
+    """To be told that a blob is gone takes the index some room, too."""
+    with tmpfs(tmp_path / "disk", 4 << 20) as directory:
+        content = content_of("a", 40 * chunk_size)
+        async with opened(directory / "cache") as tier:
+            await fill(tier, "a", content)
+            await tier.flush()
+            with (directory / "filler").open("wb", buffering=0) as file:
+                for size in (chunk_size, 1):
+                    try:
+                        while file.write(bytes(size)):
+                            pass
+                    except OSError:
+                        continue
+            await fill(tier, "b", content_of("b", 2 * chunk_size))
+            assert [here.generation.key for here in await tier.residencies()] == ["b"]
+
+
+async def test_no_more_blobs_are_open_than_there_are_descriptors_for(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))
+    contents = {f"k{number}": content_of(f"k{number}", chunk_size) for number in range(12)}
+    async with opened(cache) as tier:
+        blobs = [await tier.acquire(generation_of(key, content)) for key, content in contents.items()]
+        assert [blob.attached for blob in blobs] == [True] * 8 + [False] * 4
+        for blob in blobs:
+            tier.release(blob)
+        async with tier.using(generation_of("k11", contents["k11"])) as blob:
+            assert blob.attached

@@ -1,0 +1,258 @@
+"""Opening the index of a disk tier: made where there is none, checked, and made anew where it is damaged.
+
+What is wrong is dropped: a chunk without a record is fetched again. What is left need not be believed, as all bytes
+have to pass their checksums before their first use.
+"""
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from trimsfs.types import CHUNK_SIZE, Generation
+
+log = logging.getLogger(__name__)
+
+Row = tuple[Any, ...]
+
+SCHEMA_VERSION = 2
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+    token TEXT PRIMARY KEY,      -- the blob's file name
+    store BLOB NOT NULL,
+    key BLOB NOT NULL,
+    etag TEXT NOT NULL,
+    version_id TEXT,
+    size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0,
+    uses INTEGER NOT NULL DEFAULT 0,
+    sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, whatever the clock does
+    loaded INTEGER NOT NULL,     -- grows with every blob that is made
+    last_used REAL NOT NULL      -- for people
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blobs_by_sequence ON blobs (sequence);
+CREATE TABLE IF NOT EXISTS chunks (
+    token TEXT NOT NULL,
+    chunk INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    crc INTEGER NOT NULL,        -- CRC32C
+    synced INTEGER NOT NULL,
+    PRIMARY KEY (token, chunk)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS chunks_by_checksum ON chunks (crc, bytes);
+CREATE TABLE IF NOT EXISTS compared (
+    token TEXT PRIMARY KEY,      -- has been compared with the blobs that were there before
+    family TEXT NOT NULL         -- is the same for blobs that were found to be related
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
+CREATE TABLE IF NOT EXISTS checks (
+    token TEXT PRIMARY KEY,
+    digest TEXT,                 -- all bytes have it, as the store says; empty: it says nothing
+    scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
+"""
+_FILES = ("", "-wal", "-shm")
+_DAMAGED = "-damaged"
+_TABLES = ("meta", "blobs", "chunks", "compared", "checks")
+_COUNT_LIMIT = 1 << 53
+_DROP_CHUNKS = (
+    "DELETE FROM chunks WHERE NOT coalesce((SELECT typeof(chunk) = 'integer' AND chunk >= 0 AND chunk * :chunk < size "
+    "AND bytes = min(:chunk, size - chunk * :chunk) AND typeof(crc) = 'integer' AND crc BETWEEN 0 AND 4294967295 "
+    "AND synced IN (0, 1) FROM blobs WHERE blobs.token = chunks.token), FALSE)"
+)
+
+
+def opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> tuple[sqlite3.Connection, bool]:
+    """An index, and whether it was made anew because it was damaged. Raises sqlite3.Error and OSError.
+
+    One that is not *checked* yet is; *strict* tells that records are dropped that no tier can have made.
+    """
+    try:
+        return _opened(path, boot_id, checked=checked, strict=strict), False
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if not _is_damage(error):
+            raise
+        log.warning("%s: %s: making it anew from what is right of it", path, error)
+    damaged = Path(f"{path}{_DAMAGED}")
+    for end in _FILES:
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{end}", f"{damaged}{end}")
+    with closing(_connected(path)) as connection:
+        _save(damaged, connection)
+    for end in _FILES:
+        Path(f"{damaged}{end}").unlink(missing_ok=True)
+    return _opened(path, boot_id, checked=False, strict=strict), True
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an index is damaged: it may be well when it is locked, or its disk is full or fails."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return not isinstance(error, sqlite3.OperationalError) or code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
+
+
+def _opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> sqlite3.Connection:
+    connection = _connected(path)
+    try:
+        if not checked:
+            _check(connection)
+            if strict:
+                _drop_what_is_wrong(connection)
+        if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
+            with connection:
+                connection.execute("DELETE FROM chunks WHERE synced = 0")
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
+        else:
+            _try_to_write(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in {0, SCHEMA_VERSION}:
+            raise sqlite3.DatabaseError(f"schema {version} is not {SCHEMA_VERSION}")
+        connection.executescript(SCHEMA)
+        if version != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _try_to_write(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error when an index cannot be written, unless it is because the disk is full now."""
+    try:
+        with connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+
+
+# What is wrong
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError when an index is not as SQLite, or this module, would have it."""
+    (problem,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if problem != "ok":
+        raise sqlite3.DatabaseError(problem)
+    if any(_columns(connection, table) != wanted for table, wanted in _wanted_columns().items()):
+        raise sqlite3.DatabaseError("its tables are not as they were made")
+
+
+def _wanted_columns() -> dict[str, list[tuple[Any, ...]]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        return {table: _columns(connection, table) for table in _TABLES}
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]]:
+    return connection.execute(f"PRAGMA table_info({table})").fetchall()
+
+
+def _drop_what_is_wrong(connection: sqlite3.Connection) -> None:
+    """Forget records that cannot be right."""
+    right: dict[str, Callable[[Row], bool]] = {
+        "meta": _are_texts,
+        "blobs": _is_blob,
+        "compared": _are_texts,
+        "checks": _is_checked,
+    }
+    count = 0
+    with connection:
+        for table, is_right in right.items():
+            name = "name" if table == "meta" else "token"
+            wrong = [(bytes(row[0]),) for row in _rows(connection, table) if not is_right(row)]
+            connection.executemany(f"DELETE FROM {table} WHERE CAST({name} AS BLOB) = ?", wrong)  # noqa: S608
+            count += len(wrong)
+        count += connection.execute(_DROP_CHUNKS, {"chunk": CHUNK_SIZE}).rowcount
+    if count:
+        log.warning("%d records in the cache index are damaged: what they told of is fetched again", count)
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> list[Row]:
+    """The rows of a table, with texts as bytes: they may be none."""
+    connection.text_factory = bytes
+    try:
+        return connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
+    finally:
+        connection.text_factory = str
+
+
+def _are_texts(row: Row) -> bool:
+    return all(_text(value) is not None for value in row)
+
+
+def _is_checked(row: Row) -> bool:
+    token, digest, scrubbed = row
+    texts = _text(token) is not None and (digest is None or _text(digest) is not None)
+    return texts and isinstance(scrubbed, float)
+
+
+def _is_blob(row: Row) -> bool:
+    token, store, key, etag, version_id, size, modified_ns, pinned, uses, sequence, loaded, last_used = row
+    counts = all(isinstance(value, int) and 0 <= value < _COUNT_LIMIT for value in (size, uses, sequence, loaded))
+    others = isinstance(modified_ns, int) and pinned in {0, 1} and isinstance(last_used, float)
+    texts = [_text(token), _text(etag), _text(version_id or b"")]
+    if not counts or not others or None in texts or not isinstance(store, bytes) or not isinstance(key, bytes):
+        return False
+    generation = Generation(key=os.fsdecode(key), etag=str(texts[1]), size=size, modified_ns=modified_ns)
+    return generation.token(os.fsdecode(store)) == texts[0]
+
+
+def _text(value: object) -> str | None:
+    with suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else None
+    return None
+
+
+# What is right of a damaged index
+
+
+def _save(damaged: Path, connection: sqlite3.Connection) -> None:
+    """Take over the rows of a damaged index that can be read."""
+    for table, columns in _wanted_columns().items():
+        values = ", ".join("?" * len(columns))
+        texts = [number for number, column in enumerate(columns) if column[2] == "TEXT"]
+        with connection:
+            for order in ("ASC", "DESC"):  # from both ends, as far as it can be read
+                connection.executemany(
+                    f"INSERT OR IGNORE INTO {table} VALUES ({values})",  # noqa: S608
+                    _readable(damaged, table, columns, texts, order),
+                )
+
+
+def _readable(
+    damaged: Path, table: str, columns: list[tuple[Any, ...]], texts: list[int], order: str
+) -> Iterator[list[Any]]:
+    """The rows of a table, up to the first that cannot be read."""
+    query = f"SELECT * FROM {table} ORDER BY {columns[0][1]} {order}"  # noqa: S608
+    with suppress(sqlite3.Error, UnicodeDecodeError), closing(sqlite3.connect(damaged)) as source:
+        source.text_factory = bytes
+        if source.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
+            return
+        if source.execute(f"PRAGMA table_info({table})").fetchall() != [
+            tuple(value.encode() if isinstance(value, str) else value for value in column) for column in columns
+        ]:
+            return
+        for row in source.execute(query):
+            values = list(row)
+            with suppress(UnicodeDecodeError, AttributeError):
+                for number in texts:
+                    values[number] = None if values[number] is None else values[number].decode()
+                yield values
