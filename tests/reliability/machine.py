@@ -317,8 +317,8 @@ class Machine(World):
     def nothing_in_use_has_gone(self) -> None:
         models = self.driver.check()
         assert self.pins(models) == self.pinned
-        kept = sum(model["residency"]["disk"] for model in models)
-        assert kept <= self.driver.budget
+        kept = {model["generation"]: model["residency"]["disk"] for model in models}
+        assert sum(kept.values()) <= self.driver.budget, kept
         for model in models:
             whole = model["residency"]["disk"] == model["size"]
             excused = not model["pinned"] or model["generation"] in self.damaged

@@ -242,8 +242,9 @@ class VirtualDriver:
     def check(self) -> list[dict[str, Any]]:
         async def look() -> list[dict[str, Any]]:
             check(self._server)
+            before = self._server.fetcher.statistics()
             models = await self._models()
-            if not self._server.fetcher.statistics().in_flight:  # which has room that is not used yet
+            if before == self._server.fetcher.statistics() and not before.in_flight:
                 used = self._server.disk.statistics().used_bytes
                 assert used == sum(model["residency"]["disk"] for model in models)
             return models
