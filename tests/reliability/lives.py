@@ -319,7 +319,9 @@ class Explorer:
         """A directory for a life, on the file system that it needs."""
         directory = (self._directory if self._image is None else self._image.mountpoint) / f"life-{at}"
         directory.mkdir()
-        os.sync()  # that it is there is not what is looked at
+        above = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(above)  # that it is there is not what is looked at
+        os.close(above)
         yield directory
         shutil.rmtree(directory)
 
