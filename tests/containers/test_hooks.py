@@ -94,7 +94,7 @@ def test_podman_runs_the_hook_where_there_is_the_annotation(
         ("none", "MODELS", "MODELS/none: No such file or directory"),
         ("", "MODELS", "'' is not a model"),
         ("bert,,resnet50", "MODELS", "'' is not a model"),
-        ("bert\nx", "MODELS", "MODELS/bert?x: No such file or directory"),
+        ("bert\nx", "MODELS", r"MODELS/bert\nx: No such file or directory"),
         ("bert=/opt,resnet50=/opt", "MODELS", "/opt: a model is there already"),
         ("bert=/opt/x", "/etc", "/etc: no trimsfs mount"),
         ("params=/opt/x", "MODELS/bert", "MODELS/bert: no trimsfs mount"),
@@ -124,7 +124,7 @@ def test_hostile_annotations_are_refused(
     assert done.stdout == ""
     said = done.stderr + (log.read_text() if runtime == "crun" else "")
     assert "mountctl: " in said
-    assert filled(message) in said
+    assert filled(message) in said.replace("\\\\", "\\")  # a runtime escapes what it logs once more
     of_models = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(host.store) in line]
     assert len(of_models) == 1
 

@@ -101,7 +101,11 @@ def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "fused"),
-    [(10, False), (3, True), pytest.param(300, False, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+    [
+        pytest.param(10, False, marks=pytest.mark.slow),
+        (3, True),
+        pytest.param(300, False, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
 )
 def test_two_threads_load_modules_that_are_folded_all_the_time(seconds: int, fused: bool, tmp_path: Path) -> None:
     """Nothing hangs or goes wrong, and the program ends as it should, with arrays being dropped to the last."""

@@ -354,7 +354,7 @@ def soak(mount: MountedStore, contents: dict[str, bytes], seconds: float) -> tup
 @pytest.mark.parametrize(
     "seconds", [8, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(400)])], ids=["short", "long"]
 )
-@pytest.mark.parametrize("cold_open", ["auto", "stream"])
+@pytest.mark.parametrize("cold_open", ["auto", pytest.param("stream", marks=pytest.mark.slow)])
 def test_files_warmed_and_evicted_while_they_are_used_give_no_error_and_no_wrong_byte(
     store_directory: Path, tmp_path: Path, cold_open: str, seconds: int
 ) -> None:

@@ -174,6 +174,7 @@ def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(
         assert file.read(len(old)) == old
 
 
+@pytest.mark.slow
 def test_listing_100_000_files_and_looking_one_up(store_directory: Path, tmp_path: Path) -> None:
     for number in range(100_000):
         (store_directory / f"{number:06}").touch()

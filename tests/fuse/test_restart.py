@@ -218,6 +218,7 @@ def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp
         assert "giving up" in mount.log()
 
 
+@pytest.mark.slow
 def test_server_that_stands_still_is_replaced(store_directory: Path, tmp_path: Path) -> None:
     (store_directory / "model").write_bytes(b"weights")
     with mounted(store_directory, tmp_path) as mount:

@@ -116,9 +116,7 @@ def test_foreground_mount_that_fails_exits_as_one_in_the_background(tmp_path: Pa
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    "directory_mount", ["--passthrough", pytest.param("--no-passthrough", marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
 def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: MountedStore) -> None:
     facts = directory_mount.control()
     os.kill(facts["server_pid"], signal.SIGSTOP)

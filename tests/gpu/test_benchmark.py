@@ -52,6 +52,7 @@ def test_it_sees_a_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.slow
 def test_all_of_it_works_on_an_emulated_device(tmp_path: Path) -> None:
     done = bench("--emulated", "--output", tmp_path, timeout_s=200)
 

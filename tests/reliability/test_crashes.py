@@ -33,10 +33,10 @@ POWER = "power lost while it writes"
 
 ORDERS = [
     pytest.param(KILLED, Order(count=10), id="killed"),
-    pytest.param(TORN, Order(count=6, how=How.TEAR), id="torn"),
+    pytest.param(TORN, Order(count=6, how=How.TEAR), id="torn", marks=slow),
     pytest.param(POWER, Order(count=6, how=How.POWER, kind="xfs"), id="power-xfs"),
-    pytest.param(POWER, Order(count=6, how=How.POWER, kind="ext4", synced=0.8), id="power-ext4-synced"),
-    pytest.param(CUT, Order(count=4, kind="xfs", cut=True), id="cut-xfs"),
+    pytest.param(POWER, Order(count=6, how=How.POWER, kind="ext4", synced=0.8), id="power-ext4-synced", marks=slow),
+    pytest.param(CUT, Order(count=4, kind="xfs", cut=True), id="cut-xfs", marks=slow),
     pytest.param(KILLED, Order(count=None), id="killed-everywhere", marks=slow),
     pytest.param(TORN, Order(count=150, how=How.TEAR), id="torn-often", marks=slow),
     *(

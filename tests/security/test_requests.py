@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from mountctl.operator import ask
 from tests.fuse.test_isolation import family
 from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability import Survival
@@ -181,6 +182,7 @@ def test_requests_that_make_no_sense_are_refused(store_directory: Path, tmp_path
         root = os.fsencode(mount.path)
         for name in ("model", "small", "dir/model"):  # whose opens are passed through from then on
             assert (mount.path / name).read_bytes()
+        wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]), 30)
         before, processes = open_descriptors(mount), family(mount.control()["keeper_pid"])
         for attempt in (ask_for_names, ask_for_attributes, lambda root: send_ioctls(root, 7, 1500)):
             counting: Counting = as_user(STRANGER, lambda attempt=attempt: attempt(root))  # type: ignore[misc]

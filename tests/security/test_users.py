@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mountctl.mounting import CONNECTIONS
+from mountctl.operator import ask
 from mountctl.sockets import socket_path
 from tests.fuse.test_isolation import A, family
 from tests.mounts import MountedStore, log_beside, mounted, wait_until
@@ -102,7 +103,9 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
 
 def test_a_user_gets_nothing_of_a_mounts_processes_and_files(mount: MountedStore, survived: Survived) -> None:
     """Neither of the keeper nor of servers, the one that stands by and fetch processes included."""
-    wait_until(lambda: len(family(mount.control()["keeper_pid"])) > 4)
+    # All are there, and no other begins meanwhile.
+    wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]), 30)
+    wait_until(lambda: len(family(mount.control()["keeper_pid"])) > 5)
     processes = family(mount.control()["keeper_pid"])
     there = mount_at(mount.path)
     assert there is not None
