@@ -25,7 +25,7 @@ class Known(ExampleDatabase):
 
     def fetch(self, key: bytes) -> Iterator[bytes]:
         if not key.endswith((b".secondary", b".pareto")):
-            yield from (path.read_bytes() for path in sorted(Path(__file__).with_name("examples").iterdir()))
+            yield from (path.read_bytes() for path in sorted(Path(__file__).with_name("examples").glob("*")))
 
     def save(self, key: bytes, value: bytes) -> None:
         """They are saved by hand."""
