@@ -135,6 +135,7 @@ def assemble(
             "started": started,
             "restarts": turn.restarts,
             "cache_dir": str(options.cache_dir),
+            "cache_problem": disk.unusable,
             "log_file": str(options.log_file),
             "passthrough": residents.facts(),
             "gpu": lending.facts(),

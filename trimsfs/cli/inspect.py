@@ -198,7 +198,10 @@ def _show(facts: dict[str, Any]) -> None:
     budget = number("disk_budget_bytes")
     limit = f" of {decimal(budget)}" if budget else ""
     say(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
-    say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
+    if facts.get("cache_problem"):
+        say(f"  cache       is done without: {facts['cache_problem']}")
+    else:
+        say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
     say(
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
         f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"

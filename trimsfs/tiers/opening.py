@@ -74,21 +74,28 @@ def opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> tuple[sq
 
     One that is not *checked* yet is; *strict* tells that records are dropped that no tier can have made.
     """
-    try:
-        return _opened(path, boot_id, checked=checked, strict=strict), False
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        if not _is_damage(error):
-            raise
-        log.warning("%s: %s: making it anew from what is right of it", path, error)
     damaged = Path(f"{path}{_DAMAGED}")
-    for end in _FILES:
-        with suppress(FileNotFoundError):
-            os.replace(f"{path}{end}", f"{damaged}{end}")
+    if damaged.exists():
+        _remove(path)  # it was being made anew, and is not whole
+    else:
+        try:
+            return _opened(path, boot_id, checked=checked, strict=strict), False
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if not _is_damage(error):
+                raise
+            log.warning("%s: %s: making it anew from what is right of it", path, error)
+        for end in reversed(_FILES):
+            with suppress(FileNotFoundError):
+                os.replace(f"{path}{end}", f"{damaged}{end}")
     with closing(_connected(path)) as connection:
         _save(damaged, connection)
-    for end in _FILES:
-        Path(f"{damaged}{end}").unlink(missing_ok=True)
+    _remove(damaged)
     return _opened(path, boot_id, checked=False, strict=strict), True
+
+
+def _remove(path: Path) -> None:
+    for end in _FILES:
+        Path(f"{path}{end}").unlink(missing_ok=True)
 
 
 def _is_damage(error: Exception) -> bool:
