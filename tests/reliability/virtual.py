@@ -245,7 +245,7 @@ class VirtualDriver:
         async def look() -> list[dict[str, Any]]:
             check(self._server)
             with trio.move_on_after(BOOKS_S):
-                while not await self._books_agree():
+                while not await self._books_agree():  # noqa: ASYNC110 - nobody tells
                     await trio.sleep(0.01)  # a blob is being opened, or filled
             assert await self._books_agree()
             return await self._models()
