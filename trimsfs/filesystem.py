@@ -136,8 +136,8 @@ class Filesystem:
 
     # Names
 
-    async def lookup(self, parent: int, name: bytes) -> Attributes:
-        """What a name is; the caller counts it with `told`.
+    async def lookup(self, parent: int, name: bytes, *, thread: int = 0) -> Attributes:
+        """What a name is, for a thread of some process; the caller counts it with `told`.
 
         Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
         """
@@ -149,9 +149,19 @@ class Filesystem:
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"a name of {len(name)} bytes")
         entry, left = await self._namespace.lookup(directory.path, name)
+        path = directory.path + os.fsdecode(name)
+        if isinstance(entry, Generation) and self._sent_back.has(thread, path) and not self._here(entry):
+            # The thread comes back to open it only once: it must not meet what the store no longer has.
+            self._namespace.doubt(path)
+            entry, left = await self._namespace.lookup(directory.path, name)
         attributes = self._entry_attributes(directory.path, name, entry, left)
         attributes.inode.replaced = False  # this content is what the store has, perhaps again
         return attributes
+
+    def _here(self, generation: Generation) -> bool:
+        """Whether all of a generation is known to be here."""
+        blob = self._disk.known(generation.token(self._disk.store))
+        return blob is not None and blob.complete
 
     async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
         text = os.fsdecode(name)
@@ -301,8 +311,6 @@ class Filesystem:
         """Open in passthrough mode; what has been evicted since the kernel learnt the number is fetched again."""
         if not self._residents.ready(blob):
             if not blob.backing_id and self._sent_back.may(thread, inode.path):
-                if not blob.complete:
-                    self._namespace.doubt(inode.path)  # had it been replaced too, there would be no third attempt
                 raise LookUpAgainError(inode.path)
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):

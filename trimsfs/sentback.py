@@ -48,6 +48,10 @@ class SentBack:
         self._known[thread, path] = now, self._ledger.add(Kind.SENT_BACK, thread, os.fsencode(path))
         return True
 
+    def has(self, thread: int, path: str) -> bool:
+        """Whether an open was sent back a moment ago."""
+        return (thread, path) in self._known
+
     def answering(self, thread: int, path: str, handle: int) -> None:
         """An open is about to be answered with a handle."""
         if (thread, path) in self._known:

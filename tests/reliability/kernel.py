@@ -124,7 +124,7 @@ class Kernel:
 
     # Names
 
-    async def look_up(self, parent: int, name: str, *, anew: bool = False) -> Attributes:
+    async def look_up(self, parent: int, name: str, *, thread: int = 1, anew: bool = False) -> Attributes:
         """What a name is; asked for again when it is not believed any more, or *anew*."""
         self._invalidate()
         known = self._names.get((parent, name))
@@ -133,7 +133,7 @@ class Kernel:
         self._names.pop((parent, name), None)
 
         async def look_up(server: Server) -> Attributes:
-            attributes = await server.filesystem.lookup(parent, os.fsencode(name))
+            attributes = await server.filesystem.lookup(parent, os.fsencode(name), thread=thread)
             if server is self._server:
                 self._learn(server, parent, name, attributes)
             return attributes
@@ -151,14 +151,14 @@ class Kernel:
             number, name = self._server.invalidated.pop()
             self._names.pop((number, os.fsdecode(name)), None)
 
-    async def walk(self, path: str, *, anew: bool = False) -> Attributes:
+    async def walk(self, path: str, *, thread: int = 1, anew: bool = False) -> Attributes:
         """Follow a path."""
         attributes: Attributes | None = None
         for name in filter(None, path.split("/")):
             if attributes is not None and not attributes.directory:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             number = ROOT_INODE if attributes is None else attributes.inode.number
-            attributes = await self.look_up(number, name, anew=anew)
+            attributes = await self.look_up(number, name, thread=thread, anew=anew)
         assert attributes is not None
         return attributes
 
@@ -210,7 +210,7 @@ class Kernel:
         return await self._open(path, thread, anew=True)
 
     async def _open(self, path: str, thread: int, *, anew: bool) -> int:
-        attributes = await self.walk(path, anew=anew)
+        attributes = await self.walk(path, thread=thread, anew=anew)
         number = attributes.inode.number
         if attributes.directory:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

@@ -82,7 +82,8 @@ def test_cold_mappings_faulted_by_64_threads_never_hang(
     mode: str, store_directory: Path, tmp_path: Path, survived: Survived
 ) -> None:
     draw, wrong = random.Random(22), 0
-    with mounted(store_directory, tmp_path, "--cold-open", "stream", "--cache-size", "200MiB", mode) as mount:
+    options = ("--cold-open", "stream", "--metadata-ttl", "0", "--cache-size", "200MiB", mode)
+    with mounted(store_directory, tmp_path, *options) as mount:
         for number in range(TIMES):
             directory = store_directory / str(number)
             directory.mkdir()

@@ -95,11 +95,10 @@ class Play:
     # What programs do
 
     async def look_up(self, thread: int) -> None:
-        del thread
-        await self.number(self.draw.choice(KEYS))
+        await self.number(self.draw.choice(KEYS), thread)
 
-    async def number(self, path: str) -> int:
-        attributes = await self.server.find(path)
+    async def number(self, path: str, thread: int) -> int:
+        attributes = await self.server.find(path, thread=thread)
         self.known[attributes.inode.number] = path
         return attributes.inode.number
 
@@ -107,11 +106,11 @@ class Play:
         """As the kernel does: by the name, and once more when the name leads elsewhere by then."""
         path = self.draw.choice(KEYS)
         try:
-            await self.open_inode(await self.number(path), path, thread)
+            await self.open_inode(await self.number(path, thread), path, thread)
         except (LookUpAgainError, ObjectChangedError):
             self.totals["looked up again"] += 1
             try:
-                await self.open_inode(await self.number(path), path, thread)
+                await self.open_inode(await self.number(path, thread), path, thread)
             except (LookUpAgainError, ObjectChangedError):
                 self.totals["ESTALE"] += 1
 

@@ -31,6 +31,8 @@ Ts = TypeVarTuple("Ts")
 
 PATIENCE_S = 1000.0
 """In time that is not real: longer than all that a server waits for."""
+BOOKS_S = 2.0
+"""How long what is counted and what is recorded may differ."""
 FAILURES: dict[int, Callable[[], StoreError]] = {
     errno.EIO: lambda: TransientStoreError("the store is away"),
     errno.EACCES: lambda: StoreAccessError("not with these credentials"),
@@ -242,14 +244,20 @@ class VirtualDriver:
     def check(self) -> list[dict[str, Any]]:
         async def look() -> list[dict[str, Any]]:
             check(self._server)
-            before = self._server.fetcher.statistics()
-            models = await self._models()
-            if before == self._server.fetcher.statistics() and not before.in_flight:
-                used = self._server.disk.statistics().used_bytes
-                assert used == sum(model["residency"]["disk"] for model in models)
-            return models
+            with trio.move_on_after(BOOKS_S):
+                while not await self._books_agree():  # noqa: ASYNC110 - nobody tells
+                    await trio.sleep(0.01)  # a blob is being opened, or filled
+            assert await self._books_agree()
+            return await self._models()
 
         return self._loop.call(look)
+
+    async def _books_agree(self) -> bool:
+        """Whether as much is counted as used as is recorded; of what is on its way, nothing can be said."""
+        before = self._server.fetcher.statistics()
+        used = sum(model["residency"]["disk"] for model in await self._models())
+        quiet = before == self._server.fetcher.statistics() and not before.in_flight
+        return not quiet or used == self._server.disk.statistics().used_bytes
 
     def settle(self) -> None:
         async def settle() -> None:

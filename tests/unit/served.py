@@ -165,18 +165,18 @@ class Server:
     handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
 
-    async def find(self, path: str) -> Attributes:
-        """Walk to a path as the kernel does: what it is."""
+    async def find(self, path: str, *, thread: int = 1) -> Attributes:
+        """Walk to a path as the kernel does for a thread: what it is."""
         attributes = self.filesystem.attributes(ROOT_INODE)
         for name in filter(None, path.split("/")):
-            attributes = await self.filesystem.lookup(attributes.inode.number, name.encode())
+            attributes = await self.filesystem.lookup(attributes.inode.number, name.encode(), thread=thread)
             self.filesystem.told(attributes)
             self._told.append(attributes.inode.number)
         return attributes
 
-    async def number(self, path: str) -> int:
+    async def number(self, path: str, *, thread: int = 1) -> int:
         """The inode number of a path."""
-        return (await self.find(path)).inode.number
+        return (await self.find(path, thread=thread)).inode.number
 
     def forget(self) -> None:
         """Give up all references to inodes, as the kernel does when memory is short."""

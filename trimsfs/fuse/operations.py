@@ -73,7 +73,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         with self.askers.waiting(ctx.pid):
-            attributes = await self._filesystem.lookup(parent_inode, name)
+            attributes = await self._filesystem.lookup(parent_inode, name, thread=ctx.pid)
         self._filesystem.told(attributes)
         return self._entry(attributes)
 

@@ -1,0 +1,49 @@
+"""Threads that wait for an answer and are killed meanwhile."""
+
+import os
+import subprocess
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trimsfs.fuse.askers import CHECK_INTERVAL_S, Askers
+
+
+@pytest.fixture
+async def askers(nursery: trio.Nursery) -> AsyncIterator[Askers]:
+    askers = Askers()
+    nursery.start_soon(askers.run)
+    yield askers
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def gone() -> int:
+    """The number of a thread that has been killed."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.kill()
+    return process.pid
+
+
+async def test_what_a_killed_thread_waits_for_is_given_up(askers: Askers, gone: int, autojump_clock: MockClock) -> None:
+    for _ in range(3):
+        with pytest.raises(InterruptedError), trio.fail_after(3 * CHECK_INTERVAL_S), askers.waiting(gone):
+            await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("thread", [os.getpid(), 0])
+async def test_others_wait_for_as_long_as_it_takes(
+    askers: Askers, gone: int, thread: int, autojump_clock: MockClock
+) -> None:
+    with pytest.raises(InterruptedError), askers.waiting(thread), askers.waiting(gone):
+        await trio.sleep_forever()
+    with askers.waiting(thread):
+        await trio.sleep(100 * CHECK_INTERVAL_S)
+
+
+async def test_what_is_answered_at_once_is_not_looked_at(askers: Askers, gone: int, autojump_clock: MockClock) -> None:
+    for _ in range(100):
+        with askers.waiting(gone):
+            await trio.sleep(CHECK_INTERVAL_S / 10)
