@@ -43,6 +43,17 @@ class Channel:
         except OSError as error:
             raise ChannelClosedError(str(error)) from error
 
+    async def refuse(self, message: Message) -> None:
+        """Send the last message to a process that is not listened to. Raises ChannelClosedError."""
+        try:
+            # Where something is left unread when an end is closed, the kernel resets the other before it reads this.
+            self._end.shutdown(socket.SHUT_RD)
+            while self._end.recv(1):
+                pass
+        except OSError as error:
+            raise ChannelClosedError(str(error)) from error
+        await self.send(message)
+
     def post(self, message: Message) -> None:
         """Send a message from any thread; waits while the other end is slow. Raises ChannelClosedError."""
         data = json.dumps(message).encode()

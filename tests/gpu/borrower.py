@@ -145,8 +145,14 @@ class Borrower:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(RECEIVE_TIMEOUT_S)
         connection.connect(address)
-        connection.send(json.dumps({"token": token}).encode())
-        data, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+        try:
+            connection.send(json.dumps({"token": token}).encode())
+            data, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+        except ConnectionError:
+            data, descriptors = b"", []
+        if not data:
+            connection.close()
+            return {"error": "the server has ended before it answered"}
         told: dict[str, Any] = json.loads(data)
         if descriptors:
             self._memory = cuda.SharedMemory.adopt(ordinal, told["size"], descriptors[0])

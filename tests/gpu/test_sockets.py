@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trio
 
 from tests.gpu.conftest import TIMEOUT_S
 from tests.gpu.test_errors import error_of
+from trimsfs.channel import Channel, pair
 from trimsfs.client.gpu import GpuError, copies, sockets
 from trimsfs.client.gpu.leases import Lease, Offer
 
@@ -99,6 +101,25 @@ def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes
     assert "has no socket" in error_of(lambda: sockets.receive("", "00"), sockets.NotYetError)
 
 
+@pytest.mark.parametrize("said", [[], [b'{"token": "00"}'], [b"1" * 100, b"2", b"3" * 60_000]])
+def test_one_that_is_refused_hears_why_whatever_it_has_said(said: list[bytes]) -> None:
+    ours, theirs = pair()
+    with theirs:
+        for message in said:
+            theirs.send(message)
+
+        async def refuse() -> None:
+            channel = Channel(ours)
+            await channel.refuse({"error": "no"})
+            channel.close()
+
+        trio.run(refuse)
+        with pytest.raises(BrokenPipeError):
+            theirs.send(b"more")
+        assert theirs.recv(4096) == b'{"error": "no"}'
+        assert theirs.recv(4096) == b""
+
+
 def test_memory_of_another_size_than_was_told_is_not_mapped(tmp_path: Path) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 8192}', 1) as server:
@@ -158,6 +179,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for_without_end(
 def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
     code = f"""
 import os, socket, sys
+from trimsfs.channel import Channel, pair
 from trimsfs.client.gpu import GpuError, sockets
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind({str(tmp_path / "socket")!r})

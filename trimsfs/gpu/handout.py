@@ -85,7 +85,7 @@ class Handout:
                 if free:
                     await self._answer(channel, holder_of(uid, pid))
                 else:
-                    await channel.send({"error": "too many connections of this user", "kind": "InUseError"})
+                    await channel.refuse({"error": "too many connections of this user", "kind": "InUseError"})
         except (ChannelClosedError, OSError):
             pass  # it has gone
         except Exception:  # a defect: it ends this connection, not the server

@@ -5,6 +5,7 @@ import json
 import select
 import socket
 import struct
+from contextlib import suppress
 
 from trimsfs.client.gpu import forks
 from trimsfs.client.gpu.errors import GpuError
@@ -58,7 +59,8 @@ def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, li
     limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     connection.connect(path)
-    connection.send(json.dumps({"token": token}).encode())
+    with suppress(BrokenPipeError):  # it has refused already
+        connection.send(json.dumps({"token": token}).encode())
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
     waiting.poll(TIMEOUT_S * 1000)
