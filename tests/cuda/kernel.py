@@ -284,6 +284,8 @@ class KernelDriver:
                 message.size = max(0, device.total - device.others - self._memory.used(device.number))
             case Verb.ALLOCATE | Verb.CREATE as verb:
                 self._sweep()
+                if process not in self._processes.values():  # it has died since it asked
+                    raise RefusedError(Result.DEVICE_UNAVAILABLE)
                 number, legacy = self._device_of(message).number, verb == Verb.ALLOCATE
                 message.number, file = self._memory.allocate(process, number, message.size, legacy=legacy)
             case Verb.DROP:

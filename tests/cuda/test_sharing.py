@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from . import GRANULARITY, STALE, KernelDriver
 from .conftest import Start
 from .processes import CudaError, CudaProcess, EndedError
+from .registers import Message, Verb
 
 MIB = 1 << 20
 UNTOUCHED = f"{STALE:02x}"
@@ -49,6 +51,14 @@ def test_older_handles_share_memory(kernel: KernelDriver, owner: CudaProcess, st
     assert (allocation.owner, allocation.mappings, allocation.exportable) == (owner.pid, 2, False)
     assert allocation.holders == tuple(sorted([owner.pid, other.pid]))
     assert other.attribute("IS_LEGACY_CUDA_IPC_CAPABLE", theirs) == 0
+
+
+def test_who_has_died_before_the_answer_holds_nothing(kernel: KernelDriver, start: Start) -> None:
+    with kernel._lock, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+        dying.connect(str(kernel.path))
+        dying.send(bytes(Message(what=Verb.ALLOCATE, size=MIB)))
+    start()  # what was asked before has been answered
+    assert kernel.allocations() == []
 
 
 def test_older_handles_are_counted(owner: CudaProcess, start: Start) -> None:
