@@ -18,7 +18,8 @@ from trimsfs.errors import NotPermittedError
 from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.surface import GpuSurface, LentFile
 from trimsfs.handles import ControlHandle
-from trimsfs.namespace import CONTROL_NAME, Inode, Kind
+from trimsfs.names import CONTROL_NAME
+from trimsfs.namespace import Inode, Kind
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.tables import TensorTables

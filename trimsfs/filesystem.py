@@ -23,7 +23,8 @@ from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
 from trimsfs.handles import Handles, OpenFile, passed_through
 from trimsfs.ledger import Ledger
-from trimsfs.namespace import CONTROL_NAME, NAME_MAX, Entry, Inode, Kind, Namespace, Special
+from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
+from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.residents import Residents
 from trimsfs.sentback import SentBack
 from trimsfs.siblings import Siblings

@@ -8,7 +8,8 @@ from typing import Protocol
 from trimsfs.errors import LookUpAgainError
 from trimsfs.ledger import Kind as LedgerKind
 from trimsfs.ledger import Ledger
-from trimsfs.namespace import Entry, Inode, Kind, Namespace
+from trimsfs.names import Entry
+from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32

@@ -75,12 +75,12 @@ class Mender:
                 return False
             start, _ = chunk_span(chunk, blob.generation.size)
             if record.crc != blob.crc(chunk):
-                await self._disk.set_digest(blob, None)
+                await self._disk.damage.set_digest(blob, None)
             await self._threads.run(_copy, descriptor, blob.fileno(), start, record.length)
         finally:
             os.close(descriptor)
         self.repaired_chunks += 1
-        self._disk.repaired(blob, record)
+        self._disk.damage.repaired(blob, record)
         return True
 
     async def tell_repaired(self, blob: Blob) -> None:
@@ -106,7 +106,7 @@ class Mender:
                 if blob.states[chunk] == ChunkState.MISSING:
                     continue  # a reader has found out
                 if blob.states[chunk] == ChunkState.UNVERIFIED:
-                    damaged += not await self._disk.checked(blob, chunk, crc)
+                    damaged += not await self._disk.damage.checked(blob, chunk, crc)
                 elif crc != blob.crc(chunk) or chunk in blob.lost:
                     damaged += 1
                     await self._mend_damaged(blob, chunk)
@@ -149,7 +149,7 @@ class Mender:
         except (StoreError, OSError) as error:
             if blob.users == 1:
                 self.withdraw(blob)
-                await self._disk.checked(blob, chunk, None)
+                await self._disk.damage.checked(blob, chunk, None)
             else:
                 self._doubt(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
 

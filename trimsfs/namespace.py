@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import trio
@@ -22,20 +20,15 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.ledger import Ledger
-from trimsfs.stores.base import Page, Store
+from trimsfs.names import LONG_AGO, STALE_RETRY_S, Directory, Entry, Special, entries_of, possible
+from trimsfs.stores.base import Store
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
 ROOT_INODE = 1
-CONTROL_NAME = b".trims"
-"""Reserved in every directory: the way to the control files."""
-
-NAME_MAX = 255
 NEGATIVE_TTL_S = 5.0
 """Longest that a name's absence is believed: a model that has just been uploaded should appear."""
-STALE_RETRY_S = 5.0
-"""While the store is down, known names are served from memory and the store is asked this often."""
 REST_LIMIT = 100_000
 """Entries asked for at once after the first page; a store gives as many as it likes."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
@@ -43,7 +36,6 @@ PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
-_LONG_AGO = float("-inf")
 RESIDENT_BIT = 1 << _INODE_BITS
 """Set in the number by which a name leads to its object while the object is resident; programs never see it."""
 
@@ -55,17 +47,6 @@ class Kind(enum.Enum):
     OBJECT = "object"
     CONTROL_DIRECTORY = "control directory"
     CONTROL_FILE = "control file"
-
-
-class Special(enum.Enum):
-    """What a name can be besides an object."""
-
-    DIRECTORY = "directory"
-    ABSENT = "absent"
-
-
-Entry = Generation | Special
-"""A name in a directory: the object of that name, a directory, or known to be absent."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,51 +74,6 @@ class Inode:
         return bool(self.number & RESIDENT_BIT)
 
 
-class _Directory:
-    """What is known of one directory, and since when.
-
-    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
-    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
-    was asked before ``distrusted`` are known to be outdated; ``outdated`` has names of which alone that is so, or may
-    be, and since when.
-    """
-
-    def __init__(self) -> None:
-        self.entries: dict[bytes, Entry] = {}
-        self.outdated: dict[bytes, float] = {}
-        self.listed = float("-inf")
-        self.distrusted = float("-inf")
-        self.complete = False
-        self.large = False
-        self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
-        self.failure: StoreError | None = None
-        self.retry_at = float("-inf")
-        self.lock = trio.Lock()
-
-    def doubts(self, name: bytes) -> bool:
-        """Whether what is known of a name may be outdated."""
-        since = self.outdated.get(name)
-        return since is not None and (name not in self.names or self.names[name][1] <= since)
-
-    def failed(self, error: StoreError) -> None:
-        """The store could not be asked just now; a recent failure that is told again does not count anew."""
-        if self.recent_failure is None:
-            self.failure = error
-            self.retry_at = trio.current_time() + STALE_RETRY_S
-
-    @property
-    def recent_failure(self) -> StoreError | None:
-        """Why the store could not be asked of late, however patiently; a single attempt that failed says little."""
-        if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
-            return None
-        return self.failure
-
-    def raise_recent_failure(self) -> None:
-        """Do not make every caller wait for the same failure."""
-        if self.recent_failure is not None:
-            raise self.recent_failure.with_traceback(None)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceStatistics:
     """``hidden_keys`` counts keys that cannot be file names, in the directories listed so far."""
@@ -160,10 +96,10 @@ class Namespace:
         self._store = store
         self._ledger = ledger or Ledger()
         self._impatient = impatient or store
-        self._down_until = float("-inf")
+        self._down_until = LONG_AGO
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
-        self._directories: dict[str, _Directory] = {}
+        self._directories: dict[str, Directory] = {}
         self._root = Inode(ROOT_INODE, Kind.DIRECTORY, "", lookups=1)
         self._inodes = {ROOT_INODE: self._root}
         self._hidden: dict[str, int] = {}
@@ -187,7 +123,7 @@ class Namespace:
                 or not isinstance(known, Generation)
                 or (known.modified_ns >= other.modified_ns)
             ):
-                names[os.fsencode(name)] = known, _LONG_AGO
+                names[os.fsencode(name)] = known, LONG_AGO
 
     def statistics(self) -> NamespaceStatistics:
         return NamespaceStatistics(
@@ -282,13 +218,13 @@ class Namespace:
                     answer = await self._refreshed(directory, prefix, name)
         return answer or await self._ask(directory, prefix, name)
 
-    async def _refreshed(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
+    async def _refreshed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name after the directory has been listed, if one page holds it."""
-        patient = not directory.complete and _stale(directory, name) is Special.ABSENT
+        patient = not directory.complete and directory.stale(name) is Special.ABSENT
         try:
             await self._refresh(directory, prefix, whole=False, patient=patient)
         except StoreError:
-            if (stale := _stale(directory, name)) is Special.ABSENT:
+            if (stale := directory.stale(name)) is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
         return self._known(directory, name)
@@ -313,9 +249,9 @@ class Namespace:
     def replaced(self, key: str) -> None:
         """The object is not what the directory says, as the store has just told: ask it at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])
-        self._down_until = float("-inf")
+        self._down_until = LONG_AGO
         if directory is not None:
-            directory.listed = directory.retry_at = float("-inf")
+            directory.listed = directory.retry_at = LONG_AGO
             directory.names.clear()
             directory.distrusted = trio.current_time()
             self.doubt(key)
@@ -327,19 +263,19 @@ class Namespace:
         if directory is not None:
             directory.outdated[os.fsencode(name)] = trio.current_time()
 
-    def _directory(self, prefix: str) -> _Directory:
+    def _directory(self, prefix: str) -> Directory:
         directory = self._directories.get(prefix)
         if directory is None:
-            directory = self._directories[prefix] = _Directory()
+            directory = self._directories[prefix] = Directory()
         return directory
 
-    def _fresh(self, directory: _Directory) -> bool:
+    def _fresh(self, directory: Directory) -> bool:
         """Whether the listing may be used: it is young, or the store has just failed to give another."""
         now = trio.current_time()
         usable_until = max(directory.listed + self._ttl_s, directory.retry_at, self._down_until)
         return directory.complete and now < usable_until
 
-    def _known(self, directory: _Directory, name: bytes) -> tuple[Entry, float] | None:
+    def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
         now = trio.current_time()
         if directory.doubts(name):
@@ -358,9 +294,9 @@ class Namespace:
     def _ttl(self, entry: Entry) -> float:
         return self._negative_ttl_s if entry is Special.ABSENT else self._ttl_s
 
-    async def _ask(self, directory: _Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
+    async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
-        asked, stale = trio.current_time(), _stale(directory, name)
+        asked, stale = trio.current_time(), directory.stale(name)
         known = stale is not Special.ABSENT and not directory.doubts(name)
         if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
@@ -370,17 +306,17 @@ class Namespace:
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
-            if (stale := _stale(directory, name)) is Special.ABSENT:
+            if (stale := directory.stale(name)) is Special.ABSENT:
                 raise
             return stale, STALE_RETRY_S
-        if asked > max(directory.distrusted, directory.outdated.get(name, _LONG_AGO)):
+        if asked > max(directory.distrusted, directory.outdated.get(name, LONG_AGO)):
             directory.names[name] = entry, asked
             directory.names.move_to_end(name)
         while len(directory.names) > KNOWN_NAMES:
             directory.names.popitem(last=False)
         return entry, self._ttl(entry)
 
-    async def _refresh(self, directory: _Directory, prefix: str, *, whole: bool, patient: bool) -> None:
+    async def _refresh(self, directory: Directory, prefix: str, *, whole: bool, patient: bool) -> None:
         """List a directory anew: all of it, or only if one page holds it; unless *patient* the store is asked once."""
         asked = trio.current_time()
         try:
@@ -389,10 +325,10 @@ class Namespace:
             pages = [await store.list_page(prefix)]
             entries = len(pages[0])
             while whole and (token := pages[-1].next_token) is not None:
+                if entries > ENTRIES_LIMIT or len(pages) > PAGES_LIMIT:
+                    break
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
                 entries += len(pages[-1])
-                if entries > ENTRIES_LIMIT or len(pages) > PAGES_LIMIT:
-                    raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
         except StoreError as error:
             if not directory.complete:
                 directory.failed(error)
@@ -404,9 +340,11 @@ class Namespace:
                 self._down_until = trio.current_time() + STALE_RETRY_S
             return
         directory.large = pages[-1].next_token is not None
+        if whole and directory.large:
+            raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
         if not directory.large:
-            directory.entries, self._hidden[prefix] = _entries(prefix, pages)
-            directory.listed = asked if asked > directory.distrusted else float("-inf")
+            directory.entries, self._hidden[prefix] = entries_of(prefix, pages)
+            directory.listed = asked if asked > directory.distrusted else LONG_AGO
             directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}
             directory.complete = True
             directory.names.clear()
@@ -432,12 +370,6 @@ async def _stat(store: Store, path: str, found: list[Generation]) -> None:
             found.append(generation)
 
 
-def _stale(directory: _Directory, name: bytes) -> Entry:
-    """What a name was when the store was last asked for it."""
-    listed = directory.entries.get(name, Special.ABSENT)
-    return directory.names.get(name, (listed, 0.0))[0]  # the later of the two
-
-
 def _packed(inode: Inode) -> bytes:
     """An inode for the ledger."""
     generation = inode.generation
@@ -454,32 +386,6 @@ def _unpacked(entry: ledgers.Entry) -> Inode:
         key, etag, size, modified_ns, version_id = content
         generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
     return Inode(entry.number, Kind(kind), path, generation, control, lookups=entry.count, slot=entry.slot)
-
-
-def possible(name: bytes) -> bool:
-    """Whether a name from a store can be a file name here."""
-    return 0 < len(name) <= NAME_MAX and name not in {b".", b"..", CONTROL_NAME} and not set(name) & {0, ord("/")}
-
-
-def _entries(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], int]:
-    """The entries of a listing, in order of name, and how many keys cannot be shown."""
-    entries: dict[bytes, Entry] = {}
-    hidden = 0
-    for page in pages:
-        named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
-        named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
-        for text, entry in named:
-            name = os.fsencode(text)
-            if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
-                hidden += 1
-            elif name not in entries:
-                entries[name] = entry
-            elif entry is Special.DIRECTORY or entries[name] is Special.DIRECTORY:
-                hidden += 1
-                entries[name] = Special.DIRECTORY
-    if hidden:
-        log.warning("/%s: %d keys cannot be shown as files", prefix, hidden)
-    return dict(sorted(entries.items())), hidden
 
 
 def _inode_number(kind: Kind, path: str, etag: str, control: str, salt: int) -> int:

@@ -98,7 +98,7 @@ async def verify_chunk(tier: DiskTier, blob: Blob, chunk: int) -> bool:
         crc = await copier(MemoryStore()).checksum(blob.fileno(), *chunk_span(chunk, blob.generation.size))
     except OSError:
         crc = None
-    return await tier.checked(blob, chunk, crc)
+    return await tier.damage.checked(blob, chunk, crc)
 
 
 async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:

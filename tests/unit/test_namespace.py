@@ -15,7 +15,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, STALE_RETRY_S, Kind, Namespace, Special, possible
+from trimsfs.names import STALE_RETRY_S, Special, possible
+from trimsfs.namespace import NEGATIVE_TTL_S, ROOT_INODE, Kind, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
@@ -884,13 +885,18 @@ async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch
     async def list_page(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         nonlocal asked
         asked += 1
+        if prefix:
+            return Page(objects=(), prefixes=(), next_token=None)
         made = tuple(Generation(key=f"{asked}-{n}", etag="e", size=1, modified_ns=0) for n in range(named))
         return Page(objects=made, prefixes=(), next_token=str(asked))
 
     monkeypatch.setattr(store, "list_page", list_page)
+    namespace = namespace_of(store)
     with pytest.raises(StoreUnavailableError, match="too many to list"):
-        await namespace_of(store).entries("")
+        await namespace.entries("")
     assert asked <= 21
+    store.put("by name", b"content")
+    assert await namespace.lookup("", b"by name") == (store.generation("by name"), TTL_S)
 
 
 @pytest.mark.parametrize(

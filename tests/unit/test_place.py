@@ -220,7 +220,7 @@ class Doubts:
 
     def __init__(self, tier: DiskTier) -> None:
         self.blobs: list[Blob] = []
-        tier.on_doubt = self._hear
+        tier.damage.on_doubt = self._hear
 
     def _hear(self, blob: Blob, error: TrimsError) -> None:
         assert isinstance(error, BlobDamagedError)
@@ -310,7 +310,7 @@ async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_wr
                 await tier.sync(blob)
             for chunk in range(2):
                 start = chunk * chunk_size
-                tier.repaired(blob, written(blob, chunk, content[start : start + chunk_size]))
+                tier.damage.repaired(blob, written(blob, chunk, content[start : start + chunk_size]))
             await tier.sync(blob)
             assert tier.statistics().used_bytes == len(content) == await recorded_bytes(tier)
             blob.backing_id = 0

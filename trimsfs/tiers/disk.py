@@ -5,7 +5,7 @@ import logging
 import resource
 import sqlite3
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +14,11 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
 from trimsfs.eviction import Evictable, Policy, lru
-from trimsfs.ranges import chunk_length
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.damage import Damage
 from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
@@ -60,8 +60,7 @@ class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
     *lock* is the locked descriptor of a server that has ended and left the directory to this one. If the directory
-    cannot be used by then, nothing is kept, and ``unusable`` tells why. ``on_doubt`` hears of blobs in use whose files
-    may not be what they were.
+    cannot be used by then, nothing is kept, and ``unusable`` tells why. ``damage`` is told of bytes that are wrong.
 
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
@@ -92,7 +91,6 @@ class DiskTier:
         self.files = BlobFiles(self._place.blobs, self.index, store)
         self.files.usable = self.unusable is None
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
-        self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
@@ -104,7 +102,9 @@ class DiskTier:
         self._lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
-        self._journal.on_unsynced = self._not_synced
+        self.damage = Damage(
+            store, self.files, self.index, self._threads, self._journal, self._budget, self._lock, self._forget
+        )
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._make_room_of)
         self._upkeep = Upkeep(
             directory,
@@ -117,7 +117,7 @@ class DiskTier:
             self._lock,
             self._bring,
         )
-        self._evictions = self._evicted_bytes = self._corrupt = self._refused = 0
+        self._evictions = self._evicted_bytes = self._refused = 0
 
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(
@@ -126,7 +126,7 @@ class DiskTier:
             open_blobs=sum(blob.users > 0 for blob in self._blobs.values()),
             evictions=self._evictions,
             evicted_bytes=self._evicted_bytes,
-            corrupt_chunks=self._corrupt,
+            corrupt_chunks=self.damage.found,
             refused_chunks=self._refused,
             tenant_used_bytes={pool: self._budget.used_by(pool) for pool in self._quotas.pools() if pool},
         )
@@ -196,7 +196,7 @@ class DiskTier:
         token = generation.token(self.store)
         blob = self._blobs.get(token)
         if blob is not None and await self._is_cut_off(blob):
-            await self._cut_off(blob)
+            await self.damage.cut_off(blob)
             blob = self._blobs.get(token)
         if blob is None:
             blob = await self._bring(token, generation)
@@ -215,46 +215,6 @@ class DiskTier:
         self._upkeep.failing.set()
         await trio.sleep(PATIENCE_S)  # the kernel asks the next server again
         raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
-
-    async def _cut_off(self, blob: Blob) -> None:
-        """Somebody has changed the length of a blob's file."""
-        key = blob.generation.key
-        async with self._lock, self._journal.recording:
-            if blob.users and blob.backing_id:
-                self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
-                return
-            log.error("%s: its file in the cache has been cut off: fetching it again", key)
-            await self._miss(blob, range(len(blob.states)))
-            if blob.attached:
-                try:
-                    blob.mend_size()
-                except OSError as error:
-                    log.error("%s: its file cannot be mended: %s", key, error)
-
-    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
-        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
-        key = blob.generation.key
-        self._budget.found_failing()
-        async with self._lock, self._journal.recording:
-            if not blob.users or not blob.backing_id:
-                await self._miss(blob, chunks)
-                return
-            lost = self._journal.take_back(blob, chunks) - blob.lost
-            blob.lost |= lost
-            for chunk in lost:
-                self._budget.add(key, -chunk_length(chunk, blob.generation.size))
-            self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
-            await self._note(self.index.remove_chunks, blob.token, list(lost))
-
-    async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Have chunks fetched again, and those that have not been brought to the disk."""
-        if blob.users == 0:
-            self._forget(blob)
-        gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
-        for chunk in gone:
-            blob.forget(chunk)
-            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
-        await self._note(self.index.remove_chunks, blob.token, gone)
 
     async def _bring(self, token: str, generation: Generation) -> Blob:
         if len(self._blobs) >= self._most:
@@ -358,59 +318,6 @@ class DiskTier:
         """A whole chunk, for which room was made, has been written: serve it from now on."""
         blob.commit(record)
         self._journal.wrote(blob, record)
-
-    async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
-        """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
-        length = chunk_length(chunk, blob.generation.size)
-        if crc == blob.crc(chunk):
-            blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
-            return True
-        log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
-        self._corrupt += 1
-        self._budget.add(blob.generation.key, -length)
-        blob.forget(chunk)
-        blob.digest = None if self.files.compares else ""
-        self._journal.compared(blob, None)
-        await self._note(self.index.remove_chunks, blob.token, [chunk])
-        return False
-
-    def repaired(self, blob: Blob, record: ChunkRecord) -> None:
-        """The bytes of a chunk were wrong, and have been written anew."""
-        self._corrupt += 1
-        if record.chunk in blob.lost:
-            blob.lost.remove(record.chunk)
-            self._budget.add(blob.generation.key, record.length)
-        self.wrote(blob, record)
-
-    async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
-        is recorded at once."""
-        blob.digest = digest
-        self._journal.compared(blob, digest)
-        if digest is None:
-            await self.flush()
-
-    async def scrubbed(self, blob: Blob) -> bool:
-        """What is on the disk of a blob is right; whether that could be recorded."""
-        return await self._note(self.index.scrubbed, blob.token)
-
-    async def to_scrub(self, before: float) -> Generation | None:
-        """What has not been known to be right on the disk since a time, in seconds since the epoch."""
-        try:
-            record = await self._threads.run(self.index.to_scrub, self.store, before)
-        except sqlite3.Error as error:
-            log.error("cannot read the cache index: %s", error)
-            return None
-        return None if record is None else record.generation
-
-    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
-        """Write to the index what is no harm if it is lost; whether it could be written."""
-        try:
-            await self._threads.run(function, *arguments)
-        except sqlite3.Error as error:
-            log.error("cannot write the cache index: %s", error)
-            return False
-        return True
 
     # Commands
 

@@ -1,0 +1,110 @@
+"""The names in a directory of a store: which are possible, and what is known of them."""
+
+import enum
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import trio
+
+from trimsfs.errors import StoreError, TransientStoreError
+from trimsfs.stores.base import Page
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+CONTROL_NAME = b".trims"
+"""Reserved in every directory: the way to the control files."""
+NAME_MAX = 255
+STALE_RETRY_S = 5.0
+"""While the store is down, known names are served from memory and the store is asked this often."""
+LONG_AGO = float("-inf")
+"""Before any time at which something was asked."""
+
+
+class Special(enum.Enum):
+    """What a name can be besides an object."""
+
+    DIRECTORY = "directory"
+    ABSENT = "absent"
+
+
+Entry = Generation | Special
+"""A name in a directory: the object of that name, a directory, or known to be absent."""
+
+
+class Directory:
+    """What is known of one directory, and since when.
+
+    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
+    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
+    was asked before ``distrusted`` are known to be outdated; ``outdated`` has names of which alone that is so, or may
+    be, and since when.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self.outdated: dict[bytes, float] = {}
+        self.listed = LONG_AGO
+        self.distrusted = LONG_AGO
+        self.complete = False
+        self.large = False
+        self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
+        self.failure: StoreError | None = None
+        self.retry_at = LONG_AGO
+        self.lock = trio.Lock()
+
+    def stale(self, name: bytes) -> Entry:
+        """What a name was when the store was last asked for it."""
+        listed = self.entries.get(name, Special.ABSENT)
+        return self.names.get(name, (listed, 0.0))[0]  # the later of the two
+
+    def doubts(self, name: bytes) -> bool:
+        """Whether what is known of a name may be outdated."""
+        since = self.outdated.get(name)
+        return since is not None and (name not in self.names or self.names[name][1] <= since)
+
+    def failed(self, error: StoreError) -> None:
+        """The store could not be asked just now; a recent failure that is told again does not count anew."""
+        if self.recent_failure is None:
+            self.failure = error
+            self.retry_at = trio.current_time() + STALE_RETRY_S
+
+    @property
+    def recent_failure(self) -> StoreError | None:
+        """Why the store could not be asked of late, however patiently; a single attempt that failed says little."""
+        if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
+            return None
+        return self.failure
+
+    def raise_recent_failure(self) -> None:
+        """Do not make every caller wait for the same failure."""
+        if self.recent_failure is not None:
+            raise self.recent_failure.with_traceback(None)
+
+
+def possible(name: bytes) -> bool:
+    """Whether a name from a store can be a file name here."""
+    return 0 < len(name) <= NAME_MAX and name not in {b".", b"..", CONTROL_NAME} and not set(name) & {0, ord("/")}
+
+
+def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], int]:
+    """The entries of a listing, in order of name, and how many keys cannot be shown."""
+    entries: dict[bytes, Entry] = {}
+    hidden = 0
+    for page in pages:
+        named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
+        named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
+        for text, entry in named:
+            name = os.fsencode(text)
+            if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
+                hidden += 1
+            elif name not in entries:
+                entries[name] = entry
+            elif entry is Special.DIRECTORY or entries[name] is Special.DIRECTORY:
+                hidden += 1
+                entries[name] = Special.DIRECTORY
+    if hidden:
+        log.warning("/%s: %d keys cannot be shown as files", prefix, hidden)
+    return dict(sorted(entries.items())), hidden

@@ -1,0 +1,151 @@
+"""What turns out not to be right of the blobs on the disk, and what is known to be."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Collection
+from typing import TypeVarTuple
+
+import trio
+
+from trimsfs.errors import BlobDamagedError, TrimsError
+from trimsfs.ranges import chunk_length
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.files import BlobFiles
+from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.threads import Threads
+from trimsfs.types import ChunkRecord, Generation
+
+log = logging.getLogger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+
+class Damage:
+    """Keeps index and budget in step with what is found wrong, and mended, of the blobs of one store.
+
+    *lock* is held to bring or remove a blob, and *forget* closes one that nobody uses. ``on_doubt`` hears of blobs in
+    use whose files may not be what they were. ``found`` counts chunks.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        files: BlobFiles,
+        index: BlobIndex,
+        threads: Threads,
+        journal: Journal,
+        budget: Budget,
+        lock: trio.Lock,
+        forget: Callable[[Blob], None],
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._index = index
+        self._threads = threads
+        self._journal = journal
+        self._budget = budget
+        self._lock = lock
+        self._forget = forget
+        self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
+        self.found = 0
+        journal.on_unsynced = self._not_synced
+
+    # Found by the tier
+
+    async def cut_off(self, blob: Blob) -> None:
+        """Somebody has changed the length of a blob's file."""
+        key = blob.generation.key
+        async with self._lock, self._journal.recording:
+            if blob.users and blob.backing_id:
+                self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
+                return
+            log.error("%s: its file in the cache has been cut off: fetching it again", key)
+            await self._miss(blob, range(len(blob.states)))
+            if blob.attached:
+                try:
+                    blob.mend_size()
+                except OSError as error:
+                    log.error("%s: its file cannot be mended: %s", key, error)
+
+    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
+        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
+        key = blob.generation.key
+        self._budget.found_failing()
+        async with self._lock, self._journal.recording:
+            if not blob.users or not blob.backing_id:
+                await self._miss(blob, chunks)
+                return
+            lost = self._journal.take_back(blob, chunks) - blob.lost
+            blob.lost |= lost
+            for chunk in lost:
+                self._budget.add(key, -chunk_length(chunk, blob.generation.size))
+            self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
+            await self._note(self._index.remove_chunks, blob.token, list(lost))
+
+    async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
+        """Have chunks fetched again, and those that have not been brought to the disk."""
+        if blob.users == 0:
+            self._forget(blob)
+        gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
+        for chunk in gone:
+            blob.forget(chunk)
+            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+        await self._note(self._index.remove_chunks, blob.token, gone)
+
+    # Found by whoever compares
+
+    async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
+        """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
+        length = chunk_length(chunk, blob.generation.size)
+        if crc == blob.crc(chunk):
+            blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
+            return True
+        log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
+        self.found += 1
+        self._budget.add(blob.generation.key, -length)
+        blob.forget(chunk)
+        blob.digest = None if self._files.compares else ""
+        self._journal.compared(blob, None)
+        await self._note(self._index.remove_chunks, blob.token, [chunk])
+        return False
+
+    def repaired(self, blob: Blob, record: ChunkRecord) -> None:
+        """The bytes of a chunk were wrong, and have been written anew."""
+        self.found += 1
+        if record.chunk in blob.lost:
+            blob.lost.remove(record.chunk)
+            self._budget.add(blob.generation.key, record.length)
+        blob.commit(record)
+        self._journal.wrote(blob, record)
+
+    async def set_digest(self, blob: Blob, digest: str | None) -> None:
+        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
+        is recorded at once."""
+        blob.digest = digest
+        self._journal.compared(blob, digest)
+        if digest is None:
+            await self._journal.flush()
+
+    async def scrubbed(self, blob: Blob) -> bool:
+        """What is on the disk of a blob is right; whether that could be recorded."""
+        return await self._note(self._index.scrubbed, blob.token)
+
+    async def to_scrub(self, before: float) -> Generation | None:
+        """What has not been known to be right on the disk since a time, in seconds since the epoch."""
+        try:
+            record = await self._threads.run(self._index.to_scrub, self._store, before)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return None
+        return None if record is None else record.generation
+
+    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
+        """Write to the index what is no harm if it is lost; whether it could be written."""
+        try:
+            await self._threads.run(function, *arguments)
+        except sqlite3.Error as error:
+            log.error("cannot write the cache index: %s", error)
+            return False
+        return True
