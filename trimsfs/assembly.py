@@ -156,18 +156,6 @@ def assemble(
     integrity.mender.repaired = gpu.compare
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
-    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
-    control = Control(
-        disk,
-        residents,
-        tables,
-        sharing,
-        commands,
-        lending,
-        options,
-        metrics=metrics.renderer(sources),
-        facts=facts,
-    )
     cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)
     admission = None
     if read_manifest is not None:
@@ -181,6 +169,18 @@ def assemble(
             compare=integrity.compare,
         )
         integrity.signed = admission.signed
+    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
+    control = Control(
+        disk,
+        residents,
+        tables,
+        sharing,
+        commands,
+        lending,
+        options,
+        metrics=metrics.renderer(sources),
+        facts=facts,
+    )
     siblings = Siblings(namespace, disk, fetcher, residents)
     filesystem = Filesystem(
         namespace,

@@ -3,11 +3,12 @@
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 
 import trio
 
+from trimsfs.admission import Admission
 from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch import Fetcher
@@ -15,7 +16,8 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.handles import ControlHandle
 from trimsfs.integrity import Integrity
-from trimsfs.namespace import Inode, Namespace, Special
+from trimsfs.names import Special
+from trimsfs.namespace import Inode, Namespace
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -110,6 +112,7 @@ class Commands:
         derived: DerivedBlobs,
         gpu: GpuCopies,
         integrity: Integrity,
+        admission: Admission | None,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -119,6 +122,7 @@ class Commands:
         self._derived = derived
         self._gpu = gpu
         self._integrity = integrity
+        self._admission = admission
         self._nursery: trio.Nursery | None = None
         self._pins = trio.Lock()
         self._commands: dict[str, Command] = {
@@ -154,7 +158,7 @@ class Commands:
         for here in await self._disk.residencies():
             if here.pinned:
                 try:
-                    await self._pin(here.generation, Progress(here.generation.key))
+                    await self._pin(here.generation, Progress(here.generation.key), again=True)
                 except TrimsError as error:
                     log.warning("%s is pinned, but not all here: %s", here.generation.key, error)
 
@@ -227,13 +231,22 @@ class Commands:
 
     async def _warm_disk(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
-            await self._fetcher.fetch_all(blob)
+            await self._fetch(blob)
 
     async def _warm_host(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
-            await self._fetcher.fetch_all(blob)
+            await self._fetch(blob)
             await self._in_memory(partial(self._host.bring, again=True), blob)
             await self._residents.announce(blob)
+
+    async def _fetch(self, blob: Blob) -> None:
+        await self._admit(blob)
+        await self._fetcher.fetch_all(blob)
+
+    async def _admit(self, blob: Blob) -> None:
+        """Raises SignatureError for what nobody could open."""
+        if self._admission is not None:
+            await self._admission.admit(blob, nullcontext)
 
     async def _in_memory(self, function: Callable[[Blob], Awaitable[None]], blob: Blob) -> None:
         if not blob.attached:
@@ -243,11 +256,14 @@ class Commands:
         except OSError as error:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be read from the cache: {error}") from error
 
-    async def _pin(self, generation: Generation, progress: Progress) -> None:
+    async def _pin(self, generation: Generation, progress: Progress, *, again: bool = False) -> None:
+        """Pin a file, *again* if it has not been unpinned meanwhile."""
         async with self._arriving(generation, progress) as blob:
-            await self._fetcher.fetch_all(blob)
+            await self._fetch(blob)
             await self._in_memory(partial(self._host.bring, again=True), blob)
             async with self._pinning():
+                if again and not blob.pinned:
+                    return
                 await self._in_memory(self._host.pin, blob)
                 try:
                     await self._disk.pin(blob, True)
@@ -298,7 +314,8 @@ class Commands:
         self, asked: Warmed, uid: int, models_only: bool, generation: Generation, progress: Progress
     ) -> None:
         holder = Holder(uid=uid if asked.uid is None else asked.uid)
-        async with self._arriving(generation, progress):
+        async with self._arriving(generation, progress) as blob:
+            await self._admit(blob)
             if not await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only):
                 progress.left_out_files += 1
 

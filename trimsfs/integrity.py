@@ -94,7 +94,7 @@ class Integrity:
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
-        disk.on_doubt = self._suspect
+        disk.damage.on_doubt = self._suspect
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._doubtful: dict[Blob, float] = {}
@@ -141,7 +141,7 @@ class Integrity:
             self._put_off(blob)
             return True
         if expected is None:
-            await self._disk.set_digest(blob, "")
+            await self._disk.damage.set_digest(blob, "")
             return True
         if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
             return await self.compare(blob, expected)
@@ -177,7 +177,7 @@ class Integrity:
     async def _compare_now(self, blob: Blob) -> None:
         expected = await self._expected(blob.generation)
         if expected is None:
-            await self._disk.set_digest(blob, "")
+            await self._disk.damage.set_digest(blob, "")
         elif self._here(blob):
             await self.compare(blob, expected)
 
@@ -208,15 +208,15 @@ class Integrity:
         if same:
             self._compared += 1
             self._fruitless = 0 if expected.parts else self._fruitless
-            await self._disk.set_digest(blob, str(expected))
+            await self._disk.damage.set_digest(blob, str(expected))
             return True
         if same is False and self._here(blob):
             if changed or expected.binding:
-                wrong = f"{key}: what the store gives has not the digest that it tells: {expected}"
+                wrong = f"{key}: what the store gives has not the digest that it should: {expected}"
                 self._doubt(blob, BlobDamagedError(wrong))
                 return False
             self._believe_less(expected, key)
-        await self._disk.set_digest(blob, "")
+        await self._disk.damage.set_digest(blob, "")
         return True
 
     def _in_vain(self, expected: Digest) -> bool:
@@ -325,7 +325,7 @@ class Integrity:
 
     async def _scrub(self) -> None:
         while True:
-            generation = await self._disk.to_scrub(time.time() - self._scrub_interval_s)
+            generation = await self._disk.damage.to_scrub(time.time() - self._scrub_interval_s)
             if generation is None or not await self._scrub_one(generation):
                 await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
 
@@ -334,7 +334,7 @@ class Integrity:
         async with self._disk.looked_at(generation) as blob:
             if blob.attached:
                 await self.mender.check(blob, rate=self._scrub_rate)
-            return await self._disk.scrubbed(blob)
+            return await self._disk.damage.scrubbed(blob)
 
 
 async def _unsigned(_generation: Generation) -> Digest | None:

@@ -99,4 +99,6 @@ def test_a_server_does_as_the_model_says(profile: settings, survived: Survived) 
 
 @pytest.mark.usefixtures("directory")
 def test_what_has_failed_before_does_not_fail_again() -> None:
+    Machine.totals.clear()
     run_state_machine_as_test(cast(type[Virtual], virtual), settings=KNOWN_FAILURES)
+    assert Machine.totals["restarts"] > 0

@@ -330,18 +330,6 @@ async def served(
         )
         integrity.mender.withdraw = residents.withdraw
         residents.approve = integrity.approve
-        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity)
-        control = Control(
-            disk,
-            residents,
-            tables,
-            Sharing(disk),
-            commands,
-            GpuSurface(gpu),
-            options,
-            metrics=metrics.renderer(sources),
-            facts=lambda: {"store": store.identity},
-        )
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
         admission = None
         if read_manifest is not None:
@@ -355,6 +343,18 @@ async def served(
                 compare=integrity.compare,
             )
             integrity.signed = admission.signed
+        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
+        control = Control(
+            disk,
+            residents,
+            tables,
+            Sharing(disk),
+            commands,
+            GpuSurface(gpu),
+            options,
+            metrics=metrics.renderer(sources),
+            facts=lambda: {"store": store.identity},
+        )
         watching = Siblings(namespace, disk, fetcher, residents)
         filesystem = Filesystem(
             namespace,

@@ -117,6 +117,14 @@ async def test_a_manifest_above_counts(serving: Serving, store: MemoryStore, fil
             assert await server.content(f"signed/{name}") == content
 
 
+@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
+async def test_commands_do_not_bring_what_nobody_could_open(serving: Serving, command: str) -> None:
+    async with serving() as server:
+        assert await server.outcome(command, "signed") == ("done", None)
+        assert await server.outcome(command, "other") == ("failed", "SignatureError")
+        assert not (await server.disk.residency(server.store.generation("other/params"))).pinned
+
+
 async def test_nothing_of_the_content_is_told_either(serving: Serving) -> None:
     async with serving() as server:
         with pytest.raises(SignatureError):

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.fakes import MemoryStore
-from tests.unit.parts import blob_files, content_of, until
+from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import CONTROL_GID, OWNER, STRANGER, Server, served
 from trimsfs import metrics
 from trimsfs.commands import FILES_AT_ONCE
@@ -397,6 +398,25 @@ async def test_pin_outlives_the_server(serving: Serving) -> None:
         assert await server.outcome("evict", "net/params") == ("failed", "InUseError")
 
 
+async def test_what_is_unpinned_while_it_is_brought_back_stays_unpinned(
+    serving: Serving, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with serving() as server:
+        assert await server.outcome("pin", "other/params") == ("done", None)
+    (file,) = blob_files(tmp_path / "cache")
+    flip_byte(file, 0)
+    store.block(method="read")
+    reads = store.count("read")
+    async with serving() as server:
+        await store.arrived(reads + 1)
+        assert await server.outcome("unpin", "other/params") == ("done", None)
+        store.heal()
+        await until(lambda: server.users() == server.fetcher.statistics().in_flight == 0)
+        here = await server.disk.residency(store.generation("other/params"))
+        assert here.disk_bytes == here.generation.size
+        assert not here.pinned
+
+
 async def test_pinned_directory_is_unpinned_as_one(server: Server) -> None:
     await server.command("pin", "net")
     assert [model["pinned"] for model in (await server.info("net"))["models"]] == [True] * 3
@@ -630,6 +650,16 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
             populated.set()  # after a line was told in which only this was left to do
     assert done == sorted(done)
     assert done[-1] == sizes["net/params"]
+
+
+async def test_who_is_cancelled_begins_no_fetch(server: Server, store: MemoryStore) -> None:
+    async with server.disk.using(store.generation("net/params")) as blob:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await server.fetcher.fetch_all(blob)
+        assert scope.cancelled_caught
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.count("read") == 0
 
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])

@@ -49,7 +49,8 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
         options = MountOptions()
         gpu = gpu_less(tier, fetcher, tables, options)
-        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu, integrity_of(store, tier, fetcher))
+        integrity = integrity_of(store, tier, fetcher)
+        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu, integrity, None)
         control = Control(
             tier, residents, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
         )

@@ -141,7 +141,7 @@ async def test_what_goes_wrong_again_and_again_is_given_to_nobody(
 ) -> None:
     store.digests["a"] = digest_of(content, "crc32c")
     store.corrupt("a", 77, times=1000)
-    with pytest.raises(BlobDamagedError, match="a: what the store gives has not the digest that it tells: crc32c:"):
+    with pytest.raises(BlobDamagedError, match="a: what the store gives has not the digest that it should: crc32c:"):
         await server.open("a")
     await until(lambda: server.integrity.statistics().doubtful == 0)  # removed
     store._corruptions.clear()
