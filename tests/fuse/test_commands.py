@@ -11,6 +11,7 @@ import xattr
 from tests.mounts import MountedStore, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
+STRANGER = ["--reuid=12345", "--regid=12345", "--clear-groups"]
 
 
 @pytest.fixture
@@ -94,6 +95,22 @@ def test_status_shows_the_mount(directory_mount: MountedStore) -> None:
     assert str(directory_mount.path) in trimsfs("status").stdout
 
 
+def test_a_bind_mount_of_a_part_is_no_mount_of_its_own(
+    model: Path, directory_mount: MountedStore, tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    subprocess.run(["mount", "--bind", directory_mount.path / "resnet50", given], check=True, timeout=30)
+    try:
+        shown = [facts["mountpoint"] for facts in json.loads(trimsfs("status", "--json").stdout)]
+        assert str(directory_mount.path) in shown
+        assert str(given) not in shown
+        assert str(given) not in trimsfs("ls").stdout
+        assert str(given) not in trimsfs("doctor").stdout
+    finally:
+        subprocess.run(["umount", given], check=True, timeout=30)
+
+
 def test_commands_on_other_paths_fail_clearly(tmp_path: Path, directory_mount: MountedStore) -> None:
     elsewhere = trimsfs("warm", tmp_path)
     absent = trimsfs("warm", directory_mount.path / "absent")
@@ -103,16 +120,27 @@ def test_commands_on_other_paths_fail_clearly(tmp_path: Path, directory_mount: M
     assert len(absent.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin", "unpin", "evict"])
+@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin", "unpin", "evict", "verify"])
 def test_other_users_may_look_but_not_command(command: str, model: Path, directory_mount: MountedStore) -> None:
     def as_other(name: str) -> "subprocess.CompletedProcess[bytes]":
         path = directory_mount.path / "resnet50/.trims/params" / name
-        drop = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
-        return subprocess.run([*drop, "cat", str(path)], capture_output=True, check=False)
+        return subprocess.run(["setpriv", *STRANGER, "cat", str(path)], capture_output=True, check=False)
 
     refused = as_other(command)
     assert (refused.returncode, b"Operation not permitted" in refused.stderr) == (1, True)
     assert as_other("info").returncode == 0
+    path = directory_mount.path / "resnet50/params"
+    look = [
+        "setpriv",
+        *STRANGER,
+        "getfattr",
+        "--only-values",
+        "--absolute-names",
+        "-n",
+        "user.trims.verified",
+        str(path),
+    ]
+    assert subprocess.run(look, capture_output=True, check=True).stdout == b"false"
 
 
 def test_group_told_by_control_gid_may_command(model: Path, store_directory: Path, tmp_path: Path) -> None:

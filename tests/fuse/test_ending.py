@@ -37,6 +37,7 @@ def test_a_mount_that_ends_late_leaves_the_next_at_its_place_alone(
                 assert facts["keeper_pid"] == mount.control()["keeper_pid"] != before["keeper_pid"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_end_does_not_hold_up_who_unmounts(store_directory: Path, tmp_path: Path) -> None:
     with mounted(store_directory, tmp_path) as mount:
         have_serve(lingering, mount, store_directory)

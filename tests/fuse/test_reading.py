@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, mounted, wait_until
+from tests.mounts import MountedStore, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 
@@ -39,18 +39,22 @@ def test_files_and_directories_appear_as_they_are(store_directory: Path, directo
         (directory_mount.path / "resnet50/absent").stat()
 
 
-def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, directory_mount: MountedStore) -> None:
+def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, streaming_mount: MountedStore) -> None:
     draw = random.Random(3)
     content = draw.randbytes(20 * MIB + 123)
     (store_directory / "model").write_bytes(content)
+    path = streaming_mount.path / "model"
 
-    descriptor = os.open(directory_mount.path / "model", os.O_RDONLY)
-    try:
-        for _ in range(200):
-            offset, size = draw.randrange(len(content) + 10), draw.randrange(300_000)
-            assert os.pread(descriptor, size, offset) == content[offset : offset + size]
-    finally:
-        os.close(descriptor)
+    for passed_through in (False, True):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            assert streaming_mount.info("model")["passthrough"] == passed_through
+            for _ in range(200):
+                offset, size = draw.randrange(len(content) + 10), draw.randrange(300_000)
+                assert os.pread(descriptor, size, offset) == content[offset : offset + size]
+        finally:
+            os.close(descriptor)
+        assert trimsfs("warm", path).returncode == 0
 
 
 def test_mapping_shows_the_content(store_directory: Path, directory_mount: MountedStore) -> None:
@@ -64,13 +68,13 @@ def test_mapping_shows_the_content(store_directory: Path, directory_mount: Mount
         assert hashlib.sha256(mapping).digest() == hashlib.sha256(content).digest()
 
 
-def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path, directory_mount: MountedStore) -> None:
+def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path, streaming_mount: MountedStore) -> None:
     content = random.Random(5).randbytes(64 * MIB)
     (store_directory / "model").write_bytes(content)
     program = Path(__file__).with_name("fault_threads.py")
 
     done = subprocess.run(
-        [sys.executable, program, "64", str(directory_mount.path / "model")],
+        [sys.executable, program, "64", str(streaming_mount.path / "model")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -78,6 +82,7 @@ def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path,
     )
 
     assert done.returncode == 0, done.stderr
+    assert streaming_mount.metrics()["trimsfs_files_cached_opens_total"] == 1
     assert done.stdout.strip() == hashlib.sha256(content).hexdigest()
 
 

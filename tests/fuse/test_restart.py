@@ -81,7 +81,7 @@ def shown(report: Report, what: str) -> None:
     print(f"{what}: {report.operations} operations by {READERS} readers; the longest: {worst}")
 
 
-@pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_readers_of_a_server_that_is_killed_notice_nothing(
     kills: int, busy: MountedStore, store: Path, tmp_path: Path
@@ -216,12 +216,16 @@ def test_server_that_ends_again_and_again_is_given_up(store_directory: Path, tmp
     """Whoever waits is told so: the mount goes away, and does not hang."""
     with mounted(store_directory, tmp_path) as mount:
         keeper_pid = int(str(keeper(mount)["keeper_pid"]))
+        (store_directory / "new").write_bytes(b"")
+        os.kill(serving(mount), signal.SIGSTOP)
+        waiting = subprocess.Popen(["cat", mount.path / "new"], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 40
         while alive(keeper_pid) and time.monotonic() < deadline:
             for server in Path(f"/proc/{keeper_pid}/task/{keeper_pid}/children").read_text().split():
                 os.kill(int(server), signal.SIGKILL)
             time.sleep(0.02)
         assert not alive(keeper_pid)
+        assert waiting.wait(10) != 0
         assert mount_at(mount.path) is None
         assert "giving up" in mount.log()
 
@@ -234,7 +238,7 @@ def test_server_that_stands_still_is_replaced(store_directory: Path, tmp_path: P
         os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         assert (mount.path / "model").read_bytes() == b"weights"
-        assert time.monotonic() - began > 5  # it was the keeper's patience that ended it
+        assert 25 < time.monotonic() - began < 60  # it was the keeper's patience that ended it
         assert serving(mount) != pid
 
 

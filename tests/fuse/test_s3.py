@@ -217,6 +217,7 @@ def test_object_replaced_without_versions_gives_estale_and_then_the_new_one(
         with pytest.raises(OSError, match="Stale file handle") as caught:
             os.pread(file.fileno(), MIB, 39 * MIB)
         assert caught.value.errno == errno.ESTALE
+        assert "read: Stale file handle: model: " in mount.log()
         assert (mount.path / "model").read_bytes() == new
 
 
@@ -239,11 +240,11 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
         began = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "m/rest").read_bytes()
-        assert time.monotonic() - began < 20
+        assert 2 <= time.monotonic() - began < 10
         # A name that is not known cannot be called absent while the store cannot say so.
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "m/other").stat()
-        assert "m/rest" in mount.log()
+        assert "read: Input/output error: m/rest at " in mount.log()
         switch.on()
         wait_until(lambda: not (mount.path / "m/other").exists(), tolerate=OSError)
         assert (mount.path / "m/rest").read_bytes() == rest
@@ -262,7 +263,7 @@ def test_store_that_is_down_does_not_hold_up_what_is_cached(ceph: Ceph, bucket: 
         began = time.monotonic()
         assert (mount.path / "a/b/c/model").read_bytes() == b"weights"
         # Not a deadline for each directory on the way, and not even one.
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 10
 
 
 def test_keys_that_cannot_be_files_are_hidden_and_counted(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
@@ -275,6 +276,7 @@ def test_keys_that_cannot_be_files_are_hidden_and_counted(ceph: Ceph, bucket: st
             "a/b": b"2",
             "c//d": b"3",
             "./e": b"4",
+            "../f": b"7",
             "n" * 300: b"5",
             ".trims": b"6",
             "dir/": b"",
@@ -285,8 +287,8 @@ def test_keys_that_cannot_be_files_are_hidden_and_counted(ceph: Ceph, bucket: st
         assert os.listdir(mount.path / "c") == []
         assert os.listdir(mount.path / "dir") == []
         assert (mount.path / "a/b").read_bytes() == b"2"
-        # ".", the 300 bytes, ".trims" and the file "a" in the root; the empty name in "c".
-        assert mount.metrics()["trimsfs_names_hidden_keys"] == 5
+        # ".", "..", the 300 bytes, ".trims" and the file "a" in the root; the empty name in "c".
+        assert mount.metrics()["trimsfs_names_hidden_keys"] == 6
 
 
 def test_no_secret_is_in_the_log_the_command_line_or_the_control_files(ceph: Ceph, bucket: str, tmp_path: Path) -> None:

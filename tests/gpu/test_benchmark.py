@@ -97,6 +97,7 @@ def loaded(way: str, path: Path, model: Model) -> int:
     return checksum
 
 
+@pytest.mark.slow
 def test_other_libraries_load_the_same_bytes(models: Models) -> None:
     model = models.model(MODEL_SIZE)
     path = models.path(model.name)

@@ -347,7 +347,7 @@ async def test_auto_goes_by_what_came_of_late(
 
 async def test_waiting_waits_however_long_it_takes(serving: Serving, store: MemoryStore, clock: MockClock) -> None:
     del clock
-    store.delay(100 * PATIENCE_S, method="read")
+    store.delay(10 * PATIENCE_S, method="read")
     async with serving(cold_open="wait", deadline_s=1) as server:
         assert passed_through(await server.open("a"))
 

@@ -20,6 +20,8 @@ from trimsfs.fuse.errnos import errno_of
         (errors.LookUpAgainError("a"), errno.ESTALE),
         (errors.ObjectNotFoundError("a"), errno.ESTALE),
         (errors.StoreAccessError("a"), errno.EACCES),
+        (errors.SignatureError("a"), errno.EACCES),
+        (errors.BlobDamagedError("a"), errno.EIO),
         (errors.StoreUnavailableError("a"), errno.EIO),
         (errors.TransientStoreError("a"), errno.EIO),
         (errors.BucketNotFoundError("a"), errno.EIO),

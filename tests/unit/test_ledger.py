@@ -136,7 +136,7 @@ def changes(ledger: Ledger, slots: list[int]) -> None:
 def test_killed_at_any_moment_a_server_leaves_all_that_it_had(memory: int) -> None:
     ledger = opened(memory)
     slots = [ledger.add(Kind.INODE, number, bytes(number)) for number in range(1, 9)]
-    for _ in range(60):
+    for _ in range(30):
         child = os.fork()
         if child == 0:
             try:
