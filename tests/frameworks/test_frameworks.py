@@ -100,7 +100,7 @@ def models(ceph: Ceph, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mod
         yield Models(local, {"directory": from_directory, "s3": from_s3})
 
 
-@pytest.mark.parametrize("store", ["directory", "s3"])
+@pytest.mark.parametrize("store", [pytest.param("directory", marks=pytest.mark.slow), "s3"])
 @pytest.mark.parametrize(
     ("program", "model"),
     [

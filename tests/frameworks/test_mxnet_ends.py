@@ -29,7 +29,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
         yield mount
 
 
-@pytest.mark.parametrize("engine", ["ThreadedEnginePerDevice", "NaiveEngine"])
+@pytest.mark.parametrize("engine", ["ThreadedEnginePerDevice", pytest.param("NaiveEngine", marks=pytest.mark.slow)])
 def test_what_is_dropped_is_unmapped(mount: MountedStore, engine: str) -> None:
     report = run_mxnet("mxnet_drop", mount.path / "params", shared=True, environment={"MXNET_ENGINE_TYPE": engine})
     print(report)

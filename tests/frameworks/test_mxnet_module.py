@@ -56,7 +56,7 @@ def telling() -> None:
         pytest.skip("needs Linux 6.7")
 
 
-@pytest.mark.parametrize("graph", [FUSED, PLAIN])
+@pytest.mark.parametrize("graph", [FUSED, pytest.param(PLAIN, marks=pytest.mark.slow)])
 def test_every_way_gives_the_same(networks: Networks, graph: str) -> None:
     expected = program(networks.local, shared=False, graph=graph)
     on_mount = program(networks.mount.path, shared=True, graph=graph)
@@ -69,7 +69,7 @@ def test_off_the_mount_everything_is_as_ever(networks: Networks) -> None:
 
 
 @pytest.mark.usefixtures("telling")
-@pytest.mark.parametrize("graph", [FUSED, PLAIN])
+@pytest.mark.parametrize("graph", [FUSED, pytest.param(PLAIN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", COPIES)
 def test_parameters_are_not_copied(networks: Networks, way: str, graph: str) -> None:
     expected = program("--memory", way, networks.local, shared=False, graph=graph)
