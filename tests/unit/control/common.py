@@ -1,0 +1,35 @@
+"""What the tests of control files have in common."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from tests.unit.parts import until
+from tests.unit.served import CONTROL_GID, Server
+from trimsfs.control import Caller
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
+ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
+ROOT = Caller(uid=0, groups=frozenset({0}))
+IN_CONTROL_GROUP = Caller(uid=2000, groups=frozenset({2000, CONTROL_GID}))
+
+
+async def on_disk(server: Server, path: str) -> int:
+    """Bytes of a file on disk, as its attribute tells."""
+    residency: dict[str, Any] = json.loads(await server.attribute(path, "residency") or "{}")
+    return int(residency["disk"])
+
+
+async def in_memory(server: Server, *paths: str) -> None:
+    """Wait until files that are on disk have been brought into memory, which nobody waits for."""
+    size = sum([await on_disk(server, path) for path in paths])
+    await until(lambda: server.host.statistics().used_bytes == size and server.users() == 0)
+
+
+def drop(descriptor: int) -> None:
+    """Have the kernel drop a file's pages."""
+    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

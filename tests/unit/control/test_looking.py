@@ -1,0 +1,276 @@
+"""What attributes and control files tell, and whom."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, Serving, in_memory, on_disk
+from tests.unit.served import OWNER, STRANGER, Server
+from trimsfs import metrics
+from trimsfs.control import Caller
+from trimsfs.errors import NoSuchEntryError, NotPermittedError
+
+# Attributes
+
+
+async def test_objects_have_attributes_and_nothing_else_has(server: Server) -> None:
+    names = [f"user.trims.{name}" for name in ATTRIBUTES]
+    assert sorted(server.filesystem.xattr_names(await server.number("net/params"))) == names
+    assert sorted(server.filesystem.xattr_names(await server.number("empty"))) == names
+    for path in ("", "net", ".trims", ".trims/models", "net/.trims/params", "net/.trims/params/info"):
+        number = await server.number(path)
+        assert server.filesystem.xattr_names(number) == []
+        for name in ATTRIBUTES:
+            assert await server.filesystem.xattr(number, f"user.trims.{name}", lambda: OWNER) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["user.trims.absent", "user.trims.", "user.etag", "etag", "security.etag", "trusted.trims.etag", "x" * 255]
+)
+async def test_attribute_that_does_not_exist(server: Server, name: str) -> None:
+    assert await server.filesystem.xattr(await server.number("net/params"), name, lambda: OWNER) is None
+
+
+async def test_attributes_tell_what_is_here(server: Server, store: MemoryStore, sizes: dict[str, int]) -> None:
+    async def attributes() -> dict[str, str | None]:
+        return {name: await server.attribute("net/params", name) for name in ATTRIBUTES}
+
+    generation = store.generation("net/params")
+    cold = await attributes()
+    assert cold["etag"] == generation.etag
+    assert cold["generation"] == generation.token(store.identity)
+    assert (cold["pinned"], cold["verified"]) == ("false", "false")
+    assert json.loads(cold["residency"] or "") == {"disk": 0, "host": 0, "gpu": {}}
+
+    await server.command("pin", "net/params")
+    warm = await attributes()
+    assert (warm["etag"], warm["generation"]) == (cold["etag"], cold["generation"])
+    assert (warm["pinned"], warm["verified"]) == ("true", "true")
+    residency = json.loads(warm["residency"] or "")
+    assert residency["disk"] == sizes["net/params"]
+    assert residency["host"] is None or residency["host"] >= sizes["net/params"]
+
+
+async def test_looking_at_attributes_fetches_nothing(server: Server, store: MemoryStore) -> None:
+    for name in ATTRIBUTES:
+        await server.attribute("net/params", name)
+    await server.info("net/params")
+    await server.info("net")
+    assert store.count("read") == 0
+    assert json.loads(await server.content(".trims/models"))["models"] == []
+
+
+async def test_what_an_earlier_server_left_is_not_verified_until_it_is_read(
+    serving: Serving, sizes: dict[str, int]
+) -> None:
+    async with serving() as server:
+        await server.command("warm-disk", "net/params")
+    async with serving() as server:
+        assert await on_disk(server, "net/params") == sizes["net/params"]
+        assert await server.attribute("net/params", "verified") == "false"
+        await server.content("net/params")
+        assert await server.attribute("net/params", "verified") == "true"
+
+
+async def test_new_generation_has_its_own_attributes(serving: Serving, store: MemoryStore) -> None:
+    async with serving(ttl_s=0) as server:
+        await server.command("pin", "net/params")
+        old = await server.attribute("net/params", "generation")
+        store.put("net/params", b"other content")
+        assert await server.attribute("net/params", "generation") != old
+        assert await server.attribute("net/params", "pinned") == "false"
+        assert await on_disk(server, "net/params") == 0
+
+
+# Control files
+
+
+async def test_control_directories_list_what_they_hold(server: Server) -> None:
+    assert await server.listing(".trims") == ["control", "gpu", "metrics", "models"]
+    for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
+        assert await server.listing(directory) == sorted(["info", *COMMANDS])
+    for file in (".trims/empty", "net/.trims/params"):
+        assert await server.listing(file) == sorted(["info", "tensors", *COMMANDS])
+    assert await server.listing("net/.trims") == []
+
+
+async def test_every_control_file_is_empty_to_look_at_and_uncached(server: Server) -> None:
+    for path in (".trims/models", ".trims/metrics", ".trims/control", ".trims/empty/info", ".trims/empty/pin"):
+        attributes = await server.find(path)
+        assert (attributes.directory, attributes.size) == (False, 0)
+        opened = await server.filesystem.open(attributes.inode.number, lambda: OWNER, nullcontext)
+        assert not opened.cached
+        assert opened.direct
+        server.filesystem.release(opened.handle)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".trims/absent",
+        "net/.trims/absent",
+        "net/.trims/models",
+        ".trims/empty/absent",
+        ".trims/empty/models",
+        ".trims/empty/.trims",
+        ".trims/net/params",
+        ".trims/.trims/empty",
+        ".trims/net/tensors",
+    ],
+)
+async def test_control_file_that_does_not_exist(server: Server, path: str) -> None:
+    with pytest.raises(NoSuchEntryError):
+        await server.find(path)
+
+
+async def test_control_tells_the_facts(server: Server, store: MemoryStore) -> None:
+    assert json.loads(await server.content(".trims/control")) == {"store": store.identity}
+
+
+async def test_metrics_are_those_of_the_moment(server: Server, sizes: dict[str, int]) -> None:
+    fetched = "trimsfs_fetch_fetched_bytes_total"
+    assert metrics.parse((await server.content(".trims/metrics")).decode())[fetched] == 0
+    await server.content("net/params")
+    assert metrics.parse((await server.content(".trims/metrics")).decode())[fetched] == sizes["net/params"]
+
+
+async def test_open_control_file_does_not_change(server: Server) -> None:
+    handle = await server.open(".trims/models")
+    before = await server.read(handle)
+    await server.command("warm-disk", "net/params")
+    assert await server.read(handle) == before
+    assert await server.read(handle, 10, 5) == before[10:15]
+    assert await server.read(handle, len(before), 100) == b""
+    assert await server.content(".trims/models") != before
+
+
+async def test_info_of_a_file(server: Server, store: MemoryStore, sizes: dict[str, int]) -> None:
+    generation = store.generation("net/params")
+    cold = await server.info("net/params")
+    assert cold["path"] == "net/params"
+    assert cold["size"] == sizes["net/params"]
+    assert cold["etag"] == generation.etag
+    assert cold["generation"] == generation.token(store.identity)
+    assert cold["modified"] == generation.modified_ns / 1e9
+    assert cold["version_id"] is None
+    assert cold["residency"] == {"disk": 0, "host": 0, "gpu": {}}
+    assert (cold["verified"], cold["pinned"], cold["open"], cold["uses"], cold["last_used"]) == (
+        False,
+        False,
+        0,
+        0,
+        None,
+    )
+
+    await server.command("pin", "net/params")
+    handle = await server.open("net/params")
+    warm = await server.info("net/params")
+    assert (warm["verified"], warm["pinned"], warm["open"]) == (True, True, 1)
+    assert warm["residency"]["disk"] == sizes["net/params"]
+    assert warm["uses"] >= 1
+    assert warm["last_used"] > 1_600_000_000
+    server.release(handle)
+    assert (await server.info("net/params"))["open"] == 0
+
+
+async def test_info_of_a_directory_is_about_what_is_here_of_it(server: Server, sizes: dict[str, int]) -> None:
+    for path in ("net/params", "net/deep/er/weights", "other/params"):
+        await server.command("warm-disk", path)
+    below: dict[str, list[str]] = {
+        "": ["net/deep/er/weights", "net/params", "other/params"],
+        "net": ["net/deep/er/weights", "net/params"],
+        "net/deep": ["net/deep/er/weights"],
+        "other": ["other/params"],
+    }
+    for path, expected in below.items():
+        info = await server.info(path)
+        assert info["path"] == (f"{path}/" if path else "")
+        assert [model["path"] for model in info["models"]] == expected
+        assert [model["residency"]["disk"] for model in info["models"]] == [sizes[key] for key in expected]
+
+
+async def test_models_are_all_that_is_here(server: Server, sizes: dict[str, int]) -> None:
+    for path in ("other/params", "net/params"):
+        await server.command("warm-disk", path)
+    await in_memory(server, "other/params", "net/params")  # which is a use
+    models = json.loads(await server.content(".trims/models"))["models"]
+    assert models == [await server.info("net/params"), await server.info("other/params")]
+    assert [model["size"] for model in models] == [sizes["net/params"], sizes["other/params"]]
+
+
+async def test_name_that_is_not_utf8_can_be_told(server: Server, store: MemoryStore) -> None:
+    store.put("late/\udce9t\udce9", b"latin-1")
+    await server.command("warm-disk", "late")
+    (model,) = json.loads(await server.content(".trims/models"))["models"]
+    assert model["path"] == "late/\N{REPLACEMENT CHARACTER}t\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("name", ["control", "metrics", "models", "info", "evict", "subject", "warm-disk"])
+async def test_object_may_have_the_name_of_a_control_file(serving: Serving, store: MemoryStore, name: str) -> None:
+    for key in (name, f"folder/{name}"):
+        store.put(key, b"an object")
+    async with serving() as server:
+        for key in (name, f"folder/{name}"):
+            assert await server.content(key) == b"an object"
+            assert await server.attribute(key, "etag") == store.generation(key).etag
+        assert (await server.info(f"folder/{name}"))["size"] == 9
+        assert {"control", "gpu", "metrics", "models"} == set(await server.listing(".trims"))
+        assert b"models" in await server.content(".trims/models")
+
+
+@pytest.mark.parametrize("name", ["info", "evict", "subject"])
+async def test_object_with_the_name_of_a_command_can_be_commanded(
+    serving: Serving, store: MemoryStore, name: str
+) -> None:
+    store.put(name, b"an object")
+    async with serving() as server:
+        assert (await server.info(name))["size"] == 9
+        assert await server.outcome("pin", name) == ("done", None)
+        assert await server.attribute(name, "pinned") == "true"
+
+
+@pytest.mark.parametrize("name", ["control", "metrics", "models"])
+async def test_directory_with_the_name_of_a_control_file_can_be_commanded(
+    serving: Serving, store: MemoryStore, name: str
+) -> None:
+    store.put(f"{name}/params", b"an object")
+    async with serving() as server:
+        assert await server.outcome("warm-disk", name) == ("done", None)
+        assert await on_disk(server, f"{name}/params") == 9
+
+
+# Who may command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("caller", [OWNER, ROOT, IN_CONTROL_GROUP], ids=["owner", "root", "control group"])
+async def test_some_may_command(server: Server, command: str, caller: Caller) -> None:
+    for path in ("other/params", "other", ""):
+        assert (await server.command(command, path, caller))[-1]["state"] in {"done", "failed"}
+    if command.startswith("warm"):
+        assert await on_disk(server, "other/params") > 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_others_may_not_command(server: Server, store: MemoryStore, command: str) -> None:
+    for path in ("other/params", "other", ""):
+        with pytest.raises(NotPermittedError, match=f"{command}.*2000"):
+            await server.command(command, path, STRANGER)
+    assert store.count("read") == 0
+    assert server.users() == 0
+    assert json.loads(await server.content(".trims/models"))["models"] == []
+
+
+async def test_without_a_control_group_no_group_may_command(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.served.CONTROL_GID", None)
+    async with serving() as server:
+        with pytest.raises(NotPermittedError):
+            await server.command("pin", "net/params", IN_CONTROL_GROUP)
+        assert await server.outcome("pin", "net/params") == ("done", None)
+
+
+async def test_everyone_may_look(server: Server) -> None:
+    for path in (".trims/control", ".trims/models", ".trims/metrics", ".trims/net/info", "net/.trims/params/info"):
+        assert await server.content(path, STRANGER)

@@ -1,0 +1,57 @@
+"""What the tests of the disk tier have in common."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.parts import (
+    content_of,
+    piece,
+    store_chunk,
+)
+from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk import DiskTier
+
+MISSING, UNVERIFIED, VERIFIED = ChunkState
+
+
+def small(key: str, chunk_size: int, chunks: float = 1) -> bytes:
+    """The content of an object of so many chunks."""
+    return content_of(key, int(chunks * chunk_size))
+
+
+async def here(tier: DiskTier) -> dict[str, int]:
+    """Bytes on disk of every object that has some."""
+    return {found.generation.key: found.disk_bytes for found in await tier.residencies() if found.disk_bytes}
+
+
+async def store(tier: DiskTier, blob: Blob, content: bytes, *chunks: int) -> list[bool]:
+    return [await store_chunk(tier, blob, chunk, piece(content, chunk)) for chunk in chunks]
+
+
+def put_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+
+
+def remove_index(cache: Path) -> None:
+    for path in cache.glob("index.sqlite*"):
+        path.unlink()
+
+
+class FailingWrites:
+    """Stands in for os.pwrite and fails as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int, *, times: float = float("inf")) -> None:
+        self.times = times
+        self.calls = 0
+        self._error = error
+        self._pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
+
+    def __call__(self, descriptor: int, data: memoryview, offset: int) -> int:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise OSError(self._error, os.strerror(self._error))
+        return self._pwrite(descriptor, data, offset)

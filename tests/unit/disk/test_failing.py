@@ -1,0 +1,195 @@
+"""A disk, or an index, that fails costs no byte."""
+
+import errno
+import logging
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
+from tests.unit.parts import (
+    content_of,
+    fill,
+    generation_of,
+    opened,
+    recorded_bytes,
+    states,
+)
+from tests.unit.tmpfs import tmpfs
+from trimsfs.errors import CacheError
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.index import BlobIndex
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_disk_that_turns_out_full_makes_room_and_is_tried_again(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    a, b = small("a", chunk_size, 2), small("b", chunk_size)
+    async with opened(cache) as tier:
+        await fill(tier, "a", a)
+        writes = FailingWrites(monkeypatch, error, times=1)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [True]
+            assert blob.view(0, chunk_size) == b
+        assert writes.calls == 2
+        assert await here(tier) == {"b": chunk_size}
+        assert tier.statistics().used_bytes == chunk_size
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+async def test_a_disk_that_cannot_be_written_declines(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    b = small("b", chunk_size)
+    async with opened(cache) as tier:
+        FailingWrites(monkeypatch, error)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [False]
+            assert states(blob) == [MISSING]
+        assert tier.statistics().used_bytes == 0
+        assert tier.statistics().refused_chunks == 1
+
+
+async def test_a_disk_that_fails_otherwise_costs_no_other_model(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = small("b", chunk_size)
+    async with opened(cache) as tier:
+        await fill(tier, "a", small("a", chunk_size))
+        FailingWrites(monkeypatch, errno.EIO)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [False]
+        assert await here(tier) == {"a": chunk_size}
+
+
+async def test_a_disk_that_stays_full_is_full(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, mock_clock: MockClock
+) -> None:
+    del mock_clock
+    b = small("b", chunk_size)
+    async with opened(cache) as tier, tier.using(generation_of("b", b)) as blob:
+        FailingWrites(monkeypatch, errno.ENOSPC)
+        assert await store(tier, blob, b, 0) == [False]
+        assert tier.full(generation_of("b", b))
+
+
+async def test_a_real_full_disk_declines_and_serves_on(tmp_path: Path, chunk_size: int) -> None:
+    size = 4 << 20
+    content = content_of("a", 2 * size)
+    with tmpfs(tmp_path / "disk", size) as cache:
+        async with opened(cache) as tier, tier.using(generation_of("a", content)) as blob:
+            kept = await store(tier, blob, content, *range(len(blob.states)))
+            assert 0 < sum(kept) < len(kept)
+            assert not kept[-1]
+            start, stop = 0, sum(kept) * chunk_size
+            assert kept == [True] * sum(kept) + [False] * (len(kept) - sum(kept))
+            assert blob.readable(start, stop)
+            assert blob.view(start, stop) == content[start:stop]
+            assert tier.statistics().used_bytes == stop
+
+
+@pytest.mark.parametrize("method", ["remove", "evictable"])
+async def test_an_index_that_fails_while_room_is_made_declines(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    b = small("b", chunk_size)
+    async with opened(cache, budget=chunk_size) as tier:
+        await fill(tier, "a", small("a", chunk_size))
+        monkeypatch.setattr(BlobIndex, method, fail)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [False]
+
+
+async def test_an_index_that_cannot_be_written_keeps_the_chunks_for_later(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with opened(cache) as tier:
+        with monkeypatch.context() as patch:
+            patch.setattr(BlobIndex, "add_chunks", fail)
+            await fill(tier, "a", small("a", chunk_size))
+            with caplog.at_level(logging.ERROR):
+                await tier.flush()
+            assert "cannot write the cache index: disk I/O error" in caplog.text
+        assert await here(tier) == {"a": chunk_size}
+
+
+async def test_a_pin_that_cannot_be_recorded_is_an_error_of_the_cache(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anything else would end the server that carries the command."""
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
+        monkeypatch.setattr(BlobIndex, "set_pinned", fail)
+        async with tier.using(generation) as blob:
+            with pytest.raises(CacheError, match="database or disk is full"):
+                await tier.pin(blob, True)
+            assert not blob.pinned
+
+
+async def test_a_cache_directory_that_is_removed_under_the_server_declines(cache: Path, chunk_size: int) -> None:
+    a, b = small("a", chunk_size), small("b", chunk_size)
+    async with opened(cache) as tier, tier.using(generation_of("a", a)) as before:
+        shutil.rmtree(cache)
+        assert await store(tier, before, a, 0) in ([True], [False])
+        async with tier.using(generation_of("b", b)) as after:
+            assert await store(tier, after, b, 0) == [False]
+
+
+async def test_a_blob_without_a_file_is_served_without_being_kept(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    a = small("a", chunk_size)
+    monkeypatch.setattr(Blob, "attach", fail)
+    async with opened(cache) as tier, tier.using(generation_of("a", a)) as blob:
+        assert not blob.attached
+        assert await store(tier, blob, a, 0) == [False]
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_a_blob_whose_file_could_not_be_made_is_tried_again_at_the_next_open(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    a = small("a", chunk_size)
+    async with opened(cache) as tier:
+        with monkeypatch.context() as patch:
+            patch.setattr(Blob, "attach", fail)
+            async with tier.using(generation_of("a", a)):
+                pass
+        async with tier.using(generation_of("a", a)) as blob:
+            assert await store(tier, blob, a, 0) == [True]
+
+
+async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
+    async with opened(cache) as tier:
+        monkeypatch.setattr(Blob, "attach", fail)
+        async with tier.using(generation):
+            pass
+        assert await tier.evict(generation) == chunk_size
+        assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)

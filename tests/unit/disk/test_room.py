@@ -1,0 +1,211 @@
+"""Which blobs make room for others."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.unit.disk.common import MISSING, here, small, store
+from tests.unit.parts import (
+    blob_files,
+    fill,
+    generation_of,
+    opened,
+    recorded_bytes,
+    states,
+)
+from trimsfs.eviction import Evictable
+from trimsfs.tiers.index import BlobIndex
+
+
+async def test_the_least_recently_used_blobs_make_room(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, budget=10 * chunk_size) as tier:
+        for key in "abcde":
+            await fill(tier, key, small(key, chunk_size, 2))
+        async with tier.using(generation_of("a", small("a", chunk_size, 2))):
+            pass
+        await fill(tier, "f", small("f", chunk_size, 2))
+        # Room for one chunk and the headroom of four: three blobs of two.
+        assert await here(tier) == dict.fromkeys("aef", 2 * chunk_size)
+        assert tier.statistics().used_bytes == 6 * chunk_size
+        assert tier.statistics().evictions == 3
+        assert tier.statistics().evicted_bytes == 6 * chunk_size
+        assert len(blob_files(cache)) == 3
+
+
+async def test_the_order_of_use_survives_a_restart(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        for key in "abc":
+            await fill(tier, key, small(key, chunk_size, 3))
+        async with tier.using(generation_of("a", small("a", chunk_size, 3))):
+            pass
+    async with opened(cache, budget=9 * chunk_size) as tier:
+        await fill(tier, "d", small("d", chunk_size, 1))
+        assert await here(tier) == {"a": 3 * chunk_size, "d": chunk_size}
+
+
+async def test_blobs_in_use_and_pinned_ones_are_not_evicted(cache: Path, chunk_size: int) -> None:
+    contents = {key: small(key, chunk_size, 2) for key in "abcd"}
+    async with opened(cache, budget=6 * chunk_size) as tier:
+        pinned = await fill(tier, "a", contents["a"])
+        async with tier.using(pinned) as blob:
+            await tier.pin(blob, True)
+        await fill(tier, "b", contents["b"])
+        await fill(tier, "c", contents["c"])
+        async with tier.using(generation_of("b", contents["b"])) as in_use:
+            await fill(tier, "d", contents["d"])
+            assert await here(tier) == dict.fromkeys("abd", 2 * chunk_size)
+            assert in_use.view(0, 2 * chunk_size) == contents["b"]
+
+
+async def test_without_room_a_chunk_is_declined_and_nothing_evicted(cache: Path, chunk_size: int) -> None:
+    """Evicting the little that may go would not make room."""
+    a, b = small("a", chunk_size, 3.5), small("b", chunk_size, 3)
+    async with opened(cache, budget=4 * chunk_size) as tier, tier.using(generation_of("a", a)) as in_use:
+        assert await store(tier, in_use, a, 0, 1, 2, 3) == [True] * 4
+        await fill(tier, "idle", small("idle", chunk_size, 0.25))
+        async with tier.using(generation_of("b", b)) as other:
+            assert await store(tier, other, b, 0) == [False]
+            assert states(other) == [MISSING] * 3
+            assert tier.full(generation_of("b", b))
+        assert tier.statistics().evictions == 0
+        assert tier.statistics().refused_chunks == 1
+        assert tier.statistics().used_bytes == 3.75 * chunk_size == await recorded_bytes(tier)
+
+
+async def test_room_is_not_looked_for_again_and_again(cache: Path, chunk_size: int, mock_clock: MockClock) -> None:
+    a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
+    async with opened(cache, budget=2 * chunk_size) as tier:
+        holding = await tier.acquire(generation_of("a", a))
+        await store(tier, holding, a, 0, 1)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [False]
+            assert tier.full(generation_of("b", b))
+            mock_clock.jump(1.5)
+            assert not tier.full(generation_of("b", b))
+            assert await store(tier, blob, b, 0) == [False]
+            assert tier.full(generation_of("b", b))
+            tier.release(holding)
+            assert not tier.full(generation_of("b", b))
+            assert await store(tier, blob, b, 0) == [True]
+        assert await here(tier) == {"b": chunk_size}
+
+
+async def test_freed_room_is_used_at_once(cache: Path, chunk_size: int, mock_clock: MockClock) -> None:
+    del mock_clock
+    a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
+    async with opened(cache, budget=2 * chunk_size) as tier:
+        holding = await tier.acquire(generation_of("a", a))
+        await store(tier, holding, a, 0, 1)
+        async with tier.using(generation_of("b", b)) as blob:
+            assert await store(tier, blob, b, 0) == [False]
+            tier.release(holding)
+            assert await tier.evict(holding.generation) == 2 * chunk_size
+            assert await store(tier, blob, b, 0) == [True]
+
+
+async def test_a_budget_of_nothing_keeps_nothing(cache: Path, chunk_size: int) -> None:
+    a = small("a", chunk_size)
+    async with opened(cache, budget=0) as tier, tier.using(generation_of("a", a)) as blob:
+        assert await store(tier, blob, a, 0) == [False]
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_free_space_on_the_file_system_is_left(cache: Path, chunk_size: int) -> None:
+    a = small("a", chunk_size)
+    async with opened(cache, min_free=1 << 60) as tier, tier.using(generation_of("a", a)) as blob:
+        assert tier.free_bytes() == 0
+        assert await store(tier, blob, a, 0) == [False]
+
+
+async def test_free_bytes_are_what_the_budget_leaves(cache: Path, chunk_size: int) -> None:
+    async with opened(cache, budget=10 * chunk_size) as tier:
+        await fill(tier, "a", small("a", chunk_size, 3))
+        assert tier.free_bytes() == 7 * chunk_size
+
+
+async def test_a_budget_that_was_made_smaller_is_met_at_the_next_chunk(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        for number in range(20):
+            await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
+    a = small("a", chunk_size)
+    async with opened(cache, budget=8 * chunk_size) as tier, tier.using(generation_of("a", a)) as blob:
+        assert await store(tier, blob, a, 0) == [True]
+        assert tier.statistics().used_bytes <= 8 * chunk_size
+
+
+async def test_chunks_stored_at_once_keep_to_the_budget(cache: Path, chunk_size: int) -> None:
+    new = small("new", chunk_size, 10)
+    async with opened(cache, budget=10 * chunk_size) as tier:
+        for number in range(10):
+            await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
+        async with tier.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
+            for chunk in range(8):
+                nursery.start_soon(store, tier, blob, new, chunk)
+        assert tier.statistics().used_bytes == await recorded_bytes(tier)
+        assert await recorded_bytes(tier) <= 10 * chunk_size
+
+
+async def test_chunks_stored_at_once_do_not_evict_more_than_they_need(cache: Path, chunk_size: int) -> None:
+    new = small("new", chunk_size, 8)
+    async with opened(cache, budget=100 * chunk_size) as tier:
+        for number in range(100):
+            await fill(tier, f"old{number}", small(f"old{number}", chunk_size))
+        async with tier.using(generation_of("new", new)) as blob, trio.open_nursery() as nursery:
+            for chunk in range(8):
+                nursery.start_soon(store, tier, blob, new, chunk)
+        # Eight are needed; the headroom is four, and may be searched for twice.
+        assert tier.statistics().evictions <= 8 + 4 + 4
+
+
+async def test_a_blob_evicted_by_two_commands_at_once_is_counted_once(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size, 2))
+        await fill(tier, "b", small("b", chunk_size))
+        freed: list[int] = []
+
+        async def evict() -> None:
+            freed.append(await tier.evict(generation))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(evict)
+            nursery.start_soon(evict)
+        assert tier.statistics().used_bytes == chunk_size
+        assert sorted(freed) == [0, 2 * chunk_size]
+        assert tier.statistics().evicted_bytes == 2 * chunk_size
+
+
+async def test_a_blob_pinned_while_room_is_made_stays(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, go_on = threading.Event(), threading.Event()
+    evictable = BlobIndex.evictable
+
+    def choose(index: BlobIndex, store_url: str) -> list[Evictable]:
+        entries = evictable(index, store_url)
+        chosen.set()
+        go_on.wait(5)
+        return entries
+
+    a, b = small("a", chunk_size, 2), small("b", chunk_size, 2)
+    async with opened(cache, budget=2 * chunk_size) as tier:
+        await fill(tier, "a", a)
+        monkeypatch.setattr(BlobIndex, "evictable", choose)
+        async with tier.using(generation_of("b", b)) as blob, trio.open_nursery() as nursery:
+            nursery.start_soon(store, tier, blob, b, 0)
+            await trio.to_thread.run_sync(chosen.wait)
+            async with tier.using(generation_of("a", a)) as pinned:
+                pinning = trio.Event()
+
+                async def pin() -> None:
+                    await tier.pin(pinned, True)
+                    pinning.set()
+
+                nursery.start_soon(pin)
+                with trio.move_on_after(0.05):
+                    # The index may be in use by the search, and then this waits for it.
+                    await pinning.wait()
+            go_on.set()
+        assert (await tier.residency(generation_of("a", a))).disk_bytes == 2 * chunk_size

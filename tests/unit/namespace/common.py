@@ -1,0 +1,32 @@
+"""What the tests of the namespace have in common."""
+
+from tests.fakes import MemoryStore, as_store
+from trimsfs.errors import (
+    StoreUnavailableError,
+)
+from trimsfs.names import Special
+from trimsfs.namespace import Namespace
+from trimsfs.types import Generation
+
+TTL_S = 60.0
+
+
+def down() -> StoreUnavailableError:
+    """What a store says that cannot be reached."""
+    return StoreUnavailableError("the store is down")
+
+
+def namespace_of(store: MemoryStore, *, ttl_s: float = TTL_S) -> Namespace:
+    return Namespace(as_store(store), ttl_s=ttl_s)
+
+
+async def look(namespace: Namespace, path: str) -> Generation | Special:
+    """What a path is."""
+    prefix, slash, name = path.rpartition("/")
+    entry, left = await namespace.lookup(prefix + slash, name.encode())
+    assert left > 0
+    return entry
+
+
+def a_generation(key: str, etag: str = '"x"') -> Generation:
+    return Generation(key=key, etag=etag, size=1, modified_ns=0)

@@ -1,0 +1,271 @@
+"""A store that fails makes no name absent."""
+
+import logging
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes import MemoryStore, as_store
+from tests.unit.namespace.common import TTL_S, down, look, namespace_of
+from trimsfs.errors import (
+    StoreAccessError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
+from trimsfs.names import STALE_RETRY_S, Special
+from trimsfs.namespace import NEGATIVE_TTL_S, Namespace
+from trimsfs.stores import Retrying, RetryingStore
+
+
+async def test_failure_is_not_told_as_absence(store: MemoryStore, autojump_clock: MockClock) -> None:
+    namespace = namespace_of(store)
+    store.fail(down(), times=float("inf"))
+    for name in ("a", "absent", "dir"):
+        with pytest.raises(StoreUnavailableError):
+            await look(namespace, name)
+        with pytest.raises(StoreUnavailableError):
+            await namespace.entries("")
+    store.heal()
+    await trio.sleep(STALE_RETRY_S)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "absent") is Special.ABSENT
+
+
+@pytest.mark.parametrize("method", ["stat", "list_page"])
+async def test_failure_to_ask_for_one_name_is_not_told_as_absence(
+    store: MemoryStore, method: str, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    await look(namespace, "new")
+    store.put("new", b"uploaded")
+    await trio.sleep(NEGATIVE_TTL_S)
+    store.fail(down(), method=method)
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "new")
+    await trio.sleep(STALE_RETRY_S)
+    assert await look(namespace, "new") == store.generation("new")
+
+
+async def test_failure_of_both_requests_for_a_name_is_told_as_one(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    await look(namespace, "new")
+    await trio.sleep(NEGATIVE_TTL_S)
+    store.fail(down(), times=2)
+    with pytest.raises(StoreUnavailableError, match="the store is down"):
+        await look(namespace, "new")
+
+
+async def test_store_that_is_down_is_not_asked_again_at_once(store: MemoryStore, autojump_clock: MockClock) -> None:
+    namespace = namespace_of(store)
+    store.delay(15)
+    store.fail(down(), times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "a")
+
+    began = trio.current_time()
+    for name in ("a", "b", "absent") * 10:
+        with pytest.raises(StoreUnavailableError):
+            await look(namespace, name)
+    assert trio.current_time() == began
+    assert len(store.requests) == 1
+
+
+async def test_callers_that_wait_for_a_store_that_is_down_share_one_failure(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    store.delay(15)
+    store.fail(down(), times=float("inf"))
+
+    async def fail() -> None:
+        with pytest.raises(StoreUnavailableError):
+            await look(namespace, "a")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(fail)
+    assert trio.current_time() == 15
+    assert len(store.requests) == 1
+
+
+async def test_store_that_recovers_is_noticed_however_often_it_is_asked_for(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    store.fail(down(), times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "a")
+    store.heal()
+    found = []
+    for _ in range(100):
+        await trio.sleep(STALE_RETRY_S / 10)
+        with suppress(StoreUnavailableError):
+            found.append(await look(namespace, "a"))
+    assert len(found) >= 90
+
+
+async def test_absent_name_is_asked_for_again_when_the_store_recovers_however_often(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    await look(namespace, "new")
+    await trio.sleep(TTL_S)
+    store.fail(down(), times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "new")
+    store.heal()
+    store.put("new", b"uploaded")
+    found = []
+    for _ in range(20):
+        await trio.sleep(STALE_RETRY_S / 10)
+        with suppress(StoreUnavailableError):
+            found.append(await look(namespace, "new"))
+    assert found
+    assert set(found) == {store.generation("new")}
+
+
+async def test_known_names_are_served_while_the_store_is_down(
+    store: MemoryStore, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    entries = dict(await namespace.entries(""))
+    store.fail(down(), times=float("inf"))
+    await trio.sleep(TTL_S)
+
+    for _ in range(100):
+        entry, left = await namespace.lookup("", b"a")
+        assert entry == entries[b"a"]
+        assert 0 < left <= STALE_RETRY_S
+        assert await look(namespace, "dir") is Special.DIRECTORY
+        assert await namespace.entries("") == entries
+        await trio.sleep(1)
+    assert store.count("list_page") <= 2 + 100 / STALE_RETRY_S
+    assert any("the store is down" in record.message for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+async def test_unknown_names_are_not_told_absent_while_the_store_is_down(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    assert await look(namespace, "absent") is Special.ABSENT
+    store.fail(down(), times=float("inf"))
+    await trio.sleep(TTL_S)
+    assert await look(namespace, "a") == store.generation("a")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailableError):
+            await look(namespace, "absent")
+        await trio.sleep(1)
+
+
+async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """Known names do not wait for a store that may be down, and so it is asked for them but once."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    assert await look(namespace, "new") is Special.ABSENT
+    store.put("new", b"uploaded")
+    await trio.sleep(TTL_S)
+    store.fail(TransientStoreError("reset"), times=3)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "new") == store.generation("new")
+    store.fail(TransientStoreError("reset"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "other")
+    assert trio.current_time() - began > 14.9
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "another")
+    assert trio.current_time() - began < 15 + STALE_RETRY_S
+
+
+async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_failed(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """While the store seems to be down, names are believed for longer; not one that has just been found outdated."""
+    namespace = Namespace(
+        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+    )
+    known = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(down())
+    assert await look(namespace, "a") == known
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "absent")
+    store.put("a", b"another content")
+    store.delete("b")
+    for key in ("a", "b"):
+        namespace.replaced(key)
+    store.fail(TransientStoreError("reset"), times=2)
+    assert await look(namespace, "a") == store.generation("a")
+    assert await look(namespace, "b") is Special.ABSENT
+    store.fail(down(), times=float("inf"))
+    namespace.replaced("a")
+    assert await look(namespace, "a") == known  # better than nothing: its content may be here
+
+
+async def test_a_doubtful_name_alone_is_asked_for(
+    store: MemoryStore, large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    for objects, key in ((store, "a"), (large_store, "large/000001")):
+        namespace = namespace_of(objects)
+        known = await look(namespace, key)
+        await trio.sleep(1)
+        objects.put(key, b"another content")
+        asked = len(objects.requests)
+        assert await look(namespace, key) == known
+        namespace.doubt(key)
+        await trio.sleep(1)
+        for _ in range(3):
+            assert await look(namespace, key) == objects.generation(key)
+        assert len(objects.requests) == asked + 2
+        namespace.doubt(key)
+        objects.fail(down(), times=float("inf"))
+        assert await look(namespace, key) == objects.generation(key)  # in doubt, but better than nothing
+
+
+async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_down(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = Namespace(
+        RetryingStore(as_store(large_store), Retrying(deadline_s=15)),
+        ttl_s=TTL_S,
+        impatient=as_store(large_store),
+    )
+    known = await look(namespace, "large/000001")
+    await trio.sleep(TTL_S)
+    large_store.fail(TransientStoreError("reset"), times=float("inf"))
+    asked, began = len(large_store.requests), trio.current_time()
+    for _ in range(10):
+        assert await look(namespace, "large/000001") == known
+    assert trio.current_time() == began
+    assert len(large_store.requests) <= asked + 2
+
+
+async def test_new_listing_is_shown_soon_after_the_store_recovers(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    await namespace.entries("")
+    store.fail(down(), times=float("inf"))
+    await trio.sleep(TTL_S)
+    await look(namespace, "a")
+    store.heal()
+    store.put("a", b"other content")
+    store.delete("b")
+    await trio.sleep(STALE_RETRY_S)
+    assert await look(namespace, "a") == store.generation("a")
+    assert list(await namespace.entries("")) == [b"a", b"dir"]
+
+
+async def test_failure_in_one_directory_leaves_the_others_alone(store: MemoryStore) -> None:
+    namespace = namespace_of(store)
+    store.fail(StoreAccessError("not allowed"), times=float("inf"), key="dir/")
+    with pytest.raises(StoreAccessError):
+        await look(namespace, "dir/c")
+    assert await look(namespace, "a") == store.generation("a")

@@ -1,0 +1,321 @@
+"""Directories too large to be listed for a lookup, and listings without an end."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.fakes import MemoryStore, Request
+from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespace_of
+from trimsfs.errors import (
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
+from trimsfs.names import STALE_RETRY_S, Special
+from trimsfs.namespace import NEGATIVE_TTL_S
+from trimsfs.stores.base import PAGE_LIMIT, Page
+from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
+
+# Directories too large to be listed for a lookup
+
+
+async def test_name_in_a_large_directory_is_asked_for_without_listing_it(large_store: MemoryStore) -> None:
+    namespace = namespace_of(large_store)
+    for number in (0, PAGE_LIMIT, 500):
+        key = f"large/{number:06}"
+        assert await look(namespace, key) == large_store.generation(key)
+    assert await look(namespace, "large/absent") is Special.ABSENT
+    assert large_store.count("list_page", "large/") == 1
+    assert large_store.count("stat") == 4
+
+
+async def test_names_in_a_large_directory_looked_up_at_once_list_it_once(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    large_store.delay(1)
+    async with trio.open_nursery() as nursery:
+        for number in range(16):
+            nursery.start_soon(look, namespace, f"large/{number:06}")
+    assert large_store.count("list_page", "large/") == 1
+    assert trio.current_time() == 2
+
+
+async def test_directory_as_large_as_a_page_is_listed() -> None:
+    store = MemoryStore({f"large/{number:06}": b"" for number in range(PAGE_LIMIT)})
+    namespace = namespace_of(store)
+    for number in range(PAGE_LIMIT):
+        await look(namespace, f"large/{number:06}")
+    assert len(store.requests) == 1
+
+
+async def test_name_in_a_large_directory_is_believed_as_long_as_any(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    key = "large/000007"
+    old = await look(namespace, key)
+    assert await look(namespace, "large/new") is Special.ABSENT
+    large_store.put(key, b"other content")
+    large_store.put("large/new", b"uploaded")
+
+    await trio.sleep(NEGATIVE_TTL_S)
+    assert await look(namespace, "large/new") == large_store.generation("large/new")
+    await trio.sleep(TTL_S - NEGATIVE_TTL_S - 0.25)
+    assert await look(namespace, key) == old
+    await trio.sleep(0.25)
+    assert await look(namespace, key) == large_store.generation(key) != old
+
+
+async def test_replaced_object_of_a_large_directory_is_asked_for(large_store: MemoryStore) -> None:
+    namespace = namespace_of(large_store)
+    key = "large/000007"
+    for listed in (False, True):
+        if listed:
+            await namespace.entries("large/")
+        await look(namespace, key)
+        large_store.put(key, b"other content %d" % listed)
+        namespace.replaced(key)
+        assert await look(namespace, key) == large_store.generation(key)
+
+
+async def test_only_so_many_names_of_a_large_directory_are_remembered(
+    large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.namespace.KNOWN_NAMES", 10)
+    namespace = namespace_of(large_store)
+    for number in range(11):
+        await look(namespace, f"large/{number:06}")
+    asked = large_store.count("stat")
+    for number in range(1, 11):
+        await look(namespace, f"large/{number:06}")
+    assert large_store.count("stat") == asked
+    await look(namespace, "large/000000")
+    assert large_store.count("stat") == asked + 1
+
+
+async def test_names_of_a_large_directory_asked_for_longest_ago_are_forgotten_first(
+    large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr("trimsfs.namespace.KNOWN_NAMES", 2)
+    namespace = namespace_of(large_store)
+    await look(namespace, "large/000001")
+    await look(namespace, "large/000002")
+    await trio.sleep(TTL_S)
+    await look(namespace, "large/000001")
+    await look(namespace, "large/000003")
+    asked = large_store.count("stat")
+    await look(namespace, "large/000001")
+    assert large_store.count("stat") == asked
+    await look(namespace, "large/000002")
+    assert large_store.count("stat") == asked + 1
+
+
+async def test_large_directory_is_listed_whole_for_its_entries_and_then_lookups_ask_nothing(
+    large_store: MemoryStore,
+) -> None:
+    namespace = namespace_of(large_store)
+    await look(namespace, "large/000007")
+    assert list(await namespace.entries("large/")) == [b"%06d" % number for number in range(PAGE_LIMIT + 1)]
+    asked = len(large_store.requests)
+    for number in range(PAGE_LIMIT + 1):
+        assert isinstance(await look(namespace, f"large/{number:06}"), Generation)
+    assert await look(namespace, "large/absent") is Special.ABSENT
+    assert len(large_store.requests) == asked
+
+
+async def test_listing_that_fails_half_way_shows_nothing_of_it(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    large_store.delay(1, method="list_page")
+
+    async def fail() -> None:
+        with pytest.raises(StoreUnavailableError):
+            await namespace.entries("large/")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await trio.sleep(0.5)
+        large_store.fail(down(), method="list_page")
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "large/000000")
+    await trio.sleep(STALE_RETRY_S)
+    assert len(await namespace.entries("large/")) == PAGE_LIMIT + 1
+
+
+async def test_directory_that_grows_large_is_no_longer_listed_for_a_lookup(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(store)
+    await look(namespace, "dir/c")
+    for number in range(PAGE_LIMIT):
+        store.put(f"dir/{number:06}", b"")
+    await trio.sleep(TTL_S)
+    for number in range(10):
+        assert isinstance(await look(namespace, f"dir/{number:06}"), Generation)
+    assert store.count("list_page", "dir/") == 2
+
+
+async def test_failure_to_ask_for_a_name_of_a_large_directory(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    known = await look(namespace, "large/000007")
+    large_store.fail(down(), times=float("inf"))
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError):
+            await look(namespace, "large/000008")
+        assert await look(namespace, "large/000007") == known
+    await trio.sleep(TTL_S)
+    asked = len(large_store.requests)
+    for _ in range(10):
+        assert await look(namespace, "large/000007") == known
+    assert len(large_store.requests) - asked <= 2
+    large_store.heal()
+    await trio.sleep(STALE_RETRY_S)
+    assert await look(namespace, "large/000008") == large_store.generation("large/000008")
+
+
+async def test_newest_that_is_known_is_served_while_the_store_is_down(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    await namespace.entries("large/")
+    large_store.put("large/000007", b"other content")
+    await trio.sleep(TTL_S)
+    newest = await look(namespace, "large/000007")
+    assert newest == large_store.generation("large/000007")
+    large_store.fail(down(), times=float("inf"))
+    await trio.sleep(TTL_S)
+    assert await look(namespace, "large/000007") == newest
+
+
+async def test_deleted_name_does_not_come_back_while_the_store_is_down(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    large_store.put("large/more", b"so that it stays large")
+    namespace = namespace_of(large_store)
+    await namespace.entries("large/")
+    large_store.delete("large/000007")
+    await trio.sleep(TTL_S)
+    for _ in range(2):
+        assert await look(namespace, "large/000007") is Special.ABSENT
+        await trio.sleep(NEGATIVE_TTL_S)
+    large_store.fail(down(), times=float("inf"))
+    with pytest.raises(StoreUnavailableError):
+        await look(namespace, "large/000007")
+
+
+async def test_object_that_is_refused_does_not_keep_its_neighbours_from_being_found(large_store: MemoryStore) -> None:
+    namespace = namespace_of(large_store)
+    large_store.fail(StoreAccessError("not allowed"), times=float("inf"), method="stat", key="large/000007")
+    with pytest.raises(StoreAccessError):
+        await look(namespace, "large/000007")
+    assert await look(namespace, "large/000008") == large_store.generation("large/000008")
+
+
+# Size
+
+
+class _Shelf(MemoryStore):
+    """A store of one directory that never changes, quick to page through."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._all = [a_generation(f"{number:06}") for number in range(size)]
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        async with self._serving(Request(method="list_page", key=prefix)):
+            first = int(token or 0)
+            last = first + min(limit, PAGE_LIMIT)
+            objects = tuple(self._all[first:last])
+            return Page(objects=objects, prefixes=(), next_token=str(last) if last < len(self._all) else None)
+
+
+async def test_100_000_entries_are_listed_and_then_looked_up_without_a_request(autojump_clock: MockClock) -> None:
+    store = _Shelf(100_000)
+    namespace = namespace_of(store)
+    began = time.monotonic()
+    entries = await namespace.entries("")
+    assert time.monotonic() - began < 10
+    assert len(entries) == 100_000
+    assert len(store.requests) == 100
+
+    for number in range(0, 100_000, 7):
+        assert await look(namespace, f"{number:06}") == a_generation(f"{number:06}")
+    assert await look(namespace, "absent") is Special.ABSENT
+    assert len(store.requests) == 100
+    assert time.monotonic() - began < 15
+
+
+async def test_errors_that_are_raised_again_do_not_grow(store: MemoryStore) -> None:
+    namespace = namespace_of(store)
+    store.fail(down(), times=float("inf"))
+    depths = []
+    for _ in range(5):
+        with pytest.raises(StoreError) as caught:
+            await look(namespace, "a")
+        depths.append(len(caught.traceback))
+    assert depths[-1] <= depths[1]
+
+
+async def test_a_new_name_is_found_before_the_listing_shows_it(store: MemoryStore, autojump_clock: MockClock) -> None:
+    namespace = namespace_of(store)
+    assert b"new" not in await namespace.entries("")
+    await trio.sleep(NEGATIVE_TTL_S + 0.1)
+    new = store.put("new", b"content of new")
+    assert await look(namespace, "new") == new
+    assert b"new" not in await namespace.entries("")
+    await trio.sleep(TTL_S)
+    assert b"new" in await namespace.entries("")
+
+
+# Stores that lie
+
+
+@pytest.mark.parametrize("named", [0, 10])
+async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its pages name something or not."""
+    monkeypatch.setattr("trimsfs.namespace.PAGES_LIMIT", 20)
+    monkeypatch.setattr("trimsfs.namespace.ENTRIES_LIMIT", 150)
+    store = MemoryStore()
+    asked = 0
+
+    async def list_page(prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        nonlocal asked
+        asked += 1
+        if prefix:
+            return Page(objects=(), prefixes=(), next_token=None)
+        made = tuple(Generation(key=f"{asked}-{n}", etag="e", size=1, modified_ns=0) for n in range(named))
+        return Page(objects=made, prefixes=(), next_token=str(asked))
+
+    monkeypatch.setattr(store, "list_page", list_page)
+    namespace = namespace_of(store)
+    with pytest.raises(StoreUnavailableError, match="too many to list"):
+        await namespace.entries("")
+    assert asked <= 21
+    store.put("by name", b"content")
+    assert await namespace.lookup("", b"by name") == (store.generation("by name"), TTL_S)
+
+
+@pytest.mark.parametrize(
+    ("etag", "size"),
+    [("e", -1), ("e", SIZE_MAX + 1), ("", 1), ("e" * (ETAG_MAX + 1), 1), ("e\r\nX: y", 1), ("é", 1)],
+)
+async def test_what_can_be_no_object_is_hidden(etag: str, size: int) -> None:
+    """Whether it is listed or asked for by name, and its neighbours are not."""
+    store = MemoryStore({"good": b"content", "large/good": b"content"})
+    lie = Generation(key="lie", etag=etag, size=size, modified_ns=0)
+    store._current |= {"lie": lie, **{f"large/{n:04}": store.generation("good") for n in range(PAGE_LIMIT)}}
+    store._current["large/lie"] = replace(lie, key="large/lie")
+    namespace = namespace_of(store)
+    assert list(await namespace.entries("")) == [b"good", b"large"]
+    assert namespace.statistics().hidden_keys == 1
+    for name in ("lie", "large/lie"):
+        assert await look(namespace, name) is Special.ABSENT
+    assert await look(namespace, "large/good") == store.generation("large/good")
