@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
 
 import trio
 
 from trimsfs.coldopen import Interruptible
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest
-from trimsfs.errors import BlobDamagedError, SignatureError
+from trimsfs.errors import BlobDamagedError, SignatureError, StoreError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
@@ -21,6 +22,10 @@ LARGEST = 16 << 20
 """Bytes of the longest manifest that is read: about 100,000 files."""
 REMEMBERED = 256
 """Manifests that are kept, and files that were refused."""
+MOST_ADMITTED = 10_000
+"""Files that are remembered to have been admitted."""
+PATIENCE_S = 1.0
+"""How long one of them waits for the store to say whether it is signed still."""
 REFUSED_S = 30.0
 """For how long a file that was refused is not fetched again."""
 
@@ -53,27 +58,41 @@ class Admission:
         self._required = required
         self._fetch = fetch
         self._compare = compare
-        self._known: OrderedDict[tuple[str, str], Mapping[str, Digest]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | SignatureError] = OrderedDict()
+        self._admitted: OrderedDict[str, Digest | None] = OrderedDict()
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
         """Return when a blob that the caller uses is what has been signed. Raises SignatureError, and as opens do."""
-        digest = await self.signed(blob.generation)
+        digest = await self._signed_of(blob, interruptible)
         if digest is None or blob.digest == str(digest):
+            self._admitted[blob.token] = digest
+            _shorten(self._admitted, MOST_ADMITTED)
             return
         refused = blob.token, digest
         if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
             try:
                 if await self._is(blob, digest, interruptible):
                     return
-            except BlobDamagedError:
+            except SignatureError:
                 pass
             self._refused[refused] = trio.current_time()
-            while len(self._refused) > REMEMBERED:
-                self._refused.popitem(last=False)
+            _shorten(self._refused, REMEMBERED)
         raise SignatureError(
             f"{blob.generation.key}: is not the file that has been signed: look at who can write to the store"
         )
+
+    async def _signed_of(self, blob: Blob, interruptible: Interruptible) -> Digest | None:
+        """As `signed`; for one that has been admitted before, what was signed then, while the store cannot be asked."""
+        if blob.token not in self._admitted or not blob.complete:
+            with interruptible():
+                return await self.signed(blob.generation)
+        try:
+            with trio.move_on_after(PATIENCE_S):  # what is here does not wait for the store
+                return await self.signed(blob.generation)
+        except StoreError:
+            pass
+        return self._admitted.get(blob.token)
 
     async def _is(self, blob: Blob, digest: Digest, interruptible: Interruptible) -> bool:
         """Whether a blob has a digest, once all of it is here."""
@@ -82,6 +101,10 @@ class Admission:
         await self._fetch(blob, interruptible)
         if blob.digest != str(digest):
             await self._compare(blob, digest)
+        if blob.doubt is not None:
+            raise blob.doubt.with_traceback(None)
+        if not blob.complete:
+            raise BlobDamagedError(f"{blob.generation.key}: its file in the cache has been damaged meanwhile")
         return blob.digest == str(digest)
 
     async def admit_file(self, generation: Generation, interruptible: Interruptible) -> None:
@@ -109,7 +132,8 @@ class Admission:
         return None
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
-        known = self._known.get((generation.key, generation.etag))
+        name = generation.key, generation.etag
+        known = self._known.get(name)
         if known is None:
             if generation.size > LARGEST:
                 raise SignatureError(f"{generation.key}: is larger than a manifest may be, {LARGEST} bytes")
@@ -118,11 +142,18 @@ class Admission:
             try:
                 known = self._read_manifest(content)
             except SignatureError as error:
-                raise SignatureError(f"{generation.key}: {error}") from None
-            self._known[generation.key, generation.etag] = known
-            while len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+                known = SignatureError(f"{generation.key}: {error}")
+            self._known[name] = known
+            _shorten(self._known, REMEMBERED)
+        if isinstance(known, SignatureError):
+            raise known.with_traceback(None)
         return known
+
+
+def _shorten(known: OrderedDict[Any, Any], most: int) -> None:
+    """Forget what has been remembered for longest."""
+    while len(known) > most:
+        known.popitem(last=False)
 
 
 def _above(key: str) -> Iterator[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from trimsfs import __version__, metrics
 from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpener
@@ -16,7 +18,7 @@ from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch import Fetcher
 from trimsfs.filesystem import Filesystem
-from trimsfs.fuse.session import invalidate
+from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
@@ -35,6 +37,7 @@ from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.sharing import Sharing
+from trimsfs.types import Generation
 from trimsfs.workers import Spawner, WorkerPool
 
 Starting = Callable[..., Awaitable[Any]]
@@ -153,7 +156,15 @@ def assemble(
         unavailable=no_gpu,
         in_memory=lies_on(disk.directory, "tmpfs"),
     )
-    integrity.mender.repaired = gpu.compare
+
+    async def repaired(generation: Generation) -> None:
+        number = namespace.cached_number(generation)
+        if number is not None:
+            await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
+        await gpu.compare(generation)
+
+    integrity.mender.repaired = repaired
+    integrity.doubted = residents.doubted
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)

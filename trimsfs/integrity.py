@@ -25,6 +25,7 @@ from trimsfs.errors import (
     InUseError,
     ObjectChangedError,
     ObjectNotFoundError,
+    SignatureError,
     StoreError,
     TrimsError,
 )
@@ -93,6 +94,8 @@ class Integrity:
         disk.files.compares = mode != "off"
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
+        self.doubted: Callable[[Blob], None] = lambda _blob: None
+        """Hears of each blob that is in doubt, or no longer."""
         self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
         disk.damage.on_doubt = self._suspect
         self._later: dict[str, Blob] = {}
@@ -161,18 +164,23 @@ class Integrity:
         while True:
             await self._comes_later.wait()
             self._comes_later = trio.Event()
-            for token, blob in list(self._later.items()):
+            for blob in list(self._later.values()):
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
                 except (ObjectChangedError, ObjectNotFoundError):
-                    del self._later[token]  # the store knows it no more, and will not
+                    self._done_with(blob)  # the store knows it no more, and will not
                 except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
                     self._comes_later.set()
                 else:
-                    del self._later[token]
+                    self._done_with(blob)
+
+    def _done_with(self, blob: Blob) -> None:
+        """A blob needs no comparing any more; another of its token, which has come meanwhile, may."""
+        if self._later.get(blob.token) is blob:
+            del self._later[blob.token]
 
     async def _compare_now(self, blob: Blob) -> None:
         expected = await self._expected(blob.generation)
@@ -187,10 +195,10 @@ class Integrity:
 
     async def compare(self, blob: Blob, expected: Digest) -> bool:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
-        key, changed = blob.generation.key, 0
+        key, changed, before = blob.generation.key, 0, blob.doubt
         same = await self._has(blob, expected)
         for _ in range(MOST_ATTEMPTS):
-            if same is not False or blob.doubt is not None or not self._here(blob) or self._in_vain(expected):
+            if same is not False or blob.doubt is not before or not self._here(blob) or self._in_vain(expected):
                 break
             self._differing += 1
             log.warning("%s: has not the digest %s: fetching it again", key, expected)
@@ -201,19 +209,17 @@ class Integrity:
                 break
             if not changed:
                 break
-            await self.mender.tell_repaired(blob)
             same = await self._has(blob, expected)
-        if blob.doubt is not None:
+        if blob.doubt is not before or not self._here(blob):
             return False
         if same:
             self._compared += 1
             self._fruitless = 0 if expected.parts else self._fruitless
             await self._disk.damage.set_digest(blob, str(expected))
             return True
-        if same is False and self._here(blob):
+        if same is False:
             if changed or expected.binding:
-                wrong = f"{key}: what the store gives has not the digest that it should: {expected}"
-                self._doubt(blob, BlobDamagedError(wrong))
+                self._doubt(blob, _wrong(key, expected))
                 return False
             self._believe_less(expected, key)
         await self._disk.damage.set_digest(blob, "")
@@ -267,6 +273,12 @@ class Integrity:
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
         blob.doubt = error
         self._doubtful[blob] = trio.current_time()
+        self.doubted(blob)
+
+    def _doubt_no_longer(self, blob: Blob) -> None:
+        blob.doubt = None
+        self._doubtful.pop(blob, None)
+        self.doubted(blob)
 
     async def _see_to_doubts(self) -> None:
         """Remove what is in doubt as soon as nobody uses it; try to mend it while somebody does."""
@@ -274,10 +286,9 @@ class Integrity:
             await trio.sleep(LOOK_INTERVAL_S)
             for blob, since in list(self._doubtful.items()):
                 if self._disk.known(blob.token) is not blob:
-                    del self._doubtful[blob]
+                    self._doubtful.pop(blob, None)
                 elif isinstance(blob.doubt, StoreError):  # the store could not be asked: the next open asks again
-                    blob.doubt = None
-                    del self._doubtful[blob]
+                    self._doubt_no_longer(blob)
                 elif blob.users == 0 and not blob.pinned:
                     try:
                         await self._disk.evict(blob.generation)
@@ -305,11 +316,9 @@ class Integrity:
         if blob.doubt is before and blob.complete and self._mode != "off":
             self._later.pop(blob.token, None)
             await self._compare_now(blob)
-        if blob.doubt is not before:
-            assert blob.doubt is not None
-            raise blob.doubt
-        blob.doubt = None
-        self._doubtful.pop(blob, None)
+        if blob.doubt is not None and blob.doubt is not before:
+            raise blob.doubt.with_traceback(None)
+        self._doubt_no_longer(blob)
 
     # Checking what is on the disk
 
@@ -330,11 +339,17 @@ class Integrity:
                 await trio.sleep(min(SCRUB_LOOK_S, self._scrub_interval_s))
 
     async def _scrub_one(self, generation: Generation) -> bool:
-        """Check what is on the disk of a generation; whether that could be recorded."""
+        """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
         async with self._disk.looked_at(generation) as blob:
-            if blob.attached:
-                await self.mender.check(blob, rate=self._scrub_rate)
-            return await self._disk.damage.scrubbed(blob)
+            whole = not blob.attached or await self.mender.check(blob, rate=self._scrub_rate)
+            return not whole or await self._disk.damage.scrubbed(blob)
+
+
+def _wrong(key: str, expected: Digest) -> TrimsError:
+    """What speaks against bytes that the store gives and that have not the digest that they should."""
+    if expected.signed:
+        return SignatureError(f"{key}: is not the file that has been signed: look at who can write to the store")
+    return BlobDamagedError(f"{key}: what the store gives has not the digest that it should: {expected}")
 
 
 async def _unsigned(_generation: Generation) -> Digest | None:

@@ -21,6 +21,10 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 
+TELL_S = 30.0
+"""How long those may take who are told of bytes that were wrong."""
+
+
 class Mender:
     """Finds and mends what is wrong with the blobs of a disk tier.
 
@@ -58,9 +62,11 @@ class Mender:
         """
         changed = 0
         with held(blob):
-            for chunk in range(len(blob.states)):
-                changed += await self._mend(blob, chunk, damaged=False)
-        self.wrong[blob.token] += changed
+            try:
+                for chunk in range(len(blob.states)):
+                    changed += await self._mend(blob, chunk, damaged=False)
+            finally:
+                await self._tell(blob, changed)
         return changed
 
     async def _mend(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
@@ -83,40 +89,53 @@ class Mender:
         self._disk.damage.repaired(blob, record)
         return True
 
-    async def tell_repaired(self, blob: Blob) -> None:
-        """Bytes that somebody may have copied were wrong."""
-        try:
-            await self.repaired(blob.generation)
-        except TrimsError as error:
-            log.error("%s", error)
+    async def _tell(self, blob: Blob, wrong: int) -> None:
+        """So many chunks, which somebody may have copied, were wrong: tell that, even if it was for one who left."""
+        self.wrong[blob.token] += wrong
+        if wrong:
+            with trio.move_on_after(TELL_S, shield=True):
+                try:
+                    await self.repaired(blob.generation)
+                except TrimsError as error:
+                    log.error("%s", error)
 
-    async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> None:
+    async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
         """Read what is on the disk of a blob that the caller keeps, *in_memory* what the kernel has of it as well, and
-        mend what has not its checksum. With *rate*, so many bytes a second."""
+        mend what has not its checksum. With *rate*, so many bytes a second, and not keeping the blob between chunks:
+        False if it has left the disk tier before its end."""
         damaged = 0
-        with self._direct(blob) as descriptor:
-            for chunk, state in enumerate(blob.states):
-                if state == ChunkState.MISSING:
-                    continue
-                began = trio.current_time()
-                crc = await self._checksum(blob, descriptor, chunk)
-                if crc is not None and in_memory:
-                    seen = await self._checksum(blob, blob.fileno(), chunk)
-                    crc = crc if seen == crc else None
-                if blob.states[chunk] == ChunkState.MISSING:
-                    continue  # a reader has found out
-                if blob.states[chunk] == ChunkState.UNVERIFIED:
-                    damaged += not await self._disk.damage.checked(blob, chunk, crc)
-                elif crc != blob.crc(chunk) or chunk in blob.lost:
-                    damaged += 1
-                    await self._mend_damaged(blob, chunk)
-                length = chunk_length(chunk, blob.generation.size)
-                self.checked_bytes += length
-                if rate is not None:
-                    await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
-        if damaged:
-            self.wrong[blob.token] += damaged
-            await self.tell_repaired(blob)
+        try:
+            with self._direct(blob) as descriptor:
+                for chunk in range(len(blob.states)):
+                    if blob.states[chunk] == ChunkState.MISSING:
+                        continue
+                    began = trio.current_time()
+                    damaged += await self._check_chunk(blob, descriptor, chunk, in_memory=in_memory)
+                    length = chunk_length(chunk, blob.generation.size)
+                    self.checked_bytes += length
+                    if rate is not None:
+                        with _let_go(blob):
+                            await trio.sleep(max(0.0, length / rate - (trio.current_time() - began)))
+                        if not blob.attached:
+                            return False
+        finally:
+            await self._tell(blob, damaged)
+        return True
+
+    async def _check_chunk(self, blob: Blob, descriptor: int, chunk: int, *, in_memory: bool) -> bool:
+        """Whether a chunk was wrong."""
+        crc = await self._checksum(blob, descriptor, chunk)
+        if crc is not None and in_memory:
+            seen = await self._checksum(blob, blob.fileno(), chunk)
+            crc = crc if seen == crc else None
+        if blob.states[chunk] == ChunkState.MISSING:
+            return False  # a reader has found out
+        if blob.states[chunk] == ChunkState.UNVERIFIED:
+            return not await self._disk.damage.checked(blob, chunk, crc)
+        if crc == blob.crc(chunk) and chunk not in blob.lost:
+            return False
+        await self._mend_damaged(blob, chunk)
+        return True
 
     async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
         try:
@@ -162,6 +181,16 @@ def held(blob: Blob) -> Iterator[None]:
         yield
     finally:
         blob.users -= 1
+
+
+@contextmanager
+def _let_go(blob: Blob) -> Iterator[None]:
+    """The opposite, for the length of the block: it may be evicted."""
+    blob.users -= 1
+    try:
+        yield
+    finally:
+        blob.users += 1
 
 
 async def _nothing(_generation: Generation) -> None:

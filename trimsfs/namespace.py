@@ -176,6 +176,12 @@ class Namespace:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
+    def cached_number(self, generation: Generation) -> int | None:
+        """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
+        inode = self.reference(Kind.OBJECT, generation.key, generation)
+        self.discard(inode)
+        return inode.number if inode.lookups else None
+
     def told(self, inode: Inode) -> None:
         """The kernel is about to be told of an inode once more."""
         inode.lookups += 1

@@ -15,7 +15,7 @@ from typing import Protocol
 import trio
 
 from trimsfs.background import Background
-from trimsfs.errors import TrimsError
+from trimsfs.errors import BlobDamagedError, TrimsError
 from trimsfs.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -25,8 +25,8 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 
-_ANNOUNCED, _WITHDRAWN = 1, 2
-"""Counts of a backing id in the ledger: in use, or about to be given up."""
+_ANNOUNCED, _WITHDRAWN, _DOUBTFUL = 1, 2, 3
+"""Counts of a backing id in the ledger: in use, about to be given up, or in use of a blob that is in doubt."""
 
 
 class Backing(Protocol):
@@ -73,7 +73,7 @@ class Residents:
         known: list[tuple[Entry, Generation]] = []
         for entry in self._ledger.taken(Kind.BACKING):
             self._slots[entry.number] = entry.slot
-            if entry.count == _ANNOUNCED:
+            if entry.count in {_ANNOUNCED, _DOUBTFUL}:
                 known.append((entry, Generation(**json.loads(entry.content))))
             else:
                 self._give_up(entry.number)
@@ -85,6 +85,11 @@ class Residents:
                 blob.backing_id = entry.number
                 self._announced.add((blob.generation.key, blob.generation.etag))
                 self._host.adopt(blob)
+                if entry.count == _DOUBTFUL:
+                    error = BlobDamagedError(
+                        f"{blob.generation.key}: was in doubt when the server before this one ended"
+                    )
+                    self._disk.damage.on_doubt(blob, error)
             else:  # somebody has been at the cache directory
                 self._give_up(entry.number)
 
@@ -107,7 +112,7 @@ class Residents:
             await event.wait()
         if self.ready(blob):
             return True
-        if not blob.complete or not blob.attached or (self._backing is None and self._host.holds(blob)):
+        if not blob.complete or not blob.attached or self._served_in_cached_mode(blob):
             return False
         if not self._background.running:
             return False  # the server stops
@@ -116,6 +121,10 @@ class Residents:
         self._background.start(self._carry, blob, event)
         await event.wait()
         return blob.backing_id != 0
+
+    def _served_in_cached_mode(self, blob: Blob) -> bool:
+        """Whether nothing is to be done for a blob, as it has been compared and brought, and cannot be announced."""
+        return self._backing is None and self._host.holds(blob) and blob.digest is not None
 
     async def _carry(self, blob: Blob, event: trio.Event) -> None:
         """Announce a blob, whoever still waits for it."""
@@ -148,6 +157,12 @@ class Residents:
         content = json.dumps(asdict(blob.generation)).encode()
         self._slots[blob.backing_id] = self._ledger.add(Kind.BACKING, blob.backing_id, content, count=_ANNOUNCED)
         self._announced.add((blob.generation.key, blob.generation.etag))
+
+    def doubted(self, blob: Blob) -> None:
+        """A blob is in doubt, or no longer: the next server is to know."""
+        slot = self._slots.get(blob.backing_id)
+        if slot is not None:
+            self._ledger.set(slot, _ANNOUNCED if blob.doubt is None else _DOUBTFUL)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""

@@ -21,6 +21,8 @@ from trimsfs.digests import Digest
 from trimsfs.errors import ConfigurationError, SignatureError
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
+MOST_PARTS = 1000
+"""JSON values in an envelope, of which only what is signed is long: what nobody has signed is not to cost time."""
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
@@ -40,16 +42,19 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
 
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
     """The digests of files, by their paths below the directory of a signature file. Raises SignatureError."""
+    if sum(map(bundle.count, (b"[", b"{", b","))) > MOST_PARTS:
+        raise SignatureError("is no signature of a model")
     try:
         envelope = json.loads(bundle)["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         kind = str(envelope["payloadType"])
         (signature,) = envelope["signatures"]
-        signed = base64.b64decode(signature["sig"], validate=True)
+        signature_bytes = base64.b64decode(signature["sig"], validate=True)
+        signed = _signed_bytes(kind, payload)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise SignatureError("is no signature of a model") from None
     try:
-        key.verify(signed, _signed_bytes(kind, payload), ECDSA(_HASHES[key.curve.key_size]))
+        key.verify(signature_bytes, signed, ECDSA(_HASHES[key.curve.key_size]))
     except InvalidSignature:
         raise SignatureError("is not signed with the --signing-key") from None
     if kind != _PAYLOAD_TYPE:

@@ -74,6 +74,20 @@ def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
         assert "model: chunk 1 is damaged in the cache: fetching it again" in mount.log()
 
 
+def test_what_programs_have_seen_wrong_they_see_right_once_it_is_mended(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "model").write_bytes(CONTENT)
+    with mounted(store_directory, tmp_path, "--no-passthrough") as mount:
+        path = mount.path / "model"
+        assert trimsfs("warm", path).returncode == 0
+        flip_byte(blob(mount), 9 * MIB)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            assert mapped[:] != CONTENT
+            assert trimsfs("verify", path).returncode == 18
+            assert mapped[:] == CONTENT
+        assert path.read_bytes() == CONTENT
+        assert trimsfs("verify", path).returncode == 0
+
+
 def test_scrubbing_finds_damage_by_itself(ceph: Ceph, bucket: str, tmp_path: Path) -> None:
     put(ceph, bucket)
     options = ("--scrub-interval", "0.5", "--scrub-rate", "1GiB")

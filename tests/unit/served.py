@@ -329,6 +329,7 @@ async def served(
             store, disk, fetcher, digests=digests, scrub_interval_s=scrub_interval_s, deadline_s=deadline_s
         )
         integrity.mender.withdraw = residents.withdraw
+        integrity.doubted = residents.doubted
         residents.approve = integrity.approve
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
         admission = None

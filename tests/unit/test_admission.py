@@ -1,18 +1,21 @@
 """Where files must be what has been signed, nobody gets anything else of them."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.fakes import MemoryStore
 from tests.signing import new_key, sign
 from tests.unit.parts import blob_files, content_of, until
 from tests.unit.served import FakeBacking, Server, served
-from trimsfs.errors import CacheFullError, SignatureError, StoreUnavailableError
+from trimsfs.errors import BlobDamagedError, CacheFullError, SignatureError, StoreUnavailableError
 from trimsfs.signatures import read_manifest
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]
@@ -33,7 +36,8 @@ def store(files: dict[str, bytes]) -> MemoryStore:
 
 
 @pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
+def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Serving:
+    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.1)
     return partial(
         served,
         store,
@@ -165,3 +169,73 @@ async def test_what_does_not_fit_cannot_be_checked(
     async with serving(budget=2 * chunk_size) as server:
         with pytest.raises(CacheFullError):
             await server.open("signed/params")
+
+
+async def test_what_was_signed_and_is_here_does_not_wait_for_the_store(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes]
+) -> None:
+    async with serving(required=False, deadline_s=20.0) as server:
+        names = [f"{model}/{name}" for model in ("signed", "other") for name in files]
+        for name in names:
+            await server.content(name)
+        store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
+        for name in names:
+            with trio.fail_after(5):
+                assert await server.content(name) == files[name.partition("/")[2]]
+
+
+async def test_damage_is_not_told_as_a_wrong_signature(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.corrupt("signed/params", 5)
+    async with serving() as server:
+
+        async def away(_blob: object) -> int:
+            raise StoreUnavailableError("the store is down")
+
+        with monkeypatch.context() as context:
+            context.setattr(server.integrity.mender, "fetch_again", away)
+            with pytest.raises(BlobDamagedError, match="signed/params: has not the digest"):
+                await server.open("signed/params")
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+        assert await server.content("signed/params") == files["params"]
+
+
+async def test_what_is_lost_at_a_boot_is_compared_again(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot, left = tmp_path / "boot", tmp_path / "left"
+    boot.write_text("one")
+    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot)
+    async with serving() as server:
+        assert await server.content("signed/params") == files["params"]
+        await server.disk.flush()
+        shutil.copytree(tmp_path / "cache", left)  # before all has been brought to the disk
+    boot.write_text("two")
+    store.contents["signed/params", store.generation("signed/params").etag] = files["params"][:-1] + b"?"
+    shutil.rmtree(tmp_path / "cache")
+    left.rename(tmp_path / "cache")
+    async with serving(backing=FakeBacking()) as server:
+        with pytest.raises(SignatureError):
+            await server.open("signed/params")
+
+
+async def test_what_is_cut_off_is_compared_again(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    async with serving(backing=None) as server:
+        await server.open("signed/params")
+        (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+        os.truncate(file, 100)
+        store.contents["signed/params", store.generation("signed/params").etag] = files["params"][:-1] + b"?"
+        with pytest.raises(SignatureError):
+            await server.open("signed/params")
+
+
+async def test_a_manifest_that_is_none_is_read_once(serving: Serving, store: MemoryStore) -> None:
+    store.put("other/model.sig", b"[" * 100_000)
+    async with serving() as server:
+        for _ in range(3):
+            with pytest.raises(SignatureError, match=r"other/model.sig: is no signature of a model"):
+                await server.open("other/params")
+        assert len(server.filesystem._admission._known) == 1  # type: ignore[union-attr]

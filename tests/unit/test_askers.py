@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -41,6 +42,21 @@ async def test_others_wait_for_as_long_as_it_takes(
         await trio.sleep_forever()
     with askers.waiting(thread):
         await trio.sleep(100 * CHECK_INTERVAL_S)
+
+
+async def test_a_thread_that_proc_hides_is_not_taken_for_killed(
+    askers: Askers, gone: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """As with hidepid=2, for another user's."""
+
+    def read_bytes(path: Path) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with askers.waiting(os.getpid()):
+        await trio.sleep(100 * CHECK_INTERVAL_S)
+    with pytest.raises(InterruptedError), askers.waiting(gone):
+        await trio.sleep_forever()
 
 
 async def test_what_is_answered_at_once_is_not_looked_at(askers: Askers, gone: int, autojump_clock: MockClock) -> None:

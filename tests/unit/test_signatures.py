@@ -55,6 +55,7 @@ def other_payload() -> str:
     [
         (b"", "is no signature of a model"),
         (b"[" * 100_000, "is no signature of a model"),
+        (b"[" + b"[]," * 1_000_000 + b"[]]", "is no signature of a model"),
         (b"\xff", "is no signature of a model"),
         (b"[]", "is no signature of a model"),
         (b'{"dsseEnvelope": {}}', "is no signature of a model"),
@@ -62,6 +63,7 @@ def other_payload() -> str:
         (changed(lambda envelope: envelope.update(payload="?")), "is no signature of a model"),
         (changed(lambda envelope: envelope.update(payload=other_payload())), "is not signed with"),
         (changed(lambda envelope: envelope.update(payloadType="text/plain")), "is not signed with"),
+        (changed(lambda envelope: envelope.update(payloadType="\ud800")), "is no signature of a model"),
         (changed(lambda envelope: envelope["signatures"][0].update(sig="AAAA")), "is not signed with"),
         (sign(new_key(), FILES), "is not signed with the --signing-key"),
         (sign(KEY, FILES, kind="text/plain"), "is the signature of something else"),

@@ -4,6 +4,7 @@ The kernel lets a signal end a wait only until the server has taken the request.
 that a program goes on after as well, which expects no error of a lookup; and not a second time, nor another server.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,12 +54,22 @@ class Askers:
                 self._any = trio.Event()
 
 
+def _exists(thread: int) -> bool:
+    try:
+        os.kill(thread, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _killed(thread: int) -> bool:
     """Whether a thread is to end as soon as it can: whatever kills it, SIGKILL is pending then."""
     try:
         status = Path(f"/proc/{thread}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return not _exists(thread)  # it may be another user's, where /proc hides those
     except OSError:
         return False  # not told
     pending = next((line for line in status.splitlines() if line.startswith(b"SigPnd:")), b"SigPnd: 0")

@@ -171,6 +171,12 @@ def forget_attributes(numbers: Iterable[int]) -> None:
             pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
 
+def forget_pages(number: int) -> None:
+    """Have the kernel read a file that is served in cached mode again. For a worker thread, as it waits for reads."""
+    with contextlib.suppress(OSError):  # it does not know this one any more
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=False)
+
+
 def why_no_passthrough() -> str:
     """Why the kernel and libfuse did not agree on passthrough though it was wanted, and what to do."""
     if not _libfuse.PASSTHROUGH_BUILT:

@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVarTuple
 
 import trio
@@ -25,8 +25,8 @@ Ts = TypeVarTuple("Ts")
 class Damage:
     """Keeps index and budget in step with what is found wrong, and mended, of the blobs of one store.
 
-    *lock* is held to bring or remove a blob, and *forget* closes one that nobody uses. ``on_doubt`` hears of blobs in
-    use whose files may not be what they were. ``found`` counts chunks.
+    *blobs* are those that are open. *lock* is held to bring or remove one, and *forget* closes one that nobody uses.
+    ``on_doubt`` hears of blobs in use whose files may not be what they were. ``found`` counts chunks.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Damage:
         threads: Threads,
         journal: Journal,
         budget: Budget,
+        blobs: Mapping[str, Blob],
         lock: trio.Lock,
         forget: Callable[[Blob], None],
     ) -> None:
@@ -46,6 +47,7 @@ class Damage:
         self._threads = threads
         self._journal = journal
         self._budget = budget
+        self._blobs = blobs
         self._lock = lock
         self._forget = forget
         self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
@@ -58,6 +60,8 @@ class Damage:
         """Somebody has changed the length of a blob's file."""
         key = blob.generation.key
         async with self._lock, self._journal.recording:
+            if self._blobs.get(blob.token) is not blob or not blob.cut_off:
+                return  # somebody else has seen to it
             if blob.users and blob.backing_id:
                 self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
                 return
@@ -74,6 +78,8 @@ class Damage:
         key = blob.generation.key
         self._budget.found_failing()
         async with self._lock, self._journal.recording:
+            if self._blobs.get(blob.token) is not blob:
+                return  # it has been evicted meanwhile
             if not blob.users or not blob.backing_id:
                 await self._miss(blob, chunks)
                 return
@@ -89,6 +95,8 @@ class Damage:
         if blob.users == 0:
             self._forget(blob)
         gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
+        if gone:
+            self._compare_again(blob)
         for chunk in gone:
             blob.forget(chunk)
             self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
@@ -98,6 +106,8 @@ class Damage:
 
     async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
         """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
+        if blob.states[chunk] == ChunkState.MISSING:
+            return False  # somebody else has found that
         length = chunk_length(chunk, blob.generation.size)
         if crc == blob.crc(chunk):
             blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
@@ -106,10 +116,14 @@ class Damage:
         self.found += 1
         self._budget.add(blob.generation.key, -length)
         blob.forget(chunk)
-        blob.digest = None if self._files.compares else ""
-        self._journal.compared(blob, None)
+        self._compare_again(blob)
         await self._note(self._index.remove_chunks, blob.token, [chunk])
         return False
+
+    def _compare_again(self, blob: Blob) -> None:
+        """What a blob was compared with says nothing of the chunks that are to come."""
+        blob.digest = None if self._files.compares else ""
+        self._journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""

@@ -103,7 +103,15 @@ class DiskTier:
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads)
         self.damage = Damage(
-            store, self.files, self.index, self._threads, self._journal, self._budget, self._lock, self._forget
+            store,
+            self.files,
+            self.index,
+            self._threads,
+            self._journal,
+            self._budget,
+            self._blobs,
+            self._lock,
+            self._forget,
         )
         self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._make_room_of)
         self._upkeep = Upkeep(

@@ -61,7 +61,8 @@ class BlobFiles:
                 blob.pinned = loaded[0].pinned
                 if fitting:
                     blob.recall(loaded[1])
-                    blob.digest = loaded[0].digest if self.compares else ""
+                    if self.compares and loaded[0].bytes == generation.size:
+                        blob.digest = loaded[0].digest
                     give_back(blob.fileno(), generation.size, loaded[1])
                 else:
                     self._index.remove_chunks(token, [record.chunk for record in loaded[1]])

@@ -113,6 +113,9 @@ def _opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> sqlite3
                 _drop_what_is_wrong(connection)
         if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
             with connection:
+                connection.execute(
+                    "UPDATE checks SET digest = NULL WHERE token IN (SELECT token FROM chunks WHERE synced = 0)"
+                )
                 connection.execute("DELETE FROM chunks WHERE synced = 0")
                 connection.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot_id,))
         else:

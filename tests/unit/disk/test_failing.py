@@ -4,9 +4,12 @@ import errno
 import logging
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
@@ -20,7 +23,7 @@ from tests.unit.parts import (
 )
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheError
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.index import BlobIndex
 
 
@@ -193,3 +196,46 @@ async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(
             pass
         assert await tier.evict(generation) == chunk_size
         assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)
+
+
+async def test_what_is_found_twice_is_counted_once(cache: Path, chunk_size: int) -> None:
+    content = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content)
+    async with opened(cache) as tier, tier.using(generation) as blob:
+        for crc in (None, None, blob.crc(0)):  # as of who has read it before
+            assert not await tier.damage.checked(blob, 0, crc)
+        assert states(blob) == [MISSING, ChunkState.UNVERIFIED]
+        assert tier.statistics().used_bytes == chunk_size
+
+
+@pytest.mark.parametrize("evicted_first", [True, False])
+async def test_a_blob_that_does_not_reach_the_disk_may_be_evicted_meanwhile(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch, evicted_first: bool
+) -> None:
+    content = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", content)
+        await tier.flush()
+        blob = tier.known(generation.token(tier.store))
+        assert blob is not None
+        failing = threading.Event()
+
+        def sync() -> None:
+            assert failing.wait(20)
+            raise OSError(errno.EIO, "the disk fails")
+
+        monkeypatch.setattr(blob, "sync", sync)
+        async with trio.open_nursery() as nursery, tier._lock:
+            nursery.start_soon(tier._journal.sync)
+            if not evicted_first:
+                failing.set()
+                await trio.testing.wait_all_tasks_blocked(0.2)
+            nursery.start_soon(tier._make_room_of, blob.token, "a")
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            failing.set()
+            await trio.testing.wait_all_tasks_blocked(0.2)
+        assert await here(tier) == {}
+        assert tier.statistics().used_bytes == 0
+        async with tier.using(generation) as again:
+            assert await store(tier, again, content, 0, 1) == [False, False]  # the disk fails

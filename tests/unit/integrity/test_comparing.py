@@ -4,74 +4,18 @@ import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 
-import crc32c
 import pytest
 import trio
-from awscrt import checksums
 
 from tests.fakes import MemoryStore
-from tests.unit.parts import blob_files, content_of, flip_byte, until
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.integrity.common import Serving, digest_of, opened
+from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.served import FakeBacking, Server
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
-from trimsfs.handles import BACKING_SHIFT
 from trimsfs.integrity import LOOK_INTERVAL_S, MOST_FRUITLESS
-
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
-CHUNKS = 5
-
-
-@pytest.fixture
-def content(chunk_size: int) -> bytes:
-    return content_of("a", CHUNKS * chunk_size - 100)
-
-
-@pytest.fixture
-def store(content: bytes, monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
-    """A model that is too large for any digest to be computed at once."""
-    monkeypatch.setattr("trimsfs.integrity.SMALL", 1000)
-    return MemoryStore({"a": content, "small": content[:1000], "empty": b""})
-
-
-@pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
-    return partial(
-        served,
-        store,
-        tmp_path / "cache",
-        chunk_size=chunk_size,
-        backing=FakeBacking(),
-        cold_open="wait",
-        deadline_s=0.1,
-    )
-
-
-@pytest.fixture
-async def server(serving: Serving) -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
-
-
-def digest_of(content: bytes, algorithm: Algorithm, *, certain: bool = True) -> Digest:
-    functions: dict[str, Callable[[bytes], bytes]] = {
-        "crc64nvme": lambda data: checksums.crc64nvme(data).to_bytes(8),
-        "crc32c": lambda data: crc32c.crc32c(data).to_bytes(4),
-        "md5": lambda data: hashlib.md5(data).digest(),
-        "sha256": lambda data: hashlib.sha256(data).digest(),
-    }
-    return Digest(algorithm=algorithm, value=functions[algorithm](content), certain=certain)
-
-
-async def opened(server: Server, path: str = "a") -> int:
-    handle = await server.open(path)
-    assert handle >> BACKING_SHIFT, "not passed through"
-    return handle
-
 
 # Comparing with the store
 

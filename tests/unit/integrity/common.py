@@ -1,0 +1,31 @@
+"""What the tests of integrity have in common."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import crc32c
+from awscrt import checksums
+
+from tests.unit.served import Server
+from trimsfs.digests import Algorithm, Digest
+from trimsfs.handles import BACKING_SHIFT
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+CHUNKS = 5
+
+
+def digest_of(content: bytes, algorithm: Algorithm, *, certain: bool = True) -> Digest:
+    functions: dict[str, Callable[[bytes], bytes]] = {
+        "crc64nvme": lambda data: checksums.crc64nvme(data).to_bytes(8),
+        "crc32c": lambda data: crc32c.crc32c(data).to_bytes(4),
+        "md5": lambda data: hashlib.md5(data).digest(),
+        "sha256": lambda data: hashlib.sha256(data).digest(),
+    }
+    return Digest(algorithm=algorithm, value=functions[algorithm](content), certain=certain)
+
+
+async def opened(server: Server, path: str = "a") -> int:
+    handle = await server.open(path)
+    assert handle >> BACKING_SHIFT, "not passed through"
+    return handle

@@ -1,0 +1,43 @@
+"""Fixtures of the tests of integrity."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import MemoryStore
+from tests.unit.integrity.common import CHUNKS, Serving
+from tests.unit.parts import content_of
+from tests.unit.served import FakeBacking, Server, served
+
+
+@pytest.fixture
+def content(chunk_size: int) -> bytes:
+    return content_of("a", CHUNKS * chunk_size - 100)
+
+
+@pytest.fixture
+def store(content: bytes, monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """A model that is too large for any digest to be computed at once."""
+    monkeypatch.setattr("trimsfs.integrity.SMALL", 1000)
+    return MemoryStore({"a": content, "small": content[:1000], "empty": b""})
+
+
+@pytest.fixture
+def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
+    return partial(
+        served,
+        store,
+        tmp_path / "cache",
+        chunk_size=chunk_size,
+        backing=FakeBacking(),
+        cold_open="wait",
+        deadline_s=0.1,
+    )
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:
+    async with serving() as server:
+        yield server

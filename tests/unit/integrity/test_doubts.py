@@ -1,0 +1,184 @@
+"""What has been found wrong stays in doubt until it has been found right, whatever else goes on."""
+
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.unit.integrity.common import Serving, digest_of, opened
+from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.served import FakeBacking, Server
+from trimsfs.digests import compute
+from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
+from trimsfs.ledger import Ledger
+
+
+class Gate:
+    """Holds up digests while it is closed."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.opened = threading.Event()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """One that the first digest waits at."""
+    gate = Gate()
+
+    def computed(*arguments: int) -> bytes | None:
+        gate.began += 1
+        if gate.began == 1:
+            assert gate.opened.wait(20)
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    yield gate
+    gate.opened.set()
+
+
+def away(store: MemoryStore) -> None:
+    store.fail(StoreUnavailableError("the store is down"), method="read", times=float("inf"))
+
+
+async def test_what_differs_still_is_still_in_doubt(
+    server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.DOUBT_INTERVAL_S", 0.1)
+    store.digests["a"] = digest_of(b"something else", "sha256")
+    await opened(server)
+    await until(lambda: server.integrity.statistics().doubtful == 1)
+    assert await server.outcome("verify", "a") == ("failed", "BlobDamagedError")
+    differing = server.integrity.statistics().differing
+    await until(lambda: server.integrity.statistics().differing > differing + 1)  # it has been tried again
+    for command in ("pin", "warm-host"):
+        assert await server.outcome(command, "a") == ("failed", "BlobDamagedError")
+    with pytest.raises(BlobDamagedError):
+        await server.open("a")
+
+
+async def test_a_file_may_be_verified_while_it_is_compared(
+    server: Server, store: MemoryStore, content: bytes, gate: Gate
+) -> None:
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    await opened(server)
+    await until(lambda: gate.began == 1)
+    assert await server.outcome("verify", "a") == ("done", None)
+    gate.opened.set()
+    await until(lambda: server.integrity.statistics().compared == 2)
+    assert server.integrity.statistics().to_compare == 0
+
+
+async def test_what_comes_while_its_predecessor_is_compared_is_compared_too(
+    server: Server, store: MemoryStore, content: bytes, gate: Gate
+) -> None:
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    server.release(await opened(server))
+    await until(lambda: gate.began == 1)
+    assert await server.outcome("evict", "a") == ("done", None)
+    store.corrupt("a", 77)
+    handle = await opened(server)
+    gate.opened.set()
+    await until(lambda: server.integrity.statistics().repaired_chunks == 1)
+    await until(lambda: server.integrity.statistics().to_compare == 0)
+    assert await server.read(handle) == content
+    assert await server.attribute("a", "digest") == str(store.digests["a"])
+
+
+async def test_two_may_check_a_copy_at_once(server: Server, store: MemoryStore, tmp_path: Path) -> None:
+    await opened(server)
+    flip_byte(blob_files(tmp_path / "cache")[0], 5)
+    away(store)
+    assert await server.outcome("verify", "a") == ("failed", "BlobDamagedError")
+    store.heal()
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(server.command, "verify", "a")
+    assert server.integrity.statistics().doubtful == 0
+    await server.open("a")
+
+
+async def test_the_next_server_knows_what_is_in_doubt(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path
+) -> None:
+    memory = os.memfd_create("ledger")
+    backing = FakeBacking()
+    serving = partial(serving, backing=backing)
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        await opened(server)
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        away(store)
+        assert await server.outcome("verify", "a") == ("failed", "BlobDamagedError")
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        store.heal()
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+        assert await server.content("a") == content
+    os.close(memory)
+    backing.dispose()
+
+
+async def test_a_file_that_has_been_cut_off_is_opened_by_several(
+    server: Server, content: bytes, tmp_path: Path
+) -> None:
+    server.release(await opened(server))
+    (file,) = blob_files(tmp_path / "cache")
+    os.truncate(file, 100)
+    found = []
+
+    async def read(thread: int) -> None:
+        try:
+            handle = await server.open_inode(await server.number("a", thread=thread), thread=thread)
+        except LookUpAgainError:
+            handle = await server.open_inode(await server.number("a", thread=thread), thread=thread)
+        found.append(await server.read(handle))
+
+    async with trio.open_nursery() as nursery:
+        for thread in (1, 2, 3):
+            nursery.start_soon(read, thread)
+    assert found == [content] * 3
+
+
+async def test_who_gives_up_has_what_was_mended_told(
+    server: Server, store: MemoryStore, tmp_path: Path, chunk_size: int
+) -> None:
+    told = trio.Event()
+
+    async def repaired(_generation: object) -> None:
+        told.set()
+
+    await opened(server)
+    server.integrity.mender.repaired = repaired
+    flip_byte(blob_files(tmp_path / "cache")[0], 5)
+
+    async def check(scope: trio.CancelScope) -> None:
+        with scope:
+            async with server.disk.looked_at(store.generation("a")) as blob:
+                await server.integrity.mender.check(blob, rate=chunk_size)
+
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        nursery.start_soon(check, scope)
+        await until(lambda: server.integrity.mender.repaired_chunks == 1)
+        scope.cancel()
+    assert scope.cancelled_caught
+    assert told.is_set()
+
+
+async def test_what_is_scrubbed_can_be_evicted(
+    serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    async with serving(scrub_interval_s=0.1) as server:
+        server.integrity._scrub_rate = 2 * chunk_size
+        server.release(await opened(server))
+        await until(lambda: server.integrity.statistics().scrubbed_bytes >= chunk_size)
+        assert await server.outcome("evict", "a") == ("done", None)
+        assert (await server.disk.residency(store.generation("a"))).disk_bytes == 0
+        await until(lambda: server.users() == 0)
