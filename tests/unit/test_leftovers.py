@@ -20,6 +20,7 @@ from tests.unit.parts import (
     store_chunk,
     written,
 )
+from trimsfs.tiers import extents
 from trimsfs.tiers.disk import DiskTier
 
 BLOCK = 4096
@@ -119,6 +120,28 @@ async def test_records_of_a_file_that_is_gone_or_cut_off_are_not_counted(
     async with at_work(cache) as tier:
         assert tier.statistics().used_bytes == chunk_size == await recorded_bytes(tier)
         assert len(blob_files(cache)) == 1
+
+
+async def test_records_of_a_file_that_was_made_anew_before_power_was_lost_are_not_counted(
+    cache: Path, chunk_size: int, tmp_path: Path
+) -> None:
+    contents = {key: content_of(key, 4 * chunk_size) for key in ("a", "b")}
+    contents["zeros"] = bytes(4 * chunk_size)
+    async with opened(cache) as tier:
+        generations = {key: await fill(tier, key, content) for key, content in contents.items()}
+        paths = {key: tier.files.path(generation.token(tier.store)) for key, generation in generations.items()}
+    for key, start, length in (
+        ("a", 0, 4 * chunk_size),
+        ("b", chunk_size + BLOCK, BLOCK),
+        ("zeros", 0, 4 * chunk_size),
+    ):
+        with paths[key].open("r+b") as file:
+            extents.punch(file.fileno(), start, length)
+    async with at_work(cache) as tier:
+        kept = {here.generation.key: here.disk_bytes for here in await tier.residencies()}
+        assert kept == {"b": 3 * chunk_size, "zeros": 4 * chunk_size}
+        assert tier.statistics().used_bytes == 7 * chunk_size
+        assert not paths["a"].exists()
 
 
 async def test_what_an_open_blob_has_is_left_alone(cache: Path, chunk_size: int) -> None:

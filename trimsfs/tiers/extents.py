@@ -56,6 +56,11 @@ def can_share(directory: Path) -> bool:
             raise
 
 
+def has_hole(descriptor: int, start: int, stop: int) -> bool:
+    """Whether some of a range of a file, which is not beyond its end, takes no room on the disk."""
+    return os.lseek(descriptor, start, os.SEEK_HOLE) < stop
+
+
 def share(source: int, at: int, target: int, offset: int, length: int) -> int:
     """Have a range of *target* lie in the blocks of that of *source*, in parts where not all is equal; bytes that do.
 

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+
+import crc32c
 
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.tiers import extents
@@ -45,12 +47,12 @@ class Leftovers:
         for token, (record, believed) in recorded.items():
             if token in known:
                 continue
-            path, chunks = directory / token, believed
-            if chunks and not _fits(path, record.generation.size):
-                log.warning("%s: its file is gone or cut off: fetching again", record.generation.key)
-                self._index.remove_chunks(token, [chunk.chunk for chunk in chunks])
-                lost.append((record.generation.key, record.bytes))
-                chunks = []
+            path, gone = directory / token, _gone(directory / token, record.generation.size, believed)
+            chunks = [chunk for chunk in believed if chunk not in gone]
+            if gone:
+                log.warning("%s: the disk has lost %d chunks: fetching them again", record.generation.key, len(gone))
+                self._index.remove_chunks(token, [chunk.chunk for chunk in gone])
+                lost.append((record.generation.key, sum(chunk.length for chunk in gone)))
             if not chunks and not record.pinned:
                 self._index.remove(token)
                 path.unlink(missing_ok=True)
@@ -60,11 +62,25 @@ class Leftovers:
         return lost
 
 
-def _fits(path: Path, size: int) -> bool:
+def _gone(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
+    """The recorded chunks that a file cannot have: it is gone or cut off, or was made anew before power was lost, so
+    that it has holes."""
     try:
-        return path.stat().st_size == size
+        file = path.open("rb", buffering=0)
     except FileNotFoundError:
-        return False
+        return recorded
+    with file:
+        status = os.fstat(file.fileno())
+        if status.st_size != size:
+            return recorded
+        if status.st_blocks * 512 >= sum(chunk.length for chunk in recorded):
+            return ()
+        return {chunk for chunk in recorded if _lost(file.fileno(), *chunk_span(chunk.chunk, size), chunk.crc)}
+
+
+def _lost(descriptor: int, start: int, stop: int, crc: int) -> bool:
+    """Whether a chunk has holes, and not because the file system keeps zeros so."""
+    return extents.has_hole(descriptor, start, stop) and crc32c.crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
 def give_back(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:
