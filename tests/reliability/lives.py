@@ -329,7 +329,13 @@ class Explorer:
         os.fsync(above)  # that it is there is not what is looked at
         os.close(above)
         yield directory
-        shutil.rmtree(directory)
+        try:
+            shutil.rmtree(directory)
+        except OSError:
+            if self._image is None:
+                raise
+            self._restart("after a life that went on to its end without power")
+            shutil.rmtree(directory)
 
     def _restart(self, boot_id: str) -> None:
         """The host is started again: what the file system had not brought to the disk is gone."""
