@@ -105,7 +105,7 @@ def test_programs_go_on_as_they_would(tmp_path: Path) -> None:
     ("seconds", "fused"),
     [
         pytest.param(10, False, marks=pytest.mark.slow),
-        (3, True),
+        pytest.param(3, True, marks=pytest.mark.slow),
         pytest.param(300, False, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
 )

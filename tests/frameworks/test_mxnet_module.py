@@ -64,6 +64,7 @@ def test_every_way_gives_the_same(networks: Networks, graph: str) -> None:
         assert on_mount[way] == outcome, way
 
 
+@pytest.mark.slow
 def test_off_the_mount_everything_is_as_ever(networks: Networks) -> None:
     assert program(networks.local, shared=True) == program(networks.local, shared=False)
 

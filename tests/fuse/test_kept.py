@@ -131,6 +131,7 @@ def answers(path: Path, mount: MountedStore) -> bool:
     return bool(pid == serving(mount) == mount.control()["server_pid"])
 
 
+@pytest.mark.slow
 def test_a_mount_that_ends_late_leaves_the_sockets_of_the_next_alone(store: Path, tmp_path: Path) -> None:
     with mounted(store, tmp_path) as first:
         have_hold(first, store)

@@ -81,7 +81,7 @@ def shown(report: Report, what: str) -> None:
     print(f"{what}: {report.operations} operations by {READERS} readers; the longest: {worst}")
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.timeout(600)
 def test_readers_of_a_server_that_is_killed_notice_nothing(
     kills: int, busy: MountedStore, store: Path, tmp_path: Path

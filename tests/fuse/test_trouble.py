@@ -43,7 +43,7 @@ def test_processes_killed_while_they_ask_do_not_stop_the_server(directory_mount:
     """The kernel takes back what a killed process asked, maybe just before the server reads it."""
     server = directory_mount.control()["server_pid"]
     draw = random.Random(1)
-    for _ in range(40):
+    for _ in range(25):
         askers = []
         for _ in range(3):
             asker = os.fork()

@@ -1,5 +1,6 @@
 """What operators have the disk tier do, and how many files it has open."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -192,6 +193,7 @@ async def test_a_blob_closed_right_after_it_was_written_keeps_its_chunks(
 
 
 async def test_closing_leaves_no_descriptor_open(cache: Path, chunk_size: int) -> None:
+    gc.collect()  # what other tests have left
     before = sorted(os.listdir("/proc/self/fd"))
     async with opened(cache) as tier:
         await fill(tier, "a", small("a", chunk_size))
