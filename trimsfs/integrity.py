@@ -329,8 +329,15 @@ class Integrity:
             if not blob.attached:
                 return 0
             before = self.mender.wrong[blob.token]
+            self.mender.dropped.pop(blob.token, None)
             await self._check_all(blob, in_memory=blob.backing_id != 0)
-            return self.mender.wrong[blob.token] - before
+            found, reason = self.mender.wrong[blob.token] - before, self.mender.dropped.pop(blob.token, None)
+            if reason is not None:
+                raise BlobDamagedError(
+                    f"{generation.key}: {found} damaged chunks of its local copy were removed, "
+                    f"and cannot be fetched now: {reason}"
+                )
+            return found
 
     async def _scrub(self) -> None:
         while True:

@@ -50,6 +50,8 @@ class Mender:
         self._threads = Threads(1)
         self.wrong: Counter[str] = Counter()
         """Chunks that were found to be wrong, by the tokens of their blobs."""
+        self.dropped: dict[str, str] = {}
+        """Why chunks that are wrong are missing now instead, by the tokens of their blobs."""
         self.repaired_chunks = 0
         """Chunks that were written anew."""
         self.checked_bytes = 0
@@ -130,9 +132,9 @@ class Mender:
             crc = crc if seen == crc else None
         if blob.states[chunk] == ChunkState.MISSING:
             return False  # a reader has found out
-        if blob.states[chunk] == ChunkState.UNVERIFIED:
-            return not await self._disk.damage.checked(blob, chunk, crc)
         if crc == blob.crc(chunk) and chunk not in blob.lost:
+            if blob.states[chunk] == ChunkState.UNVERIFIED:
+                await self._disk.damage.checked(blob, chunk, crc)
             return False
         await self._mend_damaged(blob, chunk)
         return True
@@ -160,15 +162,17 @@ class Mender:
             os.close(descriptor)
 
     async def _mend_damaged(self, blob: Blob, chunk: int) -> None:
-        """A chunk that was right has other bytes now: fetch it again, or see that nobody gets it."""
+        """A chunk has other bytes than it came with: fetch it again, or see that nobody gets it."""
         key = blob.generation.key
         log.error("%s: chunk %d is damaged in the cache: fetching it again", key, chunk)
         try:
             await self._mend(blob, chunk, damaged=True)
         except (StoreError, OSError) as error:
-            if blob.users == 1:
-                self.withdraw(blob)
+            if blob.users == 1 or blob.states[chunk] == ChunkState.UNVERIFIED:
+                if blob.users == 1:
+                    self.withdraw(blob)
                 await self._disk.damage.checked(blob, chunk, None)
+                self.dropped[blob.token] = str(error)
             else:
                 self._doubt(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
 

@@ -199,6 +199,8 @@ class MountOptions(BaseModel):
     def _key_is_told(self) -> "MountOptions":
         if self.signatures != "off" and self.signing_key is None:
             raise ValueError(f"option --signatures {self.signatures}: needs the public key: set --signing-key FILE")
+        if self.signatures == "off" and self.signing_key is not None:
+            raise ValueError("option --signing-key: nothing is checked: set --signatures check or require")
         if self.signatures != "off" and self.digests == "off":
             raise ValueError(f"option --signatures {self.signatures}: compares digests: leave out --digests off")
         return self

@@ -23,6 +23,7 @@ from trimsfs.errors import ConfigurationError, SignatureError
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_PARTS = 1000
 """JSON values in an envelope, of which only what is signed is long: what nobody has signed is not to cost time."""
+_NONE = "is no signature of a model: sign the model anew"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
@@ -43,7 +44,7 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
     """The digests of files, by their paths below the directory of a signature file. Raises SignatureError."""
     if sum(map(bundle.count, (b"[", b"{", b","))) > MOST_PARTS:
-        raise SignatureError("is no signature of a model")
+        raise SignatureError(_NONE)
     try:
         envelope = json.loads(bundle)["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
@@ -52,11 +53,11 @@ def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Di
         signature_bytes = base64.b64decode(signature["sig"], validate=True)
         signed = _signed_bytes(kind, payload)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
-        raise SignatureError("is no signature of a model") from None
+        raise SignatureError(_NONE) from None
     try:
         key.verify(signature_bytes, signed, ECDSA(_HASHES[key.curve.key_size]))
     except InvalidSignature:
-        raise SignatureError("is not signed with the --signing-key") from None
+        raise SignatureError("is not signed with the --signing-key: look at who has signed it") from None
     if kind != _PAYLOAD_TYPE:
         raise SignatureError("is the signature of something else than a model")
     return _manifest(payload)

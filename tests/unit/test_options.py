@@ -363,3 +363,7 @@ def test_different_mount_points_have_different_names() -> None:
     texts = ("/" + "".join(letters) for length in range(6) for letters in itertools.product("a-/", repeat=length))
     mountpoints = {Path(text) for text in [*texts, "/root"] if not text.startswith("//")}
     assert len({escape(mountpoint) for mountpoint in mountpoints}) == len(mountpoints)
+
+
+def test_a_key_without_anything_to_check_is_refused(tmp_path: Path) -> None:
+    assert "--signing-key: nothing is checked: set --signatures" in error_of({"signing_key": str(tmp_path)})

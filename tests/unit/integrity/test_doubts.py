@@ -182,3 +182,27 @@ async def test_what_is_scrubbed_can_be_evicted(
         assert await server.outcome("evict", "a") == ("done", None)
         assert (await server.disk.residency(store.generation("a"))).disk_bytes == 0
         await until(lambda: server.users() == 0)
+
+
+async def test_what_an_earlier_server_left_is_mended_by_verify_or_it_says_why_not(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path
+) -> None:
+    async with serving() as server:
+        server.release(await opened(server))
+    flip_byte(blob_files(tmp_path / "cache")[0], 5)
+    async with serving(backing=FakeBacking()) as server:
+        last = (await server.command("verify", "a"))[-1]
+        assert last["error"] == "a: damaged chunks of its local copy, fetched again: 1"
+        assert (await server.disk.residency(store.generation("a"))).disk_bytes == len(content)
+        assert server.disk.statistics().used_bytes == len(content)
+        assert await server.outcome("verify", "a") == ("done", None)
+    flip_byte(blob_files(tmp_path / "cache")[0], 5)
+    away(store)
+    async with serving(backing=FakeBacking()) as server:
+        last = (await server.command("verify", "a"))[-1]
+        assert last["error"].startswith(
+            "a: 1 damaged chunks of its local copy were removed, and cannot be fetched now: "
+        )
+        assert server.disk.statistics().used_bytes < len(content)
+        store.heal()
+        assert await server.content("a") == content
