@@ -174,8 +174,8 @@ def _listed(path: str, modified_ns: int) -> _Listing:
 
 def _etag(facts: os.stat_result) -> str:
     digest = hashlib.md5(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}".encode(), usedforsecurity=False)
-    # As of an upload in parts, so that no client takes it for the MD5 of the content.
-    return f'"{digest.hexdigest()}-1"'
+    # Of a form that no client takes for a digest of the content, whole or in parts, and compares with it.
+    return f'"fast-{digest.hexdigest()}"'
 
 
 @dataclass(slots=True)
