@@ -101,8 +101,7 @@ class Admission:
         await self._fetch(blob, interruptible)
         if blob.digest != str(digest):
             await self._compare(blob, digest)
-        if blob.doubt is not None:
-            raise blob.doubt.with_traceback(None)
+        blob.check_trusted()
         if not blob.complete:
             raise BlobDamagedError(f"{blob.generation.key}: its file in the cache has been damaged meanwhile")
         return blob.digest == str(digest)

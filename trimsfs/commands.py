@@ -242,8 +242,7 @@ class Commands:
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
         await self._fetcher.fetch_all(blob)
-        if blob.doubt is not None:
-            raise blob.doubt.with_traceback(None)
+        blob.check_trusted()
 
     async def _admit(self, blob: Blob) -> None:
         """Raises SignatureError for what nobody could open."""

@@ -141,8 +141,7 @@ class Fetcher:
         Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or
         StoreAccessError when it cannot give the bytes.
         """
-        if blob.doubt is not None:
-            raise blob.doubt.with_traceback(None)
+        blob.check_trusted()
         if blob.readable(start, stop):
             return blob.view(start, stop)
         chunks = chunks_of(start, stop)
@@ -178,8 +177,7 @@ class Fetcher:
 
     async def fetch_all(self, blob: Blob) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
-        if blob.doubt is not None:
-            raise blob.doubt.with_traceback(None)
+        blob.check_trusted()
         if blob.complete:
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # who was cancelled while the blob was brought starts nothing

@@ -316,7 +316,7 @@ class Filesystem:
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):
                     raise LookUpAgainError(inode.path)
-        _check_trusted(blob)
+        blob.check_trusted()
         self._residents.opened(blob)
         self._passthrough_opens += 1
 
@@ -328,7 +328,7 @@ class Filesystem:
         try:
             with self._sent_back.coming(thread, inode.path):
                 resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
-            _check_trusted(blob)
+            blob.check_trusted()
             if resident and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
         except BaseException:
@@ -477,9 +477,3 @@ class Filesystem:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free
-
-
-def _check_trusted(blob: Blob) -> None:
-    """Raise what speaks against a blob, if anything does."""
-    if blob.doubt is not None:
-        raise blob.doubt.with_traceback(None)

@@ -60,7 +60,7 @@ def _exists(thread: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 

@@ -110,6 +110,11 @@ class Blob:
         self._view = memoryview(mapping)
         return fitting
 
+    def check_trusted(self) -> None:
+        """Raises what speaks against it, if anything does: a TrimsError."""
+        if self.doubt is not None:
+            raise self.doubt.with_traceback(None)
+
     @property
     def cut_off(self) -> bool:
         """Whether somebody has made the file shorter, or longer."""

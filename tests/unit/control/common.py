@@ -33,3 +33,12 @@ def drop(descriptor: int) -> None:
     """Have the kernel drop a file's pages."""
     os.fdatasync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+async def last_line(server: Server, handle: int) -> dict[str, Any]:
+    """Read what a command tells until its end: the last of it."""
+    text = b""
+    while piece := await server.read(handle, len(text), 4096):
+        text += piece
+    last: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return last

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from tests.fakes import MemoryStore
-from tests.unit.control.common import Serving, drop, in_memory, on_disk
+from tests.unit.control.common import Serving, drop, in_memory, last_line, on_disk
 from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import Server
 from trimsfs.commands import FILES_AT_ONCE
@@ -171,10 +171,7 @@ async def test_a_pin_that_is_given_up_takes_no_other_with_it(server: Server, sto
     await store.arrived(1)
     server.release(first)
     gate.set()
-    text = b""
-    while piece := await server.read(second, len(text), 4096):
-        text += piece
-    assert json.loads(text.splitlines()[-1])["state"] == "done"
+    assert (await last_line(server, second))["state"] == "done"
     assert await server.attribute("net/params", "pinned") == "true"
 
 

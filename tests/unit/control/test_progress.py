@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.fakes import MemoryStore
-from tests.unit.control.common import on_disk
+from tests.unit.control.common import last_line, on_disk
 from tests.unit.parts import until
 from tests.unit.served import Server
 from trimsfs.tiers import pages
@@ -114,9 +114,6 @@ async def test_two_commands_for_one_file_are_independent(
     await store.arrived(1)
     server.release(first)
     store.heal()
-    text = b""
-    while piece := await server.read(second, len(text), 4096):
-        text += piece
-    assert json.loads(text.splitlines()[-1])["state"] == "done"
+    assert (await last_line(server, second))["state"] == "done"
     assert await on_disk(server, "net/params") == sizes["net/params"]
     assert sum(store.fetched.values()) == sizes["net/params"]
