@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -33,6 +34,13 @@ ReadManifest = Callable[[bytes], Mapping[str, Digest]]
 """The digests of files by their paths below the manifest's directory. Raises SignatureError."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignatureStatistics:
+    """Counts since the server started: opens and commands that were refused."""
+
+    refusals: int
+
+
 class Admission:
     """Checks files against the manifest in the nearest directory above them that has one.
 
@@ -61,9 +69,20 @@ class Admission:
         self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | SignatureError] = OrderedDict()
         self._admitted: OrderedDict[str, Digest | None] = OrderedDict()
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
+        self._refusals = 0
+
+    def statistics(self) -> SignatureStatistics:
+        return SignatureStatistics(refusals=self._refusals)
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
         """Return when a blob that the caller uses is what has been signed. Raises SignatureError, and as opens do."""
+        try:
+            await self._admit(blob, interruptible)
+        except SignatureError:
+            self._refusals += 1
+            raise
+
+    async def _admit(self, blob: Blob, interruptible: Interruptible) -> None:
         digest = await self._signed_of(blob, interruptible)
         if digest is None or blob.digest == str(digest):
             self._admitted[blob.token] = digest
@@ -78,9 +97,7 @@ class Admission:
                 pass
             self._refused[refused] = trio.current_time()
             _shorten(self._refused, REMEMBERED)
-        raise SignatureError(
-            f"{blob.generation.key}: is not the file that has been signed: look at who can write to the store"
-        )
+        raise SignatureError.other_content(blob.generation.key)
 
     async def _signed_of(self, blob: Blob, interruptible: Interruptible) -> Digest | None:
         """As `signed`; for one that has been admitted before, what was signed then, while the store cannot be asked."""

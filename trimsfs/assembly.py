@@ -180,6 +180,7 @@ def assemble(
             compare=integrity.compare,
         )
         integrity.signed = admission.signed
+        sources["signatures"] = admission.statistics
     commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
     control = Control(
         disk,

@@ -39,6 +39,8 @@ Messages are one line: the thing, the cause and, where there is one, the remedy.
 maps them to errno values, ``trimsfs.cli.exits`` to exit codes.
 """
 
+from typing import Self
+
 
 class TrimsError(Exception):
     """Base of every error that trimsfs raises on purpose."""
@@ -110,6 +112,11 @@ class NotPermittedError(TrimsError):
 
 class SignatureError(TrimsError):
     """A file that may not be opened: it has not been signed, or is not what has."""
+
+    @classmethod
+    def other_content(cls, key: str) -> Self:
+        """The error of a file of which other bytes have been signed."""
+        return cls(f"{key}: is not the file that has been signed: look at who can write to the store")
 
 
 class InUseError(TrimsError):

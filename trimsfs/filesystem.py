@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from trimsfs.access import Ownership
 from trimsfs.admission import Admission
+from trimsfs.attributes import Attributes, Describer
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
-from trimsfs.derived import DerivedBlobs, Piece, owner
+from trimsfs.derived import DerivedBlobs, Piece
 from trimsfs.errors import (
     InvalidRequestError,
     LookUpAgainError,
@@ -39,18 +39,6 @@ FOREVER_S = 86400.0
 CONTROL_TTL_S = 1.0
 IS_VERIFIED, IS_PASSTHROUGH, IS_PINNED, TELLS_COMMON = 1, 2, 4, 8
 UNKNOWN = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attributes:
-    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
-
-    inode: Inode
-    directory: bool
-    ownership: Ownership
-    size: int
-    modified_ns: int
-    entry_ttl_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +103,8 @@ class Filesystem:
         self._cold_opener = cold_opener
         self._siblings = siblings
         self._derived = derived
-        self._access = control.access
+        self._describe = Describer(namespace, control.access, residents, mounted_ns=mounted_ns)
         self._admission = admission
-        self._mounted_ns = mounted_ns
         self._invalidate = invalidate
         self._ledger = ledger or Ledger()
         self._handles = Handles(self._ledger)
@@ -146,7 +133,7 @@ class Filesystem:
         if directory.kind is Kind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
-            return self._attributes(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
+            return self._describe.inode(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"a name of {len(name)} bytes")
         entry, left = await self._namespace.lookup(directory.path, name)
@@ -155,7 +142,7 @@ class Filesystem:
             # The thread comes back to open it only once: it must not meet what the store no longer has.
             self._namespace.doubt(path)
             entry, left = await self._namespace.lookup(directory.path, name)
-        attributes = self._entry_attributes(directory.path, name, entry, left)
+        attributes = self._describe.entry(directory.path, name, entry, left)
         attributes.inode.replaced = False  # this content is what the store has, perhaps again
         return attributes
 
@@ -169,7 +156,7 @@ class Filesystem:
         found = self._control.find(directory, text)
         if found is not None:
             inode = self._namespace.reference(found[0], directory.path, directory.generation, found[1])
-            return self._attributes(inode, CONTROL_TTL_S)
+            return self._describe.inode(inode, CONTROL_TTL_S)
         if directory.control:
             return await self._lookup_derived(directory, text)
         path, generation = directory.path, None
@@ -180,7 +167,7 @@ class Filesystem:
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
         inode = self._namespace.reference(Kind.CONTROL_DIRECTORY, path, generation, SUBJECT)
-        return self._attributes(inode, CONTROL_TTL_S)
+        return self._describe.inode(inode, CONTROL_TTL_S)
 
     async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
         model = directory.generation
@@ -189,7 +176,7 @@ class Filesystem:
             raise NoSuchEntryError(f"no control file {name}")
         resident = self._residents.has(derived)
         inode = self._namespace.reference(Kind.OBJECT, derived.key, derived, name, resident=resident)
-        return self._attributes(inode, CONTROL_TTL_S)
+        return self._describe.inode(inode, CONTROL_TTL_S)
 
     def told(self, attributes: Attributes) -> None:
         """The kernel has been told of an inode once more; it will `forget` as often."""
@@ -205,34 +192,7 @@ class Filesystem:
 
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode that the kernel knows."""
-        return self._attributes(self._namespace.inode(number), FOREVER_S)
-
-    def _entry_attributes(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
-        path = prefix + os.fsdecode(name)
-        if isinstance(entry, Generation):
-            inode = self._namespace.reference(Kind.OBJECT, path, entry, resident=self._residents.has(entry))
-            return self._attributes(inode, ttl_s)
-        if entry is Special.DIRECTORY:
-            return self._attributes(self._namespace.reference(Kind.DIRECTORY, f"{path}/"), ttl_s)
-        raise NoSuchEntryError(path)
-
-    def _attributes(self, inode: Inode, ttl_s: float) -> Attributes:
-        generation = inode.generation if inode.kind is Kind.OBJECT else None
-        directory = inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY}
-        return Attributes(
-            inode=inode,
-            directory=directory,
-            ownership=self._ownership(inode, directory),
-            size=generation.size if generation is not None else 0,
-            modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
-            entry_ttl_s=ttl_s,
-        )
-
-    def _ownership(self, inode: Inode, directory: bool) -> Ownership:
-        """Control files are as what they are about; what was made of a model is its user's alone."""
-        ownership = self._access.of(inode.path, directory=directory)
-        user = owner(inode.control) if inode.kind is Kind.OBJECT else None
-        return ownership if user is None else Ownership(user, ownership.gid, 0o400)
+        return self._describe.inode(self._namespace.inode(number), FOREVER_S)
 
     # Directories
 
@@ -260,7 +220,7 @@ class Filesystem:
         if inode.kind is Kind.CONTROL_DIRECTORY:
             return self._list_control(inode, start)
         return (
-            (name, self._entry_attributes(inode.path, name, entry, CONTROL_TTL_S), position)
+            (name, self._describe.entry(inode.path, name, entry, CONTROL_TTL_S), position)
             for position, (name, entry) in enumerate(entries[start:], start + 1)
         )
 
@@ -268,7 +228,7 @@ class Filesystem:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
             kind, control = self._control.find(inode, name) or (Kind.CONTROL_FILE, name)
             file = self._namespace.reference(kind, inode.path, inode.generation, control)
-            yield name.encode(), self._attributes(file, CONTROL_TTL_S), position
+            yield name.encode(), self._describe.inode(file, CONTROL_TTL_S), position
 
     # Files
 

@@ -355,7 +355,7 @@ class Integrity:
 def _wrong(key: str, expected: Digest) -> TrimsError:
     """What speaks against bytes that the store gives and that have not the digest that they should."""
     if expected.signed:
-        return SignatureError(f"{key}: is not the file that has been signed: look at who can write to the store")
+        return SignatureError.other_content(key)
     return BlobDamagedError(f"{key}: what the store gives has not the digest that it should: {expected}")
 
 

@@ -91,6 +91,7 @@ HELP = {
     "server_started": "When this server was started, in seconds since the epoch.",
     "sharing_shared_bytes": "Bytes given back to the file system, as models share the blocks of what they have alike.",
     "sharing_waiting_blobs": "Local copies that are still to be compared with others.",
+    "signatures_refusals": "Opens and commands refused, as a file has not been signed or is not what has.",
     "store_requests": "Requests to the store, each with all its attempts.",
     "store_failed_attempts": "Attempts at requests that failed and were made again.",
 }

@@ -126,6 +126,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
         ):
             with pytest.raises(PermissionError):
                 (mount.path / name).read_bytes()
+        assert mount.metrics()["trimsfs_signatures_refusals_total"] == 4
         for name, exit_code in (("signed/params", 0), ("changed/params", 19), ("unsigned", 19)):
             assert trimsfs("warm", mount.path / name).returncode == exit_code
             assert trimsfs("pin", mount.path / name).returncode == exit_code

@@ -14,6 +14,7 @@ from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs import metrics
 from trimsfs.admission import Admission, ReadManifest
+from trimsfs.attributes import Attributes
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
@@ -21,7 +22,7 @@ from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
-from trimsfs.filesystem import Attributes, Filesystem
+from trimsfs.filesystem import Filesystem
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface

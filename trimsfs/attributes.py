@@ -1,0 +1,64 @@
+"""What the kernel is told of files and directories."""
+
+import os
+from dataclasses import dataclass
+
+from trimsfs.access import Access, Ownership
+from trimsfs.derived import owner
+from trimsfs.errors import NoSuchEntryError
+from trimsfs.names import Entry, Special
+from trimsfs.namespace import Inode, Kind, Namespace
+from trimsfs.residents import Residents
+from trimsfs.types import Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attributes:
+    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
+
+    inode: Inode
+    directory: bool
+    ownership: Ownership
+    size: int
+    modified_ns: int
+    entry_ttl_s: float
+
+
+class Describer:
+    """Tells the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
+
+    def __init__(self, namespace: Namespace, access: Access, residents: Residents, *, mounted_ns: int) -> None:
+        self._namespace = namespace
+        self._access = access
+        self._residents = residents
+        self._mounted_ns = mounted_ns
+
+    def inode(self, inode: Inode, ttl_s: float) -> Attributes:
+        """The attributes of an inode."""
+        generation = inode.generation if inode.kind is Kind.OBJECT else None
+        directory = inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY}
+        return Attributes(
+            inode=inode,
+            directory=directory,
+            ownership=self._ownership(inode, directory),
+            size=generation.size if generation is not None else 0,
+            modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
+            entry_ttl_s=ttl_s,
+        )
+
+    def entry(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
+        """The attributes of what a name is in the directory *prefix*. Raises NoSuchEntryError if it is nothing."""
+        path = prefix + os.fsdecode(name)
+        if isinstance(entry, Generation):
+            inode = self._namespace.reference(Kind.OBJECT, path, entry, resident=self._residents.has(entry))
+        elif entry is Special.DIRECTORY:
+            inode = self._namespace.reference(Kind.DIRECTORY, f"{path}/")
+        else:
+            raise NoSuchEntryError(path)
+        return self.inode(inode, ttl_s)
+
+    def _ownership(self, inode: Inode, directory: bool) -> Ownership:
+        """Control files are as what they are about; what was made of a model is its user's alone."""
+        ownership = self._access.of(inode.path, directory=directory)
+        user = owner(inode.control) if inode.kind is Kind.OBJECT else None
+        return ownership if user is None else Ownership(user, ownership.gid, 0o400)
