@@ -17,7 +17,6 @@ thing that happens is told as one JSON line on ``--status-fd``: ``{"type": "read
 """
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -28,17 +27,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mountctl import mounting, orders, protocol
+from mountctl import mounting, protocol
 from mountctl.connection import STORED, Connection
+from mountctl.hearing import Hearing
 from mountctl.kept import Kept
 from mountctl.lives import Lives
 from mountctl.mounting import Identity
 from mountctl.notify import Notifier, stored_descriptors
 from mountctl.operator import Operator, Reply
+from mountctl.orders import Orders
 from mountctl.reporting import Reporter
 from mountctl.server import Server
 
@@ -55,21 +56,11 @@ START_TIMEOUT_S = 60.0
 """A server that has not come to stand by in this time never will."""
 
 
-@dataclass(slots=True)
-class _Replacement:
-    """A server that is being replaced on the operator's order; ``before`` is what to go back to when that fails, and
-    ``killed`` the one that has to make way."""
-
-    reply: Reply
-    before: dict[str, Any]
-    killed: Server | None = None
-
-
 class Keeper:
     """One mount and its servers: the one that serves, and the one that stands by."""
 
     def __init__(self, order: dict[str, Any], status: int | None, stored: dict[str, int]) -> None:
-        self._order = order
+        self._orders = Orders(order)
         self._mountpoint = Path(order["mountpoint"])
         self._source = str(order["source"])
         known = order.get("identity")  # to an earlier keeper
@@ -84,12 +75,11 @@ class Keeper:
         self._reporter = Reporter(status, log_file)
         self._selector = selectors.DefaultSelector()
         self._operator = Operator(self._selector, self._on_request)
+        self._hearing = Hearing(self._selector, self._reporter, self._answer)
         self._notifier = Notifier(os.environ)
         self._kept = Kept(self._mountpoint, self._notifier, stored)
         self._active: Server | None = None
         self._standby: Server | None = None
-        self._parted: list[Server] = []
-        self._replacement: _Replacement | None = None
         self._unclaimed: int | None = None
         self._established = self._connection.mounted
         self._lives = Lives()
@@ -129,7 +119,7 @@ class Keeper:
 
     def _patience(self) -> float:
         """How long nothing is to be looked at."""
-        if self._active is None or (self._replacement is not None and self._replacement.killed is self._active):
+        if self._active is None or self._active is self._orders.outgoing:
             return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._lives.delay_s))
         return LOOK_INTERVAL_S
 
@@ -137,7 +127,7 @@ class Keeper:
         """Do what is due."""
         now = time.monotonic()
         self._operator.look()
-        self._parted = [server for server in self._parted if not server.reaped()]
+        self._hearing.look()
         if self._gone_at is None and self._connection.mounted and self._connection.gone:
             self._gone_at = now
         for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
@@ -155,7 +145,7 @@ class Keeper:
         self._reporter.shorten_log()
         if self._exit is not None or self._lives.delay_s:
             return
-        if self._standby is not None and self._standby.order is not self._order:
+        if self._standby is not None and self._standby.order is not self._orders.now:
             self._dismiss_standby()  # a replacement has failed
         if self._standby is None:
             if self._active is None or self._active.ready_at is not None:
@@ -182,16 +172,16 @@ class Keeper:
     def _start(self) -> None:
         """Start a server that stands by."""
         try:
-            server = Server(self._order)
+            server = Server(self._orders.now)
         except OSError as error:
             self._reporter.log(f"no server can be started: {error}")
-            self._end_replacement(f"no server can be started: {error}")
+            self._orders.revoke(f"no server can be started: {error}")
             if not self._established:
                 self._exit = 1
             self._lives.standby_failed("not started", alone=self._active is None)
             self._give_up_if_hopeless()
             return
-        self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._on_message(server))
+        self._hearing.begin(server)
         self._standby = server
 
     def _promote(self, server: Server) -> None:
@@ -204,57 +194,40 @@ class Keeper:
         turn = {"descriptors": list(held), "unclaimed": self._unclaimed, "restarts": self._lives.restarts}
         server.send(turn, list(held.values()))
 
-    def _on_message(self, server: Server) -> None:
-        try:
-            message, descriptors = server.receive()
-            if message is None:
-                self._deafen(server)  # its end will be seen
-                return
-            self._answer(server, message, descriptors)
-        except protocol.ProtocolError as error:
-            self._reporter.log(f"the server (pid {server.pid}) said what it must not: {error}: killing it")
-            server.kill()
-
     def _answer(self, server: Server, message: protocol.Message, descriptors: list[int]) -> None:
         connection = self._connection
-        try:
-            match message:
-                case protocol.StandingBy() if server is self._standby:
-                    server.standing_by, server.ledger = True, message.ledger
-                    self._on_standing_by(server)
-                case protocol.Failed():
-                    self._on_failure(server, message)
-                case _ if server is not self._active:
-                    raise protocol.ProtocolError("it is not its turn")
-                case protocol.Mount() if not connection.mounted and descriptors:
-                    answer = connection.mount(descriptors.pop())
-                    server.send(answer, [connection.held()["fuse"]] if connection.mounted else [])
-                case protocol.BackingOpen() if connection.mounted:
-                    answer = connection.open_backing(descriptors)
-                    server.unclaimed = answer.get("id")
-                    server.send(answer)
-                case protocol.BackingClose() if connection.mounted:
-                    connection.close_backing(message.number)
-                case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
-                    self._kept.answer(message, descriptors, server.send)
-                case protocol.Ready() if connection.mounted:
-                    self._on_ready(server, resends=message.resends)
-                case protocol.Alive():
-                    pass
-                case _:
-                    raise protocol.ProtocolError(f"{type(message).__name__} out of order")
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        match message:
+            case protocol.StandingBy() if server is self._standby:
+                server.standing_by, server.ledger = True, message.ledger
+                self._on_standing_by(server)
+            case protocol.Failed():
+                self._on_failure(server, message)
+            case _ if server is not self._active:
+                raise protocol.ProtocolError("it is not its turn")
+            case protocol.Mount() if not connection.mounted and descriptors:
+                answer = connection.mount(descriptors.pop())
+                server.send(answer, [connection.held()["fuse"]] if connection.mounted else [])
+            case protocol.BackingOpen() if connection.mounted:
+                answer = connection.open_backing(descriptors)
+                server.unclaimed = answer.get("id")
+                server.send(answer)
+            case protocol.BackingClose() if connection.mounted:
+                connection.close_backing(message.number)
+            case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
+                self._kept.answer(message, descriptors, server.send)
+            case protocol.Ready() if connection.mounted:
+                self._on_ready(server, resends=message.resends)
+            case protocol.Alive():
+                pass
+            case _:
+                raise protocol.ProtocolError(f"{type(message).__name__} out of order")
 
     def _on_standing_by(self, server: Server) -> None:
-        if self._replacement is None or self._active is None or server.order is not self._order:
-            return
-        if self._ledger != server.ledger:
-            self._end_replacement("this version cannot go on with the mount: take it down, and up again")
-            return
-        self._replacement.killed = self._active
-        self._active.kill()  # its successor goes on from wherever it is
+        if self._active is not None and self._orders.awaits(server):
+            if server.ledger == self._ledger:
+                self._orders.oust(self._active)
+            else:
+                self._orders.revoke("this version cannot go on with the mount: take it down, and up again")
 
     def _on_ready(self, server: Server, *, resends: bool) -> None:
         server.ready_at = time.monotonic()
@@ -273,10 +246,7 @@ class Keeper:
             if deaf is not None:
                 self._reporter.log(f"mountctl cannot ask this mount: {deaf}")
         self._reporter.tell({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
-        replaced = self._replacement is not None and server.order is self._order
-        if self._replacement is not None and replaced:
-            self._replacement.reply({"server_pid": server.pid})
-            self._replacement = None
+        replaced = self._orders.fulfilled(server)
         if self._established and (replaced or not self._stored):
             self._store()
 
@@ -284,7 +254,7 @@ class Keeper:
         """Have the service manager keep what another keeper would need."""
         identity = self._connection.identity
         known = {"identity": asdict(identity)} if identity is not None else {}
-        stored = self._connection.stored(json.dumps(self._order | known).encode())
+        stored = self._connection.stored(json.dumps(self._orders.now | known).encode())
         if self._stored:
             self._notifier.unstore(("order",))
             stored = {"order": stored["order"]}
@@ -293,8 +263,8 @@ class Keeper:
         self._stored = True
 
     def _on_failure(self, server: Server, message: protocol.Failed) -> None:
-        if self._replacement is not None:
-            self._end_replacement(message.error)
+        if self._orders.replacing:
+            self._orders.revoke(message.error)
         elif self._established:
             self._reporter.log(f"the server with pid {server.pid} fails: {message.error}")
         else:
@@ -302,9 +272,8 @@ class Keeper:
 
     def _on_end(self, server: Server) -> None:
         """A server has ended: for good, or to be replaced."""
-        while server.channel.fileno() >= 0 and server.speaks() and self._hear_last(server):
-            pass
-        self._part(server)
+        self._hearing.hear_last(server)
+        self._hearing.part(server)
         if server is self._standby:
             self._on_standby_end(server)
             return
@@ -315,18 +284,18 @@ class Keeper:
             # For a service manager, an unmount that had to be helped has not failed: it would mount anew.
             self._exit = 0 if self._overdue else server.status
             return
-        if self._replacement is not None and self._replacement.killed is server:
+        if server is self._orders.outgoing:
             self._lives.replaced()
             return
-        if server.order is self._order:
-            self._end_replacement(f"the new server ended ({server.fate()}): see the log")
+        if server.order is self._orders.now:
+            self._orders.revoke(f"the new server ended ({server.fate()}): see the log")
         self._lives.ended(server.fate(), server.ready_at)
         self._reporter.log(f"the server (pid {server.pid}) has ended ({server.fate()}): another goes on")
         self._give_up_if_hopeless()
 
     def _on_standby_end(self, server: Server) -> None:
         self._standby = None
-        self._end_replacement(f"the new server ended ({server.fate()}): see the log")
+        self._orders.revoke(f"the new server ended ({server.fate()}): see the log")
         self._lives.standby_failed(server.fate(), alone=self._active is None)
         if self._active is None and not self._established:
             self._exit = server.status
@@ -338,28 +307,9 @@ class Keeper:
             self._notifier.tell("STATUS=servers end at once: given up")
             self._exit = 1
 
-    def _hear_last(self, server: Server) -> bool:
-        """Do what a server that has ended has still asked for; whether there was anything."""
-        try:
-            message, descriptors = server.receive()
-            if message is not None:
-                self._answer(server, message, descriptors)
-        except protocol.ProtocolError:
-            return False
-        return message is not None
-
-    def _deafen(self, server: Server) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(server.channel)
-
-    def _part(self, server: Server) -> None:
-        self._deafen(server)
-        server.channel.close()
-        self._parted.append(server)
-
     def _dismiss_standby(self) -> None:
         if self._standby is not None:
-            self._part(self._standby)
+            self._hearing.part(self._standby)
             self._standby.kill()
             self._standby = None
 
@@ -369,12 +319,12 @@ class Keeper:
         match request:
             case {"do": "status"}:
                 reply(self._facts())
-            case {"do": "replace"} if self._replacement is not None:
-                reply({"error": "the server is being replaced already"})
             case {"do": "replace"} if not self._established:
                 reply({"error": "this kernel cannot go on with a mount, Linux 6.9 can: take it down, and up again"})
             case {"do": "replace", **given}:
-                self._replace(given.get("order", self._order), reply)
+                if self._orders.replace(given.get("order", self._orders.now), reply):
+                    self._dismiss_standby()  # it has loaded what is outdated
+                    self._lives.hurry()
             case _:
                 reply({"error": "no such request"})
 
@@ -391,27 +341,9 @@ class Keeper:
             "restarts": self._lives.restarts,
             "last_end": self._lives.last_end,
             "last_end_at": self._lives.last_end_at,
-            "log_file": self._order["options"]["log_file"],
-            "foreground": self._order["foreground"],
+            "log_file": self._orders.now["options"]["log_file"],
+            "foreground": self._orders.now["foreground"],
         }
-
-    def _replace(self, given: Any, reply: Reply) -> None:
-        """Start a server of the programs and options of now; when it stands by, the old one ends."""
-        refusal = orders.refusal(self._order, given)
-        if refusal is not None:
-            reply(refusal)
-            return
-        self._dismiss_standby()  # it has loaded what is outdated
-        self._replacement = _Replacement(reply, self._order)
-        self._order = dict(given)  # it can be told from the one of before
-        self._lives.hurry()
-
-    def _end_replacement(self, error: str) -> None:
-        """The new server does not come: the old one stays, or another like it goes on."""
-        if self._replacement is not None:
-            self._order = self._replacement.before
-            self._replacement.reply({"error": error})
-            self._replacement = None
 
     # The end
 

@@ -123,7 +123,7 @@ def keeper(done: list[str]) -> Iterator[tuple[Keeper, TakenOver]]:
 def hear(made: Keeper, server: TakenOver, data: bytes, kinds: list[str]) -> None:
     """Say something, and have the keeper act on it; answers are heard now and then only."""
     server.say(data, kinds)
-    made._on_message(server)
+    made._hearing.hear(server)
     if server.standing_by:
         made._promote(server)
 
