@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.reader import ABSENT_BYTE
 from tests.benchmarks.scale import MIB, size_text
+from tests.services.fast import uploaded
 
 BUCKET = "bench"
 _BLOCK = 8 * MIB
@@ -34,6 +35,7 @@ class Data:
         for path in self._both(relative):
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, size)
+        uploaded(self.store / BUCKET / relative)
         return relative
 
     def directory(self, count: int, size: int) -> Path:
@@ -44,6 +46,7 @@ class Data:
             content = _content(size, 0)
             for number in range(count):
                 (path / f"{number:06}").write_bytes(content)
+                uploaded(path / f"{number:06}")
         return relative
 
     def size(self, relative: Path) -> int:

@@ -2,12 +2,14 @@
 
 Serves the directories in ``--root`` as buckets, path style. Bodies go from the page cache to the socket by sendfile(2),
 so that on loopback what is measured is the client. The listing of a directory is kept until its modification time
-changes, which a file written in place does not do. Directories that hold nothing are listed, unlike in S3.
+changes, which a file written in place does not do. Directories that hold nothing are listed, unlike in S3. Digests are
+told only of files that have been `uploaded`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -31,12 +33,17 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from trimsfs import digests
+
 from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
 
 STATISTICS = "/__statistics"
 LISTINGS = "?list"
 PAGE_LIMIT = 1000
 HEAD_LIMIT = 1 << 16
+PART_SIZE = 8 << 20
+"""Of the AWS command line, and of what it uploads in one."""
+ETAG, CHECKSUM = "user.etag", "user.crc64nvme"
 PIECE = 1 << 20
 """Most bytes given to sendfile at a time; they are counted before each."""
 PACE_S = 0.005
@@ -70,6 +77,18 @@ class FastS3(S3Server):
         with contextlib.closing(http.client.HTTPConnection(netloc, timeout=10)) as connection:
             connection.request(method, STATISTICS)
             return connection.getresponse().read()
+
+
+def uploaded(path: Path) -> None:
+    """Have an endpoint tell of a file what S3 would had the AWS command line uploaded it: a CRC64NVME of the whole, and
+    an ETag that is the MD5 of the bytes, or of the MD5s of its parts. The file must not change any more."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        parts = -(-size // PART_SIZE) if size >= PART_SIZE else 0
+        md5 = digests.compute(file.fileno(), size, "md5", PART_SIZE if parts else 0) or b""
+        crc = digests.compute(file.fileno(), size, "crc64nvme", 0) or b""
+    os.setxattr(path, ETAG, f'"{md5.hex()}{f"-{parts}" if parts else ""}"'.encode())
+    os.setxattr(path, CHECKSUM, base64.b64encode(crc))
 
 
 @contextlib.contextmanager
@@ -165,14 +184,25 @@ def _listed(path: str, modified_ns: int) -> _Listing:
             facts = entry.stat()
             modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(facts.st_mtime))
             found[entry.name] = (
-                f"<LastModified>{modified}</LastModified><ETag>{escape(_etag(facts))}</ETag>"
+                f"<LastModified>{modified}</LastModified><ETag>{escape(_etag(entry.path, facts))}</ETag>"
                 f"<Size>{facts.st_size}</Size><StorageClass>STANDARD</StorageClass>"
             )
     names = sorted(found)
     return _Listing(modified_ns, names, [found[name] for name in names])
 
 
-def _etag(facts: os.stat_result) -> str:
+def _told(file: int | str, name: str) -> str | None:
+    """What is to be told of a file that has been `uploaded`."""
+    try:
+        return os.getxattr(file, name).decode()
+    except OSError:
+        return None
+
+
+def _etag(file: int | str, facts: os.stat_result) -> str:
+    told = _told(file, ETAG)
+    if told is not None:
+        return told
     digest = hashlib.md5(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}".encode(), usedforsecurity=False)
     # Of a form that no client takes for a digest of the content, whole or in parts, and compares with it.
     return f'"fast-{digest.hexdigest()}"'
@@ -266,7 +296,7 @@ class _Connection:
 
     def _send_object(self, method: str, name: str, descriptor: int, headers: Mapping[str, str]) -> None:
         facts = os.fstat(descriptor)
-        etag = _etag(facts)
+        etag = _etag(descriptor, facts)
         if stat.S_ISDIR(facts.st_mode):
             raise _S3Error(HTTPStatus.NOT_FOUND, "NoSuchKey")
         if headers.get("if-match", etag).strip('"') not in {etag.strip('"'), "*"}:
@@ -278,6 +308,9 @@ class _Connection:
             "Accept-Ranges": "bytes",
             "Content-Type": "binary/octet-stream",
         }
+        checksum = _told(descriptor, CHECKSUM) if headers.get("x-amz-checksum-mode") == "ENABLED" else None
+        if checksum is not None and span is None:
+            about |= {"x-amz-checksum-crc64nvme": checksum, "x-amz-checksum-type": "FULL_OBJECT"}
         if span is not None:
             about["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{facts.st_size}"
         status = HTTPStatus.OK if span is None else HTTPStatus.PARTIAL_CONTENT

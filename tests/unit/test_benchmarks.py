@@ -19,7 +19,8 @@ from tests.benchmarks.reader import percentile
 from tests.benchmarks.report import value_text
 from tests.benchmarks.results import GETS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
-from tests.services.fast import FastS3, Traffic, start_fast
+from tests.services import S3Server
+from tests.services.fast import PART_SIZE, FastS3, Traffic, start_fast, uploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -203,6 +204,28 @@ def test_endpoint_lists_as_s3_does(client: "S3Client") -> None:
     assert [item["Key"] for answer in (first, second) for item in answer["Contents"]] == NAMES
     assert [item["Key"] for item in after["Contents"]] == ["many/1098", "many/1099"]
     assert client.list_objects_v2(Bucket="bucket", Prefix="none/")["KeyCount"] == 0
+
+
+@pytest.mark.parametrize("size", [0, 5, PART_SIZE - 1, PART_SIZE, 2 * PART_SIZE + 1])
+def test_endpoint_tells_the_digests_of_uploads_as_s3_does(moto: S3Server, tmp_path: Path, size: int) -> None:
+    bucket = f"digests-{size}"
+    path = tmp_path / bucket / "file"
+    path.parent.mkdir()
+    path.write_bytes(random.Random(size).randbytes(size))
+    uploaded(path)
+    told = []
+    with start_fast(tmp_path) as server:
+        for endpoint in (server, moto):
+            with contextlib.closing(endpoint.client()) as client:
+                if endpoint is moto:
+                    client.create_bucket(Bucket=bucket)
+                    client.upload_file(str(path), bucket, "file", ExtraArgs={"ChecksumAlgorithm": "CRC64NVME"})
+                answer = client.head_object(Bucket=bucket, Key="file", ChecksumMode="ENABLED")
+                (listed,) = client.list_objects_v2(Bucket=bucket)["Contents"]
+                assert listed["ETag"] == answer["ETag"]
+                told.append((answer["ETag"], answer["ChecksumCRC64NVME"]))
+                assert "ChecksumCRC64NVME" not in client.head_object(Bucket=bucket, Key="file")
+    assert told[0] == told[1]
 
 
 def test_endpoint_can_be_slow(tmp_path: Path) -> None:
