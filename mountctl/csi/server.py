@@ -7,9 +7,9 @@ import re
 import signal
 import socket
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,32 @@ def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None
         options=[("grpc.max_receive_message_length", MESSAGE_LIMIT), ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=CALLS_LIMIT,
     )
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
-    with _only_for_root():
-        _listen(server, path)
-    server.start()
-    log.info("%s serves %s for %s", DRIVER_NAME, mounts_dir, path)
-    ending.wait()
-    server.stop(STOP_TIMEOUT_S).wait()
-    path.unlink(missing_ok=True)
+    with _ending() as wait:
+        with _only_for_root():
+            _listen(server, path)
+        server.start()
+        log.info("%s serves %s for %s", DRIVER_NAME, mounts_dir, path)
+        wait()
+        server.stop(STOP_TIMEOUT_S).wait()
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[Callable[[], object]]:
+    """A function that returns once the process has been told to end.
+
+    A socket wakes it, as a lock that the main thread waits for does not when a thread of gRPC's gets the signal.
+    """
+    told, teller = socket.socketpair()
+    with told, teller:
+        teller.setblocking(False)
+        signal.set_wakeup_fd(teller.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        try:
+            yield partial(told.recv, 1)
+        finally:
+            signal.set_wakeup_fd(-1)
 
 
 def _socket_path(endpoint: str) -> Path:

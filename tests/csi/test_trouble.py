@@ -1,5 +1,6 @@
 """Mounts that are slow, hang or are gone; sockets that are taken."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -246,6 +247,15 @@ def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(directory: Path)
         done = start(directory)
         assert (done.returncode, "another driver serves it" in done.stderr) == (1, True), done.stderr
         assert not driver.ready()  # it answers
+
+
+def test_it_ends_whichever_of_its_threads_gets_the_signal(directory: Path) -> None:
+    with running(directory) as driver:
+        process = driver.process.pid
+        other = max(int(task.name) for task in Path(f"/proc/{process}/task").iterdir())
+        assert other != process
+        assert ctypes.CDLL(None).tgkill(process, other, signal.SIGTERM) == 0
+        assert driver.process.wait(timeout=15) == 0
 
 
 def test_what_cannot_be_served_gives_one_line_and_its_exit_code(directory: Path) -> None:
