@@ -120,17 +120,17 @@ $(GPU)/ready-dev: $(GPU)/ready
 	PYTHONWARNINGS=ignore $(GPU)/bin/pip install -q -e '.[dev]'
 	touch $@
 
-$(MXNET)/ready: tests/frameworks/requirements-mxnet.txt
+$(MXNET)/ready: tests/frameworks/requirements-mxnet.txt | apt-main
 	$(PYTHON) -m venv $(MXNET)
 	$(MXNET)/bin/pip install -q -r $<
 	touch $@
 
-$(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt
+$(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt | apt-main
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/pip install -q -r $<
 	touch $@
 
-$(HEAVY)/ready: tests/frameworks/requirements-heavy.txt
+$(HEAVY)/ready: tests/frameworks/requirements-heavy.txt | apt-main
 	$(PYTHON) -m venv $(HEAVY)
 	$(HEAVY)/bin/pip install -q -r $<
 	touch $@

@@ -126,7 +126,7 @@ def models(host: Host) -> Iterator[MountedStore]:
         yield mount
 
 
-@pytest.fixture(scope="module", params=list(USERS))
+@pytest.fixture(scope="module", params=["root", pytest.param("user", marks=pytest.mark.slow), "namespace"])
 def users(request: pytest.FixtureRequest) -> Users:
     """Root, another user, and a user in a user namespace."""
     return USERS[request.param]

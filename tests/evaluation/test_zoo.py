@@ -51,7 +51,7 @@ def test_networks_have_the_papers_sizes(listed: dict[str, Any]) -> None:
         assert entry["bytes"] / MIB == pytest.approx(entry["paper_mb"], rel=0.02), name
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", [WRITTEN[0], *(pytest.param(name, marks=pytest.mark.slow) for name in WRITTEN[1:])])
 def test_network_is_written_whole_and_infers(listed: dict[str, Any], name: str, tmp_path: Path) -> None:
     written = json.loads(run("-m", "zoo", name, tmp_path)[-1])
     inferred = json.loads(run("-m", "zoo.infer", name, tmp_path)[-1])

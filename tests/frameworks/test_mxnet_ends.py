@@ -37,7 +37,9 @@ def test_what_is_dropped_is_unmapped(mount: MountedStore, engine: str) -> None:
     assert None not in report.values()
 
 
-@pytest.mark.parametrize("way", ["inferring", "loading", "raising"])
+@pytest.mark.parametrize(
+    "way", ["inferring", *(pytest.param(way, marks=pytest.mark.slow) for way in ("loading", "raising"))]
+)
 def test_a_program_ends_whatever_goes_on_in_it(mount: MountedStore, way: str) -> None:
     for _ in range(3):
         done = subprocess.run(

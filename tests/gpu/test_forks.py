@@ -99,6 +99,7 @@ print(json.dumps(told))
     assert run(code, path) == []
 
 
+@pytest.mark.slow
 def test_no_fork_finds_a_descriptor_whose_thread_is_about_to_take_or_to_give_it(lease: Path) -> None:
     code = """
 end = time.monotonic() + 5

@@ -26,7 +26,14 @@ def store(tmp_path: Path) -> Path:
     return store
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "never"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        name if name in {"lru", "lcu", "flush"} else pytest.param(name, marks=pytest.mark.slow)
+        for name in POLICIES
+        if name != "never"
+    ],
+)
 def test_no_policy_takes_a_copy_that_is_in_use(store: Path, tmp_path: Path, policy: str) -> None:
     with scene(store, tmp_path, "--gpu-policy", policy, memory=TINY) as host:
         program = host.borrowing(NAMES[0])
