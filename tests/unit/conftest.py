@@ -3,12 +3,14 @@
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.fakes import MemoryStore
+from tests.unit.served import FakeBacking, Server, Serving, served
 from tests.unit.workshop import Workshop
 
 SMALL_CHUNK = 16 * 1024
@@ -42,6 +44,25 @@ async def streaming(tmp_path: Path, chunk_size: int) -> AsyncIterator[Workshop]:
     """For a store whose bytes are right at once."""
     async with working(tmp_path / "cache", chunk_size, MemoryStore(streaming=True)) as workshop:
         yield workshop
+
+
+@pytest.fixture
+def backing() -> FakeBacking:
+    """What passes opens through."""
+    return FakeBacking()
+
+
+@pytest.fixture
+def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
+    """Starts a server on the store; always with the same cache."""
+    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size)
+
+
+@pytest.fixture
+async def server(serving: Serving) -> AsyncIterator[Server]:
+    """A server on the store of the test's module."""
+    async with serving() as server:
+        yield server
 
 
 @asynccontextmanager

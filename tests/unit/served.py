@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -414,3 +414,7 @@ async def served(
             if backing is not None and ledger is None:
                 backing.dispose()
         nursery.cancel_scope.cancel()
+
+
+Serving = Callable[..., AbstractAsyncContextManager[Server]]
+"""`served` with what a test has in common with others."""

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +12,10 @@ import trio
 from tests.fakes import MemoryStore
 from tests.signing import new_key, sign
 from tests.unit.parts import blob_files, content_of, until
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.served import FakeBacking, Serving, served
 from trimsfs.errors import BlobDamagedError, CacheFullError, SignatureError, StoreUnavailableError
 from trimsfs.signatures import read_manifest
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 KEY = new_key()
 
 

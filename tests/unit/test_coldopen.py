@@ -1,7 +1,6 @@
 """Opening a file that is not here: who waits for it, how long, and what ends the wait."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import blob_files, content_of, flip_byte, until
-from tests.unit.served import FakeBacking, Server, Signal, served
+from tests.unit.served import FakeBacking, Server, Serving, Signal, served
 from trimsfs.coldopen import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
 from trimsfs.errors import (
     CacheFullError,
@@ -25,7 +24,6 @@ from trimsfs.errors import (
 from trimsfs.handles import BACKING_SHIFT
 from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 5
 MODES = ("wait", "auto")
 
@@ -42,11 +40,6 @@ def content(chunk_size: int) -> bytes:
 @pytest.fixture
 def store(content: bytes) -> MemoryStore:
     return MemoryStore({"a": content, "empty": b""})
-
-
-@pytest.fixture
-def backing() -> FakeBacking:
-    return FakeBacking()
 
 
 @pytest.fixture

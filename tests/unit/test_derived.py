@@ -1,13 +1,13 @@
 """Derived blobs: what programs pass on is found by others of the same user, whole or not at all."""
 
-from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import until
-from tests.unit.served import OWNER, FakeBacking, Server, served
+from tests.unit.served import OWNER, FakeBacking, Server, Serving, served
 from trimsfs import derived
 from trimsfs.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
@@ -31,9 +31,8 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-async def server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Server]:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size, backing=FakeBacking()) as server:
-        yield server
+def serving(store: MemoryStore, backing: FakeBacking, tmp_path: Path, chunk_size: int) -> Serving:
+    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size, backing=backing)
 
 
 def named(number: int = 0, uid: int = UID) -> str:

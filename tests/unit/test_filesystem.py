@@ -1,7 +1,5 @@
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -9,14 +7,13 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, until
-from tests.unit.served import MOUNTED_NS, Server, served
+from tests.unit.served import MOUNTED_NS, Server, Serving, served
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
 from trimsfs.filesystem import FOREVER_S
 from trimsfs.namespace import ROOT_INODE, Kind
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 6
 
 
@@ -40,19 +37,6 @@ def new(chunk_size: int) -> bytes:
 @pytest.fixture
 def store(old: bytes) -> MemoryStore:
     return MemoryStore({"dir/model": old, "dir/symbol.json": b"{}", "empty": b"", "readme": b"read me"})
-
-
-@pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
-    """Starts a server on the store; always with the same cache."""
-    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size)
-
-
-@pytest.fixture
-async def server(serving: Serving) -> AsyncIterator[Server]:
-    """A server that believes names for a minute."""
-    async with serving() as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@
 import errno
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, until
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.served import FakeBacking, Server, Serving, served
 from trimsfs.errors import (
     FuseUnavailableError,
     InUseError,
@@ -28,7 +27,6 @@ from trimsfs.namespace import RESIDENT_BIT
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 5
 
 
@@ -43,20 +41,9 @@ def store(contents: dict[str, bytes]) -> MemoryStore:
 
 
 @pytest.fixture
-def backing() -> FakeBacking:
-    return FakeBacking()
-
-
-@pytest.fixture
 def serving(store: MemoryStore, backing: FakeBacking, tmp_path: Path, chunk_size: int) -> Serving:
     """Starts a server that passes opens through; always with the same cache."""
     return partial(served, store, tmp_path / "cache", chunk_size=chunk_size, backing=backing)
-
-
-@pytest.fixture
-async def server(serving: Serving) -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
 
 
 async def warm(server: Server, *paths: str) -> None:

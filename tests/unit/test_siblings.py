@@ -1,7 +1,5 @@
 """Small files beside one that is opened come before they are asked for."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +9,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, until
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.served import FakeBacking, Server, Serving, served
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.readahead import SMALL
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 FILES = 40
 
 
@@ -40,12 +37,6 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
         cold_open="wait",
         siblings=True,
     )
-
-
-@pytest.fixture
-async def server(serving: Serving) -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server
 
 
 async def quiet(server: Server) -> None:

@@ -1,8 +1,6 @@
 """What the control surface tells of the tensors in a file."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.formats import writers
 from tests.unit.formats.writers import ARRAYS
-from tests.unit.served import Server, served
+from tests.unit.served import Server
 from trimsfs.formats.source import BLOCK
 
 
@@ -19,12 +17,6 @@ def store() -> MemoryStore:
     models = {f"models/{kind}/{name}": data for kind, (name, data) in writers.FILES.items()}
     long = writers.safetensors() + bytes(2 * BLOCK)
     return MemoryStore({**models, "long.safetensors": long, "notes.txt": b"no model at all", "nothing": b""})
-
-
-@pytest.fixture
-async def server(store: MemoryStore, tmp_path: Path, chunk_size: int) -> AsyncIterator[Server]:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
-        yield server
 
 
 async def tensors(server: Server, path: str) -> dict[str, Any]:

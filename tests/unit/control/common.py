@@ -2,15 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from tests.unit.parts import until
 from tests.unit.served import CONTROL_GID, Server
 from trimsfs.control import Caller
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
 ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
 ROOT = Caller(uid=0, groups=frozenset({0}))

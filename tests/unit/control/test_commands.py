@@ -8,9 +8,9 @@ import trio
 import trio.testing
 
 from tests.fakes import MemoryStore
-from tests.unit.control.common import Serving, drop, in_memory, last_line, on_disk
+from tests.unit.control.common import drop, in_memory, last_line, on_disk
 from tests.unit.parts import blob_files, content_of, flip_byte, until
-from tests.unit.served import Server
+from tests.unit.served import Server, Serving
 from trimsfs.commands import FILES_AT_ONCE
 from trimsfs.errors import StoreAccessError, StoreUnavailableError
 from trimsfs.tiers import pages

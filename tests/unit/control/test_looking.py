@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 
 from tests.fakes import MemoryStore
-from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, Serving, in_memory, on_disk
-from tests.unit.served import OWNER, STRANGER, Server
+from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
+from tests.unit.served import OWNER, STRANGER, Server, Serving
 from trimsfs import metrics
 from trimsfs.control import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 
 import crc32c
 from awscrt import checksums
@@ -11,7 +10,6 @@ from tests.unit.served import Server
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.handles import BACKING_SHIFT
 
-Serving = Callable[..., AbstractAsyncContextManager[Server]]
 CHUNKS = 5
 
 

@@ -1,15 +1,14 @@
 """Fixtures of the tests of integrity."""
 
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.fakes import MemoryStore
-from tests.unit.integrity.common import CHUNKS, Serving
+from tests.unit.integrity.common import CHUNKS
 from tests.unit.parts import content_of
-from tests.unit.served import FakeBacking, Server, served
+from tests.unit.served import FakeBacking, Serving, served
 
 
 @pytest.fixture
@@ -35,9 +34,3 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
         cold_open="wait",
         deadline_s=0.1,
     )
-
-
-@pytest.fixture
-async def server(serving: Serving) -> AsyncIterator[Server]:
-    async with serving() as server:
-        yield server

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from tests.fakes import MemoryStore
-from tests.unit.integrity.common import Serving, digest_of, opened
+from tests.unit.integrity.common import digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
-from tests.unit.served import FakeBacking, Server
+from tests.unit.served import FakeBacking, Server, Serving
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
 from trimsfs.integrity import LOOK_INTERVAL_S, MOST_FRUITLESS
