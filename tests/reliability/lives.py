@@ -277,7 +277,9 @@ class Explorer:
             fate, report = self._forked(partial(trio.run, life, place / "cache", self._say))
             outcomes.calls = outcomes.calls or self._plan.calls
             self._plan.set(0)
-            if fate not in {0, -signal.SIGKILL}:
+            # It may come to a mapped page of the file system that has stopped before it is killed.
+            ends = {0, -signal.SIGKILL, -signal.SIGBUS} if order.how is How.POWER else {0, -signal.SIGKILL}
+            if fate not in ends:
                 return Outcome(at=at, died=False, problem=f"{fate}: {report}")
             problem = None
             if order.cut:
