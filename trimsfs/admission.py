@@ -2,15 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 
 from trimsfs.coldopen import Interruptible
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest
-from trimsfs.errors import BlobDamagedError, SignatureError, StoreError
+from trimsfs.errors import BlobDamagedError, ObjectChangedError, SignatureError, StoreError, StoreUnavailableError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
@@ -27,6 +29,8 @@ MOST_ADMITTED = 10_000
 """Files that are remembered to have been admitted."""
 PATIENCE_S = 1.0
 """How long one of them waits for the store to say whether it is signed still."""
+MOST_READS = 3
+"""How often a manifest is read that is replaced meanwhile."""
 REFUSED_S = 30.0
 """For how long a file that was refused is not fetched again."""
 
@@ -69,6 +73,7 @@ class Admission:
         self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | SignatureError] = OrderedDict()
         self._admitted: OrderedDict[str, Digest | None] = OrderedDict()
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
+        self._turns = WeakValueDictionary[str, trio.Lock]()
         self._refusals = 0
 
     def statistics(self) -> SignatureStatistics:
@@ -84,38 +89,54 @@ class Admission:
 
     async def _admit(self, blob: Blob, interruptible: Interruptible) -> None:
         digest = await self._signed_of(blob, interruptible)
-        if digest is None or blob.digest == str(digest):
-            self._admitted[blob.token] = digest
-            _shorten(self._admitted, MOST_ADMITTED)
+        if digest is None or (blob.complete and blob.digest == str(digest)):
+            self._remember(blob, digest)
             return
         refused = blob.token, digest
-        if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
-            try:
-                if await self._is(blob, digest, interruptible):
-                    return
-            except SignatureError:
-                pass
-            self._refused[refused] = trio.current_time()
-            _shorten(self._refused, REMEMBERED)
+        turn = self._turns.setdefault(blob.token, trio.Lock())
+        with interruptible():
+            async with turn:  # else all who open it fetch it again at once
+                if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
+                    try:
+                        if await self._is(blob, digest):
+                            self._remember(blob, digest)
+                            return
+                    except SignatureError:
+                        pass
+                    self._refused[refused] = trio.current_time()
+                    _shorten(self._refused, REMEMBERED)
         raise SignatureError.other_content(blob.generation.key)
+
+    async def admit_again(self, blob: Blob) -> None:
+        """`admit`, for an open file of which something is missing: what comes in its stead has not been compared. One
+        that has been opened without a signature needs none."""
+        if blob.token not in self._admitted or self._admitted[blob.token] is not None:
+            await self.admit(blob, nullcontext)
+
+    def _remember(self, blob: Blob, digest: Digest | None) -> None:
+        """A blob has been admitted, as what has this digest, or as one that needs none."""
+        self._admitted[blob.token] = digest
+        self._admitted.move_to_end(blob.token)
+        _shorten(self._admitted, MOST_ADMITTED)
 
     async def _signed_of(self, blob: Blob, interruptible: Interruptible) -> Digest | None:
         """As `signed`; for one that has been admitted before, what was signed then, while the store cannot be asked."""
         if blob.token not in self._admitted or not blob.complete:
             with interruptible():
                 return await self.signed(blob.generation)
+        before = self._admitted[blob.token]
         try:
             with trio.move_on_after(PATIENCE_S):  # what is here does not wait for the store
                 return await self.signed(blob.generation)
         except StoreError:
             pass
-        return self._admitted.get(blob.token)
+        return before
 
-    async def _is(self, blob: Blob, digest: Digest, interruptible: Interruptible) -> bool:
+    async def _is(self, blob: Blob, digest: Digest) -> bool:
         """Whether a blob has a digest, once all of it is here."""
         if not blob.states:
             return digest.value == digest.of_nothing
-        await self._fetch(blob, interruptible)
+        await self._fetch(blob, nullcontext)
         if blob.digest != str(digest):
             await self._compare(blob, digest)
         blob.check_trusted()
@@ -137,15 +158,27 @@ class Admission:
         if model_key(key) is not None or key.rpartition("/")[2] == NAME:
             return None  # of a model that has been admitted, or the manifest itself
         for directory in _above(key):
-            found, _ = await self._namespace.lookup(directory, NAME.encode())
-            if isinstance(found, Generation):
-                digest = (await self._manifest(found)).get(key[len(directory) :])
+            manifest = await self._manifest_in(directory)
+            if manifest is not None:
+                digest = manifest.get(key[len(directory) :])
                 if digest is None:
-                    raise SignatureError(f"{key}: is not in /{found.key}: sign the model anew")
+                    raise SignatureError(f"{key}: is not in /{directory}{NAME}: sign the model anew")
                 return digest
         if self._required:
             raise SignatureError(f"{key}: no {NAME} in any directory above it: sign the model")
         return None
+
+    async def _manifest_in(self, directory: str) -> Mapping[str, Digest] | None:
+        """The manifest of a directory, if it has one."""
+        for _ in range(MOST_READS):
+            found, _ = await self._namespace.lookup(directory, NAME.encode())
+            if not isinstance(found, Generation):
+                return None
+            try:
+                return await self._manifest(found)
+            except ObjectChangedError:  # the manifest, not the file that it tells of
+                self._namespace.replaced(found.key)
+        raise StoreUnavailableError(f"{directory}{NAME}: is replaced again and again")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
         name = generation.key, generation.etag

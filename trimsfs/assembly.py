@@ -167,7 +167,10 @@ def assemble(
     integrity.doubted = residents.doubted
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
-    cold_opener = ColdOpener(disk, fetcher, residents, mode="wait" if options.digests == "wait" else options.cold_open)
+    compared = options.digests == "wait"
+    cold_opener = ColdOpener(
+        disk, fetcher, residents, mode="wait" if compared else options.cold_open, compared=compared
+    )
     admission = None
     if read_manifest is not None:
         admission = Admission(

@@ -8,7 +8,7 @@ from typing import Literal
 import trio
 
 from trimsfs.background import Background
-from trimsfs.errors import CacheFullError, ObjectChangedError, StoreError
+from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError, StoreError
 from trimsfs.fetch import Fetcher
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
@@ -39,13 +39,18 @@ class ColdOpener:
     A program that reads all of a file has it sooner when its open waits until the file is here and then maps the local
     file; one that reads only a header has it sooner when bytes are passed on as they come. ``auto`` waits
     when the whole fetch should take no longer than PATIENCE_S, by the rate of late and then by its own.
+
+    *compared* tells that nothing that is all here may be opened before it has been compared with the store's digest.
     """
 
-    def __init__(self, disk: DiskTier, fetcher: Fetcher, residents: Residents, *, mode: ColdOpen) -> None:
+    def __init__(
+        self, disk: DiskTier, fetcher: Fetcher, residents: Residents, *, mode: ColdOpen, compared: bool = False
+    ) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._residents = residents
         self._mode = mode
+        self._compared = compared
         self._background = Background()
         self._expected: dict[tuple[str, int], trio.Event] = {}
         self._waiting = 0
@@ -59,10 +64,12 @@ class ColdOpener:
 
         If it is, it stays so for a while: the kernel looks the name up again for the thread, but only once.
 
-        Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation, and
-        StoreError when nothing of the file is here and the store cannot give it.
+        Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation,
+        StoreError when nothing of the file is here and the store cannot give it, and what speaks against its bytes.
         """
-        if self._mode == "stream" or not blob.attached or self._hopeless(blob) or self._waiting >= MOST_WAITING:
+        if self._mode == "stream" or not blob.attached or self._hopeless(blob):
+            return False
+        if self._waiting >= MOST_WAITING and not self._compared:
             return False
         try:
             with interruptible(), self._place():
@@ -79,6 +86,9 @@ class ColdOpener:
             return False  # reads of what is here succeed
         if resident:
             self._expect(blob, thread)
+        elif self._compared and blob.digest is None:
+            blob.check_trusted()
+            raise BlobDamagedError(f"{blob.generation.key}: could not be compared with the store's digest: see the log")
         return resident
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:

@@ -190,6 +190,9 @@ class Commands:
                         nursery.start_soon(self._carry_one, command, generation, progress, slots)
         except TrimsError as error:
             progress.error = error
+        except Exception as error:  # a defect: it ends this command, not the server
+            log.exception("/%s", inode.path)
+            progress.error = CacheUnusableError(f"{inode.path}: internal error: {error!r}")
         finally:
             progress.finished.set()
 

@@ -39,6 +39,8 @@ LOAD_LATENCY_S = 0.03
 LOAD_RATE = 1e8
 """Bytes a second: a guess that stands until something was measured."""
 MAX_REQUESTS = 32
+MOST_LOSSES = 8
+"""How often a read begins anew, as bytes that had come were lost or found wrong while it waited for others."""
 REQUEST_MEMORY = 2 << 20
 """Bytes that a request takes in the process that makes it: its buffer."""
 
@@ -141,10 +143,20 @@ class Fetcher:
         Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or
         StoreAccessError when it cannot give the bytes.
         """
-        blob.check_trusted()
-        if blob.readable(start, stop):
-            return blob.view(start, stop)
-        chunks = chunks_of(start, stop)
+        for _ in range(MOST_LOSSES):
+            blob.check_trusted()
+            if blob.readable(start, stop):
+                return blob.view(start, stop)
+            pieces = await self._pieces(blob, start, stop)
+            if pieces is not None:
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        raise StoreUnavailableError(
+            f"{blob.generation.key}: what is fetched of it is lost again and again: see the log"
+        )
+
+    async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
+        """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
+        chunks, cuts = chunks_of(start, stop), blob.cuts
         prefetch = self._board.prefetch(blob)
         if prefetch is not None:
             prefetch.demand(chunks[-1])
@@ -155,9 +167,10 @@ class Fetcher:
             await flight.until(min(stop, last) - first)
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
+        if blob.cuts != cuts or not all(_is_there(blob, chunk, flights.get(chunk)) for chunk in chunks):
+            return None
         # Not before: an error keeps what there is here, and a view keeps the file, also one that is evicted.
-        pieces = [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
 
     def _piece(self, blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
         """What of the bytes ``[start, stop)`` is in a chunk that is here."""
@@ -322,6 +335,13 @@ class Fetcher:
         if blob.complete and self.completed is not None and self._background.running:
             self._background.start(self.completed, blob)
         self._disk.release(blob)
+
+
+def _is_there(blob: Blob, chunk: int, flight: Flight | None) -> bool:
+    """Whether what was waited for of a chunk can be read: from the blob, or memory, or as far as it has come."""
+    if flight is not None and (flight.data is not None or not flight.done.is_set()):
+        return True
+    return blob.states[chunk] == ChunkState.VERIFIED
 
 
 def max_requests(memory_limit: int) -> int:

@@ -347,6 +347,8 @@ class Filesystem:
         if offset >= stop:
             return b""
         try:
+            if self._admission is not None and not file.blob.readable(offset, stop):
+                await self._admission.admit_again(file.blob)
             data = await self._fetcher.read(file.blob, offset, stop)
         except ObjectChangedError:
             self._replaced(file.inode)

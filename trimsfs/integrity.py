@@ -22,6 +22,7 @@ from trimsfs.digests import Digest, crc32c_of
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
+    CacheUnusableError,
     InUseError,
     ObjectChangedError,
     ObjectNotFoundError,
@@ -136,18 +137,16 @@ class Integrity:
             return True
         try:
             expected = await self._expected(blob.generation)
-        except StoreError as error:
+            if expected is None:
+                await self._disk.damage.set_digest(blob, "")
+                return True
+            if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
+                return await self.compare(blob, expected)
+        except (StoreError, CacheError) as error:
             if self._mode == "wait":
                 self._doubt(blob, error)
                 return False
             log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
-            self._put_off(blob)
-            return True
-        if expected is None:
-            await self._disk.damage.set_digest(blob, "")
-            return True
-        if self._mode == "wait" or expected.at_once or blob.generation.size <= SMALL:
-            return await self.compare(blob, expected)
         self._put_off(blob)
         return True
 
@@ -196,7 +195,7 @@ class Integrity:
     async def compare(self, blob: Blob, expected: Digest) -> bool:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
         key, changed, before = blob.generation.key, 0, blob.doubt
-        same = await self._has(blob, expected)
+        same = await self._has_now(blob, expected)
         for _ in range(MOST_ATTEMPTS):
             if same is not False or blob.doubt is not before or not self._here(blob) or self._in_vain(expected):
                 break
@@ -209,7 +208,7 @@ class Integrity:
                 break
             if not changed:
                 break
-            same = await self._has(blob, expected)
+            same = await self._has_now(blob, expected)
         if blob.doubt is not before or not self._here(blob):
             return False
         if same:
@@ -238,12 +237,24 @@ class Integrity:
         else:
             self._misled = True
 
+    async def _has_now(self, blob: Blob, expected: Digest) -> bool | None:
+        """`_has`, of bytes none of which was exchanged meanwhile. Raises CacheError when they are again and again."""
+        for _ in range(MOST_ATTEMPTS):
+            changes = blob.changes
+            same = await self._has(blob, expected)
+            if blob.changes == changes:
+                return same
+        raise BlobDamagedError(f"{blob.generation.key}: is mended while it is compared with the store, again and again")
+
     async def _has(self, blob: Blob, expected: Digest) -> bool | None:
         """Whether a blob has a digest; None where it cannot be known, as the parts of the object are unusual."""
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
             return crc32c_of(blob.records()) == expected.value
-        descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
+        try:
+            descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
+        except OSError as error:
+            raise CacheUnusableError(f"{blob.generation.key}: cannot be compared now: {error}") from error
         try:
             for part_size in expected.part_sizes(size):
                 found = await self._retrying.call(
@@ -286,7 +297,8 @@ class Integrity:
             await trio.sleep(LOOK_INTERVAL_S)
             for blob, since in list(self._doubtful.items()):
                 if self._disk.known(blob.token) is not blob:
-                    self._doubtful.pop(blob, None)
+                    if not blob.attached:
+                        self._doubtful.pop(blob, None)
                 elif isinstance(blob.doubt, StoreError):  # the store could not be asked: the next open asks again
                     self._doubt_no_longer(blob)
                 elif blob.users == 0 and not blob.pinned:
@@ -308,17 +320,27 @@ class Integrity:
     async def _check_all(self, blob: Blob, *, in_memory: bool = False) -> None:
         """Check a blob that the caller keeps, and mend it: the disk, the memory, the store's digest. If all is well, it
         is in doubt no longer. Raises TrimsError when something is wrong that cannot be mended."""
+        self._shorten(blob)
         before = blob.doubt
         lost = bool(blob.lost)
         await self.mender.check(blob, in_memory=in_memory)
         if lost and blob.doubt is before:
             await self._disk.sync(blob)
         if blob.doubt is before and blob.complete and self._mode != "off":
-            self._later.pop(blob.token, None)
             await self._compare_now(blob)
+            self._done_with(blob)
         if blob.doubt is not None and blob.doubt is not before:
             raise blob.doubt.with_traceback(None)
         self._doubt_no_longer(blob)
+
+    def _shorten(self, blob: Blob) -> None:
+        """What was cut off comes back as it is mended, what was added has to go."""
+        try:
+            blob.shorten()
+        except OSError as error:
+            raise CacheUnusableError(
+                f"{blob.generation.key}: its file in the cache cannot be mended: {error}"
+            ) from error
 
     # Checking what is on the disk
 
@@ -348,7 +370,14 @@ class Integrity:
     async def _scrub_one(self, generation: Generation) -> bool:
         """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
         async with self._disk.looked_at(generation) as blob:
-            whole = not blob.attached or await self.mender.check(blob, rate=self._scrub_rate)
+            try:
+                whole = not blob.attached or await self.mender.check(blob, rate=self._scrub_rate)
+            except TrimsError as error:
+                log.warning("%s: cannot be scrubbed now: %s", generation.key, error)
+                return False
+            finally:
+                if self._here(blob) and blob.digest is None and self._mode != "off":
+                    self._put_off(blob)  # it may have been mended with other bytes
             return not whole or await self._disk.damage.scrubbed(blob)
 
 

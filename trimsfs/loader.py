@@ -7,7 +7,7 @@ from dataclasses import replace
 import trio
 
 from trimsfs.concurrency import AdaptiveLimit
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.flights import Flight
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
@@ -53,10 +53,22 @@ class Loader:
 
     async def unchecked(self, run: Sequence[Flight]) -> list[Sequence[Flight]]:
         """The parts of a run that are to be asked for, one by one; the rest was here and has landed."""
-        if run[0].blob.states[run[0].chunk] != ChunkState.UNVERIFIED:
+        states = run[0].blob.states
+        if all(states[flight.chunk] == ChunkState.MISSING for flight in run):
             return [run]
         # All are checked first: what is here is not to wait for what the store may not give.
-        return [[flight] for flight in run if not await self._verify(flight)]
+        return [[flight] for flight in run if not await self._is_here(flight)]
+
+    async def _is_here(self, flight: Flight) -> bool:
+        """Whether a chunk is here, also if somebody else has brought or checked it since it was asked for."""
+        match flight.blob.states[flight.chunk]:
+            case ChunkState.MISSING:
+                return False
+            case ChunkState.UNVERIFIED:
+                return await self._verify(flight)
+            case _:
+                self._landed(flight)
+                return True
 
     async def _verify(self, flight: Flight) -> bool:
         """Whether the bytes an earlier server left are here and right."""
@@ -105,22 +117,30 @@ class Loader:
         blob = run[0].blob
         flights = {flight.chunk: flight for flight in run}
         position, stop = _start(run), _stop(run)
+        cuts = blob.cuts
 
         def landed(record: ChunkRecord) -> None:
             nonlocal position
+            if blob.cuts != cuts:
+                return  # its first bytes may be gone
             position += record.length
             self._disk.wrote(blob, record)
             self._came(record.length)
             self._landed(flights[record.chunk])
 
         def arrived(offset: int) -> None:
-            flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
+            if blob.cuts == cuts:
+                flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
 
         async def attempt() -> None:
+            nonlocal cuts
             if position == stop:
                 return  # what failed was only the end of the request before
+            cuts = blob.cuts
             wanted = arrived if any(flight.demanded for flight in run) else None
             await self._request(blob, Extent(position, stop, blob.fileno(), position), landed, wanted)
+            if position < stop:
+                raise TransientStoreError("its file in the cache has been cut off meanwhile")
 
         try:
             await self._retrying.call(f"{blob.generation.key} at {position}", attempt)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import trio
 
-from trimsfs.errors import BlobDamagedError, StoreError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, StoreError, TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.ranges import chunk_length, chunk_span
 from trimsfs.stores.retrying import Retrying
@@ -155,7 +155,10 @@ class Mender:
         try:
             descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
-            descriptor = os.dup(blob.fileno())
+            try:
+                descriptor = os.dup(blob.fileno())
+            except OSError as error:
+                raise CacheUnusableError(f"{blob.generation.key}: cannot be checked now: {error}") from error
         try:
             yield descriptor
         finally:

@@ -97,7 +97,10 @@ def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], 
         named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
         named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
         for text, entry in named:
-            name = os.fsencode(text)
+            try:
+                name = os.fsencode(text)
+            except UnicodeEncodeError:
+                name = b""
             if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
                 hidden += 1
             elif name not in entries:

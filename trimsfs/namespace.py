@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import trio
@@ -357,23 +358,32 @@ class Namespace:
 
     async def _probe(self, path: str, *, patient: bool) -> Entry:
         """Ask for an object, and whether there is anything below its name. A directory wins."""
-        store, found = self._store if patient else self._impatient, list[Generation]()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stat, store, path, found)
+        store, found, failed = self._store if patient else self._impatient, list[Generation](), list[StoreError]()
+        async with trio.open_nursery() as nursery:
+
+            @contextlib.contextmanager
+            def failing() -> Iterator[None]:
+                """A group of errors could have a cancellation among them: they are told without one."""
+                try:
+                    yield
+                except StoreError as error:
+                    failed.append(error)
+                    nursery.cancel_scope.cancel()
+
+            async def stat() -> None:
+                with failing(), contextlib.suppress(ObjectNotFoundError):
+                    generation = await store.stat(path)
+                    if generation.plausible:
+                        found.append(generation)
+
+            nursery.start_soon(stat)
+            with failing():
                 below = await store.list_page(f"{path}/", limit=1)
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group
+        if failed:
+            raise failed[0]
         if below.exists:
             return Special.DIRECTORY
         return found[0] if found else Special.ABSENT
-
-
-async def _stat(store: Store, path: str, found: list[Generation]) -> None:
-    with contextlib.suppress(ObjectNotFoundError):
-        generation = await store.stat(path)
-        if generation.plausible:
-            found.append(generation)
 
 
 def _packed(inode: Inode) -> bytes:

@@ -8,6 +8,7 @@ move backwards. The kernel is not told: an open by the number of before makes it
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 import trio
 
 from trimsfs.background import Background
-from trimsfs.errors import BlobDamagedError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
@@ -138,10 +139,15 @@ class Residents:
 
     async def _announce(self, blob: Blob) -> None:
         try:
-            await self._disk.recorded(blob)
-            if not await self.approve(blob):
+            try:
+                await self._disk.recorded(blob)
+            finally:  # what cannot be announced is served, too
+                approved = await self.approve(blob)
+            if not approved:
                 return
             await self._host.bring(blob)
+            if blob.pinned:
+                await self._lock_again(blob)
             if self._backing is None or blob.backing_id or not blob.complete:
                 return
             backing_id = await self._backing.open(blob.fileno())
@@ -155,8 +161,16 @@ class Residents:
             return
         blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
-        self._slots[blob.backing_id] = self._ledger.add(Kind.BACKING, blob.backing_id, content, count=_ANNOUNCED)
+        count = _ANNOUNCED if blob.doubt is None else _DOUBTFUL
+        self._slots[backing_id] = self._ledger.add(Kind.BACKING, backing_id, content, count=count)
         self._announced.add((blob.generation.key, blob.generation.etag))
+
+    async def _lock_again(self, blob: Blob) -> None:
+        """What is pinned has been withdrawn to be mended, and is back."""
+        with suppress(CacheFullError):
+            await self._host.pin(blob)
+        if not blob.pinned:  # nor is it any more
+            await self._host.unpin(blob)
 
     def doubted(self, blob: Blob) -> None:
         """A blob is in doubt, or no longer: the next server is to know."""

@@ -332,7 +332,7 @@ async def served(
         integrity.mender.withdraw = residents.withdraw
         integrity.doubted = residents.doubted
         residents.approve = integrity.approve
-        cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open)
+        cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open, compared=digests == "wait")
         admission = None
         if read_manifest is not None:
             admission = Admission(

@@ -43,6 +43,10 @@ class Blob:
         """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
         self.doubt: TrimsError | None = None
         """Why the bytes must not be served any more."""
+        self.changes = 0
+        """How often bytes of it were found wrong, or lost: a digest of all that was computed before says nothing."""
+        self.cuts = 0
+        """How often the file was given its size again: bytes that were being written may be gone."""
         self.lost: set[int] = set()
         """Chunks that programs read by themselves, and that have not reached the disk: no longer in the index."""
         self._descriptor: int | None = None
@@ -122,7 +126,13 @@ class Blob:
 
     def mend_size(self) -> None:
         """Give the file its size again: what was cut off is missing. Raises OSError."""
+        self.cuts += 1
         os.truncate(self.fileno(), self.generation.size)
+
+    def shorten(self) -> None:
+        """Take off what somebody has added to the file. Raises OSError."""
+        if os.fstat(self.fileno()).st_size > self.generation.size:
+            self.mend_size()
 
     def detach(self) -> None:
         """Close the file. Views that are still in use keep the mapping until they are gone."""

@@ -63,7 +63,8 @@ class Damage:
             if self._blobs.get(blob.token) is not blob or not blob.cut_off:
                 return  # somebody else has seen to it
             if blob.users and blob.backing_id:
-                self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
+                if blob.doubt is None:  # else it is being mended
+                    self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
                 return
             log.error("%s: its file in the cache has been cut off: fetching it again", key)
             await self._miss(blob, range(len(blob.states)))
@@ -98,8 +99,7 @@ class Damage:
         if gone:
             self._compare_again(blob)
         for chunk in gone:
-            blob.forget(chunk)
-            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+            self._give_up(blob, chunk)
         await self._note(self._index.remove_chunks, blob.token, gone)
 
     # Found by whoever compares
@@ -114,23 +114,31 @@ class Damage:
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self.found += 1
-        self._budget.add(blob.generation.key, -length)
-        blob.forget(chunk)
+        self._give_up(blob, chunk)
         self._compare_again(blob)
         await self._note(self._index.remove_chunks, blob.token, [chunk])
         return False
 
+    def _give_up(self, blob: Blob, chunk: int) -> None:
+        """A chunk is missing from now on, and takes no room."""
+        blob.forget(chunk)
+        if chunk in blob.lost:
+            blob.lost.remove(chunk)  # it is not counted any more
+        else:
+            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+
     def _compare_again(self, blob: Blob) -> None:
         """What a blob was compared with says nothing of the chunks that are to come."""
+        blob.changes += 1
         blob.digest = None if self._files.compares else ""
         self._journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self.found += 1
-        if record.chunk in blob.lost:
-            blob.lost.remove(record.chunk)
-            self._budget.add(blob.generation.key, record.length)
+        if record.chunk in blob.lost or blob.states[record.chunk] == ChunkState.MISSING:
+            blob.lost.discard(record.chunk)
+            self._budget.add(blob.generation.key, record.length)  # others have given it up
         blob.commit(record)
         self._journal.wrote(blob, record)
 
@@ -140,6 +148,7 @@ class Damage:
         blob.digest = digest
         self._journal.compared(blob, digest)
         if digest is None:
+            blob.changes += 1
             await self._journal.flush()
 
     async def scrubbed(self, blob: Blob) -> bool:

@@ -16,7 +16,7 @@ import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
 from trimsfs.eviction import Evictable, Policy, lru
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.damage import Damage
 from trimsfs.tiers.files import BlobFiles
@@ -324,6 +324,8 @@ class DiskTier:
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk, for which room was made, has been written: serve it from now on."""
+        if blob.states[record.chunk] == ChunkState.VERIFIED:  # somebody else has brought it meanwhile
+            self._budget.add(blob.generation.key, -record.length)
         blob.commit(record)
         self._journal.wrote(blob, record)
 

@@ -146,6 +146,7 @@ class Journal:
                 try:
                     await self._threads.run(self._index.sync)
                     self._marked = False
+                    self._failing_since = None
                 except sqlite3.Error as error:
                     self._failed(error)
 
@@ -169,6 +170,8 @@ class Journal:
             await self._threads.run(self._index.mark_synced, blob.token, done)
             chunks -= done
             self._marked = True
+            if done:
+                self._failing_since = None
         except sqlite3.Error as error:
             self._failed(error)
         except OSError as error:

@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Callable
 
 import crc32c
+import trio
 from awscrt import checksums
 
+from tests.fakes import MemoryStore
 from tests.unit.served import Server
 from trimsfs.digests import Algorithm, Digest
+from trimsfs.errors import StoreUnavailableError
 from trimsfs.handles import BACKING_SHIFT
 
 CHUNKS = 5
@@ -27,3 +30,17 @@ async def opened(server: Server, path: str = "a") -> int:
     handle = await server.open(path)
     assert handle >> BACKING_SHIFT, "not passed through"
     return handle
+
+
+def down(store: MemoryStore, *, method: str | None = None) -> None:
+    """The store is away, or fails one of its methods, until it is healed."""
+    store.fail(StoreUnavailableError("the store is down"), method=method, times=float("inf"))
+
+
+async def comes_right(server: Server, handle: int, content: bytes) -> bool:
+    """Whether what is read of an open file comes to be right within some seconds."""
+    for _ in range(40):
+        if await server.read(handle) == content:
+            return True
+        await trio.sleep(0.05)
+    return False

@@ -31,6 +31,13 @@ async def test_siblings_cost_one_request(store: MemoryStore) -> None:
     assert [(request.method, request.key) for request in store.requests] == [("list_page", "")]
 
 
+async def test_a_key_that_is_no_text_is_hidden() -> None:
+    store = MemoryStore({"d/a": b"a", "d/\ud800": b"no text"})
+    namespace = namespace_of(store)
+    assert list(await namespace.entries("d/")) == [b"a"]
+    assert namespace.statistics().hidden_keys == 1
+
+
 async def test_siblings_looked_up_at_once_cost_one_request(store: MemoryStore) -> None:
     namespace = namespace_of(store)
     async with trio.open_nursery() as nursery:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,41 +10,10 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.signing import new_key, sign
-from tests.unit.parts import blob_files, content_of, until
-from tests.unit.served import FakeBacking, Serving, served
+from tests.unit.admission.common import KEY
+from tests.unit.parts import blob_files, until
+from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import BlobDamagedError, CacheFullError, SignatureError, StoreUnavailableError
-from trimsfs.signatures import read_manifest
-
-KEY = new_key()
-
-
-@pytest.fixture
-def files(chunk_size: int) -> dict[str, bytes]:
-    return {"params": content_of("p", 3 * chunk_size + 5), "deep/shard": content_of("s", 10), "empty": b""}
-
-
-@pytest.fixture
-def store(files: dict[str, bytes]) -> MemoryStore:
-    """A signed model, and one that is not."""
-    signed = {f"signed/{name}": content for name, content in files.items()}
-    other = {f"other/{name}": content for name, content in files.items()}
-    return MemoryStore({**signed, **other, "signed/model.sig": sign(KEY, files)})
-
-
-@pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Serving:
-    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.1)
-    return partial(
-        served,
-        store,
-        tmp_path / "cache",
-        chunk_size=chunk_size,
-        backing=FakeBacking(),
-        read_manifest=partial(read_manifest, key=KEY.public_key()),
-        required=True,
-        ttl_s=0.0,
-        deadline_s=0.1,
-    )
 
 
 @pytest.mark.parametrize("cold_open", ["auto", "wait", "stream"])

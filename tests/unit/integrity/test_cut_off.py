@@ -1,0 +1,94 @@
+"""Files of the cache whose length others change while they are read, fetched, mended."""
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.unit.integrity.common import opened
+from tests.unit.parts import blob_files, until
+from tests.unit.served import Serving, served
+from trimsfs.errors import BlobDamagedError
+
+
+async def test_what_is_cut_off_while_a_read_waits_for_more_is_not_read_as_zeros(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, chunk_size: int
+) -> None:
+    async with serving(backing=None, cold_open="stream") as server:
+        handle = await server.open("a")
+        gate = store.block(method="read", key="a", offset=chunk_size)
+        assert await server.read(handle, 0, chunk_size) == content[:chunk_size]
+        found = []
+
+        async def read() -> None:
+            found.append(await server.read(handle, 0, 2 * chunk_size))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await until(lambda: gate.statistics().tasks_waiting > 0)
+            (file,) = blob_files(tmp_path / "cache")
+            os.truncate(file, 0)
+            other = await server.open("a")  # finds that it is cut off
+            gate.set()
+        assert found == [content[: 2 * chunk_size]]
+        server.release(other)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_chunk_that_is_cut_off_as_it_comes_is_not_believed(
+    tmp_path: Path, chunk_size: int, content: bytes, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", 2048)
+    store = MemoryStore({"a": content}, streaming=streaming)
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, cold_open="stream") as server:
+        handle = await server.open("a")
+        gate = store.block(method="read", key="a", offset=0, after=8000)
+        found = []
+
+        async def read() -> None:
+            found.append(await server.read(handle, 0, chunk_size))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await until(lambda: gate.statistics().tasks_waiting > 0)
+            (file,) = blob_files(tmp_path / "cache")
+            os.truncate(file, 0)
+            server.release(await server.open("a"))  # finds that it is cut off
+            gate.set()
+        assert found == [content[:chunk_size]]
+
+
+async def test_a_file_that_was_cut_off_is_mended_soon_though_it_is_opened_meanwhile(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    async with serving() as server:
+        await opened(server)
+        (file,) = blob_files(tmp_path / "cache")
+        os.truncate(file, 100)
+        gate = store.block(method="read", key="a")
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        await until(lambda: gate.statistics().tasks_waiting == 1)  # it is being mended
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        gate.set()
+        await until(lambda: file.read_bytes() == content)
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+        await server.open("a")
+
+
+async def test_a_file_that_was_made_longer_is_mended(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    async with serving() as server:
+        await opened(server)
+        (file,) = blob_files(tmp_path / "cache")
+        os.truncate(file, len(content) + 1)
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        await until(lambda: server.integrity.statistics().doubtful == 0)
+        await server.open("a")

@@ -1,0 +1,133 @@
+"""What has not been compared with the store is compared before it is given, where that is wanted, or later."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.unit.integrity.common import comes_right, digest_of, down, opened
+from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.served import Serving
+from trimsfs.digests import compute
+from trimsfs.errors import TransientStoreError, TrimsError
+
+
+async def test_what_could_not_be_verified_is_still_compared_later(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.1)
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    store.corrupt("a", 77)
+    down(store, method="digest")
+    async with serving() as server:
+        handle = await opened(server)
+        await until(lambda: server.integrity.statistics().to_compare == 1)
+        assert (await server.outcome("verify", "a"))[0] == "failed"
+        store.heal()
+        assert await comes_right(server, handle, content)
+
+
+async def test_nothing_is_given_uncompared_while_the_index_cannot_be_written(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, so that the index cannot grow: what is here has not been compared."""
+    store.digests["a"] = digest_of(content, "crc32c")
+    store.corrupt("a", 77)
+
+    def full(*_: object) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    async with serving(digests="wait") as server:
+        monkeypatch.setattr(server.disk.index, "add_chunks", full)
+        try:
+            found = await server.content("a")
+        except TrimsError:
+            return
+        assert found == content
+
+
+async def test_nothing_is_given_uncompared_while_no_digest_can_be_computed(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.digests["a"] = digest_of(content, "sha256")
+    store.corrupt("a", 77)
+    async with serving(digests="wait") as server:
+
+        async def ended(*_: object) -> bytes:
+            raise TransientStoreError("the process that fetched it has ended")
+
+        monkeypatch.setattr(server.integrity._transfer, "digest", ended)
+        try:
+            found = await server.content("a")
+        except TrimsError:
+            return
+        assert found == content
+
+
+async def test_no_more_than_wait_read_uncompared(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.coldopen.MOST_WAITING", 1)
+    store.digests["a"] = digest_of(content, "crc32c")
+    store.corrupt("a", 77)
+    async with serving(digests="wait") as server:
+        gate = store.block(method="read", key="b")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.content, "b")
+            await until(lambda: gate.statistics().tasks_waiting > 0)
+            try:
+                found = await server.content("a")
+            except TrimsError:
+                found = content
+            gate.set()
+        assert found == content
+
+
+async def test_a_bit_that_was_flipped_as_a_scrub_fetched_again_is_found(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    store.digests["a"] = digest_of(content, "crc32c")
+    async with serving(scrub_interval_s=0.1) as server:
+        handle = await opened(server)
+        assert await server.read(handle) == content
+        store.corrupt("a", 77)
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        await until(lambda: server.integrity.statistics().repaired_chunks == 1)
+        assert await comes_right(server, handle, content)
+
+
+async def test_verify_of_a_file_that_is_mended_wrong_by_two(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A chunk that a comparison has read already is damaged, and mended by a scrub with a flipped bit."""
+    gate, began = threading.Event(), threading.Event()
+
+    def computed(*arguments: object) -> bytes | None:
+        found = compute(*arguments)  # type: ignore[arg-type]
+        if not began.is_set():
+            began.set()
+            assert gate.wait(20)
+        return found
+
+    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    async with serving() as server:
+        handle = await opened(server)
+        await until(began.is_set)
+        store.corrupt("a", 77)
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        async with server.disk.looked_at(store.generation("a")) as blob:
+            await server.integrity.mender.check(blob)
+        assert server.integrity.statistics().repaired_chunks == 1
+        gate.set()
+        await until(lambda: server.integrity.statistics().to_compare == 0)
+        await trio.sleep(0.2)
+        right = await server.read(handle) == content
+        told = await server.attribute("a", "digest")
+        assert right or told != str(store.digests["a"]), "wrong bytes, and told to have been compared"
