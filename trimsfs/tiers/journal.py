@@ -116,6 +116,8 @@ class Journal:
         except sqlite3.Error as error:
             self._failed(error)
             self._pending = pending + self._pending
+            again = {token: times + uses.pop(token, 0) for token, times in self._uses.items()}
+            self._uses = uses | again  # in the order of the last use
             self._digests = digests | self._digests
         else:
             self._failing_since = self._complaint = None

@@ -222,8 +222,9 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         assert await server.content("a") == content
 
 
+@pytest.mark.parametrize("method", ["mark_synced", "used"])
 async def test_an_index_that_fails_once_while_nothing_is_to_be_recorded_does_not_end_the_server(
-    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.1)
     monkeypatch.setattr("trimsfs.tiers.upkeep.PATIENCE_S", 0.5)
@@ -232,15 +233,17 @@ async def test_an_index_that_fails_once_while_nothing_is_to_be_recorded_does_not
         await trio.sleep(0.6)
         await server.disk.flush()  # nothing is to be recorded from here on
         failed: list[bool] = []
-        mark_synced = server.disk.index.mark_synced
+        real = getattr(server.disk.index, method)
 
         def once(*arguments: object) -> None:
             if not failed:
                 failed.append(True)
                 raise sqlite3.OperationalError("database is locked")
-            mark_synced(*arguments)  # type: ignore[arg-type]
+            real(*arguments)
 
-        monkeypatch.setattr(server.disk.index, "mark_synced", once)
+        monkeypatch.setattr(server.disk.index, method, once)
+        if method == "used":
+            server.release(await server.open("a"))
         with trio.move_on_after(2):
             await server.disk.run()  # CacheUnusableError
         assert failed
