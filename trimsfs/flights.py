@@ -17,8 +17,7 @@ HEAD_START_S = 0.02
 class Flight:
     """One chunk on its way. ``data`` is set when the chunk could not be kept in the blob.
 
-    ``demanded`` tells that a reader waits for it; ``arrived`` how many of its first bytes are readable before it has
-    landed.
+    ``demanded`` tells that a reader waits for it.
     """
 
     def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
@@ -26,15 +25,15 @@ class Flight:
         self.chunk = chunk
         self.demanded = demanded
         self.enqueued = trio.current_time()
-        self.arrived = 0
+        self._arrived = self._cuts = 0
         self._more = trio.Event()
         self.done = trio.Event()
         self.error: StoreError | None = None
         self.data: memoryview | None = None
 
     def has_arrived(self, count: int) -> None:
-        """The first *count* bytes are readable."""
-        self.arrived = count
+        """The first *count* bytes are readable, before it has landed."""
+        self._arrived, self._cuts = count, self.blob.cuts
         self._tell()
 
     def land(self) -> None:
@@ -44,7 +43,7 @@ class Flight:
 
     async def until(self, count: int) -> None:
         """Wait until the first *count* bytes are readable or the flight has ended."""
-        while self.arrived < count and not self.done.is_set():
+        while (self._arrived < count or self._cuts != self.blob.cuts) and not self.done.is_set():
             await self._more.wait()
 
     def _tell(self) -> None:
