@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,7 +16,7 @@ from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.types import Generation
+from trimsfs.types import Buffer, Generation
 
 NAME = "model.sig"
 """The file of a model's directory that holds its manifest, as OpenSSF Model Signing names it."""
@@ -31,6 +30,9 @@ PATIENCE_S = 1.0
 """How long one of them waits for the store to say whether it is signed still."""
 MOST_READS = 3
 """How often a manifest is read that is replaced meanwhile."""
+COMPARED_WITHIN_S = 5.0
+LOOK_INTERVAL_S = 0.02
+"""How long, and how often, a read looks whether what came for lost bytes has been compared."""
 REFUSED_S = 30.0
 """For how long a file that was refused is not fetched again."""
 
@@ -95,23 +97,48 @@ class Admission:
         refused = blob.token, digest
         turn = self._turns.setdefault(blob.token, trio.Lock())
         with interruptible():
-            async with turn:  # else all who open it fetch it again at once
-                if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
-                    try:
-                        if await self._is(blob, digest):
-                            self._remember(blob, digest)
-                            return
-                    except SignatureError:
-                        pass
-                    self._refused[refused] = trio.current_time()
-                    _shorten(self._refused, REMEMBERED)
+            await turn.acquire()  # else all who open it fetch it again at once
+        try:
+            if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
+                try:
+                    if await self._is(blob, digest, interruptible):
+                        self._remember(blob, digest)
+                        return
+                except SignatureError:
+                    pass
+                self._refused[refused] = trio.current_time()
+                _shorten(self._refused, REMEMBERED)
+        finally:
+            turn.release()
         raise SignatureError.other_content(blob.generation.key)
 
-    async def admit_again(self, blob: Blob) -> None:
-        """`admit`, for an open file of which something is missing: what comes in its stead has not been compared. One
-        that has been opened without a signature needs none."""
-        if blob.token not in self._admitted or self._admitted[blob.token] is not None:
-            await self.admit(blob, nullcontext)
+    async def stands(self, blob: Blob) -> bool:
+        """Whether an open file still is what it was admitted as, by this server or the one before: nothing of it was
+        lost, or found wrong, that has not been compared again. Raises StoreError and SignatureError."""
+        if blob.token not in self._admitted:
+            if blob.digest is not None or not blob.states:
+                return True
+            self._remember(blob, await self.signed(blob.generation))
+        digest = self._admitted.get(blob.token)
+        return digest is None or not blob.states or blob.digest == str(digest)
+
+    async def read(self, blob: Blob, read: Callable[[], Awaitable[Buffer]]) -> Buffer:
+        """What is read of an open file that does not stand any more, once it does again: others see to that.
+
+        Raises what speaks against it, BlobDamagedError after COMPARED_WITHIN_S, and as *read* and `stands`.
+        """
+        with trio.move_on_after(COMPARED_WITHIN_S):
+            while True:
+                blob.check_trusted()
+                data = await read()
+                if await self.stands(blob):
+                    return data
+                await trio.sleep(LOOK_INTERVAL_S)
+        raise BlobDamagedError(f"{blob.generation.key}: what came for bytes that were lost is still to be compared")
+
+    async def expected(self, generation: Generation) -> Digest | None:
+        """The digest that a file has been admitted by, else as `signed`."""
+        return self._admitted.get(generation.token(self._disk.store)) or await self.signed(generation)
 
     def _remember(self, blob: Blob, digest: Digest | None) -> None:
         """A blob has been admitted, as what has this digest, or as one that needs none."""
@@ -132,11 +159,11 @@ class Admission:
             pass
         return before
 
-    async def _is(self, blob: Blob, digest: Digest) -> bool:
+    async def _is(self, blob: Blob, digest: Digest, interruptible: Interruptible) -> bool:
         """Whether a blob has a digest, once all of it is here."""
         if not blob.states:
             return digest.value == digest.of_nothing
-        await self._fetch(blob, nullcontext)
+        await self._fetch(blob, interruptible)
         if blob.digest != str(digest):
             await self._compare(blob, digest)
         blob.check_trusted()

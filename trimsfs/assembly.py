@@ -182,7 +182,7 @@ def assemble(
             fetch=cold_opener.fetch,
             compare=integrity.compare,
         )
-        integrity.signed = admission.signed
+        integrity.signed = admission.expected
         sources["signatures"] = admission.statistics
     commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
     control = Control(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from trimsfs.admission import Admission
 from trimsfs.attributes import Attributes, Describer
@@ -347,9 +348,9 @@ class Filesystem:
         if offset >= stop:
             return b""
         try:
-            if self._admission is not None and not file.blob.readable(offset, stop):
-                await self._admission.admit_again(file.blob)
             data = await self._fetcher.read(file.blob, offset, stop)
+            if self._admission is not None and not await self._admission.stands(file.blob):
+                data = await self._admission.read(file.blob, partial(self._fetcher.read, file.blob, offset, stop))
         except ObjectChangedError:
             self._replaced(file.inode)
             raise

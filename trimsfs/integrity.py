@@ -167,8 +167,8 @@ class Integrity:
                 try:
                     if self._here(blob) and blob.digest is None:
                         await self._compare_now(blob)
-                except (ObjectChangedError, ObjectNotFoundError):
-                    self._done_with(blob)  # the store knows it no more, and will not
+                except (ObjectChangedError, ObjectNotFoundError, SignatureError):
+                    self._done_with(blob)  # the store knows it no more, or nobody may open it, and will not
                 except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
                     await trio.sleep(LOOK_INTERVAL_S)
@@ -242,7 +242,7 @@ class Integrity:
         for _ in range(MOST_ATTEMPTS):
             changes = blob.changes
             same = await self._has(blob, expected)
-            if blob.changes == changes:
+            if blob.changes == changes or not self._here(blob):
                 return same
         raise BlobDamagedError(f"{blob.generation.key}: is mended while it is compared with the store, again and again")
 
@@ -299,7 +299,7 @@ class Integrity:
                 if self._disk.known(blob.token) is not blob:
                     if not blob.attached:
                         self._doubtful.pop(blob, None)
-                elif isinstance(blob.doubt, StoreError):  # the store could not be asked: the next open asks again
+                elif isinstance(blob.doubt, StoreError | CacheUnusableError):  # the next open tries again
                     self._doubt_no_longer(blob)
                 elif blob.users == 0 and not blob.pinned:
                     try:
@@ -323,7 +323,13 @@ class Integrity:
         self._shorten(blob)
         before = blob.doubt
         lost = bool(blob.lost)
-        await self.mender.check(blob, in_memory=in_memory)
+        for _ in range(MOST_ATTEMPTS):  # what has been mended may have been cut off again since
+            wrong = self.mender.wrong[blob.token]
+            await self.mender.check(blob, in_memory=in_memory)
+            if self.mender.wrong[blob.token] == wrong or blob.doubt is not before:
+                break
+        else:
+            raise BlobDamagedError(f"{blob.generation.key}: is damaged in the cache again and again")
         if lost and blob.doubt is before:
             await self._disk.sync(blob)
         if blob.doubt is before and blob.complete and self._mode != "off":

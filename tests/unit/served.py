@@ -344,7 +344,7 @@ async def served(
                 fetch=cold_opener.fetch,
                 compare=integrity.compare,
             )
-            integrity.signed = admission.signed
+            integrity.signed = admission.expected
         commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
         control = Control(
             disk,

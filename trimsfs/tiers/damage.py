@@ -136,6 +136,7 @@ class Damage:
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self.found += 1
+        blob.changes += 1
         if record.chunk in blob.lost or blob.states[record.chunk] == ChunkState.MISSING:
             blob.lost.discard(record.chunk)
             self._budget.add(blob.generation.key, record.length)  # others have given it up

@@ -1,5 +1,7 @@
 """Signed files that are damaged, lost, closed or signed anew just as they are looked at."""
 
+import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import trio
 from tests.fakes import MemoryStore
 from tests.signing import sign
 from tests.unit.admission.common import KEY
+from tests.unit.integrity.common import digest_of
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Serving, Signal
-from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError
+from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError, TrimsError
 
 
 async def test_what_replaces_a_damaged_chunk_of_a_recorded_copy_is_not_read_unchecked(
@@ -48,35 +51,6 @@ async def test_a_manifest_that_has_been_replaced_does_not_keep_files_below_it_fr
                 assert await server.read(handle) == files["deep/shard"]
                 break
         assert len(errors) <= 1, errors  # the kernel comes back once
-
-
-async def test_a_signal_ends_an_open_that_compares(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path
-) -> None:
-    async with serving(read_manifest=None, backing=FakeBacking()) as server:
-        await server.command("warm-host", "other")
-    store.put("other/model.sig", sign(KEY, files | {"params": b"another content"}))
-    async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
-        number = await server.number("other/params")
-        signal, ended = Signal(), trio.Event()
-        await server.content("other/deep/shard")
-        gate = store.block(method="read", key="other/params")
-
-        async def open_it() -> None:
-            with pytest.raises(InterruptedError):
-                await server.open_inode(number, interruptible=signal.interruptible)
-            ended.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(open_it)
-            await until(lambda: gate.statistics().tasks_waiting == 1)  # it is being fetched again, to be compared
-            signal.send()
-            with trio.move_on_after(1) as scope:
-                await ended.wait()
-            gate.set()
-            if scope.cancelled_caught:
-                nursery.cancel_scope.cancel()
-        assert ended.is_set(), "the signal was not heard"
 
 
 @pytest.mark.parametrize("name", ["params", "deep/shard"])
@@ -190,3 +164,75 @@ async def test_what_differs_is_not_fetched_again_for_each_of_those_that_open_it_
             for _ in range(16):
                 nursery.start_soon(open_it)
         assert store.reads("signed/params").count(0) <= 4  # one alone costs three
+
+
+async def test_a_program_with_a_timer_comes_to_open_what_has_to_be_compared(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes]
+) -> None:
+    async with serving(read_manifest=None, backing=FakeBacking()) as server:
+        await server.command("warm-host", "other")
+    store.put("other/model.sig", sign(KEY, files))
+    async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
+        real, begun = server.integrity._transfer.digest, []
+
+        async def slow(*arguments: object) -> object:
+            begun.append(True)
+            await trio.sleep(0.3)  # a large file
+            return await real(*arguments)  # type: ignore[arg-type]
+
+        server.integrity._transfer.digest = slow  # type: ignore[method-assign, assignment]
+        for _ in range(15):  # the kernel's EINTR: the program opens it again
+            signal = Signal()
+            async with trio.open_nursery() as nursery:
+
+                async def tick(signal: Signal = signal) -> None:
+                    await trio.sleep(0.2)
+                    signal.send()
+
+                nursery.start_soon(tick)
+                try:
+                    await server.open("other/params", interruptible=signal.interruptible)
+                except InterruptedError:
+                    continue
+                else:
+                    nursery.cancel_scope.cancel()
+                    return
+        pytest.fail(f"never opened; compared from the beginning {len(begun)} times")
+
+
+async def test_want_of_descriptors_for_a_moment_does_not_deny_a_file_for_minutes(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
+    async with serving(read_manifest=None, backing=FakeBacking(), digests="wait", cold_open="wait") as server:
+
+        def none(*_: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as context:
+            context.setattr(os, "dup", none)
+            await server.outcome("pin", "other/params")
+        await trio.sleep(1)  # ten times LOOK_INTERVAL_S
+        try:
+            found = await server.content("other/params")
+        except TrimsError as error:
+            pytest.fail(f"denied still: {error!r}")
+        finally:
+            await server.outcome("unpin", "other/params")
+        assert found == files["params"]
+
+
+async def test_what_is_signed_no_more_is_not_compared_for_ever(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    async with serving(backing=FakeBacking(), scrub_interval_s=0.5) as server:
+        server.release(await server.open("signed/params"))
+        store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
+        (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+        store.corrupt("signed/params", 77)
+        flip_byte(file, 5)
+        await until(lambda: server.integrity.statistics().repaired_chunks == 1)
+        server.integrity._scrub_interval_s = 1e9
+        await trio.sleep(2)
+        assert server.integrity.statistics().to_compare == 0

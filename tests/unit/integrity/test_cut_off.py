@@ -8,10 +8,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes import MemoryStore
-from tests.unit.integrity.common import opened
-from tests.unit.parts import blob_files, until
+from tests.unit.integrity.common import digest_of, opened
+from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import Serving, served
-from trimsfs.errors import BlobDamagedError
+from trimsfs import mending
+from trimsfs.errors import BlobDamagedError, TrimsError
 
 
 async def test_what_is_cut_off_while_a_read_waits_for_more_is_not_read_as_zeros(
@@ -95,3 +96,71 @@ async def test_a_file_that_was_made_longer_is_mended(
             await server.open("a")
         await until(lambda: server.integrity.statistics().doubtful == 0)
         await server.open("a")
+
+
+@pytest.mark.parametrize("digest", ["none", "crc32c"])
+async def test_what_is_cut_off_again_while_it_is_mended_is_not_believed(
+    serving: Serving,
+    store: MemoryStore,
+    content: bytes,
+    chunk_size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digest: str,
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    if digest == "crc32c":
+        store.digests["a"] = digest_of(content, "crc32c")
+    async with serving() as server:
+        await opened(server)
+        (file,) = blob_files(tmp_path / "cache")
+        os.truncate(file, 100)
+        gate = store.block(method="read", key="a", offset=3 * chunk_size)
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")
+        await until(lambda: gate.statistics().tasks_waiting == 1)  # three chunks have been mended
+        assert file.stat().st_size == 3 * chunk_size
+        os.truncate(file, 0)
+        with pytest.raises(BlobDamagedError):
+            await server.open("a")  # finds that
+        gate.set()
+        await until(lambda: file.stat().st_size == len(content))
+        await trio.sleep(0.3)
+        try:
+            handle = await server.open("a")
+        except BlobDamagedError:
+            return  # nobody gets it
+        assert await server.read(handle) == content
+
+
+async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(backing=None) as server:
+        handle = await server.open("a")
+        assert await server.read(handle) == content
+        (file,) = blob_files(tmp_path / "cache")
+        flip_byte(file, 5)
+        real = mending._copy
+        done: list[bool] = []
+
+        async def find() -> None:
+            async with server.disk.using(store.generation("a")):
+                pass
+
+        def copy(*arguments: int) -> None:
+            real(*arguments)
+            if not done:
+                done.append(True)
+                os.truncate(file, 0)
+                trio.from_thread.run(find)
+
+        monkeypatch.setattr("trimsfs.mending._copy", copy)
+        with trio.fail_after(10):
+            await server.outcome("verify", "a")
+        assert done
+        try:
+            found = await server.read(handle, 0, 100)
+        except TrimsError:
+            return
+        assert found == content[:100]

@@ -1,5 +1,6 @@
 """What has not been compared with the store is compared before it is given, where that is wanted, or later."""
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -131,3 +132,76 @@ async def test_verify_of_a_file_that_is_mended_wrong_by_two(
         right = await server.read(handle) == content
         told = await server.attribute("a", "digest")
         assert right or told != str(store.digests["a"]), "wrong bytes, and told to have been compared"
+
+
+@pytest.mark.parametrize("how", ["cut off", "not synced"])
+async def test_what_is_closed_while_it_is_compared_does_not_end_the_server(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    gate, began = threading.Event(), threading.Event()
+
+    def computed(*arguments: object) -> bytes | None:
+        began.set()
+        assert gate.wait(20)
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    store.digests["a"] = digest_of(content, "md5", certain=False)
+    async with serving() as server:
+        server.release(await opened(server))
+        await until(began.is_set)
+        blob = server.disk.known(store.generation("a").token(store.identity))
+        assert blob is not None
+        await until(lambda: blob.users == 0)
+        if how == "cut off":
+            (file,) = blob_files(tmp_path / "cache")
+            os.truncate(file, 100)
+            async with server.disk.using(store.generation("a")):
+                pass
+        else:
+
+            def fail() -> None:
+                raise OSError(5, "Input/output error")
+
+            with monkeypatch.context() as context:
+                context.setattr(blob, "sync", fail)
+                await server.disk.flush()
+                await server.disk._journal.sync()
+        gate.set()
+        await trio.sleep(1.2)
+        assert await server.content("a") == content
+
+
+@pytest.mark.parametrize("certain", [True, False])
+async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compared_again(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, certain: bool
+) -> None:
+    go, gate, began = threading.Event(), threading.Event(), threading.Event()
+
+    def computed(*arguments: object) -> bytes | None:
+        first = not began.is_set()
+        began.set()
+        assert go.wait(20)
+        found = compute(*arguments)  # type: ignore[arg-type]
+        if first:
+            computed_once.set()
+            assert gate.wait(20)
+        return found
+
+    computed_once = threading.Event()
+    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    store.digests["a"] = digest_of(content, "sha256" if certain else "md5", certain=certain)
+    async with serving() as server:
+        handle = await opened(server)
+        await until(began.is_set)
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        go.set()
+        await until(computed_once.is_set)  # of damaged bytes
+        async with server.disk.looked_at(store.generation("a")) as blob:
+            await server.integrity.mender.check(blob, in_memory=True)  # as a scrub
+            assert server.integrity.statistics().repaired_chunks == 1
+            gate.set()
+            await until(lambda: server.integrity.statistics().to_compare == 0)
+            assert (blob.doubt, server.integrity._misled) == (None, False)
+            assert blob.digest
+        assert await server.read(handle) == content

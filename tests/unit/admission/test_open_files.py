@@ -1,0 +1,144 @@
+"""Open files that lose bytes, or go on under the next server: what comes is compared, what is here goes on."""
+
+import os
+from contextlib import suppress
+from functools import partial
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.signing import sign
+from tests.unit.admission.common import KEY
+from tests.unit.parts import until
+from tests.unit.served import Serving
+from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
+from trimsfs.ledger import Ledger
+
+
+@pytest.mark.parametrize("what", ["signed", "without"])
+async def test_an_open_file_that_is_here_goes_on_under_the_next_server_while_the_store_is_away(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], what: str
+) -> None:
+    memory = os.memfd_create("ledger")
+    serving = partial(serving, backing=None, required=what == "signed")
+    path = "signed/params" if what == "signed" else "other/params"
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        handle = await server.open(path)
+        assert await server.read(handle, 0, 10**6) == files["params"]
+        await server.disk.flush()
+    store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
+    os.close(memory)
+
+
+async def test_an_open_file_that_is_here_goes_on_under_the_next_server_though_another_has_been_signed(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes]
+) -> None:
+    memory = os.memfd_create("ledger")
+    serving = partial(serving, backing=None)
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        handle = await server.open("signed/params")
+        assert await server.read(handle, 0, 10**6) == files["params"]
+        await server.disk.flush()
+    new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew
+    store.put("signed/params", new["params"])
+    store.put("signed/model.sig", sign(KEY, new))
+    async with serving(ledger=Ledger(os.dup(memory))) as server:
+        assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
+    os.close(memory)
+
+
+async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(backing=None) as server:
+        handle = await server.open("signed/params")
+        blob = server.disk.known(store.generation("signed/params").token(store.identity))
+        assert blob is not None
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as context:
+            context.setattr(blob, "sync", fail)
+            await server.disk.flush()
+            await server.disk._journal.sync()
+        assert not blob.complete
+        store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
+        await trio.sleep(1.1)  # room is looked for again
+        found, real = [], server.integrity._transfer.digest
+
+        async def slow(*arguments: object) -> object:
+            await trio.sleep(0.3)  # a large file
+            return await real(*arguments)  # type: ignore[arg-type]
+
+        server.integrity._transfer.digest = slow  # type: ignore[method-assign, assignment]
+
+        async def read() -> None:
+            with suppress(TrimsError):
+                found.append(await server.read(handle, 0, chunk_size))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await until(lambda: blob.complete)
+            nursery.start_soon(read)
+        assert found in ([], [files["params"][:chunk_size]]), "a program has read what nobody has signed"
+
+
+async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 0.5)
+    async with serving(backing=None) as server:
+        handle = await server.open("signed/params")
+        blob = server.disk.known(store.generation("signed/params").token(store.identity))
+        assert blob is not None
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as context:
+            context.setattr(blob, "sync", fail)
+            await server.disk.flush()
+            await server.disk._journal.sync()
+        assert not blob.complete
+        await trio.sleep(1.1)  # room is looked for again
+        answered = trio.Event()
+
+        async def forget_pages(_generation: object) -> None:
+            await answered.wait()  # the page is locked until the read of it has been answered
+
+        server.integrity.mender.repaired = forget_pages
+        store.corrupt("signed/params", 77)  # one bit flips on the way
+        with pytest.raises(BlobDamagedError, match="still to be compared"):
+            await server.read(handle, 0, chunk_size)
+        answered.set()
+        await until(lambda: blob.digest is not None)
+        assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
+
+
+async def test_an_open_file_goes_on_with_its_version_though_another_has_been_signed(
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("signed/params", files["params"], version_id="v1")
+    async with serving(backing=None) as server:
+        handle = await server.open("signed/params")
+        assert await server.read(handle, 0, 10**6) == files["params"]
+        blob = server.disk.known(store.generation("signed/params").token(store.identity))
+        assert blob is not None
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as context:
+            context.setattr(blob, "sync", fail)
+            await server.disk.flush()
+            await server.disk._journal.sync()
+        assert not blob.complete
+        await trio.sleep(1.1)  # room is looked for again
+        new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew
+        store.put("signed/params", new["params"], version_id="v2")
+        store.put("signed/model.sig", sign(KEY, new))
+        assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
