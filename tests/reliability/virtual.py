@@ -282,6 +282,7 @@ class VirtualDriver:
 
 def damage_some(cache: Path, draw: random.Random) -> None:
     """Do to some files of a cache what a disk, or a person, might do."""
+    draw = random.Random(draw.getrandbits(32))  # what there is differs from run to run: hypothesis draws once for it
     for path in blob_files(cache):
         size, kind = (
             path.stat().st_size,
