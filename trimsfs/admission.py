@@ -77,6 +77,8 @@ class Admission:
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
         self._turns = WeakValueDictionary[str, trio.Lock]()
         self._refusals = 0
+        self.compare_later: Callable[[Blob], None] = lambda _blob: None
+        """Has a whole blob that lost bytes compared again."""
 
     def statistics(self) -> SignatureStatistics:
         return SignatureStatistics(refusals=self._refusals)
@@ -118,7 +120,9 @@ class Admission:
         if blob.token not in self._admitted:
             if blob.digest is not None or not blob.states:
                 return True
-            self._remember(blob, await self.signed(blob.generation))
+            digest = await self.signed(blob.generation)
+            self._remember(blob, digest)
+            return digest is None  # what was read before may have been compared, and mended, since
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.digest == str(digest)
 
@@ -130,9 +134,12 @@ class Admission:
         with trio.move_on_after(COMPARED_WITHIN_S):
             while True:
                 blob.check_trusted()
+                if not blob.complete:
+                    await self._fetcher.fetch_all(blob)
                 data = await read()
                 if await self.stands(blob):
                     return data
+                self.compare_later(blob)
                 await trio.sleep(LOOK_INTERVAL_S)
         raise BlobDamagedError(f"{blob.generation.key}: what came for bytes that were lost is still to be compared")
 

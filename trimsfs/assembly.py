@@ -183,6 +183,7 @@ def assemble(
             compare=integrity.compare,
         )
         integrity.signed = admission.expected
+        admission.compare_later = integrity.compare_later
         sources["signatures"] = admission.statistics
     commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
     control = Control(

@@ -155,6 +155,11 @@ class Integrity:
             return None
         return await self.signed(generation) or await self._ask_digest(generation, certain=self._misled)
 
+    def compare_later(self, blob: Blob) -> None:
+        """A blob is read that has not been compared with what was signed."""
+        if blob.digest is None and blob.doubt is None and self._here(blob) and blob.token not in self._later:
+            self._put_off(blob)
+
     def _put_off(self, blob: Blob) -> None:
         self._later[blob.token] = blob
         self._comes_later.set()
@@ -182,9 +187,11 @@ class Integrity:
             del self._later[blob.token]
 
     async def _compare_now(self, blob: Blob) -> None:
+        known = blob.digest
         expected = await self._expected(blob.generation)
         if expected is None:
-            await self._disk.damage.set_digest(blob, "")
+            if blob.digest == known:
+                await self._disk.damage.set_digest(blob, "")
         elif self._here(blob):
             await self.compare(blob, expected)
 
@@ -194,23 +201,26 @@ class Integrity:
 
     async def compare(self, blob: Blob, expected: Digest) -> bool:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
-        key, changed, before = blob.generation.key, 0, blob.doubt
+        key, changed, before, known = blob.generation.key, 0, blob.doubt, blob.digest
         same = await self._has_now(blob, expected)
         for _ in range(MOST_ATTEMPTS):
             if same is not False or blob.doubt is not before or not self._here(blob) or self._in_vain(expected):
                 break
             self._differing += 1
+            changes = blob.changes
             log.warning("%s: has not the digest %s: fetching it again", key, expected)
             try:
                 changed = await self.mender.fetch_again(blob)
             except (StoreError, OSError) as error:
                 self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
                 break
-            if not changed:
-                break
+            if not changed and blob.changes == changes:
+                break  # nor has another comparison mended it meanwhile
             same = await self._has_now(blob, expected)
         if blob.doubt is not before or not self._here(blob):
             return False
+        if not expected.signed and blob.digest not in {None, known, str(expected)}:
+            return True  # it has been compared with what was signed meanwhile
         if same:
             self._compared += 1
             self._fruitless = 0 if expected.parts else self._fruitless

@@ -345,6 +345,7 @@ async def served(
                 compare=integrity.compare,
             )
             integrity.signed = admission.expected
+            admission.compare_later = integrity.compare_later
         commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
         control = Control(
             disk,
