@@ -64,7 +64,7 @@ class Orders:
 
     def fulfilled(self, server: Server) -> bool:
         """A server is ready; whether it is the one that was ordered, which the operator is told then."""
-        if self._replacement is None or server.order is not self.now:
+        if self._replacement is None or not self.awaits(server):
             return False
         self._replacement.reply({"server_pid": server.pid})
         self._replacement = None

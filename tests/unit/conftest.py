@@ -1,7 +1,8 @@
 """Fixtures of the unit tests."""
 
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio
 from tests.fakes import MemoryStore
 from tests.unit.served import FakeBacking, Server, Serving, served
 from tests.unit.workshop import Workshop
+from trimsfs.ledger import Ledger
 
 SMALL_CHUNK = 16 * 1024
 
@@ -50,6 +52,14 @@ async def streaming(tmp_path: Path, chunk_size: int) -> AsyncIterator[Workshop]:
 def backing() -> FakeBacking:
     """What passes opens through."""
     return FakeBacking()
+
+
+@pytest.fixture
+def ledger() -> Iterator[Callable[[], Ledger]]:
+    """Opens the ledger that one server after the other goes on with."""
+    memory = os.memfd_create("ledger")
+    yield lambda: Ledger(os.dup(memory))
+    os.close(memory)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The components under test, put together for the length of a block."""
 
+import errno
 import hashlib
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import crc32c
+import pytest
 import trio
 
 from tests.fakes import MemoryStore, as_store
@@ -223,3 +225,22 @@ async def fetching(
             yield fetcher
         finally:
             nursery.cancel_scope.cancel()
+
+
+def blob_of(disk: DiskTier, store: MemoryStore, key: str) -> Blob:
+    """The blob of what the store has under a key, which is open or was of late."""
+    blob = disk.known(store.generation(key).token(store.identity))
+    assert blob is not None
+    return blob
+
+
+async def fail_to_sync(disk: DiskTier, blob: Blob) -> None:
+    """What was written to a blob does not reach the disk, and that is found out."""
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(blob, "sync", fail)
+        await disk.flush()
+        await disk._journal.sync()

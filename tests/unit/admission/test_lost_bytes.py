@@ -1,7 +1,7 @@
 """Open files that have lost bytes, or were mended with others, are compared, and go on."""
 
-import os
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,32 +11,13 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.signing import sign
-from tests.unit.admission.common import KEY
+from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
-from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import Server, Serving
 from trimsfs.digests import compute
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.ledger import Ledger
-from trimsfs.tiers.blob import Blob
-
-
-def blob_of(server: Server, store: MemoryStore, key: str) -> Blob:
-    blob = server.disk.known(store.generation(key).token(store.identity))
-    assert blob is not None
-    return blob
-
-
-async def lose(server: Server, blob: Blob, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as context:
-        context.setattr(blob, "sync", fail)
-        await server.disk.flush()
-        await server.disk._journal.sync()
-    assert not blob.complete
-    await trio.sleep(1.1)  # room is looked for again
 
 
 async def goes_on(server: Server, handle: int, size: int, expected: bytes, tries: int = 4) -> list[object]:
@@ -58,8 +39,10 @@ async def test_one_failure_of_the_store_does_not_deny_an_open_file_for_ever(
     monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
-        blob = blob_of(server, store, "signed/params")
-        await lose(server, blob, monkeypatch)
+        blob = blob_of(server.disk, store, "signed/params")
+        await fail_to_sync(server.disk, blob)
+        assert not blob.complete
+        await trio.sleep(1.1)  # room is looked for again
         # the last chunk cannot be had for a moment
         store.fail(StoreUnavailableError("away"), method="read", key="signed/params", offset=2 * chunk_size, times=1)
         store.fail(StoreUnavailableError("away"), method="read", key="signed/params", offset=chunk_size, times=1)
@@ -68,18 +51,17 @@ async def test_one_failure_of_the_store_does_not_deny_an_open_file_for_ever(
 
 
 async def test_what_was_read_before_it_was_compared_is_not_given_after(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, ledger: Callable[[], Ledger]
 ) -> None:
-    memory = os.memfd_create("ledger")
     serving = partial(serving, backing=None)
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         handle = await server.open("signed/params")
         assert await server.read(handle, 0, 10**6) == files["params"]
         await server.disk.flush()
-    (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+    file = cached(tmp_path, files["params"])
     flip_byte(file, 5)
     store.corrupt("signed/params", 77)  # one bit flips on the way
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         admission = server.filesystem._admission
         assert admission is not None
         blob = next(one.blob for one in server.filesystem._handles.files.values())
@@ -107,7 +89,6 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
             assert blob.digest
             gate.set()
         assert result == [files["params"]], "wrong bytes"
-    os.close(memory)
 
 
 async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_it(
@@ -145,7 +126,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
             opened = bool(done)
             gate.set()
         await until(lambda: server.integrity.statistics().to_compare == 0)
-        blob = blob_of(server, store, "other/params")
+        blob = blob_of(server.disk, store, "other/params")
         errors = await goes_on(server, done[0], chunk_size, files["params"][:chunk_size])
         assert not errors, (opened, errors, blob.digest)
 
@@ -157,18 +138,18 @@ async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
     chunk_size: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    ledger: Callable[[], Ledger],
 ) -> None:
     monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
-    memory = os.memfd_create("ledger")
     serving = partial(serving, backing=None)
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         handle = await server.open("signed/params")
         assert await server.read(handle, 0, 10**6) == files["params"]
         await server.disk.flush()
-    (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+    file = cached(tmp_path, files["params"])
     flip_byte(file, 5)
     store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         with pytest.raises(TrimsError):
             await server.filesystem.read(handle, 0, 10**6)
         await trio.sleep(0.5)
@@ -183,7 +164,6 @@ async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
             else:
                 break
         assert len(errors) < 2, errors
-    os.close(memory)
 
 
 async def test_a_verify_that_is_closed_does_not_deny_what_it_has_mended(
@@ -197,8 +177,8 @@ async def test_a_verify_that_is_closed_does_not_deny_what_it_has_mended(
     monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
-        blob = blob_of(server, store, "signed/params")
-        (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+        blob = blob_of(server.disk, store, "signed/params")
+        file = cached(tmp_path, files["params"])
         flip_byte(file, 5)
         flip_byte(file, 2 * chunk_size + 5)
         store.corrupt("signed/params", 77)
@@ -229,9 +209,9 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
     monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
     async with serving(backing=None, scrub_interval_s=1.0) as server:
         handle = await server.open("signed/params")
-        blob = blob_of(server, store, "signed/params")
+        blob = blob_of(server.disk, store, "signed/params")
         server.integrity._scrub_rate = chunk_size // 4  # four seconds a chunk
-        (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+        file = cached(tmp_path, files["params"])
         flip_byte(file, 5)
         store.corrupt("signed/params", 77)
         await server.disk.flush()

@@ -1,6 +1,6 @@
 """Open files that lose bytes, or go on under the next server: what comes is compared, what is here goes on."""
 
-import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -10,7 +10,7 @@ import trio
 from tests.fakes import MemoryStore
 from tests.signing import sign
 from tests.unit.admission.common import KEY
-from tests.unit.parts import until
+from tests.unit.parts import blob_of, fail_to_sync, until
 from tests.unit.served import Serving
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
 from trimsfs.ledger import Ledger
@@ -18,53 +18,42 @@ from trimsfs.ledger import Ledger
 
 @pytest.mark.parametrize("what", ["signed", "without"])
 async def test_an_open_file_that_is_here_goes_on_under_the_next_server_while_the_store_is_away(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], what: str
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], what: str, ledger: Callable[[], Ledger]
 ) -> None:
-    memory = os.memfd_create("ledger")
     serving = partial(serving, backing=None, required=what == "signed")
     path = "signed/params" if what == "signed" else "other/params"
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         handle = await server.open(path)
         assert await server.read(handle, 0, 10**6) == files["params"]
         await server.disk.flush()
     store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
-    os.close(memory)
 
 
 async def test_an_open_file_that_is_here_goes_on_under_the_next_server_though_another_has_been_signed(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes]
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], ledger: Callable[[], Ledger]
 ) -> None:
-    memory = os.memfd_create("ledger")
     serving = partial(serving, backing=None)
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         handle = await server.open("signed/params")
         assert await server.read(handle, 0, 10**6) == files["params"]
         await server.disk.flush()
     new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew
     store.put("signed/params", new["params"])
     store.put("signed/model.sig", sign(KEY, new))
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
-    os.close(memory)
 
 
 async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
 ) -> None:
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
-        blob = server.disk.known(store.generation("signed/params").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "signed/params")
 
-        def fail() -> None:
-            raise OSError(5, "Input/output error")
-
-        with monkeypatch.context() as context:
-            context.setattr(blob, "sync", fail)
-            await server.disk.flush()
-            await server.disk._journal.sync()
+        await fail_to_sync(server.disk, blob)
         assert not blob.complete
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)  # room is looked for again
@@ -93,16 +82,9 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
     monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 0.5)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
-        blob = server.disk.known(store.generation("signed/params").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "signed/params")
 
-        def fail() -> None:
-            raise OSError(5, "Input/output error")
-
-        with monkeypatch.context() as context:
-            context.setattr(blob, "sync", fail)
-            await server.disk.flush()
-            await server.disk._journal.sync()
+        await fail_to_sync(server.disk, blob)
         assert not blob.complete
         await trio.sleep(1.1)  # room is looked for again
         answered = trio.Event()
@@ -120,22 +102,15 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
 
 
 async def test_an_open_file_goes_on_with_its_version_though_another_has_been_signed(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
 ) -> None:
     store.put("signed/params", files["params"], version_id="v1")
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
         assert await server.read(handle, 0, 10**6) == files["params"]
-        blob = server.disk.known(store.generation("signed/params").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "signed/params")
 
-        def fail() -> None:
-            raise OSError(5, "Input/output error")
-
-        with monkeypatch.context() as context:
-            context.setattr(blob, "sync", fail)
-            await server.disk.flush()
-            await server.disk._journal.sync()
+        await fail_to_sync(server.disk, blob)
         assert not blob.complete
         await trio.sleep(1.1)  # room is looked for again
         new = files | {"params": files["params"][::-1]}  # a new release of the model, signed anew

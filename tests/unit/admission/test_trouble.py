@@ -10,9 +10,9 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.signing import sign
-from tests.unit.admission.common import KEY
+from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
-from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import FakeBacking, Serving, Signal
 from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError, TrimsError
 
@@ -23,7 +23,7 @@ async def test_what_replaces_a_damaged_chunk_of_a_recorded_copy_is_not_read_unch
     """The index has the digest, the disk is damaged, the store gives (under the same ETag) what nobody has signed."""
     async with serving(backing=FakeBacking()) as server:
         assert await server.content("signed/params") == files["params"]
-    (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+    file = cached(tmp_path, files["params"])
     flip_byte(file, 5)
     evil = b"evil" + files["params"][4:]
     store.contents["signed/params", store.generation("signed/params").etag] = evil
@@ -90,21 +90,14 @@ async def test_a_command_that_is_closed_as_the_store_fails_does_not_end_the_serv
 
 
 async def test_what_is_lost_of_an_open_file_is_not_read_unchecked(
-    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int
 ) -> None:
     """fdatasync fails under an open file (cached mode); what is fetched in its stead nobody has signed."""
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
-        blob = server.disk.known(store.generation("signed/params").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "signed/params")
 
-        def fail() -> None:
-            raise OSError(5, "Input/output error")
-
-        with monkeypatch.context() as context:
-            context.setattr(blob, "sync", fail)
-            await server.disk.flush()
-            await server.disk._journal.sync()
+        await fail_to_sync(server.disk, blob)
         assert not blob.complete
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)  # room is looked for again
@@ -122,9 +115,8 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
     async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
         assert await server.content("signed/params") == files["params"]
         number = await server.number("signed/params")
-        blob = server.disk.known(store.generation("signed/params").token(store.identity))
+        blob = blob_of(server.disk, store, "signed/params")
         admission = server.filesystem._admission
-        assert blob is not None
         assert admission is not None
         assert blob.token in admission._admitted
         await server.integrity._disk.damage.set_digest(blob, None)  # as when it has been mended with other bytes
@@ -229,7 +221,7 @@ async def test_what_is_signed_no_more_is_not_compared_for_ever(
     async with serving(backing=FakeBacking(), scrub_interval_s=0.5) as server:
         server.release(await server.open("signed/params"))
         store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
-        (file,) = [file for file in blob_files(tmp_path / "cache") if file.stat().st_size == len(files["params"])]
+        file = cached(tmp_path, files["params"])
         store.corrupt("signed/params", 77)
         flip_byte(file, 5)
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -104,23 +104,21 @@ async def test_two_may_check_a_copy_at_once(server: Server, store: MemoryStore, 
 
 
 async def test_the_next_server_knows_what_is_in_doubt(
-    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, ledger: Callable[[], Ledger]
 ) -> None:
-    memory = os.memfd_create("ledger")
     backing = FakeBacking()
     serving = partial(serving, backing=backing)
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         await opened(server)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         away(store)
         assert await server.outcome("verify", "a") == ("failed", "BlobDamagedError")
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         with pytest.raises(BlobDamagedError):
             await server.open("a")
         store.heal()
         await until(lambda: server.integrity.statistics().doubtful == 0)
         assert await server.content("a") == content
-    os.close(memory)
     backing.dispose()
 
 

@@ -1,9 +1,9 @@
 """What is mended is counted once, pinned as before, and known to the next server; what prevents it passes."""
 
 import errno
-import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
-from tests.unit.parts import blob_files, flip_byte, recorded_bytes, until
+from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, recorded_bytes, until
 from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TransientStoreError
 from trimsfs.ledger import Ledger
 
 
 async def test_a_chunk_that_is_verified_while_its_read_is_queued_is_not_counted_twice(
-    serving: Serving, store: MemoryStore, content: bytes, chunk_size: int, tmp_path: Path
+    serving: Serving, store: MemoryStore, content: bytes, chunk_size: int
 ) -> None:
     async with serving(backing=None) as server:
         assert await server.content("a") == content
@@ -78,22 +78,15 @@ async def test_a_chunk_that_is_mended_after_others_have_given_it_up_is_counted(
 
 
 async def test_chunks_that_did_not_reach_the_disk_are_given_back_once(
-    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fdatasync fails, then the store is away when what was lost is to be mended."""
     monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 1000.0)
     async with serving() as server:
         handle = await opened(server)
-        blob = server.disk.known(store.generation("a").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "a")
 
-        def fail() -> None:
-            raise OSError(errno.EIO, "Input/output error")
-
-        with monkeypatch.context() as context:
-            context.setattr(blob, "sync", fail)
-            await server.disk.flush()
-            await server.disk._journal.sync()
+        await fail_to_sync(server.disk, blob)
         assert blob.lost
         server.release(handle)
         down(store, method="read")
@@ -104,7 +97,7 @@ async def test_chunks_that_did_not_reach_the_disk_are_given_back_once(
 
 
 async def test_a_pin_is_still_locked_after_it_has_been_mended(
-    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path
 ) -> None:
     async with serving() as server:
         assert await server.outcome("pin", "a") == ("done", None)
@@ -166,15 +159,14 @@ async def test_want_of_descriptors_does_not_end_the_server(
 
 
 async def test_the_next_server_knows_what_came_into_doubt_while_it_was_announced(
-    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, ledger: Callable[[], Ledger]
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.3)
-    memory = os.memfd_create("ledger")
     backing = FakeBacking()
     backing.gate = trio.Event()
     serving = partial(serving, backing=backing)
     store.digests["a"] = digest_of(b"something else", "sha256")
-    async with serving(ledger=Ledger(os.dup(memory)), cold_open="stream") as server:
+    async with serving(ledger=ledger(), cold_open="stream") as server:
         handle = await server.open("a")
         await server.read(handle, 0, 10)
         await until(lambda: server.integrity.statistics().doubtful == 1)
@@ -184,15 +176,14 @@ async def test_the_next_server_knows_what_came_into_doubt_while_it_was_announced
         with pytest.raises(BlobDamagedError):
             await server.open("a")
     backing.gate = None
-    async with serving(ledger=Ledger(os.dup(memory))) as server:
+    async with serving(ledger=ledger()) as server:
         with pytest.raises(BlobDamagedError):
             await server.open("a")
-    os.close(memory)
     backing.dispose()
 
 
 async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
-    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 1.0)
     go, began = threading.Event(), threading.Event()
@@ -205,8 +196,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         handle = await server.open("a")
         await server.read(handle, 0, 10)
         await until(lambda: server.fetcher.statistics().in_flight == 0)
-        blob = server.disk.known(store.generation("a").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "a")
         blob.forget(3)
         server.disk._budget.add("a", -100)
         server.integrity._doubt(blob, BlobDamagedError("a: damaged"))

@@ -10,7 +10,7 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
-from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import Serving
 from trimsfs.digests import compute
 from trimsfs.errors import TransientStoreError, TrimsError
@@ -150,8 +150,7 @@ async def test_what_is_closed_while_it_is_compared_does_not_end_the_server(
     async with serving() as server:
         server.release(await opened(server))
         await until(began.is_set)
-        blob = server.disk.known(store.generation("a").token(store.identity))
-        assert blob is not None
+        blob = blob_of(server.disk, store, "a")
         await until(lambda: blob.users == 0)
         if how == "cut off":
             (file,) = blob_files(tmp_path / "cache")
@@ -159,14 +158,7 @@ async def test_what_is_closed_while_it_is_compared_does_not_end_the_server(
             async with server.disk.using(store.generation("a")):
                 pass
         else:
-
-            def fail() -> None:
-                raise OSError(5, "Input/output error")
-
-            with monkeypatch.context() as context:
-                context.setattr(blob, "sync", fail)
-                await server.disk.flush()
-                await server.disk._journal.sync()
+            await fail_to_sync(server.disk, blob)
         gate.set()
         await trio.sleep(1.2)
         assert await server.content("a") == content
