@@ -15,6 +15,7 @@ from trimsfs.coldopen import ColdOpener
 from trimsfs.commands import Commands
 from trimsfs.control import Control
 from trimsfs.derived import DerivedBlobs
+from trimsfs.early import EarlyDigests
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch import Fetcher
 from trimsfs.filesystem import Filesystem
@@ -103,12 +104,13 @@ def assemble(
     disk.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
     store = RetryingStore(raw_store, retrying)
+    early = EarlyDigests(raw_store, store)
     integrity = Integrity(
         disk,
         fetcher,
         pool,
         retrying,
-        store.digest,
+        early.digest,
         mode=options.digests,
         scrub_interval_s=options.scrub_interval,
         scrub_rate=options.scrub_rate,
@@ -172,7 +174,9 @@ def assemble(
         disk, fetcher, residents, mode="wait" if compared else options.cold_open, compared=compared
     )
     admission = None
-    if read_manifest is not None:
+    if read_manifest is None:
+        cold_opener.fetching = early.expect
+    else:  # what has been signed counts, and is told by others
         admission = Admission(
             namespace,
             disk,
@@ -221,7 +225,7 @@ def assemble(
         residents=residents,
         filesystem=filesystem,
         lending=lending,
-        first=(pool.run, residents.run, fetcher.run, cold_opener.run, siblings.run, derived.run, gpu.run),
+        first=(pool.run, residents.run, fetcher.run, early.run, cold_opener.run, siblings.run, derived.run, gpu.run),
         later=tuple(later),
     )
 

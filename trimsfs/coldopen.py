@@ -54,6 +54,8 @@ class ColdOpener:
         self._background = Background()
         self._expected: dict[tuple[str, int], trio.Event] = {}
         self._waiting = 0
+        self.fetching: Callable[[Blob], None] = lambda _blob: None
+        """Hears of each blob that an open is about to wait for."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what is about to be opened, for as long as the server runs."""
@@ -145,6 +147,7 @@ class ColdOpener:
 
     async def _fetch(self, blob: Blob) -> bool:
         """Fetch all of a blob; False when it turns out to take too long, and goes on by itself."""
+        self.fetching(blob)
         if self._mode == "wait":
             await self._fetcher.fetch_all(blob)
         began, already = trio.current_time(), blob.verified_bytes

@@ -17,7 +17,7 @@ import trio
 from tests.fakes import MemoryStore, as_store
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
-from trimsfs.integrity import Digests, Integrity
+from trimsfs.integrity import AskDigest, Digests, Integrity
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -199,6 +199,7 @@ def integrity_of(
     digests: Digests = "auto",
     scrub_interval_s: float = 0.0,
     deadline_s: float = 15.0,
+    ask_digest: AskDigest | None = None,
 ) -> Integrity:
     """What compares, scrubs and mends, put together as the server does."""
     return Integrity(
@@ -206,7 +207,7 @@ def integrity_of(
         fetcher,
         copier(store),
         Retrying(deadline_s=deadline_s),
-        as_store(store).digest,
+        ask_digest or as_store(store).digest,
         mode=digests,
         scrub_interval_s=scrub_interval_s,
         scrub_rate=1 << 30,

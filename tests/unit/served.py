@@ -19,6 +19,7 @@ from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.commands import Commands
 from trimsfs.control import Caller, Control
 from trimsfs.derived import DerivedBlobs
+from trimsfs.early import EarlyDigests
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch import Fetcher
@@ -326,15 +327,24 @@ async def served(
         derived = DerivedBlobs(disk, residents, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
+        early = EarlyDigests(as_store(store), names)
         integrity = integrity_of(
-            store, disk, fetcher, digests=digests, scrub_interval_s=scrub_interval_s, deadline_s=deadline_s
+            store,
+            disk,
+            fetcher,
+            digests=digests,
+            scrub_interval_s=scrub_interval_s,
+            deadline_s=deadline_s,
+            ask_digest=early.digest,
         )
         integrity.mender.withdraw = residents.withdraw
         integrity.doubted = residents.doubted
         residents.approve = integrity.approve
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open, compared=digests == "wait")
         admission = None
-        if read_manifest is not None:
+        if read_manifest is None:
+            cold_opener.fetching = early.expect
+        else:
             admission = Admission(
                 namespace,
                 disk,
@@ -379,6 +389,7 @@ async def served(
             residents.backed_by(as_backing(backing))
         await nursery.start(residents.run)
         await nursery.start(fetcher.run)
+        await nursery.start(early.run)
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
         if siblings:

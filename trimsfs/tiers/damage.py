@@ -146,11 +146,12 @@ class Damage:
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
         """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
         is recorded at once."""
-        blob.digest = digest
-        self._journal.compared(blob, digest)
         if digest is None:
-            blob.changes += 1
+            self._compare_again(blob)
             await self._journal.flush()
+        else:
+            blob.digest = digest
+            self._journal.compared(blob, digest)
 
     async def scrubbed(self, blob: Blob) -> bool:
         """What is on the disk of a blob is right; whether that could be recorded."""

@@ -73,6 +73,20 @@ async def test_nothing_is_compared_where_that_is_not_wanted(serving: Serving, st
         assert await server.attribute("a", "digest") == ""
 
 
+async def test_the_store_is_not_asked_of_what_is_mended_with_other_bytes_either(
+    serving: Serving, store: MemoryStore, tmp_path: Path
+) -> None:
+    store.corrupt("a", 77)
+    async with serving(digests="off") as server:
+        await opened(server)
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        assert await server.outcome("verify", "a") == ("failed", "BlobDamagedError")
+        assert server.integrity.statistics().repaired_chunks == 1
+        await opened(server)
+        assert store.count("digest") == 0
+        assert await server.attribute("a", "verified") == "true"
+
+
 async def test_small_files_are_compared_at_once(server: Server, store: MemoryStore, content: bytes) -> None:
     store.digests["small"] = digest_of(content[:1000], "md5", certain=False)
     await opened(server, "small")
@@ -191,7 +205,7 @@ async def test_the_store_is_not_asked_again_of_what_it_has_replaced(
 async def test_nothing_is_given_before_the_store_could_be_asked_where_that_is_wanted(
     serving: Serving, store: MemoryStore, content: bytes
 ) -> None:
-    store.fail(StoreUnavailableError("the store is down"), method="digest")
+    store.fail(StoreUnavailableError("the store is down"), method="digest", times=2)
     async with serving(digests="wait") as server:
         with pytest.raises(StoreUnavailableError, match="the store is down"):
             await server.open("a")
