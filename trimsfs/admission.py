@@ -1,9 +1,10 @@
 """Which files may be opened at all: those that a manifest signed with a key has the digest of, where that is wanted."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -11,12 +12,21 @@ import trio
 from trimsfs.coldopen import Interruptible
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest
-from trimsfs.errors import BlobDamagedError, ObjectChangedError, SignatureError, StoreError, StoreUnavailableError
+from trimsfs.errors import (
+    BlobDamagedError,
+    CacheFullError,
+    ObjectChangedError,
+    SignatureError,
+    StoreError,
+    StoreUnavailableError,
+)
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.types import Buffer, Generation
+from trimsfs.types import Generation
+
+T = TypeVar("T")
 
 NAME = "model.sig"
 """The file of a model's directory that holds its manifest, as OpenSSF Model Signing names it."""
@@ -72,7 +82,7 @@ class Admission:
         self._required = required
         self._fetch = fetch
         self._compare = compare
-        self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | SignatureError] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | _Wrong] = OrderedDict()
         self._admitted: OrderedDict[str, Digest | None] = OrderedDict()
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
         self._turns = WeakValueDictionary[str, trio.Lock]()
@@ -126,7 +136,7 @@ class Admission:
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.digest == str(digest)
 
-    async def read(self, blob: Blob, read: Callable[[], Awaitable[Buffer]]) -> Buffer:
+    async def read(self, blob: Blob, read: Callable[[], Awaitable[T]]) -> T:
         """What is read of an open file that does not stand any more, once it does again: others see to that.
 
         Raises what speaks against it, BlobDamagedError after COMPARED_WITHIN_S, and as *read* and `stands`.
@@ -134,12 +144,14 @@ class Admission:
         with trio.move_on_after(COMPARED_WITHIN_S):
             while True:
                 blob.check_trusted()
-                if not blob.complete:
+                try:
                     await self._fetcher.fetch_all(blob)
-                data = await read()
-                if await self.stands(blob):
-                    return data
-                self.compare_later(blob)
+                    data = await read()
+                    if await self.stands(blob):
+                        return data
+                    self.compare_later(blob)
+                except CacheFullError:
+                    pass  # there may be room in a moment
                 await trio.sleep(LOOK_INTERVAL_S)
         raise BlobDamagedError(f"{blob.generation.key}: what came for bytes that were lost is still to be compared")
 
@@ -171,6 +183,9 @@ class Admission:
         if not blob.states:
             return digest.value == digest.of_nothing
         await self._fetch(blob, interruptible)
+        before = self._admitted.get(blob.token)
+        if before is not None and blob.digest == str(before) and before.algorithm == digest.algorithm:
+            return before == digest  # its bytes are what has been signed before, which others may have open
         if blob.digest != str(digest):
             await self._compare(blob, digest)
         blob.check_trusted()
@@ -217,20 +232,41 @@ class Admission:
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
         name = generation.key, generation.etag
         known = self._known.get(name)
+        if isinstance(known, _Wrong) and known.changed(self._disk):
+            known = None
         if known is None:
             if generation.size > LARGEST:
                 raise SignatureError(f"{generation.key}: is larger than a manifest may be, {LARGEST} bytes")
             async with self._disk.using(generation) as blob:
+                changes = blob.changes
                 content = bytes(await self._fetcher.read(blob, 0, generation.size)) if generation.size else b""
             try:
                 known = self._read_manifest(content)
             except SignatureError as error:
-                known = SignatureError(f"{generation.key}: {error}")
+                known = _Wrong(SignatureError(f"{generation.key}: {error}"), blob, changes)
             self._known[name] = known
             _shorten(self._known, REMEMBERED)
-        if isinstance(known, SignatureError):
-            raise known.with_traceback(None)
+        if isinstance(known, _Wrong):
+            raise known.error.with_traceback(None)
         return known
+
+
+class _Wrong:
+    """What is wrong with a manifest: its bytes may have gone wrong on the way, and be right soon."""
+
+    def __init__(self, error: SignatureError, blob: Blob, changes: int) -> None:
+        self.error = error
+        self._blob = weakref.ref(blob)
+        self._token = blob.token
+        self._changes = changes
+        self._found_at = trio.current_time()
+
+    def changed(self, disk: DiskTier) -> bool:
+        """Whether there may be other bytes by now."""
+        blob = disk.known(self._token)
+        if blob is not None and blob is self._blob():
+            return blob.changes != self._changes
+        return trio.current_time() - self._found_at > REFUSED_S
 
 
 def _shorten(known: OrderedDict[Any, Any], most: int) -> None:

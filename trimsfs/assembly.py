@@ -99,9 +99,10 @@ def assemble(
         policy=POLICIES[options.host_policy],
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
-    residents = Residents(disk, host, ledger=ledger)
+    compared = options.digests == "wait"
+    residents = Residents(disk, host, ledger=ledger, compared=compared)
     disk.on_removed = residents.withdraw
-    disk.load_cost = fetcher.load_cost
+    disk.evictor.load_cost = fetcher.load_cost
     fetcher.completed = residents.announce
     store = RetryingStore(raw_store, retrying)
     early = EarlyDigests(raw_store, store)
@@ -166,10 +167,9 @@ def assemble(
         await gpu.compare(generation)
 
     integrity.mender.repaired = repaired
-    integrity.doubted = residents.doubted
+    integrity.doubts.told = residents.doubted
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
-    compared = options.digests == "wait"
     cold_opener = ColdOpener(
         disk, fetcher, residents, mode="wait" if compared else options.cold_open, compared=compared
     )

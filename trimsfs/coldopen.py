@@ -1,9 +1,9 @@
 """Opening a file that is not here: wait until it is, or serve it as it comes."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 
@@ -15,6 +15,8 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ColdOpen = Literal["auto", "wait", "stream"]
 Interruptible = Callable[[], AbstractContextManager[object]]
@@ -29,6 +31,8 @@ ROOM_INTERVAL_S = 0.05
 """How often room is looked for on a disk that is full of what is open."""
 MOST_WAITING = 512
 """Opens that wait at once; the server answers no more than twice as many requests at a time."""
+MOST_ATTEMPTS = 3
+"""How often a read begins anew, as bytes were lost before all had been compared."""
 EXPECTED_WITHIN_S = 0.4
 """How long a file that an open has waited for is kept for the kernel to come back for it."""
 
@@ -83,15 +87,34 @@ class ColdOpener:
         except CacheFullError:
             return False
         except StoreError:
-            if blob.present_bytes == 0:
+            if self._compared or blob.present_bytes == 0:
                 raise
             return False  # reads of what is here succeed
         if resident:
             self._expect(blob, thread)
         elif self._compared and blob.digest is None:
             blob.check_trusted()
-            raise BlobDamagedError(f"{blob.generation.key}: could not be compared with the store's digest: see the log")
+            raise _not_compared(blob)
         return resident
+
+    async def read(self, blob: Blob, read: Callable[[], Awaitable[T]]) -> T:
+        """What is read of an open file; where nothing may be given uncompared, and there is room for it, only once what
+        came for bytes that were lost has been compared. Raises as *read* and `wait` do."""
+        for _ in range(MOST_ATTEMPTS):
+            changes = blob.changes
+            data = await read()
+            if not self._compared or not blob.attached or self._disk.full(blob.generation):
+                return data
+            if blob.digest is None:
+                try:
+                    await self._fetcher.fetch_all(blob)
+                except CacheFullError:
+                    return data
+                await self._residents.announce(blob)
+                blob.check_trusted()
+            elif blob.changes == changes:
+                return data
+        raise _not_compared(blob)
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:
         """Wait for a blob however long it takes; whether it is resident now.
@@ -163,3 +186,7 @@ class ColdOpener:
                 return False
             wait_s = WATCH_INTERVAL_S
         return True
+
+
+def _not_compared(blob: Blob) -> BlobDamagedError:
+    return BlobDamagedError(f"{blob.generation.key}: could not be compared with the store's digest: see the log")

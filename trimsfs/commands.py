@@ -155,7 +155,12 @@ class Commands:
 
     async def _restore_pins(self) -> None:
         """Have what was pinned before the server started in memory again."""
-        for here in await self._disk.residencies():
+        try:
+            found = await self._disk.residencies()
+        except TrimsError as error:
+            log.error("what is pinned is not known: %s", error)
+            return
+        for here in found:
             if here.pinned:
                 try:
                     await self._pin(here.generation, Progress(here.generation.key), again=True)

@@ -156,6 +156,7 @@ class Fetcher:
 
     async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
+        await self._check_running(blob)
         chunks, cuts = chunks_of(start, stop), blob.cuts
         prefetch = self._board.prefetch(blob)
         if prefetch is not None:
@@ -206,6 +207,7 @@ class Fetcher:
                     raise _no_room(blob)
                 if prefetch.error is not None:
                     raise prefetch.error.with_traceback(None)
+                await self._check_running(blob)
                 if prefetch.left == 0 and not self._board.flying(blob):
                     prefetch.demand(-1)
                     self._pump()
@@ -222,6 +224,12 @@ class Fetcher:
         record = await self._loader.fetch_into(blob, chunk, descriptor)
         self._came(record.length)
         return record
+
+    async def _check_running(self, blob: Blob) -> None:
+        """Raises StoreUnavailableError for who is not cancelled while the server stops: nobody would carry flights."""
+        if not self._background.running:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise _stopping(blob)
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
         """The flight of a chunk, queued as wanted by somebody; done already if its bytes are kept in memory."""

@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from trimsfs.admission import Admission
 from trimsfs.attributes import Attributes, Describer
@@ -34,6 +35,8 @@ from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Buffer, Generation
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FOREVER_S = 86400.0
 """For attributes: an inode's never change, as another content is another inode."""
@@ -276,6 +279,7 @@ class Filesystem:
                 raise LookUpAgainError(inode.path)
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):
+                    blob.check_trusted()
                     raise LookUpAgainError(inode.path)
         blob.check_trusted()
         self._residents.opened(blob)
@@ -348,14 +352,20 @@ class Filesystem:
         if offset >= stop:
             return b""
         try:
-            data = await self._fetcher.read(file.blob, offset, stop)
-            if self._admission is not None and not await self._admission.stands(file.blob):
-                data = await self._admission.read(file.blob, partial(self._fetcher.read, file.blob, offset, stop))
+            data = await self._trusted(file.blob, partial(self._fetcher.read, file.blob, offset, stop))
         except ObjectChangedError:
             self._replaced(file.inode)
             raise
         self._reads += 1
         self._read_bytes += len(data)
+        return data
+
+    async def _trusted(self, blob: Blob, read: Callable[[], Awaitable[T]]) -> T:
+        """What is read of an open file, once it has been compared with whatever it is to be compared with."""
+        read = partial(self._cold_opener.read, blob, read)
+        data = await read()
+        if self._admission is not None and not await self._admission.stands(blob):
+            data = await self._admission.read(blob, read)
         return data
 
     def release(self, handle: int) -> None:
@@ -428,6 +438,7 @@ class Filesystem:
         file = self._handles.files.get(handle)
         if file is None:
             raise InvalidRequestError("not a model's file")
+        await self._trusted(file.blob, _nothing)
         lent = await self._control.gpu.lend(file.blob.generation, handle, uid, pid, device, memory)
         if handle not in self._handles.files:  # it has been closed meanwhile
             self._control.gpu.closed(handle)
@@ -440,3 +451,7 @@ class Filesystem:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free
+
+
+async def _nothing() -> None:
+    """What there is to be read is waited for, and no more."""

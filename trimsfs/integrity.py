@@ -7,23 +7,21 @@ cannot be mended is *in doubt*: nobody gets any more of it.
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import trio
 
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
+from trimsfs.doubts import Doubts
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
     CacheUnusableError,
-    InUseError,
     ObjectChangedError,
     ObjectNotFoundError,
     SignatureError,
@@ -50,9 +48,8 @@ MOST_ATTEMPTS = 3
 """How often a copy that differs from the store's digest is fetched again, while that gives other bytes."""
 MOST_FRUITLESS = 3
 """How many objects in parts of a size that is guessed are fetched again in vain, before such are not any more."""
-LOOK_INTERVAL_S = 1.0
-DOUBT_INTERVAL_S = 300.0
-"""After which it is tried again to mend a copy that is in use."""
+AGAIN_S = 1.0
+"""After which a store that could not tell a digest is asked again."""
 SCRUB_LOOK_S = 30.0
 """How often there is a look at what is to be scrubbed."""
 
@@ -95,14 +92,10 @@ class Integrity:
         disk.files.compares = mode != "off"
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
-        self.doubted: Callable[[Blob], None] = lambda _blob: None
-        """Hears of each blob that is in doubt, or no longer."""
-        self.mender = Mender(disk, fetcher, transfer, retrying, self._doubt)
-        disk.damage.on_doubt = self._suspect
+        self.doubts = Doubts(disk, self._try_again)
+        self.mender = Mender(disk, fetcher, transfer, retrying, self.doubts.begin)
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
-        self._doubtful: dict[Blob, float] = {}
-        self._suspected = WeakKeyDictionary[Blob, float]()
         self._misled, self._fruitless = False, 0
         self._compared = self._differing = 0
 
@@ -112,7 +105,7 @@ class Integrity:
             differing=self._differing,
             repaired_chunks=self.mender.repaired_chunks,
             scrubbed_bytes=self.mender.checked_bytes,
-            doubtful=len(self._doubtful),
+            doubtful=self.doubts.count,
             to_compare=len(self._later),
         )
 
@@ -123,7 +116,7 @@ class Integrity:
                 self._put_off(blob)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._compare_later)
-            nursery.start_soon(self._see_to_doubts)
+            nursery.start_soon(self.doubts.run)
             if self._scrub_interval_s:
                 nursery.start_soon(self._scrub)
 
@@ -144,7 +137,8 @@ class Integrity:
                 return await self.compare(blob, expected)
         except (StoreError, CacheError) as error:
             if self._mode == "wait":
-                self._doubt(blob, error)
+                if blob.doubt is None:
+                    self.doubts.begin(blob, error)
                 return False
             log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
         self._put_off(blob)
@@ -176,7 +170,7 @@ class Integrity:
                     self._done_with(blob)  # the store knows it no more, or nobody may open it, and will not
                 except TrimsError as error:
                     log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
-                    await trio.sleep(LOOK_INTERVAL_S)
+                    await trio.sleep(AGAIN_S)
                     self._comes_later.set()
                 else:
                     self._done_with(blob)
@@ -203,6 +197,8 @@ class Integrity:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
         key, changed, before, known = blob.generation.key, 0, blob.doubt, blob.digest
         same = await self._has_now(blob, expected)
+        if same is False and not self._in_vain(expected) and await self._was_damaged(blob):
+            same = await self._has_now(blob, expected)
         for _ in range(MOST_ATTEMPTS):
             if same is not False or blob.doubt is not before or not self._here(blob) or self._in_vain(expected):
                 break
@@ -212,7 +208,9 @@ class Integrity:
             try:
                 changed = await self.mender.fetch_again(blob)
             except (StoreError, OSError) as error:
-                self._doubt(blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}"))
+                self.doubts.begin(
+                    blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}")
+                )
                 break
             if not changed and blob.changes == changes:
                 break  # nor has another comparison mended it meanwhile
@@ -228,11 +226,19 @@ class Integrity:
             return True
         if same is False:
             if changed or expected.binding:
-                self._doubt(blob, _wrong(key, expected))
+                self.doubts.begin(blob, _wrong(key, expected))
                 return False
             self._believe_less(expected, key)
         await self._disk.damage.set_digest(blob, "")
         return True
+
+    async def _was_damaged(self, blob: Blob) -> bool:
+        """Whether bytes of a blob had gone wrong here, which says nothing of what the store gives, and were mended."""
+        changes = blob.changes
+        if self._here(blob):
+            with held(blob):
+                await self.mender.check(blob, in_memory=True)
+        return blob.changes != changes and self._here(blob)
 
     def _in_vain(self, expected: Digest) -> bool:
         """Whether such a digest that differs says little: the parts of this store's objects are not what they usually
@@ -276,51 +282,12 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            self._doubt(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
+            self.doubts.begin(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
         return False if expected.part_sizes(size) else None
 
-    def _suspect(self, blob: Blob, error: TrimsError) -> None:
-        """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
-        before = self._suspected.get(blob, -math.inf)
-        self._doubt(blob, error)
-        now = trio.current_time()
-        if now - before > DOUBT_INTERVAL_S:  # else it is damaged again and again
-            self._suspected[blob] = now
-            self._doubtful[blob] = -math.inf
-
-    def _doubt(self, blob: Blob, error: TrimsError) -> None:
-        log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
-        blob.doubt = error
-        self._doubtful[blob] = trio.current_time()
-        self.doubted(blob)
-
-    def _doubt_no_longer(self, blob: Blob) -> None:
-        blob.doubt = None
-        self._doubtful.pop(blob, None)
-        self.doubted(blob)
-
-    async def _see_to_doubts(self) -> None:
-        """Remove what is in doubt as soon as nobody uses it; try to mend it while somebody does."""
-        while True:
-            await trio.sleep(LOOK_INTERVAL_S)
-            for blob, since in list(self._doubtful.items()):
-                if self._disk.known(blob.token) is not blob:
-                    if not blob.attached:
-                        self._doubtful.pop(blob, None)
-                elif isinstance(blob.doubt, StoreError | CacheUnusableError):  # the next open tries again
-                    self._doubt_no_longer(blob)
-                elif blob.users == 0 and not blob.pinned:
-                    try:
-                        await self._disk.evict(blob.generation)
-                    except (InUseError, CacheError) as error:
-                        log.warning("%s: not removed: %s", blob.generation.key, error)
-                elif trio.current_time() - since > DOUBT_INTERVAL_S:
-                    await self._try_again(blob)
-
     async def _try_again(self, blob: Blob) -> None:
-        self._doubtful[blob] = trio.current_time()
         with held(blob):
             try:
                 await self._check_all(blob)
@@ -330,6 +297,13 @@ class Integrity:
     async def _check_all(self, blob: Blob, *, in_memory: bool = False) -> None:
         """Check a blob that the caller keeps, and mend it: the disk, the memory, the store's digest. If all is well, it
         is in doubt no longer. Raises TrimsError when something is wrong that cannot be mended."""
+        try:
+            await self._check_and_compare(blob, in_memory=in_memory)
+        finally:
+            if self._here(blob) and blob.digest is None and self._mode != "off":
+                self._put_off(blob)  # it may have been mended with other bytes
+
+    async def _check_and_compare(self, blob: Blob, *, in_memory: bool) -> None:
         self._shorten(blob)
         before = blob.doubt
         lost = bool(blob.lost)
@@ -347,7 +321,7 @@ class Integrity:
             self._done_with(blob)
         if blob.doubt is not None and blob.doubt is not before:
             raise blob.doubt.with_traceback(None)
-        self._doubt_no_longer(blob)
+        self.doubts.end(blob)
 
     def _shorten(self, blob: Blob) -> None:
         """What was cut off comes back as it is mended, what was added has to go."""
@@ -365,6 +339,8 @@ class Integrity:
         wrong. Raises TrimsError when what is wrong cannot be mended."""
         async with self._disk.looked_at(generation) as blob:
             if not blob.attached:
+                if generation.size:
+                    raise CacheUnusableError(f"{generation.key}: cannot be checked now: see the log")
                 return 0
             before = self.mender.wrong[blob.token]
             self.mender.dropped.pop(blob.token, None)
@@ -386,8 +362,10 @@ class Integrity:
     async def _scrub_one(self, generation: Generation) -> bool:
         """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
         async with self._disk.looked_at(generation) as blob:
+            if not blob.attached:
+                return False
             try:
-                whole = not blob.attached or await self.mender.check(blob, rate=self._scrub_rate)
+                whole = await self.mender.check(blob, rate=self._scrub_rate)
             except TrimsError as error:
                 log.warning("%s: cannot be scrubbed now: %s", generation.key, error)
                 return False

@@ -111,6 +111,8 @@ class Mender:
                     await self.repaired(blob.generation)
                 except TrimsError as error:
                     log.error("%s", error)
+                except Exception:  # a defect of who is told: it ends no server
+                    log.exception("%s", blob.generation.key)
 
     async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
         """Read what is on the disk of a blob that the caller keeps, *in_memory* what the kernel has of it as well, and

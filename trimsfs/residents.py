@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _ANNOUNCED, _WITHDRAWN, _DOUBTFUL = 1, 2, 3
 """Counts of a backing id in the ledger: in use, about to be given up, or in use of a blob that is in doubt."""
+MOST_ATTEMPTS = 3
+"""How often a blob is announced that loses bytes meanwhile."""
 
 
 class Backing(Protocol):
@@ -41,9 +43,12 @@ class Backing(Protocol):
 
 
 class Residents:
-    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode."""
+    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode.
 
-    def __init__(self, disk: DiskTier, host: HostTier, *, ledger: Ledger | None = None) -> None:
+    *compared* tells that nothing may be opened before it has been compared with the store's digest.
+    """
+
+    def __init__(self, disk: DiskTier, host: HostTier, *, ledger: Ledger | None = None, compared: bool = False) -> None:
         self._disk = disk
         self._host = host
         self._ledger = ledger or Ledger()
@@ -54,6 +59,7 @@ class Residents:
         self._announced: set[tuple[str, str]] = set()
         self._failed: set[str] = set()
         self._background = Background()
+        self._compared = compared
         self.approve: Callable[[Blob], Awaitable[bool]] = _approved
         """Whether a blob, all of which is here, may be read from its file."""
 
@@ -121,7 +127,7 @@ class Residents:
         blob.users += 1
         self._background.start(self._carry, blob, event)
         await event.wait()
-        return blob.backing_id != 0
+        return blob.backing_id != 0 and self._may_be_opened(blob)
 
     def _served_in_cached_mode(self, blob: Blob) -> bool:
         """Whether nothing is to be done for a blob, as it has been compared and brought, and cannot be announced."""
@@ -139,26 +145,39 @@ class Residents:
 
     async def _announce(self, blob: Blob) -> None:
         try:
-            try:
-                await self._disk.recorded(blob)
-            finally:  # what cannot be announced is served, too
-                approved = await self.approve(blob)
-            if not approved:
-                return
-            await self._host.bring(blob)
-            if blob.pinned:
-                await self._lock_again(blob)
-            if self._backing is None or blob.backing_id or not blob.complete:
-                return
-            backing_id = await self._backing.open(blob.fileno())
+            for _ in range(MOST_ATTEMPTS):
+                changes = blob.changes
+                if not await self._bring(blob) or self._backing is None or blob.backing_id or not blob.complete:
+                    return
+                backing_id = await self._backing.open(blob.fileno())
+                if blob.complete and blob.changes == changes:
+                    self._opened_as(blob, backing_id)
+                    return
+                self._backing.close(backing_id)  # what came for bytes that were lost meanwhile has not been approved
         except (OSError, TrimsError) as error:
             if str(error) not in self._failed:
                 self._failed.add(str(error))
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
-            return
-        if not blob.complete:  # its file has been found to fail meanwhile
-            self._backing.close(backing_id)
-            return
+
+    async def _bring(self, blob: Blob) -> bool:
+        """Have a blob compared and in memory; False if it may not be read. Raises OSError and TrimsError."""
+        if not blob.backing_id:
+            await self._disk.check_holes(blob)
+            if not blob.complete:
+                return False
+        try:
+            await self._disk.recorded(blob)
+        finally:  # what cannot be announced is served, too
+            approved = await self.approve(blob)
+        if not approved:
+            return False
+        await self._host.bring(blob)
+        if blob.pinned:
+            await self._lock_again(blob)
+        return True
+
+    def _opened_as(self, blob: Blob, backing_id: int) -> None:
+        """The kernel knows the file of a blob by this number: the next server is to know."""
         blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
         count = _ANNOUNCED if blob.doubt is None else _DOUBTFUL
@@ -180,7 +199,10 @@ class Residents:
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
-        return blob.backing_id != 0 and self._host.holds(blob)
+        return blob.backing_id != 0 and self._host.holds(blob) and self._may_be_opened(blob)
+
+    def _may_be_opened(self, blob: Blob) -> bool:
+        return blob.digest is not None or not self._compared
 
     def opened(self, blob: Blob) -> None:
         """A blob was opened in passthrough mode."""

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import weakref
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import trio
 
@@ -20,6 +22,15 @@ REMEMBERED, LONGEST_REMEMBERED = 64, 1 << 20
 """Tables that are kept, and the bytes of the longest of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A table, as long as the bytes are those that it was made of: they may have gone wrong on the way."""
+
+    blob: "weakref.ref[Blob]"
+    changes: int
+    table: bytes
+
+
 class TensorTables:
     """What tensors the files of a mount hold."""
 
@@ -27,36 +38,40 @@ class TensorTables:
         self._disk = disk
         self._fetcher = fetcher
         self._limiter = trio.CapacityLimiter(AT_ONCE)
-        self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
 
     async def table(self, generation: Generation) -> bytes:
         """The table of a file as JSON; of one that has none, why. Raises what a read does."""
         key = (generation.key, generation.etag)
-        found = self._known.get(key)
-        if found is None:
+        async with self._disk.using(generation) as blob:
+            known = self._known.get(key)
+            if known is not None and known.blob() is blob and known.changes == blob.changes:
+                self._known.move_to_end(key)
+                return known.table
+            changes = blob.changes
             try:
-                told = (await self._parse(generation)).as_dict()
+                told = (await self._parse(blob)).as_dict()
             except FormatError as error:
                 told = {"format": None, "error": str(error)}
             found = json.dumps(told).encode()
-        if len(found) <= LONGEST_REMEMBERED:
-            self._known[key] = found
-            self._known.move_to_end(key)
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+            self._known.pop(key, None)
+            if len(found) <= LONGEST_REMEMBERED:
+                self._known[key] = _Known(weakref.ref(blob), changes, found)
+                if len(self._known) > REMEMBERED:
+                    self._known.popitem(last=False)
         return found
 
     async def tensors(self, generation: Generation) -> TensorTable | None:
         """The table of a file; None when it is of no known format. Raises what a read does."""
         try:
-            return await self._parse(generation)
+            async with self._disk.using(generation) as blob:
+                return await self._parse(blob)
         except FormatError:
             return None
 
-    async def _parse(self, generation: Generation) -> TensorTable:
-        async with self._disk.using(generation) as blob:
-            source = _BlobSource(blob, self._fetcher)
-            return await trio.to_thread.run_sync(parse, source, source.name, limiter=self._limiter)
+    async def _parse(self, blob: Blob) -> TensorTable:
+        source = _BlobSource(blob, self._fetcher)
+        return await trio.to_thread.run_sync(parse, source, source.name, limiter=self._limiter)
 
 
 class _BlobSource:

@@ -313,9 +313,9 @@ async def served(
     async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
         fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
         host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
-        residents = Residents(disk, host, ledger=ledger)
+        residents = Residents(disk, host, ledger=ledger, compared=digests == "wait")
         disk.on_removed = residents.withdraw
-        disk.load_cost = fetcher.load_cost
+        disk.evictor.load_cost = fetcher.load_cost
         fetcher.completed = residents.announce
         names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
         namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
@@ -338,7 +338,7 @@ async def served(
             ask_digest=early.digest,
         )
         integrity.mender.withdraw = residents.withdraw
-        integrity.doubted = residents.doubted
+        integrity.doubts.told = residents.doubted
         residents.approve = integrity.approve
         cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open, compared=digests == "wait")
         admission = None

@@ -431,7 +431,7 @@ async def test_pinned_files_are_brought_back_and_locked_by_the_next_server(
         assert await server.outcome("pin", "b") == ("done", None)
     async with serving() as server:
         await until(lambda: server.host.statistics().locked_bytes == len(contents["b"]))
-        assert server.residents.has(store.generation("b"))
+        await until(lambda: server.residents.has(store.generation("b")))
         assert await server.outcome("unpin", "b") == ("done", None)
         assert server.host.statistics().locked_bytes == 0
 
@@ -468,7 +468,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
     async def refuse(_descriptor: int) -> int:
         # The index is being written from here on: an eviction waits for that before it looks at the blob.
         await nursery.start(write_index, free)
-        nursery.start_soon(server.disk._remove, blob.token, "b")
+        nursery.start_soon(server.disk.evictor.remove, blob.token, "b")
         nursery.start_soon(server.residents.announce, blob)
         await wait_all_tasks_blocked(0.01)
         failing.undo()

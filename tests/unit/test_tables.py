@@ -8,6 +8,8 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.formats import writers
 from tests.unit.formats.writers import ARRAYS
+from tests.unit.integrity.common import digest_of
+from tests.unit.parts import until
 from tests.unit.served import Server
 from trimsfs.formats.source import BLOCK
 
@@ -49,3 +51,14 @@ async def test_a_table_costs_no_more_than_its_header(server: Server, store: Memo
     assert chunk_size < BLOCK
     await tensors(server, "long.safetensors")
     assert max(store.reads()) < BLOCK
+
+
+async def test_what_was_told_of_wrong_bytes_is_not_told_for_ever(server: Server, store: MemoryStore) -> None:
+    data = store.contents["long.safetensors", store.generation("long.safetensors").etag]
+    store.digests["long.safetensors"] = digest_of(data, "sha256")
+    store.corrupt("long.safetensors", data.index(b'"dtype"') + 2)
+    assert (await tensors(server, "long.safetensors"))["format"] is None
+    await server.content("long.safetensors")
+    await until(lambda: server.integrity.statistics().compared == 1)
+    assert await server.content("long.safetensors") == data
+    assert (await tensors(server, "long.safetensors"))["format"] == "safetensors"

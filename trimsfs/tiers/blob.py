@@ -107,8 +107,10 @@ class Blob:
             if not fitting:
                 os.truncate(descriptor, self.generation.size)
             mapping = mmap.mmap(descriptor, self.generation.size, prot=mmap.PROT_READ)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, ValueError):
+                raise OSError("its file has been cut off just now") from error
             raise
         self._descriptor = descriptor
         self._view = memoryview(mapping)
@@ -183,6 +185,13 @@ class Blob:
         """The chunk's bytes are wrong or gone: fetch them again."""
         self._verified -= self.states[chunk] == ChunkState.VERIFIED
         self.states[chunk] = ChunkState.MISSING
+
+    def distrust_sparse(self) -> None:
+        """If the file takes less room than it has bytes, as it was cut off before the last of them came, or is
+        compressed, what is in it must pass its checksum once more. Raises OSError."""
+        if os.fstat(self.fileno()).st_blocks * 512 < self.generation.size:
+            self._verified -= self.states.count(ChunkState.VERIFIED)
+            self.states[:] = self.states.replace(bytes([ChunkState.VERIFIED]), bytes([ChunkState.UNVERIFIED]))
 
     def sync(self) -> None:
         """Wait until what is written has reached the disk. Raises OSError."""

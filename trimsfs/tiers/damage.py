@@ -67,12 +67,12 @@ class Damage:
                     self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
                 return
             log.error("%s: its file in the cache has been cut off: fetching it again", key)
-            await self._miss(blob, range(len(blob.states)))
-            if blob.attached:
+            if blob.users:
                 try:
-                    blob.mend_size()
+                    blob.mend_size()  # at once: what comes from now on must not be cut off by it
                 except OSError as error:
                     log.error("%s: its file cannot be mended: %s", key, error)
+            await self._miss(blob, range(len(blob.states)))
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
         """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
@@ -89,7 +89,7 @@ class Damage:
             for chunk in lost:
                 self._budget.add(key, -chunk_length(chunk, blob.generation.size))
             self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
-            await self._note(self._index.remove_chunks, blob.token, list(lost))
+            await self._journal.record()
 
     async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
         """Have chunks fetched again, and those that have not been brought to the disk."""
@@ -100,7 +100,7 @@ class Damage:
             self._compare_again(blob)
         for chunk in gone:
             self._give_up(blob, chunk)
-        await self._note(self._index.remove_chunks, blob.token, gone)
+        await self._journal.record()
 
     # Found by whoever compares
 
@@ -116,12 +116,13 @@ class Damage:
         self.found += 1
         self._give_up(blob, chunk)
         self._compare_again(blob)
-        await self._note(self._index.remove_chunks, blob.token, [chunk])
+        await self._journal.flush()
         return False
 
     def _give_up(self, blob: Blob, chunk: int) -> None:
         """A chunk is missing from now on, and takes no room."""
         blob.forget(chunk)
+        self._journal.lost(blob.token, [chunk])
         if chunk in blob.lost:
             blob.lost.remove(chunk)  # it is not counted any more
         else:
@@ -130,16 +131,20 @@ class Damage:
     def _compare_again(self, blob: Blob) -> None:
         """What a blob was compared with says nothing of the chunks that are to come."""
         blob.changes += 1
-        blob.digest = None if self._files.compares else ""
+        blob.digest = self._files.no_digest
         self._journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self.found += 1
         blob.changes += 1
-        if record.chunk in blob.lost or blob.states[record.chunk] == ChunkState.MISSING:
+        if blob.states[record.chunk] == ChunkState.MISSING:
+            return  # others have given it up, and may be writing to it: it is fetched by who wants it
+        if record.crc != blob.crc(record.chunk):
+            self._compare_again(blob)  # another comparison may have come to its end meanwhile
+        if record.chunk in blob.lost:
             blob.lost.discard(record.chunk)
-            self._budget.add(blob.generation.key, record.length)  # others have given it up
+            self._budget.add(blob.generation.key, record.length)
         blob.commit(record)
         self._journal.wrote(blob, record)
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -15,13 +15,15 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
-from trimsfs.eviction import Evictable, Policy, lru
+from trimsfs.eviction import Policy, lru
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.damage import Damage
+from trimsfs.tiers.evictor import Evictor
 from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.leftovers import zeroed
 from trimsfs.tiers.place import Place
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
@@ -64,7 +66,7 @@ class DiskTier:
 
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
-    that leaves the tier before it is closed, ``load_cost`` says how many seconds it takes to fetch so many bytes.
+    that leaves the tier before it is closed.
 
     Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
     looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
@@ -91,7 +93,6 @@ class DiskTier:
         self.files = BlobFiles(self._place.blobs, self.index, store)
         self.files.usable = self.unusable is None
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
-        self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
@@ -113,7 +114,24 @@ class DiskTier:
             self._lock,
             self._forget,
         )
-        self._room = Room(self._budget, self._quotas, policy, candidates=self._evictable, evict=self._make_room_of)
+        self.evictor = Evictor(
+            store,
+            self.files,
+            self.index,
+            self._threads,
+            self._journal,
+            self._budget,
+            self._blobs,
+            self._lock,
+            self._forget,
+        )
+        self._room = Room(
+            self._budget,
+            self._quotas,
+            policy,
+            candidates=self.evictor.candidates,
+            evict=self.evictor.make_room_of,
+        )
         self._upkeep = Upkeep(
             directory,
             self._place,
@@ -125,15 +143,15 @@ class DiskTier:
             self._lock,
             self._bring,
         )
-        self._evictions = self._evicted_bytes = self._refused = 0
+        self._refused = 0
 
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(
             used_bytes=self._budget.used,
             budget_bytes=self._budget.limit,
             open_blobs=sum(blob.users > 0 for blob in self._blobs.values()),
-            evictions=self._evictions,
-            evicted_bytes=self._evicted_bytes,
+            evictions=self.evictor.evictions,
+            evicted_bytes=self.evictor.evicted_bytes,
             corrupt_chunks=self.damage.found,
             refused_chunks=self._refused,
             tenant_used_bytes={pool: self._budget.used_by(pool) for pool in self._quotas.pools() if pool},
@@ -247,9 +265,18 @@ class DiskTier:
             blob, lost, full = await self._threads.run(
                 partial(self.files.load, token, generation, attach=len(self._blobs) < self._most)
             )
-            self._budget.add(generation.key, -lost)
-            self._blobs[token] = blob
+            self._loaded(blob, lost)
             return blob, full
+
+    def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord]) -> None:
+        """A blob has been loaded, and chunks found *lost* of it: what is known to be gone counts no more."""
+        gone = self._journal.gone(blob.token)
+        for chunk in gone:
+            blob.forget(chunk)
+            blob.digest = self.files.no_digest
+        self._budget.add(blob.generation.key, -sum(record.length for record in lost if record.chunk not in gone))
+        self._journal.lost(blob.token, [record.chunk for record in lost])
+        self._blobs[blob.token] = blob
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
@@ -267,8 +294,7 @@ class DiskTier:
                 lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
             for blob, lost, _ in loaded:
-                self._budget.add(blob.generation.key, -lost)
-                self._blobs[blob.token] = blob
+                self._loaded(blob, lost)
                 if checked:
                     blob.trust()
         return [self._blobs[token] for token in tokens]
@@ -324,10 +350,23 @@ class DiskTier:
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk, for which room was made, has been written: serve it from now on."""
-        if blob.states[record.chunk] == ChunkState.VERIFIED:  # somebody else has brought it meanwhile
-            self._budget.add(blob.generation.key, -record.length)
+        if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.lost:
+            self._budget.add(blob.generation.key, -record.length)  # somebody else has brought it meanwhile
+        blob.lost.discard(record.chunk)
         blob.commit(record)
         self._journal.wrote(blob, record)
+        if blob.complete:
+            blob.distrust_sparse()
+
+    async def check_holes(self, blob: Blob) -> None:
+        """Have what was cut off before the last bytes of a blob came, and is zeros now, fetched again."""
+        try:
+            gone = await self._threads.run(zeroed, blob)
+        except OSError as error:
+            log.warning("%s: it is not known whether its file has been cut off: %s", blob.generation.key, error)
+            return
+        for chunk in gone:
+            await self.damage.checked(blob, chunk, None)
 
     # Commands
 
@@ -361,54 +400,12 @@ class DiskTier:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
             try:
-                freed = await self._remove(token, generation.key)
+                freed = await self.evictor.remove(token, generation.key)
             except (OSError, sqlite3.Error) as error:
                 raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
-
-    # Room
-
-    async def _evictable(self) -> list[Evictable]:
-        """The blobs that are neither in use nor pinned. Raises sqlite3.Error."""
-        await self.flush()
-        return [
-            replace(entry, cost_s=self.load_cost(entry.size))
-            for entry in await self._threads.run(self.index.evictable, self.store)
-            if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
-        ]
-
-    async def _make_room_of(self, token: str, key: str) -> bool:
-        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed."""
-        try:
-            await self._remove(token, key)
-        except (OSError, sqlite3.Error) as error:
-            log.error("cannot evict %s: %s", token, error)
-            return False
-        return True
-
-    async def _remove(self, token: str, key: str) -> int | None:
-        """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone.
-
-        Raises OSError and sqlite3.Error.
-        """
-        async with self._lock, self._journal.recording:
-            blob = self._blobs.get(token)
-            if blob is not None:
-                if blob.users or blob.pinned:
-                    return None
-                self._forget(blob)
-            unrecorded = self._journal.forget(token)
-            self._budget.add(key, -unrecorded)
-            recorded = await self._threads.run(self.files.remove, token)
-        self._budget.add(key, -recorded)
-        self._budget.found_room()
-        size = unrecorded + recorded
-        self._evictions += 1
-        self._evicted_bytes += size
-        log.info("evicted %s: %d bytes", token, size)
-        return size
 
     def _close_idle(self, *, most: int) -> None:
         """Close blobs that nobody uses, while there are more than *most*."""

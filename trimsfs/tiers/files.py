@@ -4,13 +4,14 @@ import errno
 import logging
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.leftovers import give_back
-from trimsfs.types import Generation
+from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,19 @@ class BlobFiles:
         self.usable = True
         """Whether files can be made, and those that are there be used."""
 
-    def load(self, token: str, generation: Generation, *, attach: bool = True) -> tuple[Blob, int, bool]:
-        """A blob, without a file if none can be made or is to be *attached*; the bytes that the index wrongly believed
+    @property
+    def no_digest(self) -> str | None:
+        """The digest of a blob that has not been compared: None where it is to be."""
+        return None if self.compares else ""
+
+    def load(
+        self, token: str, generation: Generation, *, attach: bool = True
+    ) -> tuple[Blob, Sequence[ChunkRecord], bool]:
+        """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
         to be in it, and whether it was for a full disk that none could be made."""
         blob = Blob(token, generation)
-        blob.digest = None if self.compares else ""
-        lost, full = 0, False
+        blob.digest = self.no_digest
+        lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self.usable or not attach:
             return blob, lost, full
         try:
@@ -65,15 +73,15 @@ class BlobFiles:
                         blob.digest = loaded[0].digest
                     give_back(blob.fileno(), generation.size, loaded[1])
                 else:
-                    self._index.remove_chunks(token, [record.chunk for record in loaded[1]])
-                    lost = loaded[0].bytes
+                    lost = loaded[1]
         except (OSError, sqlite3.Error) as error:
             log.error("%s: not cached: %s", generation.key, error)
             full = not blob.attached and is_full(error)
         return blob, lost, full
 
-    def remove(self, token: str) -> int:
-        """Remove a blob; the bytes that were recorded of it. Raises OSError and sqlite3.Error."""
+    def remove(self, token: str) -> dict[int, int]:
+        """Remove a blob; the bytes of its chunks that were recorded, by their numbers. Raises OSError and
+        sqlite3.Error."""
         try:
             freed = self._index.remove(token)
         except sqlite3.OperationalError as error:
@@ -85,7 +93,7 @@ class BlobFiles:
         self.path(token).unlink(missing_ok=True)
         return freed
 
-    def _remove_soon(self, token: str) -> int:
+    def _remove_soon(self, token: str) -> dict[int, int]:
         """Remove a blob from the index once the kernel has given the room of its file back."""
         for _ in range(FREED_TRIES):
             time.sleep(FREED_INTERVAL_S)

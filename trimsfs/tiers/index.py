@@ -121,7 +121,7 @@ class BlobIndex:
                 [(token, chunk) for chunk in chunks],
             )
 
-    def remove_chunks(self, token: str, chunks: Sequence[int]) -> None:
+    def remove_chunks(self, token: str, chunks: Iterable[int]) -> None:
         """Forget chunks, because their bytes turned out to be wrong."""
         with self._transaction() as connection:
             connection.executemany(
@@ -168,11 +168,10 @@ class BlobIndex:
         with self._durably() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('synced', ?)", (str(time.time_ns()),))
 
-    def remove(self, token: str) -> int:
-        """Forget a blob, before its file is removed; the bytes that were recorded of it."""
+    def remove(self, token: str) -> dict[int, int]:
+        """Forget a blob, before its file is removed; the bytes of its chunks that were recorded, by their numbers."""
         with self._transaction() as connection:
-            rows = connection.execute("DELETE FROM chunks WHERE token = ? RETURNING bytes", (token,))
-            freed: int = sum(length for (length,) in rows)
+            freed = dict(connection.execute("DELETE FROM chunks WHERE token = ? RETURNING chunk, bytes", (token,)))
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
             connection.execute("DELETE FROM compared WHERE token = ?", (token,))
             connection.execute("DELETE FROM checks WHERE token = ?", (token,))

@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import trio
 
@@ -31,6 +31,9 @@ class Journal:
         self.recording = trio.Lock()
         self.syncing = trio.Lock()
         self._pending: list[tuple[str, ChunkRecord]] = []
+        self._gone: dict[str, set[int]] = {}
+        self._recorded_gone: dict[str, set[int]] = {}
+        """What is being recorded of those that are gone."""
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
@@ -47,8 +50,8 @@ class Journal:
 
     @property
     def pending(self) -> bool:
-        """Whether chunks or digests are to be recorded."""
-        return bool(self._pending or self._digests)
+        """Whether chunks, that they are gone, or digests are to be recorded."""
+        return bool(self._pending or self._gone or self._digests)
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk has been written."""
@@ -71,23 +74,33 @@ class Journal:
         """Whether all of a blob has been brought to the disk."""
         return blob not in self._unsynced
 
+    def gone(self, token: str) -> set[int]:
+        """Chunks of a blob that are not there any more, though they may still be recorded."""
+        return self._gone.get(token, set()) | self._recorded_gone.get(token, set())
+
+    def lost(self, token: str, chunks: Iterable[int]) -> None:
+        """Chunks of a blob are not there any more: they are not to be recorded, and no longer if they are."""
+        gone = set(chunks)
+        if gone:
+            self._gone.setdefault(token, set()).update(gone)
+            self._pending = _without(self._pending, {token: gone})
+
     def take_back(self, blob: Blob, chunks: Collection[int]) -> set[int]:
-        """Chunks of a blob are not to be recorded, and neither are those that have not been brought to the disk; all of
-        these. For who holds ``recording``."""
+        """`lost`, of chunks and those that have not been brought to the disk; all of these. For who holds
+        ``recording``."""
         gone = set(chunks) | self._unsynced.pop(blob, set())
-        self._pending = [
-            (token, record) for token, record in self._pending if token != blob.token or record.chunk not in gone
-        ]
+        self.lost(blob.token, gone)
         return gone
 
-    def forget(self, token: str) -> int:
-        """Nothing of a blob is to be recorded; how many bytes of it were to be. For who holds ``recording``."""
-        unrecorded = sum(record.length for name, record in self._pending if name == token)
+    def forget(self, token: str) -> tuple[dict[int, int], set[int]]:
+        """Nothing of a blob is to be recorded: the bytes of its chunks that were to be, by their numbers, and those
+        that were to be known as gone. For who holds ``recording``."""
+        unrecorded = {record.chunk: record.length for name, record in self._pending if name == token}
         self._pending = [item for item in self._pending if item[0] != token]
         self._uses.pop(token, None)
         self._digests.pop(token, None)
         self._unsynced = {blob: chunks for blob, chunks in self._unsynced.items() if blob.token != token}
-        return unrecorded
+        return unrecorded, self._gone.pop(token, set())
 
     async def recorded(self, blob: Blob) -> None:
         """Return when what was written to a blob so far has been recorded; those who wait together wait for one.
@@ -96,31 +109,38 @@ class Journal:
         """
         async with self.recording:
             if any(token == blob.token for token, _ in self._pending):
-                await self._record_all()
+                await self.record()
             if any(token == blob.token for token, _ in self._pending):
                 raise CacheUnusableError(f"{blob.generation.key}: the cache index cannot be written: see the log")
 
     async def flush(self) -> None:
         """Record the chunks written and the blobs used so far."""
         async with self.recording:
-            await self._record_all()
+            await self.record()
 
-    async def _record_all(self) -> None:
+    async def record(self) -> None:
+        """`flush`, for who holds ``recording``."""
         pending, self._pending = self._pending, []
         uses, self._uses = self._uses, {}
         digests, self._digests = self._digests, {}
-        if not pending and not uses and not digests:
+        gone, self._gone = self._gone, {}
+        self._recorded_gone = gone
+        if not pending and not gone and not uses and not digests:
             return
         try:
-            await self._threads.run(self._record, pending, uses, digests)
+            await self._threads.run(self._record, gone, pending, uses, digests)
         except sqlite3.Error as error:
             self._failed(error)
-            self._pending = pending + self._pending
+            self._pending = _without(pending, self._gone) + self._pending
+            for token, chunks in gone.items():
+                self._gone.setdefault(token, set()).update(chunks)
             again = {token: times + uses.pop(token, 0) for token, times in self._uses.items()}
             self._uses = uses | again  # in the order of the last use
             self._digests = digests | self._digests
         else:
             self._failing_since = self._complaint = None
+        finally:
+            self._recorded_gone = {}
 
     def _failed(self, error: sqlite3.Error) -> None:
         now, text = trio.current_time(), str(error)
@@ -131,8 +151,14 @@ class Journal:
             log.error("cannot write the cache index: %s", error)
 
     def _record(
-        self, pending: list[tuple[str, ChunkRecord]], uses: dict[str, int], digests: dict[str, str | None]
+        self,
+        gone: dict[str, set[int]],
+        pending: list[tuple[str, ChunkRecord]],
+        uses: dict[str, int],
+        digests: dict[str, str | None],
     ) -> None:
+        for token, chunks in gone.items():
+            self._index.remove_chunks(token, chunks)  # first: they may have come again since
         self._index.add_chunks(pending)
         self._index.used(uses)
         if digests:
@@ -168,14 +194,15 @@ class Journal:
         try:
             async with self.recording:  # what is being recorded is not in the index yet
                 done = chunks - {record.chunk for name, record in self._pending if name == blob.token}
+            chunks -= done  # what is written again meanwhile is to be brought to the disk again
             await self._threads.run(blob.sync)
             await self._threads.run(self._index.mark_synced, blob.token, done)
-            chunks -= done
             self._marked = True
             if done:
                 self._failing_since = None
         except sqlite3.Error as error:
             self._failed(error)
+            chunks |= done
         except OSError as error:
             lost = error
         finally:
@@ -183,8 +210,12 @@ class Journal:
         if lost is not None:
             log.error("%s: cannot sync to disk: %s", blob.generation.key, lost)
             await self.on_unsynced(blob, done)
-        elif not chunks:
-            self._unsynced.pop(blob, None)
+        elif not chunks and self._unsynced.get(blob) is chunks:
+            del self._unsynced[blob]
+
+
+def _without(pending: list[tuple[str, ChunkRecord]], gone: Mapping[str, set[int]]) -> list[tuple[str, ChunkRecord]]:
+    return [(token, record) for token, record in pending if record.chunk not in gone.get(token, ())]
 
 
 async def _nobody(_blob: Blob, _chunks: Collection[int]) -> None:

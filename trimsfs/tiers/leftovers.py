@@ -11,6 +11,7 @@ import crc32c
 
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.tiers import extents
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.types import ChunkRecord
 
@@ -81,6 +82,19 @@ def _gone(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[
 def _lost(descriptor: int, start: int, stop: int, crc: int) -> bool:
     """Whether a chunk has holes, and not because the file system keeps zeros so."""
     return extents.has_hole(descriptor, start, stop) and crc32c.crc32c(os.pread(descriptor, stop - start, start)) != crc
+
+
+def zeroed(blob: Blob) -> list[int]:
+    """The chunks of a whole blob that have holes and not the bytes that they had. Blocks; raises OSError."""
+    descriptor, size = os.dup(blob.fileno()), blob.generation.size  # it may be closed meanwhile
+    try:
+        if not extents.has_hole(descriptor, 0, size):
+            return []
+        return [
+            record.chunk for record in blob.records() if _lost(descriptor, *chunk_span(record.chunk, size), record.crc)
+        ]
+    finally:
+        os.close(descriptor)
 
 
 def give_back(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:

@@ -122,12 +122,17 @@ class Upkeep:
     async def _settle(self) -> None:
         """Make files and index agree: what a crash between the steps of a change leaves."""
         try:
-            for group in await self._threads.run(self._leftovers.groups):
-                async with self._lock:
-                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
-                        self._budget.add(key, -lost)
+            groups = await self._threads.run(self._leftovers.groups)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
+            return
+        for group in groups:
+            async with self._lock:
+                try:
+                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
+                        self._budget.add(key, -lost)
+                except (OSError, sqlite3.Error) as error:
+                    log.error("cannot look for left-over blobs in %s: %s", group, error)
 
     async def _sync_left(self) -> None:
         """Bring to the disk what an earlier server was about to: the next boot would forget it."""

@@ -44,7 +44,7 @@ async def test_each_policy_chooses_for_itself(
     monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
     async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy]) as tier:
-        tier.load_cost = lambda size: 1.0 + size / 1e9
+        tier.evictor.load_cost = lambda size: 1.0 + size / 1e9
         for key in "bac":
             await fill(tier, key, content_of(key, sizes[key]))
         await use(tier, "a", sizes["a"], 2)
@@ -127,7 +127,7 @@ async def test_what_it_costs_to_load_is_asked_for_each_blob(
         return cost(entries, needed)
 
     async with opened(cache, budget=3 * chunk_size, policy=choose) as tier:  # type: ignore[arg-type]
-        tier.load_cost = lambda size: size / 1000
+        tier.evictor.load_cost = lambda size: size / 1000
         await fill(tier, "a", content_of("a", chunk_size))
         await fill(tier, "b", content_of("b", 2 * chunk_size))
         await fill(tier, "c", content_of("c", chunk_size))

@@ -15,7 +15,7 @@ from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
-from trimsfs.integrity import LOOK_INTERVAL_S, MOST_FRUITLESS
+from trimsfs.integrity import AGAIN_S, MOST_FRUITLESS
 
 # Comparing with the store
 
@@ -198,7 +198,7 @@ async def test_the_store_is_not_asked_again_of_what_it_has_replaced(
     assert await server.read(handle) == content
     await until(lambda: server.integrity.statistics().to_compare == 0)
     asked = store.count("digest")
-    await trio.sleep(LOOK_INTERVAL_S * 1.5)
+    await trio.sleep(AGAIN_S * 1.5)
     assert store.count("digest") == asked
 
 
@@ -289,7 +289,7 @@ async def test_what_is_damaged_and_in_use_is_given_to_nobody_else_while_the_stor
 async def test_what_is_damaged_and_in_use_is_mended_when_the_store_is_back(
     server: Server, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.DOUBT_INTERVAL_S", 0.5)
+    monkeypatch.setattr("trimsfs.doubts.DOUBT_INTERVAL_S", 0.5)
     handle = await opened(server)
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
     store.fail(StoreUnavailableError("the store is down"), method="read", times=float("inf"))

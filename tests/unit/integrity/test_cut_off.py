@@ -1,17 +1,21 @@
 """Files of the cache whose length others change while they are read, fetched, mended."""
 
+import mmap
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fakes import MemoryStore
-from tests.unit.integrity.common import digest_of, opened
+from tests.unit.integrity.common import CHUNKS, digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import Serving, served
 from trimsfs import mending
+from trimsfs.digests import Algorithm
 from trimsfs.errors import BlobDamagedError, TrimsError
 
 
@@ -67,7 +71,7 @@ async def test_a_chunk_that_is_cut_off_as_it_comes_is_not_believed(
 async def test_a_file_that_was_cut_off_is_mended_soon_though_it_is_opened_meanwhile(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
     async with serving() as server:
         await opened(server)
         (file,) = blob_files(tmp_path / "cache")
@@ -87,7 +91,7 @@ async def test_a_file_that_was_cut_off_is_mended_soon_though_it_is_opened_meanwh
 async def test_a_file_that_was_made_longer_is_mended(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
     async with serving() as server:
         await opened(server)
         (file,) = blob_files(tmp_path / "cache")
@@ -108,7 +112,7 @@ async def test_what_is_cut_off_again_while_it_is_mended_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
     digest: str,
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
     if digest == "crc32c":
         store.digests["a"] = digest_of(content, "crc32c")
     async with serving() as server:
@@ -164,3 +168,84 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
         except TrimsError:
             return
         assert found == content[:100]
+
+
+async def test_what_is_cut_off_again_while_that_is_recorded_is_not_read_as_zeros(
+    serving: Serving,
+    store: MemoryStore,
+    content: bytes,
+    tmp_path: Path,
+    chunk_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(backing=None, cold_open="stream") as server:
+        handle = await server.open("a")
+        assert await server.read(handle) == content
+        await server.disk.flush()
+        (file,) = blob_files(tmp_path / "cache")
+        noting, gate = threading.Event(), threading.Event()
+        real = server.disk.index.remove_chunks
+
+        def remove(*arguments: object) -> None:
+            noting.set()
+            assert gate.wait(20)
+            real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(server.disk.index, "remove_chunks", remove)
+        os.truncate(file, 100)
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                server.release(await server.open("a"))
+
+            nursery.start_soon(other)
+            await until(noting.is_set)
+            assert await server.read(handle, 0, chunk_size) == content[:chunk_size]
+            os.truncate(file, 100)
+            gate.set()
+        assert await server.read(handle) == content
+
+
+async def test_what_is_cut_off_just_as_it_is_found_again_ends_no_server(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    async with serving(backing=None) as server:
+        server.release(await server.open("a"))
+        assert await server.content("a") == content
+        await server.disk.flush()
+    (file,) = blob_files(tmp_path / "cache")
+    real, done = mmap.mmap, list[bool]()
+
+    def mapped(descriptor: int, *arguments: Any, **more: Any) -> object:
+        if descriptor >= 0 and not done and os.readlink(f"/proc/self/fd/{descriptor}") == str(file):
+            done.append(True)
+            os.truncate(file, 100)
+        return real(descriptor, *arguments, **more)
+
+    monkeypatch.setattr("trimsfs.tiers.blob.mmap.mmap", mapped)
+    async with serving(backing=None, scrub_interval_s=0.1) as server:
+        await until(lambda: bool(done))
+        await trio.sleep(0.3)
+        assert await server.content("a") == content
+
+
+@pytest.mark.parametrize("digest", [None, "crc32c", "md5"])
+async def test_what_is_cut_off_before_the_rest_comes_is_not_read_as_zeros(
+    serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, chunk_size: int, digest: Algorithm | None
+) -> None:
+    if digest is not None:
+        store.digests["a"] = digest_of(content, digest, certain=digest == "crc32c")
+    async with serving(backing=None, cold_open="stream") as server:
+        gates = [store.block(method="read", key="a", offset=chunk * chunk_size) for chunk in range(1, CHUNKS)]
+        handle = await server.open("a")
+        assert await server.read(handle, 0, chunk_size) == content[:chunk_size]
+        (file,) = blob_files(tmp_path / "cache")
+        os.truncate(file, 0)
+        for gate in gates:
+            gate.set()
+        found = await server.read(handle, chunk_size)
+        assert found == content[chunk_size:]
+        await trio.sleep(0.5)
+        assert await server.content("a") == content
+        assert await server.read(handle) == content

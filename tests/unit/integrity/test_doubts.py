@@ -49,7 +49,7 @@ def away(store: MemoryStore) -> None:
 async def test_what_differs_still_is_still_in_doubt(
     server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.DOUBT_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.doubts.DOUBT_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(b"something else", "sha256")
     await opened(server)
     await until(lambda: server.integrity.statistics().doubtful == 1)

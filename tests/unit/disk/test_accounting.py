@@ -1,0 +1,160 @@
+"""The bytes that a cache takes are counted exactly, whatever fails."""
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.unit.disk.common import small, store
+from tests.unit.parts import blob_files, fill, opened, piece, recorded_bytes, store_chunk, until, written
+from trimsfs.errors import TrimsError
+
+
+async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)  # not recorded yet
+        async with tier.using(generation) as blob:
+            assert not await tier.damage.checked(blob, 0, None)
+            assert tier.statistics().used_bytes == chunk_size
+        await tier.flush()
+        assert await recorded_bytes(tier) == tier.statistics().used_bytes
+        await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_removal_that_cannot_be_recorded(cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+        await tier.flush()
+
+        def full(*_: object) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        async with tier.using(generation) as blob:
+            with monkeypatch.context() as context:
+                context.setattr(tier.index, "remove_chunks", full)
+                assert not await tier.damage.checked(blob, 0, None)
+        await tier.flush()
+        await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_cut_off_removal_that_cannot_be_recorded(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+        await tier.flush()
+
+        def full(*_: object) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        (file,) = blob_files(cache)
+        os.truncate(file, 10)
+        with monkeypatch.context() as context:
+            context.setattr(tier.index, "remove_chunks", full)
+            try:
+                async with tier.using(generation):
+                    pass
+            except TrimsError:
+                pass
+        async with tier.using(generation) as blob:
+            assert blob.verified_bytes == 0
+        await tier.flush()
+        assert tier.statistics().used_bytes == await recorded_bytes(tier)
+
+
+async def test_refetched_while_its_removal_is_recorded(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+        await tier.flush()
+        began, gate = threading.Event(), threading.Event()
+        real = tier.index.remove_chunks
+
+        def slow(*arguments: object) -> None:
+            began.set()
+            assert gate.wait(20)
+            real(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(tier.index, "remove_chunks", slow)
+        async with tier.using(generation) as blob, trio.open_nursery() as nursery:
+            nursery.start_soon(tier.damage.checked, blob, 0, None)
+            await until(began.is_set)
+            assert await store_chunk(tier, blob, 0, piece(a, 0))
+            gate.set()
+            await tier.flush()
+        assert tier.statistics().used_bytes == len(a)
+        assert await recorded_bytes(tier) == len(a)
+        await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_written_twice_before_it_is_recorded(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+
+        def full(*_: object) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        with monkeypatch.context() as context:
+            context.setattr(tier.index, "add_chunks", full)
+            generation = await fill(tier, "a", a)
+            await tier.flush()
+            async with tier.using(generation) as blob:
+                tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))
+            assert tier.statistics().used_bytes == len(a)
+            await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_found_cut_off_while_the_index_cannot_be_written(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+    (file,) = blob_files(cache)
+    os.truncate(file, 10)
+    async with opened(cache) as tier:
+
+        def full(*_: object) -> None:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+
+        with monkeypatch.context() as context:
+            context.setattr(tier.index, "remove_chunks", full)
+            async with tier.using(generation) as blob:
+                assert await store(tier, blob, a, 0, 1) == [True, True]
+        await tier.flush()
+        assert tier.statistics().used_bytes == await recorded_bytes(tier) == len(a)
+        await tier.evict(generation)
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, chunk_size: int) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+        await tier.flush()
+        async with tier.using(generation) as blob:
+            tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))  # as a scrub does
+        await tier.evictor.make_room_of(blob.token, generation.key)  # one of several victims, chosen a moment ago
+        assert tier.statistics().used_bytes == 0

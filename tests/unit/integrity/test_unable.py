@@ -1,0 +1,63 @@
+"""What cannot be looked at is not told to be right, and ends no server."""
+
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.fakes import MemoryStore
+from tests.unit.integrity.common import opened
+from tests.unit.parts import blob_files, flip_byte, until
+from tests.unit.served import Server, Serving
+from trimsfs.cuda import CudaError
+from trimsfs.types import Generation
+
+
+async def forgotten(server: Server, directory: Path) -> None:
+    """A file is here, nobody uses it, it is damaged, and none more can be opened."""
+    assert await server.content("a")
+    await server.disk.flush()
+    await server.disk._journal.sync()
+    server.disk._close_idle(most=0)
+    flip_byte(blob_files(directory)[0], 5)
+    server.disk._most = 0
+
+
+@pytest.mark.parametrize(
+    "error", [CudaError("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"), OSError("the file is shorter than it was")]
+)
+async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
+    serving: Serving, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+
+    async def compare(_generation: Generation) -> None:
+        raise error
+
+    async with serving(scrub_interval_s=0.2) as server:
+        handle = await opened(server)
+        server.integrity.mender.repaired = compare
+        flip_byte(blob_files(tmp_path / "cache")[0], 5)
+        await until(lambda: server.integrity.statistics().repaired_chunks == 1)
+        await trio.sleep(0.5)
+        assert await server.read(handle) == content
+
+
+async def test_what_could_not_be_scrubbed_is_not_recorded_as_right(
+    serving: Serving, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with serving(backing=None) as server:
+        await forgotten(server, tmp_path / "cache")
+        before = time.time()
+        await server.integrity._scrub_one(store.generation("a"))
+        assert server.integrity.statistics().scrubbed_bytes == 0
+        assert await server.disk.damage.to_scrub(before) is not None
+
+
+async def test_verify_does_not_tell_that_all_is_well_of_what_it_cannot_look_at(
+    serving: Serving, tmp_path: Path
+) -> None:
+    async with serving(backing=None) as server:
+        await forgotten(server, tmp_path / "cache")
+        assert await server.outcome("verify", "a") == ("failed", "CacheUnusableError")
