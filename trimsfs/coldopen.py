@@ -32,7 +32,7 @@ ROOM_INTERVAL_S = 0.05
 MOST_WAITING = 512
 """Opens that wait at once; the server answers no more than twice as many requests at a time."""
 MOST_ATTEMPTS = 3
-"""How often a read begins anew, as bytes were lost before all had been compared."""
+"""How often an open waits, or a read begins anew, as bytes were lost before all had been compared."""
 EXPECTED_WITHIN_S = 0.4
 """How long a file that an open has waited for is kept for the kernel to come back for it."""
 
@@ -79,9 +79,12 @@ class ColdOpener:
             return False
         try:
             with interruptible(), self._place():
-                if not await self._fetch(blob):
-                    return False
-                resident = await self._residents.announce(blob)
+                for _ in range(MOST_ATTEMPTS):
+                    if not await self._fetch(blob):
+                        return False
+                    resident = await self._residents.announce(blob)
+                    if blob.complete:
+                        break  # else its file had been cut off
         except ObjectChangedError:
             raise
         except CacheFullError:
@@ -103,17 +106,18 @@ class ColdOpener:
         for _ in range(MOST_ATTEMPTS):
             changes = blob.changes
             data = await read()
-            if not self._compared or not blob.attached or self._disk.full(blob.generation):
+            if not self._compared or not blob.attached or (blob.digest is not None and blob.changes == changes):
                 return data
-            if blob.digest is None:
+            if not blob.complete:
+                if not blob.changes or self._disk.full(blob.generation):
+                    return data  # there is no room for it
                 try:
                     await self._fetcher.fetch_all(blob)
                 except CacheFullError:
                     return data
-                await self._residents.announce(blob)
-                blob.check_trusted()
-            elif blob.changes == changes:
-                return data
+            await self._residents.announce(blob)
+            blob.check_trusted()
+            await trio.lowlevel.checkpoint_if_cancelled()  # who stops with the server says nothing of the file
         raise _not_compared(blob)
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:

@@ -54,7 +54,7 @@ class EarlyDigests:
         try:
             question.digest = await self._store.digest(generation)
             question.answered = True
-        except StoreError:
+        except (StoreError, OSError):
             pass  # it is asked again, by whoever wants to know
         finally:
             question.ended.set()

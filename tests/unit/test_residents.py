@@ -128,10 +128,11 @@ async def test_opens_by_the_number_of_before_are_sent_back_and_the_kernel_is_not
 async def test_a_file_is_recorded_and_in_memory_before_it_is_announced(
     server: Server, store: MemoryStore, backing: FakeBacking, tmp_path: Path, contents: dict[str, bytes]
 ) -> None:
-    backing.gate = trio.Event()
+    gate = backing.gate = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(warm, server, "b")
-        await until(lambda: server.host.statistics().used_bytes == len(contents["b"]))
+        await until(lambda: gate.statistics().tasks_waiting == 1)
+        assert server.host.statistics().used_bytes == len(contents["b"])
         with closing(sqlite3.connect(tmp_path / "cache/index.sqlite")) as index:
             assert index.execute("SELECT sum(bytes) FROM chunks").fetchone() == (len(contents["b"]),)
         assert not server.residents.has(store.generation("b"))

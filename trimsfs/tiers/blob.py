@@ -186,13 +186,6 @@ class Blob:
         self._verified -= self.states[chunk] == ChunkState.VERIFIED
         self.states[chunk] = ChunkState.MISSING
 
-    def distrust_sparse(self) -> None:
-        """If the file takes less room than it has bytes, as it was cut off before the last of them came, or is
-        compressed, what is in it must pass its checksum once more. Raises OSError."""
-        if os.fstat(self.fileno()).st_blocks * 512 < self.generation.size:
-            self._verified -= self.states.count(ChunkState.VERIFIED)
-            self.states[:] = self.states.replace(bytes([ChunkState.VERIFIED]), bytes([ChunkState.UNVERIFIED]))
-
     def sync(self) -> None:
         """Wait until what is written has reached the disk. Raises OSError."""
         if self._descriptor is not None:

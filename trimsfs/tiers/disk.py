@@ -262,15 +262,15 @@ class DiskTier:
                 return known, False
             if len(self._blobs) >= self._most:
                 log.error("%s: not cached: too many files are open", generation.key)
+            gone = self._journal.gone(token)
             blob, lost, full = await self._threads.run(
                 partial(self.files.load, token, generation, attach=len(self._blobs) < self._most)
             )
-            self._loaded(blob, lost)
+            self._loaded(blob, lost, gone)
             return blob, full
 
-    def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord]) -> None:
-        """A blob has been loaded, and chunks found *lost* of it: what is known to be gone counts no more."""
-        gone = self._journal.gone(blob.token)
+    def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
+        """A blob has been loaded, and chunks found *lost* of it: what was known to be *gone* counts no more."""
         for chunk in gone:
             blob.forget(chunk)
             blob.digest = self.files.no_digest
@@ -290,11 +290,12 @@ class DiskTier:
                 for token, generation in zip(tokens, generations, strict=True)
                 if token not in self._blobs
             }
+            gone = {token: self._journal.gone(token) for token in wanted}
             loaded = await self._threads.run(
                 lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
             )
             for blob, lost, _ in loaded:
-                self._loaded(blob, lost)
+                self._loaded(blob, lost, gone[blob.token])
                 if checked:
                     blob.trust()
         return [self._blobs[token] for token in tokens]
@@ -355,8 +356,6 @@ class DiskTier:
         blob.lost.discard(record.chunk)
         blob.commit(record)
         self._journal.wrote(blob, record)
-        if blob.complete:
-            blob.distrust_sparse()
 
     async def check_holes(self, blob: Blob) -> None:
         """Have what was cut off before the last bytes of a blob came, and is zeros now, fetched again."""

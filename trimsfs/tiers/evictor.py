@@ -83,7 +83,7 @@ class Evictor:
             try:
                 recorded = await self._threads.run(self._files.remove, token)
             except BaseException:
-                self._journal.lost(token, gone)
+                self._journal.lost(token, gone | unrecorded.keys())
                 raise
         counted = [size for chunk, size in recorded.items() if chunk not in unrecorded and chunk not in gone]
         self._budget.add(key, -sum(counted))

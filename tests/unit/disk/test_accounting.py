@@ -10,7 +10,7 @@ import trio
 
 from tests.unit.disk.common import small, store
 from tests.unit.parts import blob_files, fill, opened, piece, recorded_bytes, store_chunk, until, written
-from trimsfs.errors import TrimsError
+from trimsfs.errors import CacheUnusableError, TrimsError
 
 
 async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
@@ -157,4 +157,27 @@ async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, chunk
         async with tier.using(generation) as blob:
             tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))  # as a scrub does
         await tier.evictor.make_room_of(blob.token, generation.key)  # one of several victims, chosen a moment ago
+        assert tier.statistics().used_bytes == 0
+
+
+async def test_an_eviction_that_fails_of_what_has_been_mended(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = small("a", chunk_size, 2)
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", a)
+        await tier.flush()
+        blob = tier.known(generation.token(tier.store))
+        assert blob is not None
+
+        def fail(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as context:
+            for name in ("add_chunks", "remove", "remove_chunks"):
+                context.setattr(tier.index, name, fail)
+            tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))
+            with pytest.raises(CacheUnusableError):
+                await tier.evict(generation)
+        await tier.evict(generation)
         assert tier.statistics().used_bytes == 0

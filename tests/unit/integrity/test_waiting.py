@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.fakes import MemoryStore
@@ -12,6 +13,8 @@ from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.ledger import Ledger
+from trimsfs.tiers import extents, leftovers
+from trimsfs.tiers.blob import Blob
 
 
 async def test_what_came_for_lost_bytes_is_not_read_uncompared(
@@ -93,3 +96,53 @@ async def test_what_the_server_before_announced_uncompared_is_compared_before_it
         await trio.sleep(0.2)
     backing.dispose()
     assert found == content, "given uncompared, though --digests wait"
+
+
+async def test_what_is_all_here_is_compared_though_others_find_no_room(
+    serving: Serving, store: MemoryStore, content: bytes
+) -> None:
+    store.digests["a"] = digest_of(content, "sha256")
+    async with serving(backing=None, digests="wait") as server:
+        handle = await server.open("a")
+        assert await server.read(handle) == content
+        blob = blob_of(server.disk, store, "a")
+        store.corrupt("a", 77)
+        await server.disk.damage.checked(blob, 0, None)
+        await server.fetcher.fetch_all(blob)
+        server.disk._budget.found_full("")
+        assert await server.read(handle) == content
+
+
+async def test_a_read_that_ends_with_the_server_is_left_to_the_next(
+    serving: Serving, store: MemoryStore, content: bytes
+) -> None:
+    store.digests["a"] = digest_of(content, "sha256")
+    async with serving(backing=None, digests="wait") as server:
+        handle = await server.open("a")
+        nursery = server.residents._background._nursery
+        assert nursery is not None
+        nursery.cancel_scope.cancel()
+        await trio.sleep(0.05)
+        blob_of(server.disk, store, "a").digest = None
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await server.read(handle)
+        assert scope.cancelled_caught
+
+
+async def test_what_is_found_to_have_been_cut_off_as_it_is_opened_is_fetched_again(
+    serving: Serving, store: MemoryStore, content: bytes, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.digests["a"] = digest_of(content, "sha256")
+    looks: list[list[int]] = []
+
+    def zeroed(blob: Blob) -> list[int]:
+        if not looks:
+            extents.punch(blob.fileno(), 0, chunk_size)
+        looks.append(leftovers.zeroed(blob))
+        return looks[-1]
+
+    monkeypatch.setattr("trimsfs.tiers.disk.zeroed", zeroed)
+    async with serving(digests="wait", cold_open="wait") as server:
+        assert await server.content("a") == content
+        assert looks == [[0], []]
