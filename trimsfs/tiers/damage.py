@@ -114,6 +114,7 @@ class Damage:
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self.found += 1
+        self._journal.lost(blob.token, [chunk])
         self._give_up(blob, chunk)
         self._compare_again(blob)
         await self._journal.flush()
@@ -122,7 +123,6 @@ class Damage:
     def _give_up(self, blob: Blob, chunk: int) -> None:
         """A chunk is missing from now on, and takes no room."""
         blob.forget(chunk)
-        self._journal.lost(blob.token, [chunk])
         if chunk in blob.lost:
             blob.lost.remove(chunk)  # it is not counted any more
         else:

@@ -13,6 +13,13 @@ from tests.unit.parts import blob_files, fill, opened, piece, recorded_bytes, st
 from trimsfs.errors import CacheUnusableError, TrimsError
 
 
+def full(*_: object) -> None:
+    """What the index does while the disk is full."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
 async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
     a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
@@ -32,11 +39,6 @@ async def test_removal_that_cannot_be_recorded(cache: Path, chunk_size: int, mon
         generation = await fill(tier, "a", a)
         await tier.flush()
 
-        def full(*_: object) -> None:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
-
         async with tier.using(generation) as blob:
             with monkeypatch.context() as context:
                 context.setattr(tier.index, "remove_chunks", full)
@@ -53,11 +55,6 @@ async def test_cut_off_removal_that_cannot_be_recorded(
     async with opened(cache) as tier:
         generation = await fill(tier, "a", a)
         await tier.flush()
-
-        def full(*_: object) -> None:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
 
         (file,) = blob_files(cache)
         os.truncate(file, 10)
@@ -107,12 +104,6 @@ async def test_written_twice_before_it_is_recorded(
 ) -> None:
     a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
-
-        def full(*_: object) -> None:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
-
         with monkeypatch.context() as context:
             context.setattr(tier.index, "add_chunks", full)
             generation = await fill(tier, "a", a)
@@ -133,12 +124,6 @@ async def test_found_cut_off_while_the_index_cannot_be_written(
     (file,) = blob_files(cache)
     os.truncate(file, 10)
     async with opened(cache) as tier:
-
-        def full(*_: object) -> None:
-            error = sqlite3.OperationalError("database or disk is full")
-            error.sqlite_errorcode = sqlite3.SQLITE_FULL
-            raise error
-
         with monkeypatch.context() as context:
             context.setattr(tier.index, "remove_chunks", full)
             async with tier.using(generation) as blob:
