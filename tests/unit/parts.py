@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import random
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -233,6 +234,17 @@ def blob_of(disk: DiskTier, store: MemoryStore, key: str) -> Blob:
     blob = disk.known(store.generation(key).token(store.identity))
     assert blob is not None
     return blob
+
+
+def failing(code: int) -> object:
+    """A method of the index that fails as SQLite does."""
+
+    def method(*_arguments: object) -> None:
+        error = sqlite3.OperationalError("as told")
+        error.sqlite_errorcode = code
+        raise error
+
+    return method
 
 
 async def fail_to_sync(disk: DiskTier, blob: Blob) -> None:

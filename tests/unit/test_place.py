@@ -14,6 +14,7 @@ import trio
 from tests.unit.parts import (
     blob_files,
     content_of,
+    failing,
     fill,
     generation_of,
     opened,
@@ -181,17 +182,6 @@ async def test_a_directory_that_is_removed_is_given_up(cache: Path) -> None:
         await trio.sleep(0.1)
         assert nursery.child_tasks
         shutil.rmtree(cache)
-
-
-def failing(code: int) -> object:
-    """A method of the index that fails as SQLite does."""
-
-    def method(*_arguments: object) -> None:
-        error = sqlite3.OperationalError("as told")
-        error.sqlite_errorcode = code
-        raise error
-
-    return method
 
 
 async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(

@@ -9,15 +9,8 @@ import pytest
 import trio
 
 from tests.unit.disk.common import small, store
-from tests.unit.parts import blob_files, fill, opened, piece, recorded_bytes, store_chunk, until, written
+from tests.unit.parts import blob_files, failing, fill, opened, piece, recorded_bytes, store_chunk, until, written
 from trimsfs.errors import CacheUnusableError, TrimsError
-
-
-def full(*_: object) -> None:
-    """What the index does while the disk is full."""
-    error = sqlite3.OperationalError("database or disk is full")
-    error.sqlite_errorcode = sqlite3.SQLITE_FULL
-    raise error
 
 
 async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
@@ -41,7 +34,7 @@ async def test_removal_that_cannot_be_recorded(cache: Path, chunk_size: int, mon
 
         async with tier.using(generation) as blob:
             with monkeypatch.context() as context:
-                context.setattr(tier.index, "remove_chunks", full)
+                context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
                 assert not await tier.damage.checked(blob, 0, None)
         await tier.flush()
         await tier.evict(generation)
@@ -59,7 +52,7 @@ async def test_cut_off_removal_that_cannot_be_recorded(
         (file,) = blob_files(cache)
         os.truncate(file, 10)
         with monkeypatch.context() as context:
-            context.setattr(tier.index, "remove_chunks", full)
+            context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
             try:
                 async with tier.using(generation):
                     pass
@@ -105,7 +98,7 @@ async def test_written_twice_before_it_is_recorded(
     a = small("a", chunk_size, 2)
     async with opened(cache) as tier:
         with monkeypatch.context() as context:
-            context.setattr(tier.index, "add_chunks", full)
+            context.setattr(tier.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
             generation = await fill(tier, "a", a)
             await tier.flush()
             async with tier.using(generation) as blob:
@@ -125,7 +118,7 @@ async def test_found_cut_off_while_the_index_cannot_be_written(
     os.truncate(file, 10)
     async with opened(cache) as tier:
         with monkeypatch.context() as context:
-            context.setattr(tier.index, "remove_chunks", full)
+            context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
             async with tier.using(generation) as blob:
                 assert await store(tier, blob, a, 0, 1) == [True, True]
         await tier.flush()
@@ -155,12 +148,9 @@ async def test_an_eviction_that_fails_of_what_has_been_mended(
         blob = tier.known(generation.token(tier.store))
         assert blob is not None
 
-        def fail(*_: object) -> None:
-            raise sqlite3.OperationalError("disk I/O error")
-
         with monkeypatch.context() as context:
             for name in ("add_chunks", "remove", "remove_chunks"):
-                context.setattr(tier.index, name, fail)
+                context.setattr(tier.index, name, failing(sqlite3.SQLITE_IOERR))
             tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))
             with pytest.raises(CacheUnusableError):
                 await tier.evict(generation)

@@ -10,7 +10,7 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
-from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, until
+from tests.unit.parts import blob_files, blob_of, fail_to_sync, failing, flip_byte, until
 from tests.unit.served import Serving
 from trimsfs.digests import compute
 from trimsfs.errors import TransientStoreError, TrimsError
@@ -37,14 +37,8 @@ async def test_nothing_is_given_uncompared_while_the_index_cannot_be_written(
     """The disk is full, so that the index cannot grow: what is here has not been compared."""
     store.digests["a"] = digest_of(content, "crc32c")
     store.corrupt("a", 77)
-
-    def full(*_: object) -> None:
-        error = sqlite3.OperationalError("database or disk is full")
-        error.sqlite_errorcode = sqlite3.SQLITE_FULL
-        raise error
-
     async with serving(digests="wait") as server:
-        monkeypatch.setattr(server.disk.index, "add_chunks", full)
+        monkeypatch.setattr(server.disk.index, "add_chunks", failing(sqlite3.SQLITE_FULL))
         try:
             found = await server.content("a")
         except TrimsError:
