@@ -243,6 +243,6 @@ def test_what_the_image_is_made_of_exists() -> None:
 
 
 def test_the_command_of_csi_is_known_to_mountctl() -> None:
-    from mountctl.cli import main
+    from mountctl.commands.main import main
 
     assert main.get_command(click.Context(main), "csi") is csi

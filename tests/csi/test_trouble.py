@@ -282,7 +282,7 @@ def test_without_the_extra_the_other_commands_work_and_this_one_names_it() -> No
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         code = (
             "import sys; sys.modules |= dict.fromkeys(['grpc', 'google']); "
-            f"from mountctl.cli import main; main({[*arguments]})"
+            f"from mountctl.commands.main import main; main({[*arguments]})"
         )
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
 

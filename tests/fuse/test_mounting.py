@@ -240,6 +240,8 @@ def test_help_needs_no_mount_and_no_server() -> None:
         done = trimsfs(*command, "--help")
         assert (done.returncode, done.stdout.startswith("Usage: trimsfs")) == (0, True), command
     assert (
-        subprocess.run([sys.executable, "-m", "mountctl.cli", "--help"], capture_output=True, check=False).returncode
+        subprocess.run(
+            [sys.executable, "-m", "mountctl.commands.main", "--help"], capture_output=True, check=False
+        ).returncode
         == 0
     )

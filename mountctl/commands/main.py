@@ -5,14 +5,14 @@ import importlib
 import click
 
 _HOMES = {
-    "up": "mountctl.verbs",
-    "down": "mountctl.verbs",
-    "restart": "mountctl.verbs",
-    "upgrade": "mountctl.verbs",
-    "status": "mountctl.verbs",
-    "logs": "mountctl.verbs",
-    "abort": "mountctl.verbs",
-    "run": "mountctl.verbs",
+    "up": "mountctl.commands.verbs",
+    "down": "mountctl.commands.verbs",
+    "restart": "mountctl.commands.verbs",
+    "upgrade": "mountctl.commands.verbs",
+    "status": "mountctl.commands.verbs",
+    "logs": "mountctl.commands.verbs",
+    "abort": "mountctl.commands.verbs",
+    "run": "mountctl.commands.verbs",
     "csi": "mountctl.csi.command",
     "attach": "mountctl.containers.commands",
     "detach": "mountctl.containers.commands",

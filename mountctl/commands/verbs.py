@@ -12,8 +12,9 @@ from typing import Any, ParamSpec
 
 import click
 
-from mountctl import declared, mounting, systemd
-from mountctl.declared import Mount
+from mountctl import mounting, systemd
+from mountctl.commands import declared
+from mountctl.commands.declared import Mount
 from mountctl.notify import stored_descriptors
 from mountctl.operator import KeeperGoneError, ask
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
