@@ -1,6 +1,6 @@
 """The server's end of the channel to its keeper, who does what takes its privileges and keeps what outlives a server.
 
-The keeper's end, with what each message may hold, is ``mountctl.protocol``.
+The keeper's end, with what each message may hold, is ``mountctl.keeper.protocol``.
 """
 
 import errno

@@ -15,8 +15,8 @@ import click
 from mountctl import mounting, systemd
 from mountctl.commands import declared
 from mountctl.commands.declared import Mount
+from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.notify import stored_descriptors
-from mountctl.operator import KeeperGoneError, ask
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
 from trimsfs.exits import exit_code
 from trimsfs.mountinfo import Mount as MountInfo
@@ -273,7 +273,7 @@ def run(name: str, directory: Path) -> None:
     os.dup2(stored["order"], 0)
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
-    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
+    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper.keeper"])
 
 
 def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[Mount], int]:

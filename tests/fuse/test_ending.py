@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.fuse import lingering
 from tests.fuse.test_kept import have_serve
 from tests.fuse.test_mounting import alive

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 
 A, B, OPERATORS = 2001, 2002, 2003

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from mountctl.sockets import gpu_path
 from tests.fuse import holding
 from tests.fuse.test_mounting import alive

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.fuse.readers import Readers, Report
 from tests.fuse.test_mounting import alive
 from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.fuse.test_mounting import alive
 from tests.mounts import MOUNTCTL, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at

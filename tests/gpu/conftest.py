@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.cuda import KernelDriver, environment
 from tests.mounts import MountedStore, mounted, wait_until
 from tests.unit.formats import writers

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from tests.fuse.test_isolation import family
 from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability import Survival

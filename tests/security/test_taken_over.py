@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mountctl.operator import ask
+from mountctl.keeper.control_socket import ask
 from mountctl.sockets import socket_path
 from tests.fuse.test_isolation import family
 from tests.fuse.test_kept import have_serve

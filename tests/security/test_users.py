@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mountctl.keeper.control_socket import ask
 from mountctl.mounting import CONNECTIONS
-from mountctl.operator import ask
 from mountctl.sockets import socket_path
 from tests.fuse.test_isolation import A, family
 from tests.mounts import MountedStore, log_beside, mounted, wait_until

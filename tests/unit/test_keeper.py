@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mountctl import operator, protocol
+from mountctl.keeper import control_socket, protocol
+from mountctl.keeper.control_socket import KeeperGoneError, Operator, ask
 from mountctl.notify import Notifier, stored_descriptors
-from mountctl.operator import KeeperGoneError, Operator, ask
 from mountctl.sockets import socket_path
 
 json_values = st.recursive(
@@ -129,10 +129,10 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
 
 @pytest.fixture
 def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Operator, selectors.BaseSelector]]:
-    monkeypatch.setattr(operator, "socket_path", lambda mountpoint: tmp_path / "run/keeper.sock")
+    monkeypatch.setattr(control_socket, "socket_path", lambda mountpoint: tmp_path / "run/keeper.sock")
     selector = selectors.DefaultSelector()
 
-    def handle(request: dict[str, Any], reply: operator.Reply) -> None:
+    def handle(request: dict[str, Any], reply: control_socket.Reply) -> None:
         reply({"got": request})
 
     end = Operator(selector, handle)
@@ -188,7 +188,7 @@ def test_who_connects_and_says_nothing_is_let_go(
     with socket.socket(socket.AF_UNIX) as end:
         end.connect(str(tmp_path / "run/keeper.sock"))
         serve(listening[1])
-        monkeypatch.setattr(operator, "REQUEST_TIMEOUT_S", -1)
+        monkeypatch.setattr(control_socket, "REQUEST_TIMEOUT_S", -1)
         listening[0].look()
         end.settimeout(2)
         assert end.recv(1) == b""

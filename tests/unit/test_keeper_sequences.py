@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl import kept, mounting, operator, protocol
-from mountctl.keeper import Keeper
-from mountctl.kept import HELD_LIMIT
+from mountctl import mounting
+from mountctl.keeper import control_socket, descriptor_store, protocol
+from mountctl.keeper.descriptor_store import HELD_LIMIT
+from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.server_process import Server
 from mountctl.mounting import Identity
-from mountctl.server import Server
 from tests.unit.test_keeper import near_misses
 
 DESCRIPTORS: dict[str, Callable[[], int]] = {
@@ -104,8 +105,8 @@ def keeper(done: list[str]) -> Iterator[tuple[Keeper, TakenOver]]:
         patch.setattr(mounting, "open_backing", open_backing)
         for harmless in ("close_backing", "tune", "unmount", "abort_device"):
             patch.setattr(mounting, harmless, lambda *_, **__: [])
-        patch.setattr(kept, "gpu_path", lambda _: Path(directory) / "run/x.gpu")
-        patch.setattr(operator, "socket_path", lambda _: Path(directory) / "run/x.sock")
+        patch.setattr(descriptor_store, "gpu_path", lambda _: Path(directory) / "run/x.gpu")
+        patch.setattr(control_socket, "socket_path", lambda _: Path(directory) / "run/x.sock")
         made, server = Keeper(ORDER, None, {}), TakenOver()
         vars(made)["_standby"] = server
         made._selector.register(server.channel, 1)

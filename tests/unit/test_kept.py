@@ -16,11 +16,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountctl import kept, protocol, sockets
-from mountctl.connection import Connection
-from mountctl.kept import LISTENER, Kept
+from mountctl import sockets
+from mountctl.keeper import descriptor_store, protocol
+from mountctl.keeper.connection import Connection
+from mountctl.keeper.descriptor_store import LISTENER, Kept
+from mountctl.keeper.protocol import Hold, LetGo, Listen, Recall
 from mountctl.notify import Notifier
-from mountctl.protocol import Hold, LetGo, Listen, Recall
 from mountctl.sockets import ListenError, gpu_path, listen_at, socket_path
 from trimsfs.channel import Channel, pair
 from trimsfs.keeper import Keeper
@@ -49,7 +50,7 @@ class Manager(Notifier):
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the socket is to be."""
     found = tmp_path / "run/models.gpu"
-    monkeypatch.setattr(kept, "gpu_path", lambda _: found)
+    monkeypatch.setattr(descriptor_store, "gpu_path", lambda _: found)
     return found
 
 
@@ -126,7 +127,7 @@ def test_a_descriptor_that_did_not_come_is_not_held(keeping: Kept) -> None:
 
 
 def test_no_server_can_use_up_what_its_keeper_may_open(keeping: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "HELD_LIMIT", 5)
+    monkeypatch.setattr(descriptor_store, "HELD_LIMIT", 5)
     answers = [ask(keeping, Hold(number), copy(b""))[0] for number in range(1, 8)]
     assert answers == [{}] * 5 + [{"error": "5 descriptors are held already"}] * 2
     ask(keeping, LetGo(3))
@@ -134,7 +135,7 @@ def test_no_server_can_use_up_what_its_keeper_may_open(keeping: Kept, monkeypatc
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     ask(keeping, LetGo(6))
     used = max(map(int, open_descriptors()))
-    monkeypatch.setattr(kept, "HELD_LIMIT", 512)
+    monkeypatch.setattr(descriptor_store, "HELD_LIMIT", 512)
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * used, limits[1]))
     try:
         for number in range(10, 10 + 2 * used):
@@ -297,7 +298,7 @@ def test_it_lies_beside_the_operators_socket(name: str) -> None:
 
 def test_an_odd_path_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = tmp_path / os.fsdecode(b"odd-\xff.gpu")
-    monkeypatch.setattr(kept, "gpu_path", lambda _: odd)
+    monkeypatch.setattr(descriptor_store, "gpu_path", lambda _: odd)
     keeping = Kept(MOUNTPOINT, Manager(), {})
     assert ask(keeping, Listen())[0] == {"path": str(odd)}
     keeping.close()

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from mountctl import lives
-from mountctl.lives import Lives
+from mountctl.keeper import restart_policy
+from mountctl.keeper.restart_policy import Lives
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def test_servers_that_have_worked_are_followed_at_once_for_ever(clock: list[floa
     found = Lives()
     for _ in range(100):
         found.ended("killed", clock[0])
-        clock[0] += lives.STABLE_S
-        found.ended("killed", clock[0] - lives.STABLE_S)
+        clock[0] += restart_policy.STABLE_S
+        found.ended("killed", clock[0] - restart_policy.STABLE_S)
         assert (found.delay_s, found.hopeless) == (0, False)
     assert (found.restarts, found.last_end) == (200, "killed")
 
@@ -39,12 +39,12 @@ def test_a_standby_that_does_not_come_is_no_reason_to_give_up_while_one_serves(c
     found = Lives()
     for _ in range(20):
         found.standby_failed("exit code 2", alone=False)
-    assert (found.hopeless, found.delay_s, found.last_end) == (False, lives.BACKOFF_LIMIT_S, None)
+    assert (found.hopeless, found.delay_s, found.last_end) == (False, restart_policy.BACKOFF_LIMIT_S, None)
     found.hurry()
     assert found.delay_s == 0
     found.standby_came()
     found.standby_failed("exit code 2", alone=True)
-    assert (round(found.delay_s, 3), found.last_end) == (lives.BACKOFF_S, "exit code 2")
+    assert (round(found.delay_s, 3), found.last_end) == (restart_policy.BACKOFF_S, "exit code 2")
 
 
 def test_one_that_made_way_has_not_failed(clock: list[float]) -> None:

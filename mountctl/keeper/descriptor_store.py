@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mountctl import protocol
+from mountctl.keeper import protocol
 from mountctl.notify import Notifier
 from mountctl.sockets import ListenError, Place, gpu_path, listen_at
 

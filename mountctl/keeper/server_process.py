@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mountctl import protocol
-from mountctl.connection import memory_of
+from mountctl.keeper import protocol
+from mountctl.keeper.connection import memory_of
 
 STRAY_TIMEOUT_S = 0.5
 _DESCRIPTOR = array.array("i").itemsize

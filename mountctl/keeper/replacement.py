@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mountctl.operator import Reply
-from mountctl.server import Server
+from mountctl.keeper.control_socket import Reply
+from mountctl.keeper.server_process import Server
 
 FIXED = ("mountpoint", "source", "allow_other", "foreground")
 """What cannot be changed while it is mounted, beside the cache directory."""

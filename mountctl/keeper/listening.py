@@ -5,9 +5,9 @@ import os
 import selectors
 from collections.abc import Callable
 
-from mountctl import protocol
-from mountctl.reporting import Reporter
-from mountctl.server import Server
+from mountctl.keeper import protocol
+from mountctl.keeper.reporting import Reporter
+from mountctl.keeper.server_process import Server
 
 
 class Hearing:

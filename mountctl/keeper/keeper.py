@@ -6,7 +6,7 @@ descriptors of copies in GPU memory. Another server stands by, with everything l
 the kernel has asked meanwhile waits, and what the dead one left unanswered comes again.
 
 The keeper parses nothing but its servers' few messages and its operator's, and never touches the mount: a process that
-waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard
+waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper.keeper`` with a JSON order on standard
 input::
 
     {"mountpoint": "/models", "source": "s3://bucket", "allow_other": true, "foreground": false, "server": [...]}
@@ -31,17 +31,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mountctl import mounting, protocol
-from mountctl.connection import STORED, Connection
-from mountctl.hearing import Hearing
-from mountctl.kept import Kept
-from mountctl.lives import Lives
+from mountctl import mounting
+from mountctl.keeper import protocol
+from mountctl.keeper.connection import STORED, Connection
+from mountctl.keeper.control_socket import Operator, Reply
+from mountctl.keeper.descriptor_store import Kept
+from mountctl.keeper.listening import Hearing
+from mountctl.keeper.replacement import Orders
+from mountctl.keeper.reporting import Reporter
+from mountctl.keeper.restart_policy import Lives
+from mountctl.keeper.server_process import Server
 from mountctl.mounting import Identity
 from mountctl.notify import Notifier, stored_descriptors
-from mountctl.operator import Operator, Reply
-from mountctl.orders import Orders
-from mountctl.reporting import Reporter
-from mountctl.server import Server
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
@@ -387,7 +388,7 @@ def _leave_no_core() -> None:
 
 def main() -> None:
     """Entry point of the keeper process."""
-    parser = argparse.ArgumentParser(prog="mountctl.keeper")
+    parser = argparse.ArgumentParser(prog="mountctl.keeper.keeper")
     parser.add_argument("--status-fd", type=int)
     status: int | None = parser.parse_args().status_fd
     if status is not None:
