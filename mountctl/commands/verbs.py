@@ -12,11 +12,11 @@ from typing import Any, ParamSpec
 
 import click
 
-from mountctl import mounting, systemd
 from mountctl.commands import declared
 from mountctl.commands.declared import Mount
 from mountctl.keeper.control_socket import KeeperGoneError, ask
-from mountctl.notify import stored_descriptors
+from mountctl.linux import mounting, systemd
+from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
 from trimsfs.exits import exit_code
 from trimsfs.mountinfo import Mount as MountInfo

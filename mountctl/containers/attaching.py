@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mountctl import kernel
 from mountctl.containers.children import TIMEOUT_S, RefusalError, answer_of
 from mountctl.containers.errors import ArgumentError, NoAnswerError
 from mountctl.containers.explaining import explained
-from mountctl.kernel import Resolve
-from mountctl.sockets import GPU_SUFFIX, gpu_path
+from mountctl.linux import bind_mounts
+from mountctl.linux.bind_mounts import Resolve
+from mountctl.linux.sockets import GPU_SUFFIX, gpu_path
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mounts
 
 CONTROL, DELETED = ".trims", "//deleted"
@@ -67,7 +67,7 @@ def attach(source: Source, place: Place, timeout_s: float = TIMEOUT_S) -> None:
             if _is_ours(proc, target):
                 raise RefusalError("occupied")
             with _step("mount"):
-                kernel.move(tree, target)
+                bind_mounts.move(tree, target)
         return b""
 
     _carried_out(work, source.whole, place, timeout_s)
@@ -86,7 +86,7 @@ def detach(place: Place, timeout_s: float = TIMEOUT_S) -> None:
                 raise RefusalError("nothing")
             with _step("unmount"):
                 os.fchdir(proc)
-                kernel.detach(f"self/fd/{target}")
+                bind_mounts.detach(f"self/fd/{target}")
         return b""
 
     _carried_out(work, "", place, timeout_s)
@@ -107,7 +107,7 @@ def _tree(source: Source) -> tuple[int, bool]:
         else:
             mountpoint = os.open(source.mountpoint, _DIRECTORY | os.O_CLOEXEC)
             closed = Resolve.BENEATH | Resolve.NO_SYMLINKS | Resolve.NO_XDEV | Resolve.NO_MAGICLINKS
-            file = kernel.open_below(mountpoint, source.path, os.O_PATH, closed)
+            file = bind_mounts.open_below(mountpoint, source.path, os.O_PATH, closed)
         mode = os.fstat(file).st_mode
     if stat.S_ISSOCK(mode):  # a mount has none
         if source.path not in {str(gpu_path(mount.mountpoint)) for mount in mounts()}:
@@ -117,8 +117,8 @@ def _tree(source: Source) -> tuple[int, bool]:
     if CONTROL in os.readlink(f"/proc/self/fd/{file}").split("/"):
         raise RefusalError("control")
     with _step("clone"):
-        tree = kernel.clone(file)
-        kernel.restrict(tree)
+        tree = bind_mounts.clone(file)
+        bind_mounts.restrict(tree)
     return tree, stat.S_ISDIR(mode)
 
 
@@ -135,15 +135,15 @@ def _entered(place: Place) -> Iterator[tuple[int, int]]:
     if _same(mounts, "/proc/self/ns/mnt"):
         raise RefusalError("own")
     with _step("enter"):
-        users = kernel.user_namespace_of(mounts)
+        users = bind_mounts.user_namespace_of(mounts)
         foreign = not _same(users, "/proc/self/ns/user")
-        kernel.enter(mounts, kernel.CLONE_NEWNS)
+        bind_mounts.enter(mounts, bind_mounts.CLONE_NEWNS)
     if place.rootfs is not None:
         with _step("rootfs"):
             root = os.open(place.rootfs, _DIRECTORY | os.O_CLOEXEC)
     if foreign:
         with _step("enter"):
-            kernel.enter(users, kernel.CLONE_NEWUSER)
+            bind_mounts.enter(users, bind_mounts.CLONE_NEWUSER)
         with contextlib.suppress(OSError):  # not every namespace has a user 0
             os.setgroups([])
         with contextlib.suppress(OSError):
@@ -162,8 +162,8 @@ def _resolved(root: int, place: Place, path: str, flags: int) -> int:
         resolve |= Resolve.NO_SYMLINKS
     for _ in range(ATTEMPTS - 1):
         with contextlib.suppress(BlockingIOError):
-            return kernel.open_below(root, path, flags, resolve)
-    return kernel.open_below(root, path, flags, resolve)
+            return bind_mounts.open_below(root, path, flags, resolve)
+    return bind_mounts.open_below(root, path, flags, resolve)
 
 
 def _made(root: int, proc: int, place: Place, directory: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from mountctl.containers.attaching import CONTROL, Place, Source
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
-from mountctl.sockets import gpu_path
+from mountctl.linux.sockets import gpu_path
 
 MODELS = "dev.trimsfs.models"
 MOUNT = "dev.trimsfs.mount"

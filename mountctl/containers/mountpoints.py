@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from mountctl.containers.errors import ArgumentError, NotMountedError
-from mountctl.sockets import gpu_path
+from mountctl.linux.sockets import gpu_path
 from trimsfs.mountinfo import canonical, mount_at, mounts, trimsfs_at
 
 

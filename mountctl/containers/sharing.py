@@ -4,7 +4,6 @@ import os
 import stat
 from pathlib import Path
 
-from mountctl import kernel
 from mountctl.containers.errors import (
     ArgumentError,
     ContainerError,
@@ -13,6 +12,7 @@ from mountctl.containers.errors import (
     TargetError,
 )
 from mountctl.containers.mountpoints import is_shared, mounts_below
+from mountctl.linux import bind_mounts
 from trimsfs.mountinfo import mount_at, mount_of
 
 
@@ -45,17 +45,17 @@ def _share(path: Path) -> None:
         if not stat.S_ISDIR(os.fstat(directory).st_mode):
             raise ArgumentError(f"{path}: not a directory")
         if mount_at(path) is not None:
-            kernel.propagate(directory, kernel.MS_SHARED)
+            bind_mounts.propagate(directory, bind_mounts.MS_SHARED)
             return
         below = mounts_below(path)
         if below:
             raise TargetError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
-        tree = kernel.clone(directory)
+        tree = bind_mounts.clone(directory)
         try:
             # A clone belongs to the group of what it was cloned from, where mounts made here would show as well.
-            kernel.propagate(tree, kernel.MS_PRIVATE)
-            kernel.propagate(tree, kernel.MS_SHARED)
-            kernel.move(tree, directory)
+            bind_mounts.propagate(tree, bind_mounts.MS_PRIVATE)
+            bind_mounts.propagate(tree, bind_mounts.MS_SHARED)
+            bind_mounts.move(tree, directory)
         finally:
             os.close(tree)
     finally:

@@ -20,8 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mountctl import kernel, mounting
-from mountctl.kernel import Resolve
+from mountctl.linux import bind_mounts, mounting
+from mountctl.linux.bind_mounts import Resolve
 
 _CLOSED = Resolve.NO_XDEV | Resolve.NO_MAGICLINKS | Resolve.NO_SYMLINKS | Resolve.BENEATH
 _NO_LINKS = Resolve.NO_MAGICLINKS | Resolve.NO_SYMLINKS
@@ -39,7 +39,7 @@ class StageError(Exception):
 
 def open_directory(path: Path) -> int:
     """An absolute path's directory, as a descriptor that only names it; without following any link. Raises OSError."""
-    return kernel.open_below(_HERE, str(path), _DIRECTORY, _NO_LINKS)
+    return bind_mounts.open_below(_HERE, str(path), _DIRECTORY, _NO_LINKS)
 
 
 def bind(order: dict[str, Any]) -> None:
@@ -56,15 +56,15 @@ def bind(order: dict[str, Any]) -> None:
             if _mount_number(root) != order["number"]:
                 raise StageError(stage, 0)
             stage = "path"
-            source = keep(kernel.open_below(root, order["path"] or ".", _DIRECTORY, _CLOSED))
+            source = keep(bind_mounts.open_below(root, order["path"] or ".", _DIRECTORY, _CLOSED))
             stage = "clone"
-            tree = keep(kernel.clone(source))
-            kernel.restrict(tree)
+            tree = keep(bind_mounts.clone(source))
+            bind_mounts.restrict(tree)
             stage = "target"
             if order["replace"]:
                 mounting.unmount(Path(order["target"]), lazy=True)
             target = keep(open_directory(Path(order["target"])))
-            kernel.move(tree, target)
+            bind_mounts.move(tree, target)
         except OSError as error:
             raise StageError(stage, error.errno or 0) from error
 

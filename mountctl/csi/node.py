@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 
-from mountctl import mounting
 from mountctl.csi import csi_pb2
 from mountctl.csi.binding import open_directory
 from mountctl.csi.children import Children
@@ -20,6 +19,7 @@ from mountctl.csi.refusals import RefusedError, invalid, shown, unavailable, unm
 from mountctl.csi.requests import Publication, publication, target_path, volume_id
 from mountctl.csi.sources import Sources
 from mountctl.csi.tenants import check_tenant
+from mountctl.linux import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mountctl import mounting
-from mountctl.mounting import Identity
+from mountctl.linux import mounting
+from mountctl.linux.mounting import Identity
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 STORED = (*_FOR_SERVERS, "order")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.sockets import ListenError, Place, listen_at, socket_path
+from mountctl.linux.sockets import ListenError, Place, listen_at, socket_path
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.keeper import protocol
-from mountctl.notify import Notifier
-from mountctl.sockets import ListenError, Place, gpu_path, listen_at
+from mountctl.linux.sd_notify import Notifier
+from mountctl.linux.sockets import ListenError, Place, gpu_path, listen_at
 
 HELD_LIMIT = 512
 BACKLOG = 128

@@ -31,7 +31,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mountctl import mounting
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import STORED, Connection
 from mountctl.keeper.control_socket import Operator, Reply
@@ -41,8 +40,9 @@ from mountctl.keeper.replacement import Orders
 from mountctl.keeper.reporting import Reporter
 from mountctl.keeper.restart_policy import Lives
 from mountctl.keeper.server_process import Server
-from mountctl.mounting import Identity
-from mountctl.notify import Notifier, stored_descriptors
+from mountctl.linux import mounting
+from mountctl.linux.mounting import Identity
+from mountctl.linux.sd_notify import Notifier, stored_descriptors
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mountctl import logfile
+from mountctl.linux import logfile
 
 
 class Reporter:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mountctl.containers import cdi
-from mountctl.sockets import gpu_path, listen_at
+from mountctl.linux.sockets import gpu_path, listen_at
 from tests.containers.engines import Podman, PodmanContainer, Users, mountctl, run_bundle
 from tests.containers.test_devices import spec_of
 from tests.containers.test_hooks import bundle

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from mountctl.sockets import gpu_path
+from mountctl.linux.sockets import gpu_path
 from tests.fuse import holding
 from tests.fuse.test_mounting import alive
 from tests.fuse.test_restart import serving

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from mountctl.sockets import socket_path
+from mountctl.linux.sockets import socket_path
 from tests.fuse.test_isolation import family
 from tests.fuse.test_kept import have_serve
 from tests.mounts import MountedStore, mounted, wait_until

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from mountctl.mounting import CONNECTIONS
-from mountctl.sockets import socket_path
+from mountctl.linux.mounting import CONNECTIONS
+from mountctl.linux.sockets import socket_path
 from tests.fuse.test_isolation import A, family
 from tests.mounts import MountedStore, log_beside, mounted, wait_until
 from tests.reliability import Survival

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mountctl import logfile, mounting
 from mountctl.keeper import connection
 from mountctl.keeper.connection import Connection, memory_of
 from mountctl.keeper.protocol import Mount
 from mountctl.keeper.server_process import Server
-from mountctl.mounting import Identity
+from mountctl.linux import logfile, mounting
+from mountctl.linux.mounting import Identity
 
 
 @pytest.fixture

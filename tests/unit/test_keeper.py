@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mountctl.keeper import control_socket, protocol
 from mountctl.keeper.control_socket import KeeperGoneError, Operator, ask
-from mountctl.notify import Notifier, stored_descriptors
-from mountctl.sockets import socket_path
+from mountctl.linux.sd_notify import Notifier, stored_descriptors
+from mountctl.linux.sockets import socket_path
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

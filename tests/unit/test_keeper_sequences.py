@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mountctl import mounting
 from mountctl.keeper import control_socket, descriptor_store, protocol
 from mountctl.keeper.descriptor_store import HELD_LIMIT
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.server_process import Server
-from mountctl.mounting import Identity
+from mountctl.linux import mounting
+from mountctl.linux.mounting import Identity
 from tests.unit.test_keeper import near_misses
 
 DESCRIPTORS: dict[str, Callable[[], int]] = {

@@ -16,13 +16,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountctl import sockets
 from mountctl.keeper import descriptor_store, protocol
 from mountctl.keeper.connection import Connection
 from mountctl.keeper.descriptor_store import LISTENER, Kept
 from mountctl.keeper.protocol import Hold, LetGo, Listen, Recall
-from mountctl.notify import Notifier
-from mountctl.sockets import ListenError, gpu_path, listen_at, socket_path
+from mountctl.linux import sockets
+from mountctl.linux.sd_notify import Notifier
+from mountctl.linux.sockets import ListenError, gpu_path, listen_at, socket_path
 from trimsfs.channel import Channel, pair
 from trimsfs.keeper import Keeper
 
