@@ -146,7 +146,7 @@ class Model:
 
         They share the mapping: what MXNet writes to one shows in this model's arrays of other kinds.
         """
-        adapter = importlib.import_module("trimsfs.client.mxnet")  # which imports this module
+        adapter = importlib.import_module("trimsfs.client.mxnet.load")  # which imports this module
         arrays: dict[str, NDArray] = adapter.arrays(self)
         return arrays
 

@@ -25,9 +25,9 @@ from mxnet.gluon.parameter import Parameter, ParameterDict
 from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client.model import Model, mapped
-from trimsfs.client.mxnet_arrays import fits, over, read, zeros
-from trimsfs.client.mxnet_folding import Folder
-from trimsfs.client.mxnet_sources import Source
+from trimsfs.client.mxnet.arrays import fits, over, read, zeros
+from trimsfs.client.mxnet.folding import Folder
+from trimsfs.client.mxnet.sources import Source
 from trimsfs.client.native import library
 from trimsfs.client.places import bring
 from trimsfs.formats import FormatError
@@ -75,7 +75,7 @@ def install() -> None:
     Parameter._init_impl = _taking(Parameter._init_impl)
     Parameter._init_grad = _postponing(Parameter._init_grad)
     _folder.install()
-    importlib.import_module("trimsfs.client.mxnet_module").install()  # which imports this module
+    importlib.import_module("trimsfs.client.mxnet.executors").install()  # which imports this module
 
 
 def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:

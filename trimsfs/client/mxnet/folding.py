@@ -26,8 +26,8 @@ from mxnet.base import _LIB, check_call
 
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
-from trimsfs.client.mxnet_arrays import Records, give_back
-from trimsfs.client.mxnet_sources import Source
+from trimsfs.client.mxnet.arrays import Records, give_back
+from trimsfs.client.mxnet.sources import Source
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
 

@@ -23,10 +23,10 @@ from mxnet.module import module as mxnet_module
 from mxnet.ndarray import NDArray
 from mxnet.util import is_np_array, is_np_shape
 
-from trimsfs.client import mxnet as adapter
 from trimsfs.client import pages
-from trimsfs.client.mxnet_arrays import Records, over, zeros
-from trimsfs.client.mxnet_sources import Source
+from trimsfs.client.mxnet import load as adapter
+from trimsfs.client.mxnet.arrays import Records, over, zeros
+from trimsfs.client.mxnet.sources import Source
 from trimsfs.client.pages import PAGE
 from trimsfs.formats import Tensor
 

@@ -1,0 +1,1 @@
+"""MXNet's own loaders, mapped instead of copied."""
