@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import trio
 
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError, StoreError
 from trimsfs.fetch import Fetcher
 from trimsfs.residents import Residents

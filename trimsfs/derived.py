@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import crc32c
 import trio
 
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob

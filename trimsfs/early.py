@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import trio
 
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest
 from trimsfs.errors import StoreError

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.background import Background
-from trimsfs.concurrency import AdaptiveLimit
+from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import (
     CacheFullError,
     StoreError,

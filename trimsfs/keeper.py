@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.channel import Channel, ChannelClosedError, Message
+from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
 from trimsfs.ledger import VERSION
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import trio
 
-from trimsfs.concurrency import AdaptiveLimit
+from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.flights import Flight
 from trimsfs.ranges import chunk_span

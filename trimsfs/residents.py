@@ -15,7 +15,7 @@ from typing import Protocol
 
 import trio
 
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob

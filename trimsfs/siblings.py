@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 import trio
 
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch import Fetcher
 from trimsfs.namespace import Inode, Namespace

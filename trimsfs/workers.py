@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import trio
 
 from trimsfs import errors
-from trimsfs.channel import Channel, ChannelClosedError, Message, pair
+from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.digests import Algorithm
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.transfer import Arrived, Copier, Extent, Landed

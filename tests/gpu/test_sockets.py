@@ -14,9 +14,9 @@ import trio
 
 from tests.gpu.conftest import TIMEOUT_S
 from tests.gpu.test_errors import error_of
-from trimsfs.channel import Channel, pair
 from trimsfs.client.gpu import GpuError, copies, sockets
 from trimsfs.client.gpu.leases import Lease, Offer
+from trimsfs.concurrency.channel import Channel, pair
 
 OFFER: dict[str, Any] = {
     "device": "GPU-0",
@@ -181,7 +181,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for_without_end(
 def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
     code = f"""
 import os, socket, sys
-from trimsfs.channel import Channel, pair
+from trimsfs.concurrency.channel import Channel, pair
 from trimsfs.client.gpu import GpuError, sockets
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind({str(tmp_path / "socket")!r})

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.concurrency import AdaptiveLimit
+from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 
 SIZE = 8 << 20
 

@@ -23,7 +23,7 @@ from mountctl.keeper.protocol import Hold, LetGo, Listen, Recall
 from mountctl.linux import sockets
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import ListenError, gpu_path, listen_at, socket_path
-from trimsfs.channel import Channel, pair
+from trimsfs.concurrency.channel import Channel, pair
 from trimsfs.keeper import Keeper
 
 MOUNTPOINT = Path("/models")

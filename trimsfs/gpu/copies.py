@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import trio
 
 from trimsfs import cuda
-from trimsfs.background import Background
+from trimsfs.concurrency.background import Background
 from trimsfs.cuda import CudaError
 from trimsfs.errors import (
     CacheUnusableError,

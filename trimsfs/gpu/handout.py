@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.channel import Channel, ChannelClosedError, Message
+from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.gpu.holders import holder_of
 from trimsfs.tiers.gpu.pool import Holder, Lease
 

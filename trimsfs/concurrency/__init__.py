@@ -1,0 +1,1 @@
+"""Tasks, channels and limits that know nothing of files."""
