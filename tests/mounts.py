@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimsfs.metrics import parse
+from trimsfs.control.metrics import parse
 
 TRIMSFS = str(Path(sys.executable).with_name("trimsfs"))
 MOUNTCTL = str(Path(TRIMSFS).with_name("mountctl"))

@@ -9,11 +9,12 @@ from typing import Any
 
 import trio
 
-from trimsfs import __version__, metrics
+from trimsfs import __version__
 from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpener
-from trimsfs.commands import Commands
-from trimsfs.control import Control
+from trimsfs.control import metrics
+from trimsfs.control.commands import Commands
+from trimsfs.control.files import Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.early import EarlyDigests
 from trimsfs.eviction import POLICIES

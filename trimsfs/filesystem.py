@@ -11,7 +11,7 @@ from typing import TypeVar
 from trimsfs.admission import Admission
 from trimsfs.attributes import Attributes, Describer
 from trimsfs.coldopen import ColdOpener, Interruptible
-from trimsfs.control import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
+from trimsfs.control.files import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.derived import DerivedBlobs, Piece
 from trimsfs.errors import (
     InvalidRequestError,

@@ -18,7 +18,7 @@ from tests.reliability.scheduling import about, at, scheduled
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Server, Signal, served
 from trimsfs.coldopen import ColdOpen
-from trimsfs.commands import Commands
+from trimsfs.control.commands import Commands
 
 PATH = "d/model"
 MOST_STEPS = 2000

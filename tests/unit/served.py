@@ -12,12 +12,12 @@ import trio
 
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
-from trimsfs import metrics
 from trimsfs.admission import Admission, ReadManifest
 from trimsfs.attributes import Attributes
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
-from trimsfs.commands import Commands
-from trimsfs.control import Caller, Control
+from trimsfs.control import metrics
+from trimsfs.control.commands import Commands
+from trimsfs.control.files import Caller, Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.early import EarlyDigests
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from trimsfs import metrics
 from trimsfs.cli import devices, doctor
 from trimsfs.cli.devices import lines, warming
+from trimsfs.control import metrics
 from trimsfs.errors import ConfigurationError, DeviceError
 from trimsfs.options import GPU_OFF, MountOptions
 

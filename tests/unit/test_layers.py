@@ -59,7 +59,7 @@ def test_the_packages_are_found() -> None:
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),
         ("grpc", "mountctl.csi"),
-        ("prometheus_client", "trimsfs.metrics"),
+        ("prometheus_client", "trimsfs.control.metrics"),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
     ],

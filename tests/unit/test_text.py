@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from trimsfs.metrics import renderer
+from trimsfs.control.metrics import renderer
 from trimsfs.text import LineFormatter, printable
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from rich.filesize import decimal
 
 from trimsfs.cli.control import read_json, translated
+from trimsfs.control.metrics import labelled
 from trimsfs.errors import ConfigurationError, DeviceError, NoSuchEntryError
-from trimsfs.metrics import labelled
 from trimsfs.mountinfo import mount_of
 
 SEARCH_TIMEOUT_S = 30.0

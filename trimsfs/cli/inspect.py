@@ -24,8 +24,8 @@ from trimsfs.cli.control import (
 )
 from trimsfs.cli.devices import add_details, devices, lines
 from trimsfs.cli.exits import reported, say
+from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError
-from trimsfs.metrics import parse
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
 

@@ -14,7 +14,7 @@ import pyfuse3
 import trio
 
 from trimsfs.attributes import Attributes
-from trimsfs.control import Caller
+from trimsfs.control.files import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem import FOREVER_S, Filesystem
 from trimsfs.fuse.askers import Askers

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.unit.parts import until
 from tests.unit.served import CONTROL_GID, Server
-from trimsfs.control import Caller
+from trimsfs.control.files import Caller
 
 COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
 ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")

@@ -11,7 +11,7 @@ from tests.fakes import MemoryStore
 from tests.unit.control.common import drop, in_memory, last_line, on_disk
 from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import Server, Serving
-from trimsfs.commands import FILES_AT_ONCE
+from trimsfs.control.commands import FILES_AT_ONCE
 from trimsfs.errors import StoreAccessError, StoreUnavailableError
 from trimsfs.tiers import pages
 from trimsfs.tiers.pages import resident_bytes

@@ -14,8 +14,8 @@ from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
 from trimsfs import transfer
-from trimsfs.commands import Commands
-from trimsfs.control import Caller, Control
+from trimsfs.control.commands import Commands
+from trimsfs.control.files import Caller, Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import lru
 from trimsfs.gpu.surface import GpuSurface

@@ -8,8 +8,8 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
 from tests.unit.served import OWNER, STRANGER, Server, Serving
-from trimsfs import metrics
-from trimsfs.control import Caller
+from trimsfs.control import metrics
+from trimsfs.control.files import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
 
 # Attributes

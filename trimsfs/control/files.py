@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trimsfs.access import Access
-from trimsfs.commands import Commands, as_json
+from trimsfs.control.commands import Commands, as_json
 from trimsfs.derived import owner
 from trimsfs.errors import NotPermittedError
 from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY

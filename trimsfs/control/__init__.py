@@ -1,0 +1,1 @@
+"""The control surface: extended attributes, control files, commands and metrics."""
