@@ -20,7 +20,7 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

@@ -18,7 +18,8 @@ from trimsfs.control.files import Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.early import EarlyDigests
 from trimsfs.eviction import POLICIES
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
@@ -40,7 +41,6 @@ from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.sharing import Sharing
 from trimsfs.types import Generation
-from trimsfs.workers import Spawner, WorkerPool
 
 Starting = Callable[..., Awaitable[Any]]
 """Runs for as long as the server does, and tells when it has begun."""

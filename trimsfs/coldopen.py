@@ -9,7 +9,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError, StoreError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

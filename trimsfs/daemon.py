@@ -38,15 +38,15 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.exits import exit_code
-from trimsfs.fetch import max_requests
+from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.fetcher import max_requests
+from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.keeper import stand_by, tell_failure
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server import serve
 from trimsfs.stores import Store, open_store
 from trimsfs.text import LineFormatter
-from trimsfs.transfer import Copier
-from trimsfs.workers import Spawner
 
 log = logging.getLogger(__name__)
 

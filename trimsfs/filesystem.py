@@ -20,7 +20,7 @@ from trimsfs.errors import (
     NoSuchEntryError,
     ObjectChangedError,
 )
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
 from trimsfs.handles import Handles, OpenFile, passed_through

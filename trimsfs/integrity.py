@@ -28,12 +28,12 @@ from trimsfs.errors import (
     StoreError,
     TrimsError,
 )
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.mending import Mender, held
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.transfer import Transfer
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)

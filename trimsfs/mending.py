@@ -10,13 +10,13 @@ from contextlib import contextmanager
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, StoreError, TrimsError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.ranges import chunk_length, chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.threads import Threads
-from trimsfs.transfer import Transfer
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.eviction import POLICIES
+from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
 from trimsfs.gpu.surface import GpuSurface
@@ -27,7 +28,6 @@ from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.terms import Terms, recorded
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.quotas import Quotas
-from trimsfs.workers import Spawner
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace import Inode, Namespace
 from trimsfs.readahead import SMALL, DirectoryReadahead
 from trimsfs.residents import Residents

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
 from trimsfs.tiers.blob import Blob

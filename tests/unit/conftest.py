@@ -24,7 +24,7 @@ def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int) -> int:
         if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
             monkeypatch.setattr(module, "CHUNK_SIZE", size)
     monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 4 * size)
-    monkeypatch.setattr("trimsfs.fetch.REQUEST_MEMORY", size // 4)
+    monkeypatch.setattr("trimsfs.fetch.fetcher.REQUEST_MEMORY", size // 4)
     return size
 
 

@@ -11,12 +11,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from trimsfs import errors, transfer
+from trimsfs import errors
+from trimsfs.fetch import copier
+from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.workers import Spawner
 from trimsfs.stores import DirectoryStore
 from trimsfs.stores.base import Sink
-from trimsfs.transfer import Copier
 from trimsfs.types import Generation
-from trimsfs.workers import Spawner
 
 HANG_S = 600
 
@@ -70,7 +71,7 @@ def make_copier(root: Path, *, streaming: bool) -> Copier:
 def main() -> None:
     end, root, chunk_size, write_size, streaming = sys.argv[1:]
     set_chunk_size(int(chunk_size))
-    vars(transfer)["WRITE_SIZE"] = int(write_size)
+    vars(copier)["WRITE_SIZE"] = int(write_size)
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)
         spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"))

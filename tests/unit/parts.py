@@ -17,14 +17,14 @@ import trio
 
 from tests.fakes import MemoryStore, as_store
 from trimsfs.eviction import Policy, lru
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity import AskDigest, Digests, Integrity
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.quotas import Quotas
-from trimsfs.transfer import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.types import ChunkRecord, Generation
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from trimsfs.derived import DerivedBlobs
 from trimsfs.early import EarlyDigests
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem import Filesystem
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records

@@ -12,7 +12,7 @@ from tests.unit.conftest import set_chunk_size
 from tests.unit.parts import blob_files, content_of, fetching, flip_byte, opened, until
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import StoreAccessError, StoreThrottledError
-from trimsfs.fetch import Fetcher, max_requests
+from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.tiers.blob import Blob
 
 # The right bytes
@@ -290,7 +290,7 @@ async def test_memory_stays_within_its_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget: int | None
 ) -> None:
     chunk_size = set_chunk_size(monkeypatch, 128 * 1024)
-    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", chunk_size // 4)  # all that a request takes
+    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 4)  # all that a request takes
     memory_limit = 8 * chunk_size
     store = MemoryStore({key: content_of(key, 40 * chunk_size) for key in "ab"})
     most = 0

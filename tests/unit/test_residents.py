@@ -249,7 +249,7 @@ async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mod
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
-    monkeypatch.setattr("trimsfs.transfer.populate", fail)
+    monkeypatch.setattr("trimsfs.fetch.copier.populate", fail)
     assert await server.outcome("warm-disk", "b") == ("done", None)
     await until(lambda: server.users() == 0)
     assert backing.opened == []

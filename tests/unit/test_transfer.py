@@ -18,10 +18,10 @@ from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, piece
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Copier, Extent
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.pages import drop, resident_bytes
-from trimsfs.transfer import FIRST_WRITE_SHARE, Copier, Extent
 from trimsfs.types import ChunkRecord, Generation
 
 
@@ -157,7 +157,7 @@ async def test_what_another_store_gives_lands_once_it_is_known_to_be_right(
 async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
     streaming: MemoryStore, content: bytes, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", chunk_size // 3)
+    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 3)
     heard: list[int] = []
 
     def arrived(offset: int) -> None:
@@ -175,7 +175,7 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
 async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     streaming: MemoryStore, file: int, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.transfer.WRITE_SIZE", chunk_size // 2)
+    monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 2)
     sizes: list[int] = []
     pwrite = os.pwrite
 
@@ -313,7 +313,7 @@ async def test_a_large_range_is_checked_in_pieces(
     store: MemoryStore, content: bytes, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.pwrite(file, content, 0)
-    monkeypatch.setattr("trimsfs.transfer.PIECE", 1000)
+    monkeypatch.setattr("trimsfs.fetch.copier.PIECE", 1000)
     assert await copier(store).checksum(file, 0, len(content)) == crc32c.crc32c(content)
 
 

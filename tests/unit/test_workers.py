@@ -30,11 +30,11 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
+from trimsfs.fetch.copier import Extent
+from trimsfs.fetch.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
-from trimsfs.transfer import Extent
 from trimsfs.types import ChunkRecord, Generation
-from trimsfs.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
 
 ROOT = Path(__file__).parents[2]
 WRITE_SIZE = SMALL_CHUNK // 4
@@ -383,7 +383,7 @@ def replaced(pool: WorkerPool, count: int) -> bool:
 async def test_a_worker_that_is_killed_again_and_again_is_replaced_each_time(
     late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.workers.REPLACE_AFTER_S", 0.01)
+    monkeypatch.setattr("trimsfs.fetch.workers.REPLACE_AFTER_S", 0.01)
     async with working(late_spawner, count=1) as pool:
         seen = set()
         for number in range(5):

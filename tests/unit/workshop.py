@@ -11,7 +11,7 @@ import trio
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, fetcher_of, fetching
 from trimsfs.errors import StoreError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 

@@ -11,7 +11,7 @@ import trio
 from trimsfs.admission import Admission
 from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.handles import ControlHandle

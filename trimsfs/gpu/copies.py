@@ -21,7 +21,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.eviction import POLICIES
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import TensorTable
 from trimsfs.gpu.loading import CopyLoader
 from trimsfs.gpu.names import Memory, Wanted, chosen

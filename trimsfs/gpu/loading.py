@@ -6,7 +6,7 @@ import trio
 
 from trimsfs.cuda import CudaError, LegacyMemory, SharedMemory
 from trimsfs.errors import CacheUnusableError, DeviceError, DeviceFullError, TrimsError
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.source import BlobSource
 from trimsfs.tiers.blob import Blob

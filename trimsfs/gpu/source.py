@@ -1,6 +1,6 @@
 """A blob as what a copy is made of."""
 
-from trimsfs.fetch import Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Buffer
 

@@ -103,7 +103,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
             assert gate.wait(20)
         return compute(descriptor, size, algorithm, part_size)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
     monkeypatch.setattr("trimsfs.integrity.SMALL", 0)
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
     async with serving(backing=None, required=False) as server:

@@ -65,7 +65,7 @@ async def test_warming_the_host_reads_every_byte_into_its_memory(
     server: Server, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
 ) -> None:
     ranges: list[tuple[int, int]] = []
-    monkeypatch.setattr("trimsfs.transfer.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
+    monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
     monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
     await server.command("warm-disk", "net/params")
     await in_memory(server, "net/params")

@@ -13,11 +13,11 @@ import trio
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
-from trimsfs import transfer
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
 from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import lru
+from trimsfs.fetch import copier
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
@@ -115,7 +115,7 @@ async def test_warming_the_page_cache_from_a_disk_that_cannot_be_read(
 ) -> None:
     # What has just been written is in memory, and would not be read.
     monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
-    told = await fail_then_succeed(running, "warm-host", monkeypatch, transfer, "populate", OSError(5, "I/O error"))
+    told = await fail_then_succeed(running, "warm-host", monkeypatch, copier, "populate", OSError(5, "I/O error"))
     assert "I/O error" in told
 
 

@@ -64,7 +64,7 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
 ) -> None:
     fetched = store.block(method="read", offset=4 * chunk_size)
     populated = threading.Event()
-    monkeypatch.setattr("trimsfs.transfer.populate", lambda *_: populated.wait(5))
+    monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda *_: populated.wait(5))
     monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
     handle = await server.open(await server.control_file("net/params", "warm-host"))
     done: list[int] = []

@@ -37,7 +37,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
             assert gate.opened.wait(20)
         return compute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trimsfs.transfer.compute", computed)
+    monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
     yield gate
     gate.opened.set()
 

@@ -21,15 +21,15 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.flights import HEAD_START_S, Flight, FlightBoard, Throughput
-from trimsfs.loader import Loader
+from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightBoard, Throughput
+from trimsfs.fetch.loader import Loader
+from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span, chunks_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.transfer import Transfer
 from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
-from trimsfs.uncached import UncachedChunks
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Moving bytes: from a store into a file, chunk by chunk, and checking those that are there.
 
-The work is the same in the process that wants it and in one that works for it (``trimsfs.workers``).
+The work is the same in the process that wants it and in one that works for it (``trimsfs.fetch.workers``).
 """
 
 import mmap

@@ -8,14 +8,14 @@ import trio
 
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
-from trimsfs.flights import Flight
+from trimsfs.fetch.copier import Arrived, Extent, Landed, Transfer
+from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
-from trimsfs.transfer import Arrived, Extent, Landed, Transfer
 from trimsfs.types import CHUNK_SIZE, ChunkRecord
-from trimsfs.uncached import UncachedChunks
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.digests import Algorithm
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.transfer import Arrived, Copier, Extent, Landed
+from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

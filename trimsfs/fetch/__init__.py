@@ -1,0 +1,1 @@
+"""Fetching: how missing chunks come from the store, once each, whoever waits."""
