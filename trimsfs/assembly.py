@@ -20,7 +20,7 @@ from trimsfs.early import EarlyDigests
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.workers import Spawner, WorkerPool
-from trimsfs.filesystem import Filesystem
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records

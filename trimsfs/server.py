@@ -17,7 +17,7 @@ from trimsfs.errors import (
 )
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch.workers import Spawner
-from trimsfs.filesystem import Filesystem
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.keeper import Keeper, Turn

@@ -12,10 +12,10 @@ from typing import TypeVar
 import trio
 
 from tests.unit.served import OWNER, Server
-from trimsfs.attributes import Attributes
 from trimsfs.errors import TrimsError
+from trimsfs.filesystem.attributes import Attributes
+from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.handles import BACKING_SHIFT
 from trimsfs.namespace import ROOT_INODE
 
 T = TypeVar("T")

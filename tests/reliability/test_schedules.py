@@ -30,7 +30,7 @@ from trimsfs.errors import (
     StoreStalledError,
 )
 from trimsfs.eviction import POLICIES
-from trimsfs.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT
 
 KEYS = ("a", "b", "d/c", "d/e")
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")

@@ -13,7 +13,6 @@ import trio
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
 from trimsfs.admission import Admission, ReadManifest
-from trimsfs.attributes import Attributes
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
@@ -23,11 +22,12 @@ from trimsfs.early import EarlyDigests
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.filesystem import Filesystem
+from trimsfs.filesystem.attributes import Attributes
+from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
-from trimsfs.handles import BACKING_SHIFT
 from trimsfs.integrity import Digests, Integrity
 from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace

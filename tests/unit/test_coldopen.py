@@ -21,7 +21,7 @@ from trimsfs.errors import (
     StoreAccessError,
     StoreUnavailableError,
 )
-from trimsfs.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
 
 CHUNKS = 5

@@ -11,7 +11,7 @@ from tests.unit.served import OWNER, FakeBacking, Server, Serving, served
 from trimsfs import derived
 from trimsfs.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
-from trimsfs.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT
 
 MODEL = "models/net/params"
 UID = OWNER.uid

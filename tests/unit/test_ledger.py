@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from tests.fakes import MemoryStore, as_store
 from trimsfs import ledger as ledgers
 from trimsfs.errors import TakeoverError
-from trimsfs.handles import Handles
+from trimsfs.filesystem.handles import Handles
 from trimsfs.ledger import NOWHERE, Entry, Kind, Ledger
 from trimsfs.namespace import Kind as InodeKind
 from trimsfs.namespace import Namespace

@@ -21,8 +21,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
-from trimsfs.handles import BACKING_SHIFT
+from trimsfs.filesystem.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
+from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace import RESIDENT_BIT
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob

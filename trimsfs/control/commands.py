@@ -12,9 +12,9 @@ from trimsfs.admission import Admission
 from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.filesystem.handles import ControlHandle
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
-from trimsfs.handles import ControlHandle
 from trimsfs.integrity import Integrity
 from trimsfs.names import Special
 from trimsfs.namespace import Inode, Namespace

@@ -15,9 +15,9 @@ from trimsfs.access import Access
 from trimsfs.control.commands import Commands, as_json
 from trimsfs.derived import owner
 from trimsfs.errors import NotPermittedError
+from trimsfs.filesystem.handles import ControlHandle
 from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.surface import GpuSurface, LentFile
-from trimsfs.handles import ControlHandle
 from trimsfs.names import CONTROL_NAME
 from trimsfs.namespace import Inode, Kind
 from trimsfs.options import MountOptions

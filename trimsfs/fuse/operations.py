@@ -13,10 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from trimsfs.attributes import Attributes
 from trimsfs.control.files import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
-from trimsfs.filesystem import FOREVER_S, Filesystem
+from trimsfs.filesystem.attributes import Attributes
+from trimsfs.filesystem.filesystem import FOREVER_S, Filesystem
 from trimsfs.fuse.askers import Askers
 from trimsfs.fuse.errnos import errno_of
 

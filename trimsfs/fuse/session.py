@@ -15,7 +15,7 @@ import trio
 
 from trimsfs.derived import Piece
 from trimsfs.errors import InvalidRequestError, TrimsError
-from trimsfs.filesystem import Filesystem
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations

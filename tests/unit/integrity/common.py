@@ -11,7 +11,7 @@ from tests.fakes import MemoryStore
 from tests.unit.served import Server
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import StoreUnavailableError
-from trimsfs.handles import BACKING_SHIFT
+from trimsfs.filesystem.handles import BACKING_SHIFT
 
 CHUNKS = 5
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TypeVar
 
 from trimsfs.admission import Admission
-from trimsfs.attributes import Attributes, Describer
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control.files import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.derived import DerivedBlobs, Piece
@@ -21,9 +20,10 @@ from trimsfs.errors import (
     ObjectChangedError,
 )
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.filesystem.attributes import Attributes, Describer
+from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
-from trimsfs.handles import Handles, OpenFile, passed_through
 from trimsfs.ledger import Ledger
 from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
 from trimsfs.namespace import Inode, Kind, Namespace

@@ -1,0 +1,1 @@
+"""What a call of the kernel means: lookup, open, read, release; free of FUSE."""
