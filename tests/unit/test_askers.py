@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trimsfs.fuse.askers import CHECK_INTERVAL_S, Askers
+from trimsfs.fuse.waiters import CHECK_INTERVAL_S, Askers
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from trimsfs.control.files import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import FOREVER_S, Filesystem
-from trimsfs.fuse.askers import Askers
 from trimsfs.fuse.errnos import errno_of
+from trimsfs.fuse.waiters import Askers
 
 log = logging.getLogger(__name__)
 
