@@ -25,9 +25,10 @@ from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
+from trimsfs.handover.connection import Terms
+from trimsfs.handover.keeper_client import Keeper, Turn
+from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity import Integrity
-from trimsfs.keeper import Keeper, Turn
-from trimsfs.ledger import Ledger
 from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
@@ -35,7 +36,6 @@ from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tables import TensorTables
-from trimsfs.terms import Terms
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.quotas import Quotas

@@ -42,7 +42,7 @@ from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
-from trimsfs.keeper import stand_by, tell_failure
+from trimsfs.handover.keeper_client import stand_by, tell_failure
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server import serve
 from trimsfs.stores import Store, open_store

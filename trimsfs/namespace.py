@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs import ledger as ledgers
 from trimsfs.errors import (
     NoSuchEntryError,
     ObjectNotFoundError,
@@ -20,7 +19,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.ledger import Ledger
+from trimsfs.handover import ledger as ledgers
+from trimsfs.handover.ledger import Ledger
 from trimsfs.names import LONG_AGO, STALE_RETRY_S, Directory, Entry, Special, entries_of, possible
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation

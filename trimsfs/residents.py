@@ -17,7 +17,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
-from trimsfs.ledger import Entry, Kind, Ledger
+from trimsfs.handover.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import trio
 
-from trimsfs.ledger import Kind, Ledger
+from trimsfs.handover.ledger import Kind, Ledger
 
 SENT_BACK_S = 1.0
 """Within this time the kernel has come back to open what the name leads to."""

@@ -20,12 +20,12 @@ from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
 from trimsfs.gpu.surface import GpuSurface
-from trimsfs.keeper import Keeper, Turn
-from trimsfs.ledger import Kind, Ledger
+from trimsfs.handover.connection import Terms, recorded
+from trimsfs.handover.keeper_client import Keeper, Turn
+from trimsfs.handover.ledger import Kind, Ledger
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.stores import Retrying, RetryingStore, Store
-from trimsfs.terms import Terms, recorded
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.quotas import Quotas
 

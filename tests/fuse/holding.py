@@ -10,7 +10,7 @@ import socket
 import trio
 
 from trimsfs import daemon, server
-from trimsfs.keeper import Keeper
+from trimsfs.handover.keeper_client import Keeper
 
 NUMBER = 7
 

@@ -12,7 +12,7 @@ from tests.fakes import MemoryStore
 from tests.reliability.kernel import Kernel
 from tests.unit.served import FakeBacking, Server, served
 from trimsfs.errors import FuseUnavailableError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 
 class _Channel:

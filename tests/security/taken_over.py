@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from trimsfs import daemon, server
-from trimsfs.keeper import Keeper
+from trimsfs.handover.keeper_client import Keeper
 
 SEED = 7
 MOST = 2000

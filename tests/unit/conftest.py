@@ -13,7 +13,7 @@ import trio
 from tests.fakes import MemoryStore
 from tests.unit.served import FakeBacking, Server, Serving, served
 from tests.unit.workshop import Workshop
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 SMALL_CHUNK = 16 * 1024
 

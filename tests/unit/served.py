@@ -28,8 +28,8 @@ from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
+from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity import Digests, Integrity
-from trimsfs.ledger import Ledger
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents

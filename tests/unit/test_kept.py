@@ -24,7 +24,7 @@ from mountctl.linux import sockets
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import ListenError, gpu_path, listen_at, socket_path
 from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.keeper import Keeper
+from trimsfs.handover.keeper_client import Keeper
 
 MOUNTPOINT = Path("/models")
 Message = Hold | LetGo | Recall | Listen

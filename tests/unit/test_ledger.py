@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.fakes import MemoryStore, as_store
-from trimsfs import ledger as ledgers
 from trimsfs.errors import TakeoverError
 from trimsfs.filesystem.handles import Handles
-from trimsfs.ledger import NOWHERE, Entry, Kind, Ledger
+from trimsfs.handover import ledger as ledgers
+from trimsfs.handover.ledger import NOWHERE, Entry, Kind, Ledger
 from trimsfs.namespace import Kind as InodeKind
 from trimsfs.namespace import Namespace
 from trimsfs.sentback import SENT_BACK_S, SentBack

@@ -24,7 +24,7 @@ from trimsfs.filesystem.attributes import Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.residents import Residents

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trimsfs.errors import LookUpAgainError
-from trimsfs.ledger import Kind as LedgerKind
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Kind as LedgerKind
+from trimsfs.handover.ledger import Ledger
 from trimsfs.names import Entry
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.tiers.blob import Blob

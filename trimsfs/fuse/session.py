@@ -20,7 +20,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
 from trimsfs.gpu.names import Memory
-from trimsfs.terms import Terms
+from trimsfs.handover.connection import Terms
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from trimsfs.formats.table import Tensor
-from trimsfs.ledger import Entry, Kind, Ledger
+from trimsfs.handover.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.gpu.layout import Layout, Part
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease
 from trimsfs.types import Generation

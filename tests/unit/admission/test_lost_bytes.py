@@ -17,7 +17,7 @@ from tests.unit.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import Server, Serving
 from trimsfs.digests import compute
 from trimsfs.errors import StoreUnavailableError, TrimsError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 
 async def goes_on(server: Server, handle: int, size: int, expected: bytes, tries: int = 4) -> list[object]:

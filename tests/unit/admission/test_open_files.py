@@ -13,7 +13,7 @@ from tests.unit.admission.common import KEY
 from tests.unit.parts import blob_of, fail_to_sync, until
 from tests.unit.served import Serving
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 
 @pytest.mark.parametrize("what", ["signed", "without"])

@@ -15,7 +15,7 @@ from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving
 from trimsfs.digests import compute
 from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 
 class Gate:

@@ -15,7 +15,7 @@ from tests.unit.integrity.common import digest_of, down, opened
 from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, recorded_bytes, until
 from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TransientStoreError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 
 
 async def test_a_chunk_that_is_verified_while_its_read_is_queued_is_not_counted_twice(

@@ -12,7 +12,7 @@ from tests.unit.integrity.common import digest_of, down, opened
 from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import StoreUnavailableError, TrimsError
-from trimsfs.ledger import Ledger
+from trimsfs.handover.ledger import Ledger
 from trimsfs.tiers import extents, leftovers
 from trimsfs.tiers.blob import Blob
 

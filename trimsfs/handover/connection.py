@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from trimsfs.ledger import Kind, Ledger
+from trimsfs.handover.ledger import Kind, Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import trio
 
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message
 from trimsfs.errors import FuseUnavailableError, MountpointError, TrimsError
-from trimsfs.ledger import VERSION
+from trimsfs.handover.ledger import VERSION
 
 log = logging.getLogger(__name__)
 
