@@ -10,13 +10,11 @@ from typing import Any
 import trio
 
 from trimsfs import __version__
-from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpener
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
 from trimsfs.derived import DerivedBlobs
-from trimsfs.early import EarlyDigests
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.workers import Spawner, WorkerPool
@@ -28,7 +26,9 @@ from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handover.connection import Terms
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity import Integrity
+from trimsfs.integrity.compare import Integrity
+from trimsfs.integrity.digest_prefetch import EarlyDigests
+from trimsfs.integrity.signature_policy import Admission, ReadManifest
 from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions

@@ -20,7 +20,6 @@ from pathlib import Path
 import trio
 
 from trimsfs import cuda
-from trimsfs.admission import ReadManifest
 from trimsfs.confinement import (
     HIGHEST_NICE,
     RLIMIT_NICE,
@@ -43,6 +42,7 @@ from trimsfs.fetch.fetcher import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import stand_by, tell_failure
+from trimsfs.integrity.signature_policy import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server import serve
 from trimsfs.stores import Store, open_store
@@ -121,7 +121,7 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     if options.signatures == "off":
         return None
     try:
-        signatures = importlib.import_module("trimsfs.signatures")  # which takes memory
+        signatures = importlib.import_module("trimsfs.integrity.signatures")  # which takes memory
     except ImportError as error:
         raise ConfigurationError(
             f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.admission import ReadManifest
 from trimsfs.assembly import assemble, lies_on
 from trimsfs.errors import (
     FuseUnavailableError,
@@ -23,6 +22,7 @@ from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Kind, Ledger
+from trimsfs.integrity.signature_policy import ReadManifest
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.stores import Retrying, RetryingStore, Store

@@ -19,7 +19,7 @@ from tests.fakes import MemoryStore, as_store
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.integrity import AskDigest, Digests, Integrity
+from trimsfs.integrity.compare import AskDigest, Digests, Integrity
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState

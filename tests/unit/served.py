@@ -12,13 +12,11 @@ import trio
 
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
-from trimsfs.admission import Admission, ReadManifest
 from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
 from trimsfs.derived import DerivedBlobs
-from trimsfs.early import EarlyDigests
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.fetcher import Fetcher
@@ -29,7 +27,9 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity import Digests, Integrity
+from trimsfs.integrity.compare import Digests, Integrity
+from trimsfs.integrity.digest_prefetch import EarlyDigests
+from trimsfs.integrity.signature_policy import Admission, ReadManifest
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents

@@ -13,8 +13,8 @@ from tests.unit.integrity.common import digest_of, down, opened
 from tests.unit.parts import content_of
 from tests.unit.parts import opened as tier_opened
 from tests.unit.served import FakeBacking, Server, Serving, served
-from trimsfs.early import EarlyDigests
 from trimsfs.errors import ObjectChangedError
+from trimsfs.integrity.digest_prefetch import EarlyDigests
 
 CHUNKS = 5
 
@@ -111,7 +111,7 @@ async def test_nothing_is_asked_for_what_is_not_compared(serving: Serving, store
 async def test_no_more_answers_are_kept_than_are_wanted(
     tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.early.MOST_ASKED", 2)
+    monkeypatch.setattr("trimsfs.integrity.digest_prefetch.MOST_ASKED", 2)
     contents = {key: content_of(key, chunk_size) for key in "abc"}
     store = MemoryStore(contents)
     early = EarlyDigests(as_store(store), as_store(store))

@@ -54,7 +54,7 @@ def test_the_packages_are_found() -> None:
     [
         ("awscrt", "trimsfs.digests"),
         ("boto3", "trimsfs.stores.s3"),
-        ("cryptography", "trimsfs.signatures"),
+        ("cryptography", "trimsfs.integrity.signatures"),
         ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),

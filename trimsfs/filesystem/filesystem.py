@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from trimsfs.admission import Admission
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control.files import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.derived import DerivedBlobs, Piece
@@ -25,6 +24,7 @@ from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
 from trimsfs.handover.ledger import Ledger
+from trimsfs.integrity.signature_policy import Admission
 from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.residents import Residents

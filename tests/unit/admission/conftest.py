@@ -10,7 +10,7 @@ from tests.signing import sign
 from tests.unit.admission.common import KEY
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Serving, served
-from trimsfs.signatures import read_manifest
+from trimsfs.integrity.signatures import read_manifest
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def store(files: dict[str, bytes]) -> MemoryStore:
 
 @pytest.fixture
 def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> Serving:
-    monkeypatch.setattr("trimsfs.integrity.AGAIN_S", 0.1)
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.1)
     return partial(
         served,
         store,

@@ -36,7 +36,7 @@ async def goes_on(server: Server, handle: int, size: int, expected: bytes, tries
 async def test_one_failure_of_the_store_does_not_deny_an_open_file_for_ever(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
@@ -94,7 +94,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
 async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_it(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     gate, began = threading.Event(), threading.Event()
 
     def computed(descriptor: int, size: int, algorithm: str, part_size: int) -> bytes | None:
@@ -104,7 +104,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
         return compute(descriptor, size, algorithm, part_size)  # type: ignore[arg-type]
 
     monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
-    monkeypatch.setattr("trimsfs.integrity.SMALL", 0)
+    monkeypatch.setattr("trimsfs.integrity.compare.SMALL", 0)
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
     async with serving(backing=None, required=False) as server:
         first = await server.open("other/params")
@@ -140,7 +140,7 @@ async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
     monkeypatch: pytest.MonkeyPatch,
     ledger: Callable[[], Ledger],
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     serving = partial(serving, backing=None)
     async with serving(ledger=ledger()) as server:
         handle = await server.open("signed/params")
@@ -174,7 +174,7 @@ async def test_a_verify_that_is_closed_does_not_deny_what_it_has_mended(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
@@ -205,8 +205,8 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A large file is scrubbed for hours."""
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 1.0)
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     async with serving(backing=None, scrub_interval_s=1.0) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")

@@ -79,7 +79,7 @@ async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first
 async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.COMPARED_WITHIN_S", 0.5)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 0.5)
     async with serving(backing=None) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")

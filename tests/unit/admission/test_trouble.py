@@ -111,7 +111,7 @@ async def test_what_is_lost_of_an_open_file_is_not_read_unchecked(
 async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_not_taken_for_one_without_signature(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.admission.MOST_ADMITTED", 1)
+    monkeypatch.setattr("trimsfs.integrity.signature_policy.MOST_ADMITTED", 1)
     async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
         assert await server.content("signed/params") == files["params"]
         number = await server.number("signed/params")
@@ -217,7 +217,7 @@ async def test_want_of_descriptors_for_a_moment_does_not_deny_a_file_for_minutes
 async def test_what_is_signed_no_more_is_not_compared_for_ever(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     async with serving(backing=FakeBacking(), scrub_interval_s=0.5) as server:
         server.release(await server.open("signed/params"))
         store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))

@@ -15,7 +15,7 @@ from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving
 from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
-from trimsfs.integrity import AGAIN_S, MOST_FRUITLESS
+from trimsfs.integrity.compare import AGAIN_S, MOST_FRUITLESS
 
 # Comparing with the store
 
@@ -289,7 +289,7 @@ async def test_what_is_damaged_and_in_use_is_given_to_nobody_else_while_the_stor
 async def test_what_is_damaged_and_in_use_is_mended_when_the_store_is_back(
     server: Server, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.DOUBT_INTERVAL_S", 0.5)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.5)
     handle = await opened(server)
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
     store.fail(StoreUnavailableError("the store is down"), method="read", times=float("inf"))
@@ -304,7 +304,7 @@ async def test_what_is_damaged_and_in_use_is_mended_when_the_store_is_back(
 async def test_copies_elsewhere_are_told_of(
     serving: Serving, content: bytes, tmp_path: Path, command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.01)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.01)
     told: list[str] = []
 
     async def repaired(generation: object) -> None:
@@ -324,7 +324,7 @@ async def test_copies_elsewhere_are_told_of(
 async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.01)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.01)
     async with serving(scrub_interval_s=0.05) as server:
         server.release(await opened(server))
         (file,) = blob_files(tmp_path / "cache")

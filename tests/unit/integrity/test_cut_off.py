@@ -14,9 +14,9 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import CHUNKS, comes_right, digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import Serving, served
-from trimsfs import mending
 from trimsfs.digests import Algorithm
 from trimsfs.errors import BlobDamagedError, TrimsError
+from trimsfs.integrity import repair
 
 
 async def test_what_is_cut_off_while_a_read_waits_for_more_is_not_read_as_zeros(
@@ -71,7 +71,7 @@ async def test_a_chunk_that_is_cut_off_as_it_comes_is_not_believed(
 async def test_a_file_that_was_cut_off_is_mended_soon_though_it_is_opened_meanwhile(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
     async with serving() as server:
         await opened(server)
         (file,) = blob_files(tmp_path / "cache")
@@ -91,7 +91,7 @@ async def test_a_file_that_was_cut_off_is_mended_soon_though_it_is_opened_meanwh
 async def test_a_file_that_was_made_longer_is_mended(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
     async with serving() as server:
         await opened(server)
         (file,) = blob_files(tmp_path / "cache")
@@ -112,7 +112,7 @@ async def test_what_is_cut_off_again_while_it_is_mended_is_not_believed(
     monkeypatch: pytest.MonkeyPatch,
     digest: str,
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
     if digest == "crc32c":
         store.digests["a"] = digest_of(content, "crc32c")
     async with serving() as server:
@@ -145,7 +145,7 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
         assert await server.read(handle) == content
         (file,) = blob_files(tmp_path / "cache")
         flip_byte(file, 5)
-        real = mending._copy
+        real = repair._copy
         done: list[bool] = []
 
         async def find() -> None:
@@ -159,7 +159,7 @@ async def test_what_is_cut_off_just_as_it_has_been_mended_is_not_believed(
                 os.truncate(file, 0)
                 trio.from_thread.run(find)
 
-        monkeypatch.setattr("trimsfs.mending._copy", copy)
+        monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
         with trio.fail_after(10):
             await server.outcome("verify", "a")
         assert done
@@ -209,7 +209,7 @@ async def test_what_is_cut_off_again_while_that_is_recorded_is_not_read_as_zeros
 async def test_what_is_cut_off_just_as_it_is_found_again_ends_no_server(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     async with serving(backing=None) as server:
         server.release(await server.open("a"))
         assert await server.content("a") == content

@@ -49,7 +49,7 @@ def away(store: MemoryStore) -> None:
 async def test_what_differs_still_is_still_in_doubt(
     server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.DOUBT_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(b"something else", "sha256")
     await opened(server)
     await until(lambda: server.integrity.statistics().doubtful == 1)
@@ -172,7 +172,7 @@ async def test_who_gives_up_has_what_was_mended_told(
 async def test_what_is_scrubbed_can_be_evicted(
     serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     async with serving(scrub_interval_s=0.1) as server:
         server.integrity._scrub_rate = 2 * chunk_size
         server.release(await opened(server))

@@ -12,27 +12,27 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
 from tests.unit.parts import blob_files, blob_of, flip_byte, until
 from tests.unit.served import FakeBacking, Serving
-from trimsfs import mending
 from trimsfs.digests import compute
 from trimsfs.errors import StoreUnavailableError, TrimsError
+from trimsfs.integrity import repair
 
 
 async def test_a_comparison_while_other_bytes_are_written_does_not_count(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """scrub mends with a flipped bit; meanwhile what was put off is compared (CRC32C of the records)."""
-    monkeypatch.setattr("trimsfs.integrity.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     down(store, method="digest")
     writing, gate = threading.Event(), threading.Event()
-    real = mending._copy
+    real = repair._copy
 
     def copy(*arguments: int) -> None:
         writing.set()
         assert gate.wait(20)
         real(*arguments)
 
-    monkeypatch.setattr("trimsfs.mending._copy", copy)
+    monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
     async with serving() as server:
         handle = await opened(server)
         await until(lambda: server.integrity.statistics().to_compare == 1)
@@ -90,7 +90,7 @@ async def test_what_is_lost_while_it_is_announced_is_compared_before(
 async def test_what_is_damaged_stays_in_doubt_though_the_store_fails(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving(digests="wait", backing=None) as server:
         handle = await server.open("a")
@@ -152,7 +152,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
 ) -> None:
     """A store that tells only at the end that the object has been replaced."""
     writing, gate = threading.Event(), threading.Event()
-    real = mending._copy
+    real = repair._copy
 
     def copy(*arguments: int) -> None:
         if not writing.is_set():
@@ -160,7 +160,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
             assert gate.wait(20)
         real(*arguments)
 
-    monkeypatch.setattr("trimsfs.mending._copy", copy)
+    monkeypatch.setattr("trimsfs.integrity.repair._copy", copy)
     async with serving(backing=None, cold_open="stream") as server:
         handle = await server.open("a")
         assert await server.read(handle) == content
@@ -200,7 +200,7 @@ async def test_what_a_verify_that_is_closed_has_mended_is_compared(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving() as server:
         handle = await opened(server)

@@ -81,7 +81,7 @@ async def test_chunks_that_did_not_reach_the_disk_are_given_back_once(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fdatasync fails, then the store is away when what was lost is to be mended."""
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 1000.0)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 1000.0)
     async with serving() as server:
         handle = await opened(server)
         blob = blob_of(server.disk, store, "a")
@@ -114,7 +114,7 @@ async def test_a_pin_is_still_locked_after_it_has_been_mended(
 async def test_scrubbing_outlasts_fetch_processes_that_end(
     serving: Serving, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     async with serving(scrub_interval_s=0.1) as server:
         server.release(await opened(server))
 
@@ -132,9 +132,9 @@ async def test_scrubbing_outlasts_fetch_processes_that_end(
 async def test_want_of_descriptors_does_not_end_the_server(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, who: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.05)
-    monkeypatch.setattr("trimsfs.doubts.DOUBT_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     if who == "compare":
         down(store, method="digest")
@@ -161,7 +161,7 @@ async def test_want_of_descriptors_does_not_end_the_server(
 async def test_the_next_server_knows_what_came_into_doubt_while_it_was_announced(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, ledger: Callable[[], Ledger]
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 0.3)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.3)
     backing = FakeBacking()
     backing.gate = trio.Event()
     serving = partial(serving, backing=backing)
@@ -185,7 +185,7 @@ async def test_the_next_server_knows_what_came_into_doubt_while_it_was_announced
 async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.doubts.LOOK_INTERVAL_S", 1.0)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 1.0)
     go, began = threading.Event(), threading.Event()
 
     def give_back(*_: object) -> None:

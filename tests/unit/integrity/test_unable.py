@@ -30,7 +30,7 @@ async def forgotten(server: Server, directory: Path) -> None:
 async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
     serving: Serving, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
 
     async def compare(_generation: Generation) -> None:
         raise error

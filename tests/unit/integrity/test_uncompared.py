@@ -19,7 +19,7 @@ from trimsfs.errors import TransientStoreError, TrimsError
 async def test_what_could_not_be_verified_is_still_compared_later(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     store.corrupt("a", 77)
     down(store, method="digest")
@@ -86,7 +86,7 @@ async def test_no_more_than_wait_read_uncompared(
 async def test_a_bit_that_was_flipped_as_a_scrub_fetched_again_is_found(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving(scrub_interval_s=0.1) as server:
         handle = await opened(server)

@@ -17,7 +17,6 @@ import trio
 
 from trimsfs.derived import model_key
 from trimsfs.digests import Digest, crc32c_of
-from trimsfs.doubts import Doubts
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
@@ -30,7 +29,8 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.copier import Transfer
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.mending import Mender, held
+from trimsfs.integrity.quarantine import Doubts
+from trimsfs.integrity.repair import Mender, held
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

@@ -1,0 +1,1 @@
+"""Integrity: comparing whole objects with their digests, repair, quarantine, signatures."""
