@@ -14,7 +14,6 @@ from trimsfs.coldopen import ColdOpener
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
-from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import POLICIES
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.workers import Spawner, WorkerPool
@@ -29,13 +28,14 @@ from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import EarlyDigests
 from trimsfs.integrity.signature_policy import Admission, ReadManifest
+from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
 from trimsfs.namespace import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
-from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.quotas import Quotas

@@ -16,7 +16,6 @@ from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
-from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.fetcher import Fetcher
@@ -30,12 +29,13 @@ from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Digests, Integrity
 from trimsfs.integrity.digest_prefetch import EarlyDigests
 from trimsfs.integrity.signature_policy import Admission, ReadManifest
+from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
-from trimsfs.tables import TensorTables
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.sharing import Sharing

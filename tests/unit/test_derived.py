@@ -8,10 +8,10 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.parts import until
 from tests.unit.served import OWNER, FakeBacking, Server, Serving, served
-from trimsfs import derived
-from trimsfs.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.models import derived
+from trimsfs.models.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 
 MODEL = "models/net/params"
 UID = OWNER.uid

@@ -8,7 +8,6 @@ from functools import partial
 
 import trio
 
-from trimsfs.derived import DerivedBlobs
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.handles import ControlHandle
@@ -16,6 +15,7 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.signature_policy import Admission
+from trimsfs.models.derived import DerivedBlobs
 from trimsfs.names import Special
 from trimsfs.namespace import Inode, Namespace
 from trimsfs.residents import Residents

@@ -13,16 +13,16 @@ from functools import partial
 
 from trimsfs.access import Access
 from trimsfs.control.commands import Commands, as_json
-from trimsfs.derived import owner
 from trimsfs.errors import NotPermittedError
 from trimsfs.filesystem.handles import ControlHandle
 from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.surface import GpuSurface, LentFile
+from trimsfs.models.derived import owner
+from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.names import CONTROL_NAME
 from trimsfs.namespace import Inode, Kind
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
-from trimsfs.tables import TensorTables
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.residency import Residency

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 
 from trimsfs.access import Access, Ownership
-from trimsfs.derived import owner
 from trimsfs.errors import NoSuchEntryError
+from trimsfs.models.derived import owner
 from trimsfs.names import Entry, Special
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.residents import Residents

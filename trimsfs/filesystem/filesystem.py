@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control.files import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
-from trimsfs.derived import DerivedBlobs, Piece
 from trimsfs.errors import (
     InvalidRequestError,
     LookUpAgainError,
@@ -25,6 +24,7 @@ from trimsfs.gpu.names import Memory
 from trimsfs.gpu.surface import Lent
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.signature_policy import Admission
+from trimsfs.models.derived import DerivedBlobs, Piece
 from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.residents import Residents

@@ -13,7 +13,6 @@ from typing import TypeVarTuple
 import pyfuse3
 import trio
 
-from trimsfs.derived import Piece
 from trimsfs.errors import InvalidRequestError, TrimsError
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
@@ -21,6 +20,7 @@ from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
 from trimsfs.gpu.names import Memory
 from trimsfs.handover.connection import Terms
+from trimsfs.models.derived import Piece
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from trimsfs.gpu.loading import CopyLoader
 from trimsfs.gpu.names import Memory, Wanted, chosen
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.statistics import GpuStatistics, statistics_of
+from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.options import MountOptions
-from trimsfs.tables import TensorTables
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.gpu.device import Device

@@ -5,9 +5,9 @@ from collections import OrderedDict
 import trio
 
 from trimsfs.concurrency.background import Background
-from trimsfs.derived import model_key
 from trimsfs.digests import Digest
 from trimsfs.errors import StoreError
+from trimsfs.models.derived import model_key
 from trimsfs.stores.base import Store
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation

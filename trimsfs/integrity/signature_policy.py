@@ -10,7 +10,6 @@ from weakref import WeakValueDictionary
 import trio
 
 from trimsfs.coldopen import Interruptible
-from trimsfs.derived import model_key
 from trimsfs.digests import Digest
 from trimsfs.errors import (
     BlobDamagedError,
@@ -21,6 +20,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.models.derived import model_key
 from trimsfs.namespace import Namespace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

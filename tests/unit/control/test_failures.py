@@ -15,14 +15,14 @@ from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
-from trimsfs.derived import DerivedBlobs
 from trimsfs.eviction import lru
 from trimsfs.fetch import copier
 from trimsfs.gpu.surface import GpuSurface
+from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
-from trimsfs.tables import TensorTables
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import HostTier

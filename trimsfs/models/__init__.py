@@ -1,0 +1,1 @@
+"""Model files: their tensor tables, and what programs have derived from them."""
