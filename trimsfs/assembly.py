@@ -31,7 +31,7 @@ from trimsfs.integrity.signature_policy import Admission, ReadManifest
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
-from trimsfs.namespace import Namespace
+from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings

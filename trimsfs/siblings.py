@@ -8,7 +8,7 @@ import trio
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.namespace import Inode, Namespace
+from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.readahead import SMALL, DirectoryReadahead
 from trimsfs.residents import Residents
 from trimsfs.tiers.disk import DiskTier

@@ -29,8 +29,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.names import Special
-from trimsfs.namespace import Namespace
+from trimsfs.namespace.directory import Special
+from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Generation

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from trimsfs.names import STALE_RETRY_S
-from trimsfs.namespace import NEGATIVE_TTL_S
+from trimsfs.namespace.directory import STALE_RETRY_S
+from trimsfs.namespace.tree import NEGATIVE_TTL_S
 
 DIRECTORY = "directory"
 ABSENT = "absent"

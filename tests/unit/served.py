@@ -31,7 +31,7 @@ from trimsfs.integrity.digest_prefetch import EarlyDigests
 from trimsfs.integrity.signature_policy import Admission, ReadManifest
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.namespace import ROOT_INODE, Namespace
+from trimsfs.namespace.tree import ROOT_INODE, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings

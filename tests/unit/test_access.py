@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.access import Access, Ownership
 from trimsfs.errors import ConfigurationError
+from trimsfs.namespace.permissions import Access, Ownership
 from trimsfs.options import MountOptions, load_options
 
 

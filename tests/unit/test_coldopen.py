@@ -22,7 +22,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.namespace import RESIDENT_BIT, ROOT_INODE
+from trimsfs.namespace.tree import RESIDENT_BIT, ROOT_INODE
 
 CHUNKS = 5
 MODES = ("wait", "auto")

@@ -10,7 +10,7 @@ from tests.unit.parts import content_of, until
 from tests.unit.served import MOUNTED_NS, Server, Serving, served
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
 from trimsfs.filesystem.filesystem import FOREVER_S
-from trimsfs.namespace import ROOT_INODE, Kind
+from trimsfs.namespace.tree import ROOT_INODE, Kind
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
 

@@ -18,8 +18,8 @@ from trimsfs.errors import TakeoverError
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import NOWHERE, Entry, Kind, Ledger
-from trimsfs.namespace import Kind as InodeKind
-from trimsfs.namespace import Namespace
+from trimsfs.namespace.tree import Kind as InodeKind
+from trimsfs.namespace.tree import Namespace
 from trimsfs.sentback import SENT_BACK_S, SentBack
 from trimsfs.types import Generation
 

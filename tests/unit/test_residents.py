@@ -23,7 +23,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.namespace import RESIDENT_BIT
+from trimsfs.namespace.tree import RESIDENT_BIT
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 

@@ -16,8 +16,8 @@ from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs
-from trimsfs.names import Special
-from trimsfs.namespace import Inode, Namespace
+from trimsfs.namespace.directory import Special
+from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from trimsfs.access import Access
 from trimsfs.control.commands import Commands, as_json
 from trimsfs.errors import NotPermittedError
 from trimsfs.filesystem.handles import ControlHandle
@@ -19,8 +18,9 @@ from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.surface import GpuSurface, LentFile
 from trimsfs.models.derived import owner
 from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.names import CONTROL_NAME
-from trimsfs.namespace import Inode, Kind
+from trimsfs.namespace.directory import CONTROL_NAME
+from trimsfs.namespace.permissions import Access
+from trimsfs.namespace.tree import Inode, Kind
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob

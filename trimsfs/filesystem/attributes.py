@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass
 
-from trimsfs.access import Access, Ownership
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.models.derived import owner
-from trimsfs.names import Entry, Special
-from trimsfs.namespace import Inode, Kind, Namespace
+from trimsfs.namespace.directory import Entry, Special
+from trimsfs.namespace.permissions import Access, Ownership
+from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.residents import Residents
 from trimsfs.types import Generation
 

@@ -25,8 +25,8 @@ from trimsfs.gpu.surface import Lent
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs, Piece
-from trimsfs.names import CONTROL_NAME, NAME_MAX, Entry, Special
-from trimsfs.namespace import Inode, Kind, Namespace
+from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, Special
+from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.residents import Residents
 from trimsfs.sentback import SentBack
 from trimsfs.siblings import Siblings

@@ -8,8 +8,8 @@ from typing import Protocol
 from trimsfs.errors import LookUpAgainError
 from trimsfs.handover.ledger import Kind as LedgerKind
 from trimsfs.handover.ledger import Ledger
-from trimsfs.names import Entry
-from trimsfs.namespace import Inode, Kind, Namespace
+from trimsfs.namespace.directory import Entry
+from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32

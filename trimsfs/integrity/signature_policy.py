@@ -21,7 +21,7 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.models.derived import model_key
-from trimsfs.namespace import Namespace
+from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Generation

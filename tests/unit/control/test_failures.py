@@ -20,7 +20,7 @@ from trimsfs.fetch import copier
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.namespace import Inode, Kind, Namespace
+from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.options import MountOptions
 from trimsfs.residents import Residents
 from trimsfs.tiers import pages

@@ -4,8 +4,8 @@ from tests.fakes import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
 )
-from trimsfs.names import Special
-from trimsfs.namespace import Namespace
+from trimsfs.namespace.directory import Special
+from trimsfs.namespace.tree import Namespace
 from trimsfs.types import Generation
 
 TTL_S = 60.0

@@ -14,8 +14,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.names import STALE_RETRY_S, Special
-from trimsfs.namespace import NEGATIVE_TTL_S, Namespace
+from trimsfs.namespace.directory import STALE_RETRY_S, Special
+from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 
 

@@ -7,7 +7,7 @@ from tests.unit.namespace.common import a_generation, namespace_of
 from trimsfs.errors import (
     NoSuchEntryError,
 )
-from trimsfs.namespace import ROOT_INODE, Kind
+from trimsfs.namespace.tree import ROOT_INODE, Kind
 
 THINGS = (
     (Kind.DIRECTORY, "a/", None, ""),
@@ -59,7 +59,7 @@ def test_new_generation_has_a_new_number_and_the_old_one_keeps_its_own() -> None
 
 
 def test_inodes_whose_numbers_would_be_equal_get_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.namespace._INODE_BITS", 7)
+    monkeypatch.setattr("trimsfs.namespace.tree._INODE_BITS", 7)
     namespace = namespace_of(MemoryStore())
     inodes = [namespace.reference(Kind.DIRECTORY, f"{number}/") for number in range(80)]
     assert len({inode.number for inode in inodes}) == 80

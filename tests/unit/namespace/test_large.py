@@ -14,8 +14,8 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.names import STALE_RETRY_S, Special
-from trimsfs.namespace import NEGATIVE_TTL_S
+from trimsfs.namespace.directory import STALE_RETRY_S, Special
+from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
 
@@ -85,7 +85,7 @@ async def test_replaced_object_of_a_large_directory_is_asked_for(large_store: Me
 async def test_only_so_many_names_of_a_large_directory_are_remembered(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.namespace.KNOWN_NAMES", 10)
+    monkeypatch.setattr("trimsfs.namespace.tree.KNOWN_NAMES", 10)
     namespace = namespace_of(large_store)
     for number in range(11):
         await look(namespace, f"large/{number:06}")
@@ -100,7 +100,7 @@ async def test_only_so_many_names_of_a_large_directory_are_remembered(
 async def test_names_of_a_large_directory_asked_for_longest_ago_are_forgotten_first(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trimsfs.namespace.KNOWN_NAMES", 2)
+    monkeypatch.setattr("trimsfs.namespace.tree.KNOWN_NAMES", 2)
     namespace = namespace_of(large_store)
     await look(namespace, "large/000001")
     await look(namespace, "large/000002")
@@ -281,8 +281,8 @@ async def test_a_new_name_is_found_before_the_listing_shows_it(store: MemoryStor
 @pytest.mark.parametrize("named", [0, 10])
 async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether its pages name something or not."""
-    monkeypatch.setattr("trimsfs.namespace.PAGES_LIMIT", 20)
-    monkeypatch.setattr("trimsfs.namespace.ENTRIES_LIMIT", 150)
+    monkeypatch.setattr("trimsfs.namespace.tree.PAGES_LIMIT", 20)
+    monkeypatch.setattr("trimsfs.namespace.tree.ENTRIES_LIMIT", 150)
     store = MemoryStore()
     asked = 0
 

@@ -8,8 +8,8 @@ from trio.testing import MockClock
 
 from tests.fakes import MemoryStore
 from tests.unit.namespace.common import TTL_S, look, namespace_of
-from trimsfs.names import Special, possible
-from trimsfs.namespace import NEGATIVE_TTL_S
+from trimsfs.namespace.directory import Special, possible
+from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.types import Generation
 
 # Lazily, with as few requests as possible

@@ -21,7 +21,7 @@ from trimsfs.errors import (
 )
 from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import Ledger
-from trimsfs.names import LONG_AGO, STALE_RETRY_S, Directory, Entry, Special, entries_of, possible
+from trimsfs.namespace.directory import LONG_AGO, STALE_RETRY_S, Directory, Entry, Special, entries_of, possible
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation
 
