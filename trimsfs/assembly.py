@@ -10,7 +10,6 @@ from typing import Any
 import trio
 
 from trimsfs import __version__
-from trimsfs.coldopen import ColdOpener
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
@@ -32,8 +31,9 @@ from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
 from trimsfs.namespace.tree import Namespace
+from trimsfs.opening.cold_open import ColdOpener
+from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.residents import Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk import DiskTier

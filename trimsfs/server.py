@@ -23,8 +23,8 @@ from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Kind, Ledger
 from trimsfs.integrity.signature_policy import ReadManifest
+from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.residents import Residents
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.quotas import Quotas

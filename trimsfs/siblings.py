@@ -9,8 +9,8 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Inode, Namespace
+from trimsfs.opening.passthrough import Residents
 from trimsfs.readahead import SMALL, DirectoryReadahead
-from trimsfs.residents import Residents
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Generation
 

@@ -17,8 +17,8 @@ from tests.reliability.conftest import Survived
 from tests.reliability.scheduling import about, at, scheduled
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Server, Signal, served
-from trimsfs.coldopen import ColdOpen
 from trimsfs.control.commands import Commands
+from trimsfs.opening.cold_open import ColdOpen
 
 PATH = "d/model"
 MOST_STEPS = 2000

@@ -17,7 +17,7 @@ from tests.reliability.kernel import Kernel
 from tests.reliability.scheduling import about, at, scheduled
 from tests.reliability.succession import Succession
 from tests.unit.parts import content_of
-from trimsfs.coldopen import ColdOpen
+from trimsfs.opening.cold_open import ColdOpen
 
 PATH = "d/model"
 OTHER = "other"

@@ -20,7 +20,6 @@ from tests.reliability.conftest import Survived
 from tests.reliability.scheduling import scheduled
 from tests.unit.parts import content_of
 from tests.unit.served import FakeBacking, Server, Signal, served
-from trimsfs.coldopen import ColdOpen
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,
@@ -31,6 +30,7 @@ from trimsfs.errors import (
 )
 from trimsfs.eviction import POLICIES
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.opening.cold_open import ColdOpen
 
 KEYS = ("a", "b", "d/c", "d/e")
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")

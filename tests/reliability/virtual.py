@@ -22,9 +22,9 @@ from tests.reliability.scheduling import without_threads
 from tests.reliability.succession import Succession
 from tests.unit.parts import blob_files, flip_byte
 from tests.unit.served import Server
-from trimsfs.coldopen import ColdOpen
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
 from trimsfs.eviction import POLICIES
+from trimsfs.opening.cold_open import ColdOpen
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

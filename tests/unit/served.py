@@ -12,7 +12,6 @@ import trio
 
 from tests.fakes import MemoryStore, as_store
 from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
-from trimsfs.coldopen import ColdOpen, ColdOpener, Interruptible
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
@@ -32,8 +31,9 @@ from trimsfs.integrity.signature_policy import Admission, ReadManifest
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
+from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
+from trimsfs.opening.passthrough import Backing, Residents
 from trimsfs.options import MountOptions
-from trimsfs.residents import Backing, Residents
 from trimsfs.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tiers.disk import DiskTier

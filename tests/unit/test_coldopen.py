@@ -11,7 +11,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.fakes import MemoryStore
 from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving, Signal, served
-from trimsfs.coldopen import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,
@@ -23,6 +22,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace.tree import RESIDENT_BIT, ROOT_INODE
+from trimsfs.opening.cold_open import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
 
 CHUNKS = 5
 MODES = ("wait", "auto")

@@ -20,7 +20,7 @@ from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import NOWHERE, Entry, Kind, Ledger
 from trimsfs.namespace.tree import Kind as InodeKind
 from trimsfs.namespace.tree import Namespace
-from trimsfs.sentback import SENT_BACK_S, SentBack
+from trimsfs.opening.reopens import SENT_BACK_S, SentBack
 from trimsfs.types import Generation
 
 

@@ -18,7 +18,7 @@ from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.namespace.directory import Special
 from trimsfs.namespace.tree import Inode, Namespace
-from trimsfs.residents import Residents
+from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.gpu.pool import Holder

@@ -21,8 +21,8 @@ from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.directory import CONTROL_NAME
 from trimsfs.namespace.permissions import Access
 from trimsfs.namespace.tree import Inode, Kind
+from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.residents import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.residency import Residency

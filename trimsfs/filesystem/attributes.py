@@ -8,7 +8,7 @@ from trimsfs.models.derived import owner
 from trimsfs.namespace.directory import Entry, Special
 from trimsfs.namespace.permissions import Access, Ownership
 from trimsfs.namespace.tree import Inode, Kind, Namespace
-from trimsfs.residents import Residents
+from trimsfs.opening.passthrough import Residents
 from trimsfs.types import Generation
 
 

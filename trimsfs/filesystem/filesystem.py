@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from trimsfs.coldopen import ColdOpener, Interruptible
 from trimsfs.control.files import SUBJECT, XATTR_PREFIX, Caller, Control, shows_content
 from trimsfs.errors import (
     InvalidRequestError,
@@ -27,8 +26,9 @@ from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs, Piece
 from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, Special
 from trimsfs.namespace.tree import Inode, Kind, Namespace
-from trimsfs.residents import Residents
-from trimsfs.sentback import SentBack
+from trimsfs.opening.cold_open import ColdOpener, Interruptible
+from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.reopens import SentBack
 from trimsfs.siblings import Siblings
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

@@ -17,7 +17,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
-from trimsfs.residents import Residents
+from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation

@@ -130,7 +130,7 @@ async def test_a_store_that_is_away_is_no_missing_signature(serving: Serving, st
 async def test_what_does_not_fit_cannot_be_checked(
     serving: Serving, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.coldopen.PATIENCE_S", 0.1)
+    monkeypatch.setattr("trimsfs.opening.cold_open.PATIENCE_S", 0.1)
     async with serving(budget=2 * chunk_size) as server:
         with pytest.raises(CacheFullError):
             await server.open("signed/params")

@@ -21,8 +21,8 @@ from trimsfs.gpu.surface import GpuSurface
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import Inode, Kind, Namespace
+from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.residents import Residents
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import HostTier

@@ -67,7 +67,7 @@ async def test_nothing_is_given_uncompared_while_no_digest_can_be_computed(
 async def test_no_more_than_wait_read_uncompared(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.coldopen.MOST_WAITING", 1)
+    monkeypatch.setattr("trimsfs.opening.cold_open.MOST_WAITING", 1)
     store.digests["a"] = digest_of(content, "crc32c")
     store.corrupt("a", 77)
     async with serving(digests="wait") as server:

@@ -10,7 +10,7 @@ import trio
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError, StoreError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.residents import Residents
+from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 

@@ -1,0 +1,1 @@
+"""Opening: passthrough, cold opens that wait, and opens that the kernel tries again."""
