@@ -34,7 +34,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.siblings import Siblings
+from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier

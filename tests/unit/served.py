@@ -34,7 +34,7 @@ from trimsfs.namespace.tree import ROOT_INODE, Namespace
 from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
 from trimsfs.opening.passthrough import Backing, Residents
 from trimsfs.options import MountOptions
-from trimsfs.siblings import Siblings
+from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier

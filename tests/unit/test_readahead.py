@@ -1,7 +1,7 @@
 """Which small files are fetched before they are asked for."""
 
 from trimsfs.namespace.directory import Special
-from trimsfs.readahead import FIRST_WINDOW, LAST_WINDOW, LEAST_WINDOW, SMALL, DirectoryReadahead
+from trimsfs.prefetch.directory_readahead import FIRST_WINDOW, LAST_WINDOW, LEAST_WINDOW, SMALL, DirectoryReadahead
 from trimsfs.types import Generation
 
 

@@ -11,7 +11,7 @@ from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, until
 from tests.unit.served import FakeBacking, Server, Serving, served
 from trimsfs.errors import StoreUnavailableError
-from trimsfs.readahead import SMALL
+from trimsfs.prefetch.directory_readahead import SMALL
 
 FILES = 40
 

@@ -29,7 +29,7 @@ from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.opening.cold_open import ColdOpener, Interruptible
 from trimsfs.opening.passthrough import Residents
 from trimsfs.opening.reopens import SentBack
-from trimsfs.siblings import Siblings
+from trimsfs.prefetch.siblings import Siblings
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Buffer, Generation

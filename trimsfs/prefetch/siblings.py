@@ -10,7 +10,7 @@ from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.opening.passthrough import Residents
-from trimsfs.readahead import SMALL, DirectoryReadahead
+from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Generation
 

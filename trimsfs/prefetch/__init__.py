@@ -1,0 +1,1 @@
+"""Prefetching: what is fetched before anybody asks for it."""
