@@ -16,7 +16,6 @@ from tests.contract.conftest import needs_ceph
 from tests.contract.raw_server import Answer, drip, hang_up, raw, raw_server, reset, respond, stall, then
 from tests.services import S3Server
 from tests.services.ceph import Ceph
-from trimsfs.daemon import _configure_logging
 from trimsfs.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -32,6 +31,7 @@ from trimsfs.errors import (
 from trimsfs.namespace.directory import Special
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
+from trimsfs.server.daemon import _configure_logging
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Generation
 

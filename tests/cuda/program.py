@@ -16,7 +16,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from trimsfs.confinement import Identity, become, fence
+from trimsfs.server.sandbox import Identity, become, fence
 
 _ACCESS = driver.CUmemAccess_flags
 _FILE_DESCRIPTOR = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR

@@ -1,4 +1,4 @@
-"""A server that has its keeper hold a pipe, for tests: in an order's ``server``, in place of ``trimsfs.daemon``.
+"""A server that has its keeper hold a pipe, for tests: in an order's ``server``, in place of ``trimsfs.server.daemon``.
 
 The first of a mount has one held in which it has left a word. Each gives who connects its process id and the pipe.
 """
@@ -9,8 +9,8 @@ import socket
 
 import trio
 
-from trimsfs import daemon, server
 from trimsfs.handover.keeper_client import Keeper
+from trimsfs.server import daemon, lifecycle
 
 NUMBER = 7
 
@@ -38,5 +38,5 @@ class Holding(Keeper):
 
 
 if __name__ == "__main__":
-    vars(server)["Keeper"] = Holding
+    vars(lifecycle)["Keeper"] = Holding
     daemon.main()

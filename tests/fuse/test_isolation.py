@@ -210,7 +210,7 @@ def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) ->
 FENCED = """
 import ctypes, errno, os, sys
 from pathlib import Path
-from trimsfs.confinement import become, fence, identity
+from trimsfs.server.sandbox import become, fence, identity
 allowed, denied, device = map(Path, sys.argv[1:])
 become(identity("60874"))
 fence([allowed, device])

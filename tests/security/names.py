@@ -2,7 +2,7 @@
 
 import re
 
-FORGED = "2026-01-02 03:04:05,678 ERROR trimsfs.server: forged"
+FORGED = "2026-01-02 03:04:05,678 ERROR trimsfs.server.lifecycle: forged"
 """A line that looks like one of the log."""
 
 FILES = (

@@ -1,4 +1,4 @@
-"""A server that somebody has taken over: in an order's ``server``, in place of ``trimsfs.daemon``.
+"""A server that somebody has taken over: in an order's ``server``, in place of ``trimsfs.server.daemon``.
 
 It serves, confined as every server is, and once it does so turns against its keeper and its host in the way that its
 first argument names, to what the file that is its third tells. What it was given and refused it writes to its second.
@@ -19,8 +19,8 @@ from typing import Any
 
 import trio
 
-from trimsfs import daemon, server
 from trimsfs.handover.keeper_client import Keeper
+from trimsfs.server import daemon, lifecycle
 
 SEED = 7
 MOST = 2000
@@ -152,7 +152,7 @@ def babble(keeper: TakenOver) -> dict[str, Any]:
 
 def complain(keeper: TakenOver) -> dict[str, Any]:
     """Have the keeper log what it has not seen."""
-    text = "no\n2026-01-02 03:04:05,678 ERROR trimsfs.server: forged\x1b[2J" * 50
+    text = "no\n2026-01-02 03:04:05,678 ERROR trimsfs.server.lifecycle: forged\x1b[2J" * 50
     keeper.say(json.dumps({"type": "failed", "kind": "StoreError", "error": text}).encode())
     return {}
 
@@ -163,5 +163,5 @@ if __name__ == "__main__":
     ACT, REPORT = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     VICTIMS = json.loads(Path(sys.argv[3]).read_text())
     del sys.argv[1:4]
-    vars(server)["Keeper"] = TakenOver
+    vars(lifecycle)["Keeper"] = TakenOver
     daemon.main()

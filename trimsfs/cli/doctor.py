@@ -19,11 +19,11 @@ from trimsfs import cuda
 from trimsfs.cli.control import check_answers, read_json
 from trimsfs.cli.exits import reported, say
 from trimsfs.cli.options import mount_options
-from trimsfs.confinement import identity
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
+from trimsfs.server.sandbox import identity
 from trimsfs.stores import Retrying, RetryingStore, open_store
 from trimsfs.tiers.extents import can_share
 from trimsfs.tiers.lock import lock_directory

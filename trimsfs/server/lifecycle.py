@@ -9,7 +9,6 @@ from pathlib import Path
 
 import trio
 
-from trimsfs.assembly import assemble, lies_on
 from trimsfs.errors import (
     FuseUnavailableError,
     StoreUnavailableError,
@@ -25,6 +24,7 @@ from trimsfs.handover.ledger import Kind, Ledger
 from trimsfs.integrity.signature_policy import ReadManifest
 from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
+from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.quotas import Quotas

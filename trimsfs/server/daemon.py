@@ -1,6 +1,6 @@
 """The server's process: loads what it needs, gives up what it does not, and serves when its turn comes.
 
-Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mount's options as JSON on standard input.
+Started by the keeper as ``python -m trimsfs.server.daemon --keeper-fd N`` with the mount's options as JSON on standard input.
 """
 
 import argparse
@@ -20,16 +20,6 @@ from pathlib import Path
 import trio
 
 from trimsfs import cuda
-from trimsfs.confinement import (
-    HIGHEST_NICE,
-    RLIMIT_NICE,
-    become,
-    fence,
-    give,
-    hindrance,
-    identity,
-    raised,
-)
 from trimsfs.cuda import CudaUnavailableError
 from trimsfs.errors import (
     CacheUnusableError,
@@ -44,7 +34,17 @@ from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import stand_by, tell_failure
 from trimsfs.integrity.signature_policy import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
-from trimsfs.server import serve
+from trimsfs.server.lifecycle import serve
+from trimsfs.server.sandbox import (
+    HIGHEST_NICE,
+    RLIMIT_NICE,
+    become,
+    fence,
+    give,
+    hindrance,
+    identity,
+    raised,
+)
 from trimsfs.stores import Store, open_store
 from trimsfs.text import LineFormatter
 
@@ -69,7 +69,7 @@ def _configure_logging(options: MountOptions) -> None:
 
 def main() -> None:
     """Entry point of the server process; exits 0 when the file system was unmounted, else with a documented code."""
-    parser = argparse.ArgumentParser(prog="trimsfs.daemon")
+    parser = argparse.ArgumentParser(prog="trimsfs.server.daemon")
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
     keeper_end = socket.socket(fileno=arguments.keeper_fd)

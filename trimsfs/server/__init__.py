@@ -1,0 +1,1 @@
+"""The server process: its sandbox, its components put together, and its lifecycle."""
