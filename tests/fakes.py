@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation
 
 PIECE = 5000

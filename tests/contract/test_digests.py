@@ -11,9 +11,9 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 
 from tests.contract.backends import Backend, S3Backend
-from trimsfs.digests import MIB, Digest, compute
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError
 from trimsfs.stores import Store
+from trimsfs.stores.digests import MIB, Digest, compute
 
 SIZE = 20 * MIB + 5
 CONTENT = random.Random(3).randbytes(SIZE)

@@ -33,7 +33,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from trimsfs import digests
+from trimsfs.stores import digests
 
 from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
 

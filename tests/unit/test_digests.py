@@ -12,7 +12,7 @@ from awscrt import checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.digests import MIB, Algorithm, Digest, compute, crc32c_of
+from trimsfs.stores.digests import MIB, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.types import ChunkRecord
 

@@ -52,7 +52,7 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
-        ("awscrt", "trimsfs.digests"),
+        ("awscrt", "trimsfs.stores.digests"),
         ("boto3", "trimsfs.stores.s3"),
         ("cryptography", "trimsfs.integrity.signatures"),
         ("cuda", "trimsfs.cuda"),

@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar
 import crc32c
 import trio
 
-from trimsfs.digests import Algorithm, compute
 from trimsfs.errors import StoreError
 from trimsfs.stores.base import Store
+from trimsfs.stores.digests import Algorithm, compute
 from trimsfs.tiers.pages import populate
 from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord, Generation
 
@@ -65,7 +65,7 @@ class Transfer(Protocol):
         """The CRC32C of the bytes ``[start, stop)`` of a file; None when it ends before. Raises OSError."""
 
     async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
-        """The digest of a file's bytes, as `trimsfs.digests.compute` does. Raises OSError."""
+        """The digest of a file's bytes, as `trimsfs.stores.digests.compute` does. Raises OSError."""
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""

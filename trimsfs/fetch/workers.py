@@ -19,9 +19,9 @@ import trio
 
 from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
-from trimsfs.digests import Algorithm
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
+from trimsfs.stores.digests import Algorithm
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

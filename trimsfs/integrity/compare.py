@@ -15,7 +15,6 @@ from typing import Literal
 
 import trio
 
-from trimsfs.digests import Digest, crc32c_of
 from trimsfs.errors import (
     BlobDamagedError,
     CacheError,
@@ -31,6 +30,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Doubts
 from trimsfs.integrity.repair import Mender, held
 from trimsfs.models.derived import model_key
+from trimsfs.stores.digests import Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier

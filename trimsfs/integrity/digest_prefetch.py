@@ -5,10 +5,10 @@ from collections import OrderedDict
 import trio
 
 from trimsfs.concurrency.background import Background
-from trimsfs.digests import Digest
 from trimsfs.errors import StoreError
 from trimsfs.models.derived import model_key
 from trimsfs.stores.base import Store
+from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 

@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from trimsfs.digests import Digest
 from trimsfs.errors import (
     BlobDamagedError,
     CacheFullError,
@@ -22,6 +21,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.models.derived import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
+from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.types import Generation

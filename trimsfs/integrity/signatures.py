@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from trimsfs.digests import Digest
 from trimsfs.errors import ConfigurationError, SignatureError
+from trimsfs.stores.digests import Digest
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_PARTS = 1000

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from trimsfs.digests import Digest
 from trimsfs.errors import ObjectNotFoundError
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Buffer, Generation
 
 PAGE_LIMIT = 1000

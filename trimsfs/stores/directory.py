@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.digests import Digest
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -20,6 +19,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, absent, moment
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from typing import TypeVar
 import tenacity
 import trio
 
-from trimsfs.digests import Digest
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
 from tests.unit.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import Server, Serving
-from trimsfs.digests import compute
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
+from trimsfs.stores.digests import compute
 
 
 async def goes_on(server: Server, handle: int, size: int, expected: bytes, tries: int = 4) -> list[object]:

@@ -13,9 +13,9 @@ from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
 from tests.unit.parts import blob_of, fail_to_sync, flip_byte
 from tests.unit.served import FakeBacking, Serving
-from trimsfs.digests import compute
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
 from trimsfs.gpu.names import Memory
+from trimsfs.stores.digests import compute
 from trimsfs.types import Generation
 
 

@@ -9,9 +9,9 @@ from awscrt import checksums
 
 from tests.fakes import MemoryStore
 from tests.unit.served import Server
-from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.stores.digests import Algorithm, Digest
 
 CHUNKS = 5
 

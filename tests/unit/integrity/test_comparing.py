@@ -13,9 +13,9 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving
-from trimsfs.digests import Algorithm, Digest
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
 from trimsfs.integrity.compare import AGAIN_S, MOST_FRUITLESS
+from trimsfs.stores.digests import Algorithm, Digest
 
 # Comparing with the store
 
@@ -149,7 +149,7 @@ async def test_parts_of_unknown_size_cannot_be_compared(server: Server, store: M
 async def test_what_is_in_parts_of_a_usual_size_is_compared_too(
     serving: Serving, store: MemoryStore, content: bytes, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.digests.USUAL_PART_SIZES", (20_000, 30_000))
+    monkeypatch.setattr("trimsfs.stores.digests.USUAL_PART_SIZES", (20_000, 30_000))
     digest = hashlib.md5(
         b"".join(hashlib.md5(content[i : i + 30_000]).digest() for i in range(0, len(content), 30_000))
     )
@@ -167,7 +167,7 @@ async def test_what_is_in_parts_of_a_usual_size_is_compared_too(
 async def test_parts_of_an_unusual_size_are_not_held_against_objects_and_soon_not_fetched_twice(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.digests.USUAL_PART_SIZES", (30_000,))
+    monkeypatch.setattr("trimsfs.stores.digests.USUAL_PART_SIZES", (30_000,))
     names = [f"part-{number}" for number in range(MOST_FRUITLESS + 2)]
     for name in names:
         store.put(name, content)

@@ -14,9 +14,9 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import CHUNKS, comes_right, digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import Serving, served
-from trimsfs.digests import Algorithm
 from trimsfs.errors import BlobDamagedError, TrimsError
 from trimsfs.integrity import repair
+from trimsfs.stores.digests import Algorithm
 
 
 async def test_what_is_cut_off_while_a_read_waits_for_more_is_not_read_as_zeros(

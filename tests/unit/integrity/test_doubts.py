@@ -13,9 +13,9 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
 from tests.unit.parts import blob_files, flip_byte, until
 from tests.unit.served import FakeBacking, Server, Serving
-from trimsfs.digests import compute
 from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
 from trimsfs.handover.ledger import Ledger
+from trimsfs.stores.digests import compute
 
 
 class Gate:

@@ -12,9 +12,9 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
 from tests.unit.parts import blob_files, blob_of, flip_byte, until
 from tests.unit.served import FakeBacking, Serving
-from trimsfs.digests import compute
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.integrity import repair
+from trimsfs.stores.digests import compute
 
 
 async def test_a_comparison_while_other_bytes_are_written_does_not_count(

@@ -12,8 +12,8 @@ from tests.fakes import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
 from tests.unit.parts import blob_files, blob_of, fail_to_sync, failing, flip_byte, until
 from tests.unit.served import Serving
-from trimsfs.digests import compute
 from trimsfs.errors import TransientStoreError, TrimsError
+from trimsfs.stores.digests import compute
 
 
 async def test_what_could_not_be_verified_is_still_compared_later(

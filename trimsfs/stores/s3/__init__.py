@@ -11,10 +11,10 @@ from typing import Any, TypedDict, TypeVar
 import botocore.exceptions
 import trio
 
-from trimsfs.digests import Digest
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalledError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
+from trimsfs.stores.digests import Digest
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated

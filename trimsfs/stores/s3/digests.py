@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from trimsfs.digests import Algorithm, Digest
+from trimsfs.stores.digests import Algorithm, Digest
 
 _CHECKSUMS: tuple[Algorithm, ...] = ("crc64nvme", "crc32c", "crc32", "sha256", "sha1")
 """Those that take no time come first."""
