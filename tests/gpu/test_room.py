@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.scene import MIB, digest_of, scene
 from tests.mounts import trimsfs, wait_until
-from trimsfs.eviction import POLICIES
+from trimsfs.tiers.policies import POLICIES
 
 SIZE = 6 * MIB
 NAMES = [f"net{number}.bin" for number in range(6)]

@@ -15,8 +15,8 @@ from tests.reliability.machine import Machine
 from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, survival
 from tests.reliability.virtual import VirtualDriver
 from tests.unit.tmpfs import tmpfs
-from trimsfs.eviction import POLICIES
 from trimsfs.opening.cold_open import ColdOpen
+from trimsfs.tiers.policies import POLICIES
 
 
 class Virtual(Machine):

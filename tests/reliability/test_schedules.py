@@ -28,9 +28,9 @@ from trimsfs.errors import (
     ObjectChangedError,
     StoreStalledError,
 )
-from trimsfs.eviction import POLICIES
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.opening.cold_open import ColdOpen
+from trimsfs.tiers.policies import POLICIES
 
 KEYS = ("a", "b", "d/c", "d/e")
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")

@@ -23,8 +23,8 @@ from tests.reliability.succession import Succession
 from tests.unit.parts import blob_files, flip_byte
 from tests.unit.served import Server
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
-from trimsfs.eviction import POLICIES
 from trimsfs.opening.cold_open import ColdOpen
+from trimsfs.tiers.policies import POLICIES
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

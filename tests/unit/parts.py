@@ -16,7 +16,6 @@ import pytest
 import trio
 
 from tests.fakes import MemoryStore, as_store
-from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import AskDigest, Digests, Integrity
@@ -24,6 +23,7 @@ from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import ChunkRecord, Generation
 

@@ -16,7 +16,6 @@ from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
-from trimsfs.eviction import Policy, lru
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
@@ -36,9 +35,10 @@ from trimsfs.opening.passthrough import Backing, Residents
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
+from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
-from trimsfs.tiers.sharing import Sharing
+from trimsfs.tiers.policies import Policy, lru
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))

@@ -16,10 +16,10 @@ import trio
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, generation_of, until, written
 from trimsfs.errors import CacheFullError
-from trimsfs.eviction import POLICIES
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.policies import POLICIES
 
 SIZE = 16 * mmap.PAGESIZE
 

@@ -6,9 +6,9 @@ import pytest
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, fill, generation_of, opened
-from trimsfs.eviction import lru
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.policies import lru
 from trimsfs.tiers.quotas import REST, Quotas
 
 

@@ -17,11 +17,11 @@ from tests.benchmarks.sharing import Content
 from tests.unit.formats.writers import Array, safetensors
 from tests.unit.images import image_of
 from tests.unit.parts import content_of, fill, generation_of, opened, until
-from trimsfs.tiers import pages, sharing
+from trimsfs.tiers import deduplication, pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST, Common, can_share, common, share
-from trimsfs.tiers.sharing import Sharing
 from trimsfs.types import CHUNK_SIZE, Generation
 
 MIB = 1 << 20
@@ -83,7 +83,7 @@ async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
 
 async def settled(tier: DiskTier) -> None:
     """Return when all that is whole has been compared."""
-    await until(lambda: not tier.index.uncompared(sharing.LEAST))
+    await until(lambda: not tier.index.uncompared(deduplication.LEAST))
 
 
 async def waiting(component: Sharing) -> None:
@@ -194,19 +194,19 @@ async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
     cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
-    step = sharing._share_step
+    step = deduplication._share_step
 
     def counted(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
         compared.append(start)
         return step(source, at, target, start)
 
-    monkeypatch.setattr(sharing, "_share_step", counted)
+    monkeypatch.setattr(deduplication, "_share_step", counted)
     async with opened(cache) as tier:
         one, other = await fill(tier, "a", content_of("a", SIZE)), await fill(tier, "b", content_of("b", SIZE))
         async with at_work(tier) as component:
             assert component.statistics().shared_bytes == 0
         assert common_bytes(of(tier, one), of(tier, other)) == 0
-        assert max(compared) < sharing.PROBES * CHUNK_SIZE
+        assert max(compared) < deduplication.PROBES * CHUNK_SIZE
 
 
 async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
@@ -271,7 +271,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
     used: list[Blob] = []
     async with opened(cache) as tier:
         generations = [await fill(tier, key, content) for key in ("a", "b")]
-        step = sharing._share_step
+        step = deduplication._share_step
 
         def interrupting(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
             if start == CHUNK_SIZE and not used:
@@ -281,12 +281,12 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
                 used.append(blob)
             return step(source, at, target, start)
 
-        monkeypatch.setattr(sharing, "_share_step", interrupting)
+        monkeypatch.setattr(deduplication, "_share_step", interrupting)
         one, other = (of(tier, generation) for generation in generations)
         async with running(tier) as component:
             await waiting(component)
             assert used
-            assert common_bytes(one, other) == CHUNK_SIZE + sharing.STEP
+            assert common_bytes(one, other) == CHUNK_SIZE + deduplication.STEP
             tier.release(used[0])
             await settled(tier)
         assert common_bytes(one, other) == component.statistics().shared_bytes == SIZE
@@ -337,9 +337,9 @@ async def test_what_was_compared_is_not_compared_by_the_next_server(
             await fill(tier, key, model("base"))
         async with at_work(tier):
             pass
-    monkeypatch.setattr(sharing, "_share_step", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(deduplication, "_share_step", lambda *_: pytest.fail("compared again"))
     async with opened(cache) as tier, at_work(tier) as component:
-        assert component.statistics() == sharing.SharingStatistics(shared_bytes=0, waiting_blobs=0)
+        assert component.statistics() == deduplication.SharingStatistics(shared_bytes=0, waiting_blobs=0)
 
 
 async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
@@ -348,12 +348,12 @@ async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
     def failing(*_: object) -> tuple[int, int]:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(sharing, "_share_step", failing)
+    monkeypatch.setattr(deduplication, "_share_step", failing)
     async with opened(cache) as tier:
         for key in ("a", "b"):
             await fill(tier, key, model("base"))
         async with at_work(tier):
-            await trio.sleep(10 * sharing.INTERVAL_S)
+            await trio.sleep(10 * deduplication.INTERVAL_S)
     assert len([record for record in caplog.records if "chunks not shared" in record.message]) == 1
 
 

@@ -24,9 +24,9 @@ from trimsfs.namespace.tree import Inode, Kind
 from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.residency import Residency
-from trimsfs.tiers.sharing import Sharing
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

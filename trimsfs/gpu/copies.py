@@ -20,7 +20,6 @@ from trimsfs.errors import (
     NoSuchEntryError,
     TrimsError,
 )
-from trimsfs.eviction import POLICIES
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import TensorTable
 from trimsfs.gpu.loading import CopyLoader
@@ -35,6 +34,7 @@ from trimsfs.tiers.gpu.device import Device
 from trimsfs.tiers.gpu.filling import differs
 from trimsfs.tiers.gpu.layout import Layout, lay_out
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
+from trimsfs.tiers.policies import POLICIES
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

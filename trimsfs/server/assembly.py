@@ -13,7 +13,6 @@ from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
-from trimsfs.eviction import POLICIES
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.filesystem import Filesystem
@@ -36,10 +35,11 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk import DiskTier
 from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
-from trimsfs.tiers.sharing import Sharing
 from trimsfs.types import Generation
 
 Starting = Callable[..., Awaitable[Any]]

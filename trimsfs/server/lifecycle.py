@@ -13,7 +13,6 @@ from trimsfs.errors import (
     FuseUnavailableError,
     StoreUnavailableError,
 )
-from trimsfs.eviction import POLICIES
 from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
@@ -27,6 +26,7 @@ from trimsfs.options import MountOptions
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
 
 log = logging.getLogger(__name__)

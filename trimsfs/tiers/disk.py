@@ -15,7 +15,6 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
-from trimsfs.eviction import Policy, lru
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.damage import Damage
@@ -25,6 +24,7 @@ from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.leftovers import zeroed
 from trimsfs.tiers.place import Place
+from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.residency import Residency, residency_of
 from trimsfs.tiers.room import Room

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import trio
 
-from trimsfs.eviction import Evictable
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.budget import Budget
 from trimsfs.tiers.files import BlobFiles
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.policies import Evictable
 from trimsfs.tiers.threads import Threads
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.errors import CacheFullError
-from trimsfs.eviction import Evictable, Policy, eager
 from trimsfs.tiers import groups, pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import CHUNK_SIZE
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
-from trimsfs.eviction import Evictable
 from trimsfs.tiers import opening
+from trimsfs.tiers.policies import Evictable
 from trimsfs.types import ChunkRecord, Generation
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

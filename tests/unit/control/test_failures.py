@@ -15,7 +15,6 @@ from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
-from trimsfs.eviction import lru
 from trimsfs.fetch import copier
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.models.derived import DerivedBlobs
@@ -25,9 +24,10 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
 from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.index import BlobIndex
-from trimsfs.tiers.sharing import Sharing
+from trimsfs.tiers.policies import lru
 
 ROOT = Caller(uid=0, groups=frozenset())
 Running = AbstractAsyncContextManager[tuple[Control, MemoryStore]]

@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from tests.unit.parts import content_of, fill, generation_of, opened, recorded_bytes, until
-from trimsfs.eviction import POLICIES, Evictable, cost, eager, fifo
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.policies import POLICIES, Evictable, cost, eager, fifo
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from tests.unit.parts import (
     recorded_bytes,
     states,
 )
-from trimsfs.eviction import Evictable
 from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.policies import Evictable
 
 
 async def test_the_least_recently_used_blobs_make_room(cache: Path, chunk_size: int) -> None:

@@ -10,9 +10,9 @@ import trio
 
 from trimsfs.cuda import CudaError
 from trimsfs.errors import DeviceFullError, TrimsError
-from trimsfs.eviction import Evictable, Policy, eager
 from trimsfs.tiers.gpu.device import Device, DeviceMemory
 from trimsfs.tiers.gpu.layout import Layout
+from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
