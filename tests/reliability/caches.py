@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimsfs.tiers.leftovers import SLACK
+from trimsfs.tiers.disk.crash_recovery import SLACK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

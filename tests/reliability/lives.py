@@ -29,7 +29,8 @@ from tests.unit.forked import set_chunk_size
 from tests.unit.images import Image
 from tests.unit.parts import blob_files, content_of
 from tests.unit.served import FakeBacking, Server, served
-from trimsfs.tiers import index, leftovers, room, upkeep
+from trimsfs.tiers import index
+from trimsfs.tiers.disk import crash_recovery, maintenance, space
 
 CHUNK = 64 << 10
 BLOCK = 4096
@@ -114,11 +115,11 @@ async def life(cache: Path, said: Callable[[str], None]) -> None:
         await done(server, "pin", "b")
         said("pinned b")
         await right(server, "c", "d")
-        await trio.sleep(2 * upkeep.SYNC_INTERVAL_S)
+        await trio.sleep(2 * maintenance.SYNC_INTERVAL_S)
         await right(server, "e")
         await done(server, "evict", "c")
         await right(server, "a", "e")
-        await trio.sleep(2 * upkeep.SYNC_INTERVAL_S)
+        await trio.sleep(2 * maintenance.SYNC_INTERVAL_S)
     async with server_on(cache) as server:
         await right(server, "b", "a", "c")
         await done(server, "pin", "d")
@@ -216,10 +217,10 @@ async def difference(server: Server, cache: Path) -> str | None:
 def hurry() -> None:
     """Small chunks, and little time between the steps of the disk tier."""
     set_chunk_size(CHUNK)
-    vars(room)["HEADROOM"] = 0
-    vars(leftovers)["SLACK"] = BLOCK
-    vars(upkeep)["FLUSH_INTERVAL_S"] = 0.002
-    vars(upkeep)["SYNC_INTERVAL_S"] = 0.02
+    vars(space)["HEADROOM"] = 0
+    vars(crash_recovery)["SLACK"] = BLOCK
+    vars(maintenance)["FLUSH_INTERVAL_S"] = 0.002
+    vars(maintenance)["SYNC_INTERVAL_S"] = 0.02
 
 
 def forked(function: Callable[[], None]) -> int:

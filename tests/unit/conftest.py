@@ -23,7 +23,7 @@ def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int) -> int:
     for name, module in list(sys.modules.items()):
         if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
             monkeypatch.setattr(module, "CHUNK_SIZE", size)
-    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 4 * size)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 4 * size)
     monkeypatch.setattr("trimsfs.fetch.fetcher.REQUEST_MEMORY", size // 4)
     return size
 

@@ -22,7 +22,7 @@ from trimsfs.integrity.compare import AskDigest, Digests, Integrity
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import ChunkRecord, Generation

@@ -59,7 +59,7 @@ async def test_a_read_that_fails_half_way_keeps_no_file_that_is_evicted(workshop
 async def test_chunks_that_did_not_come_in_the_end_take_no_room(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.crash_recovery.SLACK", 0)
     monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", 8192)
     chunk_size = set_chunk_size(monkeypatch, 64 << 10)
     content = content_of("a", 8 * chunk_size)

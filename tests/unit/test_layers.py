@@ -46,7 +46,7 @@ def importers(library: str) -> set[str]:
 
 def test_the_packages_are_found() -> None:
     assert Path(mountctl.__file__).parent.parent == ROOT
-    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk"} <= sources("trimsfs").keys()
+    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk.tier"} <= sources("trimsfs").keys()
 
 
 @pytest.mark.parametrize(

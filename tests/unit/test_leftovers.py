@@ -21,7 +21,7 @@ from tests.unit.parts import (
     written,
 )
 from trimsfs.tiers import extents
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 
 BLOCK = 4096
 
@@ -34,8 +34,8 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, chunk_size: int) -> None:
     """Less than a chunk is worth giving back, and what is written is synced soon."""
-    monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", BLOCK)
-    monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.01)
+    monkeypatch.setattr("trimsfs.tiers.disk.crash_recovery.SLACK", BLOCK)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.01)
 
 
 @asynccontextmanager

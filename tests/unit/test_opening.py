@@ -25,7 +25,7 @@ def contents(chunk_size: int) -> dict[str, bytes]:
 @pytest.fixture
 async def cache(tmp_path: Path, contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with some blobs, one of which is pinned."""
-    monkeypatch.setattr("trimsfs.tiers.leftovers.SLACK", 4096)
+    monkeypatch.setattr("trimsfs.tiers.disk.crash_recovery.SLACK", 4096)
     directory = tmp_path / "cache"
     async with opened(directory) as tier:
         for key, content in contents.items():

@@ -26,10 +26,10 @@ from tests.unit.parts import (
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.directory import Place
+from trimsfs.tiers.disk.lock import lock_directory, locks
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index import BlobIndex
-from trimsfs.tiers.lock import lock_directory, locks
-from trimsfs.tiers.place import Place
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def cache(tmp_path: Path) -> Path:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier does at once what it does from time to time."""
     for name, seconds in {"FLUSH": 0.01, "SYNC": 0.02, "LOOK": 0.01}.items():
-        monkeypatch.setattr(f"trimsfs.tiers.upkeep.{name}_INTERVAL_S", seconds)
-    monkeypatch.setattr("trimsfs.tiers.upkeep.PATIENCE_S", 0.1)
+        monkeypatch.setattr(f"trimsfs.tiers.disk.maintenance.{name}_INTERVAL_S", seconds)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.PATIENCE_S", 0.1)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, fill, generation_of, opened
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.tiers.policies import lru
 from trimsfs.tiers.quotas import REST, Quotas
@@ -14,7 +14,7 @@ from trimsfs.tiers.quotas import REST, Quotas
 
 @pytest.fixture(autouse=True)
 def no_headroom(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 0)
 
 
 @pytest.fixture

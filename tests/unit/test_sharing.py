@@ -20,7 +20,7 @@ from tests.unit.parts import content_of, fill, generation_of, opened, until
 from trimsfs.tiers import deduplication, pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST, Common, can_share, common, share
 from trimsfs.types import CHUNK_SIZE, Generation
 

@@ -13,7 +13,7 @@ from tests.unit.parts import content_of, fetcher_of, fetching
 from trimsfs.errors import StoreError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 
 DEADLINE_S = 15.0
 

@@ -25,8 +25,8 @@ from trimsfs.mountinfo import file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
 from trimsfs.server.sandbox import identity
 from trimsfs.stores import Retrying, RetryingStore, open_store
+from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
-from trimsfs.tiers.lock import lock_directory
 
 PROBE_DEADLINE_S = 5.0
 OLDEST_KERNEL = (5, 14)

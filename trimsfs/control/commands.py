@@ -20,7 +20,7 @@ from trimsfs.namespace.directory import Special
 from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.pool import Holder
 from trimsfs.tiers.host import HostTier
 from trimsfs.types import Generation

@@ -25,8 +25,8 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
-from trimsfs.tiers.disk import DiskTier
-from trimsfs.tiers.residency import Residency
+from trimsfs.tiers.disk.residency import Residency
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

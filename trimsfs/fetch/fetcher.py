@@ -28,7 +28,7 @@ from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span, chunks_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, ChunkRecord
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.opening.reopens import SentBack
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer, Generation
 
 log = logging.getLogger(__name__)

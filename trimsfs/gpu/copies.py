@@ -29,7 +29,7 @@ from trimsfs.gpu.statistics import GpuStatistics, statistics_of
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.device import Device
 from trimsfs.tiers.gpu.filling import differs
 from trimsfs.tiers.gpu.layout import Layout, lay_out

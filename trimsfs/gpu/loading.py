@@ -10,7 +10,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.records import Records
 from trimsfs.gpu.source import BlobSource
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.filling import fill
 from trimsfs.tiers.gpu.pool import Copy, Pool
 

@@ -33,7 +33,7 @@ from trimsfs.models.derived import model_key
 from trimsfs.stores.digests import Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.ranges import chunk_length, chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 

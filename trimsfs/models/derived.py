@@ -19,7 +19,7 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
 from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

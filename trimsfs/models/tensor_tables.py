@@ -12,7 +12,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
 from trimsfs.formats.source import Bytes
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError,
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 
 log = logging.getLogger(__name__)
 

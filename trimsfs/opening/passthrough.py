@@ -19,7 +19,7 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.handover.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host import HostTier
 from trimsfs.types import Generation
 

@@ -11,7 +11,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.opening.passthrough import Residents
 from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.stores import Retrying, RetryingStore, Store
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
 

@@ -16,7 +16,7 @@ import trio
 from trimsfs.errors import InUseError
 from trimsfs.tiers import extents, pages
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, Generation
 

@@ -11,7 +11,7 @@ from tests.unit.parts import (
     store_chunk,
 )
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 

@@ -7,7 +7,7 @@ import trio
 
 from tests.unit.parts import content_of, fill, generation_of, opened, recorded_bytes, until
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.policies import POLICIES, Evictable, cost, eager, fifo
 
 
@@ -41,7 +41,7 @@ async def use(tier: DiskTier, key: str, size: int, times: int = 1) -> None:
 async def test_each_policy_chooses_for_itself(
     cache: Path, chunk_size: int, policy: str, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
     async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy]) as tier:
         tier.evictor.load_cost = lambda size: 1.0 + size / 1e9
@@ -70,7 +70,7 @@ async def test_never_keeps_what_is_here_and_takes_nothing_more(cache: Path, chun
 async def test_the_order_of_arrival_survives_a_restart(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 0)
     async with opened(cache, policy=fifo) as tier:
         for key in "cab":
             await fill(tier, key, content_of(key, chunk_size))
@@ -84,7 +84,7 @@ async def test_the_order_of_arrival_survives_a_restart(
 async def test_eager_gives_up_what_nobody_uses_and_has_not_pinned(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.upkeep.FLUSH_INTERVAL_S", 0.005)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.005)
     async with opened(cache, policy=eager) as tier, trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
         async with tier.using(generation_of("p", content_of("p", chunk_size))) as pinned:
@@ -119,7 +119,7 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
 async def test_what_it_costs_to_load_is_asked_for_each_blob(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.room.HEADROOM", 0)
+    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 0)
     told: list[Evictable] = []
 
     def choose(entries: list[Evictable], needed: int) -> list[Evictable]:

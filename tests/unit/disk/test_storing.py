@@ -25,7 +25,7 @@ from tests.unit.parts import (
 )
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk import DiskTier
+from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.types import ChunkRecord
 
@@ -251,8 +251,8 @@ async def test_files_that_the_index_does_not_know_are_removed(cache: Path, chunk
 async def test_a_running_tier_records_what_is_written_and_syncs_it(
     cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.upkeep.FLUSH_INTERVAL_S", 0.001)
-    monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.002)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.001)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.002)
     synced = trio.Event()
     mark_synced = BlobIndex.mark_synced
     token = trio.lowlevel.current_trio_token()
@@ -280,8 +280,8 @@ async def test_a_running_tier_records_what_is_written_and_syncs_it(
 async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced_later(
     cache: Path, chunk_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.upkeep.FLUSH_INTERVAL_S", 0.001)
-    monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.0)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 0.001)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.0)
     syncing, sync_on, recording, record_on = (threading.Event() for _ in range(4))
     sync, add_chunks = Blob.sync, BlobIndex.add_chunks
 

@@ -201,7 +201,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         server.disk._budget.add("a", -100)
         server.integrity.doubts.begin(blob, BlobDamagedError("a: damaged"))
         server.disk._upkeep.unfinished.add(blob.token)
-        monkeypatch.setattr("trimsfs.tiers.upkeep.give_back", give_back)
+        monkeypatch.setattr("trimsfs.tiers.disk.maintenance.give_back", give_back)
         server.release(handle)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.disk._upkeep._give_back_unfinished)
@@ -216,8 +216,8 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
 async def test_an_index_that_fails_once_while_nothing_is_to_be_recorded_does_not_end_the_server(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    monkeypatch.setattr("trimsfs.tiers.upkeep.SYNC_INTERVAL_S", 0.1)
-    monkeypatch.setattr("trimsfs.tiers.upkeep.PATIENCE_S", 0.5)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.PATIENCE_S", 0.5)
     async with serving() as server:
         handle = await opened(server)
         await trio.sleep(0.6)

@@ -13,8 +13,9 @@ from tests.unit.parts import blob_files, blob_of, fail_to_sync, flip_byte, until
 from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
-from trimsfs.tiers import extents, leftovers
+from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk import crash_recovery
 
 
 async def test_what_came_for_lost_bytes_is_not_read_uncompared(
@@ -139,10 +140,10 @@ async def test_what_is_found_to_have_been_cut_off_as_it_is_opened_is_fetched_aga
     def zeroed(blob: Blob) -> list[int]:
         if not looks:
             extents.punch(blob.fileno(), 0, chunk_size)
-        looks.append(leftovers.zeroed(blob))
+        looks.append(crash_recovery.zeroed(blob))
         return looks[-1]
 
-    monkeypatch.setattr("trimsfs.tiers.disk.zeroed", zeroed)
+    monkeypatch.setattr("trimsfs.tiers.disk.tier.zeroed", zeroed)
     async with serving(digests="wait", cold_open="wait") as server:
         assert await server.content("a") == content
         assert looks == [[0], []]

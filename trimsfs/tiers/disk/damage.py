@@ -10,8 +10,8 @@ import trio
 from trimsfs.errors import BlobDamagedError, TrimsError
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.budget import Budget
-from trimsfs.tiers.files import BlobFiles
+from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.files import BlobFiles
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.threads import Threads

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.crash_recovery import give_back
 from trimsfs.tiers.index import BlobIndex
-from trimsfs.tiers.leftovers import give_back
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.crash_recovery import Leftovers, give_back
+from trimsfs.tiers.disk.directory import Place
+from trimsfs.tiers.disk.space import Room
 from trimsfs.tiers.journal import Journal
-from trimsfs.tiers.leftovers import Leftovers, give_back
-from trimsfs.tiers.place import Place
-from trimsfs.tiers.room import Room
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Set
 
 import trio
 
-from trimsfs.tiers.budget import Budget
+from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.tiers.quotas import REST, Quotas
 from trimsfs.types import CHUNK_SIZE

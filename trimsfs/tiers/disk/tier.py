@@ -16,20 +16,20 @@ import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.budget import Budget
-from trimsfs.tiers.damage import Damage
-from trimsfs.tiers.evictor import Evictor
-from trimsfs.tiers.files import BlobFiles
+from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.crash_recovery import zeroed
+from trimsfs.tiers.disk.damage import Damage
+from trimsfs.tiers.disk.directory import Place
+from trimsfs.tiers.disk.evictor import Evictor
+from trimsfs.tiers.disk.files import BlobFiles
+from trimsfs.tiers.disk.maintenance import PATIENCE_S, Upkeep
+from trimsfs.tiers.disk.residency import Residency, residency_of
+from trimsfs.tiers.disk.space import Room
 from trimsfs.tiers.index import BlobRecord
 from trimsfs.tiers.journal import Journal
-from trimsfs.tiers.leftovers import zeroed
-from trimsfs.tiers.place import Place
 from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
-from trimsfs.tiers.residency import Residency, residency_of
-from trimsfs.tiers.room import Room
 from trimsfs.tiers.threads import Threads
-from trimsfs.tiers.upkeep import PATIENCE_S, Upkeep
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import trio
 
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.budget import Budget
-from trimsfs.tiers.files import BlobFiles
+from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.files import BlobFiles
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.journal import Journal
 from trimsfs.tiers.policies import Evictable
