@@ -31,9 +31,9 @@ from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.device import Device
-from trimsfs.tiers.gpu.filling import differs
 from trimsfs.tiers.gpu.layout import Layout, lay_out
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
+from trimsfs.tiers.gpu.transfer import differs
 from trimsfs.tiers.policies import POLICIES
 from trimsfs.types import Generation
 

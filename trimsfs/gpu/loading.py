@@ -11,8 +11,8 @@ from trimsfs.gpu.records import Records
 from trimsfs.gpu.source import BlobSource
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.gpu.filling import fill
 from trimsfs.tiers.gpu.pool import Copy, Pool
+from trimsfs.tiers.gpu.transfer import fill
 
 log = logging.getLogger(__name__)
 
