@@ -24,7 +24,7 @@ from tests.frameworks import PROGRAMS
 from tests.frameworks.test_frameworks import ROOT, python_of
 from tests.mounts import TRIMSFS, MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
-from trimsfs.tiers.pages import MADV_POPULATE_READ
+from trimsfs.tiers.host.page_cache import MADV_POPULATE_READ
 
 PAGE = 4096
 CHUNK, PART = 8 << 20, 64 << 10

@@ -37,7 +37,7 @@ from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
 from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import Policy, lru
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))

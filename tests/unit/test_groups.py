@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.tiers.groups import RESERVE, lockable_bytes
+from trimsfs.tiers.host.cgroups import RESERVE, lockable_bytes
 
 MIB = 1 << 20
 

@@ -16,9 +16,9 @@ import trio
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, generation_of, until, written
 from trimsfs.errors import CacheFullError
-from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host import page_cache
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import POLICIES
 
 SIZE = 16 * mmap.PAGESIZE
@@ -57,7 +57,7 @@ class Shelf:
 
     def resident(self, name: str) -> int:
         """Bytes of a blob in the page cache, as the kernel has it."""
-        resident = pages.resident_bytes(self.blobs[name].fileno())
+        resident = page_cache.resident_bytes(self.blobs[name].fileno())
         assert resident is not None
         return resident
 
@@ -69,8 +69,8 @@ def ordinary() -> Iterator[Path]:
     with (directory / "file").open("w+b") as file:
         file.write(bytes(SIZE))
         file.flush()
-        pages.drop(file.fileno())
-        if pages.resident_bytes(file.fileno()) != 0:
+        page_cache.drop(file.fileno())
+        if page_cache.resident_bytes(file.fileno()) != 0:
             pytest.skip("this kernel does not tell what is in its page cache, or /var/tmp is in memory")
     yield directory
     shutil.rmtree(directory)
@@ -115,7 +115,7 @@ def locked_bytes() -> int:
 
 async def test_what_is_not_in_memory_is_brought_in(shelf: Shelf) -> None:
     tier, blob = shelf.tier(), shelf.blob("a")
-    pages.drop(blob.fileno())
+    page_cache.drop(blob.fileno())
     assert shelf.resident("a") == 0
     assert not tier.holds(blob)
     await bring(tier, blob)
@@ -132,7 +132,7 @@ async def test_what_is_in_memory_is_not_read_again(shelf: Shelf) -> None:
 
 async def test_a_blob_is_brought_in_once_however_many_want_it(shelf: Shelf) -> None:
     tier, blob = shelf.tier(), shelf.blob("a")
-    pages.drop(blob.fileno())
+    page_cache.drop(blob.fileno())
     async with trio.open_nursery() as nursery:
         for _ in range(10):
             nursery.start_soon(bring, tier, blob)
@@ -142,7 +142,7 @@ async def test_a_blob_is_brought_in_once_however_many_want_it(shelf: Shelf) -> N
 
 async def test_a_blob_that_cannot_be_read_does_not_come_in(shelf: Shelf) -> None:
     tier, blob = shelf.tier(), shelf.blob("a")
-    pages.drop(blob.fileno())
+    page_cache.drop(blob.fileno())
     shelf.error = OSError(errno.EIO, "Input/output error")
     with pytest.raises(OSError, match="Input/output error"):
         await bring(tier, blob)
@@ -153,7 +153,7 @@ async def test_a_blob_that_cannot_be_read_does_not_come_in(shelf: Shelf) -> None
 
 
 async def test_a_kernel_that_does_not_tell_is_made_to_read(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: None)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: None)
     await bring(shelf.tier(), shelf.blob("a"))
     assert len(shelf.populated) == 1
 
@@ -235,14 +235,14 @@ async def test_what_is_opened_while_room_is_made_stays(shelf: Shelf, monkeypatch
     tier = shelf.tier(2, "flush")
     a, b = shelf.blob("a"), shelf.blob("b")
     await bring(tier, a, b)
-    drop = pages.drop
+    drop = page_cache.drop
 
     def open_the_other(descriptor: int) -> None:
         other = b if descriptor == a.fileno() else a
         other.users += 1
         drop(descriptor)
 
-    monkeypatch.setattr(pages, "drop", open_the_other)
+    monkeypatch.setattr(page_cache, "drop", open_the_other)
     await bring(tier, shelf.blob("c"))
     assert held(tier, shelf) in {"ac", "bc"}
     assert tier.statistics().evictions == 1
@@ -254,7 +254,7 @@ async def test_a_blob_is_in_use_while_it_is_dropped(shelf: Shelf, monkeypatch: p
     tier, a = shelf.tier(1), shelf.blob("a")
     await bring(tier, a)
     users: list[int] = []
-    monkeypatch.setattr(pages, "drop", lambda _descriptor: users.append(a.users))
+    monkeypatch.setattr(page_cache, "drop", lambda _descriptor: users.append(a.users))
     await bring(tier, shelf.blob("b"))
     assert (users, a.users) == ([1], 0)
 
@@ -265,7 +265,7 @@ async def test_what_cannot_be_dropped_no_longer_counts(shelf: Shelf, monkeypatch
 
     tier, a = shelf.tier(1), shelf.blob("a")
     await bring(tier, a)
-    monkeypatch.setattr(pages, "drop", fail)
+    monkeypatch.setattr(page_cache, "drop", fail)
     await bring(tier, shelf.blob("b"))
     assert held(tier, shelf) == "b"
     assert (tier.statistics().used_bytes, a.users) == (SIZE, 0)
@@ -282,7 +282,7 @@ async def test_what_has_left_the_disk_is_no_longer_counted(shelf: Shelf) -> None
 
 
 async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.tiers.host.CHECK_INTERVAL_S", 0.005)
+    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 0.005)
     tier = shelf.tier(policy="eager")
     pinned = shelf.blob("p")
     pinned.pinned = True
@@ -314,11 +314,11 @@ async def test_other_policies_wait_until_room_is_needed(shelf: Shelf, policy: st
 async def test_a_pin_locks_memory_and_unpinning_unlocks_it(shelf: Shelf) -> None:
     tier, before = shelf.tier(4), locked_bytes()
     async with using(shelf.blob("a")) as a, using(shelf.blob("b", 2 * SIZE)) as b:
-        pages.drop(a.fileno())
+        page_cache.drop(a.fileno())
         for blob in (a, b, a):
             await tier.pin(blob)
         assert locked_bytes() - before == 3 * SIZE == tier.statistics().locked_bytes
-        pages.drop(a.fileno())
+        page_cache.drop(a.fileno())
         assert shelf.resident("a") == SIZE
         await tier.unpin(a)
         assert locked_bytes() - before == 2 * SIZE == tier.statistics().locked_bytes
@@ -326,7 +326,7 @@ async def test_a_pin_locks_memory_and_unpinning_unlocks_it(shelf: Shelf) -> None
         await tier.unpin(a)
         await tier.unpin(b)
         assert locked_bytes() == before
-        pages.drop(a.fileno())
+        page_cache.drop(a.fileno())
         assert shelf.resident("a") == 0
 
 
@@ -416,7 +416,7 @@ async def test_a_limit_of_locked_memory_does_not_keep_a_blob_from_being_pinned(
     def refuse(_descriptor: int, _size: int) -> int:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    monkeypatch.setattr(pages, "lock", refuse)
+    monkeypatch.setattr(page_cache, "lock", refuse)
     tier = shelf.tier(1, "flush")
     async with using(shelf.blob("p")) as pinned:
         pinned.pinned = True

@@ -7,7 +7,7 @@ import pytest
 from tests.fakes import MemoryStore
 from tests.unit.parts import content_of, copier, fill, generation_of, opened
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import lru
 from trimsfs.tiers.quotas import REST, Quotas
 

@@ -24,8 +24,8 @@ from trimsfs.errors import (
 from trimsfs.filesystem.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace.tree import RESIDENT_BIT
-from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.host import page_cache
 
 CHUNKS = 5
 
@@ -248,7 +248,7 @@ async def test_a_file_that_cannot_be_brought_into_memory_is_served_in_cached_mod
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     monkeypatch.setattr("trimsfs.fetch.copier.populate", fail)
     assert await server.outcome("warm-disk", "b") == ("done", None)
     await until(lambda: server.users() == 0)
@@ -269,7 +269,7 @@ async def test_a_worker_that_ends_while_it_brings_a_file_into_memory_does_not_en
     async def fail(_descriptor: int, _start: int, _stop: int) -> None:
         raise error
 
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     server.host._populate = fail
     assert await server.outcome("warm-disk", "b") == ("done", None)
     await until(lambda: server.users() == 0)

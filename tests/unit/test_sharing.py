@@ -17,11 +17,12 @@ from tests.benchmarks.sharing import Content
 from tests.unit.formats.writers import Array, safetensors
 from tests.unit.images import image_of
 from tests.unit.parts import content_of, fill, generation_of, opened, until
-from trimsfs.tiers import deduplication, pages
+from trimsfs.tiers import deduplication
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.extents import BLOCK, LEAST, Common, can_share, common, share
+from trimsfs.tiers.host import page_cache
 from trimsfs.types import CHUNK_SIZE, Generation
 
 MIB = 1 << 20
@@ -299,7 +300,7 @@ async def test_what_was_in_memory_stays_there_and_nothing_else_comes(cache: Path
         if _resident(paths[0]) is None:
             pytest.skip("needs Linux 6.5")
         with paths[1].open("rb") as file:
-            pages.drop(file.fileno())
+            page_cache.drop(file.fileno())
         before = [_resident(path) for path in paths]
         assert before[1] == 0
         async with at_work(tier) as component:
@@ -309,7 +310,7 @@ async def test_what_was_in_memory_stays_there_and_nothing_else_comes(cache: Path
 
 def _resident(path: Path) -> int | None:
     with path.open("rb") as file:
-        return pages.resident_bytes(file.fileno())
+        return page_cache.resident_bytes(file.fileno())
 
 
 async def test_what_is_evicted_takes_nothing_from_the_others(cache: Path, autojump_clock: MockClock) -> None:

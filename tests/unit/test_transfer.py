@@ -21,7 +21,7 @@ from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Copier, Extent
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
-from trimsfs.tiers.pages import drop, resident_bytes
+from trimsfs.tiers.host.page_cache import drop, resident_bytes
 from trimsfs.types import ChunkRecord, Generation
 
 

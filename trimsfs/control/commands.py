@@ -22,7 +22,7 @@ from trimsfs.opening.passthrough import Residents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.pool import Holder
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

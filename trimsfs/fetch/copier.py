@@ -17,7 +17,7 @@ import trio
 from trimsfs.errors import StoreError
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
-from trimsfs.tiers.pages import populate
+from trimsfs.tiers.host.page_cache import populate
 from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord, Generation
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.handover.ledger import Entry, Kind, Ledger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation

@@ -14,9 +14,10 @@ from pathlib import Path
 import trio
 
 from trimsfs.errors import InUseError
-from trimsfs.tiers import extents, pages
+from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, Generation
 
@@ -174,7 +175,7 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
         if before == length:
             return before, before
         parts = ((one, at), (other, start))
-        in_memory = [pages.resident_bytes(descriptor, offset, length) for descriptor, offset in parts]
+        in_memory = [page_cache.resident_bytes(descriptor, offset, length) for descriptor, offset in parts]
         for (descriptor, offset), resident in zip(parts, in_memory, strict=True):
             if resident is None or resident < length:
                 # The kernel would read page by page, while both are locked.
@@ -185,7 +186,7 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
             if resident == 0:
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
             elif descriptor == other:
-                pages.populate(descriptor, offset, offset + length)
+                page_cache.populate(descriptor, offset, offset + length)
         return before, max(before, now)
 
 

@@ -13,8 +13,8 @@ from tests.unit.parts import blob_files, content_of, flip_byte, until
 from tests.unit.served import Server, Serving
 from trimsfs.control.commands import FILES_AT_ONCE
 from trimsfs.errors import StoreAccessError, StoreUnavailableError
-from trimsfs.tiers import pages
-from trimsfs.tiers.pages import resident_bytes
+from trimsfs.tiers.host import page_cache
+from trimsfs.tiers.host.page_cache import resident_bytes
 
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
@@ -66,7 +66,7 @@ async def test_warming_the_host_reads_every_byte_into_its_memory(
 ) -> None:
     ranges: list[tuple[int, int]] = []
     monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda _descriptor, start, stop: ranges.append((start, stop)))
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     await server.command("warm-disk", "net/params")
     await in_memory(server, "net/params")
     ranges.clear()

@@ -22,10 +22,10 @@ from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import Inode, Kind, Namespace
 from trimsfs.opening.passthrough import Residents
 from trimsfs.options import MountOptions
-from trimsfs.tiers import pages
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
-from trimsfs.tiers.host import HostTier
+from trimsfs.tiers.host import page_cache
+from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.index import BlobIndex
 from trimsfs.tiers.policies import lru
 
@@ -114,7 +114,7 @@ async def test_warming_the_page_cache_from_a_disk_that_cannot_be_read(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What has just been written is in memory, and would not be read.
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     told = await fail_then_succeed(running, "warm-host", monkeypatch, copier, "populate", OSError(5, "I/O error"))
     assert "I/O error" in told
 

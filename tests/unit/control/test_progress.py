@@ -12,7 +12,7 @@ from tests.fakes import MemoryStore
 from tests.unit.control.common import last_line, on_disk
 from tests.unit.parts import until
 from tests.unit.served import Server
-from trimsfs.tiers import pages
+from trimsfs.tiers.host import page_cache
 
 
 async def test_progress_is_one_line_of_json_a_read_until_the_end(
@@ -65,7 +65,7 @@ async def test_progress_never_goes_back_while_the_host_is_warmed(
     fetched = store.block(method="read", offset=4 * chunk_size)
     populated = threading.Event()
     monkeypatch.setattr("trimsfs.fetch.copier.populate", lambda *_: populated.wait(5))
-    monkeypatch.setattr(pages, "resident_bytes", lambda _descriptor: 0)
+    monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
     handle = await server.open(await server.control_file("net/params", "warm-host"))
     done: list[int] = []
     offset = 0

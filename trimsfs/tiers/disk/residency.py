@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.host.page_cache import resident_bytes
 from trimsfs.tiers.index import BlobRecord
-from trimsfs.tiers.pages import resident_bytes
 from trimsfs.types import Generation
 
 

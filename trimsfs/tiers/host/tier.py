@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.errors import CacheFullError
-from trimsfs.tiers import groups, pages
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.host import cgroups, page_cache
 from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import CHUNK_SIZE
@@ -133,9 +133,9 @@ class HostTier:
                 pool = self._pool(blob)
                 await self._evict(self._excess(pool, size), pool)
         if size <= CHUNK_SIZE:  # a look takes less than a thread does
-            resident = pages.resident_bytes(blob.fileno())
+            resident = page_cache.resident_bytes(blob.fileno())
         else:
-            resident = await trio.to_thread.run_sync(pages.resident_bytes, blob.fileno())
+            resident = await trio.to_thread.run_sync(page_cache.resident_bytes, blob.fileno())
         if resident is None or resident < size:
             await self._populate(blob.fileno(), 0, size)
         if not self.holds(blob):
@@ -158,7 +158,7 @@ class HostTier:
         limit = self._quotas.limit(pool, self._budget)
         if limit is not None and self._locked(pool) + size > limit:
             raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
-        lockable = groups.lockable_bytes()
+        lockable = cgroups.lockable_bytes()
         if lockable is not None and lockable < size:
             log.warning(
                 "%s: not locked in memory: the control group of the server may hold %d bytes more: raise its limit",
@@ -167,7 +167,7 @@ class HostTier:
             )
             return
         try:
-            hosted.address = await trio.to_thread.run_sync(pages.lock, blob.fileno(), size)
+            hosted.address = await trio.to_thread.run_sync(page_cache.lock, blob.fileno(), size)
         except OSError as error:
             # It stays on disk and, as far as memory lasts, in memory.
             log.warning(
@@ -184,7 +184,7 @@ class HostTier:
     def _unlock(self, blob: Blob) -> None:
         hosted = self._hosted.get(blob.token)
         if hosted is not None and hosted.address is not None:
-            pages.unlock(hosted.address, blob.generation.size)
+            page_cache.unlock(hosted.address, blob.generation.size)
             hosted.address = None
 
     def removed(self, blob: Blob) -> None:
@@ -221,7 +221,7 @@ class HostTier:
         del self._hosted[token]
         blob.users += 1  # it must not be closed meanwhile
         try:
-            await trio.to_thread.run_sync(pages.drop, blob.fileno())
+            await trio.to_thread.run_sync(page_cache.drop, blob.fileno())
         except OSError as error:
             log.warning("%s: not dropped from memory: %s", blob.generation.key, error.strerror)
         finally:
