@@ -29,8 +29,8 @@ from tests.unit.forked import set_chunk_size
 from tests.unit.images import Image
 from tests.unit.parts import blob_files, content_of
 from tests.unit.served import FakeBacking, Server, served
-from trimsfs.tiers import index
 from trimsfs.tiers.disk import crash_recovery, maintenance, space
+from trimsfs.tiers.index import index
 
 CHUNK = 64 << 10
 BLOCK = 4096

@@ -21,7 +21,7 @@ from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability.virtual import damage_some
 from tests.unit.parts import blob_files
 from trimsfs.ranges import chunk_span
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import CHUNK_SIZE
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.parts import generation_of
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheUnusableError
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation
 
 STORE = "memory://test"
@@ -300,7 +300,7 @@ def test_a_chunk_written_again_has_to_be_synced_again(path: Path) -> None:
 
 def test_the_boot_is_the_kernels_unless_told(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     boot = tmp_path / "boot_id"
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot)
     boot.write_text("one\n")
     with closing(BlobIndex(path, strict=False)) as index:
         make(index, "a")

@@ -161,7 +161,7 @@ async def test_what_a_killed_server_had_not_synced_is_synced_by_the_next(
 ) -> None:
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("one")
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
     async with opened(cache) as tier:
         generations = [await fill(tier, key, content_of(key, 2 * chunk_size)) for key in "ab"]
         await tier.flush()

@@ -12,7 +12,7 @@ import trio
 
 from tests.unit.parts import content_of, fill, generation_of, opened, piece, recorded_bytes, store_chunk, verify_chunk
 from trimsfs.tiers.blob import ChunkState
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 
 KEYS = "abcde"
 

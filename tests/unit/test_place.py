@@ -29,7 +29,7 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.directory import Place
 from trimsfs.tiers.disk.lock import lock_directory, locks
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import trio
 
 from tests.fakes import MemoryStore
 from tests.unit.served import Serving
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 
 
 @pytest.fixture

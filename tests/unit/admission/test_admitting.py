@@ -171,7 +171,7 @@ async def test_what_is_lost_at_a_boot_is_compared_again(
 ) -> None:
     boot, left = tmp_path / "boot", tmp_path / "left"
     boot.write_text("one")
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot)
     async with serving() as server:
         assert await server.content("signed/params") == files["params"]
         await server.disk.flush()

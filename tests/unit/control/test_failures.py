@@ -26,7 +26,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.tier import HostTier
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.policies import lru
 
 ROOT = Caller(uid=0, groups=frozenset())

@@ -24,7 +24,7 @@ from tests.unit.parts import (
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheError
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])

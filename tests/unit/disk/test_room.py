@@ -16,7 +16,7 @@ from tests.unit.parts import (
     recorded_bytes,
     states,
 )
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.policies import Evictable
 
 

@@ -26,7 +26,7 @@ from tests.unit.parts import (
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord
 
 # The directory
@@ -160,7 +160,7 @@ async def test_chunks_that_were_not_synced_do_not_survive_a_boot(
 ) -> None:
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("one")
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
     a, b = small("a", chunk_size), small("b", chunk_size)
     async with opened(cache) as tier:
         await fill(tier, "a", a)
@@ -272,7 +272,7 @@ async def test_a_running_tier_records_what_is_written_and_syncs_it(
         nursery.cancel_scope.cancel()
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("another")
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
     async with opened(tmp_path / "left") as tier:
         assert await here(tier) == {"a": chunk_size}
 
@@ -315,6 +315,6 @@ async def test_a_chunk_that_is_being_recorded_while_its_blob_is_synced_is_synced
         nursery.cancel_scope.cancel()
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("another")
-    monkeypatch.setattr("trimsfs.tiers.index.BOOT_ID", boot_id)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BOOT_ID", boot_id)
     async with opened(cache) as tier:
         assert await here(tier) == {"a": chunk_size, "b": 2 * chunk_size}

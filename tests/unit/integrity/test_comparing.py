@@ -344,7 +344,7 @@ async def test_scrubbing_rests_when_it_cannot_record_what_it_has_done(
     def fails(*_: object) -> None:
         raise sqlite3.OperationalError("attempt to write a readonly database")
 
-    monkeypatch.setattr("trimsfs.tiers.index.BlobIndex.scrubbed", fails)
+    monkeypatch.setattr("trimsfs.tiers.index.index.BlobIndex.scrubbed", fails)
     async with serving(scrub_interval_s=0.2) as server:
         server.release(await opened(server))
         await trio.sleep(1)

@@ -12,7 +12,7 @@ import crc32c
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.files import BlobFiles
-from trimsfs.tiers.index import BlobIndex
-from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import ChunkRecord, Generation
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trimsfs.errors import CacheError, CacheUnusableError
 from trimsfs.tiers.disk.lock import lock_directory, locks, sign
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import trio
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.files import BlobFiles
-from trimsfs.tiers.index import BlobIndex
-from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.policies import Evictable
 from trimsfs.tiers.threads import Threads
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.crash_recovery import give_back
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.crash_recovery import Leftovers, give_back
 from trimsfs.tiers.disk.directory import Place
 from trimsfs.tiers.disk.space import Room
-from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import Generation
 

@@ -25,8 +25,8 @@ from trimsfs.tiers.disk.files import BlobFiles
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Upkeep
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.space import Room
-from trimsfs.tiers.index import BlobRecord
-from trimsfs.tiers.journal import Journal
+from trimsfs.tiers.index.index import BlobRecord
+from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.tiers.threads import Threads

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
-from trimsfs.tiers import opening
+from trimsfs.tiers.index import recovery
 from trimsfs.tiers.policies import Evictable
 from trimsfs.types import ChunkRecord, Generation
 
@@ -55,14 +55,14 @@ class BlobIndex:
         self._lock = threading.Lock()
         self._boot_id = boot_id or BOOT_ID.read_text().strip()
         try:
-            self._connection, self.rebuilt = opening.opened(path, self._boot_id, checked=trusted, strict=strict)
+            self._connection, self.rebuilt = recovery.opened(path, self._boot_id, checked=trusted, strict=strict)
             self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except (sqlite3.Error, OSError) as error:
             raise CacheUnusableError(f"cache index {path}: {error}") from error
 
     def mend(self) -> None:
         """Make the index anew for the next server, if it is damaged. Raises sqlite3.Error and OSError."""
-        opening.opened(self._path, self._boot_id, checked=False, strict=True)[0].close()
+        recovery.opened(self._path, self._boot_id, checked=False, strict=True)[0].close()
 
     def close(self) -> None:
         """Write everything into the database file and close it."""

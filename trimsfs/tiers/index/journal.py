@@ -8,7 +8,7 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import ChunkRecord
 
