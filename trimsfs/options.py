@@ -283,7 +283,7 @@ def order_of(mountpoint: Path, options: MountOptions, *, foreground: bool) -> di
         "source": options.store,
         "allow_other": options.allow_other,
         "foreground": foreground,
-        "server": [sys.executable, "-m", "trimsfs.server.daemon"],
+        "server": [sys.executable, "-m", "trimsfs.daemon"],
         "options": options.model_dump(mode="json", exclude_none=True),
     }
 

@@ -273,7 +273,7 @@ def run(name: str, directory: Path) -> None:
     os.dup2(stored["order"], 0)
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
-    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper.keeper"])
+    os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 
 
 def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[Mount], int]:

@@ -6,7 +6,7 @@ descriptors of copies in GPU memory. Another server stands by, with everything l
 the kernel has asked meanwhile waits, and what the dead one left unanswered comes again.
 
 The keeper parses nothing but its servers' few messages and its operator's, and never touches the mount: a process that
-waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper.keeper`` with a JSON order on standard
+waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard
 input::
 
     {"mountpoint": "/models", "source": "s3://bucket", "allow_other": true, "foreground": false, "server": [...]}
@@ -388,14 +388,10 @@ def _leave_no_core() -> None:
 
 def main() -> None:
     """Entry point of the keeper process."""
-    parser = argparse.ArgumentParser(prog="mountctl.keeper.keeper")
+    parser = argparse.ArgumentParser(prog="mountctl.keeper")
     parser.add_argument("--status-fd", type=int)
     status: int | None = parser.parse_args().status_fd
     if status is not None:
         os.set_inheritable(status, False)
     _leave_no_core()
     sys.exit(Keeper(json.load(sys.stdin), status, stored_descriptors(os.environ)).run())
-
-
-if __name__ == "__main__":
-    main()

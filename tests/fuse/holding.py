@@ -1,4 +1,4 @@
-"""A server that has its keeper hold a pipe, for tests: in an order's ``server``, in place of ``trimsfs.server.daemon``.
+"""A server that has its keeper hold a pipe, for tests: in an order's ``server``, in place of ``trimsfs.daemon``.
 
 The first of a mount has one held in which it has left a word. Each gives who connects its process id and the pipe.
 """

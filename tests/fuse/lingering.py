@@ -1,4 +1,4 @@
-"""A server that does not end by itself, for tests: in an order's ``server``, in place of ``trimsfs.server.daemon``.
+"""A server that does not end by itself, for tests: in an order's ``server``, in place of ``trimsfs.daemon``.
 
 A thread of it is in a call that never returns, as one that waits for a GPU may be.
 """

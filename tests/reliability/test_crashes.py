@@ -147,7 +147,7 @@ def test_a_server_that_dies_at_any_write_costs_its_readers_nothing(
 ) -> None:
     options = ("--cache-size", "70MiB", "--min-free", "0")
     with plan_in(tmp_path) as (plan, environment):
-        environment["CRASH_PROGRAM"] = "trimsfs.server.daemon"
+        environment["CRASH_PROGRAM"] = "trimsfs.daemon"
         with mounted(store, tmp_path, *options, environment=environment) as mount:
             crashing = Crashes(mount, plan, seed)
             readers = Readers(mount.path, store, tmp_path, count=3)

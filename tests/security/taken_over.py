@@ -1,4 +1,4 @@
-"""A server that somebody has taken over: in an order's ``server``, in place of ``trimsfs.server.daemon``.
+"""A server that somebody has taken over: in an order's ``server``, in place of ``trimsfs.daemon``.
 
 It serves, confined as every server is, and once it does so turns against its keeper and its host in the way that its
 first argument names, to what the file that is its third tells. What it was given and refused it writes to its second.

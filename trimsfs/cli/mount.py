@@ -56,7 +56,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
     if options.store is not None and "://" not in options.store:
         _make_default_store(Path(options.store))
     order = order_of(mountpoint, options, foreground=foreground)
-    keeper = [sys.executable, "-m", "mountctl.keeper.keeper"]
+    keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
         _warn_of_full_disk(options)
         _become(keeper, order)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-ADAPTERS = {"mxnet": "trimsfs.client.mxnet.load"}
+ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
 """The module that has ``install``, by the framework's own."""
 VERBOSE = "TRIMSFS_VERBOSE"
 """A variable of the environment: when it is set, standard error tells what becomes of each model."""

@@ -1,6 +1,6 @@
 """The server's process: loads what it needs, gives up what it does not, and serves when its turn comes.
 
-Started by the keeper as ``python -m trimsfs.server.daemon --keeper-fd N`` with the mount's options as JSON on standard input.
+Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mount's options as JSON on standard input.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def _configure_logging(options: MountOptions) -> None:
 
 def main() -> None:
     """Entry point of the server process; exits 0 when the file system was unmounted, else with a documented code."""
-    parser = argparse.ArgumentParser(prog="trimsfs.server.daemon")
+    parser = argparse.ArgumentParser(prog="trimsfs.daemon")
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
     keeper_end = socket.socket(fileno=arguments.keeper_fd)
@@ -178,7 +178,3 @@ def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-if __name__ == "__main__":
-    main()

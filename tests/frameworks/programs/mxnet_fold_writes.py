@@ -17,7 +17,7 @@ import numpy as np
 from common import report, run
 
 from trimsfs.client import folding, native
-from trimsfs.client.mxnet import folding
+from trimsfs.client.mxnet import folding as mxnet_folding
 
 VALUES = 24
 SHAPE = (1 << 20,)
@@ -35,7 +35,7 @@ def fold_all_the_time(library: str, scratch: Path) -> list[int]:
         function, model = getattr(slow, f"trimsfs_{name}"), getattr(native.library(), f"trimsfs_{name}")
         function.argtypes, function.restype = model.argtypes, model.restype
     replace(native, library=lambda: slow)
-    for name in folding.WRITING:  # kept apart by the library that was there before
+    for name in mxnet_folding.WRITING:  # kept apart by the library that was there before
         original = getattr(mx.base._LIB, name).__wrapped__
         setattr(mx.base._LIB, name, native.writing(original))
     counted, derived, fold = [0], scratch / "derived", folding.Foldable.fold

@@ -15,7 +15,7 @@ from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
 from tests.unit.served import gpu_less
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
-from trimsfs.fetch import copier
+from trimsfs.fetch import copier as copiers
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
@@ -115,7 +115,7 @@ async def test_warming_the_page_cache_from_a_disk_that_cannot_be_read(
 ) -> None:
     # What has just been written is in memory, and would not be read.
     monkeypatch.setattr(page_cache, "resident_bytes", lambda _descriptor: 0)
-    told = await fail_then_succeed(running, "warm-host", monkeypatch, copier, "populate", OSError(5, "I/O error"))
+    told = await fail_then_succeed(running, "warm-host", monkeypatch, copiers, "populate", OSError(5, "I/O error"))
     assert "I/O error" in told
 
 
