@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, let_in, mounted
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
+from tests.support.mounts import MountedStore, let_in, mounted
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

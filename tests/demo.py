@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.mounts import TRIMSFS, let_in, trimsfs
+from tests.support.mounts import TRIMSFS, let_in, trimsfs
 from trimsfs.options import default_store
 
 PROGRAMS = Path(__file__).parent / "frameworks/programs"

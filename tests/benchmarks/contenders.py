@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.results import NATIVE, RCLONE, S3FS, TRIMSFS
-from tests.mounts import mounted
 from tests.services import S3Server, run_daemon
+from tests.support.mounts import mounted
 
 START_S = 30
 STOP_S = 20

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from tests.containers.engines import DEVICES, USERS, Podman, Users, make_root, mountctl, packaged, run
-from tests.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted
 
 MODELS = {"resnet50/params": 3_000_000, "bert/params": 100, "tenant-a/gpt/params": 5000, "tenant-b/secret/params": 5000}
 

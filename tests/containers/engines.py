@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.mounts import MOUNTCTL, wait_until
+from tests.support.mounts import MOUNTCTL, wait_until
 
 TIMEOUT_S = 60
 APPLETS = ("cat", "find", "grep", "ls", "ln", "mkdir", "mv", "rm", "rmdir", "sh", "sha256sum", "sleep", "stat")

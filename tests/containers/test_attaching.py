@@ -12,7 +12,7 @@ import pytest
 
 from tests.containers.conftest import Host
 from tests.containers.engines import SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
-from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 
 def digest(content: bytes) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mountctl.containers import cdi
 from tests.containers.conftest import Host
 from tests.containers.engines import Podman, Users, mountctl, run
-from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
 VARIABLE = re.compile(r"TRIMSFS_MODEL_[A-Z0-9_]+")

@@ -11,7 +11,7 @@ from mountctl.linux.sockets import gpu_path, listen_at
 from tests.containers.engines import Podman, PodmanContainer, Users, mountctl, run_bundle
 from tests.containers.test_devices import spec_of
 from tests.containers.test_hooks import bundle
-from tests.mounts import MountedStore
+from tests.support.mounts import MountedStore
 
 
 class Listener:

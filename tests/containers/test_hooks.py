@@ -14,7 +14,7 @@ from mountctl.containers.errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
 from tests.containers.conftest import Host
 from tests.containers.engines import SUB_IDS, USERS, Podman, Users, packaged, run_bundle, write_bundle
-from tests.mounts import MOUNTCTL, MountedStore
+from tests.support.mounts import MOUNTCTL, MountedStore
 
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
 

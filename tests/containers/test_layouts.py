@@ -20,7 +20,7 @@ from tests.containers.engines import (
     running,
     write_bundle,
 )
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 AS_USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.containers.conftest import Host
 from tests.containers.engines import Podman, PodmanContainer, Users, mountctl
-from tests.mounts import MountedStore
+from tests.support.mounts import MountedStore
 
 SECRET = "secret"
 AT_FDCWD = -100

@@ -16,7 +16,7 @@ import pytest
 from google.protobuf.message import Message
 
 from mountctl.csi import csi_pb2
-from tests.mounts import MOUNTCTL, MountedStore, mounted, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 from trimsfs.mountinfo import Mount, mounts
 
 CALL_TIMEOUT_S = 30

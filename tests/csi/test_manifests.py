@@ -19,7 +19,7 @@ from mountctl.csi.requests import publication
 from mountctl.csi.tenants import check_tenant
 from tests.csi.driver import is_dead, kill_together, needs_root
 from tests.csi.driver import publication as request_of
-from tests.mounts import TRIMSFS, unmount, wait_until
+from tests.support.mounts import TRIMSFS, unmount, wait_until
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
 from trimsfs.options import load_options
 

@@ -24,8 +24,8 @@ from tests.csi.driver import (
     take_away,
     volumes,
 )
-from tests.mounts import trimsfs as trimsfs_command
-from tests.mounts import wait_until
+from tests.support.mounts import trimsfs as trimsfs_command
+from tests.support.mounts import wait_until
 from trimsfs.mountinfo import mount_at
 
 pytestmark = needs_root

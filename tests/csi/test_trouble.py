@@ -33,7 +33,7 @@ from tests.csi.driver import (
     take_away,
     volumes,
 )
-from tests.mounts import MOUNTCTL, MountedStore, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, wait_until
 from trimsfs.mountinfo import Mount
 
 MOUNT = Mount(number=1, parent=1, mountpoint=Path("/mounts/models"), device="0:1", kind="fuse.trimsfs", source="s3://b")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 
 from . import GRANULARITY, STALE, KernelDriver
 from .conftest import Start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 
 from . import STALE, KernelDriver, Result, environment
 from .conftest import Start

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.evaluation.results import IDEAL, NATIVE, SHARED, Batch, Results
 from tests.evaluation.runtime import RequestError, Zygote
 from tests.evaluation.setting import Model, Setting
-from tests.mounts import trimsfs
+from tests.support.mounts import trimsfs
 
 SEED = 2019
 SAMPLE_S = 0.05

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.mounts import TRIMSFS
+from tests.support.mounts import TRIMSFS
 
 PROGRAM = Path(__file__).with_name("zygote.py")
 START_S, ANSWER_S, STOP_S = 120, 300, 20

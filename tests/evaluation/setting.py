@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.evaluation.runtime import Answer, Zygote, zygote
-from tests.mounts import MountedStore, mounted
 from tests.services.fast import FastS3
+from tests.support.mounts import MountedStore, mounted
 
 BUCKET = "models"
 FILES = ("params", "symbol.json")

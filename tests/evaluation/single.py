@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.evaluation.results import IDEAL, PLACES, Request, Results
 from tests.evaluation.runtime import Answer, RequestError
 from tests.evaluation.setting import BUCKET, FILES, Model, Setting, chill, heat
-from tests.mounts import MountedStore, trimsfs
+from tests.support.mounts import MountedStore, trimsfs
 
 Ask = Callable[[], tuple[Answer, float]]
 """One request: its answer, and the seconds that were needed before it."""

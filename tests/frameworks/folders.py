@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.frameworks import PROGRAMS
-from tests.mounts import TRIMSFS
+from tests.support.mounts import TRIMSFS
 
 
 def start(stack: ExitStack, python: str, directory: Path, *, shared: bool, size: int = 224) -> "subprocess.Popen[str]":

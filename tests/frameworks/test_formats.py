@@ -13,7 +13,7 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
-from tests.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.frameworks import PROGRAMS
-from tests.mounts import TRIMSFS, MountedStore, mounted
 from tests.services.ceph import Ceph
+from tests.support.mounts import TRIMSFS, MountedStore, mounted
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 240

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.frameworks.test_frameworks import python_of, run_mxnet
-from tests.mounts import TRIMSFS, MountedStore, mounted
+from tests.support.mounts import TRIMSFS, MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

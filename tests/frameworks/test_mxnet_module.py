@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.frameworks.test_frameworks import run_mxnet
-from tests.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted
 from trimsfs.client import pages
 
 FUSED, PLAIN = "MKLDNN", "NONE"

@@ -16,7 +16,7 @@ import trimsfs
 from tests.frameworks import PROGRAMS
 from tests.frameworks.test_formats import NOT_FOR_NUMPY, program
 from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
-from tests.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import xattr
 
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 STRANGER = ["--reuid=12345", "--regid=12345", "--clear-groups"]

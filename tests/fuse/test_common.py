@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
-from tests.unit.images import image_of
+from tests.support.images import image_of
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from trimsfs.client import pages
 
 NAME = "weights.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import unmount, wait_until
+from tests.support.mounts import unmount, wait_until
 from trimsfs import fuse
 
 SOURCE = Path(fuse.__file__).with_name("_libfuse.c")

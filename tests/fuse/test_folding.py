@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted
 from trimsfs.client import pages
 from trimsfs.client.folding import LEAST
 

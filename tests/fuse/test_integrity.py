@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.services import S3Server
 from tests.services.ceph import Ceph
-from tests.signing import new_key, pem, sign
-from tests.unit.parts import blob_files, flip_byte
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.parts import blob_files, flip_byte
+from tests.support.signing import new_key, pem, sign
 
 MIB = 1 << 20
 CONTENT = random.Random(5).randbytes(20 * MIB + 77)

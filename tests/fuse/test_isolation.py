@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 
 A, B, OPERATORS = 2001, 2002, 2003
 USERS = {"a": (3001, A), "b": (3002, B), "stranger": (3003, 3003), "operator": (3004, OPERATORS)}

@@ -1,4 +1,4 @@
-"""What a keeper keeps for its servers, on real mounts whose servers are killed (``tests/fuse/holding.py``)."""
+"""What a keeper keeps for its servers, on real mounts whose servers are killed (``tests/support/holding.py``)."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ import pytest
 
 from mountctl.keeper.control_socket import ask
 from mountctl.linux.sockets import gpu_path
-from tests.fuse import holding
 from tests.fuse.test_mounting import alive
 from tests.fuse.test_restart import serving
 from tests.fuse.test_service import Manager
-from tests.mounts import LAZY, MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support import holding
+from tests.support.mounts import LAZY, MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from trimsfs.options import load_options, order_of
 
 

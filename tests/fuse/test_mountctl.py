@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import TRIMSFS, trimsfs, wait_until
+from tests.support.mounts import TRIMSFS, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 BIN = Path(TRIMSFS).parent

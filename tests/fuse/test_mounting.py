@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
 from trimsfs.mountinfo import mount_at
 
 AS_NOBODY = [

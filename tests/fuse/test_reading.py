@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 
@@ -71,7 +71,7 @@ def test_mapping_shows_the_content(store_directory: Path, directory_mount: Mount
 def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path, streaming_mount: MountedStore) -> None:
     content = random.Random(5).randbytes(64 * MIB)
     (store_directory / "model").write_bytes(content)
-    program = Path(__file__).with_name("fault_threads.py")
+    program = Path(__file__).parents[1] / "support/fault_threads.py"
 
     done = subprocess.run(
         [sys.executable, program, "64", str(streaming_mount.path / "model")],

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from tests.fuse.readers import Readers, Report
 from tests.fuse.test_mounting import alive
-from tests.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.readers import Readers, Report
 from tests.unit.tmpfs import tmpfs
 from trimsfs.mountinfo import mount_at
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import mounted, trimsfs, wait_until
 from tests.services import S3Server
 from tests.services.ceph import Ceph
 from tests.services.switch import switched
+from tests.support.mounts import mounted, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20

@@ -21,7 +21,7 @@ import pytest
 
 from mountctl.keeper.control_socket import ask
 from tests.fuse.test_mounting import alive
-from tests.mounts import MOUNTCTL, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 UNIT = Path(__file__).parents[2] / "packaging/systemd/trimsfs@.service"

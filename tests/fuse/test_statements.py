@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.test_restart import kill
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20

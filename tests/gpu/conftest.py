@@ -15,7 +15,7 @@ import pytest
 
 from mountctl.keeper.control_socket import ask
 from tests.cuda import KernelDriver, environment
-from tests.mounts import MountedStore, mounted, wait_until
+from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.unit.formats import writers
 from tests.unit.formats.writers import ARRAYS, Array
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import trimsfs
 from tests.cuda import KernelDriver, environment
-from tests.mounts import MountedStore, mounted, wait_until
+from tests.support.mounts import MountedStore, mounted, wait_until
 
 MIB = 1 << 20
 ANSWER_TIMEOUT_S = 40

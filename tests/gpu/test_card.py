@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.conftest import ROOT, GpuMount
-from tests.mounts import mounted, wait_until
+from tests.support.mounts import mounted, wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 

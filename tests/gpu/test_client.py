@@ -9,7 +9,7 @@ import pytest
 
 import trimsfs
 from tests.gpu.conftest import MODELS, TIMEOUT_S, GpuMount
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 from tests.unit.formats.writers import ARRAYS
 from trimsfs import client
 

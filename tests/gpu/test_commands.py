@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cuda import KernelDriver, environment
-from tests.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.unit.formats import writers
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.scene import MIB, Scene, scene
-from tests.mounts import MOUNTCTL, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
 
 SIZE = 5 * MIB + 999
 CONTENT = random.Random(5).randbytes(SIZE)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.gpu.scene import MIB, Scene, scene
-from tests.mounts import wait_until
 from tests.services.fast import start_fast
+from tests.support.mounts import wait_until
 from tests.unit.formats import writers
 from tests.unit.tmpfs import tmpfs
 

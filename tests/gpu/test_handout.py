@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.gpu.scene import MIB, Program, Scene, digest_of, scene
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 
 SIZE = 5 * MIB + 12_345
 OTHER_USER = 4711

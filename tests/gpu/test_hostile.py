@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.scene import MIB, Scene, scene
-from tests.mounts import trimsfs, wait_until
+from tests.support.mounts import trimsfs, wait_until
 
 SIZE = 5 * MIB + 3
 STRANGER = 4711

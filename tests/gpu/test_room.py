@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.scene import MIB, digest_of, scene
-from tests.mounts import trimsfs, wait_until
+from tests.support.mounts import trimsfs, wait_until
 from trimsfs.tiers.policies import POLICIES
 
 SIZE = 6 * MIB

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.scene import MIB, Program, Scene, scene
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 
 SIZE = 3 * MIB
 CONTENT = random.Random(9).randbytes(SIZE)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.scene import MIB, scene
-from tests.mounts import trimsfs
-from tests.signing import new_key, pem, sign
+from tests.support.mounts import trimsfs
+from tests.support.signing import new_key, pem, sign
 
 CONTENT = random.Random(8).randbytes(3 * MIB + 5)
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.gpu.scene import MIB, Program, Scene, scene
-from tests.mounts import wait_until
+from tests.support.mounts import wait_until
 
 SIZE = 3 * MIB + 17
 NAMES = [f"net{number}.bin" for number in range(5)]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cuda import environment
 from tests.gpu.scene import MIB, Scene, scene
-from tests.mounts import mounted, trimsfs, wait_until
+from tests.support.mounts import mounted, trimsfs, wait_until
 
 SIZE = 5 * MIB
 CONTENT = random.Random(6).randbytes(SIZE)

@@ -2,8 +2,8 @@
 
 import crc32c
 
-from tests.unit.parts import blob_files, recorded_bytes
-from tests.unit.served import Server
+from tests.support.parts import blob_files, recorded_bytes
+from tests.support.served import Server
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.ranges import chunk_span
 from trimsfs.tiers.blob import Blob, ChunkState

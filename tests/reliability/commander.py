@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.fuse.readers import Report
 from tests.reliability.readers import FAILURES
+from tests.support.readers import Report
 
 VERBS = ("warm-disk", "warm-host", "warm-disk", "evict", "evict", "evict", "pin", "unpin", "unpin")
 PATIENCE_S = 10.0

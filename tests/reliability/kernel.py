@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from tests.unit.served import OWNER, Server
+from tests.support.served import OWNER, Server
 from trimsfs.errors import TrimsError
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.handles import BACKING_SHIFT

@@ -23,12 +23,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
 from tests.reliability.points import How, Plan
-from tests.unit.forked import set_chunk_size
-from tests.unit.images import Image
-from tests.unit.parts import blob_files, content_of
-from tests.unit.served import FakeBacking, Server, served
+from tests.support.images import Image
+from tests.support.parts import blob_files, content_of
+from tests.support.served import FakeBacking, Server, served
+from tests.support.spawner import set_chunk_size
+from tests.support.stores import MemoryStore
 from trimsfs.tiers.disk import crash_recovery, maintenance, space
 from trimsfs.tiers.index import index
 

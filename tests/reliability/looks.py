@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fuse.test_restart import keeper
-from tests.mounts import MountedStore
 from tests.reliability import Survival
 from tests.reliability.scenes import command
+from tests.support.mounts import MountedStore
 
 SIZES = (9 << 20, 2 << 20, 300_000, 5)
 MODELS = 4

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.fuse.readers import PIECE, Report
 from tests.reliability.objects import Objects
+from tests.support.readers import PIECE, Report
 
 FAILURES = {errno.EIO, errno.EACCES, errno.ESTALE}
 """What docs/semantics.md gives for what the store cannot give: which of them a fault may cause, its test says."""

@@ -17,9 +17,9 @@ from typing import Any
 import crc32c
 
 from tests.fuse.test_restart import kill
-from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability.virtual import damage_some
-from tests.unit.parts import blob_files
+from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.parts import blob_files
 from trimsfs.ranges import chunk_span
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import CHUNK_SIZE

@@ -23,10 +23,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuse.memory_group import killed, limited, used
-from tests.fuse.readers import Processes, Report
 from tests.fuse.test_restart import keeper, serving
-from tests.mounts import let_in, trimsfs
 from tests.reliability import Survival
 from tests.reliability.commander import Commander
 from tests.reliability.processes import descendants, described, descriptors, seeing, states
@@ -36,6 +33,9 @@ from tests.services import SCRATCH
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
+from tests.support.memory_group import killed, limited, used
+from tests.support.mounts import let_in, trimsfs
+from tests.support.readers import Processes, Report
 from trimsfs.mountinfo import mount_at
 
 if TYPE_CHECKING:

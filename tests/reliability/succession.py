@@ -8,9 +8,9 @@ from typing import Any
 
 import trio
 
-from tests.fakes import MemoryStore
 from tests.reliability.kernel import Kernel
-from tests.unit.served import FakeBacking, Server, served
+from tests.support.served import FakeBacking, Server, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import FuseUnavailableError
 from trimsfs.handover.ledger import Ledger
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.readers import Readers
 from tests.fuse.test_restart import keeper, serving
-from tests.mounts import MountedStore, mounted, trimsfs, unmount
 from tests.reliability import Survival
 from tests.reliability.caches import disagreements, recorded
 from tests.reliability.conftest import Survived
 from tests.reliability.lives import Order
 from tests.reliability.points import How, Plan, plan_in
+from tests.support.mounts import MountedStore, mounted, trimsfs, unmount
+from tests.support.readers import Readers
 from tests.unit.tmpfs import tmpfs
 
 slow = pytest.mark.slow

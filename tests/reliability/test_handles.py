@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.test_restart import serving
-from tests.mounts import MountedStore, mounted, wait_until
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.reliability.processes import stacks
 from tests.reliability.sharer import KINDS
+from tests.support.mounts import MountedStore, mounted, wait_until
 
 SHARER = Path(__file__).with_name("sharer.py")
-FAULT_THREADS = Path(__file__).parents[1] / "fuse/fault_threads.py"
+FAULT_THREADS = Path(__file__).parents[1] / "support/fault_threads.py"
 MODEL = random.Random(21).randbytes(17 << 20)
 THREADS = 64
 TIMES, AT_ONCE = 50, 10

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.memory_group import memory_group
 from tests.fuse.test_restart import kill, serving
-from tests.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
 from tests.reliability.caches import disagreements
 from tests.reliability.conftest import Survived
 from tests.reliability.looks import SIZES, Looks, models_in, restarts
-from tests.unit.images import Image
-from tests.unit.parts import blob_files, flip_byte
+from tests.support.images import Image
+from tests.support.memory_group import memory_group
+from tests.support.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
+from tests.support.parts import blob_files, flip_byte
 from tests.unit.tmpfs import tmpfs
 
 slow = pytest.mark.slow

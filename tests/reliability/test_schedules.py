@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
 from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.conftest import Survived
 from tests.reliability.scheduling import scheduled
-from tests.unit.parts import content_of
-from tests.unit.served import FakeBacking, Server, Signal, served
+from tests.support.parts import content_of
+from tests.support.served import FakeBacking, Server, Signal, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,

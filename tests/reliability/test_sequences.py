@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MountedStore, mounted, trimsfs
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.reliability.syscalls import checked, libc
+from tests.support.mounts import MountedStore, mounted, trimsfs
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE

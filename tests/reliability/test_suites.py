@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.mounts import mounted, trimsfs
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
+from tests.support.mounts import mounted, trimsfs
 
 JOBS = 8
 SIZE = 1 << 20

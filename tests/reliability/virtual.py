@@ -15,13 +15,13 @@ from typing import Any, TypeVar, TypeVarTuple
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
 from tests.reliability.audit import check, check_at_rest
 from tests.reliability.kernel import Kernel
 from tests.reliability.scheduling import without_threads
 from tests.reliability.succession import Succession
-from tests.unit.parts import blob_files, flip_byte
-from tests.unit.served import Server
+from tests.support.parts import blob_files, flip_byte
+from tests.support.served import Server
+from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
 from trimsfs.opening.cold_open import ColdOpen
 from trimsfs.tiers.policies import POLICIES

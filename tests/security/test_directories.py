@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.backends import read
-from tests.mounts import mounted
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
+from tests.support.mounts import mounted
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
 from trimsfs.stores import DirectoryStore

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.test_s3 import put
-from tests.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.security.hostile import Told, hostile_store
 from tests.security.names import FILES, FORGED, HIDDEN, LOUD, check_log
 from tests.services.ceph import Ceph
+from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs
 
 
 def content(name: str) -> bytes:

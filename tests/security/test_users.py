@@ -16,11 +16,11 @@ from mountctl.keeper.control_socket import ask
 from mountctl.linux.mounting import CONNECTIONS
 from mountctl.linux.sockets import socket_path
 from tests.fuse.test_isolation import A, family
-from tests.mounts import MountedStore, log_beside, mounted, wait_until
 from tests.reliability import Survival
 from tests.reliability.conftest import Survived
 from tests.security.taken_over import attempted, called
 from tests.security.users import STRANGER, as_user
+from tests.support.mounts import MountedStore, log_beside, mounted, wait_until
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20

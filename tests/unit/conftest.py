@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.unit.served import FakeBacking, Server, Serving, served
+from tests.support.served import FakeBacking, Server, Serving, served
+from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop
 from trimsfs.handover.ledger import Ledger
 

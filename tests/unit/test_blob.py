@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.parts import content_of, generation_of, piece, written
+from tests.support.parts import content_of, generation_of, piece, written
 from trimsfs.ranges import chunk_count, chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import ChunkRecord, Generation

@@ -8,9 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import blob_files, content_of, flip_byte, until
-from tests.unit.served import FakeBacking, Server, Serving, Signal, served
+from tests.support.parts import blob_files, content_of, flip_byte, until
+from tests.support.served import FakeBacking, Server, Serving, Signal, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,

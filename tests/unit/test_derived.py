@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import until
-from tests.unit.served import OWNER, FakeBacking, Server, Serving, served
+from tests.support.parts import until
+from tests.support.served import OWNER, FakeBacking, Server, Serving, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.models import derived

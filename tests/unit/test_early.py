@@ -8,11 +8,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.parts import content_of
+from tests.support.parts import opened as tier_opened
+from tests.support.served import FakeBacking, Server, Serving, served
+from tests.support.stores import MemoryStore, as_store
 from tests.unit.integrity.common import digest_of, down, opened
-from tests.unit.parts import content_of
-from tests.unit.parts import opened as tier_opened
-from tests.unit.served import FakeBacking, Server, Serving, served
 from trimsfs.errors import ObjectChangedError
 from trimsfs.integrity.digest_prefetch import EarlyDigests
 

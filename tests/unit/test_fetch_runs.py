@@ -9,8 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import (
+from tests.support.parts import (
     blob_files,
     content_of,
     fetching,
@@ -21,6 +20,7 @@ from tests.unit.parts import (
     states,
     until,
 )
+from tests.support.stores import MemoryStore
 from tests.unit.tmpfs import tmpfs
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, until
-from tests.unit.served import MOUNTED_NS, Server, Serving, served
+from tests.support.parts import content_of, until
+from tests.support.served import MOUNTED_NS, Server, Serving, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
 from trimsfs.filesystem.filesystem import FOREVER_S
 from trimsfs.namespace.tree import ROOT_INODE, Kind

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, copier, generation_of, until, written
+from tests.support.parts import content_of, copier, generation_of, until, written
+from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.parts import generation_of
+from tests.support.parts import generation_of
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.index.index import BlobIndex

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TakeoverError
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers

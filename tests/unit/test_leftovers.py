@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.parts import (
+from tests.support.parts import (
     blob_files,
     content_of,
     fill,

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.parts import content_of, fill, generation_of, opened, piece, recorded_bytes, store_chunk, verify_chunk
+from tests.support.parts import (
+    content_of,
+    fill,
+    generation_of,
+    opened,
+    piece,
+    recorded_bytes,
+    store_chunk,
+    verify_chunk,
+)
 from trimsfs.tiers.blob import ChunkState
 from trimsfs.tiers.index.index import BlobIndex
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, copier, fill, generation_of, opened
+from tests.support.parts import content_of, copier, fill, generation_of, opened
+from tests.support.stores import MemoryStore
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import lru

@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, until
-from tests.unit.served import FakeBacking, Server, Serving, served
+from tests.support.parts import content_of, until
+from tests.support.served import FakeBacking, Server, Serving, served
+from tests.support.stores import MemoryStore
 from trimsfs.errors import (
     FuseUnavailableError,
     InUseError,

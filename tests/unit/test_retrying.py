@@ -2,7 +2,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,

@@ -14,9 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from tests.benchmarks.sharing import Content
+from tests.support.images import image_of
+from tests.support.parts import content_of, fill, generation_of, opened, until
 from tests.unit.formats.writers import Array, safetensors
-from tests.unit.images import image_of
-from tests.unit.parts import content_of, fill, generation_of, opened, until
 from trimsfs.tiers import deduplication
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
@@ -213,7 +213,7 @@ async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
 async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
     cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.unit.parts.crc32c.crc32c", lambda _data: 42)
+    monkeypatch.setattr("tests.support.parts.crc32c.crc32c", lambda _data: 42)
     contents = {key: content_of(key, CHUNK_SIZE) for key in ("a", "b")}
     async with opened(cache) as tier:
         generations = [await fill(tier, key, content) for key, content in contents.items()]

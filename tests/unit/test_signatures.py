@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.signing import new_key, pem, sign, statement
+from tests.support.signing import new_key, pem, sign, statement
 from trimsfs.errors import ConfigurationError, SignatureError
 from trimsfs.integrity.signatures import load_key, read_manifest
 

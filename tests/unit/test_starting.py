@@ -5,8 +5,8 @@ import sqlite3
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.unit.served import Serving
+from tests.support.served import Serving
+from tests.support.stores import MemoryStore
 from trimsfs.tiers.index.index import BlobIndex
 
 

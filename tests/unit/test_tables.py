@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import MemoryStore
+from tests.support.parts import until
+from tests.support.served import Server
+from tests.support.stores import MemoryStore
 from tests.unit.formats import writers
 from tests.unit.formats.writers import ARRAYS
 from tests.unit.integrity.common import digest_of
-from tests.unit.parts import until
-from tests.unit.served import Server
 from trimsfs.formats.source import BLOCK
 
 

@@ -14,8 +14,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, copier, piece
+from tests.support.parts import content_of, copier, piece
+from tests.support.stores import MemoryStore
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Copier, Extent

@@ -1,4 +1,4 @@
-"""Processes that move bytes: real ones, forked by a program of their own (``tests/unit/forked.py``)."""
+"""Processes that move bytes: real ones, forked by a program of their own (``tests/support/spawner.py``)."""
 
 import contextlib
 import errno
@@ -19,8 +19,8 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.parts import content_of, piece, until
 from tests.unit.conftest import SMALL_CHUNK
-from tests.unit.parts import content_of, piece, until
 from tests.unit.tmpfs import tmpfs
 from trimsfs import errors
 from trimsfs.errors import (
@@ -53,7 +53,7 @@ def spawning(root: Path, *, streaming: bool = False) -> Iterator[Spawner]:
     arguments = [str(theirs.fileno()), str(root), str(SMALL_CHUNK), str(WRITE_SIZE), str(streaming)]
     with ours, theirs:
         program = subprocess.Popen(
-            [sys.executable, "-m", "tests.unit.forked", *arguments], cwd=ROOT, pass_fds=[theirs.fileno()]
+            [sys.executable, "-m", "tests.support.spawner", *arguments], cwd=ROOT, pass_fds=[theirs.fileno()]
         )
         theirs.close()
         _, (descriptor,), _, _ = socket.recv_fds(ours, 16, 1)

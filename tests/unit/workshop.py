@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of, fetcher_of, fetching
+from tests.support.parts import content_of, fetcher_of, fetching
+from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob

@@ -29,9 +29,9 @@ from tests.benchmarks.gpu.load import load
 from tests.benchmarks.gpu.memory import memory
 from tests.benchmarks.gpu.scale import EMULATED_DEVICE, FULL, QUICK, TINY
 from tests.benchmarks.report import show_tables
-from tests.mounts import let_in
 from tests.services import SCRATCH
 from tests.services.fast import start_fast
+from tests.support.mounts import let_in
 from trimsfs.cuda import CudaError
 
 NO_CARD = 2

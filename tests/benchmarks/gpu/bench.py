@@ -21,8 +21,8 @@ from tests.benchmarks.gpu.data import Model, Models
 from tests.benchmarks.gpu.scale import GpuScale
 from tests.benchmarks.results import TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
-from tests.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from tests.services.fast import FastS3
+from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 
 DEVICE_SHARE = 0.8
 """Of a device, for copies: the default of ``--gpu-memory``."""

@@ -9,7 +9,7 @@ from tests.benchmarks.gpu.data import Model
 from tests.benchmarks.machine import back_memory
 from tests.benchmarks.results import TRIMSFS, Key
 from tests.benchmarks.scale import size_text
-from tests.mounts import MountedStore
+from tests.support.mounts import MountedStore
 
 FILL, FETCH = "fill", "fetch"
 PLAIN, PLAIN_FILE = "pinned copies", "pinned copies of the file"

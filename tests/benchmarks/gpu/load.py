@@ -11,7 +11,7 @@ from tests.benchmarks.gpu.bench import GpuBench
 from tests.benchmarks.gpu.data import Model
 from tests.benchmarks.results import TRIMSFS, Key
 from tests.benchmarks.scale import size_text
-from tests.mounts import MountedStore
+from tests.support.mounts import MountedStore
 
 LOAD = "load"
 THERE, MADE = "context there", "context made as well"

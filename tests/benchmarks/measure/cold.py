@@ -10,8 +10,8 @@ from tests.benchmarks.contenders import Contender, trimsfs
 from tests.benchmarks.measure.references import WHOLE, best_gets, gets, single_gets
 from tests.benchmarks.results import TRIMSFS
 from tests.benchmarks.scale import KIB, size_text
-from tests.mounts import trimsfs as command
 from tests.services.fast import FastS3
+from tests.support.mounts import trimsfs as command
 
 COLD, PROFILE = "cold", "cold, distant"
 COLD_OPEN, COLD_OPEN_PROFILE = "cold open", "cold open, distant"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.signing import new_key
-from tests.unit.parts import blob_files
+from tests.support.parts import blob_files
+from tests.support.signing import new_key
 
 KEY = new_key()
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import MemoryStore
-from tests.signing import sign
+from tests.support.parts import content_of
+from tests.support.served import FakeBacking, Serving, served
+from tests.support.signing import sign
+from tests.support.stores import MemoryStore
 from tests.unit.admission.common import KEY
-from tests.unit.parts import content_of
-from tests.unit.served import FakeBacking, Serving, served
 from trimsfs.integrity.signatures import read_manifest
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.signing import new_key, sign
+from tests.support.parts import blob_files, until
+from tests.support.served import FakeBacking, Serving
+from tests.support.signing import new_key, sign
+from tests.support.stores import MemoryStore
 from tests.unit.admission.common import KEY
-from tests.unit.parts import blob_files, until
-from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import BlobDamagedError, CacheFullError, SignatureError, StoreUnavailableError
 
 

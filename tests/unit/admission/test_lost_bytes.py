@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.signing import sign
+from tests.support.parts import blob_of, fail_to_sync, flip_byte, until
+from tests.support.served import Server, Serving
+from tests.support.signing import sign
+from tests.support.stores import MemoryStore
 from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
-from tests.unit.parts import blob_of, fail_to_sync, flip_byte, until
-from tests.unit.served import Server, Serving
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute

@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
-from tests.signing import sign
+from tests.support.parts import blob_of, fail_to_sync, until
+from tests.support.served import Serving
+from tests.support.signing import sign
+from tests.support.stores import MemoryStore
 from tests.unit.admission.common import KEY
-from tests.unit.parts import blob_of, fail_to_sync, until
-from tests.unit.served import Serving
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 

@@ -5,9 +5,9 @@ import threading
 import trio
 import trio.lowlevel
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import until
-from tests.unit.served import Serving
+from tests.support.parts import until
+from tests.support.served import Serving
+from tests.support.stores import MemoryStore
 
 
 def test_a_server_that_stops_while_it_asks_what_is_signed_ends(

@@ -4,8 +4,8 @@ import json
 import os
 from typing import Any
 
-from tests.unit.parts import until
-from tests.unit.served import CONTROL_GID, Server
+from tests.support.parts import until
+from tests.support.served import CONTROL_GID, Server
 from trimsfs.control.files import Caller
 
 COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")

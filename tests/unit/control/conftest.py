@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.fakes import MemoryStore
-from tests.unit.parts import content_of
+from tests.support.parts import content_of
+from tests.support.stores import MemoryStore
 
 
 @pytest.fixture

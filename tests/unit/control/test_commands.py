@@ -7,10 +7,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, content_of, flip_byte, until
+from tests.support.served import Server, Serving
+from tests.support.stores import MemoryStore
 from tests.unit.control.common import drop, in_memory, last_line, on_disk
-from tests.unit.parts import blob_files, content_of, flip_byte, until
-from tests.unit.served import Server, Serving
 from trimsfs.control.commands import FILES_AT_ONCE
 from trimsfs.errors import StoreAccessError, StoreUnavailableError
 from trimsfs.tiers.host import page_cache

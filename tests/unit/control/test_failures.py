@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import content_of, copier, fetching, integrity_of, opened
-from tests.unit.served import gpu_less
+from tests.support.parts import content_of, copier, fetching, integrity_of, opened
+from tests.support.served import gpu_less
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
 from trimsfs.fetch import copier as copiers

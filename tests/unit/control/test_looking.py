@@ -5,9 +5,9 @@ from contextlib import nullcontext
 
 import pytest
 
-from tests.fakes import MemoryStore
+from tests.support.served import OWNER, STRANGER, Server, Serving
+from tests.support.stores import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
-from tests.unit.served import OWNER, STRANGER, Server, Serving
 from trimsfs.control import metrics
 from trimsfs.control.files import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
@@ -264,7 +264,7 @@ async def test_others_may_not_command(server: Server, store: MemoryStore, comman
 
 
 async def test_without_a_control_group_no_group_may_command(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.unit.served.CONTROL_GID", None)
+    monkeypatch.setattr("tests.support.served.CONTROL_GID", None)
     async with serving() as server:
         with pytest.raises(NotPermittedError):
             await server.command("pin", "net/params", IN_CONTROL_GROUP)

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes import MemoryStore
+from tests.support.parts import until
+from tests.support.served import Server
+from tests.support.stores import MemoryStore
 from tests.unit.control.common import last_line, on_disk
-from tests.unit.parts import until
-from tests.unit.served import Server
 from trimsfs.tiers.host import page_cache
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.parts import (
+from tests.support.parts import (
     content_of,
     piece,
     store_chunk,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.parts import blob_files, failing, fill, opened, piece, recorded_bytes, store_chunk, until, written
 from tests.unit.disk.common import small, store
-from tests.unit.parts import blob_files, failing, fill, opened, piece, recorded_bytes, store_chunk, until, written
 from trimsfs.errors import CacheUnusableError, TrimsError
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.disk.common import MISSING, small, store
-from tests.unit.parts import (
+from tests.support.parts import (
     blob_files,
     fill,
     generation_of,
@@ -17,6 +16,7 @@ from tests.unit.parts import (
     states,
     verify_chunk,
 )
+from tests.unit.disk.common import MISSING, small, store
 from trimsfs.errors import InUseError
 from trimsfs.tiers.blob import Blob
 

@@ -12,8 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
-from tests.unit.parts import (
+from tests.support.parts import (
     content_of,
     fill,
     generation_of,
@@ -21,6 +20,7 @@ from tests.unit.parts import (
     recorded_bytes,
     states,
 )
+from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheError
 from trimsfs.tiers.blob import Blob, ChunkState

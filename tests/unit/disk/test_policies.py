@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.parts import content_of, fill, generation_of, opened, recorded_bytes, until
+from tests.support.parts import content_of, fill, generation_of, opened, recorded_bytes, until
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.policies import POLICIES, Evictable, cost, eager, fifo

@@ -7,8 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.unit.disk.common import MISSING, here, small, store
-from tests.unit.parts import (
+from tests.support.parts import (
     blob_files,
     fill,
     generation_of,
@@ -16,6 +15,7 @@ from tests.unit.parts import (
     recorded_bytes,
     states,
 )
+from tests.unit.disk.common import MISSING, here, small, store
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.policies import Evictable
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, here, put_file, remove_index, small, store
-from tests.unit.parts import (
+from tests.support.parts import (
     blob_files,
     fill,
     flip_byte,
@@ -23,6 +22,7 @@ from tests.unit.parts import (
     until,
     verify_chunk,
 )
+from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, here, put_file, remove_index, small, store
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier

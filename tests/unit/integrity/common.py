@@ -7,8 +7,8 @@ import crc32c
 import trio
 from awscrt import checksums
 
-from tests.fakes import MemoryStore
-from tests.unit.served import Server
+from tests.support.served import Server
+from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.stores.digests import Algorithm, Digest

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import MemoryStore
+from tests.support.parts import content_of
+from tests.support.served import FakeBacking, Serving, served
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import CHUNKS
-from tests.unit.parts import content_of
-from tests.unit.served import FakeBacking, Serving, served
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, flip_byte, until
+from tests.support.served import Serving, served
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import CHUNKS, comes_right, digest_of, opened
-from tests.unit.parts import blob_files, flip_byte, until
-from tests.unit.served import Serving, served
 from trimsfs.errors import BlobDamagedError, TrimsError
 from trimsfs.integrity import repair
 from trimsfs.stores.digests import Algorithm

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, flip_byte, until
+from tests.support.served import FakeBacking, Server, Serving
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
-from tests.unit.parts import blob_files, flip_byte, until
-from tests.unit.served import FakeBacking, Server, Serving
 from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute

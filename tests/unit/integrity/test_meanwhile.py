@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, blob_of, flip_byte, until
+from tests.support.served import FakeBacking, Serving
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, down, opened
-from tests.unit.parts import blob_files, blob_of, flip_byte, until
-from tests.unit.served import FakeBacking, Serving
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.integrity import repair
 from trimsfs.stores.digests import compute

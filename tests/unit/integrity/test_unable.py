@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, flip_byte, until
+from tests.support.served import Server, Serving
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import opened
-from tests.unit.parts import blob_files, flip_byte, until
-from tests.unit.served import Server, Serving
 from trimsfs.cuda import CudaError
 from trimsfs.types import Generation
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fakes import MemoryStore
+from tests.support.parts import blob_files, blob_of, fail_to_sync, failing, flip_byte, until
+from tests.support.served import Serving
+from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import comes_right, digest_of, down, opened
-from tests.unit.parts import blob_files, blob_of, fail_to_sync, failing, flip_byte, until
-from tests.unit.served import Serving
 from trimsfs.errors import TransientStoreError, TrimsError
 from trimsfs.stores.digests import compute
 

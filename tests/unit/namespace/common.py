@@ -1,6 +1,6 @@
 """What the tests of the namespace have in common."""
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
 )

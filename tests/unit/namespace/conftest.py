@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes import MemoryStore
+from tests.support.stores import MemoryStore
 from trimsfs.stores.base import PAGE_LIMIT
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, down, look, namespace_of
 from trimsfs.errors import (
     StoreAccessError,

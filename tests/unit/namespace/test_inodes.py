@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes import MemoryStore
+from tests.support.stores import MemoryStore
 from tests.unit.namespace.common import a_generation, namespace_of
 from trimsfs.errors import (
     NoSuchEntryError,

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import MemoryStore, Request
+from tests.support.stores import MemoryStore, Request
 from tests.unit.namespace.common import TTL_S, a_generation, down, look, namespace_of
 from trimsfs.errors import (
     StoreAccessError,

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.fakes import MemoryStore
+from tests.support.stores import MemoryStore
 from tests.unit.namespace.common import TTL_S, look, namespace_of
 from trimsfs.namespace.directory import Special, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S

@@ -1,4 +1,4 @@
-"""A real spawner for tests: ``python -m tests.unit.forked FD DIRECTORY CHUNK_SIZE WRITE_SIZE STREAMING``.
+"""A real spawner for tests: ``python -m tests.support.spawner FD DIRECTORY CHUNK_SIZE WRITE_SIZE STREAMING``.
 
 The program forks it while it has no threads, as a server does, passes the server's end of it on through FD and ends.
 """

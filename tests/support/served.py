@@ -10,8 +10,8 @@ from typing import Any
 
 import trio
 
-from tests.fakes import MemoryStore, as_store
-from tests.unit.parts import copier, fetcher_of, integrity_of, opened, until
+from tests.support.parts import copier, fetcher_of, integrity_of, opened, until
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control

@@ -15,7 +15,7 @@ import crc32c
 import pytest
 import trio
 
-from tests.fakes import MemoryStore, as_store
+from tests.support.stores import MemoryStore, as_store
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import AskDigest, Digests, Integrity

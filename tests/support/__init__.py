@@ -1,0 +1,1 @@
+"""What tests share: mounts, stores, servers without FUSE, readers, signed models."""
