@@ -8,9 +8,9 @@ from functools import partial
 
 import trio
 
+from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.filesystem.handles import ControlHandle
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.integrity.compare import Integrity

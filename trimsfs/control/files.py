@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from trimsfs.control.commands import Commands, as_json
+from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import NotPermittedError
-from trimsfs.filesystem.handles import ControlHandle
 from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.surface import GpuSurface, LentFile
 from trimsfs.models.derived import owner

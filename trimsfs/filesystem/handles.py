@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
 from trimsfs.handover.ledger import Kind as LedgerKind
 from trimsfs.handover.ledger import Ledger
@@ -20,16 +20,6 @@ _MADE, _OFFERED, _TAKEN = 1, 2, 3
 """Counts of a handle in the ledger: the kernel knows nothing of it, is about to be told, or has it."""
 _RESERVE = 1 << 16
 """Numbers of handles that are set apart at a time: those of a server that has died are not used again."""
-
-
-class ControlHandle(Protocol):
-    """An open control file."""
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """At most *size* bytes from *offset* on; none at the end."""
-
-    def close(self) -> None:
-        """The caller has closed the file."""
 
 
 @dataclass(slots=True)
