@@ -294,7 +294,7 @@ async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_wr
                 patch.setattr("trimsfs.tiers.blob.os.fdatasync", lambda _file: (_ for _ in ()).throw(OSError(5, "no")))
                 await tier._journal.sync()
             assert doubts.blobs == [blob]
-            assert blob.lost == {0, 1}
+            assert blob.health.lost == {0, 1}
             assert tier.statistics().used_bytes == 0 == await recorded_bytes(tier)  # what a successor may believe
             with pytest.raises(BlobDamagedError):
                 await tier.sync(blob)

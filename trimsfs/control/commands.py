@@ -250,7 +250,7 @@ class Commands:
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
         await self._fetcher.fetch_all(blob)
-        blob.check_trusted()
+        blob.health.check()
 
     async def _admit(self, blob: Blob) -> None:
         """Raises SignatureError for what nobody could open."""

@@ -144,7 +144,7 @@ class Fetcher:
         StoreAccessError when it cannot give the bytes.
         """
         for _ in range(MOST_LOSSES):
-            blob.check_trusted()
+            blob.health.check()
             if blob.readable(start, stop):
                 return blob.view(start, stop)
             pieces = await self._pieces(blob, start, stop)
@@ -191,7 +191,7 @@ class Fetcher:
 
     async def fetch_all(self, blob: Blob) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
-        blob.check_trusted()
+        blob.health.check()
         if blob.complete:
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # who was cancelled while the blob was brought starts nothing

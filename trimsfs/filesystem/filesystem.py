@@ -279,9 +279,9 @@ class Filesystem:
                 raise LookUpAgainError(inode.path)
             with self._sent_back.coming(thread, inode.path):
                 if not await self._cold_opener.fetch(blob, interruptible):
-                    blob.check_trusted()
+                    blob.health.check()
                     raise LookUpAgainError(inode.path)
-        blob.check_trusted()
+        blob.health.check()
         self._residents.opened(blob)
         self._passthrough_opens += 1
 
@@ -293,7 +293,7 @@ class Filesystem:
         try:
             with self._sent_back.coming(thread, inode.path):
                 resident = blob.backing_id != 0 or await self._cold_opener.wait(blob, interruptible, thread)
-            blob.check_trusted()
+            blob.health.check()
             if resident and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
         except BaseException:

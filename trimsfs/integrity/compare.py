@@ -112,7 +112,7 @@ class Integrity:
     async def run(self) -> None:
         """Compare what was put off, scrub, and see to what is in doubt, for as long as the server runs."""
         for blob in self._disk.whole():
-            if blob.digest is None:  # an earlier server has not come to it
+            if not blob.health.compared:  # an earlier server has not come to it
                 self._put_off(blob)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._compare_later)
@@ -124,9 +124,9 @@ class Integrity:
 
     async def approve(self, blob: Blob) -> bool:
         """Whether a complete blob, which the caller uses, may be read from its file, as far as is known by now."""
-        if blob.doubt is not None:
+        if blob.health.quarantined:
             return False
-        if blob.digest is not None:
+        if blob.health.compared:
             return True
         try:
             expected = await self._expected(blob.generation)
@@ -137,7 +137,7 @@ class Integrity:
                 return await self.compare(blob, expected)
         except (StoreError, CacheError) as error:
             if self._mode == "wait":
-                if blob.doubt is None:
+                if not blob.health.quarantined:
                     self.doubts.begin(blob, error)
                 return False
             log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
@@ -151,7 +151,12 @@ class Integrity:
 
     def compare_later(self, blob: Blob) -> None:
         """A blob is read that has not been compared with what was signed."""
-        if blob.digest is None and blob.doubt is None and self._here(blob) and blob.token not in self._later:
+        if (
+            not blob.health.compared
+            and not blob.health.quarantined
+            and self._here(blob)
+            and blob.token not in self._later
+        ):
             self._put_off(blob)
 
     def _put_off(self, blob: Blob) -> None:
@@ -164,7 +169,7 @@ class Integrity:
             self._comes_later = trio.Event()
             for blob in list(self._later.values()):
                 try:
-                    if self._here(blob) and blob.digest is None:
+                    if self._here(blob) and not blob.health.compared:
                         await self._compare_now(blob)
                 except (ObjectChangedError, ObjectNotFoundError, SignatureError):
                     self._done_with(blob)  # the store knows it no more, or nobody may open it, and will not
@@ -181,10 +186,10 @@ class Integrity:
             del self._later[blob.token]
 
     async def _compare_now(self, blob: Blob) -> None:
-        known = blob.digest
+        known = blob.health.digest
         expected = await self._expected(blob.generation)
         if expected is None:
-            if blob.digest == known:
+            if blob.health.digest == known:
                 await self._disk.damage.set_digest(blob, "")
         elif self._here(blob):
             await self.compare(blob, expected)
@@ -195,15 +200,20 @@ class Integrity:
 
     async def compare(self, blob: Blob, expected: Digest) -> bool:
         """Compare a whole blob with the digest that it should have, and mend it; whether it may be read."""
-        key, changed, before, known = blob.generation.key, 0, blob.doubt, blob.digest
+        key, changed, before, known = blob.generation.key, 0, blob.health.quarantine, blob.health.digest
         same = await self._has_now(blob, expected)
         if same is False and not self._in_vain(expected) and await self._was_damaged(blob):
             same = await self._has_now(blob, expected)
         for _ in range(MOST_ATTEMPTS):
-            if same is not False or blob.doubt is not before or not self._here(blob) or self._in_vain(expected):
+            if (
+                same is not False
+                or blob.health.quarantine is not before
+                or not self._here(blob)
+                or self._in_vain(expected)
+            ):
                 break
             self._differing += 1
-            changes = blob.changes
+            revision = blob.health.revision
             log.warning("%s: has not the digest %s: fetching it again", key, expected)
             try:
                 changed = await self.mender.fetch_again(blob)
@@ -212,12 +222,12 @@ class Integrity:
                     blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}")
                 )
                 break
-            if not changed and blob.changes == changes:
+            if not changed and blob.health.revision == revision:
                 break  # nor has another comparison mended it meanwhile
             same = await self._has_now(blob, expected)
-        if blob.doubt is not before or not self._here(blob):
+        if blob.health.quarantine is not before or not self._here(blob):
             return False
-        if not expected.signed and blob.digest not in {None, known, str(expected)}:
+        if not expected.signed and blob.health.digest not in {None, known, str(expected)}:
             return True  # it has been compared with what was signed meanwhile
         if same:
             self._compared += 1
@@ -234,11 +244,11 @@ class Integrity:
 
     async def _was_damaged(self, blob: Blob) -> bool:
         """Whether bytes of a blob had gone wrong here, which says nothing of what the store gives, and were mended."""
-        changes = blob.changes
+        revision = blob.health.revision
         if self._here(blob):
             with held(blob):
                 await self.mender.check(blob, in_memory=True)
-        return blob.changes != changes and self._here(blob)
+        return blob.health.revision != revision and self._here(blob)
 
     def _in_vain(self, expected: Digest) -> bool:
         """Whether such a digest that differs says little: the parts of this store's objects are not what they usually
@@ -256,9 +266,9 @@ class Integrity:
     async def _has_now(self, blob: Blob, expected: Digest) -> bool | None:
         """`_has`, of bytes none of which was exchanged meanwhile. Raises CacheError when they are again and again."""
         for _ in range(MOST_ATTEMPTS):
-            changes = blob.changes
+            revision = blob.health.revision
             same = await self._has(blob, expected)
-            if blob.changes == changes or not self._here(blob):
+            if blob.health.revision == revision or not self._here(blob):
                 return same
         raise BlobDamagedError(f"{blob.generation.key}: is mended while it is compared with the store, again and again")
 
@@ -300,27 +310,27 @@ class Integrity:
         try:
             await self._check_and_compare(blob, in_memory=in_memory)
         finally:
-            if self._here(blob) and blob.digest is None and self._mode != "off":
+            if self._here(blob) and not blob.health.compared and self._mode != "off":
                 self._put_off(blob)  # it may have been mended with other bytes
 
     async def _check_and_compare(self, blob: Blob, *, in_memory: bool) -> None:
         self._shorten(blob)
-        before = blob.doubt
-        lost = bool(blob.lost)
+        before = blob.health.quarantine
+        lost = bool(blob.health.lost)
         for _ in range(MOST_ATTEMPTS):  # what has been mended may have been cut off again since
             wrong = self.mender.wrong[blob.token]
             await self.mender.check(blob, in_memory=in_memory)
-            if self.mender.wrong[blob.token] == wrong or blob.doubt is not before:
+            if self.mender.wrong[blob.token] == wrong or blob.health.quarantine is not before:
                 break
         else:
             raise BlobDamagedError(f"{blob.generation.key}: is damaged in the cache again and again")
-        if lost and blob.doubt is before:
+        if lost and blob.health.quarantine is before:
             await self._disk.sync(blob)
-        if blob.doubt is before and blob.complete and self._mode != "off":
+        if blob.health.quarantine is before and blob.complete and self._mode != "off":
             await self._compare_now(blob)
             self._done_with(blob)
-        if blob.doubt is not None and blob.doubt is not before:
-            raise blob.doubt.with_traceback(None)
+        if blob.health.quarantine is not before:
+            blob.health.check()
         self.doubts.end(blob)
 
     def _shorten(self, blob: Blob) -> None:
@@ -370,7 +380,7 @@ class Integrity:
                 log.warning("%s: cannot be scrubbed now: %s", generation.key, error)
                 return False
             finally:
-                if self._here(blob) and blob.digest is None and self._mode != "off":
+                if self._here(blob) and not blob.health.compared and self._mode != "off":
                     self._put_off(blob)  # it may have been mended with other bytes
             return not whole or await self._disk.damage.scrubbed(blob)
 

@@ -41,7 +41,7 @@ class EarlyDigests:
     def expect(self, blob: Blob) -> None:
         """All of a blob is being fetched: it will be compared soon."""
         name = blob.generation.key, blob.generation.etag
-        if blob.complete or blob.digest is not None or name in self._questions or not self._background.running:
+        if blob.complete or blob.health.compared or name in self._questions or not self._background.running:
             return
         if model_key(blob.generation.key) is not None:
             return  # no object of the store

@@ -38,13 +38,13 @@ class Doubts:
     def begin(self, blob: Blob, error: TrimsError) -> None:
         """A blob is in doubt, for this reason."""
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
-        blob.doubt = error
+        blob.health.quarantine = error
         self._since[blob] = trio.current_time()
         self.told(blob)
 
     def end(self, blob: Blob) -> None:
         """A blob is in doubt no longer."""
-        blob.doubt = None
+        blob.health.quarantine = None
         self._since.pop(blob, None)
         self.told(blob)
 
@@ -65,7 +65,7 @@ class Doubts:
                 if self._disk.known(blob.token) is not blob:
                     if not blob.attached:
                         self._since.pop(blob, None)
-                elif isinstance(blob.doubt, StoreError | CacheUnusableError):  # the next open tries again
+                elif isinstance(blob.health.quarantine, StoreError | CacheUnusableError):  # the next open tries again
                     self.end(blob)
                 elif blob.users == 0 and not blob.pinned:
                     try:

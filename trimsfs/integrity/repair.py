@@ -145,7 +145,7 @@ class Mender:
             crc = crc if seen == crc else None
         if blob.states[chunk] == ChunkState.MISSING:
             return False  # a reader has found out
-        if crc == blob.crc(chunk) and chunk not in blob.lost:
+        if crc == blob.crc(chunk) and chunk not in blob.health.lost:
             if blob.states[chunk] == ChunkState.UNVERIFIED:
                 await self._disk.damage.checked(blob, chunk, crc)
             return False

@@ -103,7 +103,7 @@ class Admission:
 
     async def _admit(self, blob: Blob, interruptible: Interruptible) -> None:
         digest = await self._signed_of(blob, interruptible)
-        if digest is None or (blob.complete and blob.digest == str(digest)):
+        if digest is None or (blob.complete and blob.health.digest == str(digest)):
             self._remember(blob, digest)
             return
         refused = blob.token, digest
@@ -128,13 +128,13 @@ class Admission:
         """Whether an open file still is what it was admitted as, by this server or the one before: nothing of it was
         lost, or found wrong, that has not been compared again. Raises StoreError and SignatureError."""
         if blob.token not in self._admitted:
-            if blob.digest is not None or not blob.states:
+            if blob.health.compared or not blob.states:
                 return True
             digest = await self.signed(blob.generation)
             self._remember(blob, digest)
             return digest is None  # what was read before may have been compared, and mended, since
         digest = self._admitted.get(blob.token)
-        return digest is None or not blob.states or blob.digest == str(digest)
+        return digest is None or not blob.states or blob.health.digest == str(digest)
 
     async def read(self, blob: Blob, read: Callable[[], Awaitable[T]]) -> T:
         """What is read of an open file that does not stand any more, once it does again: others see to that.
@@ -143,7 +143,7 @@ class Admission:
         """
         with trio.move_on_after(COMPARED_WITHIN_S):
             while True:
-                blob.check_trusted()
+                blob.health.check()
                 try:
                     await self._fetcher.fetch_all(blob)
                     data = await read()
@@ -184,14 +184,14 @@ class Admission:
             return digest.value == digest.of_nothing
         await self._fetch(blob, interruptible)
         before = self._admitted.get(blob.token)
-        if before is not None and blob.digest == str(before) and before.algorithm == digest.algorithm:
+        if before is not None and blob.health.digest == str(before) and before.algorithm == digest.algorithm:
             return before == digest  # its bytes are what has been signed before, which others may have open
-        if blob.digest != str(digest):
+        if blob.health.digest != str(digest):
             await self._compare(blob, digest)
-        blob.check_trusted()
+        blob.health.check()
         if not blob.complete:
             raise BlobDamagedError(f"{blob.generation.key}: its file in the cache has been damaged meanwhile")
-        return blob.digest == str(digest)
+        return blob.health.digest == str(digest)
 
     async def admit_file(self, generation: Generation, interruptible: Interruptible) -> None:
         """`admit`, for what is read of a file without opening it."""
@@ -238,12 +238,12 @@ class Admission:
             if generation.size > LARGEST:
                 raise SignatureError(f"{generation.key}: is larger than a manifest may be, {LARGEST} bytes")
             async with self._disk.using(generation) as blob:
-                changes = blob.changes
+                revision = blob.health.revision
                 content = bytes(await self._fetcher.read(blob, 0, generation.size)) if generation.size else b""
             try:
                 known = self._read_manifest(content)
             except SignatureError as error:
-                known = _Wrong(SignatureError(f"{generation.key}: {error}"), blob, changes)
+                known = _Wrong(SignatureError(f"{generation.key}: {error}"), blob, revision)
             self._known[name] = known
             _shorten(self._known, REMEMBERED)
         if isinstance(known, _Wrong):
@@ -254,18 +254,18 @@ class Admission:
 class _Wrong:
     """What is wrong with a manifest: its bytes may have gone wrong on the way, and be right soon."""
 
-    def __init__(self, error: SignatureError, blob: Blob, changes: int) -> None:
+    def __init__(self, error: SignatureError, blob: Blob, revision: int) -> None:
         self.error = error
         self._blob = weakref.ref(blob)
         self._token = blob.token
-        self._changes = changes
+        self._revision = revision
         self._found_at = trio.current_time()
 
     def changed(self, disk: DiskTier) -> bool:
         """Whether there may be other bytes by now."""
         blob = disk.known(self._token)
         if blob is not None and blob is self._blob():
-            return blob.changes != self._changes
+            return blob.health.revision != self._revision
         return trio.current_time() - self._found_at > REFUSED_S
 
 

@@ -27,7 +27,7 @@ class _Known:
     """A table, as long as the bytes are those that it was made of: they may have gone wrong on the way."""
 
     blob: "weakref.ref[Blob]"
-    changes: int
+    revision: int
     table: bytes
 
 
@@ -45,10 +45,10 @@ class TensorTables:
         key = (generation.key, generation.etag)
         async with self._disk.using(generation) as blob:
             known = self._known.get(key)
-            if known is not None and known.blob() is blob and known.changes == blob.changes:
+            if known is not None and known.blob() is blob and known.revision == blob.health.revision:
                 self._known.move_to_end(key)
                 return known.table
-            changes = blob.changes
+            revision = blob.health.revision
             try:
                 told = (await self._parse(blob)).as_dict()
             except FormatError as error:
@@ -56,7 +56,7 @@ class TensorTables:
             found = json.dumps(told).encode()
             self._known.pop(key, None)
             if len(found) <= LONGEST_REMEMBERED:
-                self._known[key] = _Known(weakref.ref(blob), changes, found)
+                self._known[key] = _Known(weakref.ref(blob), revision, found)
                 if len(self._known) > REMEMBERED:
                     self._known.popitem(last=False)
         return found

@@ -95,8 +95,8 @@ class ColdOpener:
             return False  # reads of what is here succeed
         if resident:
             self._expect(blob, thread)
-        elif self._compared and blob.digest is None:
-            blob.check_trusted()
+        elif self._compared and not blob.health.compared:
+            blob.health.check()
             raise _not_compared(blob)
         return resident
 
@@ -104,19 +104,19 @@ class ColdOpener:
         """What is read of an open file; where nothing may be given uncompared, and there is room for it, only once what
         came for bytes that were lost has been compared. Raises as *read* and `wait` do."""
         for _ in range(MOST_ATTEMPTS):
-            changes = blob.changes
+            revision = blob.health.revision
             data = await read()
-            if not self._compared or not blob.attached or (blob.digest is not None and blob.changes == changes):
+            if not self._compared or not blob.attached or (blob.health.compared and blob.health.revision == revision):
                 return data
             if not blob.complete:
-                if not blob.changes or self._disk.full(blob.generation):
+                if not blob.health.revision or self._disk.full(blob.generation):
                     return data  # there is no room for it
                 try:
                     await self._fetcher.fetch_all(blob)
                 except CacheFullError:
                     return data
             await self._residents.announce(blob)
-            blob.check_trusted()
+            blob.health.check()
             await trio.lowlevel.checkpoint_if_cancelled()  # who stops with the server says nothing of the file
         raise _not_compared(blob)
 

@@ -131,7 +131,7 @@ class Residents:
 
     def _served_in_cached_mode(self, blob: Blob) -> bool:
         """Whether nothing is to be done for a blob, as it has been compared and brought, and cannot be announced."""
-        return self._backing is None and self._host.holds(blob) and blob.digest is not None
+        return self._backing is None and self._host.holds(blob) and blob.health.compared
 
     async def _carry(self, blob: Blob, event: trio.Event) -> None:
         """Announce a blob, whoever still waits for it."""
@@ -146,11 +146,11 @@ class Residents:
     async def _announce(self, blob: Blob) -> None:
         try:
             for _ in range(MOST_ATTEMPTS):
-                changes = blob.changes
+                revision = blob.health.revision
                 if not await self._bring(blob) or self._backing is None or blob.backing_id or not blob.complete:
                     return
                 backing_id = await self._backing.open(blob.fileno())
-                if blob.complete and blob.changes == changes:
+                if blob.complete and blob.health.revision == revision:
                     self._opened_as(blob, backing_id)
                     return
                 self._backing.close(backing_id)  # what came for bytes that were lost meanwhile has not been approved
@@ -180,7 +180,7 @@ class Residents:
         """The kernel knows the file of a blob by this number: the next server is to know."""
         blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
-        count = _ANNOUNCED if blob.doubt is None else _DOUBTFUL
+        count = _DOUBTFUL if blob.health.quarantined else _ANNOUNCED
         self._slots[backing_id] = self._ledger.add(Kind.BACKING, backing_id, content, count=count)
         self._announced.add((blob.generation.key, blob.generation.etag))
 
@@ -195,14 +195,14 @@ class Residents:
         """A blob is in doubt, or no longer: the next server is to know."""
         slot = self._slots.get(blob.backing_id)
         if slot is not None:
-            self._ledger.set(slot, _ANNOUNCED if blob.doubt is None else _DOUBTFUL)
+            self._ledger.set(slot, _DOUBTFUL if blob.health.quarantined else _ANNOUNCED)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
         return blob.backing_id != 0 and self._host.holds(blob) and self._may_be_opened(blob)
 
     def _may_be_opened(self, blob: Blob) -> bool:
-        return blob.digest is not None or not self._compared
+        return blob.health.compared or not self._compared
 
     def opened(self, blob: Blob) -> None:
         """A blob was opened in passthrough mode."""

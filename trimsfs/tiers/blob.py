@@ -7,8 +7,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trimsfs.errors import TrimsError
 from trimsfs.ranges import chunk_count, chunk_length, chunks_of
+from trimsfs.tiers.health import Health
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
@@ -39,16 +39,9 @@ class Blob:
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
         self.backing_id = 0
-        self.digest: str | None = None
-        """What the store says of all bytes, and they have; empty where it says nothing; None before that is known."""
-        self.doubt: TrimsError | None = None
-        """Why the bytes must not be served any more."""
-        self.changes = 0
-        """How often bytes of it were found wrong, or lost: a digest of all that was computed before says nothing."""
+        self.health = Health()
         self.cuts = 0
         """How often the file was given its size again: bytes that were being written may be gone."""
-        self.lost: set[int] = set()
-        """Chunks that programs read by themselves, and that have not reached the disk: no longer in the index."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -69,7 +62,7 @@ class Blob:
     @property
     def verified(self) -> bool:
         """Whether every byte is here and all of them have been compared with what the store says of them."""
-        return self.complete and self.doubt is None and (self.digest is not None or not self.states)
+        return self.complete and not self.health.quarantined and (self.health.compared or not self.states)
 
     @property
     def verified_bytes(self) -> int:
@@ -115,11 +108,6 @@ class Blob:
         self._descriptor = descriptor
         self._view = memoryview(mapping)
         return fitting
-
-    def check_trusted(self) -> None:
-        """Raises what speaks against it, if anything does: a TrimsError."""
-        if self.doubt is not None:
-            raise self.doubt.with_traceback(None)
 
     @property
     def cut_off(self) -> bool:

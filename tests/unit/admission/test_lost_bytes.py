@@ -47,7 +47,7 @@ async def test_one_failure_of_the_store_does_not_deny_an_open_file_for_ever(
         store.fail(StoreUnavailableError("away"), method="read", key="signed/params", offset=2 * chunk_size, times=1)
         store.fail(StoreUnavailableError("away"), method="read", key="signed/params", offset=chunk_size, times=1)
         errors = await goes_on(server, handle, chunk_size, files["params"][:chunk_size])
-        assert not errors, (errors, list(blob.states), blob.digest)
+        assert not errors, (errors, list(blob.states), blob.health.digest)
 
 
 async def test_what_was_read_before_it_was_compared_is_not_given_after(
@@ -86,7 +86,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
             await until(lambda: len(asked) > 0)
             async with server.disk.using(store.generation("signed/params")) as one:
                 await admission.admit(one, nullcontext)  # another opens it
-            assert blob.digest
+            assert blob.health.digest
             gate.set()
         assert result == [files["params"]], "wrong bytes"
 
@@ -128,7 +128,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
         await until(lambda: server.integrity.statistics().to_compare == 0)
         blob = blob_of(server.disk, store, "other/params")
         errors = await goes_on(server, done[0], chunk_size, files["params"][:chunk_size])
-        assert not errors, (opened, errors, blob.digest)
+        assert not errors, (opened, errors, blob.health.digest)
 
 
 async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
@@ -193,7 +193,7 @@ async def test_a_verify_that_is_closed_does_not_deny_what_it_has_mended(
         flip_byte(file, 2 * chunk_size + 5)  # is right again
         gate.set()
         errors = await goes_on(server, handle, chunk_size, files["params"][:chunk_size])
-        assert not errors, (errors, blob.digest, blob.doubt, list(blob.states))
+        assert not errors, (errors, blob.health.digest, blob.health.quarantine, list(blob.states))
 
 
 async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
@@ -218,4 +218,4 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         errors = await goes_on(server, handle, chunk_size, files["params"][:chunk_size])
         server.integrity._scrub_rate = 1 << 40
-        assert not errors, (errors, blob.digest, blob.doubt, list(blob.states))
+        assert not errors, (errors, blob.health.digest, blob.health.quarantine, list(blob.states))

@@ -97,7 +97,7 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
         with trio.fail_after(10), suppress(BlobDamagedError):  # unless another comparison has come to its end
             await server.read(handle, 0, chunk_size)
         answered.set()
-        await until(lambda: blob.digest is not None)
+        await until(lambda: blob.health.compared)
         assert await server.read(handle, 0, chunk_size) == files["params"][:chunk_size]
 
 

@@ -69,7 +69,7 @@ async def test_what_is_lost_while_it_is_announced_is_compared_before(
             await until(
                 lambda: (
                     (b := server.disk.known(store.generation("a").token(store.identity))) is not None
-                    and b.digest is not None
+                    and b.health.compared
                 )
             )
             blob = blob_of(server.disk, store, "a")
@@ -110,7 +110,7 @@ async def test_what_is_damaged_stays_in_doubt_though_the_store_fails(
             flip_byte(blob_files(tmp_path / "cache")[0], 5)
             down(store)
             assert (await server.outcome("verify", "a"))[0] == "failed"
-            assert blob.doubt is not None
+            assert blob.health.quarantined
             gate.set()
         await trio.sleep(1)
         try:
@@ -218,5 +218,5 @@ async def test_what_a_verify_that_is_closed_has_mended_is_compared(
         await trio.sleep(2)
         server.release(await server.open("a"))  # nor is it compared when it is opened
         await trio.sleep(0.5)
-        assert blob.digest is not None, "is never compared"
+        assert blob.health.compared, "is never compared"
         assert (await server.read(handle))[:chunk_size] == content[:chunk_size], "wrong bytes"

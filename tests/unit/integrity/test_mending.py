@@ -87,7 +87,7 @@ async def test_chunks_that_did_not_reach_the_disk_are_given_back_once(
         blob = blob_of(server.disk, store, "a")
 
         await fail_to_sync(server.disk, blob)
-        assert blob.lost
+        assert blob.health.lost
         server.release(handle)
         down(store, method="read")
         await server.outcome("verify", "a")

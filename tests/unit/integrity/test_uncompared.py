@@ -188,6 +188,6 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
             assert server.integrity.statistics().repaired_chunks == 1
             gate.set()
             await until(lambda: server.integrity.statistics().to_compare == 0)
-            assert (blob.doubt, server.integrity._misled) == (None, False)
-            assert blob.digest
+            assert (blob.health.quarantine, server.integrity._misled) == (None, False)
+            assert blob.health.digest
         assert await server.read(handle) == content

@@ -63,7 +63,7 @@ class Damage:
             if self._blobs.get(blob.token) is not blob or not blob.cut_off:
                 return  # somebody else has seen to it
             if blob.users and blob.backing_id:
-                if blob.doubt is None:  # else it is being mended
+                if not blob.health.quarantined:  # else it is being mended
                     self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
                 return
             log.error("%s: its file in the cache has been cut off: fetching it again", key)
@@ -84,8 +84,8 @@ class Damage:
             if not blob.users or not blob.backing_id:
                 await self._miss(blob, chunks)
                 return
-            lost = self._journal.take_back(blob, chunks) - blob.lost
-            blob.lost |= lost
+            lost = self._journal.take_back(blob, chunks) - blob.health.lost
+            blob.health.lost |= lost
             for chunk in lost:
                 self._budget.add(key, -chunk_length(chunk, blob.generation.size))
             self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
@@ -123,27 +123,26 @@ class Damage:
     def _give_up(self, blob: Blob, chunk: int) -> None:
         """A chunk is missing from now on, and takes no room."""
         blob.forget(chunk)
-        if chunk in blob.lost:
-            blob.lost.remove(chunk)  # it is not counted any more
+        if chunk in blob.health.lost:
+            blob.health.lost.remove(chunk)  # it is not counted any more
         else:
             self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
 
     def _compare_again(self, blob: Blob) -> None:
         """What a blob was compared with says nothing of the chunks that are to come."""
-        blob.changes += 1
-        blob.digest = self._files.no_digest
+        blob.health.bytes_changed(self._files.no_digest)
         self._journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
         self.found += 1
-        blob.changes += 1
+        blob.health.revision += 1
         if blob.states[record.chunk] == ChunkState.MISSING:
             return  # others have given it up, and may be writing to it: it is fetched by who wants it
         if record.crc != blob.crc(record.chunk):
             self._compare_again(blob)  # another comparison may have come to its end meanwhile
-        if record.chunk in blob.lost:
-            blob.lost.discard(record.chunk)
+        if record.chunk in blob.health.lost:
+            blob.health.lost.discard(record.chunk)
             self._budget.add(blob.generation.key, record.length)
         blob.commit(record)
         self._journal.wrote(blob, record)
@@ -155,7 +154,7 @@ class Damage:
             self._compare_again(blob)
             await self._journal.flush()
         else:
-            blob.digest = digest
+            blob.health.digest = digest
             self._journal.compared(blob, digest)
 
     async def scrubbed(self, blob: Blob) -> bool:

@@ -49,7 +49,7 @@ class BlobFiles:
         """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
         to be in it, and whether it was for a full disk that none could be made."""
         blob = Blob(token, generation)
-        blob.digest = self.no_digest
+        blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self.usable or not attach:
             return blob, lost, full
@@ -70,7 +70,7 @@ class BlobFiles:
                 if fitting:
                     blob.recall(loaded[1])
                     if self.compares and loaded[0].bytes == generation.size:
-                        blob.digest = loaded[0].digest
+                        blob.health.digest = loaded[0].digest
                     give_back(blob.fileno(), generation.size, loaded[1])
                 else:
                     lost = loaded[1]

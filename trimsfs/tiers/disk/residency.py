@@ -43,7 +43,7 @@ def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency
         disk_bytes=record.bytes,
         host_bytes=host_bytes,
         verified=blob is not None and blob.verified,
-        digest=record.digest if blob is None else blob.digest,
+        digest=record.digest if blob is None else blob.health.digest,
         pinned=record.pinned,
         users=blob.users if blob is not None else 0,
         uses=record.uses,

@@ -273,7 +273,7 @@ class DiskTier:
         """A blob has been loaded, and chunks found *lost* of it: what was known to be *gone* counts no more."""
         for chunk in gone:
             blob.forget(chunk)
-            blob.digest = self.files.no_digest
+            blob.health.digest = self.files.no_digest
         self._budget.add(blob.generation.key, -sum(record.length for record in lost if record.chunk not in gone))
         self._journal.lost(blob.token, [record.chunk for record in lost])
         self._blobs[blob.token] = blob
@@ -351,9 +351,9 @@ class DiskTier:
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk, for which room was made, has been written: serve it from now on."""
-        if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.lost:
+        if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
             self._budget.add(blob.generation.key, -record.length)  # somebody else has brought it meanwhile
-        blob.lost.discard(record.chunk)
+        blob.health.lost.discard(record.chunk)
         blob.commit(record)
         self._journal.wrote(blob, record)
 

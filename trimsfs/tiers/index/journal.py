@@ -183,7 +183,7 @@ class Journal:
         await self.flush()
         async with self.syncing:
             await self._sync(blob)
-        return blob not in self._unsynced and not blob.lost
+        return blob not in self._unsynced and not blob.health.lost
 
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
