@@ -1,1 +1,1 @@
-"""Owns the mounts: the small privileged part beside the servers."""
+"""The keeper and its commands: the small privileged program that owns mounts and starts their servers."""

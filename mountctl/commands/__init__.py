@@ -1,1 +1,1 @@
-"""The mountctl command: its verbs, and the mounts that are declared in mounts.d."""
+"""The ``mountctl`` command: its verbs, and the mounts that ``mounts.d`` declares."""

@@ -1,1 +1,1 @@
-"""Models of a mount in containers: those that run already, those that are made, and those that wait for a mount."""
+"""Models in containers: shared directories, running containers, CDI devices and the OCI hook."""

@@ -1,1 +1,1 @@
-"""The keeper: the process that owns a mount, holds what outlives a server, and starts and replaces servers."""
+"""The keeper: the process that holds a mount's descriptors, starts its servers and replaces them."""

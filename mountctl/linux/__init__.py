@@ -1,1 +1,1 @@
-"""The system's interfaces that mounting needs: mount calls, bind mounts, sockets, systemd, log files."""
+"""The Linux interfaces that mounting needs: mount calls, bind mounts, sockets, systemd, log files."""

@@ -1,1 +1,1 @@
-"""The ``trimsfs`` command: renders what the mounts' control files give."""
+"""The ``trimsfs`` command: what a user types, and how the mounts' answers are shown."""

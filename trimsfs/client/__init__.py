@@ -1,4 +1,6 @@
-"""What runs in a user's process: model files as tensors, without a copy. Needs nothing of the server.
+"""The client library: in a user's process, model files become tensors without a copy.
+
+It needs nothing of the server.
 
 ::
 

@@ -1,1 +1,1 @@
-"""Tasks, channels and limits that know nothing of files."""
+"""Concurrency tools that know nothing of files: background tasks, a message channel, an adaptive limit."""

@@ -1,1 +1,1 @@
-"""Fetching: how missing chunks come from the store, once each, whoever waits."""
+"""Fetching: missing chunks come from the store, once each, however many readers wait."""

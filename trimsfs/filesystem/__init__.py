@@ -1,1 +1,1 @@
-"""What a call of the kernel means: lookup, open, read, release; free of FUSE."""
+"""The file system without FUSE: what lookup, open, read and release mean."""

@@ -1,6 +1,7 @@
-"""Model files, read for what tensors they hold and where. Pure and bounded: a hostile file gives a FormatError.
+"""Parsers of model formats: which tensors a file holds, and where.
 
-Whoever parses lends a ``Source``: a mapped file, or one that comes piece by piece.
+They are pure and bounded: a hostile file gives a FormatError. The caller lends a ``Source``: a mapped file, or one that
+comes piece by piece.
 """
 
 import codecs

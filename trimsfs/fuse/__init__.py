@@ -1,4 +1,4 @@
-"""The kernel's side: the only home of pyfuse3."""
+"""The kernel interface: FUSE requests become calls, errors become errno values; the only home of pyfuse3."""
 
 import os
 import sys

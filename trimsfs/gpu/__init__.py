@@ -1,1 +1,1 @@
-"""Copies of models on GPUs: loaded once, lent to programs by path, gone on with by another server."""
+"""GPU copies on loan: programs lease a model's copy in device memory by its path, across restarts of the server."""

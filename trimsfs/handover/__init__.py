@@ -1,1 +1,1 @@
-"""Takeover: what a server leaves to the next one, and its end of the channel to the keeper."""
+"""Takeover: what a server leaves to its successor, and the server's end of the channel to the keeper."""

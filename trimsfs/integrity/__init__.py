@@ -1,1 +1,1 @@
-"""Integrity: comparing whole objects with their digests, repair, quarantine, signatures."""
+"""Data integrity: digests of whole objects, scrubbing, repair, quarantine and signatures."""

@@ -1,1 +1,1 @@
-"""Model files: their tensor tables, and what programs have derived from them."""
+"""Model files on the mount: their tensor tables, and the blobs that clients derive from them."""

@@ -1,1 +1,1 @@
-"""Names: directories and their listings, inodes, generations, and who may read what."""
+"""The namespace: directories and their listings, inodes, generations and permissions."""

@@ -1,1 +1,1 @@
-"""Opening: passthrough, cold opens that wait, and opens that the kernel tries again."""
+"""Opening files: passthrough of resident ones, cold opens that wait, and reopens after ESTALE."""

@@ -1,1 +1,1 @@
-"""Prefetching: what is fetched before anybody asks for it."""
+"""Prefetching: the server fetches what a program is about to open."""

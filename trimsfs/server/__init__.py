@@ -1,1 +1,1 @@
-"""The server process: its sandbox, its components put together, and its lifecycle."""
+"""The server process: its sandbox, its assembly from components, and its lifecycle."""

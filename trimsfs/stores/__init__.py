@@ -1,4 +1,4 @@
-"""Where models come from."""
+"""Stores: where models come from, behind one protocol; S3, a directory, fsspec, and a retrying wrapper."""
 
 import re
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Where the bytes of models are kept on this host."""
+"""Tiers: where this host keeps bytes of models; disk, memory and GPUs."""

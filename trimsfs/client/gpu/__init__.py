@@ -1,4 +1,4 @@
-"""Models in the memory of GPUs: what the GPU tier of a mount has loaded, as tensors of this process, without a copy."""
+"""The client library for GPUs: a mount's copies in device memory become tensors of this process without a copy."""
 
 import io
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""MXNet's own loaders, mapped instead of copied."""
+"""The MXNet adapter: MXNet's own loaders map models from a mount and copy nothing."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""An S3 bucket, or a prefix of one, as a store. The only home of boto3."""
+"""The S3 store: a bucket, or a prefix of one; the only home of boto3."""
 
 import time
 from collections.abc import Callable

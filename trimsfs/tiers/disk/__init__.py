@@ -1,1 +1,1 @@
-"""The disk tier: the cache directory, its budget, eviction and recovery after a crash."""
+"""The disk tier: blobs in a cache directory, their budget, eviction and recovery after a crash."""

@@ -1,1 +1,1 @@
-"""The memory tier: the page cache of the blobs, steered under a budget."""
+"""The memory tier: the page cache of blobs, kept within a budget."""

@@ -1,1 +1,1 @@
-"""The index: what is recorded of the blobs in SQLite, its journal and its recovery."""
+"""The index: the SQLite record of blobs, the journal that fills it, and its recovery."""
