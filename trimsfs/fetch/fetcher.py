@@ -157,7 +157,7 @@ class Fetcher:
     async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
         await self._check_running(blob)
-        chunks, cuts = chunks_of(start, stop), blob.cuts
+        chunks = chunks_of(start, stop)
         prefetch = self._board.prefetch(blob)
         if prefetch is not None:
             prefetch.demand(chunks[-1])
@@ -168,7 +168,7 @@ class Fetcher:
             await flight.until(min(stop, last) - first)
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
-        if blob.cuts != cuts or not all(_is_there(blob, chunk, flights.get(chunk)) for chunk in chunks):
+        if not all(_is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
             return None
         # Not before: an error keeps what there is here, and a view keeps the file, also one that is evicted.
         return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
@@ -345,11 +345,12 @@ class Fetcher:
         self._disk.release(blob)
 
 
-def _is_there(blob: Blob, chunk: int, flight: Flight | None) -> bool:
-    """Whether what was waited for of a chunk can be read: from the blob, or memory, or as far as it has come."""
-    if flight is not None and (flight.data is not None or not flight.done.is_set()):
-        return True
-    return blob.states[chunk] == ChunkState.VERIFIED
+def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
+    """Whether the bytes of a chunk before *stop* can be read: from the blob, or memory, or as far as it has come."""
+    if flight is None or flight.done.is_set():
+        return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
+    first, last = chunk_span(chunk, blob.generation.size)
+    return flight.can_be_read(min(stop, last) - first)
 
 
 def max_requests(memory_limit: int) -> int:

@@ -25,7 +25,7 @@ class Flight:
         self.chunk = chunk
         self.demanded = demanded
         self.enqueued = trio.current_time()
-        self._arrived = self._cuts = 0
+        self._arrived = self._resizes = 0
         self._more = trio.Event()
         self.done = trio.Event()
         self.error: StoreError | None = None
@@ -33,7 +33,7 @@ class Flight:
 
     def has_arrived(self, count: int) -> None:
         """The first *count* bytes are readable, before it has landed."""
-        self._arrived, self._cuts = count, self.blob.cuts
+        self._arrived, self._resizes = count, self.blob.resizes
         self._tell()
 
     def land(self) -> None:
@@ -41,9 +41,13 @@ class Flight:
         self.done.set()
         self._tell()
 
+    def can_be_read(self, count: int) -> bool:
+        """Whether the first *count* bytes are readable before the flight has landed: the file still has them."""
+        return self._arrived >= count and self._resizes == self.blob.resizes
+
     async def until(self, count: int) -> None:
         """Wait until the first *count* bytes are readable or the flight has ended."""
-        while (self._arrived < count or self._cuts != self.blob.cuts) and not self.done.is_set():
+        while not self.can_be_read(count) and not self.done.is_set():
             await self._more.wait()
 
     def _tell(self) -> None:

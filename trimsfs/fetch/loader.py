@@ -117,30 +117,30 @@ class Loader:
         blob = run[0].blob
         flights = {flight.chunk: flight for flight in run}
         position, stop = _start(run), _stop(run)
-        cuts = blob.cuts
+        resizes = blob.resizes
 
         def landed(record: ChunkRecord) -> None:
             nonlocal position
-            if blob.cuts != cuts:
-                return  # its first bytes may be gone
+            if blob.resizes != resizes:
+                return  # the file was truncated since: the first bytes may be gone
             position += record.length
             self._disk.wrote(blob, record)
             self._came(record.length)
             self._landed(flights[record.chunk])
 
         def arrived(offset: int) -> None:
-            if blob.cuts == cuts:
+            if blob.resizes == resizes:
                 flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
 
         async def attempt() -> None:
-            nonlocal cuts
+            nonlocal resizes
             if position == stop:
                 return  # what failed was only the end of the request before
-            cuts = blob.cuts
+            resizes = blob.resizes
             wanted = arrived if any(flight.demanded for flight in run) else None
             await self._request(blob, Extent(position, stop, blob.fileno(), position), landed, wanted)
             if position < stop:
-                raise TransientStoreError("its file in the cache has been cut off meanwhile")
+                raise TransientStoreError("its file in the cache was truncated meanwhile")
 
         try:
             await self._retrying.call(f"{blob.generation.key} at {position}", attempt)

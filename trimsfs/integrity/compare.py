@@ -314,10 +314,10 @@ class Integrity:
                 self._put_off(blob)  # it may have been mended with other bytes
 
     async def _check_and_compare(self, blob: Blob, *, in_memory: bool) -> None:
-        self._shorten(blob)
+        self._remove_surplus(blob)
         before = blob.health.quarantine
         lost = bool(blob.health.lost)
-        for _ in range(MOST_ATTEMPTS):  # what has been mended may have been cut off again since
+        for _ in range(MOST_ATTEMPTS):  # what was repaired may have been truncated again since
             wrong = self.mender.wrong[blob.token]
             await self.mender.check(blob, in_memory=in_memory)
             if self.mender.wrong[blob.token] == wrong or blob.health.quarantine is not before:
@@ -333,10 +333,11 @@ class Integrity:
             blob.health.check()
         self.doubts.end(blob)
 
-    def _shorten(self, blob: Blob) -> None:
-        """What was cut off comes back as it is mended, what was added has to go."""
+    def _remove_surplus(self, blob: Blob) -> None:
+        """What was truncated comes back as it is repaired; what was added has to go. The kernel may serve both."""
         try:
-            blob.shorten()
+            if blob.surplus > 0:
+                blob.restore_size()
         except OSError as error:
             raise CacheUnusableError(
                 f"{blob.generation.key}: its file in the cache cannot be mended: {error}"

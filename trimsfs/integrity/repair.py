@@ -1,6 +1,5 @@
 """Mending: bytes of local copies that are wrong are fetched again, and written over the wrong ones."""
 
-import errno
 import logging
 import os
 from collections import Counter
@@ -22,7 +21,6 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 
-MOST_CUTS = 3
 TELL_S = 30.0
 """How long those may take who are told of bytes that were wrong."""
 
@@ -83,24 +81,15 @@ class Mender:
             record = await self._fetcher.fetch_again(blob, chunk, descriptor)
             if not damaged and record.crc == blob.crc(chunk):
                 return False
-            start, _ = chunk_span(chunk, blob.generation.size)
             if record.crc != blob.crc(chunk):
                 await self._disk.damage.set_digest(blob, None)
-            await self._write(blob, descriptor, start, record.length)
+            start, _ = chunk_span(chunk, blob.generation.size)
+            await self._threads.run(_copy, descriptor, blob.fileno(), start, record.length)
         finally:
             os.close(descriptor)
         self.repaired_chunks += 1
         self._disk.damage.repaired(blob, record)
         return True
-
-    async def _write(self, blob: Blob, descriptor: int, start: int, length: int) -> None:
-        """Write what has been fetched again, until it is there. Raises OSError."""
-        for _ in range(MOST_CUTS):
-            cuts = blob.cuts
-            await self._threads.run(_copy, descriptor, blob.fileno(), start, length)
-            if blob.cuts == cuts:
-                return
-        raise OSError(errno.EIO, "its file in the cache is cut off again and again")
 
     async def _tell(self, blob: Blob, wrong: int) -> None:
         """So many chunks, which somebody may have copied, were wrong: tell that, even if it was for one who left."""

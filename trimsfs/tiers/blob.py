@@ -40,8 +40,8 @@ class Blob:
         self._verified = 0
         self.backing_id = 0
         self.health = Health()
-        self.cuts = 0
-        """How often the file was given its size again: bytes that were being written may be gone."""
+        self.resizes = 0
+        """How often the file was given its size back: what was being written at that time may be gone."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -103,26 +103,21 @@ class Blob:
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, ValueError):
-                raise OSError("its file has been cut off just now") from error
+                raise OSError("its file was truncated just now") from error
             raise
         self._descriptor = descriptor
         self._view = memoryview(mapping)
         return fitting
 
     @property
-    def cut_off(self) -> bool:
-        """Whether somebody has made the file shorter, or longer."""
-        return self._descriptor is not None and os.fstat(self._descriptor).st_size != self.generation.size
+    def surplus(self) -> int:
+        """Bytes that somebody has added to the file; negative when it was truncated. Raises OSError."""
+        return 0 if self._descriptor is None else os.fstat(self._descriptor).st_size - self.generation.size
 
-    def mend_size(self) -> None:
-        """Give the file its size again: what was cut off is missing. Raises OSError."""
-        self.cuts += 1
+    def restore_size(self) -> None:
+        """Give the file its size back; what was truncated reads as zeros. Raises OSError."""
+        self.resizes += 1
         os.truncate(self.fileno(), self.generation.size)
-
-    def shorten(self) -> None:
-        """Take off what somebody has added to the file. Raises OSError."""
-        if os.fstat(self.fileno()).st_size > self.generation.size:
-            self.mend_size()
 
     def detach(self) -> None:
         """Close the file. Views that are still in use keep the mapping until they are gone."""

@@ -56,22 +56,27 @@ class Damage:
 
     # Found by the tier
 
-    async def cut_off(self, blob: Blob) -> None:
-        """Somebody has changed the length of a blob's file."""
+    async def resized(self, blob: Blob) -> None:
+        """Somebody has changed the size of a blob's file: fetch all of it again.
+
+        A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
+        """
         key = blob.generation.key
         async with self._lock, self._journal.recording:
-            if self._blobs.get(blob.token) is not blob or not blob.cut_off:
+            if self._blobs.get(blob.token) is not blob or not blob.surplus:
                 return  # somebody else has seen to it
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else it is being mended
-                    self.on_doubt(blob, BlobDamagedError(f"{key}: its file in the cache has been cut off"))
+                    self.on_doubt(
+                        blob, BlobDamagedError(f"{key}: its file in the cache has another size than its object")
+                    )
                 return
-            log.error("%s: its file in the cache has been cut off: fetching it again", key)
+            log.error("%s: its file in the cache has another size than its object: fetching it again", key)
             if blob.users:
                 try:
-                    blob.mend_size()  # at once: what comes from now on must not be cut off by it
+                    blob.restore_size()  # at once: what comes from now on must not be lost by it
                 except OSError as error:
-                    log.error("%s: its file cannot be mended: %s", key, error)
+                    log.error("%s: its file in the cache cannot be given its size back: %s", key, error)
             await self._miss(blob, range(len(blob.states)))
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:

@@ -221,8 +221,8 @@ class DiskTier:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
         token = generation.token(self.store)
         blob = self._blobs.get(token)
-        if blob is not None and await self._is_cut_off(blob):
-            await self.damage.cut_off(blob)
+        if blob is not None and await self._was_resized(blob):
+            await self.damage.resized(blob)
             blob = self._blobs.get(token)
         if blob is None:
             blob = await self._bring(token, generation)
@@ -233,9 +233,9 @@ class DiskTier:
         self._journal.used(blob, 1)
         return blob
 
-    async def _is_cut_off(self, blob: Blob) -> bool:
+    async def _was_resized(self, blob: Blob) -> bool:
         try:
-            return blob.cut_off
+            return blob.surplus != 0
         except OSError as error:
             log.error("%s: its file in the cache cannot be looked at: %s", blob.generation.key, error)
         self._upkeep.failing.set()
@@ -358,11 +358,11 @@ class DiskTier:
         self._journal.wrote(blob, record)
 
     async def check_holes(self, blob: Blob) -> None:
-        """Have what was cut off before the last bytes of a blob came, and is zeros now, fetched again."""
+        """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
         try:
             gone = await self._threads.run(zeroed, blob)
         except OSError as error:
-            log.warning("%s: it is not known whether its file has been cut off: %s", blob.generation.key, error)
+            log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return
         for chunk in gone:
             await self.damage.checked(blob, chunk, None)
