@@ -1,7 +1,10 @@
-"""Text of others, such as the keys of a store, as people are shown it."""
+"""What people see in a terminal: names that others have chosen, log lines, and the titles that ``ps`` shows."""
 
 import logging
+from pathlib import Path
 from types import TracebackType
+
+from setproctitle import setproctitle
 
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -11,6 +14,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def set_process_title(role: str, mountpoint: Path) -> None:
+    """Have ``ps`` show this process as ``trimsfs ROLE MOUNTPOINT``.
+
+    The title overwrites the memory that /proc/PID/cmdline and /proc/PID/environ show; `os.environ` stays as it is.
+    """
+    setproctitle(f"trimsfs {role} {printable(str(mountpoint))}")
 
 
 class LineFormatter(logging.Formatter):

@@ -43,6 +43,7 @@ from mountctl.keeper.server_process import Server
 from mountctl.linux import mounting
 from mountctl.linux.mounting import Identity
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
+from trimsfs.text import set_process_title
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK_INTERVAL_S = 1.0
@@ -394,4 +395,6 @@ def main() -> None:
     if status is not None:
         os.set_inheritable(status, False)
     _leave_no_core()
-    sys.exit(Keeper(json.load(sys.stdin), status, stored_descriptors(os.environ)).run())
+    order = json.load(sys.stdin)
+    set_process_title("keeper", Path(order["mountpoint"]))
+    sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())

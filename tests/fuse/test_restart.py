@@ -1,5 +1,6 @@
 """A server that dies or is replaced: whoever uses the mount waits for a moment, and goes on."""
 
+import contextlib
 import json
 import mmap
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
+from tests.fuse.test_isolation import family
 from tests.fuse.test_mounting import alive
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.readers import Readers, Report
@@ -109,6 +111,36 @@ def zombies(pid: int) -> list[int]:
     """The children of a process that have ended and that it has not taken note of."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [child for child in children if not alive(child)]
+
+
+def titles(mount: MountedStore) -> dict[int, str]:
+    """What ``ps`` shows of the keeper and everything below it, by process id."""
+    found = {}
+    for pid in family(int(str(keeper(mount)["keeper_pid"]))):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+    return found
+
+
+@pytest.mark.parametrize(("name", "shown"), [("plain", "plain"), ("odd\n) b\x1b[2J", r"odd\n) b\x1b[2J")])
+def test_processes_say_what_they_are(name: str, shown: str, store_directory: Path, tmp_path: Path) -> None:
+    mountpoint = f"{tmp_path}/{shown}/models"
+    (tmp_path / name).mkdir()
+    with mounted(store_directory, tmp_path / name, "--fetch-processes", "2") as mount:
+        server = serving(mount)
+        wait_until(lambda: len(titles(mount)) == 6)
+        before = titles(mount)
+        assert sorted(before.values()) == [
+            *[f"trimsfs fetch {mountpoint}"] * 2,
+            f"trimsfs keeper {mountpoint}",
+            *(f"trimsfs {role} {mountpoint}" for role in ("server", "spawner", "standby")),
+        ]
+        assert before[server] == f"trimsfs server {mountpoint}"
+        (standby,) = (pid for pid, title in before.items() if title == f"trimsfs standby {mountpoint}")
+        assert kill(mount) == standby
+        wait_until(lambda: sorted(titles(mount).values()) == sorted(before.values()))
+        assert titles(mount)[standby] == f"trimsfs server {mountpoint}"
+        assert Path(f"/proc/{standby}/comm").read_text().strip() == "trimsfs server"
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def main() -> None:
     vars(copier)["WRITE_SIZE"] = int(write_size)
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)
-        spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"))
+        spawner = Spawner(partial(make_copier, Path(root), streaming=streaming == "True"), mountpoint=Path("/models"))
         socket.send_fds(test, [b"spawner"], [spawner._socket.fileno()])
 
 

@@ -1,14 +1,25 @@
 """Names of others, as people are shown them."""
 
 import logging
+import subprocess
+import sys
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimsfs.control.metrics import renderer
 from trimsfs.text import LineFormatter, printable
+
+TITLE = r"""
+import os, sys
+from pathlib import Path
+from trimsfs.text import set_process_title
+set_process_title("server", Path(os.fsdecode(sys.stdin.buffer.read())))
+print(Path("/proc/self/cmdline").read_text().rstrip("\0"), os.environ["KEPT"], sep="\n")
+"""
 
 
 @given(st.text())
@@ -21,6 +32,30 @@ def test_any_text_is_one_line_that_does_nothing(text: str) -> None:
 def test_what_is_shown_as_itself_stays() -> None:
     assert printable("résumé [v2] \\n") == "résumé [v2] \\n"
     assert printable("a\nb\x1b[2J\u202e\udcff") == "a\\nb\\x1b[2J\\u202e\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "shown"),
+    [
+        (b"/mnt/r\xc3\xa9sum\xc3\xa9 [v2]", "/mnt/résumé [v2]"),
+        (b"/a\nroot 1 /sbin/init\x1b[2J\xff", r"/a\nroot 1 /sbin/init\x1b[2J\udcff"),
+        (b"/" + b"x" * 4000, None),
+    ],
+)
+def test_a_process_is_shown_by_its_role_and_mountpoint(mountpoint: bytes, shown: str | None) -> None:
+    """One that finds too little memory is cut; what it needs of its environment stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", TITLE],
+        input=mountpoint,
+        env={"KEPT": "as it was"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    title, kept = done.stdout.decode().splitlines()
+    assert title.startswith("trimsfs server /")
+    assert title == f"trimsfs server {shown}" if shown else f"trimsfs server /{'x' * 3000}".startswith(title)
+    assert kept == "as it was"
 
 
 @given(st.text(), st.text())

@@ -22,6 +22,7 @@ from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pa
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.stores.digests import Algorithm
+from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -38,15 +39,17 @@ class Spawner:
     *not_for_it*, which forks the workers.
 
     It ends with the server, and so do they: each reads from a socket whose other end only the server holds.
+    *mountpoint* is what ``ps`` shows that they work for.
     """
 
-    def __init__(self, make_copier: Callable[[], Copier], *, not_for_it: Iterable[int] = ()) -> None:
+    def __init__(self, make_copier: Callable[[], Copier], *, mountpoint: Path, not_for_it: Iterable[int] = ()) -> None:
         ours, theirs = pair()
         if os.fork() == 0:
             ours.close()
             for descriptor in not_for_it:
                 os.close(descriptor)
-            _spawn(theirs, make_copier)
+            set_process_title("spawner", mountpoint)
+            _spawn(theirs, make_copier, mountpoint)
         theirs.close()
         self._socket = ours
 
@@ -62,7 +65,7 @@ class Spawner:
         return ours
 
 
-def _spawn(orders: socket.socket, make_copier: Callable[[], Copier]) -> NoReturn:
+def _spawn(orders: socket.socket, make_copier: Callable[[], Copier], mountpoint: Path) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     while True:
         data, descriptors, _, _ = socket.recv_fds(orders, 16, 1)
@@ -77,6 +80,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], Copier]) -> NoReturn
                 orders.close()
                 status = 1
                 try:
+                    set_process_title("fetch", mountpoint)
                     _stand_back()
                     trio.run(_work, end, make_copier)
                     status = 0

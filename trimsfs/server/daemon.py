@@ -46,7 +46,7 @@ from trimsfs.server.sandbox import (
     raised,
 )
 from trimsfs.stores import Store, open_store
-from trimsfs.text import LineFormatter
+from trimsfs.text import LineFormatter, set_process_title
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def main() -> None:
     failure: TrimsError | None = None
     try:
         order = json.load(sys.stdin)
+        mountpoint = Path(order["mountpoint"])
+        set_process_title("standby", mountpoint)
         options = MountOptions.model_validate(order["options"])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -94,9 +96,10 @@ def main() -> None:
             raise cache_fails
         if turn is not None:
             held = [keeper_end.fileno(), turn.ledger, *filter(None, (turn.lock, turn.fuse))]
-            spawner = Spawner(partial(_make_copier, options, store), not_for_it=held)
+            set_process_title("server", mountpoint)
+            spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
             _step_forward()
-            trio.run(serve, options, Path(order["mountpoint"]), keeper_end, turn, spawner, store, no_gpu, read_manifest)
+            trio.run(serve, options, mountpoint, keeper_end, turn, spawner, store, no_gpu, read_manifest)
     except* TrimsError as group:
         failure = _first(group)
     if failure is not None:
