@@ -28,7 +28,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.namespace.directory import Special
+from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.server.daemon import _configure_logging
@@ -562,7 +562,7 @@ async def test_directory_with_a_marker_is_found_in_a_directory_too_large_to_list
 
     found, _ = await namespace.lookup("", b"model")
     listed = (await namespace.entries(""))[b"model"]
-    assert (found, listed) == (Special.DIRECTORY, Special.DIRECTORY)
+    assert (found, listed) == (NonObject.DIRECTORY, NonObject.DIRECTORY)
     await store.aclose()
 
 

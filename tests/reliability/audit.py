@@ -35,7 +35,7 @@ def check(server: Server) -> None:
         assert disk.known(blob.token) is blob, f"{blob.generation.key} is open and has been evicted"
         assert blob.users > 0
         backing_id = handle >> BACKING_SHIFT
-        assert (backing_id != 0) == file.inode.resident, f"{blob.generation.key}: its inode is opened the other way"
+        assert (backing_id != 0) == file.inode.passthrough, f"{blob.generation.key}: its inode is opened the other way"
         assert backing_id in {0, blob.backing_id}
     if server.backing is not None:
         assert server.backing.violations == []
@@ -54,7 +54,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
     assert server.namespace.statistics().inodes == 1, [server.namespace.known(n) for n in server.namespace.numbers()]
     check(server)
     assert not server.fetcher._board._prefetches, "held by nobody, and fetched on"
-    assert not server.residents._announcing
+    assert not server.passthrough._registering
     assert not server.host._coming
     for hosted in server.host._hosted.values():
         assert (hosted.address is not None) <= hosted.blob.pinned, f"{hosted.blob.generation.key} is locked in memory"

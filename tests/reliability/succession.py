@@ -98,7 +98,7 @@ class Succession:
             async with served(
                 self._store, self.cache, backing=self.backing, ledger=self._ledger, **self._options
             ) as server:
-                self._channel = server.residents._backing = _Channel(self.backing)
+                self._channel = server.passthrough._backing = _Channel(self.backing)
                 self.kernel.serve(server)
                 task_status.started(scope)
                 await trio.sleep_forever()

@@ -89,7 +89,7 @@ async def fetch_all(server: Server) -> object:
 async def announce(server: Server) -> object:
     async with server.disk.using(server.store.generation(PATH)) as blob:
         await server.fetcher.fetch_all(blob)
-        return await server.residents.announce(blob)
+        return await server.passthrough.register(blob)
 
 
 async def make_room(server: Server) -> object:

@@ -31,7 +31,7 @@ from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
 from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
-from trimsfs.opening.passthrough import Backing, Residents
+from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
@@ -157,7 +157,7 @@ class Server:
     disk: DiskTier
     host: HostTier
     fetcher: Fetcher
-    residents: Residents
+    passthrough: Passthrough
     control: Control
     derived: DerivedBlobs
     integrity: Integrity
@@ -313,10 +313,10 @@ async def served(
     async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
         fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
         host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
-        residents = Residents(disk, host, ledger=ledger, compared=digests == "wait")
-        disk.on_removed = residents.withdraw
+        passthrough = Passthrough(disk, host, ledger=ledger, compared=digests == "wait")
+        disk.on_removed = passthrough.unregister
         disk.evictor.load_cost = fetcher.load_cost
-        fetcher.completed = residents.announce
+        fetcher.completed = passthrough.register
         names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
         namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
         sources: dict[str, metrics.Source] = {
@@ -324,7 +324,7 @@ async def served(
             "fetch": fetcher.statistics,
             "host": host.statistics,
         }
-        derived = DerivedBlobs(disk, residents, allowed=options.derived)
+        derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
         early = EarlyDigests(as_store(store), names)
@@ -337,10 +337,10 @@ async def served(
             deadline_s=deadline_s,
             ask_digest=early.digest,
         )
-        integrity.mender.withdraw = residents.withdraw
-        integrity.doubts.told = residents.doubted
-        residents.approve = integrity.approve
-        cold_opener = ColdOpener(disk, fetcher, residents, mode=cold_open, compared=digests == "wait")
+        integrity.mender.withdraw = passthrough.unregister
+        integrity.doubts.told = passthrough.health_changed
+        passthrough.approve = integrity.approve
+        cold_opener = ColdOpener(disk, fetcher, passthrough, mode=cold_open, compared=digests == "wait")
         admission = None
         if read_manifest is None:
             cold_opener.fetching = early.expect
@@ -356,10 +356,10 @@ async def served(
             )
             integrity.signed = admission.expected
             admission.compare_later = integrity.compare_later
-        commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
+        commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, admission)
         control = Control(
             disk,
-            residents,
+            passthrough,
             tables,
             Sharing(disk),
             commands,
@@ -368,13 +368,13 @@ async def served(
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},
         )
-        watching = Siblings(namespace, disk, fetcher, residents)
+        watching = Siblings(namespace, disk, fetcher, passthrough)
         filesystem = Filesystem(
             namespace,
             disk,
             fetcher,
             control,
-            residents,
+            passthrough,
             cold_opener,
             watching,
             derived,
@@ -384,10 +384,10 @@ async def served(
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
         if backing is None:
-            residents.impossible("not wanted")
+            passthrough.disable("not wanted")
         else:
-            residents.backed_by(as_backing(backing))
-        await nursery.start(residents.run)
+            passthrough.enable(as_backing(backing))
+        await nursery.start(passthrough.run)
         await nursery.start(fetcher.run)
         await nursery.start(early.run)
         await nursery.start(cold_opener.run)
@@ -396,7 +396,7 @@ async def served(
             await nursery.start(watching.run)
         if ledger is not None:
             if backing is not None:
-                await residents.restore(None)
+                await passthrough.restore(None)
             await filesystem.restore()
             ledger.forget_taken()
         await nursery.start(commands.run)
@@ -407,7 +407,7 @@ async def served(
             disk=disk,
             host=host,
             fetcher=fetcher,
-            residents=residents,
+            passthrough=passthrough,
             control=control,
             derived=derived,
             integrity=integrity,

@@ -21,7 +21,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.namespace.tree import RESIDENT_BIT, ROOT_INODE
+from trimsfs.namespace.tree import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.opening.cold_open import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
 
 CHUNKS = 5
@@ -110,7 +110,7 @@ async def test_the_kernel_is_told_to_look_again_once_the_file_is_here(
             assert outcomes == []
             gate.set()
         assert outcomes == [LookUpAgainError] * 3
-        assert await server.number("a") == number | RESIDENT_BIT
+        assert await server.number("a") == number | PASSTHROUGH_BIT
         assert server.filesystem.statistics().open_handles == 0
 
 

@@ -10,7 +10,7 @@ from tests.support.served import MOUNTED_NS, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
 from trimsfs.filesystem.filesystem import FOREVER_S
-from trimsfs.namespace.tree import ROOT_INODE, Kind
+from trimsfs.namespace.tree import ROOT_INODE, InodeKind
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
 
@@ -58,7 +58,7 @@ async def test_lookup_tells_what_a_file_is(server: Server, store: MemoryStore, o
     attributes = await server.find("dir/model")
     generation = store.generation("dir/model")
     assert (attributes.directory, attributes.size, attributes.modified_ns) == (False, len(old), generation.modified_ns)
-    assert (attributes.inode.kind, attributes.inode.generation) == (Kind.OBJECT, generation)
+    assert (attributes.inode.kind, attributes.inode.generation) == (InodeKind.OBJECT, generation)
     assert 0 < attributes.entry_ttl_s <= 60
 
 

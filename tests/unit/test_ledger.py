@@ -17,9 +17,8 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TakeoverError
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers
-from trimsfs.handover.ledger import NOWHERE, Entry, Kind, Ledger
-from trimsfs.namespace.tree import Kind as InodeKind
-from trimsfs.namespace.tree import Namespace
+from trimsfs.handover.ledger import NOWHERE, Ledger, Record, RecordKind
+from trimsfs.namespace.tree import InodeKind, Namespace
 from trimsfs.opening.reopens import SENT_BACK_S, SentBack
 from trimsfs.types import Generation
 
@@ -34,25 +33,25 @@ def opened(memory: int) -> Ledger:
     return Ledger(os.dup(memory))
 
 
-def taken(memory: int) -> dict[int, Entry]:
+def taken(memory: int) -> dict[int, Record]:
     """Everything that a successor finds, by number."""
     ledger = opened(memory)
-    return {entry.number: entry for kind in Kind for entry in ledger.taken(kind)}
+    return {entry.number: entry for kind in RecordKind for entry in ledger.taken(kind)}
 
 
 def test_a_successor_finds_what_is_in_use(memory: int) -> None:
     ledger = opened(memory)
-    slots = {number: ledger.add(Kind.INODE, number, b"x" * number, count=number) for number in (1, 50, 500)}
+    slots = {number: ledger.add(RecordKind.INODE, number, b"x" * number, count=number) for number in (1, 50, 500)}
     ledger.set(slots[50], 0)
     ledger.set(slots[500], 7)
-    ledger.add(Kind.HANDLE, 2, b"")
+    ledger.add(RecordKind.HANDLE, 2, b"")
 
     found = taken(memory)
 
     assert {(entry.number, entry.kind, entry.count, len(entry.content)) for entry in found.values()} == {
-        (1, Kind.INODE, 1, 1),
-        (500, Kind.INODE, 7, 500),
-        (2, Kind.HANDLE, 1, 0),
+        (1, RecordKind.INODE, 1, 1),
+        (500, RecordKind.INODE, 7, 500),
+        (2, RecordKind.HANDLE, 1, 0),
     }
 
 
@@ -71,7 +70,7 @@ def test_it_holds_what_was_last_said(steps: list[tuple[int, int, int]]) -> None:
                     del slots[number], said[number]
             elif count:
                 content = bytes([turn]) * size
-                slots[number] = ledger.add(Kind.INODE, number, content, count=count)
+                slots[number] = ledger.add(RecordKind.INODE, number, content, count=count)
                 said[number] = count, content
             if turn == len(steps) // 2:
                 ledger.close()
@@ -84,23 +83,26 @@ def test_it_holds_what_was_last_said(steps: list[tuple[int, int, int]]) -> None:
 def test_space_is_used_again(memory: int) -> None:
     ledger = opened(memory)
     for number in range(10_000):
-        ledger.set(ledger.add(Kind.SENT_BACK, number, b"a path"), 0)
+        ledger.set(ledger.add(RecordKind.REOPEN, number, b"a path"), 0)
     assert ledger._end < 1024
 
 
 def test_space_of_what_is_large_is_used_again_for_other_sizes(memory: int) -> None:
     ledger = opened(memory)
     for size in range(100_000, 120_000, 10):
-        ledger.set(ledger.add(Kind.GPU_COPY, 1, bytes(size)), 0)
+        ledger.set(ledger.add(RecordKind.GPU_COPY, 1, bytes(size)), 0)
 
-    assert len({ledger.add(Kind.GPU_COPY, 2, bytes(100_000)), ledger.add(Kind.GPU_COPY, 3, bytes(131_000))}) == 2
-    assert ledger.add(Kind.HANDLE, 4, b"") < 400_000
+    assert (
+        len({ledger.add(RecordKind.GPU_COPY, 2, bytes(100_000)), ledger.add(RecordKind.GPU_COPY, 3, bytes(131_000))})
+        == 2
+    )
+    assert ledger.add(RecordKind.HANDLE, 4, b"") < 400_000
 
 
 def test_a_full_ledger_records_no_more(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "_CAPACITY", 4096)
     ledger = opened(memory)
-    slots = [ledger.add(Kind.INODE, number, bytes(100)) for number in range(1, 100)]
+    slots = [ledger.add(RecordKind.INODE, number, bytes(100)) for number in range(1, 100)]
     kept = sum(slot != NOWHERE for slot in slots)
     assert 0 < kept < 99
     for slot in slots:
@@ -117,7 +119,7 @@ def test_memory_of_something_else_is_refused(memory: int) -> None:
 
 @pytest.mark.parametrize("word", [1, 63, 1 << 40, (1 << 64) - 64])
 def test_a_damaged_ledger_is_refused(word: int, memory: int) -> None:
-    opened(memory).add(Kind.INODE, 1, b"")
+    opened(memory).add(RecordKind.INODE, 1, b"")
     with mmap.mmap(memory, 0) as view:
         view[64:72] = word.to_bytes(8, "little")
     with pytest.raises(TakeoverError, match="damaged"):
@@ -130,12 +132,12 @@ def changes(ledger: Ledger, slots: list[int]) -> None:
     while True:
         ledger.set(slots[draw.randrange(len(slots))], draw.randrange(1, 1 << 40))
         number += 1
-        ledger.set(ledger.add(Kind.SENT_BACK, number, bytes(draw.randrange(100))), 0)
+        ledger.set(ledger.add(RecordKind.REOPEN, number, bytes(draw.randrange(100))), 0)
 
 
 def test_killed_at_any_moment_a_server_leaves_all_that_it_had(memory: int) -> None:
     ledger = opened(memory)
-    slots = [ledger.add(Kind.INODE, number, bytes(number)) for number in range(1, 9)]
+    slots = [ledger.add(RecordKind.INODE, number, bytes(number)) for number in range(1, 9)]
     for _ in range(30):
         child = os.fork()
         if child == 0:
@@ -146,14 +148,14 @@ def test_killed_at_any_moment_a_server_leaves_all_that_it_had(memory: int) -> No
         time.sleep(random.uniform(0.01, 0.03))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = [entry for entry in taken(memory).values() if entry.kind is Kind.INODE]
+        found = [entry for entry in taken(memory).values() if entry.kind is RecordKind.INODE]
         assert sorted(len(entry.content) for entry in found) == list(range(1, 9))
 
 
 def test_a_word_is_never_seen_half_written(memory: int) -> None:
     """By another process that watches: no count is ever 0 on its way from one number to another."""
     ledger = opened(memory)
-    slot = ledger.add(Kind.INODE, 1, b"")
+    slot = ledger.add(RecordKind.INODE, 1, b"")
     child = os.fork()
     if child == 0:
         try:
@@ -188,7 +190,7 @@ def test_inodes_are_what_they_were(memory: int) -> None:
     told = [
         before.reference(InodeKind.DIRECTORY, "dir/"),
         before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
-        before.reference(InodeKind.OBJECT, "dir/model", GENERATION, resident=True),
+        before.reference(InodeKind.OBJECT, "dir/model", GENERATION, passthrough=True),
         before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
         before.reference(InodeKind.OBJECT, "odd \udcff\n\0", Generation(key="odd", etag="", size=0, modified_ns=0)),
     ]
@@ -286,4 +288,4 @@ async def test_what_does_not_come_back_is_forgotten(memory: int, autojump_clock:
     assert not first.may(5, "dir/file")
     await trio.sleep(SENT_BACK_S)
     assert first.may(6, "dir/file")
-    assert [entry.number for entry in opened(memory).taken(Kind.SENT_BACK)] == [6]
+    assert [entry.number for entry in opened(memory).taken(RecordKind.REOPEN)] == [6]

@@ -1,6 +1,6 @@
 """Which small files are fetched before they are asked for."""
 
-from trimsfs.namespace.directory import Special
+from trimsfs.namespace.directory import NonObject
 from trimsfs.prefetch.directory_readahead import FIRST_WINDOW, LAST_WINDOW, LEAST_WINDOW, SMALL, DirectoryReadahead
 from trimsfs.types import Generation
 
@@ -72,7 +72,7 @@ def test_large_empty_and_unknown_entries_are_left_out() -> None:
     entries: dict[bytes, object] = {
         b"00000": generation(b"00000"),
         b"00001": generation(b"00001"),
-        b"dir": Special.DIRECTORY,
+        b"dir": NonObject.DIRECTORY,
         b"empty": generation(b"empty", size=0),
         b"large": generation(b"large", size=SMALL + 1),
         b"limit": generation(b"limit", size=SMALL),

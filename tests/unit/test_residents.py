@@ -23,7 +23,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.namespace.tree import RESIDENT_BIT
+from trimsfs.namespace.tree import PASSTHROUGH_BIT
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
 
@@ -58,7 +58,7 @@ def backing_id(handle: int) -> int:
 
 async def resident(server: Server, path: str) -> bool:
     """Whether a name leads to the inode whose opens are passed through."""
-    return bool(await server.number(path) & RESIDENT_BIT)
+    return bool(await server.number(path) & PASSTHROUGH_BIT)
 
 
 async def blob_of(server: Server, path: str) -> Blob:
@@ -78,11 +78,11 @@ async def test_a_file_is_announced_once_all_of_it_is_here(
     await server.read(handle, 0, chunk_size)
     await until(lambda: sum(store.fetched.values()) == len(contents["dir/a"]) - chunk_size)
     assert backing.opened == []
-    assert not await server.residents.announce(server.disk._blobs[store.generation("dir/a").token(store.identity)])
+    assert not await server.passthrough.register(server.disk._blobs[store.generation("dir/a").token(store.identity)])
     assert await server.number("dir/a") == before
     gate.set()
     await until(lambda: backing.opened == [1])
-    assert await server.number("dir/a") == before | RESIDENT_BIT
+    assert await server.number("dir/a") == before | PASSTHROUGH_BIT
     # The handle from before reads on as it did.
     assert await server.read(handle) == contents["dir/a"]
     assert backing_id(handle) == 0
@@ -135,9 +135,9 @@ async def test_a_file_is_recorded_and_in_memory_before_it_is_announced(
         assert server.host.statistics().used_bytes == len(contents["b"])
         with closing(sqlite3.connect(tmp_path / "cache/index.sqlite")) as index:
             assert index.execute("SELECT sum(bytes) FROM chunks").fetchone() == (len(contents["b"]),)
-        assert not server.residents.has(store.generation("b"))
+        assert not server.passthrough.has(store.generation("b"))
         backing.gate.set()
-    assert server.residents.has(store.generation("b"))
+    assert server.passthrough.has(store.generation("b"))
 
 
 async def test_a_file_is_announced_once_however_many_ask_for_it(
@@ -149,7 +149,7 @@ async def test_a_file_is_announced_once_however_many_ask_for_it(
     answers: list[bool] = []
 
     async def announce() -> None:
-        answers.append(await server.residents.announce(blob))
+        answers.append(await server.passthrough.register(blob))
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -168,7 +168,7 @@ async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing
     blob = await blob_of(server, "b")
     await server.fetcher.fetch_all(blob)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.residents.announce, blob)
+        nursery.start_soon(server.passthrough.register, blob)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
         backing.gate.set()
@@ -210,8 +210,8 @@ async def test_without_a_backing_all_is_served_in_cached_mode(
         handle = await server.open("b")
         assert backing_id(handle) == 0
         assert await server.read(handle) == contents["b"]
-        assert not server.residents.has(store.generation("b"))
-        assert server.residents.facts() == {"used": False, "reason": "not wanted"}
+        assert not server.passthrough.has(store.generation("b"))
+        assert server.passthrough.facts() == {"used": False, "reason": "not wanted"}
         assert server.invalidated == []
 
 
@@ -294,7 +294,7 @@ async def test_a_file_in_use_is_not_withdrawn_and_its_id_is_closed_once(
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.closed == [1]
     assert await server.number("b") == cached_number
-    assert not server.residents.has(store.generation("b"))
+    assert not server.passthrough.has(store.generation("b"))
     assert await server.outcome("evict", "b") == ("done", None)
     assert backing.closed == [1]
 
@@ -421,7 +421,7 @@ async def test_what_an_earlier_server_left_is_announced_once_it_is_checked(
     async with serving() as server:
         assert not await resident(server, "b")
         assert await server.content("b") == contents["b"]
-        await until(lambda: server.residents.has(store.generation("b")))
+        await until(lambda: server.passthrough.has(store.generation("b")))
     assert sum(store.fetched.values()) == len(contents["b"])
 
 
@@ -432,7 +432,7 @@ async def test_pinned_files_are_brought_back_and_locked_by_the_next_server(
         assert await server.outcome("pin", "b") == ("done", None)
     async with serving() as server:
         await until(lambda: server.host.statistics().locked_bytes == len(contents["b"]))
-        await until(lambda: server.residents.has(store.generation("b")))
+        await until(lambda: server.passthrough.has(store.generation("b")))
         assert await server.outcome("unpin", "b") == ("done", None)
         assert server.host.statistics().locked_bytes == 0
 
@@ -470,7 +470,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
         # The index is being written from here on: an eviction waits for that before it looks at the blob.
         await nursery.start(write_index, free)
         nursery.start_soon(server.disk.evictor.remove, blob.token, "b")
-        nursery.start_soon(server.residents.announce, blob)
+        nursery.start_soon(server.passthrough.register, blob)
         await wait_all_tasks_blocked(0.01)
         failing.undo()
         raise FuseUnavailableError("no more ids")
@@ -482,7 +482,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
             failing.setattr(backing, "open", refuse)
             free = trio.Event()
             async with trio.open_nursery() as nursery:
-                assert not await server.residents.announce(blob)
+                assert not await server.passthrough.register(blob)
                 server.disk.release(blob)
                 free.set()
         assert await server.outcome("evict", "b") == ("done", None)

@@ -16,9 +16,9 @@ from trimsfs.gpu.names import Warmed, warmed
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs
-from trimsfs.namespace.directory import Special
+from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.tree import Inode, Namespace
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.pool import Holder
@@ -108,7 +108,7 @@ class Commands:
         disk: DiskTier,
         host: HostTier,
         fetcher: Fetcher,
-        residents: Residents,
+        passthrough: Passthrough,
         derived: DerivedBlobs,
         gpu: GpuCopies,
         integrity: Integrity,
@@ -118,7 +118,7 @@ class Commands:
         self._disk = disk
         self._host = host
         self._fetcher = fetcher
-        self._residents = residents
+        self._passthrough = passthrough
         self._derived = derived
         self._gpu = gpu
         self._integrity = integrity
@@ -226,7 +226,7 @@ class Commands:
             for name, entry in (await self._namespace.entries(prefix)).items():
                 if isinstance(entry, Generation):
                     yield entry
-                elif entry is Special.DIRECTORY:
+                elif entry is NonObject.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
 
     async def _pinned(self, inode: Inode) -> AsyncIterator[Generation]:
@@ -245,7 +245,7 @@ class Commands:
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
             await self._in_memory(partial(self._host.bring, again=True), blob)
-            await self._residents.announce(blob)
+            await self._passthrough.register(blob)
 
     async def _fetch(self, blob: Blob) -> None:
         await self._admit(blob)
@@ -280,7 +280,7 @@ class Commands:
                     if not blob.pinned:
                         await self._host.unpin(blob)
                     raise
-            await self._residents.announce(blob)
+            await self._passthrough.register(blob)
 
     @asynccontextmanager
     async def _pinning(self) -> AsyncIterator[None]:

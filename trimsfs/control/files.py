@@ -20,8 +20,8 @@ from trimsfs.models.derived import owner
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.directory import CONTROL_NAME
 from trimsfs.namespace.permissions import Access
-from trimsfs.namespace.tree import Inode, Kind
-from trimsfs.opening.passthrough import Residents
+from trimsfs.namespace.tree import Inode, InodeKind
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
@@ -67,7 +67,7 @@ class Control:
     def __init__(
         self,
         disk: DiskTier,
-        residents: Residents,
+        passthrough: Passthrough,
         tables: TensorTables,
         sharing: Sharing,
         commands: Commands,
@@ -78,7 +78,7 @@ class Control:
         facts: Callable[[], dict[str, object]],
     ) -> None:
         self._disk = disk
-        self._residents = residents
+        self._passthrough = passthrough
         self._tables = tables
         self._sharing = sharing
         self._commands = commands
@@ -123,22 +123,22 @@ class Control:
             return self.gpu.devices()
         return sorted(self._root_files) if not inode.path else []
 
-    def find(self, inode: Inode, name: str) -> tuple[Kind, str] | None:
+    def find(self, inode: Inode, name: str) -> tuple[InodeKind, str] | None:
         """What a name in a control directory is: its kind, and what its inode is told apart by; None for no such name.
 
         Not all that can be asked for by name is among the `names`.
         """
         if inode.control == GPU_DIRECTORY:
-            return (Kind.CONTROL_FILE, f"{GPU_DIRECTORY}/{name}") if self.gpu.knows(name) else None
+            return (InodeKind.CONTROL_FILE, f"{GPU_DIRECTORY}/{name}") if self.gpu.knows(name) else None
         if inode.control == SUBJECT and inode.generation is not None and name == GPU_DIRECTORY:
-            return Kind.CONTROL_DIRECTORY, GPU_DIRECTORY
+            return InodeKind.CONTROL_DIRECTORY, GPU_DIRECTORY
         known = name in self.names(inode) or (inode.control == SUBJECT and self._commands.knows(name))
-        return (Kind.CONTROL_FILE, name) if known else None
+        return (InodeKind.CONTROL_FILE, name) if known else None
 
     def xattr_names(self, inode: Inode) -> list[str]:
         """The full names of an inode's attributes."""
         names = [*self._identity_xattrs, *self._xattrs]
-        return [XATTR_PREFIX + name for name in names] if inode.kind is Kind.OBJECT else []
+        return [XATTR_PREFIX + name for name in names] if inode.kind is InodeKind.OBJECT else []
 
     async def xattr(self, inode: Inode, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an attribute by its full name; None when there is no such attribute.
@@ -146,7 +146,7 @@ class Control:
         That of the tensor table, which may have to be fetched, is not among the `xattr_names`.
         """
         generation, short = inode.generation, name.removeprefix(XATTR_PREFIX)
-        if short == name or generation is None or inode.kind is not Kind.OBJECT:
+        if short == name or generation is None or inode.kind is not InodeKind.OBJECT:
             return None
         if short == "tensors":
             table = await self._tables.table(generation)
@@ -228,7 +228,7 @@ class Control:
         tenant's model only who uses another of that tenant is told."""
         key = blob.generation.key
         known = self.access.tenant(key) in {None, self.access.tenant(asked)}
-        return known and self._residents.ready(blob) and self._may_read(key, caller)
+        return known and self._passthrough.ready(blob) and self._may_read(key, caller)
 
     async def _render_metrics(self, caller: Caller) -> bytes:
         text = self._metrics()
@@ -260,7 +260,7 @@ class Control:
             "residency": self._residency(here),
             "verified": here.verified,
             "digest": here.digest or None,
-            "passthrough": self._residents.has(generation),
+            "passthrough": self._passthrough.has(generation),
             "pinned": here.pinned,
             "open": here.users,
             "uses": here.uses,

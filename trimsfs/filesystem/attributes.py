@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.models.derived import owner
-from trimsfs.namespace.directory import Entry, Special
+from trimsfs.namespace.directory import Entry, NonObject
 from trimsfs.namespace.permissions import Access, Ownership
-from trimsfs.namespace.tree import Inode, Kind, Namespace
-from trimsfs.opening.passthrough import Residents
+from trimsfs.namespace.tree import Inode, InodeKind, Namespace
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation
 
 
@@ -27,16 +27,16 @@ class Attributes:
 class Describer:
     """Tells the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
 
-    def __init__(self, namespace: Namespace, access: Access, residents: Residents, *, mounted_ns: int) -> None:
+    def __init__(self, namespace: Namespace, access: Access, passthrough: Passthrough, *, mounted_ns: int) -> None:
         self._namespace = namespace
         self._access = access
-        self._residents = residents
+        self._passthrough = passthrough
         self._mounted_ns = mounted_ns
 
     def inode(self, inode: Inode, ttl_s: float) -> Attributes:
         """The attributes of an inode."""
-        generation = inode.generation if inode.kind is Kind.OBJECT else None
-        directory = inode.kind in {Kind.DIRECTORY, Kind.CONTROL_DIRECTORY}
+        generation = inode.generation if inode.kind is InodeKind.OBJECT else None
+        directory = inode.kind in {InodeKind.DIRECTORY, InodeKind.CONTROL_DIRECTORY}
         return Attributes(
             inode=inode,
             directory=directory,
@@ -50,9 +50,9 @@ class Describer:
         """The attributes of what a name is in the directory *prefix*. Raises NoSuchEntryError if it is nothing."""
         path = prefix + os.fsdecode(name)
         if isinstance(entry, Generation):
-            inode = self._namespace.reference(Kind.OBJECT, path, entry, resident=self._residents.has(entry))
-        elif entry is Special.DIRECTORY:
-            inode = self._namespace.reference(Kind.DIRECTORY, f"{path}/")
+            inode = self._namespace.reference(InodeKind.OBJECT, path, entry, passthrough=self._passthrough.has(entry))
+        elif entry is NonObject.DIRECTORY:
+            inode = self._namespace.reference(InodeKind.DIRECTORY, f"{path}/")
         else:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
@@ -60,5 +60,5 @@ class Describer:
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
         """Control files are as what they are about; what was made of a model is its user's alone."""
         ownership = self._access.of(inode.path, directory=directory)
-        user = owner(inode.control) if inode.kind is Kind.OBJECT else None
+        user = owner(inode.control) if inode.kind is InodeKind.OBJECT else None
         return ownership if user is None else Ownership(user, ownership.gid, 0o400)

@@ -24,10 +24,10 @@ from trimsfs.gpu.surface import Lent
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.signature_policy import Admission
 from trimsfs.models.derived import DerivedBlobs, Piece
-from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, Special
-from trimsfs.namespace.tree import Inode, Kind, Namespace
+from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
+from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.cold_open import ColdOpener, Interruptible
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import SentBack
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.tiers.blob import Blob
@@ -89,7 +89,7 @@ class Filesystem:
         disk: DiskTier,
         fetcher: Fetcher,
         control: Control,
-        residents: Residents,
+        passthrough: Passthrough,
         cold_opener: ColdOpener,
         siblings: Siblings,
         derived: DerivedBlobs,
@@ -103,11 +103,11 @@ class Filesystem:
         self._disk = disk
         self._fetcher = fetcher
         self._control = control
-        self._residents = residents
+        self._passthrough = passthrough
         self._cold_opener = cold_opener
         self._siblings = siblings
         self._derived = derived
-        self._describe = Describer(namespace, control.access, residents, mounted_ns=mounted_ns)
+        self._describe = Describer(namespace, control.access, passthrough, mounted_ns=mounted_ns)
         self._admission = admission
         self._invalidate = invalidate
         self._ledger = ledger or Ledger()
@@ -134,10 +134,12 @@ class Filesystem:
         Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
         """
         directory = self._namespace.inode(parent)
-        if directory.kind is Kind.CONTROL_DIRECTORY:
+        if directory.kind is InodeKind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
-            return self._describe.inode(self._namespace.reference(Kind.CONTROL_DIRECTORY, directory.path), FOREVER_S)
+            return self._describe.inode(
+                self._namespace.reference(InodeKind.CONTROL_DIRECTORY, directory.path), FOREVER_S
+            )
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"a name of {len(name)} bytes")
         entry, left = await self._namespace.lookup(directory.path, name)
@@ -166,11 +168,11 @@ class Filesystem:
         path, generation = directory.path, None
         if name != CONTROL_NAME:
             entry, _ = await self._namespace.lookup(directory.path, name)
-            if entry is Special.ABSENT:
+            if entry is NonObject.ABSENT:
                 raise NoSuchEntryError(f"{directory.path}{text}")
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
-        inode = self._namespace.reference(Kind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        inode = self._namespace.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
         return self._describe.inode(inode, CONTROL_TTL_S)
 
     async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
@@ -178,8 +180,8 @@ class Filesystem:
         derived = await self._derived.find(model, name) if model is not None else None
         if derived is None:
             raise NoSuchEntryError(f"no control file {name}")
-        resident = self._residents.has(derived)
-        inode = self._namespace.reference(Kind.OBJECT, derived.key, derived, name, resident=resident)
+        passthrough = self._passthrough.has(derived)
+        inode = self._namespace.reference(InodeKind.OBJECT, derived.key, derived, name, passthrough=passthrough)
         return self._describe.inode(inode, CONTROL_TTL_S)
 
     def told(self, attributes: Attributes) -> None:
@@ -206,7 +208,7 @@ class Filesystem:
         return self._handles.add_directory(inode, await self._list(inode))
 
     async def _list(self, inode: Inode) -> list[tuple[bytes, Entry]]:
-        return list((await self._namespace.entries(inode.path)).items()) if inode.kind is Kind.DIRECTORY else []
+        return list((await self._namespace.entries(inode.path)).items()) if inode.kind is InodeKind.DIRECTORY else []
 
     async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
@@ -221,7 +223,7 @@ class Filesystem:
         if directory.entries is None:
             directory.entries = await self._list(inode)
         entries = directory.entries
-        if inode.kind is Kind.CONTROL_DIRECTORY:
+        if inode.kind is InodeKind.CONTROL_DIRECTORY:
             return self._list_control(inode, start)
         return (
             (name, self._describe.entry(inode.path, name, entry, CONTROL_TTL_S), position)
@@ -230,7 +232,7 @@ class Filesystem:
 
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
-            kind, control = self._control.find(inode, name) or (Kind.CONTROL_FILE, name)
+            kind, control = self._control.find(inode, name) or (InodeKind.CONTROL_FILE, name)
             file = self._namespace.reference(kind, inode.path, inode.generation, control)
             yield name.encode(), self._describe.inode(file, CONTROL_TTL_S), position
 
@@ -245,7 +247,7 @@ class Filesystem:
         another inode by now, InterruptedError for a signal while it waits.
         """
         inode = self._namespace.inode(number)
-        if inode.kind is Kind.CONTROL_FILE:
+        if inode.kind is InodeKind.CONTROL_FILE:
             with interruptible():
                 if self._admission is not None and inode.generation is not None and shows_content(inode.control):
                     await self._admission.admit_file(inode.generation, nullcontext)
@@ -260,7 +262,7 @@ class Filesystem:
         try:
             if self._admission is not None:
                 await self._admission.admit(blob, interruptible)
-            await (self._resident if inode.resident else self._cold)(inode, blob, interruptible, thread)
+            await (self._resident if inode.passthrough else self._cold)(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
             if isinstance(error, ObjectChangedError):
@@ -274,7 +276,7 @@ class Filesystem:
 
     async def _resident(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
         """Open in passthrough mode; what has been evicted since the kernel learnt the number is fetched again."""
-        if not self._residents.ready(blob):
+        if not self._passthrough.ready(blob):
             if not blob.backing_id and self._sent_back.may(thread, inode.path):
                 raise LookUpAgainError(inode.path)
             with self._sent_back.coming(thread, inode.path):
@@ -282,7 +284,7 @@ class Filesystem:
                     blob.health.check()
                     raise LookUpAgainError(inode.path)
         blob.health.check()
-        self._residents.opened(blob)
+        self._passthrough.used(blob)
         self._passthrough_opens += 1
 
     async def _cold(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
@@ -314,7 +316,7 @@ class Filesystem:
         """Go on with the files that the kernel has open since before this server was started."""
         self._sent_back.restore()
         held = self._handles.restore(self._namespace, self._control.restored)
-        files = {one.handle: one.inode for one in held if one.inode.kind is Kind.OBJECT}
+        files = {one.handle: one.inode for one in held if one.inode.kind is InodeKind.OBJECT}
         blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
         for (handle, inode), blob in zip(files.items(), blobs, strict=True):
             self._handles.files[handle] = OpenFile(inode, blob)
@@ -391,7 +393,7 @@ class Filesystem:
     def _look_up_again(self, path: str) -> None:
         """Have the kernel forget what it knows of a name."""
         prefix, _, name = path.rpartition("/")
-        directory = self._namespace.reference(Kind.DIRECTORY, prefix and f"{prefix}/")
+        directory = self._namespace.reference(InodeKind.DIRECTORY, prefix and f"{prefix}/")
         self._invalidate(directory.number, os.fsencode(name))
         self._namespace.discard(directory)
 
@@ -408,13 +410,13 @@ class Filesystem:
     async def residency(self, number: int) -> tuple[int, int, int, int]:
         """What of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
         inode = self._namespace.inode(number)
-        if inode.kind is not Kind.OBJECT or inode.generation is None:
+        if inode.kind is not InodeKind.OBJECT or inode.generation is None:
             raise NoSuchEntryError(f"{inode.path} is no model file")
         here = await self._disk.residency(inode.generation)
         host = UNKNOWN if here.host_bytes is None else here.host_bytes
         flags = (
             (IS_VERIFIED if here.verified else 0)
-            | (IS_PASSTHROUGH if self._residents.has(inode.generation) else 0)
+            | (IS_PASSTHROUGH if self._passthrough.has(inode.generation) else 0)
             | (IS_PINNED if here.pinned else 0)
         )
         return inode.generation.size, here.disk_bytes, host, flags

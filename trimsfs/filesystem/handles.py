@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
-from trimsfs.handover.ledger import Kind as LedgerKind
-from trimsfs.handover.ledger import Ledger
+from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.directory import Entry
-from trimsfs.namespace.tree import Inode, Kind, Namespace
+from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
@@ -72,13 +71,13 @@ class Handles:
         self.files: dict[int, OpenFile] = {}
         self.controls: dict[int, ControlHandle] = {}
         self.directories: dict[int, OpenDirectory] = {}
-        before = ledger.taken(LedgerKind.HANDLE_NUMBERS)
+        before = ledger.taken(RecordKind.HANDLE_NUMBERS)
         self._next = self._reserved = before[0].count if before else 1
-        self._numbers = before[0].slot if before else ledger.add(LedgerKind.HANDLE_NUMBERS, 0, b"", count=1)
+        self._numbers = before[0].slot if before else ledger.add(RecordKind.HANDLE_NUMBERS, 0, b"", count=1)
 
     def add_file(self, inode: Inode, blob: Blob) -> int:
         """The handle of a file that is being opened, passed through if the inode is resident."""
-        handle = self._new(inode, blob.backing_id if inode.resident else 0)
+        handle = self._new(inode, blob.backing_id if inode.passthrough else 0)
         self.files[handle] = OpenFile(inode, blob)
         return handle
 
@@ -101,7 +100,7 @@ class Handles:
         handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
         self._next += 1
         # Room for the number of the open, which is known when it is answered.
-        self._slots[handle] = self._ledger.add(LedgerKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
+        self._slots[handle] = self._ledger.add(RecordKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
         return handle
 
     def offered(self, handle: int, request: int) -> None:
@@ -137,16 +136,16 @@ class Handles:
         files that can be gone on with.
         """
         held = []
-        for entry in self._ledger.taken(LedgerKind.HANDLE):
+        for entry in self._ledger.taken(RecordKind.HANDLE):
             number, request = _HANDLE.unpack(entry.content)
             handle, inode = entry.number, namespace.known(number)
             if inode is None or entry.count == _MADE:  # the kernel has not heard of it
                 self._ledger.set(entry.slot, 0)
                 continue
             self._slots[handle] = entry.slot
-            if inode.kind is Kind.CONTROL_FILE:
+            if inode.kind is InodeKind.CONTROL_FILE:
                 self.controls[handle] = restored(inode, handle) or _LostControl()
-            elif inode.kind is not Kind.OBJECT:
+            elif inode.kind is not InodeKind.OBJECT:
                 self.directories[handle] = OpenDirectory(inode, None)
             held.append(Held(handle, inode, request if entry.count == _OFFERED and request else None))
         return held

@@ -6,7 +6,7 @@
  * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
  * itself chose, so no table is kept here:
  *   - a file handle with a backing id in its upper half is opened in passthrough mode;
- *   - an inode number with RESIDENT_BIT is told to programs without it.
+ *   - an inode number with PASSTHROUGH_BIT is told to programs without it.
  *
  * Callbacks run in the thread that processes requests, which holds the GIL.
  */
@@ -29,7 +29,7 @@
 #ifndef FUSE_UNIQUE_RESEND
 #define FUSE_UNIQUE_RESEND (UINT64_C(1) << 63)
 #endif
-#define RESIDENT_BIT (UINT64_C(1) << 62)
+#define PASSTHROUGH_BIT (UINT64_C(1) << 62)
 #define BACKING_SHIFT 32
 
 static struct {
@@ -360,7 +360,7 @@ int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
 {
 	struct fuse_entry_param ours = *entry;
 
-	ours.attr.st_ino &= ~RESIDENT_BIT;
+	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
 	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
 }
 
@@ -368,7 +368,7 @@ int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
 {
 	struct stat ours = *attr;
 
-	ours.st_ino &= ~RESIDENT_BIT;
+	ours.st_ino &= ~PASSTHROUGH_BIT;
 	REAL(__typeof__(&fuse_reply_attr), "fuse_reply_attr")(req, &ours, timeout);
 }
 
@@ -377,7 +377,7 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 {
 	struct fuse_entry_param ours = *entry;
 
-	ours.attr.st_ino &= ~RESIDENT_BIT;
+	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
 	REAL(__typeof__(&fuse_add_direntry_plus), "fuse_add_direntry_plus")(req, buf, size, name, &ours, off);
 }
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from trimsfs.formats.table import Tensor
-from trimsfs.handover.ledger import Entry, Kind, Ledger
+from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.tiers.gpu.layout import Layout, Part
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease
 from trimsfs.types import Generation
@@ -49,23 +49,23 @@ class Records:
 
     def _restore(self) -> None:
         by_number: dict[int, Copy] = {}
-        for entry in self._ledger.taken(Kind.GPU_COPY):
-            self._last = max(self._last, entry.number)
-            if entry.count != _HELD:
-                self._let_go(entry.number, entry.slot)
+        for record in self._ledger.taken(RecordKind.GPU_COPY):
+            self._last = max(self._last, record.number)
+            if record.count != _HELD:
+                self._let_go(record.number, record.slot)
                 continue
-            by_number[entry.number] = _unpacked(entry)
-            self.copies.append(by_number[entry.number])
-        for entry in self._ledger.taken(Kind.GPU_LEASE):
-            content = json.loads(entry.content)
+            by_number[record.number] = _unpacked(record)
+            self.copies.append(by_number[record.number])
+        for record in self._ledger.taken(RecordKind.GPU_LEASE):
+            content = json.loads(record.content)
             copy = by_number.get(content["copy"])
             if copy is None:
-                self._ledger.set(entry.slot, 0)
+                self._ledger.set(record.slot, 0)
                 continue
             lease = Lease(copy, Holder(**content["holder"]), content["since"])
             copy.leases.add(lease)
-            self._lease_slots[lease] = entry.slot
-            self._leases.setdefault(entry.number, []).append(lease)
+            self._lease_slots[lease] = record.slot
+            self._leases.setdefault(record.number, []).append(lease)
 
     def leases(self, handle: int) -> list[Lease]:
         """The leases that an open file has since before this server was started; they are told once."""
@@ -82,7 +82,7 @@ class Records:
         if copy.descriptor is None:
             return
         number = next(self._numbers)
-        slot = self._ledger.add(Kind.GPU_COPY, number, _packed(copy), count=_MADE)
+        slot = self._ledger.add(RecordKind.GPU_COPY, number, _packed(copy), count=_MADE)
         try:
             held = await self._custodian.hold(number, copy.descriptor)
         except BaseException:
@@ -114,7 +114,7 @@ class Records:
         """An open file has a lease."""
         if lease.copy.number:
             content = {"copy": lease.copy.number, "holder": asdict(lease.holder), "since": lease.since}
-            self._lease_slots[lease] = self._ledger.add(Kind.GPU_LEASE, handle, json.dumps(content).encode())
+            self._lease_slots[lease] = self._ledger.add(RecordKind.GPU_LEASE, handle, json.dumps(content).encode())
 
     def returned(self, lease: Lease) -> None:
         """A lease has ended."""
@@ -138,8 +138,8 @@ def _packed(copy: Copy) -> bytes:
     return json.dumps(content).encode()
 
 
-def _unpacked(entry: Entry) -> Copy:
-    content = json.loads(entry.content)
+def _unpacked(record: Record) -> Copy:
+    content = json.loads(record.content)
     tensors = (Tensor(name, dtype, tuple(shape), *rest) for name, dtype, shape, *rest in content["tensors"])
     layout = Layout(
         format=content["format"],
@@ -153,6 +153,6 @@ def _unpacked(entry: Entry) -> Copy:
         generation=Generation(**content["generation"]),
         layout=layout,
         size=content["size"],
-        number=entry.number,
-        slot=entry.slot,
+        number=record.number,
+        slot=record.slot,
     )

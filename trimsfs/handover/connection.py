@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from trimsfs.handover.ledger import Kind, Ledger
+from trimsfs.handover.ledger import Ledger, RecordKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +21,10 @@ class Terms:
 
     def record(self, ledger: Ledger) -> None:
         """Leave the terms to the servers that come later."""
-        ledger.add(Kind.CONNECTION, 0, json.dumps(asdict(self)).encode())
+        ledger.add(RecordKind.CONNECTION, 0, json.dumps(asdict(self)).encode())
 
 
 def recorded(ledger: Ledger) -> Terms | None:
     """The terms that the first server left, if this is a later one."""
-    entries = ledger.taken(Kind.CONNECTION)
-    return Terms(**json.loads(entries[0].content)) if entries else None
+    records = ledger.taken(RecordKind.CONNECTION)
+    return Terms(**json.loads(records[0].content)) if records else None

@@ -31,14 +31,14 @@ NOWHERE = 0
 """The slot of what could not be recorded, because the ledger is full: a successor will not know of it."""
 
 
-class Kind(enum.IntEnum):
+class RecordKind(enum.IntEnum):
     """What a slot is about; its number is an inode's, a file handle, a backing id, a thread's, a copy's, and else 0."""
 
     CONNECTION = 1
     INODE = 2
     HANDLE = 3
     BACKING = 4
-    SENT_BACK = 5
+    REOPEN = 5
     OWNERSHIP = 6
     HANDLE_NUMBERS = 7
     GPU_COPY = 8
@@ -46,11 +46,11 @@ class Kind(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Record:
     """A slot in use: where it begins, and what it holds."""
 
     slot: int
-    kind: Kind
+    kind: RecordKind
     number: int
     count: int
     content: bytes
@@ -79,17 +79,17 @@ class Ledger:
             self._words[0] = _MAGIC
         elif self._words[0] != _MAGIC:
             raise TakeoverError("the ledger is of another version: unmount and mount again")
-        self._entries = list(self._scan())
+        self._records = list(self._scan())
 
-    def taken(self, kind: Kind) -> list[Entry]:
-        """The entries of a kind that were there when this ledger was opened."""
-        return [entry for entry in self._entries if entry.kind is kind]
+    def taken(self, kind: RecordKind) -> list[Record]:
+        """The records of a kind that were there when this ledger was opened."""
+        return [record for record in self._records if record.kind is kind]
 
     def forget_taken(self) -> None:
         """Let go of what `taken` gives."""
-        self._entries.clear()
+        self._records.clear()
 
-    def _scan(self) -> Iterator[Entry]:
+    def _scan(self) -> Iterator[Record]:
         limit = len(self._memory)
         while self._end + _HEAD <= limit:
             slot = self._end
@@ -104,11 +104,11 @@ class Ledger:
                 continue
             content = self._memory[slot + _HEAD : slot + _HEAD + length]
             try:
-                yield Entry(slot=slot, kind=Kind(kind), number=number, count=count, content=content)
+                yield Record(slot=slot, kind=RecordKind(kind), number=number, count=count, content=content)
             except ValueError as error:
                 raise TakeoverError(f"the ledger is of another version: {error}: unmount and mount again") from None
 
-    def add(self, kind: Kind, number: int, content: bytes, *, count: int = 1) -> int:
+    def add(self, kind: RecordKind, number: int, content: bytes, *, count: int = 1) -> int:
         """Record something, with a count above 0; its slot."""
         size = -(-(_HEAD + len(content)) // _GRAIN) * _GRAIN
         if size > _LARGE:

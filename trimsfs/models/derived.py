@@ -17,7 +17,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
@@ -74,9 +74,9 @@ class _Arrival:
 class DerivedBlobs:
     """The derived blobs of the models of a mount, none when not *allowed*."""
 
-    def __init__(self, disk: DiskTier, residents: Residents, *, allowed: bool) -> None:
+    def __init__(self, disk: DiskTier, passthrough: Passthrough, *, allowed: bool) -> None:
         self._disk = disk
-        self._residents = residents
+        self._passthrough = passthrough
         self._allowed = allowed
         self._known: dict[str, Generation] | None = None
         self._arriving: dict[str, _Arrival] = {}
@@ -181,7 +181,7 @@ class DerivedBlobs:
 
     async def _complete(self, arrival: _Arrival) -> None:
         (await self._all())[arrival.key] = arrival.blob.generation
-        await self._residents.announce(arrival.blob)
+        await self._passthrough.register(arrival.blob)
         log.info("/%s: %d bytes", arrival.key, arrival.blob.generation.size)
         self._give_up(arrival)
 

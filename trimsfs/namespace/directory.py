@@ -23,14 +23,14 @@ LONG_AGO = float("-inf")
 """Before any time at which something was asked."""
 
 
-class Special(enum.Enum):
+class NonObject(enum.Enum):
     """What a name can be besides an object."""
 
     DIRECTORY = "directory"
     ABSENT = "absent"
 
 
-Entry = Generation | Special
+Entry = Generation | NonObject
 """A name in a directory: the object of that name, a directory, or known to be absent."""
 
 
@@ -57,7 +57,7 @@ class Directory:
 
     def stale(self, name: bytes) -> Entry:
         """What a name was when the store was last asked for it."""
-        listed = self.entries.get(name, Special.ABSENT)
+        listed = self.entries.get(name, NonObject.ABSENT)
         return self.names.get(name, (listed, 0.0))[0]  # the later of the two
 
     def doubts(self, name: bytes) -> bool:
@@ -95,7 +95,7 @@ def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], 
     hidden = 0
     for page in pages:
         named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
-        named += [(below[len(prefix) : -1], Special.DIRECTORY) for below in page.prefixes]
+        named += [(below[len(prefix) : -1], NonObject.DIRECTORY) for below in page.prefixes]
         for text, entry in named:
             try:
                 name = os.fsencode(text)
@@ -105,9 +105,9 @@ def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], 
                 hidden += 1
             elif name not in entries:
                 entries[name] = entry
-            elif entry is Special.DIRECTORY or entries[name] is Special.DIRECTORY:
+            elif entry is NonObject.DIRECTORY or entries[name] is NonObject.DIRECTORY:
                 hidden += 1
-                entries[name] = Special.DIRECTORY
+                entries[name] = NonObject.DIRECTORY
     if hidden:
         log.warning("/%s: %d keys cannot be shown as files", prefix, hidden)
     return dict(sorted(entries.items())), hidden

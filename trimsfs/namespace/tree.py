@@ -19,9 +19,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.handover import ledger as ledgers
-from trimsfs.handover.ledger import Ledger
-from trimsfs.namespace.directory import LONG_AGO, STALE_RETRY_S, Directory, Entry, Special, entries_of, possible
+from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.namespace.directory import LONG_AGO, STALE_RETRY_S, Directory, Entry, NonObject, entries_of, possible
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation
 
@@ -37,11 +36,11 @@ PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 _INODE_BITS = 62
-RESIDENT_BIT = 1 << _INODE_BITS
-"""Set in the number by which a name leads to its object while the object is resident; programs never see it."""
+PASSTHROUGH_BIT = 1 << _INODE_BITS
+"""Set in the number by which a name leads to its object while its opens are passed through; programs never see it."""
 
 
-class Kind(enum.Enum):
+class InodeKind(enum.Enum):
     """What an inode is."""
 
     DIRECTORY = "directory"
@@ -57,12 +56,12 @@ class Inode:
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
     Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
     the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
-    apart by RESIDENT_BIT in the number: opens of the ``resident`` one are passed through to the local file, opens of
-    the other are served from here. ``slot`` is where the ledger has it, once the kernel has been told of it.
+    apart by PASSTHROUGH_BIT in the number: the kernel passes opens of the ``passthrough`` one to the local file, and
+    the server answers reads of the other. ``slot`` is where the ledger has it, once the kernel has been told of it.
     """
 
     number: int
-    kind: Kind
+    kind: InodeKind
     path: str
     generation: Generation | None = None
     control: str = ""
@@ -71,8 +70,8 @@ class Inode:
     slot: int | None = None
 
     @property
-    def resident(self) -> bool:
-        return bool(self.number & RESIDENT_BIT)
+    def passthrough(self) -> bool:
+        return bool(self.number & PASSTHROUGH_BIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +100,21 @@ class Namespace:
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
         self._directories: dict[str, Directory] = {}
-        self._root = Inode(ROOT_INODE, Kind.DIRECTORY, "", lookups=1)
+        self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._inodes = {ROOT_INODE: self._root}
         self._hidden: dict[str, int] = {}
-        for entry in self._ledger.taken(ledgers.Kind.INODE):
-            self._restore(entry)
+        for record in self._ledger.taken(RecordKind.INODE):
+            self._restore(record)
 
-    def _restore(self, entry: ledgers.Entry) -> None:
+    def _restore(self, record: Record) -> None:
         """Take over an inode that the kernel was told of by an earlier server.
 
         Its name is known from it, not to be believed but for while the store cannot be asked.
         """
-        inode = _unpacked(entry)
+        inode = _unpacked(record)
         self._inodes[inode.number] = inode
-        known = Special.DIRECTORY if inode.kind is Kind.DIRECTORY else inode.generation
-        if known is not None and inode.kind in {Kind.DIRECTORY, Kind.OBJECT} and not inode.control:
+        known = NonObject.DIRECTORY if inode.kind is InodeKind.DIRECTORY else inode.generation
+        if known is not None and inode.kind in {InodeKind.DIRECTORY, InodeKind.OBJECT} and not inode.control:
             prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
             names = self._directory(prefix + slash).names
             other, _ = names.get(os.fsencode(name), (known, 0.0))
@@ -152,22 +151,22 @@ class Namespace:
 
     def reference(
         self,
-        kind: Kind,
+        kind: InodeKind,
         path: str,
         generation: Generation | None = None,
         control: str = "",
         *,
-        resident: bool = False,
+        passthrough: bool = False,
     ) -> Inode:
         """The inode of a thing, its number a function of what it is; made when it is not known yet.
 
         The caller counts with `told` what it tells the kernel, and discards an inode that it does not tell.
         """
-        if kind is Kind.DIRECTORY and not path:
+        if kind is InodeKind.DIRECTORY and not path:
             return self._root
         etag = generation.etag if generation is not None else ""
         for salt in range(len(self._inodes) + 1):
-            number = _inode_number(kind, path, etag, control, salt) | (RESIDENT_BIT if resident else 0)
+            number = _inode_number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
             inode = self._inodes.get(number)
             if inode is None:
                 inode = self._inodes[number] = Inode(number, kind, path, generation, control)
@@ -179,7 +178,7 @@ class Namespace:
 
     def cached_number(self, generation: Generation) -> int | None:
         """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
-        inode = self.reference(Kind.OBJECT, generation.key, generation)
+        inode = self.reference(InodeKind.OBJECT, generation.key, generation)
         self.discard(inode)
         return inode.number if inode.lookups else None
 
@@ -189,7 +188,7 @@ class Namespace:
         if inode.slot is not None:
             self._ledger.set(inode.slot, inode.lookups)
         elif inode is not self._root:
-            inode.slot = self._ledger.add(ledgers.Kind.INODE, inode.number, _packed(inode), count=inode.lookups)
+            inode.slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel gave up that many references to an inode."""
@@ -215,7 +214,7 @@ class Namespace:
         ABSENT only when the store has said that there is no such name. Raises StoreError when it cannot be asked.
         """
         if not possible(name):
-            return Special.ABSENT, self._negative_ttl_s
+            return NonObject.ABSENT, self._negative_ttl_s
         directory = self._directory(prefix)
         answer = self._known(directory, name)
         if answer is None and not directory.large:
@@ -227,11 +226,11 @@ class Namespace:
 
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name after the directory has been listed, if one page holds it."""
-        patient = not directory.complete and directory.stale(name) is Special.ABSENT
+        patient = not directory.complete and directory.stale(name) is NonObject.ABSENT
         try:
             await self._refresh(directory, prefix, whole=False, patient=patient)
         except StoreError:
-            if (stale := directory.stale(name)) is Special.ABSENT:
+            if (stale := directory.stale(name)) is NonObject.ABSENT:
                 raise
             return stale, STALE_RETRY_S
         return self._known(directory, name)
@@ -292,19 +291,19 @@ class Namespace:
             left = told + self._ttl(entry) - now
             if left > 0:
                 return entry, left
-        entry = directory.entries.get(name, Special.ABSENT)
+        entry = directory.entries.get(name, NonObject.ABSENT)
         left = directory.listed + self._ttl(entry) - now
-        if entry is not Special.ABSENT:
+        if entry is not NonObject.ABSENT:
             left = max(left, directory.retry_at - now, self._down_until - now)
         return (entry, left) if directory.complete and left > 0 else None
 
     def _ttl(self, entry: Entry) -> float:
-        return self._negative_ttl_s if entry is Special.ABSENT else self._ttl_s
+        return self._negative_ttl_s if entry is NonObject.ABSENT else self._ttl_s
 
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
         asked, stale = trio.current_time(), directory.stale(name)
-        known = stale is not Special.ABSENT and not directory.doubts(name)
+        known = stale is not NonObject.ABSENT and not directory.doubts(name)
         if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
         try:
@@ -313,7 +312,7 @@ class Namespace:
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
-            if (stale := directory.stale(name)) is Special.ABSENT:
+            if (stale := directory.stale(name)) is NonObject.ABSENT:
                 raise
             return stale, STALE_RETRY_S
         if asked > max(directory.distrusted, directory.outdated.get(name, LONG_AGO)):
@@ -382,8 +381,8 @@ class Namespace:
         if failed:
             raise failed[0]
         if below.exists:
-            return Special.DIRECTORY
-        return found[0] if found else Special.ABSENT
+            return NonObject.DIRECTORY
+        return found[0] if found else NonObject.ABSENT
 
 
 def _packed(inode: Inode) -> bytes:
@@ -395,16 +394,16 @@ def _packed(inode: Inode) -> bytes:
     return json.dumps((inode.kind.value, inode.path, inode.control, content)).encode()
 
 
-def _unpacked(entry: ledgers.Entry) -> Inode:
-    kind, path, control, content = json.loads(entry.content)
+def _unpacked(record: Record) -> Inode:
+    kind, path, control, content = json.loads(record.content)
     generation = None
     if content is not None:
         key, etag, size, modified_ns, version_id = content
         generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
-    return Inode(entry.number, Kind(kind), path, generation, control, lookups=entry.count, slot=entry.slot)
+    return Inode(record.number, InodeKind(kind), path, generation, control, lookups=record.count, slot=record.slot)
 
 
-def _inode_number(kind: Kind, path: str, etag: str, control: str, salt: int) -> int:
+def _inode_number(kind: InodeKind, path: str, etag: str, control: str, salt: int) -> int:
     identity = "\0".join((kind.value, path, etag, control, str(salt)))
     digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).digest()
     number = int.from_bytes(digest) & ((1 << _INODE_BITS) - 1)

@@ -10,7 +10,7 @@ import trio
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, ObjectChangedError, StoreError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -48,11 +48,11 @@ class ColdOpener:
     """
 
     def __init__(
-        self, disk: DiskTier, fetcher: Fetcher, residents: Residents, *, mode: ColdOpen, compared: bool = False
+        self, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough, *, mode: ColdOpen, compared: bool = False
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
-        self._residents = residents
+        self._passthrough = passthrough
         self._mode = mode
         self._compared = compared
         self._background = Background()
@@ -82,7 +82,7 @@ class ColdOpener:
                 for _ in range(MOST_ATTEMPTS):
                     if not await self._fetch(blob):
                         return False
-                    resident = await self._residents.announce(blob)
+                    resident = await self._passthrough.register(blob)
                     if blob.complete:
                         break  # else its file had been cut off
         except ObjectChangedError:
@@ -115,7 +115,7 @@ class ColdOpener:
                     await self._fetcher.fetch_all(blob)
                 except CacheFullError:
                     return data
-            await self._residents.announce(blob)
+            await self._passthrough.register(blob)
             blob.health.check()
             await trio.lowlevel.checkpoint_if_cancelled()  # who stops with the server says nothing of the file
         raise _not_compared(blob)
@@ -130,7 +130,7 @@ class ColdOpener:
             while True:
                 try:
                     await self._fetcher.fetch_all(blob)
-                    return await self._residents.announce(blob)
+                    return await self._passthrough.register(blob)
                 except CacheFullError:
                     full_since = full_since or trio.current_time()
                     if not blob.attached or trio.current_time() - full_since > PATIENCE_S:

@@ -1,8 +1,8 @@
-"""Which blobs are resident: announced to the kernel, which then serves their opens from the local file by itself.
+"""Passthrough: registers whole local files with the kernel, which then serves their opens and reads without the server.
 
-A blob is announced when all of it is verified, recorded in the index and in memory. Its name then leads to another
-inode number, so that the kernel never sees one inode opened both ways (it fails such opens). Withdrawing is the same
-move backwards. The kernel is not told: an open by the number of before makes it look the name up again.
+A blob is registered when all of it is verified, recorded in the index and in memory. From then on its name leads to
+another inode number, so that the kernel never sees one inode opened both ways (it fails such opens). Unregistering is
+the same move backwards. The kernel is not notified: it looks the name up again when it opens the number of before.
 """
 
 import json
@@ -14,10 +14,11 @@ from functools import partial
 from typing import Protocol
 
 import trio
+from cachetools import LRUCache
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
-from trimsfs.handover.ledger import Entry, Kind, Ledger
+from trimsfs.handover.ledger import Ledger, Record, RecordKind
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
@@ -26,10 +27,12 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 
-_ANNOUNCED, _WITHDRAWN, _DOUBTFUL = 1, 2, 3
-"""Counts of a backing id in the ledger: in use, about to be given up, or in use of a blob that is in doubt."""
+_REGISTERED, _CLOSING, _QUARANTINED = 1, 2, 3
+"""Counts of a backing id in the ledger: in use, about to be closed, or in use by a blob in quarantine."""
 MOST_ATTEMPTS = 3
-"""How often a blob is announced that loses bytes meanwhile."""
+"""How often registering a blob starts over because the blob lost bytes meanwhile."""
+REASONS_REMEMBERED = 256
+"""Different failures that are logged once each."""
 
 
 class Backing(Protocol):
@@ -42,10 +45,11 @@ class Backing(Protocol):
         """Give a backing id up, and call *done* when that is certain. No open file may have it any more."""
 
 
-class Residents:
-    """The announced blobs: none before it is told what they are `backed_by`, so that all is served in cached mode.
+class Passthrough:
+    """Registers blobs as backing files: none before `enable`, so that the server answers all reads until then.
 
-    *compared* tells that nothing may be opened before it has been compared with the store's digest.
+    ``blob.backing_id`` tells whether a blob is registered. *compared* means that no blob may be opened before it has
+    been compared with the store's digest.
     """
 
     def __init__(self, disk: DiskTier, host: HostTier, *, ledger: Ledger | None = None, compared: bool = False) -> None:
@@ -55,55 +59,51 @@ class Residents:
         self._slots: dict[int, int] = {}
         self._backing: Backing | None = None
         self._reason = "not known yet"
-        self._announcing: dict[str, trio.Event] = {}
-        self._announced: set[tuple[str, str]] = set()
-        self._failed: set[str] = set()
+        self._registering: dict[str, trio.Event] = {}
+        self._logged = LRUCache[str, None](maxsize=REASONS_REMEMBERED)
         self._background = Background()
         self._compared = compared
         self.approve: Callable[[Blob], Awaitable[bool]] = _approved
         """Whether a blob, all of which is here, may be read from its file."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry announcements, for as long as the server runs."""
+        """Register blobs in the background, for as long as the server runs."""
         await self._background.run(task_status)
 
-    def backed_by(self, backing: Backing) -> None:
-        """Blobs can be announced."""
+    def enable(self, backing: Backing) -> None:
+        """The kernel accepts backing files: blobs can be registered."""
         self._backing = backing
 
-    async def restore(self, unclaimed: int | None) -> None:
-        """Go on with what an earlier server announced, once it is told what blobs are `backed_by`.
+    def disable(self, reason: str) -> None:
+        """This mount has no passthrough."""
+        self._reason = reason
+        log.info("files are served in cached mode: %s", reason)
 
-        *unclaimed* is a backing id that was given to that server and that it may not have heard of.
+    async def restore(self, unclaimed: int | None) -> None:
+        """Take over the backing files of the server before this one; call `enable` first.
+
+        *unclaimed* is a backing id that the keeper gave to that server, which may not have recorded it.
         """
         assert self._backing is not None
-        known: list[tuple[Entry, Generation]] = []
-        for entry in self._ledger.taken(Kind.BACKING):
-            self._slots[entry.number] = entry.slot
-            if entry.count in {_ANNOUNCED, _DOUBTFUL}:
-                known.append((entry, Generation(**json.loads(entry.content))))
+        known: list[tuple[Record, Generation]] = []
+        for record in self._ledger.taken(RecordKind.BACKING):
+            self._slots[record.number] = record.slot
+            if record.count in {_REGISTERED, _QUARANTINED}:
+                known.append((record, Generation(**json.loads(record.content))))
             else:
-                self._give_up(entry.number)
+                self._close(record.number)
         if unclaimed is not None and unclaimed not in self._slots:
             self._backing.close(unclaimed)
         blobs = await self._disk.recall([generation for _, generation in known], checked=True)
-        for (entry, _), blob in zip(known, blobs, strict=True):
+        for (record, _), blob in zip(known, blobs, strict=True):
             if blob.complete and blob.attached:
-                blob.backing_id = entry.number
-                self._announced.add((blob.generation.key, blob.generation.etag))
+                blob.backing_id = record.number
                 self._host.adopt(blob)
-                if entry.count == _DOUBTFUL:
-                    error = BlobDamagedError(
-                        f"{blob.generation.key}: was in doubt when the server before this one ended"
-                    )
+                if record.count == _QUARANTINED:
+                    error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
                     self._disk.damage.on_doubt(blob, error)
-            else:  # somebody has been at the cache directory
-                self._give_up(entry.number)
-
-    def impossible(self, reason: str) -> None:
-        """Blobs cannot be announced on this mount."""
-        self._reason = reason
-        log.info("files are served in cached mode: %s", reason)
+            else:  # somebody changed files in the cache directory
+                self._close(record.number)
 
     def facts(self) -> dict[str, object]:
         """Whether passthrough is used on this mount, and why not."""
@@ -111,11 +111,14 @@ class Residents:
 
     def has(self, generation: Generation) -> bool:
         """Whether opens of this generation are passed through."""
-        return (generation.key, generation.etag) in self._announced
+        if not self._slots:
+            return False  # listing a large directory need not hash each name
+        blob = self._disk.known(generation.token(self._disk.store))
+        return blob is not None and blob.backing_id != 0
 
-    async def announce(self, blob: Blob) -> bool:
-        """Announce a blob if it is complete, and bring it into memory; whether it is resident now."""
-        while (event := self._announcing.get(blob.token)) is not None:
+    async def register(self, blob: Blob) -> bool:
+        """Have a complete blob compared, in memory and registered; whether its opens can be passed through now."""
+        while (event := self._registering.get(blob.token)) is not None:
             await event.wait()
         if self.ready(blob):
             return True
@@ -123,43 +126,43 @@ class Residents:
             return False
         if not self._background.running:
             return False  # the server stops
-        event = self._announcing[blob.token] = trio.Event()
+        event = self._registering[blob.token] = trio.Event()
         blob.users += 1
-        self._background.start(self._carry, blob, event)
+        self._background.start(self._register_to_the_end, blob, event)
         await event.wait()
         return blob.backing_id != 0 and self._may_be_opened(blob)
 
     def _served_in_cached_mode(self, blob: Blob) -> bool:
-        """Whether nothing is to be done for a blob, as it has been compared and brought, and cannot be announced."""
+        """Whether nothing is left to do for a blob, as this mount has no passthrough."""
         return self._backing is None and self._host.holds(blob) and blob.health.compared
 
-    async def _carry(self, blob: Blob, event: trio.Event) -> None:
-        """Announce a blob, whoever still waits for it."""
+    async def _register_to_the_end(self, blob: Blob, event: trio.Event) -> None:
+        """Register a blob even if nobody waits for it any more: the kernel's id would be lost."""
         try:
             with trio.CancelScope(shield=True):
-                await self._announce(blob)
+                await self._register(blob)
         finally:
             self._disk.release(blob)
-            del self._announcing[blob.token]
+            del self._registering[blob.token]
             event.set()
 
-    async def _announce(self, blob: Blob) -> None:
+    async def _register(self, blob: Blob) -> None:
         try:
             for _ in range(MOST_ATTEMPTS):
                 revision = blob.health.revision
-                if not await self._bring(blob) or self._backing is None or blob.backing_id or not blob.complete:
+                if not await self._prepare(blob) or self._backing is None or blob.backing_id or not blob.complete:
                     return
                 backing_id = await self._backing.open(blob.fileno())
                 if blob.complete and blob.health.revision == revision:
-                    self._opened_as(blob, backing_id)
+                    self._registered(blob, backing_id)
                     return
-                self._backing.close(backing_id)  # what came for bytes that were lost meanwhile has not been approved
+                self._backing.close(backing_id)  # nobody has approved what came for the bytes that were lost
         except (OSError, TrimsError) as error:
-            if str(error) not in self._failed:
-                self._failed.add(str(error))
+            if str(error) not in self._logged:
+                self._logged[str(error)] = None
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
 
-    async def _bring(self, blob: Blob) -> bool:
+    async def _prepare(self, blob: Blob) -> bool:
         """Have a blob compared and in memory; False if it may not be read. Raises OSError and TrimsError."""
         if not blob.backing_id:
             await self._disk.check_holes(blob)
@@ -167,7 +170,7 @@ class Residents:
                 return False
         try:
             await self._disk.recorded(blob)
-        finally:  # what cannot be announced is served, too
+        finally:  # a blob that cannot be registered is served as well
             approved = await self.approve(blob)
         if not approved:
             return False
@@ -176,26 +179,25 @@ class Residents:
             await self._lock_again(blob)
         return True
 
-    def _opened_as(self, blob: Blob, backing_id: int) -> None:
-        """The kernel knows the file of a blob by this number: the next server is to know."""
+    def _registered(self, blob: Blob, backing_id: int) -> None:
+        """Record the backing id of a blob for the next server."""
         blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
-        count = _DOUBTFUL if blob.health.quarantined else _ANNOUNCED
-        self._slots[backing_id] = self._ledger.add(Kind.BACKING, backing_id, content, count=count)
-        self._announced.add((blob.generation.key, blob.generation.etag))
+        count = _QUARANTINED if blob.health.quarantined else _REGISTERED
+        self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, content, count=count)
 
     async def _lock_again(self, blob: Blob) -> None:
-        """What is pinned has been withdrawn to be mended, and is back."""
+        """Lock a pinned blob in memory again, after a repair had unregistered it."""
         with suppress(CacheFullError):
             await self._host.pin(blob)
-        if not blob.pinned:  # nor is it any more
+        if not blob.pinned:  # it has been unpinned meanwhile
             await self._host.unpin(blob)
 
-    def doubted(self, blob: Blob) -> None:
-        """A blob is in doubt, or no longer: the next server is to know."""
+    def health_changed(self, blob: Blob) -> None:
+        """Record for the next server whether a blob is in quarantine."""
         slot = self._slots.get(blob.backing_id)
         if slot is not None:
-            self._ledger.set(slot, _DOUBTFUL if blob.health.quarantined else _ANNOUNCED)
+            self._ledger.set(slot, _QUARANTINED if blob.health.quarantined else _REGISTERED)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
@@ -204,24 +206,23 @@ class Residents:
     def _may_be_opened(self, blob: Blob) -> bool:
         return blob.health.compared or not self._compared
 
-    def opened(self, blob: Blob) -> None:
+    def used(self, blob: Blob) -> None:
         """A blob was opened in passthrough mode."""
         self._host.used(blob)
 
-    def withdraw(self, blob: Blob) -> None:
-        """A blob that nobody uses leaves the disk tier: its next open is served in cached mode."""
+    def unregister(self, blob: Blob) -> None:
+        """A blob that nobody uses leaves the disk tier, or is repaired: its next open is served in cached mode."""
         self._host.removed(blob)
         backing_id, blob.backing_id = blob.backing_id, 0
         if backing_id and self._backing is not None:
-            self._announced.discard((blob.generation.key, blob.generation.etag))
-            self._give_up(backing_id)
+            self._close(backing_id)
 
-    def _give_up(self, backing_id: int) -> None:
+    def _close(self, backing_id: int) -> None:
         assert self._backing is not None
-        self._ledger.set(self._slots[backing_id], _WITHDRAWN)
-        self._backing.close(backing_id, partial(self._given_up, backing_id))
+        self._ledger.set(self._slots[backing_id], _CLOSING)
+        self._backing.close(backing_id, partial(self._closed, backing_id))
 
-    def _given_up(self, backing_id: int) -> None:
+    def _closed(self, backing_id: int) -> None:
         self._ledger.set(self._slots.pop(backing_id), 0)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import trio
 
-from trimsfs.handover.ledger import Kind, Ledger
+from trimsfs.handover.ledger import Ledger, RecordKind
 
 SENT_BACK_S = 1.0
 """Within this time the kernel has come back to open what the name leads to."""
@@ -24,7 +24,7 @@ class SentBack:
 
     def restore(self) -> None:
         """Take over what an earlier server has sent back."""
-        for entry in self._ledger.taken(Kind.SENT_BACK):
+        for entry in self._ledger.taken(RecordKind.REOPEN):
             self._known[entry.number, os.fsdecode(entry.content)] = trio.current_time(), entry.slot
 
     def may(self, thread: int, path: str) -> bool:
@@ -45,7 +45,7 @@ class SentBack:
                 self._ledger.set(slot, 0)
         if (thread, path) in self._known:
             return False
-        self._known[thread, path] = now, self._ledger.add(Kind.SENT_BACK, thread, os.fsencode(path))
+        self._known[thread, path] = now, self._ledger.add(RecordKind.REOPEN, thread, os.fsencode(path))
         return True
 
     def has(self, thread: int, path: str) -> bool:

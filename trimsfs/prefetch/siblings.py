@@ -9,7 +9,7 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Inode, Namespace
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -24,11 +24,11 @@ DIRECTORIES = 256
 class Siblings:
     """Watches which small files are opened, and fetches those beside them that are not here."""
 
-    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, residents: Residents) -> None:
+    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough) -> None:
         self._namespace = namespace
         self._disk = disk
         self._fetcher = fetcher
-        self._residents = residents
+        self._passthrough = passthrough
         self._directories: OrderedDict[str, DirectoryReadahead] = OrderedDict()
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
@@ -70,7 +70,7 @@ class Siblings:
         try:
             async with self._disk.using(generation) as blob:
                 await self._fetcher.fetch_all(blob)
-                await self._residents.announce(blob)
+                await self._passthrough.register(blob)
         except TrimsError as error:
             log.debug("%s was not fetched unasked: %s", generation.key, error)
         finally:

@@ -31,7 +31,7 @@ from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
@@ -60,7 +60,7 @@ class Parts:
     first request is answered, and what evicts, and so needs to know what is open."""
 
     namespace: Namespace
-    residents: Residents
+    passthrough: Passthrough
     filesystem: Filesystem
     lending: GpuSurface
     first: tuple[Starting, ...]
@@ -101,10 +101,10 @@ def assemble(
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
     compared = options.digests == "wait"
-    residents = Residents(disk, host, ledger=ledger, compared=compared)
-    disk.on_removed = residents.withdraw
+    passthrough = Passthrough(disk, host, ledger=ledger, compared=compared)
+    disk.on_removed = passthrough.unregister
     disk.evictor.load_cost = fetcher.load_cost
-    fetcher.completed = residents.announce
+    fetcher.completed = passthrough.register
     store = RetryingStore(raw_store, retrying)
     early = EarlyDigests(raw_store, store)
     integrity = Integrity(
@@ -117,8 +117,8 @@ def assemble(
         scrub_interval_s=options.scrub_interval,
         scrub_rate=options.scrub_rate,
     )
-    integrity.mender.withdraw = residents.withdraw
-    residents.approve = integrity.approve
+    integrity.mender.withdraw = passthrough.unregister
+    passthrough.approve = integrity.approve
     sharing = Sharing(disk)
     namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
     sources: dict[str, metrics.Source] = {
@@ -144,12 +144,12 @@ def assemble(
             "cache_dir": str(options.cache_dir),
             "cache_problem": disk.unusable,
             "log_file": str(options.log_file),
-            "passthrough": residents.facts(),
+            "passthrough": passthrough.facts(),
             "gpu": lending.facts(),
             "options": options.model_dump(mode="json", exclude_none=True),
         }
 
-    derived = DerivedBlobs(disk, residents, allowed=options.derived)
+    derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
     tables = TensorTables(disk, fetcher)
     gpu = GpuCopies(
         disk,
@@ -168,11 +168,11 @@ def assemble(
         await gpu.compare(generation)
 
     integrity.mender.repaired = repaired
-    integrity.doubts.told = residents.doubted
+    integrity.doubts.told = passthrough.health_changed
     lending = GpuSurface(gpu)
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(
-        disk, fetcher, residents, mode="wait" if compared else options.cold_open, compared=compared
+        disk, fetcher, passthrough, mode="wait" if compared else options.cold_open, compared=compared
     )
     admission = None
     if read_manifest is None:
@@ -190,10 +190,10 @@ def assemble(
         integrity.signed = admission.expected
         admission.compare_later = integrity.compare_later
         sources["signatures"] = admission.statistics
-    commands = Commands(namespace, disk, host, fetcher, residents, derived, gpu, integrity, admission)
+    commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, admission)
     control = Control(
         disk,
-        residents,
+        passthrough,
         tables,
         sharing,
         commands,
@@ -202,13 +202,13 @@ def assemble(
         metrics=metrics.renderer(sources),
         facts=facts,
     )
-    siblings = Siblings(namespace, disk, fetcher, residents)
+    siblings = Siblings(namespace, disk, fetcher, passthrough)
     filesystem = Filesystem(
         namespace,
         disk,
         fetcher,
         control,
-        residents,
+        passthrough,
         cold_opener,
         siblings,
         derived,
@@ -223,10 +223,10 @@ def assemble(
         later.append(sharing.run)
     return Parts(
         namespace=namespace,
-        residents=residents,
+        passthrough=passthrough,
         filesystem=filesystem,
         lending=lending,
-        first=(pool.run, residents.run, fetcher.run, early.run, cold_opener.run, siblings.run, derived.run, gpu.run),
+        first=(pool.run, passthrough.run, fetcher.run, early.run, cold_opener.run, siblings.run, derived.run, gpu.run),
         later=tuple(later),
     )
 

@@ -19,9 +19,9 @@ from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.keeper_client import Keeper, Turn
-from trimsfs.handover.ledger import Kind, Ledger
+from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.signature_policy import ReadManifest
-from trimsfs.opening.passthrough import Residents
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.stores import Retrying, RetryingStore, Store
@@ -94,9 +94,9 @@ async def _serve(
             if no_gpu is None:
                 await nursery.start(_hand_out, keeper, parts.lending)
             if turn.fuse is None:
-                nursery.start_soon(_begin, session, keeper, parts.residents, disk, terms, ledger)
+                nursery.start_soon(_begin, session, keeper, parts.passthrough, disk, terms, ledger)
             else:
-                await _go_on(session, keeper, parts.residents, parts.filesystem, terms, turn)
+                await _go_on(session, keeper, parts.passthrough, parts.filesystem, terms, turn)
                 nursery.start_soon(_settle, parts.filesystem)
             if _ownership_has_changed(options, ledger):
                 numbers = parts.namespace.numbers()
@@ -122,7 +122,7 @@ async def _hand_out(
 
 
 async def _begin(
-    session: Session, keeper: Keeper, residents: Residents, disk: DiskTier, terms: Terms, ledger: Ledger
+    session: Session, keeper: Keeper, passthrough: Passthrough, disk: DiskTier, terms: Terms, ledger: Ledger
 ) -> None:
     """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
     connection = await session.agreed()
@@ -138,21 +138,21 @@ async def _begin(
             refusal = str(error)
     replace(terms, init=connection.init.hex(), refusal=refusal).record(ledger)
     if refusal is None:
-        residents.backed_by(keeper)
+        passthrough.enable(keeper)
     else:
-        residents.impossible(refusal)
+        passthrough.disable(refusal)
     await keeper.ready(resends=connection.resends)
 
 
 async def _go_on(
-    session: Session, keeper: Keeper, residents: Residents, filesystem: Filesystem, terms: Terms, turn: Turn
+    session: Session, keeper: Keeper, passthrough: Passthrough, filesystem: Filesystem, terms: Terms, turn: Turn
 ) -> None:
     """Take up what the server before has left, before the first request is answered."""
     if terms.refusal is None:
-        residents.backed_by(keeper)
-        await residents.restore(turn.unclaimed)
+        passthrough.enable(keeper)
+        await passthrough.restore(turn.unclaimed)
     else:
-        residents.impossible(terms.refusal)
+        passthrough.disable(terms.refusal)
     await filesystem.restore()
     session.resume()
     await keeper.ready(resends=True)
@@ -168,12 +168,12 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     """Whether files have other owners or modes than an earlier server has told the kernel."""
     names = {"uid", "gid", "mode", "dir_mode", "access"}
     content = options.model_dump_json(include=names).encode()
-    before = ledger.taken(Kind.OWNERSHIP)
+    before = ledger.taken(RecordKind.OWNERSHIP)
     if [entry.content for entry in before] == [content]:
         return False
     for entry in before:
         ledger.set(entry.slot, 0)
-    ledger.add(Kind.OWNERSHIP, 0, content)
+    ledger.add(RecordKind.OWNERSHIP, 0, content)
     return bool(before)
 
 

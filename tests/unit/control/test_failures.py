@@ -19,8 +19,8 @@ from trimsfs.fetch import copier as copiers
 from trimsfs.gpu.surface import GpuSurface
 from trimsfs.models.derived import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.namespace.tree import Inode, Kind, Namespace
-from trimsfs.opening.passthrough import Residents
+from trimsfs.namespace.tree import Inode, InodeKind, Namespace
+from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing
@@ -44,15 +44,15 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
     ):
         namespace = Namespace(as_store(store), ttl_s=60)
         host = HostTier(copier(store).populate, budget=None, policy=lru)
-        residents = Residents(tier, host)
-        tier.on_removed = residents.withdraw
-        tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, residents, allowed=True)
+        passthrough = Passthrough(tier, host)
+        tier.on_removed = passthrough.unregister
+        tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, passthrough, allowed=True)
         options = MountOptions()
         gpu = gpu_less(tier, fetcher, tables, options)
         integrity = integrity_of(store, tier, fetcher)
-        commands = Commands(namespace, tier, host, fetcher, residents, derived, gpu, integrity, None)
+        commands = Commands(namespace, tier, host, fetcher, passthrough, derived, gpu, integrity, None)
         control = Control(
-            tier, residents, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
+            tier, passthrough, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
         )
         await nursery.start(commands.run)
         yield control, store
@@ -67,7 +67,7 @@ def running(tmp_path: Path, chunk_size: int) -> Running:
 async def give(control: Control, store: MemoryStore, command: str) -> dict[str, Any]:
     """Give a command for the model and read its progress to the end: the last line."""
     generation = store.generation("a")
-    handle = await control.open(Inode(7, Kind.CONTROL_FILE, "a", generation, command), ROOT)
+    handle = await control.open(Inode(7, InodeKind.CONTROL_FILE, "a", generation, command), ROOT)
     text = b""
     with trio.fail_after(5):
         while piece := await handle.read(len(text), 4096):

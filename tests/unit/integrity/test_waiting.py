@@ -120,7 +120,7 @@ async def test_a_read_that_ends_with_the_server_is_left_to_the_next(
     store.digests["a"] = digest_of(content, "sha256")
     async with serving(backing=None, digests="wait") as server:
         handle = await server.open("a")
-        nursery = server.residents._background._nursery
+        nursery = server.passthrough._background._nursery
         assert nursery is not None
         nursery.cancel_scope.cancel()
         await trio.sleep(0.05)

@@ -4,7 +4,7 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
 )
-from trimsfs.namespace.directory import Special
+from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.types import Generation
 
@@ -20,7 +20,7 @@ def namespace_of(store: MemoryStore, *, ttl_s: float = TTL_S) -> Namespace:
     return Namespace(as_store(store), ttl_s=ttl_s)
 
 
-async def look(namespace: Namespace, path: str) -> Generation | Special:
+async def look(namespace: Namespace, path: str) -> Generation | NonObject:
     """What a path is."""
     prefix, slash, name = path.rpartition("/")
     entry, left = await namespace.lookup(prefix + slash, name.encode())

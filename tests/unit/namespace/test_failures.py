@@ -14,7 +14,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.namespace.directory import STALE_RETRY_S, Special
+from trimsfs.namespace.directory import STALE_RETRY_S, NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 
@@ -30,7 +30,7 @@ async def test_failure_is_not_told_as_absence(store: MemoryStore, autojump_clock
     store.heal()
     await trio.sleep(STALE_RETRY_S)
     assert await look(namespace, "a") == store.generation("a")
-    assert await look(namespace, "absent") is Special.ABSENT
+    assert await look(namespace, "absent") is NonObject.ABSENT
 
 
 @pytest.mark.parametrize("method", ["stat", "list_page"])
@@ -140,7 +140,7 @@ async def test_known_names_are_served_while_the_store_is_down(
         entry, left = await namespace.lookup("", b"a")
         assert entry == entries[b"a"]
         assert 0 < left <= STALE_RETRY_S
-        assert await look(namespace, "dir") is Special.DIRECTORY
+        assert await look(namespace, "dir") is NonObject.DIRECTORY
         assert await namespace.entries("") == entries
         await trio.sleep(1)
     assert store.count("list_page") <= 2 + 100 / STALE_RETRY_S
@@ -151,7 +151,7 @@ async def test_unknown_names_are_not_told_absent_while_the_store_is_down(
     store: MemoryStore, autojump_clock: MockClock
 ) -> None:
     namespace = namespace_of(store)
-    assert await look(namespace, "absent") is Special.ABSENT
+    assert await look(namespace, "absent") is NonObject.ABSENT
     store.fail(down(), times=float("inf"))
     await trio.sleep(TTL_S)
     assert await look(namespace, "a") == store.generation("a")
@@ -168,7 +168,7 @@ async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known
     namespace = Namespace(
         RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
     )
-    assert await look(namespace, "new") is Special.ABSENT
+    assert await look(namespace, "new") is NonObject.ABSENT
     store.put("new", b"uploaded")
     await trio.sleep(TTL_S)
     store.fail(TransientStoreError("reset"), times=3)
@@ -203,7 +203,7 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
         namespace.replaced(key)
     store.fail(TransientStoreError("reset"), times=2)
     assert await look(namespace, "a") == store.generation("a")
-    assert await look(namespace, "b") is Special.ABSENT
+    assert await look(namespace, "b") is NonObject.ABSENT
     store.fail(down(), times=float("inf"))
     namespace.replaced("a")
     assert await look(namespace, "a") == known  # better than nothing: its content may be here

@@ -7,19 +7,19 @@ from tests.unit.namespace.common import a_generation, namespace_of
 from trimsfs.errors import (
     NoSuchEntryError,
 )
-from trimsfs.namespace.tree import ROOT_INODE, Kind
+from trimsfs.namespace.tree import ROOT_INODE, InodeKind
 
 THINGS = (
-    (Kind.DIRECTORY, "a/", None, ""),
-    (Kind.OBJECT, "a/", a_generation("a/"), ""),
-    (Kind.OBJECT, "a", a_generation("a"), ""),
-    (Kind.OBJECT, "a", a_generation("a", '"y"'), ""),
-    (Kind.CONTROL_DIRECTORY, "", None, ""),
-    (Kind.CONTROL_DIRECTORY, "a/", None, ""),
-    (Kind.CONTROL_DIRECTORY, "a", a_generation("a"), "subject"),
-    (Kind.CONTROL_FILE, "a", a_generation("a"), "info"),
-    (Kind.CONTROL_FILE, "a", a_generation("a"), "evict"),
-    (Kind.OBJECT, "latin1-\udce9", a_generation("latin1-\udce9"), ""),
+    (InodeKind.DIRECTORY, "a/", None, ""),
+    (InodeKind.OBJECT, "a/", a_generation("a/"), ""),
+    (InodeKind.OBJECT, "a", a_generation("a"), ""),
+    (InodeKind.OBJECT, "a", a_generation("a", '"y"'), ""),
+    (InodeKind.CONTROL_DIRECTORY, "", None, ""),
+    (InodeKind.CONTROL_DIRECTORY, "a/", None, ""),
+    (InodeKind.CONTROL_DIRECTORY, "a", a_generation("a"), "subject"),
+    (InodeKind.CONTROL_FILE, "a", a_generation("a"), "info"),
+    (InodeKind.CONTROL_FILE, "a", a_generation("a"), "evict"),
+    (InodeKind.OBJECT, "latin1-\udce9", a_generation("latin1-\udce9"), ""),
 )
 
 
@@ -42,7 +42,7 @@ def test_one_thing_has_one_inode() -> None:
 
 def test_root_is_always_there() -> None:
     namespace = namespace_of(MemoryStore())
-    root = namespace.reference(Kind.DIRECTORY, "")
+    root = namespace.reference(InodeKind.DIRECTORY, "")
     assert root is namespace.inode(ROOT_INODE)
     namespace.forget(ROOT_INODE, 1000)
     namespace.discard(root)
@@ -51,8 +51,8 @@ def test_root_is_always_there() -> None:
 
 def test_new_generation_has_a_new_number_and_the_old_one_keeps_its_own() -> None:
     namespace = namespace_of(MemoryStore())
-    old = namespace.reference(Kind.OBJECT, "a", a_generation("a", '"1"'))
-    new = namespace.reference(Kind.OBJECT, "a", a_generation("a", '"2"'))
+    old = namespace.reference(InodeKind.OBJECT, "a", a_generation("a", '"1"'))
+    new = namespace.reference(InodeKind.OBJECT, "a", a_generation("a", '"2"'))
     assert old.number != new.number
     assert namespace.inode(old.number).generation == a_generation("a", '"1"')
     assert namespace.inode(new.number).generation == a_generation("a", '"2"')
@@ -61,17 +61,17 @@ def test_new_generation_has_a_new_number_and_the_old_one_keeps_its_own() -> None
 def test_inodes_whose_numbers_would_be_equal_get_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trimsfs.namespace.tree._INODE_BITS", 7)
     namespace = namespace_of(MemoryStore())
-    inodes = [namespace.reference(Kind.DIRECTORY, f"{number}/") for number in range(80)]
+    inodes = [namespace.reference(InodeKind.DIRECTORY, f"{number}/") for number in range(80)]
     assert len({inode.number for inode in inodes}) == 80
     assert [inode.path for inode in inodes] == [f"{number}/" for number in range(80)]
     assert ROOT_INODE not in {inode.number for inode in inodes}
     for number, inode in enumerate(inodes):
-        assert namespace.reference(Kind.DIRECTORY, f"{number}/") is inode
+        assert namespace.reference(InodeKind.DIRECTORY, f"{number}/") is inode
 
 
 def test_inode_is_dropped_when_the_kernel_has_forgotten_it_as_often_as_it_was_told() -> None:
     namespace = namespace_of(MemoryStore())
-    inode = namespace.reference(Kind.DIRECTORY, "a/")
+    inode = namespace.reference(InodeKind.DIRECTORY, "a/")
     inode.lookups += 3
     namespace.forget(inode.number, 1)
     namespace.discard(inode)
@@ -85,7 +85,7 @@ def test_inode_is_dropped_when_the_kernel_has_forgotten_it_as_often_as_it_was_to
 
 def test_inode_that_was_not_told_is_discarded() -> None:
     namespace = namespace_of(MemoryStore())
-    inode = namespace.reference(Kind.DIRECTORY, "a/")
+    inode = namespace.reference(InodeKind.DIRECTORY, "a/")
     namespace.discard(inode)
     with pytest.raises(NoSuchEntryError):
         namespace.inode(inode.number)

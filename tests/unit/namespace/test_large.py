@@ -14,7 +14,7 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.namespace.directory import STALE_RETRY_S, Special
+from trimsfs.namespace.directory import STALE_RETRY_S, NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
@@ -27,7 +27,7 @@ async def test_name_in_a_large_directory_is_asked_for_without_listing_it(large_s
     for number in (0, PAGE_LIMIT, 500):
         key = f"large/{number:06}"
         assert await look(namespace, key) == large_store.generation(key)
-    assert await look(namespace, "large/absent") is Special.ABSENT
+    assert await look(namespace, "large/absent") is NonObject.ABSENT
     assert large_store.count("list_page", "large/") == 1
     assert large_store.count("stat") == 4
 
@@ -58,7 +58,7 @@ async def test_name_in_a_large_directory_is_believed_as_long_as_any(
     namespace = namespace_of(large_store)
     key = "large/000007"
     old = await look(namespace, key)
-    assert await look(namespace, "large/new") is Special.ABSENT
+    assert await look(namespace, "large/new") is NonObject.ABSENT
     large_store.put(key, b"other content")
     large_store.put("large/new", b"uploaded")
 
@@ -123,7 +123,7 @@ async def test_large_directory_is_listed_whole_for_its_entries_and_then_lookups_
     asked = len(large_store.requests)
     for number in range(PAGE_LIMIT + 1):
         assert isinstance(await look(namespace, f"large/{number:06}"), Generation)
-    assert await look(namespace, "large/absent") is Special.ABSENT
+    assert await look(namespace, "large/absent") is NonObject.ABSENT
     assert len(large_store.requests) == asked
 
 
@@ -204,7 +204,7 @@ async def test_deleted_name_does_not_come_back_while_the_store_is_down(
     large_store.delete("large/000007")
     await trio.sleep(TTL_S)
     for _ in range(2):
-        assert await look(namespace, "large/000007") is Special.ABSENT
+        assert await look(namespace, "large/000007") is NonObject.ABSENT
         await trio.sleep(NEGATIVE_TTL_S)
     large_store.fail(down(), times=float("inf"))
     with pytest.raises(StoreUnavailableError):
@@ -248,7 +248,7 @@ async def test_100_000_entries_are_listed_and_then_looked_up_without_a_request(a
 
     for number in range(0, 100_000, 7):
         assert await look(namespace, f"{number:06}") == a_generation(f"{number:06}")
-    assert await look(namespace, "absent") is Special.ABSENT
+    assert await look(namespace, "absent") is NonObject.ABSENT
     assert len(store.requests) == 100
     assert time.monotonic() - began < 15
 
@@ -317,5 +317,5 @@ async def test_what_can_be_no_object_is_hidden(etag: str, size: int) -> None:
     assert list(await namespace.entries("")) == [b"good", b"large"]
     assert namespace.statistics().hidden_keys == 1
     for name in ("lie", "large/lie"):
-        assert await look(namespace, name) is Special.ABSENT
+        assert await look(namespace, name) is NonObject.ABSENT
     assert await look(namespace, "large/good") == store.generation("large/good")

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore
 from tests.unit.namespace.common import TTL_S, look, namespace_of
-from trimsfs.namespace.directory import Special, possible
+from trimsfs.namespace.directory import NonObject, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.types import Generation
 
@@ -25,8 +25,8 @@ async def test_siblings_cost_one_request(store: MemoryStore) -> None:
     namespace = namespace_of(store)
     assert await look(namespace, "a") == store.generation("a")
     assert await look(namespace, "b") == store.generation("b")
-    assert await look(namespace, "dir") is Special.DIRECTORY
-    assert await look(namespace, "absent") is Special.ABSENT
+    assert await look(namespace, "dir") is NonObject.DIRECTORY
+    assert await look(namespace, "absent") is NonObject.ABSENT
     assert list(await namespace.entries("")) == [b"a", b"b", b"dir"]
     assert [(request.method, request.key) for request in store.requests] == [("list_page", "")]
 
@@ -80,7 +80,7 @@ async def test_names_are_believed_until_their_time_is_over(store: MemoryStore, a
     assert isinstance(await look(namespace, "b"), Generation)
     await trio.sleep(0.25)
     assert await look(namespace, "a") == store.generation("a") != old
-    assert await look(namespace, "b") is Special.ABSENT
+    assert await look(namespace, "b") is NonObject.ABSENT
     assert store.count("list_page") == 2
 
 
@@ -106,11 +106,11 @@ async def test_absence_is_believed_for_a_short_time_only(
     negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
     for name in ("new", "newer"):
         entry, left = await namespace.lookup("", name.encode())
-        assert (entry, left) == (Special.ABSENT, negative_ttl_s)
+        assert (entry, left) == (NonObject.ABSENT, negative_ttl_s)
         store.put(name, b"uploaded")
 
         await trio.sleep(negative_ttl_s - 0.25)
-        assert await look(namespace, name) is Special.ABSENT
+        assert await look(namespace, name) is NonObject.ABSENT
         await trio.sleep(0.25)
         assert await look(namespace, name) == store.generation(name)
 
@@ -120,7 +120,7 @@ async def test_asking_again_for_an_absent_name_does_not_list_the_directory_again
 ) -> None:
     namespace = namespace_of(store)
     for _ in range(5):
-        assert await look(namespace, "absent") is Special.ABSENT
+        assert await look(namespace, "absent") is NonObject.ABSENT
         await trio.sleep(NEGATIVE_TTL_S)
     assert store.count("list_page", "") == 1
     assert store.count("stat", "absent") == 4
@@ -131,7 +131,7 @@ async def test_directory_made_after_the_listing_is_found(store: MemoryStore, aut
     await look(namespace, "new")
     store.put("new/model", b"uploaded")
     await trio.sleep(NEGATIVE_TTL_S)
-    assert await look(namespace, "new") is Special.DIRECTORY
+    assert await look(namespace, "new") is NonObject.DIRECTORY
 
 
 async def test_without_time_to_live_every_lookup_asks(store: MemoryStore) -> None:
@@ -141,7 +141,7 @@ async def test_without_time_to_live_every_lookup_asks(store: MemoryStore) -> Non
         entry, left = await namespace.lookup("", b"a")
         assert (entry, left) == (store.generation("a"), 0)
     store.delete("a")
-    assert (await namespace.lookup("", b"a"))[0] is Special.ABSENT
+    assert (await namespace.lookup("", b"a"))[0] is NonObject.ABSENT
 
 
 async def test_replaced_object_is_asked_for_at_the_next_lookup(store: MemoryStore) -> None:
@@ -161,8 +161,8 @@ async def test_replaced_object_is_asked_for_at_the_next_lookup(store: MemoryStor
 async def test_directory_wins_over_an_object_of_its_name(store: MemoryStore) -> None:
     store.put("dir", b"an object")
     namespace = namespace_of(store)
-    assert await look(namespace, "dir") is Special.DIRECTORY
-    assert (await namespace.entries(""))[b"dir"] is Special.DIRECTORY
+    assert await look(namespace, "dir") is NonObject.DIRECTORY
+    assert (await namespace.entries(""))[b"dir"] is NonObject.DIRECTORY
     assert await look(namespace, "dir/c") == store.generation("dir/c")
     assert namespace.statistics().hidden_keys == 1
 
@@ -171,8 +171,8 @@ async def test_directory_wins_over_an_object_of_its_name_in_a_large_directory(la
     large_store.put("large/both", b"an object")
     large_store.put("large/both/below", b"an object")
     namespace = namespace_of(large_store)
-    assert await look(namespace, "large/both") is Special.DIRECTORY
-    assert (await namespace.entries("large/"))[b"both"] is Special.DIRECTORY
+    assert await look(namespace, "large/both") is NonObject.DIRECTORY
+    assert (await namespace.entries("large/"))[b"both"] is NonObject.DIRECTORY
 
 
 IMPOSSIBLE = (
@@ -226,7 +226,7 @@ async def test_hidden_keys_are_counted_anew_with_each_listing(autojump_clock: Mo
 async def test_impossible_name_is_absent_without_asking(store: MemoryStore, name: bytes) -> None:
     assert not possible(name)
     namespace = namespace_of(store)
-    assert (await namespace.lookup("", name))[0] is Special.ABSENT
+    assert (await namespace.lookup("", name))[0] is NonObject.ABSENT
     assert store.requests == []
 
 
