@@ -39,7 +39,7 @@ def check(server: Server) -> None:
         assert backing_id in {0, blob.backing_id}
     if server.backing is not None:
         assert server.backing.violations == []
-        announced = [blob.backing_id for blob in disk._blobs.values() if blob.backing_id]
+        announced = [blob.backing_id for blob in disk._state.blobs.values() if blob.backing_id]
         assert len(announced) == len(set(announced))
         assert set(announced) == server.backing.open_ids
 
@@ -76,6 +76,6 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
                 with disk.files.path(here.token).open("rb") as file:
                     file.seek(start)
                     assert file.read(record.length) == content[start:stop], f"{here.generation.key} is wrong on disk"
-    for blob in disk._blobs.values():
+    for blob in disk._state.blobs.values():
         check_bytes(server, blob)
         assert blob.present_bytes == next((h.disk_bytes for h in residencies if h.token == blob.token), 0)

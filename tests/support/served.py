@@ -268,7 +268,7 @@ class Server:
 
     def users(self) -> int:
         """How often blobs are in use, by handles, flights and commands."""
-        return sum(blob.users for blob in self.disk._blobs.values())
+        return sum(blob.users for blob in self.disk._state.blobs.values())
 
     async def idle(self) -> None:
         """Close everything, and wait until what is under way has ended. Nothing may be left in use."""

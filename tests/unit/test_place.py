@@ -26,7 +26,7 @@ from tests.support.parts import (
 from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.directory import Place
+from trimsfs.tiers.disk.directory import CacheDirectory
 from trimsfs.tiers.disk.lock import lock_directory, locks
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index.index import BlobIndex
@@ -118,7 +118,7 @@ async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size
 def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path) -> None:
     cache.mkdir()
     make_unusable(cache)
-    with locked(cache) as lock, closing(Place(cache, os.dup(lock))) as place:
+    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock))) as place:
         assert place.problem is not None
         assert not place.usable()
         shutil.rmtree(cache)
@@ -129,16 +129,16 @@ def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path
 
 def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
     with locked(cache) as lock:
-        with closing(Place(cache, os.dup(lock))) as place:
+        with closing(CacheDirectory(cache, os.dup(lock))) as place:
             assert not place.gone()
             shutil.rmtree(cache)
             assert place.gone()
-        with closing(Place(cache, os.dup(lock))) as place:
+        with closing(CacheDirectory(cache, os.dup(lock))) as place:
             assert place.problem is None
             assert not locks(lock, cache)
             with pytest.raises(CacheInUseError):
                 lock_directory(cache)
-        with locked(cache), closing(Place(cache, os.dup(lock))) as place:
+        with locked(cache), closing(CacheDirectory(cache, os.dup(lock))) as place:
             assert "in use by another server" in (place.problem or "")
 
 

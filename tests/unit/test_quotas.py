@@ -75,7 +75,7 @@ async def test_shares_that_were_made_smaller_are_kept_to_after_a_restart(cache: 
             await fill(tier, key, content_of(key, chunk_size))
     async with opened(cache, quotas=Quotas({"a/": chunk_size})) as tier:
         assert tier.statistics().tenant_used_bytes == {"a/": 3 * chunk_size}
-        await tier._room.keep()
+        await tier._space.keep()
         assert await keys(tier) == {"a/3", "rest"}
 
 

@@ -78,7 +78,9 @@ async def test_a_file_is_announced_once_all_of_it_is_here(
     await server.read(handle, 0, chunk_size)
     await until(lambda: sum(store.fetched.values()) == len(contents["dir/a"]) - chunk_size)
     assert backing.opened == []
-    assert not await server.passthrough.register(server.disk._blobs[store.generation("dir/a").token(store.identity)])
+    assert not await server.passthrough.register(
+        server.disk._state.blobs[store.generation("dir/a").token(store.identity)]
+    )
     assert await server.number("dir/a") == before
     gate.set()
     await until(lambda: backing.opened == [1])

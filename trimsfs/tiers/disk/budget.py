@@ -58,18 +58,18 @@ class Budget:
         limit = self._quotas.limit(pool, self.limit)
         return None if limit is None else limit - self._used[pool]
 
-    def full(self, pool: str) -> bool:
-        """Whether room was looked for by a pool, or a write tried, a moment ago, in vain."""
-        return self.failing or trio.current_time() < self._full_until.get(pool, float("-inf"))
+    def full(self, key: str) -> bool:
+        """Whether a moment ago no space could be made for an object of the same pool, or no write succeeded."""
+        return self.failing or trio.current_time() < self._full_until.get(self._quotas.pool(key), float("-inf"))
 
     @property
     def failing(self) -> bool:
         """Whether a write failed a moment ago."""
         return trio.current_time() < self._failing_until
 
-    def found_full(self, pool: str) -> None:
-        """Nothing can be evicted: not to be searched again for every chunk of a large file."""
-        self._full_until[pool] = trio.current_time() + FULL_FOR_S
+    def found_full(self, key: str) -> None:
+        """Nothing can be evicted for an object: not to be searched again for every chunk of a large file."""
+        self._full_until[self._quotas.pool(key)] = trio.current_time() + FULL_FOR_S
 
     def found_failing(self) -> None:
         """The disk does not take what there is room for: not to be tried again for every chunk."""

@@ -21,7 +21,7 @@ SLACK = 64 << 10
 """Bytes that a file may take beyond its content: file systems have blocks of their own for it."""
 
 
-class Leftovers:
+class CrashRecovery:
     """Makes the blob directory and the index agree, some blobs at a time. Blocks on the disk; raises OSError and
     sqlite3.Error."""
 

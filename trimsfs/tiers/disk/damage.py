@@ -2,19 +2,13 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import TypeVarTuple
-
-import trio
 
 from trimsfs.errors import BlobDamagedError, TrimsError
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.disk.files import BlobFiles
-from trimsfs.tiers.index.index import BlobIndex
-from trimsfs.tiers.index.journal import Journal
-from trimsfs.tiers.threads import Threads
+from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -23,36 +17,15 @@ Ts = TypeVarTuple("Ts")
 
 
 class Damage:
-    """Keeps index and budget in step with what is found wrong, and mended, of the blobs of one store.
+    """Keeps index and budget in step with what is found wrong, and repaired, of the blobs of one tier.
 
-    *blobs* are those that are open. *lock* is held to bring or remove one, and *forget* closes one that nobody uses.
     ``on_doubt`` hears of blobs in use whose files may not be what they were. ``found`` counts chunks.
     """
 
-    def __init__(
-        self,
-        store: str,
-        files: BlobFiles,
-        index: BlobIndex,
-        threads: Threads,
-        journal: Journal,
-        budget: Budget,
-        blobs: Mapping[str, Blob],
-        lock: trio.Lock,
-        forget: Callable[[Blob], None],
-    ) -> None:
-        self._store = store
-        self._files = files
-        self._index = index
-        self._threads = threads
-        self._journal = journal
-        self._budget = budget
-        self._blobs = blobs
-        self._lock = lock
-        self._forget = forget
+    def __init__(self, state: TierState) -> None:
+        self._state = state
         self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
         self.found = 0
-        journal.on_unsynced = self._not_synced
 
     # Found by the tier
 
@@ -62,8 +35,8 @@ class Damage:
         A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
         """
         key = blob.generation.key
-        async with self._lock, self._journal.recording:
-            if self._blobs.get(blob.token) is not blob or not blob.surplus:
+        async with self._state.lock, self._state.journal.recording:
+            if self._state.blobs.get(blob.token) is not blob or not blob.surplus:
                 return  # somebody else has seen to it
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else it is being mended
@@ -79,33 +52,35 @@ class Damage:
                     log.error("%s: its file in the cache cannot be given its size back: %s", key, error)
             await self._miss(blob, range(len(blob.states)))
 
-    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
+    async def not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
         """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
         key = blob.generation.key
-        self._budget.found_failing()
-        async with self._lock, self._journal.recording:
-            if self._blobs.get(blob.token) is not blob:
+        self._state.budget.found_failing()
+        async with self._state.lock, self._state.journal.recording:
+            if self._state.blobs.get(blob.token) is not blob:
                 return  # it has been evicted meanwhile
             if not blob.users or not blob.backing_id:
                 await self._miss(blob, chunks)
                 return
-            lost = self._journal.take_back(blob, chunks) - blob.health.lost
+            lost = self._state.journal.take_back(blob, chunks) - blob.health.lost
             blob.health.lost |= lost
             for chunk in lost:
-                self._budget.add(key, -chunk_length(chunk, blob.generation.size))
+                self._state.budget.add(key, -chunk_length(chunk, blob.generation.size))
             self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
-            await self._journal.record()
+            await self._state.journal.record()
 
     async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
         """Have chunks fetched again, and those that have not been brought to the disk."""
         if blob.users == 0:
-            self._forget(blob)
-        gone = [chunk for chunk in self._journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING]
+            self._state.close(blob)
+        gone = [
+            chunk for chunk in self._state.journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING
+        ]
         if gone:
             self._compare_again(blob)
         for chunk in gone:
             self._give_up(blob, chunk)
-        await self._journal.record()
+        await self._state.journal.record()
 
     # Found by whoever compares
 
@@ -119,10 +94,10 @@ class Damage:
             return True
         log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
         self.found += 1
-        self._journal.lost(blob.token, [chunk])
+        self._state.journal.lost(blob.token, [chunk])
         self._give_up(blob, chunk)
         self._compare_again(blob)
-        await self._journal.flush()
+        await self._state.journal.flush()
         return False
 
     def _give_up(self, blob: Blob, chunk: int) -> None:
@@ -131,12 +106,12 @@ class Damage:
         if chunk in blob.health.lost:
             blob.health.lost.remove(chunk)  # it is not counted any more
         else:
-            self._budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+            self._state.budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
 
     def _compare_again(self, blob: Blob) -> None:
         """What a blob was compared with says nothing of the chunks that are to come."""
-        blob.health.bytes_changed(self._files.no_digest)
-        self._journal.compared(blob, None)
+        blob.health.bytes_changed(self._state.files.no_digest)
+        self._state.journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
         """The bytes of a chunk were wrong, and have been written anew."""
@@ -148,28 +123,28 @@ class Damage:
             self._compare_again(blob)  # another comparison may have come to its end meanwhile
         if record.chunk in blob.health.lost:
             blob.health.lost.discard(record.chunk)
-            self._budget.add(blob.generation.key, record.length)
+            self._state.budget.add(blob.generation.key, record.length)
         blob.commit(record)
-        self._journal.wrote(blob, record)
+        self._state.journal.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
         """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
         is recorded at once."""
         if digest is None:
             self._compare_again(blob)
-            await self._journal.flush()
+            await self._state.journal.flush()
         else:
             blob.health.digest = digest
-            self._journal.compared(blob, digest)
+            self._state.journal.compared(blob, digest)
 
     async def scrubbed(self, blob: Blob) -> bool:
         """What is on the disk of a blob is right; whether that could be recorded."""
-        return await self._note(self._index.scrubbed, blob.token)
+        return await self._note(self._state.index.scrubbed, blob.token)
 
     async def to_scrub(self, before: float) -> Generation | None:
         """What has not been known to be right on the disk since a time, in seconds since the epoch."""
         try:
-            record = await self._threads.run(self._index.to_scrub, self._store, before)
+            record = await self._state.threads.run(self._state.index.to_scrub, self._state.store, before)
         except sqlite3.Error as error:
             log.error("cannot read the cache index: %s", error)
             return None
@@ -178,7 +153,7 @@ class Damage:
     async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
         """Write to the index what is no harm if it is lost; whether it could be written."""
         try:
-            await self._threads.run(function, *arguments)
+            await self._state.threads.run(function, *arguments)
         except sqlite3.Error as error:
             log.error("cannot write the cache index: %s", error)
             return False

@@ -13,7 +13,7 @@ from trimsfs.tiers.index.index import BlobIndex
 log = logging.getLogger(__name__)
 
 
-class Place:
+class CacheDirectory:
     """The directory of a disk tier. Raises CacheInUseError and CacheUnusableError.
 
     With *lock*, the descriptor by which an earlier server locked it, a directory that cannot be used by now is no
@@ -23,7 +23,7 @@ class Place:
     def __init__(self, directory: Path, lock: int | None) -> None:
         self.blobs = directory / "blobs"
         self.problem: str | None = None
-        self._directory = directory
+        self.path = directory
         self._locks = [] if lock is None else [lock]
         try:
             if lock is not None:
@@ -47,8 +47,8 @@ class Place:
         try:
             self.blobs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise CacheUnusableError(f"cache directory {self._directory}: {error.strerror}") from error
-        return BlobIndex(self._directory / "index.sqlite", trusted=trusted)
+            raise CacheUnusableError(f"cache directory {self.path}: {error.strerror}") from error
+        return BlobIndex(self.path / "index.sqlite", trusted=trusted)
 
     @property
     def lock(self) -> int:
@@ -72,18 +72,18 @@ class Place:
             return True
         except OSError:
             return False  # the disk fails
-        return _identity(self._directory) != self._identity
+        return _identity(self.path) != self._identity
 
     def usable(self) -> bool:
         """Whether the directory can be used, now that it could not. Blocks on the disk.
 
         One that is another than it was is for another server to try: this one may not be allowed to write there.
         """
-        found = _identity(self._directory)
+        found = _identity(self.path)
         if found is None or found != self._identity:
             return found is not None
         try:
-            with tempfile.TemporaryFile(dir=self._directory) as file:
+            with tempfile.TemporaryFile(dir=self.path) as file:
                 file.write(b"written")
                 file.flush()
                 os.fdatasync(file.fileno())

@@ -1,61 +1,34 @@
-"""Removing blobs from the disk: those that could go, and taking one out of all that knows it."""
+"""Eviction from the disk: which blobs could go, and removing one from all that knows it."""
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-import trio
-
-from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.disk.files import BlobFiles
-from trimsfs.tiers.index.index import BlobIndex
-from trimsfs.tiers.index.journal import Journal
+from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.policies import Evictable
-from trimsfs.tiers.threads import Threads
 
 log = logging.getLogger(__name__)
 
 
 class Evictor:
-    """Removes blobs of one store that nobody uses or has pinned.
+    """Removes blobs that nobody uses or has pinned. Counts since the server started.
 
-    *blobs* are those that are open. *lock* is held to bring or remove one, and *forget* closes one that nobody uses.
-    ``load_cost`` says how many seconds it takes to fetch so many bytes. Counts since the server started.
+    ``load_cost`` says how many seconds it takes to fetch so many bytes.
     """
 
-    def __init__(
-        self,
-        store: str,
-        files: BlobFiles,
-        index: BlobIndex,
-        threads: Threads,
-        journal: Journal,
-        budget: Budget,
-        blobs: Mapping[str, Blob],
-        lock: trio.Lock,
-        forget: Callable[[Blob], None],
-    ) -> None:
-        self._store = store
-        self._files = files
-        self._index = index
-        self._threads = threads
-        self._journal = journal
-        self._budget = budget
-        self._blobs = blobs
-        self._lock = lock
-        self._forget = forget
+    def __init__(self, state: TierState) -> None:
+        self._state = state
         self.load_cost: Callable[[int], float] = lambda _size: 0.0
         self.evictions = self.evicted_bytes = 0
 
     async def candidates(self) -> list[Evictable]:
         """The blobs that are neither in use nor pinned. Raises sqlite3.Error."""
-        await self._journal.flush()
+        await self._state.journal.flush()
         return [
             replace(entry, cost_s=self.load_cost(entry.size))
-            for entry in await self._threads.run(self._index.evictable, self._store)
-            if (blob := self._blobs.get(entry.name)) is None or blob.users == 0
+            for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
+            if (blob := self._state.blobs.get(entry.name)) is None or blob.users == 0
         ]
 
     async def make_room_of(self, token: str, key: str) -> bool:
@@ -72,22 +45,23 @@ class Evictor:
 
         Raises OSError and sqlite3.Error.
         """
-        async with self._lock, self._journal.recording:
-            blob = self._blobs.get(token)
+        state = self._state
+        async with state.lock, state.journal.recording:
+            blob = state.blobs.get(token)
             if blob is not None:
                 if blob.users or blob.pinned:
                     return None
-                self._forget(blob)
-            unrecorded, gone = self._journal.forget(token)
-            self._budget.add(key, -sum(unrecorded.values()))
+                state.close(blob)
+            unrecorded, gone = state.journal.forget(token)
+            state.budget.add(key, -sum(unrecorded.values()))
             try:
-                recorded = await self._threads.run(self._files.remove, token)
+                recorded = await state.threads.run(state.files.remove, token)
             except BaseException:
-                self._journal.lost(token, gone | unrecorded.keys())
+                state.journal.lost(token, gone | unrecorded.keys())
                 raise
         counted = [size for chunk, size in recorded.items() if chunk not in unrecorded and chunk not in gone]
-        self._budget.add(key, -sum(counted))
-        self._budget.found_room()
+        state.budget.add(key, -sum(counted))
+        state.budget.found_room()
         size = sum(unrecorded.values()) + sum(counted)
         self.evictions += 1
         self.evicted_bytes += size

@@ -5,18 +5,14 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 
 import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.disk.crash_recovery import Leftovers, give_back
-from trimsfs.tiers.disk.directory import Place
-from trimsfs.tiers.disk.space import Room
-from trimsfs.tiers.index.journal import Journal
-from trimsfs.tiers.threads import Threads
+from trimsfs.tiers.disk.crash_recovery import CrashRecovery, give_back
+from trimsfs.tiers.disk.space import DiskSpace
+from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -29,37 +25,20 @@ LOOK_INTERVAL_S = 5.0
 """How often a directory that cannot be used is tried."""
 
 
-class Upkeep:
-    """Looks after the directory of a disk tier. *blobs* are those that are open; *lock* is held to bring or remove one,
-    and *bring* brings one.
+class Maintenance:
+    """Looks after the directory of a disk tier; *open_blob* opens a blob by its token.
 
     ``failing`` is set by who finds that the disk fails, ``unfinished`` has the blobs of which a chunk has not come
     whole.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        place: Place,
-        threads: Threads,
-        journal: Journal,
-        room: Room,
-        budget: Budget,
-        blobs: dict[str, Blob],
-        lock: trio.Lock,
-        bring: Callable[[str, Generation], Awaitable[Blob]],
+        self, state: TierState, space: DiskSpace, open_blob: Callable[[str, Generation], Awaitable[Blob]]
     ) -> None:
-        self._directory = directory
-        self._place = place
-        self._index = place.index
-        self._threads = threads
-        self._journal = journal
-        self._room = room
-        self._budget = budget
-        self._blobs = blobs
-        self._lock = lock
-        self._bring = bring
-        self._leftovers = Leftovers(place.index, place.blobs)
+        self._state = state
+        self._space = space
+        self._open_blob = open_blob
+        self._recovery = CrashRecovery(state.index, state.directory.blobs)
         self.failing = trio.Event()
         self.unfinished: set[str] = set()
 
@@ -68,80 +47,86 @@ class Upkeep:
 
         Raises CacheUnusableError then.
         """
-        if self._place.problem is not None:
+        if self._state.directory.problem is not None:
             await self._wait_until_usable()
         await self._settle()
-        await self._room.keep()
+        await self._space.keep()
         await self._sync_left()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
             due = trio.current_time() - synced >= SYNC_INTERVAL_S
-            if self._journal.pending or due:
-                await self._journal.flush()
-            await self._room.tidy()
+            if self._state.journal.pending or due:
+                await self._state.journal.flush()
+            await self._space.tidy()
             await self._give_back_unfinished()
             if due:
-                await self._journal.sync()
-                if await self._threads.run(self._place.gone):
+                await self._state.journal.sync()
+                if await self._state.threads.run(self._state.directory.gone):
                     self.failing.set()
                 synced = trio.current_time()
-            if self.failing.is_set() or self._journal.failing_s > PATIENCE_S:
+            if self.failing.is_set() or self._state.journal.failing_s > PATIENCE_S:
                 await self._give_up()
 
     async def _wait_until_usable(self) -> None:
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
-            if await self._threads.run(self._place.usable):
+            if await self._state.threads.run(self._state.directory.usable):
                 break
-        raise CacheUnusableError(f"cache directory {self._directory} can be used again: another server does")
+        raise CacheUnusableError(f"cache directory {self._state.directory.path} can be used again: another server does")
 
     async def _give_up(self) -> None:
         with suppress(OSError, sqlite3.Error):
-            await self._threads.run(self._index.mend)
-        raise CacheUnusableError(f"cache directory {self._directory} cannot be used any longer: another server goes on")
+            await self._state.threads.run(self._state.index.mend)
+        raise CacheUnusableError(
+            f"cache directory {self._state.directory.path} cannot be used any longer: another server goes on"
+        )
 
     async def _give_back_unfinished(self) -> None:
         """What was written of chunks that have not come after all takes no room once nobody uses the blob."""
         for token in list(self.unfinished):
-            async with self._lock:
-                blob = self._blobs.get(token)
+            async with self._state.lock:
+                blob = self._state.blobs.get(token)
                 if blob is not None and blob.users:
                     continue
                 self.unfinished.discard(token)
                 if blob is None or blob.complete or not blob.attached:
                     continue
-                del self._blobs[token]  # so that who wants it meanwhile waits for the lock
+                del self._state.blobs[token]  # so that who wants it meanwhile waits for the lock
                 try:
-                    await self._threads.run(give_back, blob.fileno(), blob.generation.size, list(blob.records()))
+                    await self._state.threads.run(give_back, blob.fileno(), blob.generation.size, list(blob.records()))
                 except OSError as error:
                     log.error("%s: cannot give back what is left of a fetch: %s", blob.generation.key, error)
                 finally:
-                    self._blobs[token] = blob
+                    self._state.blobs[token] = blob
 
     async def _settle(self) -> None:
         """Make files and index agree: what a crash between the steps of a change leaves."""
         try:
-            groups = await self._threads.run(self._leftovers.groups)
+            groups = await self._state.threads.run(self._recovery.groups)
         except (OSError, sqlite3.Error) as error:
             log.error("cannot look for left-over blobs: %s", error)
             return
         for group in groups:
-            async with self._lock:
+            async with self._state.lock:
                 try:
-                    for key, lost in await self._threads.run(self._leftovers.settle, group, set(self._blobs)):
-                        self._budget.add(key, -lost)
+                    for key, lost in await self._state.threads.run(
+                        self._recovery.settle, group, set(self._state.blobs)
+                    ):
+                        self._state.budget.add(key, -lost)
                 except (OSError, sqlite3.Error) as error:
                     log.error("cannot look for left-over blobs in %s: %s", group, error)
 
     async def _sync_left(self) -> None:
         """Bring to the disk what an earlier server was about to: the next boot would forget it."""
         try:
-            for token in await self._threads.run(self._index.unsynced):
-                loaded = await self._threads.run(self._index.load, token)
+            for token in await self._state.threads.run(self._state.index.unsynced):
+                loaded = await self._state.threads.run(self._state.index.load, token)
                 if loaded is not None:  # else it has been evicted meanwhile
-                    blob = await self._bring(token, loaded[0].generation)
-                    self._journal.left(blob, await self._threads.run(self._index.unsynced_chunks, token))
-                    await self._journal.sync()
+                    blob = await self._open_blob(token, loaded[0].generation)
+                    self._state.journal.left(
+                        blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)
+                    )
+                    await self._state.journal.sync()
         except sqlite3.Error as error:
             log.error("cannot read the cache index: %s", error)

@@ -1,4 +1,4 @@
-"""Making room on disk: whose blobs go, and how many."""
+"""Making space on the disk: whose blobs are evicted, and how many."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ HEADROOM = 4 * CHUNK_SIZE
 """What is evicted beyond the need, so that a full cache is not searched for every chunk."""
 
 
-class Room:
+class DiskSpace:
     """Keeps a disk tier to its budget, each tenant to its share.
 
     *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key, and
@@ -49,7 +49,7 @@ class Room:
         pool = self._quotas.pool(key)
         if self._missing(pool, size) > 0:
             async with self._lock:
-                if self._budget.full(pool):
+                if self._budget.full(key):
                     return False
                 left = self._budget.left(pool)
                 if left is not None and left < size:
@@ -57,7 +57,7 @@ class Room:
                 if self._budget.free() < size:
                     await self._free(size - self._budget.free(), {pool, REST})
                 if self._missing(pool, size) > 0:
-                    self._budget.found_full(pool)
+                    self._budget.found_full(key)
                     return False
         self._budget.add(key, size)
         return True

@@ -2,13 +2,10 @@
 
 import errno
 import logging
-import resource
 import sqlite3
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -19,12 +16,14 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.crash_recovery import zeroed
 from trimsfs.tiers.disk.damage import Damage
-from trimsfs.tiers.disk.directory import Place
+from trimsfs.tiers.disk.directory import CacheDirectory
 from trimsfs.tiers.disk.evictor import Evictor
 from trimsfs.tiers.disk.files import BlobFiles
-from trimsfs.tiers.disk.maintenance import PATIENCE_S, Upkeep
+from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
+from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
-from trimsfs.tiers.disk.space import Room
+from trimsfs.tiers.disk.space import DiskSpace
+from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.policies import Policy, lru
@@ -38,10 +37,6 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DISK_THREADS = 8
-SPARE_DESCRIPTORS = 256
-"""Descriptors that are not for blobs: a server without any answers nothing."""
-DESCRIPTORS_OF_A_BLOB = 2
-"""Its own, and that of its mapping."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +62,6 @@ class DiskTier:
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
     that leaves the tier before it is closed.
-
-    Invariants: ``_blobs`` holds every blob with users, so a token has at most one Blob. ``_lock`` is held from
-    looking a blob up in the index to putting it into ``_blobs``, and from taking one out to removing its file.
-    ``_budget`` counts chunks from the moment room was made for them.
     """
 
     def __init__(
@@ -86,70 +77,45 @@ class DiskTier:
     ) -> None:
         self.directory = directory
         self.store = store
-        self._place = Place(directory, lock)
-        self.unusable = self._place.problem
-        self.index = self._place.index
-        self.lock_descriptor = self._place.lock
-        self.files = BlobFiles(self._place.blobs, self.index, store)
+        cache = CacheDirectory(directory, lock)
+        self.unusable = cache.problem
+        self.index = cache.index
+        self.lock_descriptor = cache.lock
+        self.files = BlobFiles(cache.blobs, self.index, store)
         self.files.usable = self.unusable is None
         self.on_removed: Callable[[Blob], None] = lambda _blob: None
         self._quotas = quotas or Quotas()
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
-        self._blobs: OrderedDict[str, Blob] = OrderedDict()
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._idle_limit = min(4096, descriptors // 8)
-        self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
-        self._lock = trio.Lock()
         self._threads = Threads(DISK_THREADS)
-        self._journal = Journal(self.index, self._threads)
-        self.damage = Damage(
-            store,
-            self.files,
-            self.index,
-            self._threads,
-            self._journal,
-            self._budget,
-            self._blobs,
-            self._lock,
-            self._forget,
+        self._journal = Journal(self.index, self._threads, unsynced=self._not_synced)
+        self._state = TierState(
+            store=store,
+            directory=cache,
+            files=self.files,
+            threads=self._threads,
+            journal=self._journal,
+            budget=self._budget,
+            removed=self._removed,
         )
-        self.evictor = Evictor(
-            store,
-            self.files,
-            self.index,
-            self._threads,
-            self._journal,
-            self._budget,
-            self._blobs,
-            self._lock,
-            self._forget,
-        )
-        self._room = Room(
+        self.damage = Damage(self._state)
+        self.evictor = Evictor(self._state)
+        self._space = DiskSpace(
             self._budget,
             self._quotas,
             policy,
             candidates=self.evictor.candidates,
             evict=self.evictor.make_room_of,
         )
-        self._upkeep = Upkeep(
-            directory,
-            self._place,
-            self._threads,
-            self._journal,
-            self._room,
-            self._budget,
-            self._blobs,
-            self._lock,
-            self._bring,
-        )
+        self._open_blobs = OpenBlobs(self._state, self._space)
+        self._maintenance = Maintenance(self._state, self._space, self._open_blobs.open)
         self._refused = 0
 
     def statistics(self) -> DiskStatistics:
         return DiskStatistics(
             used_bytes=self._budget.used,
             budget_bytes=self._budget.limit,
-            open_blobs=sum(blob.users > 0 for blob in self._blobs.values()),
+            open_blobs=sum(blob.users > 0 for blob in self._state.blobs.values()),
             evictions=self.evictor.evictions,
             evicted_bytes=self.evictor.evicted_bytes,
             corrupt_chunks=self.damage.found,
@@ -166,15 +132,15 @@ class DiskTier:
 
     def full(self, generation: Generation) -> bool:
         """Whether room was looked for, a moment ago, in vain, for this or another of the same tenant."""
-        return self._budget.full(self._quotas.pool(generation.key))
+        return self._budget.full(generation.key)
 
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if it is open or was of late."""
-        return self._blobs.get(token)
+        return self._state.blobs.get(token)
 
     def whole(self) -> list[Blob]:
         """The blobs that are open, or were of late, and of which all bytes can be served."""
-        return [blob for blob in self._blobs.values() if blob.attached and blob.complete]
+        return [blob for blob in self._state.blobs.values() if blob.attached and blob.complete]
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs.
@@ -182,17 +148,17 @@ class DiskTier:
         Raises CacheUnusableError when the directory cannot be used any longer, or can be again: another server goes on
         in the way that is left.
         """
-        await self._upkeep.run()
+        await self._maintenance.run()
 
     async def aclose(self, *, sync: bool = True) -> None:
         """Record everything and give the directory up; unless *sync*, what has not reached the disk need not."""
         await self.flush()
         if sync:
             await self._journal.sync()
-        for blob in self._blobs.values():
+        for blob in self._state.blobs.values():
             blob.detach()
-        self._blobs.clear()
-        self._place.close()
+        self._state.blobs.clear()
+        self._state.directory.close()
 
     # Using blobs
 
@@ -209,27 +175,27 @@ class DiskTier:
     async def looked_at(self, generation: Generation) -> AsyncIterator[Blob]:
         """The blob of a generation, kept for the length of the block, which is no use of it."""
         token = generation.token(self.store)
-        blob = self._blobs.get(token) or await self._bring(token, generation)
+        blob = self._state.blobs.get(token) or await self._open_blobs.open(token, generation)
         blob.users += 1
         try:
             yield blob
         finally:
             blob.users -= 1
-            self._released(blob)
+            self._open_blobs.released(blob)
 
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
         token = generation.token(self.store)
-        blob = self._blobs.get(token)
+        blob = self._state.blobs.get(token)
         if blob is not None and await self._was_resized(blob):
             await self.damage.resized(blob)
-            blob = self._blobs.get(token)
+            blob = self._state.blobs.get(token)
         if blob is None:
-            blob = await self._bring(token, generation)
+            blob = await self._open_blobs.open(token, generation)
         if generation.version_id is not None:
             blob.generation = generation
         blob.users += 1
-        self._blobs.move_to_end(token)
+        self._state.blobs.move_to_end(token)
         self._journal.used(blob, 1)
         return blob
 
@@ -238,81 +204,22 @@ class DiskTier:
             return blob.surplus != 0
         except OSError as error:
             log.error("%s: its file in the cache cannot be looked at: %s", blob.generation.key, error)
-        self._upkeep.failing.set()
+        self._maintenance.failing.set()
         await trio.sleep(PATIENCE_S)  # the kernel asks the next server again
         raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
-
-    async def _bring(self, token: str, generation: Generation) -> Blob:
-        if len(self._blobs) >= self._most:
-            await self._close_some()
-        blob, full = await self._load(token, generation)
-        if full and not self._budget.full(self._quotas.pool(generation.key)):
-            await self._room.write_failed(generation.key, 0)
-            blob, full = await self._load(token, generation, again=True)
-            if full:
-                self._budget.found_full(self._quotas.pool(generation.key))
-        return blob
-
-    async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
-        """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
-        when nobody uses it by now."""
-        async with self._lock:
-            known = self._blobs.get(token)
-            if known is not None and (known.attached or known.users or not again):
-                return known, False
-            if len(self._blobs) >= self._most:
-                log.error("%s: not cached: too many files are open", generation.key)
-            gone = self._journal.gone(token)
-            blob, lost, full = await self._threads.run(
-                partial(self.files.load, token, generation, attach=len(self._blobs) < self._most)
-            )
-            self._loaded(blob, lost, gone)
-            return blob, full
-
-    def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
-        """A blob has been loaded, and chunks found *lost* of it: what was known to be *gone* counts no more."""
-        for chunk in gone:
-            blob.forget(chunk)
-            blob.health.digest = self.files.no_digest
-        self._budget.add(blob.generation.key, -sum(record.length for record in lost if record.chunk not in gone))
-        self._journal.lost(blob.token, [record.chunk for record in lost])
-        self._blobs[blob.token] = blob
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
 
         *checked* tells that what the index has of them had been checked by that server, and may be served.
         """
-        tokens = [generation.token(self.store) for generation in generations]
-        async with self._lock:
-            wanted = {
-                token: generation
-                for token, generation in zip(tokens, generations, strict=True)
-                if token not in self._blobs
-            }
-            gone = {token: self._journal.gone(token) for token in wanted}
-            loaded = await self._threads.run(
-                lambda: [self.files.load(token, generation) for token, generation in wanted.items()]
-            )
-            for blob, lost, _ in loaded:
-                self._loaded(blob, lost, gone[blob.token])
-                if checked:
-                    blob.trust()
-        return [self._blobs[token] for token in tokens]
+        return await self._open_blobs.recall(generations, checked=checked)
 
     def release(self, blob: Blob) -> None:
         """The opposite of `acquire`."""
         blob.users -= 1
         self._journal.used(blob, 0)
-        self._released(blob)
-
-    def _released(self, blob: Blob) -> None:
-        if blob.users == 0:
-            self._budget.found_room()
-        if blob.users == 0 and not blob.attached and self._blobs.get(blob.token) is blob:
-            del self._blobs[blob.token]  # the next open tries again to make a file for it
-        else:
-            self._close_idle(most=self._idle_limit)
+        self._open_blobs.released(blob)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
         """Make room for *size* bytes that are about to be written to a blob; False when there is none.
@@ -322,7 +229,7 @@ class DiskTier:
         if not blob.attached or self._budget.failing:
             return False
         try:
-            return await self._room.make(blob.generation.key, size)
+            return await self._space.make(blob.generation.key, size)
         except OSError as error:
             log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
@@ -331,7 +238,7 @@ class DiskTier:
     def unreserve(self, blob: Blob, size: int) -> None:
         """The opposite of `reserve`."""
         self._budget.add(blob.generation.key, -size)
-        self._upkeep.unfinished.add(blob.token)
+        self._maintenance.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
         """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
@@ -340,7 +247,7 @@ class DiskTier:
         """
         self.unreserve(blob, size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            await self._room.write_failed(blob.generation.key, size)
+            await self._space.write_failed(blob.generation.key, size)
         else:
             log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
@@ -406,30 +313,6 @@ class DiskTier:
             raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
         return freed
 
-    def _close_idle(self, *, most: int) -> None:
-        """Close blobs that nobody uses, while there are more than *most*."""
-        if len(self._blobs) <= most:
-            return
-        for blob in list(self._blobs.values()):
-            if len(self._blobs) <= most:
-                break
-            if blob.users == 0 and not blob.pinned and self._journal.synced(blob):
-                self._forget(blob)
-
-    async def _close_some(self) -> None:
-        """Close blobs that nobody uses, as too many are open; those that are not on the disk yet if it has to be."""
-        self._close_idle(most=self._most - 1)
-        if len(self._blobs) >= self._most:
-            await self.flush()
-            await self._journal.sync()
-            self._close_idle(most=self._most - 1)
-
-    def _forget(self, blob: Blob) -> None:
-        """Close a blob that nobody uses."""
-        del self._blobs[blob.token]
-        self.on_removed(blob)
-        blob.detach()
-
     async def flush(self) -> None:
         """Record the chunks written and the blobs used so far."""
         await self._journal.flush()
@@ -443,6 +326,12 @@ class DiskTier:
         """Return when what was written to a blob so far has been recorded."""
         await self._journal.recorded(blob)
 
+    async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
+        await self.damage.not_synced(blob, chunks)
+
+    def _removed(self, blob: Blob) -> None:
+        self.on_removed(blob)
+
     # In worker threads
 
     async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -453,4 +342,4 @@ class DiskTier:
             raise CacheUnusableError(f"cache index {self.directory / 'index.sqlite'}: {error}") from error
 
     def _residency(self, record: BlobRecord) -> Residency:
-        return residency_of(record, self._blobs.get(record.token), self.files.path(record.token))
+        return residency_of(record, self._state.blobs.get(record.token), self.files.path(record.token))

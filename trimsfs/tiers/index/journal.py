@@ -22,10 +22,12 @@ class Journal:
     """Keeps the index in step with what is written and used, some at a time.
 
     ``recording`` is held while something is recorded, ``syncing`` while one blob is brought to the disk: who takes a
-    blob out of the index holds both. ``on_unsynced`` hears of chunks that did not reach the disk.
+    blob out of the index holds both. *unsynced* hears of chunks that did not reach the disk.
     """
 
-    def __init__(self, index: BlobIndex, threads: Threads) -> None:
+    def __init__(
+        self, index: BlobIndex, threads: Threads, *, unsynced: Callable[[Blob, Collection[int]], Awaitable[None]]
+    ) -> None:
         self._index = index
         self._threads = threads
         self.recording = trio.Lock()
@@ -37,7 +39,7 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
-        self.on_unsynced: Callable[[Blob, Collection[int]], Awaitable[None]] = _nobody
+        self._on_unsynced = unsynced
         self._failing_since: float | None = None
         self._complaint: tuple[str, float] | None = None
         self._marked = True
@@ -209,14 +211,10 @@ class Journal:
             blob.users -= 1
         if lost is not None:
             log.error("%s: cannot sync to disk: %s", blob.generation.key, lost)
-            await self.on_unsynced(blob, done)
+            await self._on_unsynced(blob, done)
         elif not chunks and self._unsynced.get(blob) is chunks:
             del self._unsynced[blob]
 
 
 def _without(pending: list[tuple[str, ChunkRecord]], gone: Mapping[str, set[int]]) -> list[tuple[str, ChunkRecord]]:
     return [(token, record) for token, record in pending if record.chunk not in gone.get(token, ())]
-
-
-async def _nobody(_blob: Blob, _chunks: Collection[int]) -> None:
-    """Nobody wants to know."""

@@ -1,0 +1,119 @@
+"""Opening the blobs of a disk tier, and closing those that nobody uses, within the limit of open files."""
+
+import logging
+import resource
+from collections.abc import Sequence
+from functools import partial
+
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.space import DiskSpace
+from trimsfs.tiers.disk.state import TierState
+from trimsfs.types import ChunkRecord, Generation
+
+log = logging.getLogger(__name__)
+
+MOST_IDLE = 4096
+SPARE_DESCRIPTORS = 256
+"""Descriptors that are not for blobs: a server without any answers nothing."""
+DESCRIPTORS_OF_A_BLOB = 2
+"""Its own, and that of its mapping."""
+
+
+class OpenBlobs:
+    """Opens and closes the blobs of a tier; *space* makes room for the file of a new one on a full disk."""
+
+    def __init__(self, state: TierState, space: DiskSpace) -> None:
+        self._state = state
+        self._space = space
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_idle = min(MOST_IDLE, descriptors // 8)
+        self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
+
+    async def open(self, token: str, generation: Generation) -> Blob:
+        """The blob of a generation, without a file if none can be made; the caller keeps it before it awaits."""
+        state, key = self._state, generation.key
+        if len(state.blobs) >= self._most:
+            await self._close_some()
+        blob, full = await self._load(token, generation)
+        if full and not state.budget.full(key):
+            await self._space.write_failed(key, 0)
+            blob, full = await self._load(token, generation, again=True)
+            if full:
+                state.budget.found_full(key)
+        return blob
+
+    async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
+        """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
+        when nobody uses it by now."""
+        state = self._state
+        async with state.lock:
+            known = state.blobs.get(token)
+            if known is not None and (known.attached or known.users or not again):
+                return known, False
+            if len(state.blobs) >= self._most:
+                log.error("%s: not cached: too many files are open: raise the limit (ulimit -n)", generation.key)
+            gone = state.journal.gone(token)
+            blob, lost, full = await state.threads.run(
+                partial(state.files.load, token, generation, attach=len(state.blobs) < self._most)
+            )
+            self._loaded(blob, lost, gone)
+            return blob, full
+
+    def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
+        """A blob has been loaded, and chunks found *lost* of it: what was known to be *gone* counts no more."""
+        state = self._state
+        for chunk in gone:
+            blob.forget(chunk)
+            blob.health.digest = state.files.no_digest
+        state.budget.add(blob.generation.key, -sum(record.length for record in lost if record.chunk not in gone))
+        state.journal.lost(blob.token, [record.chunk for record in lost])
+        state.blobs[blob.token] = blob
+
+    async def recall(self, generations: Sequence[Generation], *, checked: bool) -> list[Blob]:
+        """The blobs of generations, found all at once; what the index has of them is served if it was *checked*."""
+        state = self._state
+        tokens = [generation.token(state.store) for generation in generations]
+        async with state.lock:
+            wanted = {
+                token: generation
+                for token, generation in zip(tokens, generations, strict=True)
+                if token not in state.blobs
+            }
+            gone = {token: state.journal.gone(token) for token in wanted}
+            loaded = await state.threads.run(
+                lambda: [state.files.load(token, generation) for token, generation in wanted.items()]
+            )
+            for blob, lost, _ in loaded:
+                self._loaded(blob, lost, gone[blob.token])
+                if checked:
+                    blob.trust()
+        return [state.blobs[token] for token in tokens]
+
+    def released(self, blob: Blob) -> None:
+        """A blob has a user less."""
+        state = self._state
+        if blob.users == 0:
+            state.budget.found_room()
+        if blob.users == 0 and not blob.attached and state.blobs.get(blob.token) is blob:
+            del state.blobs[blob.token]  # the next open tries again to make a file for it
+        else:
+            self._close_idle(most=self._most_idle)
+
+    def _close_idle(self, *, most: int) -> None:
+        """Close blobs that nobody uses, the one used longest ago first, while there are more than *most*."""
+        state = self._state
+        if len(state.blobs) <= most:
+            return
+        for blob in list(state.blobs.values()):
+            if len(state.blobs) <= most:
+                break
+            if blob.users == 0 and not blob.pinned and state.journal.synced(blob):
+                state.close(blob)
+
+    async def _close_some(self) -> None:
+        """Close blobs that nobody uses, as too many are open; those that are not on the disk yet if it has to be."""
+        self._close_idle(most=self._most - 1)
+        if len(self._state.blobs) >= self._most:
+            await self._state.journal.flush()
+            await self._state.journal.sync()
+            self._close_idle(most=self._most - 1)

@@ -1,0 +1,45 @@
+"""What the parts of a disk tier share: its directory and index, its files, its books, and the blobs that are open."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.directory import CacheDirectory
+from trimsfs.tiers.disk.files import BlobFiles
+from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.journal import Journal
+from trimsfs.tiers.threads import Threads
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TierState:
+    """The state of the disk tier of one *store*. *removed* hears of each blob that leaves it, before it is closed.
+
+    Invariants: ``blobs`` holds every blob with users, the one used last at its end, so a token has at most one Blob.
+    ``lock`` is held from looking a blob up in the index to putting it into ``blobs``, and from taking one out to
+    removing its file. ``budget`` counts chunks from the moment when space was made for them.
+    """
+
+    store: str
+    directory: CacheDirectory
+    files: BlobFiles
+    threads: Threads
+    journal: Journal
+    budget: Budget
+    removed: Callable[[Blob], None]
+    blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def index(self) -> BlobIndex:
+        return self.directory.index
+
+    def close(self, blob: Blob) -> None:
+        """Close a blob that nobody uses; its file stays."""
+        del self.blobs[blob.token]
+        self.removed(blob)
+        blob.detach()
