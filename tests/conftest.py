@@ -3,15 +3,19 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
+from tests.support.chunks import SMALL_CHUNK, set_chunk_size
 from tests.support.mounts import MountedStore, let_in, mounted
+from tests.support.survival import COLUMNS, Survival, Survived
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +52,45 @@ def streaming_mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedSt
     """As `directory_mount`, but opening never waits: bytes come as they are read."""
     with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2", "--cold-open", "stream") as mount:
         yield mount
+
+
+@pytest.fixture
+def chunk_size(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes in a chunk, made few, so that objects of many chunks stay small."""
+    return set_chunk_size(monkeypatch, SMALL_CHUNK)
+
+
+@pytest.fixture
+def survived(record_property: Callable[[str, object], None]) -> Survived:
+    """Adds a line to the table of what was survived, and checks it."""
+
+    def add(survival: Survival) -> None:
+        record_property("survived", survival.row())
+        survival.check()
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of what was survived."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    rows = [
+        row
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, row in report.user_properties
+        if name == "survived" and isinstance(row, list)
+    ]
+    if not rows:
+        return
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*row)
+    terminalreporter.section("survived")
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table)
+    terminalreporter.write(capture.get())
 
 
 @pytest.fixture(scope="session")

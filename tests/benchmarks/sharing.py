@@ -21,7 +21,7 @@ from pathlib import Path
 
 import trimsfs
 from tests.frameworks import PROGRAMS
-from tests.frameworks.test_frameworks import ROOT, python_of
+from tests.support.frameworks import ROOT, python_of
 from tests.support.mounts import TRIMSFS, MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 from trimsfs.tiers.host.page_cache import MADV_POPULATE_READ

@@ -237,3 +237,33 @@ def packaged(name: str) -> dict[str, Any]:
     assert "/usr/local/bin/mountctl" in text
     settings: dict[str, Any] = json.loads(text.replace("/usr/local/bin/mountctl", MOUNTCTL))
     return settings
+
+
+def bundle(
+    directory: Path,
+    root: Path,
+    script: str,
+    users: Users = USERS["root"],
+    *,
+    models: str | None = None,
+    mount: Path | str = "",
+    gpu: str | None = None,
+    log: Path | None = None,
+) -> Path:
+    """A bundle with the hook as it is packaged, and these annotations; crun writes to *log* what the hook says."""
+    settings = packaged("config-snippet.json")
+    annotations = {
+        "dev.trimsfs.models": models,
+        "dev.trimsfs.mount": str(mount) or None,
+        "dev.trimsfs.gpu": gpu,
+        "run.oci.hooks.stderr": None if log is None else str(log),
+    }
+    settings["annotations"] = {name: value for name, value in annotations.items() if value is not None}
+    return write_bundle(directory / "bundle", root, ["sh", "-c", script], users, **settings)
+
+
+def spec_of(*arguments: str | Path) -> dict[str, Any]:
+    done = mountctl("cdi", *arguments, "--output", "-")
+    assert done.returncode == 0, done.stderr
+    spec: dict[str, Any] = json.loads(done.stdout)
+    return spec

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.conftest import Host
 from tests.containers.engines import SUB_IDS, USERS, Podman, PodmanContainer, Users, mountctl, running
+from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountctl.containers import cdi
-from tests.containers.conftest import Host
-from tests.containers.engines import Podman, Users, mountctl, run
+from tests.containers.engines import Podman, Users, mountctl, run, spec_of
+from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, wait_until
 
 DEVICE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?")
@@ -41,13 +41,6 @@ HOSTILE = [
     "comma,ro",
     "\\back",
 ]
-
-
-def spec_of(*arguments: str | Path) -> dict[str, Any]:
-    done = mountctl("cdi", *arguments, "--output", "-")
-    assert done.returncode == 0, done.stderr
-    spec: dict[str, Any] = json.loads(done.stdout)
-    return spec
 
 
 def of(spec: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -8,9 +8,7 @@ import pytest
 
 from mountctl.containers import cdi
 from mountctl.linux.sockets import gpu_path, listen_at
-from tests.containers.engines import Podman, PodmanContainer, Users, mountctl, run_bundle
-from tests.containers.test_devices import spec_of
-from tests.containers.test_hooks import bundle
+from tests.containers.engines import Podman, PodmanContainer, Users, bundle, mountctl, run_bundle, spec_of
 from tests.support.mounts import MountedStore
 
 

@@ -12,34 +12,11 @@ from hypothesis import strategies as st
 
 from mountctl.containers.errors import ArgumentError, ContainerError
 from mountctl.containers.hook import STATE_LIMIT, parse_models, parse_state
-from tests.containers.conftest import Host
-from tests.containers.engines import SUB_IDS, USERS, Podman, Users, packaged, run_bundle, write_bundle
+from tests.containers.engines import SUB_IDS, Podman, Users, bundle, packaged, run_bundle
+from tests.containers.host import Host
 from tests.support.mounts import MOUNTCTL, MountedStore
 
 STATE = {"ociVersion": "1.0.2", "id": "x", "status": "created", "pid": 4242, "bundle": "/nonexistent"}
-
-
-def bundle(
-    directory: Path,
-    root: Path,
-    script: str,
-    users: Users = USERS["root"],
-    *,
-    models: str | None = None,
-    mount: Path | str = "",
-    gpu: str | None = None,
-    log: Path | None = None,
-) -> Path:
-    """A bundle with the hook as it is packaged, and these annotations; crun writes to *log* what the hook says."""
-    settings = packaged("config-snippet.json")
-    annotations = {
-        "dev.trimsfs.models": models,
-        "dev.trimsfs.mount": str(mount) or None,
-        "dev.trimsfs.gpu": gpu,
-        "run.oci.hooks.stderr": None if log is None else str(log),
-    }
-    settings["annotations"] = {name: value for name, value in annotations.items() if value is not None}
-    return write_bundle(directory / "bundle", root, ["sh", "-c", script], users, **settings)
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.conftest import Host, entered_by_all
 from tests.containers.engines import (
     SUB_IDS,
     Podman,
@@ -20,6 +19,7 @@ from tests.containers.engines import (
     running,
     write_bundle,
 )
+from tests.containers.host import Host, entered_by_all
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 
 AS_USER = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.conftest import Host
 from tests.containers.engines import Podman, PodmanContainer, Users, mountctl
+from tests.containers.host import Host
 from tests.support.mounts import MountedStore
 
 SECRET = "secret"

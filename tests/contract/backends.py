@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.services import S3Server
+from tests.services.ceph import missing_programs
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Buffer, Generation
@@ -145,3 +146,6 @@ def new_bucket(client: "S3Client") -> S3Backend:
     bucket = f"contract-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=bucket)
     return S3Backend(client, bucket)
+
+
+needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")

@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.contract.backends import Backend, DirectoryBackend, RetryingBackend, S3Backend, new_bucket, use_only
+from tests.contract.backends import (
+    Backend,
+    DirectoryBackend,
+    RetryingBackend,
+    S3Backend,
+    needs_ceph,
+    new_bucket,
+    use_only,
+)
 from tests.services import S3Server
-from tests.services.ceph import Ceph, missing_programs
+from tests.services.ceph import Ceph
 from trimsfs.stores import Store
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
 CEPH = pytest.param("ceph", marks=needs_ceph)
 
 

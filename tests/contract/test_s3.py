@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.contract.backends import MAX_REQUESTS, S3Backend, new_bucket, read, s3_options, use_only
-from tests.contract.conftest import needs_ceph
+from tests.contract.backends import MAX_REQUESTS, S3Backend, needs_ceph, new_bucket, read, s3_options, use_only
 from tests.contract.raw_server import Answer, drip, hang_up, raw, raw_server, reset, respond, stall, then
 from tests.services import S3Server
 from tests.services.ceph import Ceph

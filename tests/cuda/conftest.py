@@ -1,15 +1,13 @@
 """Devices and processes for the tests of the emulated driver itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from . import KernelDriver, environment
-from .processes import CudaProcess, cuda_process
-
-Start = Callable[..., CudaProcess]
+from .processes import CudaProcess, Start, cuda_process
 
 
 @pytest.fixture

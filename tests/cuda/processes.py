@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,6 +75,10 @@ class CudaProcess:
         """By SIGKILL, and wait until it is gone."""
         self._process.kill()
         self._process.wait(PATIENCE_S)
+
+
+Start = Callable[..., CudaProcess]
+"""The fixture ``start``: starts a process in which a device is current."""
 
 
 @contextlib.contextmanager

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.frameworks.test_frameworks import python_of
-from tests.fuse.test_extension import SANITIZE, reported, sanitized
+from tests.support.frameworks import python_of
+from tests.support.sanitizers import SANITIZE, reported, sanitized
 
 from . import GRANULARITY, KernelDriver, environment, library
-from .conftest import Start
 from .consume import CONTENT, LIBRARIES
-from .processes import CudaError
+from .processes import CudaError, Start
 
 PROGRAM = Path(__file__).with_name("consume.py")
 

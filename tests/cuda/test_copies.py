@@ -11,8 +11,7 @@ import pytest
 from tests.support.mounts import wait_until
 
 from . import GRANULARITY, STALE, KernelDriver
-from .conftest import Start
-from .processes import CudaError, CudaProcess
+from .processes import CudaError, CudaProcess, Start
 
 MIB = 1 << 20
 UNTOUCHED = f"{STALE:02x}"

@@ -12,8 +12,7 @@ import pytest
 from tests.support.mounts import wait_until
 
 from . import STALE, KernelDriver, Result, environment
-from .conftest import Start
-from .processes import CudaError, EndedError, cuda_process
+from .processes import CudaError, EndedError, Start, cuda_process
 
 MIB = 1 << 20
 

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from . import GRANULARITY, STALE, KernelDriver
-from .conftest import Start
-from .processes import CudaError, CudaProcess, EndedError
+from .processes import CudaError, CudaProcess, EndedError, Start
 from .registers import Message, Verb
 
 MIB = 1 << 20

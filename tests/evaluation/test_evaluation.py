@@ -12,7 +12,7 @@ import pytest
 from tests.evaluation.clients import draw
 from tests.evaluation.results import IDEAL, NATIVE, PLACES, SHARED, Batch, p99_speedups, percentile
 from tests.evaluation.setting import Model
-from tests.frameworks.test_frameworks import python_of
+from tests.support.frameworks import python_of
 
 MODELS = ("squeezenet-1.1", "resnet18-v2")
 SOME = [Model(name=f"model{n}", nbytes=1 << 20, input_shape=(1, 3, 8, 8), large=False) for n in range(20)]

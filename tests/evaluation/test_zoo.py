@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import python_of
+from tests.support.frameworks import python_of
 
 EVALUATION = Path(__file__).parent
 TIMEOUT_S = 60

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.frameworks.test_frameworks import ROOT, python_of
+from tests.support.frameworks import ROOT, python_of
 from trimsfs.mountinfo import mounts
 from trimsfs.options import default_store
 

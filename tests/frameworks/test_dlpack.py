@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.frameworks import PROGRAMS
-from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
+from tests.support.frameworks import ROOT, TIMEOUT_S, python_of
 from trimsfs.formats import DTYPE_BITS
 
 NARROWED = {"int64": "int32", "uint64": "uint32", "float64": "float32", "complex128": "complex64"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.frameworks.folders import ask, start, told
-from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of, run_mxnet
+from tests.support.frameworks import ROOT, TIMEOUT_S, python_of, run_mxnet
 from tests.support.mounts import TRIMSFS, mounted
 from trimsfs.client import pages
 

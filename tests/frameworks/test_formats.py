@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks import PROGRAMS
-from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
+from tests.support.frameworks import NOT_FOR_NUMPY, program
 from tests.support.mounts import MountedStore, mounted
 from trimsfs.formats import BufferSource, parse
 
@@ -25,25 +23,9 @@ FILES = {
     ],
     "mxnet": ["named.params", "listed.params", "gluon.params", "scalar.params"],
 }
-NOT_FOR_NUMPY = {"model.gguf"}
 NOT_FOR_TORCH = {"model.gguf", "arrays.npz"}
 
 Facts = dict[str, list[Any]]
-
-
-def program(name: str, framework: str, *arguments: str | Path) -> dict[str, Any]:
-    """Run a program with the client at hand; the files it reports."""
-    done = subprocess.run(
-        [python_of(framework), PROGRAMS / f"{name}.py", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    files: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["files"]
-    return files
 
 
 @dataclass(frozen=True, slots=True)

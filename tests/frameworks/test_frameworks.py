@@ -3,10 +3,8 @@
 What they compute must equal what they compute from a local copy.
 """
 
-import json
 import os
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,60 +13,20 @@ import pytest
 
 from tests.frameworks import PROGRAMS
 from tests.services.ceph import Ceph
-from tests.support.mounts import TRIMSFS, MountedStore, mounted
+from tests.support.frameworks import python_of, report_of
+from tests.support.mounts import MountedStore, mounted
 
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 240
 VARYING = ("_s", "_kib")
 """Ends of the names of results that differ from run to run."""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def python_of(framework: str) -> str:
-    """The interpreter that has a framework: one of the environments that the Makefile makes."""
-    default = ROOT / (".venv-mxnet" if framework == "mxnet" else ".venv-frameworks")
-    python = Path(os.environ.get(f"TEST_{default.name[6:].upper()}", default)) / "bin/python"
-    if framework == "mxnet" and not python.exists():
-        pytest.skip("MXNet 1.9 needs Python 3.11 or older, which is not here")
-    return str(python)
-
-
 def run(program: str, directory: Path) -> dict[str, Any]:
     """Run a program on a directory; its results, without those that vary."""
     framework = "mxnet" if program.startswith("mxnet") else "others"
-    results = _report([python_of(framework), PROGRAMS / f"{program}.py", directory])
+    results = report_of([python_of(framework), PROGRAMS / f"{program}.py", directory])
     return {name: value for name, value in results.items() if not name.endswith(VARYING)}
-
-
-def run_mxnet(
-    program: str,
-    *arguments: str | Path,
-    shared: bool = False,
-    environment: Mapping[str, str] | None = None,
-    timeout_s: float = TIMEOUT_S,
-) -> dict[str, Any]:
-    """What a program of MXNet's reports, under ``trimsfs run`` or not."""
-    runner = [TRIMSFS, "run", "--"] if shared else []
-    command = [*runner, python_of("mxnet"), PROGRAMS / f"{program}.py", *arguments]
-    return _report(command, environment, timeout_s)
-
-
-def _report(
-    command: Sequence[str | Path], environment: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
-) -> dict[str, Any]:
-    """What a program reports in its last line."""
-    done = subprocess.run(
-        command,
-        env={**os.environ, **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
 
 
 @dataclass(frozen=True, slots=True)

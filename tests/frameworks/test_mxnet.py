@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import python_of, run_mxnet
+from tests.support.frameworks import python_of, run_mxnet
 from tests.support.mounts import TRIMSFS, MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.frameworks import PROGRAMS
-from tests.frameworks.test_frameworks import TIMEOUT_S, python_of, run_mxnet
+from tests.support.frameworks import TIMEOUT_S, python_of, run_mxnet
 from tests.support.mounts import TRIMSFS, MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import run_mxnet
+from tests.support.frameworks import run_mxnet
 from tests.support.mounts import MountedStore, mounted
 from trimsfs.client import pages
 

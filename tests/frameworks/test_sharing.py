@@ -14,8 +14,7 @@ import pytest
 
 import trimsfs
 from tests.frameworks import PROGRAMS
-from tests.frameworks.test_formats import NOT_FOR_NUMPY, program
-from tests.frameworks.test_frameworks import ROOT, TIMEOUT_S, python_of
+from tests.support.frameworks import NOT_FOR_NUMPY, ROOT, TIMEOUT_S, program, python_of
 from tests.support.mounts import MountedStore, mounted
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from tests.fuse.test_kept import have_serve
-from tests.fuse.test_mounting import alive
 from tests.support import lingering
+from tests.support.keepers import have_serve
 from tests.support.mounts import LAZY, mounted, trimsfs, wait_until
+from tests.support.processes import alive
 from trimsfs.mountinfo import mount_at
 
 

@@ -13,37 +13,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import unmount, wait_until
+from tests.support.sanitizers import SANITIZE, reported, sanitized
 from trimsfs import fuse
 
 SOURCE = Path(fuse.__file__).with_name("_libfuse.c")
 ROOT = SOURCE.parents[2]
 STRICT = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
-SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
 
 
 def flags() -> list[str]:
     done = subprocess.run(["pkg-config", "--cflags", "fuse3"], capture_output=True, text=True, timeout=30, check=True)
     return [f"-I{sysconfig.get_paths()['include']}", *shlex.split(done.stdout)]
-
-
-def sanitized(log: Path) -> dict[str, str]:
-    """The environment of a Python that loads what is built for sanitizers, which report to ``log.PID``."""
-    libraries = [
-        subprocess.run(
-            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    return os.environ | {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": f"detect_leaks=0:log_path={log}",  # Python leaks by design at its end
-        "UBSAN_OPTIONS": f"log_path={log}",
-        "PYTHONMALLOC": "malloc",
-    }
-
-
-def reported(directory: Path) -> str:
-    return "".join(path.read_text() for path in directory.glob("sanitizer.*"))
 
 
 @pytest.mark.parametrize("source", [SOURCE, *sorted((ROOT / "trimsfs/client").glob("*.c"))], ids=lambda path: path.name)

@@ -12,6 +12,7 @@ import pytest
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.processes import family
 
 A, B, OPERATORS = 2001, 2002, 2003
 USERS = {"a": (3001, A), "b": (3002, B), "stranger": (3003, 3003), "operator": (3004, OPERATORS)}
@@ -180,12 +181,6 @@ def test_changed_rules_are_in_force_after_an_upgrade(tmp_path: Path, store_direc
 def status_of(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(below for child in children for below in family(int(child)))]
 
 
 def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) -> None:

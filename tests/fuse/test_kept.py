@@ -3,37 +3,22 @@
 import os
 import signal
 import socket
-import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from mountctl.keeper.control_socket import ask
 from mountctl.linux.sockets import gpu_path
-from tests.fuse.test_mounting import alive
-from tests.fuse.test_restart import serving
-from tests.fuse.test_service import Manager
 from tests.support import holding
+from tests.support.keepers import have_serve, serving
 from tests.support.mounts import LAZY, MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
-from trimsfs.options import load_options, order_of
+from tests.support.processes import alive
+from tests.support.service_manager import Manager
 
 
 def have_hold(mount: MountedStore, store: Path) -> None:
     """Have the server of a mount replaced by one that has its keeper hold a pipe."""
     have_serve(holding, mount, store)
-
-
-def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
-    """Have the server of a mount replaced by another program."""
-    facts = ask(mount.path, {"do": "status"}, timeout_s=5)
-    places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
-    options = load_options(places, environment={}).resolved(mount.path)
-    order = order_of(mount.path, options, foreground=facts["foreground"])
-    order["server"] = [sys.executable, str(program.__file__), *arguments]
-    answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
-    assert "error" not in answer, answer
 
 
 def ended(pid: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.processes import alive
 from trimsfs.mountinfo import mount_at
 
 AS_NOBODY = [
@@ -19,13 +20,6 @@ AS_NOBODY = [
     *("--bounding-set=-all,+dac_read_search,+sys_admin,+setuid,+setgid,+dac_override", "--inh-caps=+dac_read_search"),
     "--ambient-caps=+dac_read_search",
 ]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(directory_mount: MountedStore) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_mounting import alive
 from tests.support.memory_group import memory_group
 from tests.support.mounts import MountedStore, log_beside, mounted, trimsfs, wait_until
+from tests.support.processes import alive
 from trimsfs import fuse
 
 MIB = 1 << 20

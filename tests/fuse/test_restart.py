@@ -13,41 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.keeper.control_socket import ask
-from tests.fuse.test_isolation import family
-from tests.fuse.test_mounting import alive
+from tests.support.keepers import keeper, kill, serving
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
+from tests.support.processes import alive, family
 from tests.support.readers import Readers, Report
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from trimsfs.mountinfo import mount_at
 
 READERS = 8
 SIZES = (3 << 20, 100_000, 20 << 20, 9 << 20, 1 << 20)
-
-
-def keeper(mount: MountedStore) -> dict[str, object]:
-    """What the keeper of a mount says, which takes no server."""
-    return ask(mount.path, {"do": "status"}, timeout_s=5)
-
-
-def serving(mount: MountedStore, *, not_by: object = None) -> int:
-    """Wait for a server that is ready, and another one that stands by."""
-
-    def ready() -> bool:
-        facts = keeper(mount)
-        return facts["state"] == "serving" and bool(facts["standby"]) and facts["server_pid"] != not_by
-
-    wait_until(ready, timeout_s=30)
-    pid = keeper(mount)["server_pid"]
-    assert isinstance(pid, int)
-    return pid
-
-
-def kill(mount: MountedStore) -> int:
-    """Kill the server, and wait for the next."""
-    pid = serving(mount)
-    os.kill(pid, signal.SIGKILL)
-    return serving(mount, not_by=pid)
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.services import S3Server
+from tests.services import put
 from tests.services.ceph import Ceph
 from tests.services.switch import switched
 from tests.support.mounts import mounted, trimsfs, wait_until
@@ -25,12 +24,6 @@ from trimsfs.mountinfo import mount_at
 MIB = 1 << 20
 GIB = 1 << 30
 FETCH_PROCESSES = 2
-
-
-def put(server: S3Server, bucket: str, objects: Mapping[str, bytes]) -> None:
-    with contextlib.closing(server.client()) as client:
-        for key, content in objects.items():
-            client.upload_fileobj(io.BytesIO(content), bucket, key)
 
 
 def sha256(content: bytes) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_restart import kill
+from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from trimsfs.mountinfo import mount_at
 

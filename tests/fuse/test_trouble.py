@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_mounting import alive
 from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.processes import alive
 from trimsfs.mountinfo import mount_at
 
 _READ_CALLS = {"0", "19"}

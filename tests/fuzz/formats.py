@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.unit.formats.writers import FILES
+from tests.support.model_files import FILES
 from trimsfs.formats import BufferSource, FormatError, parse
 
 SECONDS_FOR_ONE = 2

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.fuzz.formats import damaged
-from tests.unit.formats.writers import Array, mxnet
+from tests.support.model_files import Array, mxnet
 from trimsfs.formats import BufferSource, FormatError, Tensor, parse
 
 ORIGINAL = mxnet(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.formats.writers import FILES
+from tests.support.model_files import FILES
 
 ROOT = Path(__file__).parents[2]
 

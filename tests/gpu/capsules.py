@@ -81,3 +81,7 @@ class Lent:
 
     def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: object) -> object:
         return capsule(self._owner, *self._tensor, (1, 0), versioned=max_version is not None, read_only=True)
+
+
+def made(owner: object, *, versioned: bool = False) -> object:
+    return capsule(owner, 0x5000, "float32", (2, 3), (2, 1), versioned=versioned, read_only=True)

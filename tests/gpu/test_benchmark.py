@@ -14,8 +14,8 @@ from tests.benchmarks.gpu.data import Model, Models
 from tests.benchmarks.gpu.load import OTHERS
 from tests.benchmarks.gpu.report import WARNING
 from tests.cuda import KernelDriver, environment
-from tests.frameworks.test_frameworks import python_of
-from tests.gpu.conftest import ROOT
+from tests.gpu.mount import ROOT
+from tests.support.frameworks import python_of
 
 MODEL_SIZE = 100_000
 GROUPS = {"first", "fill", "fetch", "load", "memory"}

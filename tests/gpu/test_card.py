@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.gpu.conftest import ROOT, GpuMount
+from tests.gpu.mount import ROOT, GpuMount
 from tests.support.mounts import mounted, wait_until
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]

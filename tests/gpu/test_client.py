@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import trimsfs
-from tests.gpu.conftest import MODELS, TIMEOUT_S, GpuMount
+from tests.gpu.mount import MODELS, TIMEOUT_S, GpuMount
+from tests.support.model_files import ARRAYS
 from tests.support.mounts import wait_until
-from tests.unit.formats.writers import ARRAYS
 from trimsfs import client
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])

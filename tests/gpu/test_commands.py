@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from tests.cuda import KernelDriver, environment
+from tests.support import model_files
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
-from tests.unit.formats import writers
 
 MIB = 1 << 20
 PARAMS = 5 * MIB
 HEADROOM = ("--gpu-headroom", "4MiB")
 OTHER = 12345
-OTHER_SIZE = len(writers.safetensors({"weight": writers.Array("float16", (MIB // 2,), bytes(MIB))}))
+OTHER_SIZE = len(model_files.safetensors({"weight": model_files.Array("float16", (MIB // 2,), bytes(MIB))}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def store(store_directory: Path) -> Path:
     """A store with a model."""
     directory = store_directory / "resnet50"
     directory.mkdir()
-    weight = writers.Array("float16", (PARAMS // 2,), os.urandom(PARAMS))
-    (directory / "params").write_bytes(writers.safetensors({"weight": weight}))
+    weight = model_files.Array("float16", (PARAMS // 2,), os.urandom(PARAMS))
+    (directory / "params").write_bytes(model_files.safetensors({"weight": weight}))
     (directory / "symbol.json").write_text("{}")
     return store_directory
 
@@ -99,8 +99,8 @@ def replaced(store: Path, tmp_path: Path) -> Iterator[Replaced]:
         params = scene.folder / "params"
         old = os.open(scene.lent("params"), os.O_RDONLY)
         try:
-            weight = writers.Array("float16", (MIB // 2,), bytes(MIB))
-            (store / "resnet50/params").write_bytes(writers.safetensors({"weight": weight}))
+            weight = model_files.Array("float16", (MIB // 2,), bytes(MIB))
+            (store / "resnet50/params").write_bytes(model_files.safetensors({"weight": weight}))
             wait_until(lambda: params.stat().st_size == OTHER_SIZE)
             wait_until(lambda: scene.mount.info("resnet50/params")["size"] == OTHER_SIZE)
             yield Replaced(scene.mount, scene.kernel, old)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.frameworks.test_frameworks import ROOT, python_of
-from tests.gpu.conftest import BLOCKS, GpuMount
-from tests.unit.formats.writers import ARRAYS
+from tests.gpu.mount import BLOCKS, GpuMount
+from tests.support.frameworks import ROOT, python_of
+from tests.support.model_files import ARRAYS
 
 KINDS = pytest.mark.parametrize("memory", ["vmm", "ipc"])
 TAKE = """

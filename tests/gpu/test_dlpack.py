@@ -11,7 +11,7 @@ import weakref
 import numpy as np
 import pytest
 
-from tests.gpu.capsules import Lent, Owner, content, take
+from tests.gpu.capsules import Lent, Owner, content, made, take
 from trimsfs.client.gpu.dlpack import capsule
 from trimsfs.formats import DTYPE_BITS
 
@@ -26,10 +26,6 @@ CODES = [  # as DLPack numbers them
     *enumerate(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 10),
     *enumerate(("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"), 15),
 ]
-
-
-def made(owner: object, *, versioned: bool = False) -> object:
-    return capsule(owner, 0x5000, "float32", (2, 3), (2, 1), versioned=versioned, read_only=True)
 
 
 @BOTH
@@ -137,8 +133,7 @@ def test_many_threads_make_and_give_back() -> None:
 def test_it_may_be_given_back_when_the_interpreter_has_ended() -> None:
     code = """
 import ctypes
-from tests.gpu.capsules import Owner, api, take
-from tests.gpu.test_dlpack import made
+from tests.gpu.capsules import Owner, api, made, take
 kept = made(Owner())
 api.Py_IncRef(ctypes.py_object(kept))  # as a library does that never lets go
 for versioned in (False, True):

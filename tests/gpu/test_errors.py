@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cuda import environment
-from tests.gpu.conftest import PREAMBLE, ROOT, TIMEOUT_S, GpuMount
+from tests.gpu.mount import PREAMBLE, ROOT, TIMEOUT_S, GpuMount, error_of
 from trimsfs import cuda
 from trimsfs.client.gpu import GpuError, GpuFullError, GpuLostError, leases
 
@@ -62,15 +62,6 @@ def offering(model: Path, told: object, name: str = UUID) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_text(told if isinstance(told, str) else json.dumps(told))
     return directory / name
-
-
-def error_of(function: Callable[[], object], kind: type[GpuError] = GpuError) -> str:
-    with pytest.raises(GpuError) as caught:
-        function()
-    assert type(caught.value) is kind
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 def failing(number: int) -> Callable[..., Any]:

@@ -14,23 +14,23 @@ import pytest
 
 from tests.gpu.scene import MIB, Scene, scene
 from tests.services.fast import start_fast
+from tests.support import model_files
 from tests.support.mounts import wait_until
-from tests.unit.formats import writers
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 
 LAYERS = 300
 CHUNK = 8 * MIB
 
 
-def model() -> dict[str, writers.Array]:
+def model() -> dict[str, model_files.Array]:
     """Many tensors of odd sizes, and some that are larger than a chunk."""
     numbers = random.Random(3)
     arrays = {}
     for layer in range(LAYERS):
         size = numbers.choice([1, 3, 64, 1000, 40_000])
-        arrays[f"layer/{layer}.weight"] = writers.Array("float32", (size,), numbers.randbytes(4 * size))
-    arrays["large"] = writers.Array("float32", (5 * MIB,), numbers.randbytes(20 * MIB))
-    arrays["last"] = writers.Array("int64", (2,), struct.pack("<2q", 1, 2))
+        arrays[f"layer/{layer}.weight"] = model_files.Array("float32", (size,), numbers.randbytes(4 * size))
+    arrays["large"] = model_files.Array("float32", (5 * MIB,), numbers.randbytes(20 * MIB))
+    arrays["last"] = model_files.Array("int64", (2,), struct.pack("<2q", 1, 2))
     return arrays
 
 
@@ -53,7 +53,9 @@ def on_device(host: Scene, name: str, asked: str | None = None) -> tuple[dict[st
     }
 
 
-@pytest.mark.parametrize("write", [writers.safetensors, writers.mxnet, writers.gguf, writers.npz, writers.torch])
+@pytest.mark.parametrize(
+    "write", [model_files.safetensors, model_files.mxnet, model_files.gguf, model_files.npz, model_files.torch]
+)
 def test_tensors_of_every_format_are_where_they_are_said_to_be(store: Path, tmp_path: Path, write: Any) -> None:
     arrays = {name.replace("/", "."): array for name, array in list(model().items())[-40:]}
     (store / "net").write_bytes(write(arrays))
@@ -69,7 +71,7 @@ def test_tensors_of_every_format_are_where_they_are_said_to_be(store: Path, tmp_
 
 def test_some_tensors_can_be_asked_for(store: Path, tmp_path: Path) -> None:
     arrays = model()
-    (store / "net").write_bytes(writers.safetensors(arrays))
+    (store / "net").write_bytes(model_files.safetensors(arrays))
     with scene(store, tmp_path) as host:
         _, some = on_device(host, "net", f"{host.device}@layer%2F1?.weight")
         assert some == {f"layer/{layer}.weight": arrays[f"layer/{layer}.weight"].data for layer in range(10, 20)}
@@ -85,9 +87,9 @@ def test_some_tensors_can_be_asked_for(store: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_of_another_file_is_between_the_tensors(store: Path, tmp_path: Path) -> None:
-    arrays = {f"t{index}": writers.Array("float16", (1,), b"ab") for index in range(500)}
+    arrays = {f"t{index}": model_files.Array("float16", (1,), b"ab") for index in range(500)}
     (store / "secret").write_bytes(b"\xee" * 20 * MIB)
-    (store / "net").write_bytes(writers.safetensors(arrays))
+    (store / "net").write_bytes(model_files.safetensors(arrays))
     with scene(store, tmp_path) as host:
         os.close(os.open(host.control_file("secret"), os.O_RDONLY))
         descriptor = os.open(host.control_file("net"), os.O_RDONLY)
@@ -131,7 +133,7 @@ def test_where_the_cache_is_in_memory_the_device_copies_from_there(
     store: Path, tmp_path: Path, in_memory: bool
 ) -> None:
     arrays = model()
-    (store / "net").write_bytes(writers.safetensors(arrays))
+    (store / "net").write_bytes(model_files.safetensors(arrays))
     cache = tmp_path / "mount" / "cache"
     cache.parent.mkdir()
     with contextlib.ExitStack() as stack:

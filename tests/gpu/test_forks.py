@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.conftest import ROOT, TIMEOUT_S, GpuMount
+from tests.gpu.mount import ROOT, TIMEOUT_S, GpuMount
 
 PREAMBLE = """
 import json, os, sys, threading, time, warnings

@@ -12,8 +12,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from tests.gpu.conftest import TIMEOUT_S
-from tests.gpu.test_errors import error_of
+from tests.gpu.mount import TIMEOUT_S, error_of
 from trimsfs.client.gpu import GpuError, copies, sockets
 from trimsfs.client.gpu.leases import Lease, Offer
 from trimsfs.concurrency.channel import Channel, pair

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.fuse.test_restart import keeper
-from tests.reliability import Survival
 from tests.reliability.scenes import command
+from tests.support.keepers import keeper
 from tests.support.mounts import MountedStore
+from tests.support.survival import Survival
 
 SIZES = (9 << 20, 2 << 20, 300_000, 5)
 MODELS = 4

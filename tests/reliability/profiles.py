@@ -14,7 +14,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
-from tests.reliability import Survival
+from tests.support.survival import Survival
 
 DOCUMENTED = ("EACCES", "EFAULT", "EIO", "EISDIR", "ENOENT", "ENOTDIR", "ESTALE")
 FOUND = DirectoryBasedExampleDatabase(Path(".hypothesis/examples"))

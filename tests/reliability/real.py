@@ -16,8 +16,8 @@ from typing import Any
 
 import crc32c
 
-from tests.fuse.test_restart import kill
 from tests.reliability.virtual import damage_some
+from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files
 from trimsfs.ranges import chunk_span

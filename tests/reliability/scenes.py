@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.reliability import Survival
 from tests.reliability.objects import Objects
 from tests.reliability.readers import FaultReader
 from tests.services import S3Server
 from tests.services.faulty import FaultyS3, faulty
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
 from tests.support.readers import Processes, Report
+from tests.support.survival import Survival
 
 READERS = 3
 SIZES = (100_000, 1_000_000, 17 << 20, 300_000, 1, 2 << 20)

@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuse.test_restart import keeper, serving
-from tests.reliability import Survival
 from tests.reliability.commander import Commander
 from tests.reliability.processes import descendants, described, descriptors, seeing, states
 from tests.reliability.readers import FaultReader
@@ -33,9 +31,11 @@ from tests.services import SCRATCH
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
+from tests.support.keepers import keeper, serving
 from tests.support.memory_group import killed, limited, used
 from tests.support.mounts import let_in, trimsfs
 from tests.support.readers import Processes, Report
+from tests.support.survival import Survival
 from trimsfs.mountinfo import mount_at
 
 if TYPE_CHECKING:

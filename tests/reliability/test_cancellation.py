@@ -10,13 +10,12 @@ from typing import get_args
 
 import trio
 
-from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
-from tests.reliability.conftest import Survived
 from tests.reliability.scheduling import about, at, scheduled
 from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Server, Signal, served
 from tests.support.stores import MemoryStore
+from tests.support.survival import Survival, Survived
 from trimsfs.control.commands import Commands
 from trimsfs.opening.cold_open import ColdOpen
 

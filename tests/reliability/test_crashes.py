@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_restart import keeper, serving
-from tests.reliability import Survival
 from tests.reliability.caches import disagreements, recorded
-from tests.reliability.conftest import Survived
 from tests.reliability.lives import Order
 from tests.reliability.points import How, Plan, plan_in
+from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, trimsfs, unmount
 from tests.support.readers import Readers
-from tests.unit.tmpfs import tmpfs
+from tests.support.survival import Survival, Survived
+from tests.support.tmpfs import tmpfs
 
 slow = pytest.mark.slow
 KILLED, TORN, CUT = (

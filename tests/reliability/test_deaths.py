@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
-from tests.reliability.conftest import Survived
 from tests.reliability.kernel import Kernel
 from tests.reliability.scheduling import about, at, scheduled
 from tests.reliability.succession import Succession
 from tests.support.parts import content_of
 from tests.support.stores import MemoryStore
+from tests.support.survival import Survival, Survived
 from trimsfs.opening.cold_open import ColdOpen
 
 PATH = "d/model"

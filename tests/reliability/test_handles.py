@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_restart import serving
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.reliability.processes import stacks
 from tests.reliability.sharer import KINDS
+from tests.support.keepers import serving
 from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.survival import Survival, Survived
 
 SHARER = Path(__file__).with_name("sharer.py")
 FAULT_THREADS = Path(__file__).parents[1] / "support/fault_threads.py"

@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.reliability.conftest import Survived
 from tests.reliability.machine import Machine
 from tests.reliability.profiles import KNOWN_FAILURES, LONG, LONG_S, QUICK, survival
 from tests.reliability.virtual import VirtualDriver
-from tests.unit.tmpfs import tmpfs
+from tests.support.survival import Survived
+from tests.support.tmpfs import tmpfs
 from trimsfs.opening.cold_open import ColdOpen
 from trimsfs.tiers.policies import POLICIES
 

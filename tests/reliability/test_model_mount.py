@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
-from tests.reliability.conftest import Survived
 from tests.reliability.machine import Machine
 from tests.reliability.profiles import LONG, LONG_S, QUICK, survival
 from tests.reliability.real import RealDriver
+from tests.support.survival import Survived
 
 
 class Real(Machine):

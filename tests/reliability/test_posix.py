@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import Survival
 from tests.reliability.calls import CASES, SIZES, Root
-from tests.reliability.conftest import Survived
 from tests.reliability.perform import MODULES
-from tests.security.users import STRANGER
 from tests.support.images import Image
 from tests.support.mounts import let_in, mounted
-from tests.unit.tmpfs import tmpfs
+from tests.support.survival import Survival, Survived
+from tests.support.tmpfs import tmpfs
+from tests.support.users import STRANGER
 
 REPOSITORY = Path(__file__).parents[2]
 SEMANTICS = REPOSITORY / "docs/semantics.md"

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_restart import kill, serving
 from tests.reliability.caches import disagreements
-from tests.reliability.conftest import Survived
 from tests.reliability.looks import SIZES, Looks, models_in, restarts
 from tests.support.images import Image
+from tests.support.keepers import kill, serving
 from tests.support.memory_group import memory_group
 from tests.support.mounts import TRIMSFS, MountedStore, log_beside, mounted, trimsfs, unmount, wait_until
 from tests.support.parts import blob_files, flip_byte
-from tests.unit.tmpfs import tmpfs
+from tests.support.survival import Survived
+from tests.support.tmpfs import tmpfs
 
 slow = pytest.mark.slow
 NO_MARGIN = ("--min-free", "0")

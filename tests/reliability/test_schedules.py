@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.reliability import Survival
 from tests.reliability.audit import check, check_at_rest
-from tests.reliability.conftest import Survived
 from tests.reliability.scheduling import scheduled
 from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Server, Signal, served
 from tests.support.stores import MemoryStore
+from tests.support.survival import Survival, Survived
 from trimsfs.errors import (
     CacheFullError,
     FuseUnavailableError,

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.reliability.syscalls import checked, libc
 from tests.support.mounts import MountedStore, mounted, trimsfs
+from tests.support.survival import Survival, Survived
 
 MIB = 1 << 20
 PAGE = mmap.PAGESIZE

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.reliability.processes import states
 from tests.services.ceph import Ceph
 from tests.services.fast import start_fast
 from tests.services.switch import Switch, switched
 from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.survival import Survival, Survived
 
 MODEL = random.Random(11).randbytes(20 << 20)
 WARM = random.Random(12).randbytes(3 << 20)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.reliability.conftest import Survived
 from tests.reliability.soak import soak, table
+from tests.support.survival import Survived
 
 
 @pytest.mark.slow

@@ -8,13 +8,12 @@ from collections.abc import Collection, Iterator
 
 import pytest
 
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.reliability.scenes import Scene, scene, survival, unharmed
 from tests.services import S3Server
 from tests.services.faults import FAULTS, LISTS
 from tests.services.faulty import Plan
 from tests.support.mounts import trimsfs, wait_until
+from tests.support.survival import Survival, Survived
 
 REFUSALS = {"expired token", "unknown access key", "wrong signature", "access denied", "clock skew"}
 SILENT = {"flipped bit"}

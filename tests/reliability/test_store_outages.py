@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.reliability.conftest import Survived
 from tests.reliability.scenes import Scene, command, scene, survival, unharmed
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.faults import FAULTS
 from tests.services.faulty import Plan
 from tests.support.readers import Report
+from tests.support.survival import Survived
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

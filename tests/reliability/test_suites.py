@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.support.mounts import mounted, trimsfs
+from tests.support.survival import Survival, Survived
 
 JOBS = 8
 SIZE = 1 << 20

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from tests.contract.backends import s3_options, use_only
-from tests.fuse.test_isolation import family
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.security.hostile import BUCKET, Answer, Told, hostile_store
 from tests.security.names import check_log
 from tests.support.mounts import MountedStore, mounted
+from tests.support.processes import family
+from tests.support.survival import Survival, Survived
 from trimsfs.errors import TransientStoreError
 from trimsfs.stores import open_store
 from trimsfs.types import SIZE_MAX

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.backends import read
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.support.mounts import mounted
-from tests.unit.tmpfs import tmpfs
+from tests.support.survival import Survival, Survived
+from tests.support.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
 from trimsfs.stores import DirectoryStore
 from trimsfs.types import SIZE_MAX, Generation

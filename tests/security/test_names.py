@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_s3 import put
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.security.hostile import Told, hostile_store
 from tests.security.names import FILES, FORGED, HIDDEN, LOUD, check_log
+from tests.services import put
 from tests.services.ceph import Ceph
 from tests.support.mounts import MOUNTCTL, TRIMSFS, MountedStore, mounted, trimsfs
+from tests.support.survival import Survival, Survived
 
 
 def content(name: str) -> bytes:

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mountctl.keeper.control_socket import ask
-from tests.fuse.test_isolation import family
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.security.names import check_log
-from tests.security.users import STRANGER, as_user
 from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.processes import family
+from tests.support.survival import Survival, Survived
+from tests.support.users import STRANGER, as_user
 
 MIB = 1 << 20
 NAMES = [

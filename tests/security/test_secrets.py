@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.test_isolation import family
 from tests.security.hostile import HostileStore, Told, hostile_store
-from tests.security.users import STRANGER, as_user
 from tests.services import HOST
 from tests.support.mounts import MOUNTCTL, MountedStore, log_beside, mounted, trimsfs
+from tests.support.processes import family
+from tests.support.users import STRANGER, as_user
 
 KEY, SECRET, TOKEN = "AKIAMARKER0000000001", "MARKERsecretOfTheTest0123456789abcdefABCD", "MARKERtokenOfTheTest+/=="
 PASSWORD = "MARKERpasswordOfTheTest"

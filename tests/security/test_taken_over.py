@@ -11,11 +11,11 @@ import pytest
 
 from mountctl.keeper.control_socket import ask
 from mountctl.linux.sockets import socket_path
-from tests.fuse.test_isolation import family
-from tests.fuse.test_kept import have_serve
 from tests.security import taken_over
 from tests.security.names import check_log
+from tests.support.keepers import have_serve
 from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.processes import family
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ import pytest
 from mountctl.keeper.control_socket import ask
 from mountctl.linux.mounting import CONNECTIONS
 from mountctl.linux.sockets import socket_path
-from tests.fuse.test_isolation import A, family
-from tests.reliability import Survival
-from tests.reliability.conftest import Survived
 from tests.security.taken_over import attempted, called
-from tests.security.users import STRANGER, as_user
 from tests.support.mounts import MountedStore, log_beside, mounted, wait_until
+from tests.support.processes import family
+from tests.support.survival import Survival, Survived
+from tests.support.users import STRANGER, as_user
 from trimsfs.mountinfo import mount_at
 
 MIB = 1 << 20
 CONTENT = random.Random(3).randbytes(3 * MIB)
+GROUP = 2001
 DENIED = {"EACCES", "EPERM"}
 _PTRACE_SEIZE, _PIDFD_OPEN, _PIDFD_GETFD, _KCMP = 0x4206, 434, 438, 312
 
@@ -95,7 +95,7 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
     for name in ("private", "public"):
         (store / name).mkdir(parents=True)
         (store / name / "model").write_bytes(CONTENT)
-    config.write_text(f'[[access]]\npath = "private"\ngid = {A}\nmode = "0440"\n')
+    config.write_text(f'[[access]]\npath = "private"\ngid = {GROUP}\nmode = "0440"\n')
     with mounted(store, directory, "--config", str(config)) as mount:
         assert (mount.path / "private/model").read_bytes() == CONTENT
         yield mount
@@ -134,7 +134,7 @@ def test_what_others_have_open_cannot_be_opened_through_them(mount: MountedStore
     reader = subprocess.Popen(
         ["sh", "-c", 'exec 5< "$1"; echo open; exec sleep 60', "sh", mount.path / "private/model"],
         stdout=subprocess.PIPE,
-        extra_groups=[A],
+        extra_groups=[GROUP],
         user=3001,
         group=3001,
     )

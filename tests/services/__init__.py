@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import random
 import socket
@@ -211,3 +212,10 @@ def _is_free(port: int) -> bool:
 def _tail(log_file: Path) -> str:
     lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
     return "\n".join([f"--- end of {log_file.name} ---", *lines[-_TAIL_LINES:]])
+
+
+def put(server: S3Server, bucket: str, objects: Mapping[str, bytes]) -> None:
+    """Put objects into a bucket."""
+    with contextlib.closing(server.client()) as client:
+        for key, content in objects.items():
+            client.upload_fileobj(io.BytesIO(content), bucket, key)

@@ -1,7 +1,6 @@
 """Fixtures of the unit tests."""
 
 import os
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,24 +13,6 @@ from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop
 from trimsfs.handover.ledger import Ledger
-
-SMALL_CHUNK = 16 * 1024
-
-
-def set_chunk_size(monkeypatch: pytest.MonkeyPatch, size: int) -> int:
-    """Give chunks another size for the length of a test."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
-            monkeypatch.setattr(module, "CHUNK_SIZE", size)
-    monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 4 * size)
-    monkeypatch.setattr("trimsfs.fetch.fetcher.REQUEST_MEMORY", size // 4)
-    return size
-
-
-@pytest.fixture
-def chunk_size(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes in a chunk, made few, so that objects of many chunks stay small."""
-    return set_chunk_size(monkeypatch, SMALL_CHUNK)
 
 
 @pytest.fixture

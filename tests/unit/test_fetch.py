@@ -7,9 +7,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.support.chunks import set_chunk_size
 from tests.support.parts import blob_files, content_of, fetching, flip_byte, opened, until
 from tests.support.stores import MemoryStore
-from tests.unit.conftest import set_chunk_size
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import StoreAccessError, StoreThrottledError
 from trimsfs.fetch.fetcher import Fetcher, max_requests

@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.support.chunks import set_chunk_size
 from tests.support.parts import blob_files, content_of, fetcher_of, fetching, fill, opened, until
-from tests.unit.conftest import set_chunk_size
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
     CacheFullError,

@@ -21,7 +21,7 @@ from tests.support.parts import (
     until,
 )
 from tests.support.stores import MemoryStore
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
     CacheFullError,

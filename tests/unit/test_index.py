@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.parts import generation_of
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation

@@ -16,27 +16,7 @@ from mountctl.keeper import control_socket, protocol
 from mountctl.keeper.control_socket import KeeperGoneError, Operator, ask
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from mountctl.linux.sockets import socket_path
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-TYPES = (
-    *("standing-by", "mount", "backing-open", "backing-close", "hold", "let-go", "recall", "listen"),
-    *("ready", "alive", "failed"),
-)
-near_misses = st.fixed_dictionaries(
-    {"type": st.sampled_from(TYPES) | json_values},
-    optional={
-        "id": json_values,
-        "number": json_values,
-        "resends": json_values,
-        "kind": json_values,
-        "error": json_values,
-        "more": json_values,
-    },
-)
+from tests.support.messages import json_values, near_misses
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.server_process import Server
 from mountctl.linux import mounting
 from mountctl.linux.mounting import Identity
-from tests.unit.test_keeper import near_misses
+from tests.support.messages import near_misses
 
 DESCRIPTORS: dict[str, Callable[[], int]] = {
     "device": lambda: os.open("/dev/null", os.O_RDWR),

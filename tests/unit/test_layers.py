@@ -1,6 +1,7 @@
 """Which module may import what."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,3 +111,15 @@ def test_what_others_run_needs_nothing_of_the_tests(program: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_is_imported_out_of_a_test_or_a_conftest() -> None:
+    """What tests share lives in tests/support, or in a module beside them if one directory has all its users."""
+    found = [
+        f"{name}: {ast.unparse(node)}"
+        for name, path in sources("tests").items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        if re.search(r"\b(test_\w+|conftest)\b", ast.unparse(node))
+    ]
+    assert found == []

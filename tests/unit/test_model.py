@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 import trimsfs
-from tests.unit.formats import writers
-from tests.unit.formats.writers import ARRAYS, WEIGHT, Array
+from tests.support import model_files
+from tests.support.model_files import ARRAYS, WEIGHT, Array
 from trimsfs.client import Model
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(writers.safetensors())
+    path.write_bytes(model_files.safetensors())
     return path
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_mapped_before_it_is_asked_for(path: Path) -> None:
 
 def test_what_is_mapped_is_what_was_opened(path: Path) -> None:
     model = trimsfs.open(path)
-    (path.parent / "next").write_bytes(writers.safetensors({"weight": WEIGHT}))
+    (path.parent / "next").write_bytes(model_files.safetensors({"weight": WEIGHT}))
     (path.parent / "next").rename(path)
     assert content(model) == ARRAYS
     assert content(trimsfs.open(path)) == {"weight": WEIGHT}

@@ -23,7 +23,7 @@ from tests.support.parts import (
     store_chunk,
     written,
 )
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.directory import CacheDirectory

@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 from tests.benchmarks.sharing import Content
 from tests.support.images import image_of
+from tests.support.model_files import Array, safetensors
 from tests.support.parts import content_of, fill, generation_of, opened, until
-from tests.unit.formats.writers import Array, safetensors
 from trimsfs.tiers import deduplication
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Sharing

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
+from tests.support import model_files
+from tests.support.model_files import ARRAYS
 from tests.support.parts import until
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
-from tests.unit.formats import writers
-from tests.unit.formats.writers import ARRAYS
 from tests.unit.integrity.common import digest_of
 from trimsfs.formats.source import BLOCK
 
 
 @pytest.fixture
 def store() -> MemoryStore:
-    models = {f"models/{kind}/{name}": data for kind, (name, data) in writers.FILES.items()}
-    long = writers.safetensors() + bytes(2 * BLOCK)
+    models = {f"models/{kind}/{name}": data for kind, (name, data) in model_files.FILES.items()}
+    long = model_files.safetensors() + bytes(2 * BLOCK)
     return MemoryStore({**models, "long.safetensors": long, "notes.txt": b"no model at all", "nothing": b""})
 
 
@@ -30,9 +30,9 @@ async def tensors(server: Server, path: str) -> dict[str, Any]:
     return table
 
 
-@pytest.mark.parametrize("kind", writers.FILES)
+@pytest.mark.parametrize("kind", model_files.FILES)
 async def test_a_model_has_a_table_of_its_tensors(server: Server, kind: str) -> None:
-    name, data = writers.FILES[kind]
+    name, data = model_files.FILES[kind]
     table = await tensors(server, f"models/{kind}/{name}")
     assert table["format"] == kind
     for entry in table["tensors"]:

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Copier, Extent
 from trimsfs.ranges import chunk_count, chunk_span

@@ -19,9 +19,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, piece, until
-from tests.unit.conftest import SMALL_CHUNK
-from tests.unit.tmpfs import tmpfs
+from tests.support.tmpfs import tmpfs
 from trimsfs import errors
 from trimsfs.errors import (
     ObjectChangedError,

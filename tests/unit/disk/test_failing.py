@@ -20,8 +20,8 @@ from tests.support.parts import (
     recorded_bytes,
     states,
 )
+from tests.support.tmpfs import tmpfs
 from tests.unit.disk.common import MISSING, FailingWrites, here, small, store
-from tests.unit.tmpfs import tmpfs
 from trimsfs.errors import CacheError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.index.index import BlobIndex

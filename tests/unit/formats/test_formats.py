@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.formats import writers
-from tests.unit.formats.writers import ARRAYS, BIAS, FILES, WEIGHT, Array, field
+from tests.support import model_files
+from tests.support.model_files import ARRAYS, BIAS, FILES, WEIGHT, Array, field
 from trimsfs.formats import BufferSource, FormatError, TensorTable, parse
 from trimsfs.formats.source import HEADER_LIMIT
 
@@ -45,12 +45,12 @@ def test_every_tensor_is_found_with_its_bytes(kind: str) -> None:
 
 
 def test_an_npy_file_is_one_tensor_without_a_name() -> None:
-    data = writers.npy()
+    data = model_files.npy()
     assert contents(data, read(data)) == {"": WEIGHT}
 
 
 def test_the_table_can_be_told_as_json() -> None:
-    data = writers.npy(BIAS)
+    data = model_files.npy(BIAS)
     entry = {"name": "", "dtype": "int64", "shape": [3], "offset": len(data) - 24, "nbytes": 24}
     assert read(data).as_dict() == {"format": "npy", "tensors": [entry]}
 
@@ -80,18 +80,18 @@ def test_an_unknown_file_names_the_formats_that_are_known() -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3])
 def test_every_version_of_mxnet_arrays_is_read(version: int) -> None:
-    data = writers.mxnet(version=version)
+    data = model_files.mxnet(version=version)
     assert contents(data, read(data)) == ARRAYS
 
 
 def test_mxnet_arrays_without_names_are_numbered() -> None:
-    data = writers.mxnet(named=False)
+    data = model_files.mxnet(named=False)
     assert list(contents(data, read(data))) == ["0", "1", "2"]
 
 
 def test_an_mxnet_scalar_has_no_dimensions() -> None:
     scalar = {"x": Array("float32", (), struct.pack("<f", 1.5))}
-    data = writers.mxnet(scalar, version=3)
+    data = model_files.mxnet(scalar, version=3)
     assert contents(data, read(data)) == scalar
 
 
@@ -108,7 +108,7 @@ def test_an_mxnet_scalar_has_no_dimensions() -> None:
     ],
 )
 def test_a_wrong_mxnet_header_is_refused(offset: int, layout: str, value: int, message: str) -> None:
-    data = bytearray(writers.mxnet())
+    data = bytearray(model_files.mxnet())
     struct.pack_into(layout, data, offset, value)
     assert message in error_of(bytes(data))
 
@@ -152,7 +152,7 @@ def test_a_header_that_is_too_long_is_not_read() -> None:
 
 
 def test_a_gguf_tensor_of_quantised_blocks_has_their_size() -> None:
-    data = bytearray(writers.gguf({"q": Array("float32", (2, 32), bytes(256))}))
+    data = bytearray(model_files.gguf({"q": Array("float32", (2, 32), bytes(256))}))
     at = data.index(struct.pack("<QQIQ", 32, 2, 0, 0)) + 16
     struct.pack_into("<I", data, at, 2)
     (tensor,) = read(bytes(data)).tensors
@@ -171,7 +171,7 @@ def test_a_gguf_tensor_of_quantised_blocks_has_their_size() -> None:
     ],
 )
 def test_a_wrong_gguf_header_is_refused(old: bytes, new: bytes, message: str) -> None:
-    data = writers.gguf()
+    data = model_files.gguf()
     assert data.count(old) == 1
     assert message in error_of(data.replace(old, new))
 
@@ -191,13 +191,13 @@ def test_a_wrong_gguf_header_is_refused(old: bytes, new: bytes, message: str) ->
     ],
 )
 def test_a_wrong_npy_header_is_refused(old: bytes, new: bytes, message: str) -> None:
-    data = writers.npy()
+    data = model_files.npy()
     assert data.count(old) == 1
     assert message in error_of(data.replace(old, new))
 
 
 def test_compressed_members_are_not_mapped() -> None:
-    assert "is compressed: save it with numpy.savez" in error_of(writers.npz(compression=zipfile.ZIP_DEFLATED))
+    assert "is compressed: save it with numpy.savez" in error_of(model_files.npz(compression=zipfile.ZIP_DEFLATED))
 
 
 # PyTorch
@@ -205,12 +205,12 @@ def test_compressed_members_are_not_mapped() -> None:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol_of_pickles_is_read(protocol: int) -> None:
-    data = writers.torch(protocol=protocol)
+    data = model_files.torch(protocol=protocol)
     assert contents(data, read(data)) == ARRAYS
 
 
 def test_tensors_in_dictionaries_are_named_by_all_keys() -> None:
-    data = writers.torch(nested=True)
+    data = model_files.torch(nested=True)
     assert set(contents(data, read(data))) == {f"state.{name}" for name in ARRAYS}
 
 
@@ -255,7 +255,7 @@ def test_a_pickle_of_containers_in_each_other_is_read_in_time() -> None:
 
 def test_external_tensors_name_their_file() -> None:
     entries = {"location": "weights/model.bin", "offset": "4096", "length": "24"}
-    (tensor,) = read(writers.onnx({"w": WEIGHT}, external=entries), "model.onnx").tensors
+    (tensor,) = read(model_files.onnx({"w": WEIGHT}, external=entries), "model.onnx").tensors
     assert (tensor.file, tensor.offset, tensor.nbytes) == ("weights/model.bin", 4096, 24)
 
 
@@ -272,7 +272,7 @@ def test_external_tensors_name_their_file() -> None:
     ],
 )
 def test_a_wrong_external_tensor_is_refused(entries: dict[str, str], message: str) -> None:
-    assert message in error_of(writers.onnx({"w": WEIGHT}, external=entries), "model.onnx")
+    assert message in error_of(model_files.onnx({"w": WEIGHT}, external=entries), "model.onnx")
 
 
 # Hostile files
@@ -282,7 +282,7 @@ def test_a_wrong_external_tensor_is_refused(entries: dict[str, str], message: st
 def test_one_header_for_many_members_does_not_take_for_ever() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("0.npy", writers.npy())
+        archive.writestr("0.npy", model_files.npy())
         first = archive.infolist()[0]
         for number in range(1, 20_000):
             other = zipfile.ZipInfo(f"{number}.npy")

@@ -1,0 +1,47 @@
+"""Keepers of mounts: what they say of their servers, and servers that they replace."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from mountctl.keeper.control_socket import ask
+from tests.support.mounts import MountedStore, wait_until
+from trimsfs.options import load_options, order_of
+
+
+def keeper(mount: MountedStore) -> dict[str, object]:
+    """What the keeper of a mount says, which takes no server."""
+    return ask(mount.path, {"do": "status"}, timeout_s=5)
+
+
+def serving(mount: MountedStore, *, not_by: object = None) -> int:
+    """Wait for a server that is ready, and another one that stands by."""
+
+    def ready() -> bool:
+        facts = keeper(mount)
+        return facts["state"] == "serving" and bool(facts["standby"]) and facts["server_pid"] != not_by
+
+    wait_until(ready, timeout_s=30)
+    pid = keeper(mount)["server_pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+def kill(mount: MountedStore) -> int:
+    """Kill the server, and wait for the next."""
+    pid = serving(mount)
+    os.kill(pid, signal.SIGKILL)
+    return serving(mount, not_by=pid)
+
+
+def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
+    """Have the server of a mount replaced by another program."""
+    facts = ask(mount.path, {"do": "status"}, timeout_s=5)
+    places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
+    options = load_options(places, environment={}).resolved(mount.path)
+    order = order_of(mount.path, options, foreground=facts["foreground"])
+    order["server"] = [sys.executable, str(program.__file__), *arguments]
+    answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
+    assert "error" not in answer, answer

@@ -1,0 +1,28 @@
+"""Messages to keepers, nearly right: strategies."""
+
+from hypothesis import strategies as st
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+TYPES = (
+    *("standing-by", "mount", "backing-open", "backing-close", "hold", "let-go", "recall", "listen"),
+    *("ready", "alive", "failed"),
+)
+
+
+near_misses = st.fixed_dictionaries(
+    {"type": st.sampled_from(TYPES) | json_values},
+    optional={
+        "id": json_values,
+        "number": json_values,
+        "resends": json_values,
+        "kind": json_values,
+        "error": json_values,
+        "more": json_values,
+    },
+)
