@@ -1,9 +1,9 @@
 """The CUDA driver's interface, as far as it is used: by the server, and by programs that take its copies.
 
-The only home of cuda-bindings. Nothing here loads a runtime library or a framework, and nothing is done before it is
-asked for: a driver that has been initialised does not survive a fork. Addresses are device addresses unless they are
-said to be the host's; all of them and all sizes are in bytes. Everything but `load` and `devices` needs the context of
-a device to be current in the calling thread, see `Context`. Failures of the driver raise `CudaError`.
+The only home of cuda-bindings. Nothing here loads a runtime library or a framework, and nothing initialises the driver
+before the first call: an initialised driver does not survive a fork. Addresses are device addresses unless they are
+called the host's; all of them and all sizes are in bytes. Everything but `load_driver` and `devices` needs the context
+of a device to be current in the calling thread, see `Context`. Failures of the driver raise `CudaError`.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ class CudaUnavailableError(CudaError):
         super().__init__("CUDA_ERROR_NO_DEVICE", message)
 
 
-def load() -> None:
+def load_driver() -> None:
     """Load the driver's library, for a process that cannot do so later; initialises nothing.
 
     Raises CudaUnavailableError.
@@ -71,7 +71,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class DeviceInfo:
     """A device: its place among those that this process may see, its UUID as `nvidia-smi` has it, and its memory."""
 
     ordinal: int
@@ -80,9 +80,9 @@ class Found:
     total: int
 
 
-def devices() -> list[Found]:
+def devices() -> list[DeviceInfo]:
     """The devices that this process may see. Raises CudaUnavailableError when there is none, CudaError."""
-    load()
+    load_driver()
     try:
         call("cuInit", 0)
         count = call("cuDeviceGetCount")
@@ -93,11 +93,11 @@ def devices() -> list[Found]:
     return [_found(ordinal) for ordinal in range(count)]
 
 
-def _found(ordinal: int) -> Found:
+def _found(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
     # The second version, which is the only one by now, tells the parts of a partitioned device from each other.
     identity = call("cuDeviceGetUuid_v2" if hasattr(driver, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
-    return Found(
+    return DeviceInfo(
         ordinal=ordinal,
         uuid=f"GPU-{uuid.UUID(bytes=bytes(identity.bytes))}",
         name=call("cuDeviceGetName", 256, device).split(b"\0")[0].decode(errors="replace"),
@@ -142,7 +142,7 @@ def synchronize() -> None:
 # Memory of a device
 
 
-class SharedMemory:
+class VmmMemory:
     """Physical memory of a device, mapped in this process; whoever has a descriptor of it can map it as well.
 
     It lives until every process has unmapped it and closed its descriptors. ``size`` is a multiple of what the device
@@ -172,7 +172,7 @@ class SharedMemory:
             raise
 
     @classmethod
-    def allocate(cls, ordinal: int, size: int) -> "SharedMemory":
+    def allocate(cls, ordinal: int, size: int) -> "VmmMemory":
         """New memory of a device, at least *size* bytes, writable by this process."""
         properties = _properties(ordinal)
         minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
@@ -181,7 +181,7 @@ class SharedMemory:
         return cls(ordinal, size, call("cuMemCreate", size, properties, 0), writable=True)
 
     @classmethod
-    def adopt(cls, ordinal: int, size: int, descriptor: int) -> "SharedMemory":
+    def adopt(cls, ordinal: int, size: int, descriptor: int) -> "VmmMemory":
         """Memory that another process has allocated, by a descriptor of it, to be read; the descriptor stays open."""
         handle = call("cuMemImportFromShareableHandle", descriptor, _descriptor_kind())
         return cls(ordinal, size, handle, writable=False)
@@ -205,7 +205,7 @@ class SharedMemory:
         call("cuMemRelease", self._handle)
 
 
-class LegacyMemory:
+class IpcMemory:
     """Memory of a device that other processes open by a handle of 64 bytes, always to read and write.
 
     It lives as long as this process keeps it: others lose it then.
@@ -217,13 +217,13 @@ class LegacyMemory:
         self._owner = owner
 
     @classmethod
-    def allocate(cls, size: int) -> "LegacyMemory":
+    def allocate(cls, size: int) -> "IpcMemory":
         """New memory of the current device, in whole blocks of 2 MiB: what shares a block is handed out with it."""
         size = -(-max(1, size) // _BLOCK) * _BLOCK
         return cls(int(call("cuMemAlloc", size)), size, owner=True)
 
     @classmethod
-    def open(cls, handle: bytes, size: int) -> "LegacyMemory":
+    def open(cls, handle: bytes, size: int) -> "IpcMemory":
         """Memory of another process, by its handle."""
         opaque = driver.CUipcMemHandle()
         ctypes.memmove(opaque.getPtr(), handle, IPC_HANDLE_SIZE)
@@ -240,6 +240,7 @@ class LegacyMemory:
         call("cuMemFree" if self._owner else "cuIpcCloseMemHandle", self.address)
 
 
+DeviceMemory = VmmMemory | IpcMemory
 _BLOCK = 2 << 20
 
 

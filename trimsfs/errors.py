@@ -36,7 +36,7 @@
         └── StoreUnavailableError  still failing after the retries
 
 Messages are one line: the thing, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
-maps them to errno values, ``trimsfs.cli.exits`` to exit codes.
+maps them to errno values, ``trimsfs.cli.output`` to exit codes.
 """
 
 from typing import Self

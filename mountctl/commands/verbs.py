@@ -18,7 +18,7 @@ from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.linux import mounting, systemd
 from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
-from trimsfs.exits import exit_code
+from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount as MountInfo
 from trimsfs.mountinfo import mounts, trimsfs_at
 from trimsfs.text import printable

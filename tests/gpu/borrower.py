@@ -31,7 +31,7 @@ class Borrower:
     def __init__(self) -> None:
         self._descriptor = -1
         self._connection: socket.socket | None = None
-        self._memory: cuda.SharedMemory | cuda.LegacyMemory | None = None
+        self._memory: cuda.VmmMemory | cuda.IpcMemory | None = None
         self._nbytes = 0
         self._entered: cuda.Context | None = None
 
@@ -133,7 +133,7 @@ class Borrower:
     def handle(self, device: str, handle: str, size: int, nbytes: int) -> dict[str, Any]:
         """Use memory by its legacy handle."""
         self._enter(device)
-        self._memory = cuda.LegacyMemory.open(bytes.fromhex(handle), size)
+        self._memory = cuda.IpcMemory.open(bytes.fromhex(handle), size)
         self._nbytes = nbytes
         return {"nbytes": nbytes}
 
@@ -155,7 +155,7 @@ class Borrower:
             return {"error": "the server has ended before it answered"}
         told: dict[str, Any] = json.loads(data)
         if descriptors:
-            self._memory = cuda.SharedMemory.adopt(ordinal, told["size"], descriptors[0])
+            self._memory = cuda.VmmMemory.adopt(ordinal, told["size"], descriptors[0])
             os.close(descriptors[0])
             self._nbytes = nbytes
         if keep:

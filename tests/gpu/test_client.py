@@ -292,13 +292,13 @@ for each in (model, model.tensors["half"], model.image):
 def test_a_server_that_is_replaced_meanwhile_is_asked_again(gpu_mount: GpuMount) -> None:
     code = """
 from trimsfs.client.gpu.leases import Lease
-offer = Lease.offer
+description = Lease.description
 def once(lease):
-    told = offer(lease)
+    told = description(lease)
     tell(told.token)
     input()
     return told
-Lease.offer = once
+Lease.description = once
 tell(trimsfs.open(path).to("cuda").tensors["half"].numpy().tolist())
 """
     with gpu_mount.start(code) as process:

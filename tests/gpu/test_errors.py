@@ -17,7 +17,7 @@ from trimsfs import cuda
 from trimsfs.client.gpu import GpuError, GpuFullError, GpuLostError, leases
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
-DEVICE = cuda.Found(ordinal=0, uuid=UUID, name="none", total=0)
+DEVICE = cuda.DeviceInfo(ordinal=0, uuid=UUID, name="none", total=0)
 TOLD: dict[str, Any] = {
     "device": UUID,
     "generation": "1",
@@ -195,7 +195,7 @@ def test_the_name_of_a_control_file(model: Path, pattern: str | None, memory: st
     offering(model, TOLD, name)
     lease = take(model, pattern, memory)
     try:
-        assert lease.offer().tensors == (("a", "int8", (2, 3), 256, 6, None),)
+        assert lease.description().tensors == (("a", "int8", (2, 3), 256, 6, None),)
     finally:
         lease.close()
         lease.close()
@@ -224,7 +224,7 @@ def test_the_name_of_a_control_file(model: Path, pattern: str | None, memory: st
 def test_an_offer_that_makes_no_sense(model: Path, told: object) -> None:
     offering(model, told)
     lease = take(model)
-    assert "not understood" in error_of(lease.offer)
+    assert "not understood" in error_of(lease.description)
     lease.close()
 
 
@@ -240,7 +240,7 @@ def test_an_offer_that_makes_no_sense(model: Path, told: object) -> None:
 def test_an_offer_that_makes_sense(model: Path, told: object) -> None:
     offering(model, told)
     lease = take(model)
-    assert len(lease.offer().tensors) == 1
+    assert len(lease.description().tensors) == 1
     lease.close()
 
 
@@ -260,7 +260,7 @@ def test_a_lease_that_is_lost(
     lease.check()
     with monkeypatch.context() as patched:
         patched.setattr(os, "pread", failing(number))
-        for function in (lease.check, lease.offer):
+        for function in (lease.check, lease.description):
             assert message in error_of(function, kind)
     lease.close()
     assert "forked" in error_of(lease.check, GpuLostError)

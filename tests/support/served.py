@@ -21,13 +21,13 @@ from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.records import Records
-from trimsfs.gpu.surface import GpuSurface
+from trimsfs.gpu.copy_ledger import CopyLedger
+from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Digests, Integrity
 from trimsfs.integrity.digest_prefetch import EarlyDigests
 from trimsfs.integrity.signature_policy import Admission, ReadManifest
-from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
 from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
@@ -119,7 +119,7 @@ class NoCustodian:
 
 def gpu_less(disk: DiskTier, fetcher: Fetcher, tables: TensorTables, options: MountOptions) -> GpuCopies:
     """The GPU tier of a host without a GPU."""
-    records = Records(Ledger(), NoCustodian())
+    records = CopyLedger(Ledger(), NoCustodian())
     return GpuCopies(disk, fetcher, tables, records, options, unavailable="there is none", in_memory=False)
 
 
@@ -363,7 +363,7 @@ async def served(
             tables,
             Sharing(disk),
             commands,
-            GpuSurface(gpu),
+            GpuInterface(gpu),
             options,
             metrics=metrics.renderer(sources),
             facts=lambda: {"store": store.identity},

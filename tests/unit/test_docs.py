@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.exits import EXIT_CODES
+from trimsfs.exit_codes import EXIT_CODES
 from trimsfs.options import MountOptions, declared_mountpoint, load_options
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimsfs.formats import Tensor, TensorTable
-from trimsfs.gpu.names import Memory, Wanted, Warmed, chosen, device_of, wanted, warmed
+from trimsfs.gpu.copy_requests import (
+    CopyRequest,
+    MemoryKind,
+    WarmRequest,
+    device_of_attribute,
+    matching,
+    parse_request,
+    parse_warm_command,
+)
 from trimsfs.tiers.gpu.layout import ALIGNMENT, Layout, lay_out
 
 DEVICE = "GPU-01234567-89ab-cdef-0123-456789abcdef"
@@ -97,12 +105,12 @@ def test_tensors_in_other_files_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        (DEVICE, Wanted(DEVICE)),
-        (f"{DEVICE}.ipc", Wanted(DEVICE, Memory.IPC)),
-        (f"{DEVICE}@layers.0.*", Wanted(DEVICE, Memory.VMM, "layers.0.*")),
-        (f"{DEVICE}.ipc@a%2Fb%25", Wanted(DEVICE, Memory.IPC, "a/b%")),
-        (f"{DEVICE}@*", Wanted(DEVICE)),
-        (DEVICE.replace("GPU", "MIG"), Wanted(DEVICE)),
+        (DEVICE, CopyRequest(DEVICE)),
+        (f"{DEVICE}.ipc", CopyRequest(DEVICE, MemoryKind.IPC)),
+        (f"{DEVICE}@layers.0.*", CopyRequest(DEVICE, MemoryKind.VMM, "layers.0.*")),
+        (f"{DEVICE}.ipc@a%2Fb%25", CopyRequest(DEVICE, MemoryKind.IPC, "a/b%")),
+        (f"{DEVICE}@*", CopyRequest(DEVICE)),
+        (DEVICE.replace("GPU", "MIG"), CopyRequest(DEVICE)),
         ("GPU-0", None),
         (DEVICE.upper(), None),
         (f"{DEVICE}@", None),
@@ -111,18 +119,18 @@ def test_tensors_in_other_files_are_left_out() -> None:
         (f"{DEVICE}\n", None),
     ],
 )
-def test_what_a_name_asks_for(name: str, asked: Wanted | None) -> None:
-    assert wanted(name) == asked
-    assert warmed(f"warm-{name}") == (None if asked is None else Warmed(asked, None))
-    assert warmed(f"warm-17~{name}") == (None if asked is None else Warmed(asked, 17))
+def test_what_a_name_asks_for(name: str, asked: CopyRequest | None) -> None:
+    assert parse_request(name) == asked
+    assert parse_warm_command(f"warm-{name}") == (None if asked is None else WarmRequest(asked, None))
+    assert parse_warm_command(f"warm-17~{name}") == (None if asked is None else WarmRequest(asked, 17))
 
 
 def test_the_device_of_an_attribute() -> None:
-    assert device_of(f"gpu.{DEVICE}.ipc_handle") == DEVICE
-    assert device_of(f"gpu.{DEVICE}.vmm") is None
+    assert device_of_attribute(f"gpu.{DEVICE}.ipc_handle") == DEVICE
+    assert device_of_attribute(f"gpu.{DEVICE}.vmm") is None
 
 
 def test_tensors_are_chosen_by_pattern() -> None:
     tensors = table([(0, 1)] * 12).tensors
-    assert [tensor.name for tensor in chosen(tensors, "t1*")] == ["t1", "t10", "t11"]
-    assert len(chosen(tensors, None)) == 12
+    assert [tensor.name for tensor in matching(tensors, "t1*")] == ["t1", "t10", "t11"]
+    assert len(matching(tensors, None)) == 12

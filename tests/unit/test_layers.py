@@ -83,7 +83,7 @@ def test_the_file_system_does_not_know_the_mounter() -> None:
 def test_the_mounter_knows_little_of_the_file_system() -> None:
     known = sources("trimsfs").keys()
     used = {name for path in sources("mountctl").values() for name in imports(path) if name in known}
-    few = {"errors", "exits", "mountinfo", "options", "text"}
+    few = {"errors", "exit_codes", "mountinfo", "options", "text"}
     assert used - {"trimsfs"} <= {f"trimsfs.{name}" for name in few}
     assert used
 

@@ -9,7 +9,7 @@ import pytest
 
 import trimsfs
 import trimsfs.client
-from trimsfs.client import hook
+from trimsfs.client import import_hook
 
 TRIMSFS = Path(sys.executable).with_name("trimsfs")
 ELSEWHERE = "/usr/bin/python3"
@@ -81,7 +81,7 @@ def test_what_the_package_has_comes_when_it_is_asked_for(tmp_path: Path) -> None
 
 def test_installing_twice_is_as_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    hook.install()
+    import_hook.install()
     once = len(sys.meta_path)
-    hook.install()
+    import_hook.install()
     assert len(sys.meta_path) == once

@@ -16,9 +16,9 @@ import click
 import trio
 
 from trimsfs import cuda
-from trimsfs.cli.control import check_answers, read_json
-from trimsfs.cli.exits import reported, say
-from trimsfs.cli.options import mount_options
+from trimsfs.cli.control_files import check_answers, read_json
+from trimsfs.cli.mount_options import mount_options
+from trimsfs.cli.output import reported, say
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
@@ -206,7 +206,7 @@ def _cuda(options: MountOptions) -> str:
     if options.gpu == "off":
         return GPU_OFF
     try:
-        cuda.load()
+        cuda.load_driver()
         supported = cuda.call("cuDriverGetVersion")
     except CudaError as error:
         return _no_copies(error)
@@ -215,7 +215,7 @@ def _cuda(options: MountOptions) -> str:
 
 def _gpus(_: MountOptions) -> str:
     try:
-        cuda.load()
+        cuda.load_driver()
     except CudaUnavailableError:  # which has been told
         return "none that can be used"
     try:

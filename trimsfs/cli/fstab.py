@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from trimsfs.cli.exits import reported
 from trimsfs.cli.mount import mount_store
-from trimsfs.cli.options import is_flag
+from trimsfs.cli.mount_options import is_flag
+from trimsfs.cli.output import reported
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import SCALARS, MountOptions, load_options
 

@@ -14,9 +14,9 @@ from typing import BinaryIO, NoReturn
 
 import click
 
-from trimsfs.cli.control import check_answers, read_json
-from trimsfs.cli.exits import fail, reported, say
-from trimsfs.cli.options import mount_options
+from trimsfs.cli.control_files import check_answers, read_json
+from trimsfs.cli.mount_options import mount_options
+from trimsfs.cli.output import fail, reported, say
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,

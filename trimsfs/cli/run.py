@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 import trimsfs.client
-from trimsfs.cli.exits import reported
-from trimsfs.client.hook import VERBOSE
+from trimsfs.cli.output import reported
+from trimsfs.client.import_hook import VERBOSE
 from trimsfs.errors import CommandNotFoundError, CommandNotRunnableError
 
 STARTUP = Path(trimsfs.client.__file__).with_name("startup")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimsfs.client import native, pages
-from trimsfs.client.common import relative_of
+from trimsfs.client.file_state import ensure_local
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
-from trimsfs.client.places import bring
+from trimsfs.client.shared_blocks import similar_model
 
 STEP = 8 << 20
 """Bytes compared and mapped at a time: a few milliseconds."""
@@ -82,7 +82,7 @@ class Foldable:
         before, passed_on = self.own(), 0
         try:
             if before >= LEAST and self._is_of_now() and _mappings() < MOST_MAPPINGS:
-                relative = relative_of(self.path)
+                relative = similar_model(self.path)
                 if relative is not None:  # what it has rewritten may be the same
                     self._share(relative, 0, execute)
                 number = self._share(self.path, 0, execute)
@@ -113,7 +113,7 @@ class Foldable:
             except OSError:
                 return present
             with file:
-                bring(file)
+                ensure_local(file)
                 self._map(file.fileno(), execute)
         return MOST_NUMBERS
 

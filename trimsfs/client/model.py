@@ -1,7 +1,5 @@
 """A model file, mapped copy-on-write: what is written to a tensor stays in this process, what is not is shared."""
 
-import importlib
-import io
 import mmap
 import os
 from collections.abc import Iterable
@@ -9,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimsfs.client.common import map_common
 from trimsfs.client.dtypes import NUMPY, attribute, check_whole_bytes, numpy_dtype
+from trimsfs.client.file_state import ensure_local
 from trimsfs.client.folding import Foldable, Folded
-from trimsfs.client.places import bring
+from trimsfs.client.mapping import map_file, mapped
 from trimsfs.formats import BufferSource, FormatError, Tensor, TensorTable, parse
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class Model:
         """All of the file. Raises OSError, as from a store that fails."""
         made: mmap.mmap | bytes | None = self._made.get("mapping")
         if made is None:
-            mapping = mapped(self.path, self._file, common=bool(bring(self._file)))
+            mapping = mapped(self.path, self._file, common=bool(ensure_local(self._file)))
             made = self._made.setdefault("mapping", mapping)
         return made
 
@@ -146,9 +144,9 @@ class Model:
 
         They share the mapping: what MXNet writes to one shows in this model's arrays of other kinds.
         """
-        adapter = importlib.import_module("trimsfs.client.mxnet.load")  # which imports this module
-        arrays: dict[str, NDArray] = adapter.arrays(self)
-        return arrays
+        from trimsfs.client.mxnet.load import arrays  # noqa: PLC0415
+
+        return arrays(self.table, self.mapping)
 
     def fold(self) -> Folded:
         """Share what this process has written to the mapping with others of the same user that have written the same.
@@ -165,24 +163,9 @@ class Model:
         mapping = self._others.get(tensor.file)
         if mapping is None:
             with open(self.path.parent / tensor.file, "rb", buffering=0) as file:
-                bring(file)
-                mapping = self._others[tensor.file] = _map(file)
+                ensure_local(file)
+                mapping = self._others[tensor.file] = map_file(file)
         return mapping
-
-
-def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
-    """All of an open file, which is here, what it has in *common* with another from that one. Raises OSError."""
-    mapping = _map(file)
-    if common and isinstance(mapping, mmap.mmap):
-        map_common(path, os.fstat(file.fileno()).st_ino, mapping)
-    return mapping
-
-
-def _map(file: io.FileIO) -> mmap.mmap | bytes:
-    """All of a file, which is here: a store that fails was an OSError, and is no signal at a page's first use."""
-    if os.fstat(file.fileno()).st_size == 0:
-        return b""
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":

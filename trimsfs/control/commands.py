@@ -12,10 +12,10 @@ from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.names import Warmed, warmed
+from trimsfs.gpu.copy_requests import WarmRequest, parse_warm_command
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.signature_policy import Admission
-from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.tree import Inode, Namespace
 from trimsfs.opening.passthrough import Passthrough
@@ -143,7 +143,7 @@ class Commands:
 
     def knows(self, name: str) -> bool:
         """Whether there is such a command."""
-        return name in self._commands or warmed(name) is not None
+        return name in self._commands or parse_warm_command(name) is not None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry commands, for as long as the server runs."""
@@ -173,7 +173,7 @@ class Commands:
         log.info("%s /%s", name, inode.path)
         progress = Progress(inode.path)
         scope = trio.CancelScope()
-        asked = warmed(name)
+        asked = parse_warm_command(name)
         command = (
             self._commands[name] if asked is None else partial(self._warm_gpu, asked, uid, inode.generation is None)
         )
@@ -320,12 +320,12 @@ class Commands:
                 await self._disk.evict(derived)
 
     async def _warm_gpu(
-        self, asked: Warmed, uid: int, models_only: bool, generation: Generation, progress: Progress
+        self, asked: WarmRequest, uid: int, models_only: bool, generation: Generation, progress: Progress
     ) -> None:
         holder = Holder(uid=uid if asked.uid is None else asked.uid)
         async with self._arriving(generation, progress) as blob:
             await self._admit(blob)
-            if not await self._gpu.warm(generation, asked.wanted, holder, models_only=models_only):
+            if not await self._gpu.warm(generation, asked.request, holder, models_only=models_only):
                 progress.left_out_files += 1
 
     async def _verify(self, generation: Generation, progress: Progress) -> None:

@@ -14,9 +14,9 @@ from functools import partial
 from trimsfs.control.commands import Commands, as_json
 from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import NotPermittedError
-from trimsfs.gpu.surface import DIRECTORY as GPU_DIRECTORY
-from trimsfs.gpu.surface import GpuSurface, LentFile
-from trimsfs.models.derived import owner
+from trimsfs.gpu.interface import DIRECTORY as GPU_DIRECTORY
+from trimsfs.gpu.interface import GpuInterface, LeaseFile
+from trimsfs.models.derived_blobs import owner
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.directory import CONTROL_NAME
 from trimsfs.namespace.permissions import Access
@@ -71,7 +71,7 @@ class Control:
         tables: TensorTables,
         sharing: Sharing,
         commands: Commands,
-        gpu: GpuSurface,
+        gpu: GpuInterface,
         options: MountOptions,
         *,
         metrics: Callable[[], bytes],
@@ -181,7 +181,7 @@ class Control:
 
     def opened(self, file: ControlHandle, handle: int) -> None:
         """The handle that an open control file has got."""
-        if isinstance(file, LentFile):
+        if isinstance(file, LeaseFile):
             self.gpu.opened(file, handle)
 
     def restored(self, inode: Inode, handle: int) -> ControlHandle | None:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
-from trimsfs.models.derived import owner
+from trimsfs.models.derived_blobs import owner
 from trimsfs.namespace.directory import Entry, NonObject
 from trimsfs.namespace.permissions import Access, Ownership
 from trimsfs.namespace.tree import Inode, InodeKind, Namespace

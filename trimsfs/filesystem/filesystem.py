@@ -19,11 +19,11 @@ from trimsfs.errors import (
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.attributes import Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
-from trimsfs.gpu.names import Memory
-from trimsfs.gpu.surface import Lent
+from trimsfs.gpu.copy_requests import MemoryKind
+from trimsfs.gpu.interface import IoctlAnswer
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.signature_policy import Admission
-from trimsfs.models.derived import DerivedBlobs, Piece
+from trimsfs.models.derived_blobs import DerivedBlobs, Piece
 from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
 from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.cold_open import ColdOpener, Interruptible
@@ -435,7 +435,7 @@ class Filesystem:
             raise InvalidRequestError("not a model's file")
         await self._derived.take(file.blob.generation, handle, piece)
 
-    async def lend(self, handle: int, uid: int, pid: int, device: str, memory: Memory) -> Lent:
+    async def lend(self, handle: int, uid: int, pid: int, device: str, memory: MemoryKind) -> IoctlAnswer:
         """Load a copy of an open file to a GPU, and keep it for as long as the file is open."""
         file = self._handles.files.get(handle)
         if file is None:

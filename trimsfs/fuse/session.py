@@ -18,9 +18,9 @@ from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
-from trimsfs.gpu.names import Memory
+from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.handover.connection import Terms
-from trimsfs.models.derived import Piece
+from trimsfs.models.derived_blobs import Piece
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _PIECE = struct.Struct("=QQII")
 
 _GPU = struct.Struct("=48sIIQQ64s40s112s")
 """A ``struct trimsfs_gpu``."""
-_MEMORY = {0: Memory.VMM, 1: Memory.IPC}
+_MEMORY = {0: MemoryKind.VMM, 1: MemoryKind.IPC}
 
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""

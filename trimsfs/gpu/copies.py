@@ -22,18 +22,17 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import TensorTable
-from trimsfs.gpu.loading import CopyLoader
-from trimsfs.gpu.names import Memory, Wanted, chosen
-from trimsfs.gpu.records import Records
+from trimsfs.gpu.copy_ledger import CopyLedger
+from trimsfs.gpu.copy_loader import CopyLoader
+from trimsfs.gpu.copy_requests import CopyRequest, MemoryKind, matching
 from trimsfs.gpu.statistics import GpuStatistics, statistics_of
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.gpu.device import Device
 from trimsfs.tiers.gpu.layout import Layout, lay_out
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
-from trimsfs.tiers.gpu.transfer import differs
+from trimsfs.tiers.gpu.staging import differs
 from trimsfs.tiers.policies import POLICIES
 from trimsfs.types import Generation
 
@@ -56,7 +55,7 @@ class GpuCopies:
         disk: DiskTier,
         fetcher: Fetcher,
         tables: TensorTables,
-        records: Records,
+        ledger: CopyLedger,
         options: MountOptions,
         *,
         unavailable: str | None,
@@ -64,9 +63,9 @@ class GpuCopies:
     ) -> None:
         self._disk = disk
         self._tables = tables
-        self.records = records
+        self.ledger = ledger
         self._options = options
-        self._loader = CopyLoader(disk, fetcher, records, in_memory=in_memory)
+        self._loader = CopyLoader(disk, fetcher, ledger, in_memory=in_memory)
         self._background = Background()
         self._searched = trio.Event()
         self._waiting: Counter[int] = Counter()
@@ -100,24 +99,23 @@ class GpuCopies:
         except CudaError as error:
             self.unavailable = str(error)
         else:
-            for device in map(Device, found):
-                log.info("device %s: %s, %d bytes", device.uuid, device.found.name, device.found.total)
+            for device in found:
+                log.info("device %s: %s, %d bytes", device.uuid, device.name, device.total)
                 self._add(device)
         self._place_recorded()
         self._searched.set()
 
-    def _add(self, device: Device) -> None:
-        if self._options.gpu_headroom >= device.found.total:
+    def _add(self, device: cuda.DeviceInfo) -> None:
+        if self._options.gpu_headroom >= device.total:
             log.warning("device %s: --gpu-headroom leaves no room for copies: lower it", device.uuid)
-        pool = self.pools[device.uuid] = Pool(
+        self.pools[device.uuid] = Pool(
             device,
-            budget=int(device.found.total * self._options.gpu_memory),
+            budget=int(device.total * self._options.gpu_memory),
             headroom=self._options.gpu_headroom,
             policy=POLICIES[self._options.gpu_policy],
             is_pinned=self._is_pinned,
-            let_go=self.records.let_go,
+            let_go=self.ledger.let_go,
         )
-        device.on_failure = pool.lose
 
     async def _is_pinned(self, generation: Generation) -> bool:
         try:
@@ -129,13 +127,13 @@ class GpuCopies:
 
     def _place_recorded(self) -> None:
         """Have whoever asks for them wait until they are here again."""
-        for copy in self.records.copies:
+        for copy in self.ledger.copies:
             pool = self.pools.get(copy.device)
             if pool is not None:
                 pool.adopt(copy)
 
     async def _adopt_all(self) -> None:
-        recorded, self.records.copies = self.records.copies, []
+        recorded, self.ledger.copies = self.ledger.copies, []
         for copy in recorded:
             pool = self.pools.get(copy.device)
             await self._adopt(copy, pool)
@@ -144,7 +142,7 @@ class GpuCopies:
 
     async def _adopt(self, copy: Copy, pool: Pool | None) -> None:
         try:
-            if pool is None or not await self.records.recall(copy):
+            if pool is None or not await self.ledger.recall(copy):
                 raise DeviceError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
             assert copy.descriptor is not None
             copy.memory = await pool.device.adopt(copy.size, copy.descriptor)
@@ -152,7 +150,7 @@ class GpuCopies:
         except (TrimsError, CudaError) as error:
             log.warning("%s", error)
             copy.error, copy.gone = DeviceError(str(error)), True
-            self.records.let_go(copy)
+            self.ledger.let_go(copy)
             if pool is not None:
                 pool.disown(copy)
         finally:
@@ -160,15 +158,15 @@ class GpuCopies:
 
     # Lending
 
-    async def lease(self, generation: Generation, wanted: Wanted, holder: Holder) -> Lease:
+    async def lease(self, generation: Generation, request: CopyRequest, holder: Holder) -> Lease:
         """Load a copy unless it is there, and keep it until the lease is given to `release`.
 
         Raises NoSuchEntryError when there is no such device or no tensor is meant, DeviceFullError, DeviceError,
         InUseError when too many wait, and what a read of the file does.
         """
         with self._place(holder.uid):
-            pool = await self._pool(wanted.device)
-            key = self._key(generation, wanted, self._domain(holder))
+            pool = await self._pool(request.device)
+            key = self._key(generation, request, self._domain(holder))
             copy = await self._found_or_begun(pool, key, generation)
             lease = pool.lend(copy, holder)
             try:
@@ -176,7 +174,7 @@ class GpuCopies:
                 if copy.error is not None:
                     raise copy.error.with_traceback(None)
                 if copy.gone:
-                    raise DeviceError(f"{wanted.device}: {pool.device.failure}")
+                    raise DeviceError(f"{request.device}: {pool.device.failure}")
             except BaseException:
                 self.release(lease)
                 raise
@@ -200,7 +198,7 @@ class GpuCopies:
             copy = pool.find(key)  # somebody else may have begun meanwhile
             if copy is None:
                 return self._begin(pool, key, generation, layout)
-        if key.pattern is not None and not chosen(copy.layout.tensors, key.pattern):
+        if key.pattern is not None and not matching(copy.layout.tensors, key.pattern):
             raise _no_tensor(generation, key.pattern)
         pool.counts.hits += 1
         return copy
@@ -208,7 +206,7 @@ class GpuCopies:
     def release(self, lease: Lease) -> None:
         """A lease has ended: its copy may make way."""
         copy = lease.copy
-        self.records.returned(lease)
+        self.ledger.returned(lease)
         copy.leases.discard(lease)
         pool = self.pools.get(copy.device)
         if copy.leases or pool is None or not self._background.running:
@@ -249,7 +247,7 @@ class GpuCopies:
         pool = self.pools.get(device)
         if pool is None or self._options.gpu_sharing == "none":
             return None
-        copy = pool.find(self._key(generation, Wanted(device, Memory.IPC), self._domain(Holder(uid=uid))))
+        copy = pool.find(self._key(generation, CopyRequest(device, MemoryKind.IPC), self._domain(Holder(uid=uid))))
         return copy.handle if copy is not None and copy.ready else None
 
     async def _pool(self, device: str) -> Pool:
@@ -260,9 +258,9 @@ class GpuCopies:
             raise NoSuchEntryError(f"no device {device}: {reason}")
         return pool
 
-    def _key(self, generation: Generation, wanted: Wanted, domain: str) -> CopyKey:
+    def _key(self, generation: Generation, request: CopyRequest, domain: str) -> CopyKey:
         token = generation.token(self._disk.store)
-        return CopyKey(token=token, domain=domain, memory=wanted.memory.value, pattern=wanted.pattern)
+        return CopyKey(token=token, domain=domain, memory=request.memory.value, pattern=request.pattern)
 
     def _domain(self, holder: Holder) -> str:
         """Those with the same may share a copy."""
@@ -277,7 +275,7 @@ class GpuCopies:
         table = await self._tables.tensors(generation)
         if pattern is None:
             return lay_out(table, generation.size)
-        tensors = tuple(chosen(table.tensors, pattern)) if table is not None else ()
+        tensors = tuple(matching(table.tensors, pattern)) if table is not None else ()
         if table is None or not tensors:
             raise _no_tensor(generation, pattern)
         return lay_out(TensorTable(table.format, tensors, table.named), generation.size)
@@ -297,7 +295,7 @@ class GpuCopies:
 
     # Commands
 
-    async def warm(self, generation: Generation, wanted: Wanted, holder: Holder, *, models_only: bool) -> bool:
+    async def warm(self, generation: Generation, request: CopyRequest, holder: Holder, *, models_only: bool) -> bool:
         """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError.
 
         With *models_only*, False for a file of no known format, which is left out.
@@ -308,7 +306,7 @@ class GpuCopies:
             )
         if models_only and await self._tables.tensors(generation) is None:
             return False
-        self.release(await self.lease(generation, wanted, holder))
+        self.release(await self.lease(generation, request, holder))
         return True
 
     def check_idle(self, generation: Generation) -> None:
@@ -361,7 +359,7 @@ class GpuCopies:
             copy.checked_by -= 1
             if place is not None:
                 pool.forget(copy)
-                self.records.let_go(copy)
+                self.ledger.let_go(copy)
             if not copy.leases and not pool.lends(copy):
                 self._background.start(self._idle, pool, copy)
         if place is not None:

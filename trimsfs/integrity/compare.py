@@ -29,7 +29,7 @@ from trimsfs.fetch.copier import Transfer
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Doubts
 from trimsfs.integrity.repair import Mender, held
-from trimsfs.models.derived import model_key
+from trimsfs.models.derived_blobs import model_key
 from trimsfs.stores.digests import Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob

@@ -6,7 +6,7 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
-from trimsfs.models.derived import model_key
+from trimsfs.models.derived_blobs import model_key
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob

@@ -18,7 +18,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.models.derived import model_key
+from trimsfs.models.derived_blobs import model_key
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.stores.digests import Digest

@@ -18,15 +18,15 @@ from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.records import Records
-from trimsfs.gpu.surface import GpuSurface
+from trimsfs.gpu.copy_ledger import CopyLedger
+from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection import Terms
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import EarlyDigests
 from trimsfs.integrity.signature_policy import Admission, ReadManifest
-from trimsfs.models.derived import DerivedBlobs
+from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
 from trimsfs.namespace.tree import Namespace
@@ -62,7 +62,7 @@ class Parts:
     namespace: Namespace
     passthrough: Passthrough
     filesystem: Filesystem
-    lending: GpuSurface
+    lending: GpuInterface
     first: tuple[Starting, ...]
     later: tuple[Callable[[], Awaitable[None]], ...]
 
@@ -155,7 +155,7 @@ def assemble(
         disk,
         fetcher,
         tables,
-        Records(ledger, keeper),
+        CopyLedger(ledger, keeper),
         options,
         unavailable=no_gpu,
         in_memory=lies_on(disk.directory, "tmpfs"),
@@ -169,7 +169,7 @@ def assemble(
 
     integrity.mender.repaired = repaired
     integrity.doubts.told = passthrough.health_changed
-    lending = GpuSurface(gpu)
+    lending = GpuInterface(gpu)
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(
         disk, fetcher, passthrough, mode="wait" if compared else options.cold_open, compared=compared

@@ -26,7 +26,7 @@ from trimsfs.errors import (
     ConfigurationError,
     TrimsError,
 )
-from trimsfs.exits import exit_code
+from trimsfs.exit_codes import exit_code
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import max_requests
 from trimsfs.fetch.workers import Spawner
@@ -113,7 +113,7 @@ def _load_driver(options: MountOptions) -> str | None:
     if options.gpu == "off":
         return GPU_OFF
     try:
-        cuda.load()
+        cuda.load_driver()
     except CudaUnavailableError as error:
         return str(error)
     return None

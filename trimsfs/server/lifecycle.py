@@ -16,7 +16,7 @@ from trimsfs.errors import (
 from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
-from trimsfs.gpu.surface import GpuSurface
+from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger, RecordKind
@@ -111,14 +111,14 @@ async def _serve(
 
 
 async def _hand_out(
-    keeper: Keeper, lending: GpuSurface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    keeper: Keeper, lending: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Let clients of GPU copies connect, if that is possible; what tells them where begins after that."""
     listener = await keeper.listen()
     if listener is None:
         task_status.started()
     else:
-        await lending.handout.run(*listener, task_status=task_status)
+        await lending.descriptors.run(*listener, task_status=task_status)
 
 
 async def _begin(

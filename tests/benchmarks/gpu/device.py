@@ -118,7 +118,7 @@ def _copy(path: Path, *, read: bool) -> Act:
 
     def act() -> dict[str, Any]:
         begun = time.perf_counter()
-        target = cuda.SharedMemory.allocate(ordinal, size)
+        target = cuda.VmmMemory.allocate(ordinal, size)
         allocated = time.perf_counter()
         for turn, start in enumerate(range(0, size, half * BLOCK)):
             stream, ring = turns[turn % STREAMS]
@@ -141,7 +141,7 @@ def _copy(path: Path, *, read: bool) -> Act:
 
 
 def _check(
-    target: cuda.SharedMemory, descriptor: int, size: int, stream: cuda.Stream, ring: list[cuda.PinnedBuffer]
+    target: cuda.VmmMemory, descriptor: int, size: int, stream: cuda.Stream, ring: list[cuda.PinnedBuffer]
 ) -> None:
     """See that the last bytes of the file are on the device. Raises ValueError."""
     length = min(size, BLOCK)

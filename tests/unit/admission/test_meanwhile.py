@@ -14,7 +14,7 @@ from tests.support.stores import MemoryStore
 from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
-from trimsfs.gpu.names import Memory
+from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.stores.digests import compute
 from trimsfs.types import Generation
 
@@ -97,5 +97,5 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
 
         monkeypatch.setattr(copies, "lease", lease)
         with pytest.raises(TrimsError):
-            await server.filesystem.lend(handle, 1000, 1, "GPU-1", Memory.VMM)
+            await server.filesystem.lend(handle, 1000, 1, "GPU-1", MemoryKind.VMM)
         assert loaded in ([], [files["params"][:4]]), loaded

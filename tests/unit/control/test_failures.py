@@ -16,8 +16,8 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
 from trimsfs.fetch import copier as copiers
-from trimsfs.gpu.surface import GpuSurface
-from trimsfs.models.derived import DerivedBlobs
+from trimsfs.gpu.interface import GpuInterface
+from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.passthrough import Passthrough
@@ -52,7 +52,7 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         integrity = integrity_of(store, tier, fetcher)
         commands = Commands(namespace, tier, host, fetcher, passthrough, derived, gpu, integrity, None)
         control = Control(
-            tier, passthrough, tables, Sharing(tier), commands, GpuSurface(gpu), options, metrics=bytes, facts=dict
+            tier, passthrough, tables, Sharing(tier), commands, GpuInterface(gpu), options, metrics=bytes, facts=dict
         )
         await nursery.start(commands.run)
         yield control, store

@@ -4,11 +4,11 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from trimsfs.client.gpu.copies import obtain
-from trimsfs.client.gpu.devices import find
+from trimsfs.client.gpu.device_model import DeviceModel
+from trimsfs.client.gpu.device_tensor import DeviceTensor
 from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
-from trimsfs.client.gpu.model import DeviceModel
-from trimsfs.client.gpu.tensors import DeviceTensor
+from trimsfs.client.gpu.mapped_copy import map_copy
+from trimsfs.client.gpu.visible_devices import find
 
 __all__ = ["DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError", "load"]
 
@@ -24,7 +24,7 @@ def load(
     if not patterns:
         raise ValueError("no pattern of names of tensors")
     for _ in range(_TRIES):
-        copies = [obtain(path, file, found, pattern, memory) for pattern in patterns]
-        if len({copy.offer.generation for copy in copies}) == 1:
+        copies = [map_copy(path, file, found, pattern, memory) for pattern in patterns]
+        if len({copy.description.generation for copy in copies}) == 1:
             return DeviceModel(path, copies)
     raise GpuError(f"{path}: it changes again and again: its parts are not of one generation")

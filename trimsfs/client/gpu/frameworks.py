@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from trimsfs.client.dtypes import attribute, check_whole_bytes, numpy_dtype
-from trimsfs.client.gpu.tensors import DeviceTensor
+from trimsfs.client.gpu.device_tensor import DeviceTensor
 
 _MXNET = {"uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
 """What MXNet 1.9 takes by DLPack."""

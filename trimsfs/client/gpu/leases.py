@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs import cuda
-from trimsfs.client.gpu import forks
+from trimsfs.client.file_state import on_mount
+from trimsfs.client.gpu import fork_safety
 from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
-from trimsfs.client.places import on_mount
 from trimsfs.formats import DTYPE_BITS, Tensor
 
 _PIECE = 1 << 20
@@ -20,7 +20,7 @@ _LOST = "the mount does not keep it any more: open the model again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class CopyDescription:
     """Where a copy is: an allocation of ``size`` bytes, of which the first ``nbytes`` are used.
 
     ``format`` is None, and there are no tensors, for an image of a file of unknown format. Offsets of tensors are in
@@ -43,14 +43,14 @@ class Offer:
 class Lease:
     """The open control file of a copy."""
 
-    def __init__(self, path: Path, descriptor: forks.Descriptor) -> None:
+    def __init__(self, path: Path, descriptor: fork_safety.Descriptor) -> None:
         self._path = path
         self._descriptor = descriptor
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self._path}: another process takes a lease of its own: open the model there")
 
-    def offer(self) -> Offer:
+    def description(self) -> CopyDescription:
         """Where the copy is, now. Raises GpuError, GpuLostError."""
         data = bytearray()
         try:
@@ -59,7 +59,7 @@ class Lease:
         except OSError as error:
             raise self._lost(error) from None
         try:
-            return _offer(json.loads(data))
+            return _description(json.loads(data))
         except (ValueError, KeyError, TypeError) as error:
             raise GpuError(f"{self._path}: not understood: {error!r}: are client and server of one version?") from None
 
@@ -92,7 +92,7 @@ class Lease:
         return GpuError(f"{self._path}: {error.strerror}")
 
 
-def take(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, memory: str) -> Lease:
+def take(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str | None, memory: str) -> Lease:
     """Take a lease of the copy of a *model*, whose open *file* tells whether it is on a mount.
 
     Waits until the copy is there. Raises GpuError, GpuFullError.
@@ -100,7 +100,7 @@ def take(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, 
     there = Path(os.path.realpath(model))  # a link's neighbours are others
     path = there.parent / ".trims" / there.name / "gpu" / _name(device.uuid, pattern, memory)
     try:
-        return Lease(path, forks.opened(path))
+        return Lease(path, fork_safety.open_file(path))
     except OSError as error:
         raise _refused(error, model, file, path, pattern) from None
 
@@ -148,13 +148,13 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-def _offer(told: dict[str, Any]) -> Offer:
+def _description(told: dict[str, Any]) -> CopyDescription:
     """Raises ValueError, KeyError, TypeError."""
     tensors = tuple(
         Tensor(each["name"], each["dtype"], tuple(map(int, each["shape"])), int(each["offset"]), int(each["nbytes"]))
         for each in told["tensors"]
     )
-    offer = Offer(
+    description = CopyDescription(
         device=told["device"],
         generation=told["generation"],
         memory=told["memory"],
@@ -166,18 +166,18 @@ def _offer(told: dict[str, Any]) -> Offer:
         token=told.get("token", ""),
         handle=bytes.fromhex(told.get("ipc_handle", "")),
     )
-    if not 0 <= offer.nbytes <= offer.size:
+    if not 0 <= description.nbytes <= description.size:
         raise ValueError("more bytes than the allocation has")
     for each in tensors:
-        _check(each, offer)
-    if offer.memory == "ipc" and len(offer.handle) != cuda.IPC_HANDLE_SIZE:
-        raise ValueError(f"a handle of {len(offer.handle)} bytes")
-    return offer
+        _check(each, description)
+    if description.memory == "ipc" and len(description.handle) != cuda.IPC_HANDLE_SIZE:
+        raise ValueError(f"a handle of {len(description.handle)} bytes")
+    return description
 
 
-def _check(tensor: Tensor, offer: Offer) -> None:
+def _check(tensor: Tensor, description: CopyDescription) -> None:
     """Raises ValueError: frameworks would go by a shape into memory that is another's."""
-    end = offer.nbytes if tensor.nbytes else offer.size  # what is empty may be said to be behind the last
+    end = description.nbytes if tensor.nbytes else description.size  # what is empty may be said to be behind the last
     if not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= end:
         raise ValueError(f"tensor {tensor.name!r} outside of the allocation")
     bits = DTYPE_BITS.get(tensor.dtype)  # None for blocks of quantised weights

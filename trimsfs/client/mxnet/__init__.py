@@ -1,11 +1,13 @@
-"""The MXNet adapter: MXNet's own loaders map models from a mount and copy nothing."""
-
-import importlib
+"""The MXNet adapter: MXNet's own loaders and executors map models from a mount and copy nothing."""
 
 
 def install() -> None:
-    """Have MXNet load without a copy from now on, in this process. A second call does nothing.
+    """Have MXNet map what it loads from mounts from now on, in this process. A second call does nothing.
 
-    Raises ImportError without MXNet, and OSError without the library of what is in C.
+    Raises ImportError without MXNet, and OSError without the native library.
     """
-    importlib.import_module("trimsfs.client.mxnet.load").install()
+    from trimsfs.client.mxnet import executors, load  # noqa: PLC0415 - both import MXNet
+
+    if not load.installed():
+        load.install()
+        executors.install()

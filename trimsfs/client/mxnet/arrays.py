@@ -18,6 +18,8 @@ from trimsfs.client.pages import address_of
 from trimsfs.formats import DTYPE_BITS, BufferSource, Tensor, parse
 from trimsfs.formats import mxnet as params
 
+WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
+"""The types that have gradients: their names by NumPy's class."""
 RECORD = np.dtype(
     [
         *((name, np.uint64) for name in ("data", "nbytes", "shape", "name", "name_length")),

@@ -24,9 +24,10 @@ from mxnet.ndarray import NDArray
 from mxnet.util import is_np_array, is_np_shape
 
 from trimsfs.client import pages
-from trimsfs.client.mxnet import load as adapter
-from trimsfs.client.mxnet.arrays import Records, over, zeros
-from trimsfs.client.mxnet.sources import Source
+from trimsfs.client.mxnet import mapped_files
+from trimsfs.client.mxnet.arrays import WITH_GRADIENT, Records, over, zeros
+from trimsfs.client.mxnet.folding import folder
+from trimsfs.client.mxnet.mapped_files import MappedFile
 from trimsfs.client.pages import PAGE
 from trimsfs.formats import Tensor
 
@@ -97,7 +98,7 @@ def _bound(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
 def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
     """Parameters as they lie in that file which has most of them, and its size."""
     names = symbol.list_arguments()
-    if not adapter.sources or len(set(names)) < len(names):
+    if not mapped_files.files or len(set(names)) < len(names):
         return {}, 0
     known = {name: shape for name, shape in shapes.items() if name in names and isinstance(shape, tuple)}
     all_shapes, _, _ = symbol.infer_shape_partial(**known)
@@ -106,7 +107,7 @@ def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) ->
     wanted = dict(zip(names, kinds, strict=True))
     best: dict[str, Tensor] = {}
     size = most = 0
-    for source in list(adapter.sources):
+    for source in list(mapped_files.files):
         by_name = {tensor.name.removeprefix("arg:"): tensor for tensor in source.tensors if tensor.nbytes >= LEAST}
         fitting = {name: of for name, of in by_name.items() if wanted.get(name) == (of.dtype, of.shape)}
         nbytes = sum(tensor.nbytes for tensor in fitting.values())
@@ -118,21 +119,21 @@ def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) ->
 class _Lying(NamedTuple):
     """A file, opened, and the places in it of arrays that are what it has there, by their names."""
 
-    source: Source
+    source: MappedFile
     file: io.FileIO
     tensors: dict[str, Tensor]
 
 
 def _lying(arrays: Mapping[str, Any]) -> _Lying | None:
     """Those of the arrays that are of one file, which has most of them, and are what it has."""
-    found: dict[Source, dict[str, Tensor]] = {}
+    found: dict[MappedFile, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         if type(array) is not NDArray or array.context != mxnet.cpu():
             continue
         dtype = np.dtype(array.dtype)
         nbytes = array.size * dtype.itemsize
         address = _address(array) if nbytes >= LEAST else 0
-        for source in list(adapter.sources):
+        for source in list(mapped_files.files):
             here = source.start <= address < source.start + source.status.st_size
             if here and source.mapping() is not None:  # else another is mapped there by now
                 tensor = Tensor(name, dtype.name, array.shape, address - source.start, nbytes)
@@ -175,7 +176,7 @@ def _copying(original: Callable[..., Any]) -> Callable[..., Any]:
                 return original(self, copied, *others, **named)
         finally:
             if copied.mapped:  # from now on it may be folded, and so is not for us to map
-                adapter.watch(lying.source, *room)
+                folder.watch(lying.source, *room)
             else:
                 _rooms[self] = room
 
@@ -235,7 +236,7 @@ def _again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, An
         return {}
     with lying.file as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    adapter.remember(lying.source.path, lying.source.status, mapping)
+    mapped_files.register(lying.source.path, lying.source.status, mapping)
     made, _ = over(mapping, list(lying.tensors.values()))
     return dict(zip(lying.tensors, made, strict=True))
 
@@ -246,8 +247,8 @@ def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def postponed(shape: Any, ctx: Any = None, dtype: Any = None, stype: Any = None, **named: Any) -> Any:
         plain = ctx is None and stype in {None, "default"} and mxnet.current_context() == mxnet.cpu() and not named
-        if plain and adapter.sources and dtype in adapter.WITH_GRADIENT and np.prod(shape) >= LEAST:
-            return zeros(adapter.WITH_GRADIENT[dtype], shape)
+        if plain and mapped_files.files and dtype in WITH_GRADIENT and np.prod(shape) >= LEAST:
+            return zeros(WITH_GRADIENT[dtype], shape)
         return original(shape, ctx, dtype, stype, **named)
 
     return postponed

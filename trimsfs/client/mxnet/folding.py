@@ -27,7 +27,7 @@ from mxnet.base import _LIB, check_call
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
 from trimsfs.client.mxnet.arrays import Records, give_back
-from trimsfs.client.mxnet.sources import Source
+from trimsfs.client.mxnet.mapped_files import MappedFile
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
 
@@ -67,7 +67,7 @@ class _Watched:
     are left out next.
     """
 
-    source: Source
+    source: MappedFile
     mapping: "weakref.ref[mmap.mmap]"
     records: Records
     arrays: list[Any]
@@ -128,7 +128,7 @@ class Folder:
             for name in LENDING:
                 setattr(_LIB, name, self._lending(getattr(_LIB, name)))
 
-    def watch(self, source: Source, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
+    def watch(self, source: MappedFile, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
         """Fold a mapping of a file once the process has rewritten it; the arrays are those of the records."""
         if self._folding:
             self._drop()
@@ -251,3 +251,7 @@ class Folder:
         deadline = time.monotonic() + PATIENCE_S
         while step.shared is None and time.monotonic() < deadline and self._folding:
             time.sleep(0.001)
+
+
+folder = Folder()
+"""This process's."""

@@ -5,36 +5,31 @@ contexts that this cannot serve, MXNet's own code runs. Written for MXNet 1.9, w
 """
 
 import functools
-import importlib
 import logging
 import mmap
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mxnet
-import numpy as np
 from mxnet import autograd
 from mxnet.base import MXNetError
 from mxnet.gluon.block import Block
 from mxnet.gluon.parameter import Parameter, ParameterDict
 from mxnet.util import is_np_array, is_np_shape
 
-from trimsfs.client.model import Model, mapped
-from trimsfs.client.mxnet.arrays import fits, over, read, zeros
-from trimsfs.client.mxnet.folding import Folder
-from trimsfs.client.mxnet.sources import Source
+from trimsfs.client.file_state import ensure_local
+from trimsfs.client.mapping import mapped
+from trimsfs.client.mxnet.arrays import WITH_GRADIENT, fits, over, read, zeros
+from trimsfs.client.mxnet.folding import folder
+from trimsfs.client.mxnet.mapped_files import register
 from trimsfs.client.native import library
-from trimsfs.client.places import bring
-from trimsfs.formats import FormatError
+from trimsfs.formats import FormatError, TensorTable
 
 log = logging.getLogger(__name__)
-
-WITH_GRADIENT: dict[type, str] = {np.float16: "float16", np.float32: "float32", np.float64: "float64"}
 
 
 class _Lent(threading.local):
@@ -46,27 +41,15 @@ class _Lent(threading.local):
 
 
 _lent = _Lent()
-_folder = Folder()
-watch = _folder.watch
-sources: list[Source] = []
-"""What arrays have been made of, as far as it is mapped."""
 
 
-def remember(path: Path, status: os.stat_result, mapping: mmap.mmap) -> Source:
-    """A file of a mount is mapped from now on."""
-    source = Source(path, status, mapping)
-    sources.append(source)
-    weakref.finalize(mapping, sources.remove, source).atexit = False
-    return source
+def installed() -> bool:
+    """Whether this process's MXNet has been wrapped already."""
+    return getattr(mxnet.nd.load, "__trimsfs__", False)
 
 
 def install() -> None:
-    """Have MXNet load without a copy from now on, in this process. A second call does nothing.
-
-    Raises OSError without the library of what is in C.
-    """
-    if getattr(mxnet.nd.load, "__trimsfs__", False):
-        return
+    """Wrap what loads parameters. Raises OSError without the library of what is in C."""
     library()
     load = _loading(mxnet.ndarray.utils.load)
     mxnet.ndarray.load = mxnet.ndarray.utils.load = load
@@ -74,8 +57,7 @@ def install() -> None:
     ParameterDict.load = _lending(ParameterDict.load)
     Parameter._init_impl = _taking(Parameter._init_impl)
     Parameter._init_grad = _postponing(Parameter._init_grad)
-    _folder.install()
-    importlib.import_module("trimsfs.client.mxnet.executors").install()  # which imports this module
+    folder.install()
 
 
 def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -95,7 +77,7 @@ def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
     """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
     try:
         with open(fname, "rb", buffering=0) as file:
-            common = bring(file)
+            common = ensure_local(file)
             if common is None:
                 log.debug("%s: left to MXNet: it is on no mount", fname)
                 return None
@@ -110,21 +92,21 @@ def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
         return None
     made, names, records = found
     log.debug("%s: %d arrays are mapped", fname, len(made))
-    watch(remember(path, status, mapping), mapping, records, made)
+    folder.watch(register(path, status, mapping), mapping, records, made)
     if _lent.arrays is not None:
         _lent.arrays |= {id(array): array for array in made}
     return made if names is None else dict(zip(names, made, strict=True))
 
 
-def arrays(model: Model) -> dict[str, Any]:
-    """All tensors of a model as arrays by name. Raises TypeError for what MXNet has no array of."""
-    tensors, mapping = model.table.tensors, model.mapping
+def arrays(table: TensorTable, mapping: mmap.mmap | bytes) -> dict[str, Any]:
+    """All tensors of a mapped file as arrays by name. Raises TypeError for a tensor that MXNet has no array for."""
+    tensors = table.tensors
     for tensor in tensors:
         if not fits(tensor):
             kind = f"tensor {tensor.name!r} of {tensor.dtype} and shape {tensor.shape} at {tensor.offset}"
-            raise TypeError(f"{model.path}: {kind}: MXNet has no such array; use raw()")
+            raise TypeError(f"{kind}: MXNet has no such array; use raw()")
     made, _ = ([], None) if isinstance(mapping, bytes) else over(mapping, tensors)
-    _folder.start()
+    folder.start()
     return dict(zip((tensor.name for tensor in tensors), made, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Run by every Python that `trimsfs run` starts, before its program: see ``trimsfs.client.hook``.
+"""Run by every Python that `trimsfs run` starts, before its program: see ``trimsfs.client.import_hook``.
 
 The interpreter may be any, with libraries of its own: only ``trimsfs`` itself is made importable.
 """
@@ -25,9 +25,9 @@ def _start() -> None:
         print("trimsfs: not used: its client needs Python 3.11", file=sys.stderr)
         return
     sys.meta_path.append(_Trimsfs)
-    import trimsfs.client.hook  # noqa: PLC0415
+    import trimsfs.client.import_hook  # noqa: PLC0415
 
-    trimsfs.client.hook.install()
+    trimsfs.client.import_hook.install()
 
 
 def _pass_on() -> None:

@@ -13,11 +13,12 @@ import trio
 from trimsfs.cuda import (
     Context,
     CudaError,
-    Found,
-    LegacyMemory,
+    DeviceInfo,
+    DeviceMemory,
+    IpcMemory,
     PinnedBuffer,
-    SharedMemory,
     Stream,
+    VmmMemory,
     clear,
     free_and_total,
 )
@@ -29,9 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-DeviceMemory = SharedMemory | LegacyMemory
-
-SLOTS = 8
+STAGING_BUFFERS = 8
 """Copies under way at once. Each takes a chunk of pinned memory, from its first use until the server ends."""
 _FATAL = frozenset(
     f"CUDA_ERROR_{name}"
@@ -45,7 +44,7 @@ _FATAL = frozenset(
 """Errors after which the driver does nothing more for this process. Others are about one call."""
 
 
-class Slot:
+class StagingBuffer:
     """A buffer of pinned memory, and the stream of the copies from and to it."""
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class Slot:
 
     @property
     def view(self) -> memoryview:
-        """CHUNK_SIZE bytes, for whoever has prepared the slot."""
+        """CHUNK_SIZE bytes, for whoever has prepared the buffer."""
         assert self._buffer is not None
         return self._buffer.view
 
@@ -88,23 +87,23 @@ class Slot:
 class Device:
     """A device of this host. Nothing is done with it, and no memory of it taken, before it is first used.
 
-    Once it has failed, so does everything that is asked of it, and ``failure`` tells why; ``on_failure`` hears of it.
+    Once it has failed, every later call fails, and ``failure`` says why; *on_failure* is called once, then.
     """
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
-        self.uuid = found.uuid
+    def __init__(self, info: DeviceInfo, on_failure: Callable[[], None]) -> None:
+        self.info = info
+        self.uuid = info.uuid
         self.failure: str | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self._on_failure = on_failure
         self._limiter = trio.CapacityLimiter(1)
         self._calls: set[trio.CancelScope] = set()
         self._context: Context | None = None
-        self._all_slots: list[Slot] = []
-        self._slots, self._free_slots = trio.open_memory_channel[Slot](SLOTS)
-        for _ in range(SLOTS):
-            slot = Slot()
-            self._all_slots.append(slot)
-            self._slots.send_nowait(slot)
+        self._all_buffers: list[StagingBuffer] = []
+        self._returned, self._free_buffers = trio.open_memory_channel[StagingBuffer](STAGING_BUFFERS)
+        for _ in range(STAGING_BUFFERS):
+            staged = StagingBuffer()
+            self._all_buffers.append(staged)
+            self._returned.send_nowait(staged)
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """What a function gives, called in the device's thread and context.
@@ -141,11 +140,11 @@ class Device:
         if self.failure is None:
             self.failure = f"{reason}: see `nvidia-smi`, then `mountctl restart`"
             log.error("device %s has failed: %s", self.uuid, self.failure)
-            self.on_failure()
+            self._on_failure()
 
     def _in_context(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         if self._context is None:
-            self._context = Context(self.found.ordinal)
+            self._context = Context(self.info.ordinal)
         with self._context:
             return function(*arguments)
 
@@ -157,12 +156,12 @@ class Device:
     async def allocate(self, size: int, *, shared: bool) -> DeviceMemory:
         """Memory to be lent by descriptor when it is *shared*, else by handle. Raises as `run`."""
         if shared:
-            return await self.run(SharedMemory.allocate, self.found.ordinal, size)
-        return await self.run(LegacyMemory.allocate, size)
+            return await self.run(VmmMemory.allocate, self.info.ordinal, size)
+        return await self.run(IpcMemory.allocate, size)
 
-    async def adopt(self, size: int, descriptor: int) -> SharedMemory:
+    async def adopt(self, size: int, descriptor: int) -> VmmMemory:
         """Memory that an earlier server has allocated. Raises as `run`."""
-        return await self.run(SharedMemory.adopt, self.found.ordinal, size, descriptor)
+        return await self.run(VmmMemory.adopt, self.info.ordinal, size, descriptor)
 
     async def clear(self, memory: DeviceMemory) -> None:
         """Have zeros in all of some memory, which may hold what was there before. Raises DeviceError."""
@@ -180,20 +179,22 @@ class Device:
         memory.close()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Slot]:
-        """A slot for the length of the block, free of earlier copies; those begun in it may go on behind. Raises as
-        `run`."""
-        slot = await self._free_slots.receive()
+    async def staging_buffer(self) -> AsyncIterator[StagingBuffer]:
+        """A staging buffer for the length of the block; no earlier copy uses it, and copies begun in it may outlive it.
+
+        Raises as `run`.
+        """
+        staged = await self._free_buffers.receive()
         try:
-            await self.run(slot.prepare)
-            yield slot
+            await self.run(staged.prepare)
+            yield staged
         finally:
-            self._slots.send_nowait(slot)
+            self._returned.send_nowait(staged)
 
     async def finish(self) -> None:
         """Wait until all copies are done. Raises DeviceError."""
         await self.run(self._finish)
 
     def _finish(self) -> None:
-        for slot in self._all_slots:
-            slot.finish()
+        for staged in self._all_buffers:
+            staged.finish()

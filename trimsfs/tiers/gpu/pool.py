@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from trimsfs.cuda import CudaError
+from trimsfs.cuda import CudaError, DeviceInfo, DeviceMemory
 from trimsfs.errors import DeviceFullError, TrimsError
-from trimsfs.tiers.gpu.device import Device, DeviceMemory
+from trimsfs.tiers.gpu.device import Device
 from trimsfs.tiers.gpu.layout import Layout
 from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.types import Generation
@@ -123,7 +123,7 @@ class Pool:
 
     def __init__(
         self,
-        device: Device,
+        info: DeviceInfo,
         *,
         budget: int,
         headroom: int,
@@ -131,7 +131,7 @@ class Pool:
         is_pinned: Callable[[Generation], Awaitable[bool]],
         let_go: Callable[[Copy], None],
     ) -> None:
-        self.device = device
+        self.device = Device(info, on_failure=self.lose)
         self.budget = budget
         self.counts = Counts()
         self._headroom = headroom

@@ -1,4 +1,4 @@
-"""``trimsfs ls`` and ``trimsfs status``."""
+"""``trimsfs ls``: the models of mounts, with their sizes, what of them is in which tier, and who uses them."""
 
 import json
 import os
@@ -14,17 +14,13 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from trimsfs.cli.control import (
-    check_answers,
+from trimsfs.cli.control_files import (
     control_directory,
-    mount_of_path,
     read_json,
-    read_text,
     translated,
 )
-from trimsfs.cli.devices import add_details, devices, lines
-from trimsfs.cli.exits import reported, say
-from trimsfs.control.metrics import parse
+from trimsfs.cli.gpu import devices
+from trimsfs.cli.output import reported, say
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
@@ -154,63 +150,3 @@ def _share(part: int, whole: int) -> str:
 def _bytes(number: int) -> str:
     # A share would be no measure: several devices and users can each have a copy, also of some tensors only.
     return decimal(number) if number else "-"
-
-
-@click.command()
-@click.argument("mountpoint", type=Path, required=False)
-@click.option("--gpu", "with_copies", is_flag=True, help="Also the copies on GPUs, and who uses them.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@reported
-def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
-    """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
-    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
-    found: list[dict[str, Any]] = []
-    for mount in chosen:
-        try:
-            check_answers(mount.mountpoint)
-            facts = read_json(mount.mountpoint / ".trims/control")
-            metrics = read_text(mount.mountpoint / ".trims/metrics")
-            facts["metrics"] = parse(metrics)
-            if "gpu" in facts:  # a server of an earlier version knows of none
-                add_details(facts["gpu"], metrics, mount.mountpoint, copies=with_copies or as_json)
-        except TrimsError as error:
-            facts = {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(error)}
-        found.append(facts)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    if not found:
-        click.echo("no trimsfs mounts")
-    for facts in found:
-        _show(facts)
-
-
-def _show(facts: dict[str, Any]) -> None:
-    say(f"{facts['mountpoint']}: {facts['store']}")
-    if "error" in facts:
-        say(f"  not answering: {facts['error']}")
-        return
-    metrics = facts["metrics"]
-
-    def number(name: str) -> int:
-        return int(metrics.get(f"trimsfs_{name}", 0))
-
-    budget = number("disk_budget_bytes")
-    limit = f" of {decimal(budget)}" if budget else ""
-    say(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
-    if facts.get("cache_problem"):
-        say(f"  cache       is done without: {facts['cache_problem']}")
-    else:
-        say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
-    say(
-        f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
-        f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"
-    )
-    say(
-        f"  store       {number('store_requests_total')} requests, "
-        f"{number('store_failed_attempts_total')} attempts failed"
-    )
-    say(f"  open        {number('files_open_handles')} files")
-    for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
-        say(f"  {'' if index else 'gpu':<11} {line}")
-    say(f"  log         {facts['log_file']}")

@@ -28,7 +28,7 @@ PATIENCE_S = 10.0
 Lend = Callable[[Lease, Holder], Lease]
 
 
-class Handout:
+class DescriptorServer:
     """Tokens of leases, and the socket where they are worth a descriptor.
 
     *lend* makes another lease of the same copy, *release* ends it. ``path`` is None where clients cannot connect.

@@ -8,7 +8,7 @@ from trimsfs.client.gpu.errors import GpuError
 _DEVICE = re.compile(r"(?:cuda:)?(?P<ordinal>\d+)|(?P<first>cuda)|(?P<uuid>GPU-[0-9a-f-]{36})")
 
 
-def find(device: str | int) -> cuda.Found:
+def find(device: str | int) -> cuda.DeviceInfo:
     """The device that is meant by ``"cuda"``, ``"cuda:N"``, ``N`` or ``"GPU-…"``. Raises GpuError."""
     meant = _DEVICE.fullmatch(str(device))
     if meant is None:

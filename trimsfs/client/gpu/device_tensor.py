@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Self
 from trimsfs import cuda
 from trimsfs.client.dtypes import NUMPY, check_whole_bytes, numpy_dtype
 from trimsfs.client.gpu import dlpack
-from trimsfs.client.gpu.copies import Copy
 from trimsfs.client.gpu.errors import GpuError
+from trimsfs.client.gpu.mapped_copy import MappedCopy
 from trimsfs.formats import DTYPE_BITS, Tensor
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class DeviceTensor:
 
     __slots__ = ("_copy", "address", "device_ordinal", "dtype", "name", "nbytes", "shape")
 
-    def __init__(self, tensor: Tensor, copy: Copy) -> None:
+    def __init__(self, tensor: Tensor, copy: MappedCopy) -> None:
         """A *tensor* of a copy, whose offset is that in the copy's allocation."""
         self._copy = copy
         self.name = tensor.name

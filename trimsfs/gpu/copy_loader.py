@@ -4,15 +4,15 @@ import logging
 
 import trio
 
-from trimsfs.cuda import CudaError, LegacyMemory, SharedMemory
+from trimsfs.cuda import CudaError, IpcMemory, VmmMemory
 from trimsfs.errors import CacheUnusableError, DeviceError, DeviceFullError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.gpu.records import Records
-from trimsfs.gpu.source import BlobSource
+from trimsfs.gpu.blob_source import BlobSource
+from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.pool import Copy, Pool
-from trimsfs.tiers.gpu.transfer import fill
+from trimsfs.tiers.gpu.staging import fill
 
 log = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 class CopyLoader:
     """Fills copies from blobs, whose files are *in_memory* or not."""
 
-    def __init__(self, disk: DiskTier, fetcher: Fetcher, records: Records, *, in_memory: bool) -> None:
+    def __init__(self, disk: DiskTier, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
         self._disk = disk
         self._fetcher = fetcher
-        self._records = records
+        self._ledger = ledger
         self._in_memory = in_memory
 
     async def load(self, pool: Pool, copy: Copy) -> None:
@@ -33,7 +33,7 @@ class CopyLoader:
         try:
             with copy.scope:
                 await self._fill(pool, copy)
-                await self._records.made(copy)
+                await self._ledger.made(copy)
                 copy.error = None
         except TrimsError as error:
             copy.error = error
@@ -81,8 +81,8 @@ class CopyLoader:
 def _lendable(copy: Copy) -> None:
     """Have this process write to a loaded copy no more, and make what it is lent by. For the device's thread."""
     match copy.memory:
-        case SharedMemory():
+        case VmmMemory():
             copy.memory.protect(writable=False)
             copy.descriptor = copy.memory.export()
-        case LegacyMemory():
+        case IpcMemory():
             copy.handle = copy.memory.handle()

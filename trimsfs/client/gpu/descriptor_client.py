@@ -7,7 +7,7 @@ import socket
 import struct
 from contextlib import suppress
 
-from trimsfs.client.gpu import forks
+from trimsfs.client.gpu import fork_safety
 from trimsfs.client.gpu.errors import GpuError
 
 TIMEOUT_S = 30.0
@@ -23,16 +23,16 @@ class NotYetError(GpuError):
     """What a server refuses that may only have begun: the lease tells another token, or a socket, in a moment."""
 
 
-def receive(path: str, token: str) -> tuple[forks.Descriptor, int]:
+def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
     """A descriptor of the memory, to be closed by the caller, and the memory's size in bytes.
 
     Raises GpuError, NotYetError.
     """
     if not path:
         raise NotYetError("the mount has no socket for clients of GPU memory: its log tells why")
-    with forks.guard:
+    with fork_safety.guard:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = forks.Descriptor(connection.fileno())  # a child would hold on the lease that a connection is
+        kept = fork_safety.Descriptor(connection.fileno())  # a child would hold on the lease that a connection is
     try:
         message, descriptors = _answer(connection, path, token)
     except (ConnectionResetError, BrokenPipeError) as error:
@@ -53,7 +53,7 @@ def receive(path: str, token: str) -> tuple[forks.Descriptor, int]:
             descriptor.close()
 
 
-def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, list[forks.Descriptor]]:
+def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, list[fork_safety.Descriptor]]:
     """Raises OSError."""
     # Not settimeout(), with which a server that many connect to at once is an error and not waited for.
     limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
@@ -64,11 +64,11 @@ def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, li
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
     waiting.poll(TIMEOUT_S * 1000)
-    with forks.guard:
+    with fork_safety.guard:
         return _received(connection)
 
 
-def _received(connection: socket.socket) -> tuple[bytes, list[forks.Descriptor]]:
+def _received(connection: socket.socket) -> tuple[bytes, list[fork_safety.Descriptor]]:
     """What is there. ``socket.recv_fds`` ignores flags, and a program started meanwhile would have the descriptors."""
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _DESCRIPTOR)
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
@@ -77,10 +77,10 @@ def _received(connection: socket.socket) -> tuple[bytes, list[forks.Descriptor]]
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) // _DESCRIPTOR * _DESCRIPTOR])
-    return message, list(map(forks.Descriptor, descriptors))
+    return message, list(map(fork_safety.Descriptor, descriptors))
 
 
-def _taken(path: str, message: bytes, descriptors: list[forks.Descriptor]) -> tuple[forks.Descriptor, int]:
+def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor]) -> tuple[fork_safety.Descriptor, int]:
     """Raises GpuError, NotYetError."""
     if not message:
         raise NotYetError(f"{path}: the server has closed the connection")

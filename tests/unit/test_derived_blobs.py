@@ -10,8 +10,8 @@ from tests.support.served import OWNER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError, InUseError, InvalidRequestError, NoSuchEntryError, ObjectChangedError
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.models import derived
-from trimsfs.models.derived import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
+from trimsfs.models import derived_blobs
+from trimsfs.models.derived_blobs import MOST_NUMBERS, PATIENCE_S, SLACK, Piece
 
 MODEL = "models/net/params"
 UID = OWNER.uid
@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 200
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derived, "LEAST", 1)
+    monkeypatch.setattr(derived_blobs, "LEAST", 1)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_what_makes_no_sense_is_refused(server: Server, piece: Piece) -> N
 async def test_a_program_that_stands_still_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
     await server.filesystem.derive(slow, pieces()[0])
-    monkeypatch.setattr(derived, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(derived_blobs, "PATIENCE_S", -1.0)
     await pass_on(server)
     with pytest.raises(InvalidRequestError):
         await server.filesystem.derive(slow, pieces()[1])
@@ -226,14 +226,14 @@ async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Serve
 async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
     await server.filesystem.derive(slow, pieces()[0])
-    monkeypatch.setattr(derived, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
+    monkeypatch.setattr(derived_blobs, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
     await server.filesystem.derive(slow, pieces()[1])
     await pass_on(server)
     assert await server.content(named()) == CONTENT
 
 
 async def test_small_models_have_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derived, "LEAST", 1 << 20)
+    monkeypatch.setattr(derived_blobs, "LEAST", 1 << 20)
     with pytest.raises(InvalidRequestError):
         await pass_on(server)
 

@@ -37,7 +37,7 @@ class Descriptor:
                 os.close(number)
 
 
-def opened(path: Path) -> Descriptor:
+def open_file(path: Path) -> Descriptor:
     """Open a file for reading, which may take long. Raises OSError."""
     name = str(path)
     with guard:

@@ -12,6 +12,17 @@ from typing import Any, NamedTuple
 from trimsfs.client import pages
 from trimsfs.formats import BufferSource, Tensor, parse
 
+files: "list[MappedFile]" = []
+"""The files that arrays have been made of, as far as they are mapped."""
+
+
+def register(path: Path, status: os.stat_result, mapping: mmap.mmap) -> "MappedFile":
+    """Add a file of a mount to `files`, for as long as its mapping lives."""
+    file = MappedFile(path, status, mapping)
+    files.append(file)
+    weakref.finalize(mapping, files.remove, file).atexit = False
+    return file
+
 
 class _Part(NamedTuple):
     """A part of memory, and the part of a file that is mapped there."""
@@ -22,7 +33,7 @@ class _Part(NamedTuple):
     """Its device, its inode, and how far before that the file would begin."""
 
 
-class Source:
+class MappedFile:
     """A file of a mount, which never changes, and where it is mapped."""
 
     def __init__(self, path: Path, status: os.stat_result, mapping: mmap.mmap) -> None:

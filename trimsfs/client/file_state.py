@@ -11,7 +11,7 @@ _VERIFIED, _COMMON = 1, 8
 _PIECE = 8 << 20
 
 
-def bring(file: io.FileIO) -> bool | None:
+def ensure_local(file: io.FileIO) -> bool | None:
     """Return when all of an open file is on this host: whether the mount tells what it has in common with others, and
     None of a file that is on no mount.
 

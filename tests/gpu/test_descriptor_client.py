@@ -13,11 +13,11 @@ import pytest
 import trio
 
 from tests.gpu.mount import TIMEOUT_S, error_of
-from trimsfs.client.gpu import GpuError, copies, sockets
-from trimsfs.client.gpu.leases import Lease, Offer
+from trimsfs.client.gpu import GpuError, descriptor_client, mapped_copy
+from trimsfs.client.gpu.leases import CopyDescription, Lease
 from trimsfs.concurrency.channel import Channel, pair
 
-OFFER: dict[str, Any] = {
+DESCRIPTION: dict[str, Any] = {
     "device": "GPU-0",
     "generation": "1",
     "memory": "vmm",
@@ -66,7 +66,7 @@ def open_files() -> int:
 def test_a_descriptor_is_received_and_no_other_kept(tmp_path: Path) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 4096}', 2) as server:
-        descriptor, size = sockets.receive(str(server.path), "00ff")
+        descriptor, size = descriptor_client.receive(str(server.path), "00ff")
     assert (size, os.get_inheritable(descriptor.number), server.asked) == (4096, False, [b'{"token": "00ff"}'])
     descriptor.close()
     assert open_files() == before
@@ -85,7 +85,7 @@ def test_a_descriptor_is_received_and_no_other_kept(tmp_path: Path) -> None:
 def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descriptors: int, message: str) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", answer, descriptors) as server:
-        assert message in error_of(lambda: sockets.receive(str(server.path), "00"))
+        assert message in error_of(lambda: descriptor_client.receive(str(server.path), "00"))
     assert open_files() == before
 
 
@@ -98,8 +98,10 @@ def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descripto
 )
 def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes, message: str) -> None:
     with Answering(tmp_path / "socket", answer) as server:
-        assert message in error_of(lambda: sockets.receive(str(server.path), "00"), sockets.NotYetError)
-    assert "has no socket" in error_of(lambda: sockets.receive("", "00"), sockets.NotYetError)
+        assert message in error_of(
+            lambda: descriptor_client.receive(str(server.path), "00"), descriptor_client.NotYetError
+        )
+    assert "has no socket" in error_of(lambda: descriptor_client.receive("", "00"), descriptor_client.NotYetError)
 
 
 @pytest.mark.parametrize("said", [[], [b'{"token": "00"}'], [b"1" * 100, b"2", b"3" * 60_000]])
@@ -124,8 +126,8 @@ def test_one_that_is_refused_hears_why_whatever_it_has_said(said: list[bytes]) -
 def test_memory_of_another_size_than_was_told_is_not_mapped(tmp_path: Path) -> None:
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 8192}', 1) as server:
-        told = Offer(**OFFER, socket=str(server.path))
-        assert "8192 bytes, and not 4096" in error_of(lambda: copies._mapped(told, 0))
+        told = CopyDescription(**DESCRIPTION, socket=str(server.path))
+        assert "8192 bytes, and not 4096" in error_of(lambda: mapped_copy._mapped(told, 0))
     assert open_files() == before
 
 
@@ -136,44 +138,44 @@ class Beginning:
         self.asked = 0
         self._after = after
 
-    def offer(self) -> Offer:
+    def description(self) -> CopyDescription:
         self.asked += 1
-        return Offer(**OFFER, socket="/there" if self.asked > self._after else "")
+        return CopyDescription(**DESCRIPTION, socket="/there" if self.asked > self._after else "")
 
 
 def test_a_server_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def received(path: str, token: str) -> Any:
         if not path:
-            raise sockets.NotYetError("no socket")
+            raise descriptor_client.NotYetError("no socket")
         raise GpuError(f"{path} with {token}")
 
-    monkeypatch.setattr(sockets, "receive", received)
+    monkeypatch.setattr(descriptor_client, "receive", received)
     lease = Beginning(5)
-    assert error_of(lambda: copies._mapped_soon(cast("Lease", lease), 0)) == "/there with 00"
+    assert error_of(lambda: mapped_copy._mapped_soon(cast("Lease", lease), 0)) == "/there with 00"
     assert lease.asked == 6
-    monkeypatch.setattr(copies, "PATIENCE_S", 0.1)
-    assert error_of(lambda: copies._mapped_soon(cast("Lease", Beginning(1000)), 0)) == "no socket"
+    monkeypatch.setattr(mapped_copy, "PATIENCE_S", 0.1)
+    assert error_of(lambda: mapped_copy._mapped_soon(cast("Lease", Beginning(1000)), 0)) == "no socket"
 
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     assert "No such file or directory: give a container the socket" in error_of(
-        lambda: sockets.receive(str(path), "00")
+        lambda: descriptor_client.receive(str(path), "00")
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(path))
-    assert "Connection refused" in error_of(lambda: sockets.receive(str(path), "00"))
+    assert "Connection refused" in error_of(lambda: descriptor_client.receive(str(path), "00"))
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(descriptor_client, "TIMEOUT_S", 0.1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "socket"))
         listener.listen(0)
         for _ in range(3):  # the kernel takes some connections by itself
-            assert "no answer within" in error_of(lambda: sockets.receive(str(tmp_path / "socket"), "00"))
+            assert "no answer within" in error_of(lambda: descriptor_client.receive(str(tmp_path / "socket"), "00"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -181,14 +183,14 @@ def test_a_user_who_may_not_ask(tmp_path: Path) -> None:
     code = f"""
 import os, socket, sys
 from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.client.gpu import GpuError, sockets
+from trimsfs.client.gpu import GpuError, descriptor_client
 listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 listener.bind({str(tmp_path / "socket")!r})
 listener.listen()
 os.chmod({str(tmp_path / "socket")!r}, 0o600)
 os.setuid(54321)
 try:
-    sockets.receive({str(tmp_path / "socket")!r}, "00")
+    descriptor_client.receive({str(tmp_path / "socket")!r}, "00")
 except GpuError as error:
     print(error)
 """

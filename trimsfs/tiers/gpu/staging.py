@@ -12,7 +12,7 @@ import trio
 from trimsfs import cuda
 from trimsfs.cuda import CudaError, Stream
 from trimsfs.errors import DeviceError
-from trimsfs.tiers.gpu.device import SLOTS, Device
+from trimsfs.tiers.gpu.device import STAGING_BUFFERS, Device
 from trimsfs.tiers.gpu.layout import Batch, Layout, Part, Run
 from trimsfs.types import CHUNK_SIZE, Buffer
 
@@ -22,7 +22,7 @@ PARTS_AT_ONCE = 64
 """Copies from registered memory that are begun in one go."""
 
 
-class Source(Protocol):
+class CopySource(Protocol):
     """The file that a copy is made of."""
 
     async def bytes_of(self, start: int, stop: int) -> Buffer | None:
@@ -39,7 +39,7 @@ class Source(Protocol):
         """The size of the file if all of it is here, and in memory that a device can be given; else 0."""
 
 
-async def fill(device: Device, address: int, layout: Layout, source: Source) -> None:
+async def fill(device: Device, address: int, layout: Layout, source: CopySource) -> None:
     """Copy all that a layout names to the memory at *address*, as it comes; several batches are under way at once.
 
     Raises StoreError, DeviceError, and OSError when the file cannot be read.
@@ -52,28 +52,28 @@ async def fill(device: Device, address: int, layout: Layout, source: Source) -> 
     async def fill_some() -> None:
         try:
             for batch in batches:
-                async with device.slot() as slot:
-                    await _stage(slot.view, batch, source)
-                    await device.run(slot.write, address + batch.offset, batch.length)
+                async with device.staging_buffer() as staged:
+                    await _stage(staged.view, batch, source)
+                    await device.run(staged.write, address + batch.offset, batch.length)
         except Exception as error:
             errors.append(error)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(SLOTS):
+        for _ in range(STAGING_BUFFERS):
             nursery.start_soon(fill_some)
     if errors:
         raise errors[0]
     await device.finish()
 
 
-async def differs(device: Device, address: int, layout: Layout, source: Source) -> int | None:
+async def differs(device: Device, address: int, layout: Layout, source: CopySource) -> int | None:
     """The first offset at which a copy is not what its file is; None when it is all right.
 
     Raises as `fill`.
     """
     for batch in layout.batches(CHUNK_SIZE):
-        async with device.slot() as expected, device.slot() as found:
+        async with device.staging_buffer() as expected, device.staging_buffer() as found:
             await _stage(expected.view, batch, source)
             await device.run(found.read, address + batch.offset, batch.length)
             for part in (part for run in batch.runs for part in run.parts):
@@ -92,7 +92,7 @@ def _first_difference(left: memoryview, right: memoryview) -> int:
     return low
 
 
-async def _stage(view: memoryview, batch: Batch, source: Source) -> None:
+async def _stage(view: memoryview, batch: Batch, source: CopySource) -> None:
     """Put the bytes of a batch into a buffer, and nothing of what was there between them."""
     end = 0
     for run in batch.runs:
@@ -131,7 +131,7 @@ def _read_fully(descriptor: int, places: Sequence[memoryview], offset: int) -> N
 # Where the cache is in memory, a device can copy from there by itself.
 
 
-async def _from_registered(device: Device, address: int, layout: Layout, source: Source) -> bool:
+async def _from_registered(device: Device, address: int, layout: Layout, source: CopySource) -> bool:
     """Copy straight from the file's pages; False when the driver will not have them."""
     for run in _whole(layout):
         await source.bytes_of(run.start, run.stop)

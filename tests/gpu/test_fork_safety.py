@@ -13,7 +13,7 @@ from tests.gpu.mount import ROOT, TIMEOUT_S, GpuMount
 PREAMBLE = """
 import json, os, sys, threading, time, warnings
 from pathlib import Path
-from trimsfs.client.gpu import forks
+from trimsfs.client.gpu import fork_safety
 warnings.simplefilter("ignore")  # of forks of a process that has threads
 path = Path(sys.argv[1])
 
@@ -58,7 +58,7 @@ def lease(tmp_path: Path) -> Path:
 
 def test_a_child_closes_what_is_open_and_the_parent_keeps_it(lease: Path) -> None:
     code = """
-descriptor = forks.opened(path)
+descriptor = fork_safety.open_file(path)
 told = in_child(lambda: [held(), descriptor.number])
 print(json.dumps([told, os.pread(descriptor.number, 9, 0).decode(), held() == [str(path)]]))
 """
@@ -74,7 +74,7 @@ def slowly(*arguments):
     go_on.wait()
     return descriptor
 os.open = slowly
-thread = threading.Thread(target=forks.opened, args=(path,))
+thread = threading.Thread(target=fork_safety.open_file, args=(path,))
 thread.start()
 opened.wait()
 told = [held(), in_child(held)]
@@ -89,7 +89,7 @@ def test_an_open_that_waits_keeps_nobody_from_forking(tmp_path: Path) -> None:
     path = tmp_path / "GPU-0"
     os.mkfifo(path)
     code = """
-thread = threading.Thread(target=forks.opened, args=(path,))
+thread = threading.Thread(target=fork_safety.open_file, args=(path,))
 thread.start()
 told = in_child(held)
 with open(path, "wb"):
@@ -105,7 +105,7 @@ def test_no_fork_finds_a_descriptor_whose_thread_is_about_to_take_or_to_give_it(
 end = time.monotonic() + 5
 def use():
     while time.monotonic() < end:
-        forks.opened(path).close()
+        fork_safety.open_file(path).close()
 threads = [threading.Thread(target=use) for _ in range(3)]
 for thread in threads:
     thread.start()
@@ -122,8 +122,8 @@ print(json.dumps([wrong, children > 20]))
 
 def test_a_finalizer_may_close_one_while_another_is_closed(lease: Path) -> None:
     code = """
-with forks.guard:
-    forks.opened(path).close()
+with fork_safety.guard:
+    fork_safety.open_file(path).close()
     told = in_child(held)
 print(json.dumps(told))
 """
@@ -146,13 +146,13 @@ def kept():
 
 first = trimsfs.open(path).to("cuda")
 memory = set()
-from trimsfs.client.gpu import sockets
-receive = sockets.receive
+from trimsfs.client.gpu import descriptor_client
+receive = descriptor_client.receive
 def observed(*arguments):
     descriptor, size = receive(*arguments)
     memory.add(os.path.realpath(f"/proc/self/fd/{descriptor.number}"))
     return descriptor, size
-sockets.receive = observed
+descriptor_client.receive = observed
 threads = [threading.Thread(target=use) for _ in range(2)]
 for thread in threads:
     thread.start()

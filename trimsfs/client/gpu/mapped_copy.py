@@ -8,36 +8,36 @@ from functools import cache
 from pathlib import Path
 
 from trimsfs import cuda
-from trimsfs.client.gpu import sockets
+from trimsfs.client.gpu import descriptor_client
 from trimsfs.client.gpu.errors import GpuError
-from trimsfs.client.gpu.leases import Lease, Offer, take
+from trimsfs.client.gpu.leases import CopyDescription, Lease, take
 
 log = logging.getLogger(__name__)
-
-Memory = cuda.SharedMemory | cuda.LegacyMemory
 
 PATIENCE_S = 2.0
 """For how long a server that refuses a lease's token is asked again: another may just have taken its place."""
 _INTERVAL_S = 0.05
 
 
-class Copy:
+class MappedCopy:
     """A lease of a copy, and its memory mapped. Both end with the last that refers to this, in whatever thread.
 
     Not at the end of the process, nor in a child that was forked: the driver and the kernel see to the one, and the
     other has nothing mapped.
     """
 
-    def __init__(self, lease: Lease, offer: Offer, device: cuda.Found, memory: Memory) -> None:
+    def __init__(
+        self, lease: Lease, description: CopyDescription, device: cuda.DeviceInfo, memory: cuda.DeviceMemory
+    ) -> None:
         self.lease = lease
-        self.offer = offer
+        self.description = description
         self.ordinal = device.ordinal
         self.address = memory.address
-        self.read_only = offer.memory == "vmm"
+        self.read_only = description.memory == "vmm"
         weakref.finalize(self, _release, lease, memory, device.ordinal).atexit = False
 
     def read(self, host_address: int, address: int, size: int) -> None:
-        """Copy a part of it to this process's memory. Raises CudaError."""
+        """MappedCopy a part of it to this process's memory. Raises CudaError."""
         with _context(self.ordinal):
             stream = cuda.Stream()
             try:
@@ -47,13 +47,13 @@ class Copy:
                 stream.close()
 
 
-def obtain(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None, memory: str) -> Copy:
+def map_copy(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str | None, memory: str) -> MappedCopy:
     """Take a lease of a copy on a device and map it. Raises GpuError, GpuFullError, GpuLostError."""
     lease = take(model, file, device, pattern, memory)
     try:
         with _context(device.ordinal):
-            offer, mapped = _mapped_soon(lease, device.ordinal)
-            return Copy(lease, offer, device, mapped)
+            description, mapped = _mapped_soon(lease, device.ordinal)
+            return MappedCopy(lease, description, device, mapped)
     except cuda.CudaError as error:
         lease.close()
         raise GpuError(f"{model}: it cannot be mapped on {device.uuid}: {error}") from None
@@ -62,34 +62,36 @@ def obtain(model: Path, file: io.FileIO, device: cuda.Found, pattern: str | None
         raise
 
 
-def _mapped_soon(lease: Lease, ordinal: int) -> tuple[Offer, Memory]:
+def _mapped_soon(lease: Lease, ordinal: int) -> tuple[CopyDescription, cuda.DeviceMemory]:
     """Raises GpuError, GpuLostError and CudaError."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        offer = lease.offer()
+        description = lease.description()
         try:
-            return offer, _mapped(offer, ordinal)
-        except sockets.NotYetError as error:
+            return description, _mapped(description, ordinal)
+        except descriptor_client.NotYetError as error:
             if time.monotonic() > deadline:
                 raise GpuError(str(error)) from None
             log.debug("once more: %s", error)
         time.sleep(_INTERVAL_S)
 
 
-def _mapped(offer: Offer, ordinal: int) -> Memory:
+def _mapped(description: CopyDescription, ordinal: int) -> cuda.DeviceMemory:
     """Raises GpuError, and CudaError."""
-    if offer.memory == "ipc":
-        return cuda.LegacyMemory.open(offer.handle, offer.size)
-    descriptor, size = sockets.receive(offer.socket, offer.token)
+    if description.memory == "ipc":
+        return cuda.IpcMemory.open(description.handle, description.size)
+    descriptor, size = descriptor_client.receive(description.socket, description.token)
     try:
-        if size != offer.size:
-            raise GpuError(f"{offer.socket}: {size} bytes, and not {offer.size}: are client and server of one version?")
-        return cuda.SharedMemory.adopt(ordinal, size, descriptor.number)
+        if size != description.size:
+            raise GpuError(
+                f"{description.socket}: {size} bytes, and not {description.size}: are client and server of one version?"
+            )
+        return cuda.VmmMemory.adopt(ordinal, size, descriptor.number)
     finally:
         descriptor.close()
 
 
-def _release(lease: Lease, memory: Memory, ordinal: int) -> None:
+def _release(lease: Lease, memory: cuda.DeviceMemory, ordinal: int) -> None:
     if not lease.held:
         return
     try:

@@ -9,9 +9,9 @@ from typing import Any
 from trimsfs.errors import LookUpAgainError
 from trimsfs.formats.table import Tensor
 from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.handout import Handout
+from trimsfs.gpu.copy_requests import CopyRequest, MemoryKind, device_of_attribute, matching, parse_request
+from trimsfs.gpu.descriptor_server import DescriptorServer
 from trimsfs.gpu.holders import holder_of
-from trimsfs.gpu.names import Memory, Wanted, chosen, device_of, wanted
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Lease, Pool
 from trimsfs.types import Generation
 
@@ -23,7 +23,7 @@ RENDERED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lent:
+class IoctlAnswer:
     """What an ioctl gives: bytes of the memory, bytes used of it, and what it is opened by."""
 
     size: int
@@ -33,10 +33,10 @@ class Lent:
     socket: str
 
 
-class LentFile:
+class LeaseFile:
     """An open control file: a lease. Reading it tells what the copy is opened by."""
 
-    def __init__(self, surface: "GpuSurface", lease: Lease, pattern: str | None) -> None:
+    def __init__(self, surface: "GpuInterface", lease: Lease, pattern: str | None) -> None:
         self.lease = lease
         self._surface = surface
         self._pattern = pattern
@@ -56,12 +56,12 @@ class LentFile:
         self._surface.ended(self.lease)
 
 
-class GpuSurface:
+class GpuInterface:
     """The copies of a mount, as programs see them."""
 
     def __init__(self, copies: GpuCopies) -> None:
         self._copies = copies
-        self.handout = Handout(copies.again, copies.release, may_share=copies.may_share)
+        self.descriptors = DescriptorServer(copies.again, copies.release, may_share=copies.may_share)
         self._by_handle: dict[int, list[Lease]] = {}
         self._rendered: OrderedDict[tuple[CopyKey, str | None], bytes] = OrderedDict()
 
@@ -71,48 +71,50 @@ class GpuSurface:
 
     def knows(self, name: str) -> bool:
         """Whether there may be such a control file; whether there is a device is found when it is opened."""
-        return wanted(name) is not None
+        return parse_request(name) is not None
 
-    async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LentFile:
+    async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LeaseFile:
         """Load the copy that a name asks for, and keep it. Raises as `GpuCopies.lease`."""
-        asked = wanted(name)
+        asked = parse_request(name)
         assert asked is not None
-        return LentFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
+        return LeaseFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
 
-    def opened(self, file: LentFile, handle: int) -> None:
+    def opened(self, file: LeaseFile, handle: int) -> None:
         """The handle that a control file has got."""
-        self._copies.records.lent(file.lease, handle)
+        self._copies.ledger.lent(file.lease, handle)
 
-    def restored(self, handle: int, name: str) -> LentFile | None:
+    def restored(self, handle: int, name: str) -> LeaseFile | None:
         """A control file that an earlier server has opened; None when its copy is lost."""
-        leases, asked = self._copies.records.leases(handle), wanted(name)
-        return LentFile(self, leases[0], asked.pattern) if leases and asked is not None else None
+        leases, asked = self._copies.ledger.leases(handle), parse_request(name)
+        return LeaseFile(self, leases[0], asked.pattern) if leases and asked is not None else None
 
     def ended(self, lease: Lease) -> None:
         """A lease is given back."""
-        self.handout.ended(lease)
+        self.descriptors.ended(lease)
         self._copies.release(lease)
 
     # Leases of open model files
 
-    async def lend(self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: Memory) -> Lent:
+    async def lend(
+        self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: MemoryKind
+    ) -> IoctlAnswer:
         """Load a copy, and keep it for as long as a model file is open. Raises as `GpuCopies.lease`."""
         lease = self._had_already(handle, uid, device, memory)
         if lease is None:
-            lease = await self._copies.lease(generation, Wanted(device, memory), holder_of(uid, pid))
+            lease = await self._copies.lease(generation, CopyRequest(device, memory), holder_of(uid, pid))
             self._by_handle.setdefault(handle, []).append(lease)
-            self._copies.records.lent(lease, handle)
+            self._copies.ledger.lent(lease, handle)
         copy = lease.copy
-        token = self.handout.token(lease) if copy.handle is None else ""
-        return Lent(
+        token = self.descriptors.token(lease) if copy.handle is None else ""
+        return IoctlAnswer(
             size=copy.size,
             nbytes=copy.layout.nbytes,
             handle=copy.handle or b"",
             token=token,
-            socket=str(self.handout.path or "") if token else "",
+            socket=str(self.descriptors.path or "") if token else "",
         )
 
-    def _had_already(self, handle: int, uid: int, device: str, memory: Memory) -> Lease | None:
+    def _had_already(self, handle: int, uid: int, device: str, memory: MemoryKind) -> Lease | None:
         """The lease that an open file has of such a copy: asked for again and again, it is one."""
         for lease in self._by_handle.get(handle, ()):
             copy = lease.copy
@@ -127,18 +129,18 @@ class GpuSurface:
 
     def reopened(self, handle: int) -> None:
         """A model file is open since before this server was started."""
-        leases = self._copies.records.leases(handle)
+        leases = self._copies.ledger.leases(handle)
         if leases:
             self._by_handle[handle] = leases
 
     def all_reopened(self) -> None:
         """What else had leases is not open any more."""
-        for lease in self._copies.records.unclaimed():
+        for lease in self._copies.ledger.unclaimed():
             self.ended(lease)
 
     def xattr(self, generation: Generation, name: str, uid: int) -> bytes | None:
         """The value of an attribute, without its prefix; None when it is not one of ours, or there is no copy."""
-        device = device_of(name)
+        device = device_of_attribute(name)
         return self._copies.handle(generation, device, uid) if device is not None else None
 
     # Telling
@@ -165,7 +167,7 @@ class GpuSurface:
         if copy.handle is not None:
             told["ipc_handle"] = copy.handle.hex()
         else:
-            told |= {"socket": str(self.handout.path or ""), "token": self.handout.token(lease)}
+            told |= {"socket": str(self.descriptors.path or ""), "token": self.descriptors.token(lease)}
         return json.dumps(told).encode()[:-1], b', "tensors": ', self._tensors(copy, pattern), b"}\n"
 
     def _tensors(self, copy: Copy, pattern: str | None) -> bytes:
@@ -173,7 +175,7 @@ class GpuSurface:
         key = (copy.key, pattern)
         rendered = self._rendered.get(key)
         if rendered is None:
-            rendered = self._rendered[key] = _rendered(chosen(copy.layout.tensors, pattern))
+            rendered = self._rendered[key] = _rendered(matching(copy.layout.tensors, pattern))
             if len(self._rendered) > RENDERED:
                 self._rendered.popitem(last=False)
         return rendered
@@ -182,7 +184,7 @@ class GpuSurface:
         """The devices, for operators."""
         return {
             "unavailable": self._copies.unavailable,
-            "socket": str(self.handout.path) if self.handout.path is not None else None,
+            "socket": str(self.descriptors.path) if self.descriptors.path is not None else None,
             "devices": [_device(pool) for pool in self._copies.pools.values()],
         }
 
@@ -218,7 +220,7 @@ def _rendered(tensors: Sequence[Tensor]) -> bytes:
 
 
 def _device(pool: Pool) -> dict[str, object]:
-    found = pool.device.found
+    found = pool.device.info
     return {
         "uuid": found.uuid,
         "name": found.name,

@@ -21,7 +21,7 @@ _MADE, _HELD = 1, 2
 """Counts of a copy in the ledger: the keeper may hold it, or does."""
 
 
-class Custodian(Protocol):
+class DescriptorStore(Protocol):
     """Who keeps descriptors when a server dies, by numbers: the keeper."""
 
     async def hold(self, number: int, descriptor: int) -> bool:
@@ -34,12 +34,12 @@ class Custodian(Protocol):
         """A descriptor that is kept; None when it is not."""
 
 
-class Records:
+class CopyLedger:
     """The copies and leases of one server, in a ledger, as far as they can be gone on with."""
 
-    def __init__(self, ledger: Ledger, custodian: Custodian) -> None:
+    def __init__(self, ledger: Ledger, custodian: DescriptorStore) -> None:
         self._ledger = ledger
-        self._custodian = custodian
+        self._store = custodian
         self._lease_slots: dict[Lease, int] = {}
         self.copies: list[Copy] = []
         self._leases: dict[int, list[Lease]] = {}
@@ -84,7 +84,7 @@ class Records:
         number = next(self._numbers)
         slot = self._ledger.add(RecordKind.GPU_COPY, number, _packed(copy), count=_MADE)
         try:
-            held = await self._custodian.hold(number, copy.descriptor)
+            held = await self._store.hold(number, copy.descriptor)
         except BaseException:
             self._let_go(number, slot)
             raise
@@ -94,7 +94,7 @@ class Records:
 
     async def recall(self, copy: Copy) -> bool:
         """Have the descriptor of an earlier server's copy again; False when it is lost."""
-        copy.descriptor = await self._custodian.recall(copy.number)
+        copy.descriptor = await self._store.recall(copy.number)
         return copy.descriptor is not None
 
     def let_go(self, copy: Copy) -> None:
@@ -108,7 +108,7 @@ class Records:
 
     def _let_go(self, number: int, slot: int) -> None:
         self._ledger.set(slot, _MADE)  # whatever happens, it is not to be taken over
-        self._custodian.let_go(number, lambda: self._ledger.set(slot, 0))
+        self._store.let_go(number, lambda: self._ledger.set(slot, 0))
 
     def lent(self, lease: Lease, handle: int) -> None:
         """An open file has a lease."""

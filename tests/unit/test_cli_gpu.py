@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from trimsfs.cli import devices, doctor
-from trimsfs.cli.devices import lines, warming
+from trimsfs.cli import doctor, gpu
+from trimsfs.cli.gpu import lines, warming
 from trimsfs.control import metrics
 from trimsfs.errors import ConfigurationError, DeviceError
 from trimsfs.options import GPU_OFF, MountOptions
@@ -81,13 +81,13 @@ def test_devices_that_are_still_looked_for_are_waited_for(directory: Path, monke
             (directory / f"warm-{UUID}").touch()
         return {"mountpoint": "/models", "gpu": {"unavailable": None, "devices": []}}
 
-    monkeypatch.setattr(devices, "_facts", facts)
-    assert devices.verifying(directory) == "verify-gpu"
+    monkeypatch.setattr(gpu, "_facts", facts)
+    assert gpu.verifying(directory) == "verify-gpu"
     assert len(asked) == 2
     (directory / f"warm-{UUID}").unlink()
-    monkeypatch.setattr(devices, "SEARCH_TIMEOUT_S", 0)
+    monkeypatch.setattr(gpu, "SEARCH_TIMEOUT_S", 0)
     with pytest.raises(DeviceError, match="/models uses no GPU: its server is still looking for them"):
-        devices.verifying(directory)
+        gpu.verifying(directory)
 
 
 def test_metrics_are_parted_by_their_labels() -> None:

@@ -7,9 +7,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from trimsfs.cli.control import control_directory, read_lines
-from trimsfs.cli.devices import VERIFY_GPU, Naming, counted, verifying, warming
-from trimsfs.cli.exits import fail, reported, say
+from trimsfs.cli.control_files import control_directory, read_lines
+from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
+from trimsfs.cli.output import fail, reported, say
 from trimsfs.errors import TrimsError
 from trimsfs.text import printable
 

@@ -8,7 +8,7 @@ from typing import NoReturn, ParamSpec
 import click
 
 from trimsfs import errors
-from trimsfs.exits import exit_code
+from trimsfs.exit_codes import exit_code
 from trimsfs.text import printable
 
 P = ParamSpec("P")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trimsfs.client.gpu import frameworks
-from trimsfs.client.gpu.copies import Copy
+from trimsfs.client.gpu.device_tensor import DeviceTensor
 from trimsfs.client.gpu.errors import GpuError
-from trimsfs.client.gpu.tensors import DeviceTensor
+from trimsfs.client.gpu.mapped_copy import MappedCopy
 from trimsfs.formats import Tensor
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ class DeviceModel:
     ``format`` the name of its format or None.
     """
 
-    def __init__(self, path: Path, copies: Sequence[Copy]) -> None:
+    def __init__(self, path: Path, copies: Sequence[MappedCopy]) -> None:
         """A model of *copies* of its parts, all of one generation."""
         self.path = path
         self._copies = tuple(copies)
         first = copies[0]
-        self.device = first.offer.device
+        self.device = first.description.device
         self.ordinal = first.ordinal
-        self.generation = first.offer.generation
-        self.format = first.offer.format
+        self.generation = first.description.generation
+        self.format = first.description.format
         self.tensors: dict[str, DeviceTensor] = {}
         for copy in copies:
-            for tensor in copy.offer.tensors:
+            for tensor in copy.description.tensors:
                 self.tensors.setdefault(tensor.name, DeviceTensor(tensor, copy))
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class DeviceModel:
                 f"{self.path}: {len(self._copies)} patterns were asked for, and each has an image of its own"
             )
         (copy,) = self._copies
-        return DeviceTensor(Tensor("", "uint8", (copy.offer.nbytes,), 0, copy.offer.nbytes), copy)
+        return DeviceTensor(Tensor("", "uint8", (copy.description.nbytes,), 0, copy.description.nbytes), copy)
 
     def check(self) -> None:
         """Raises GpuLostError when the memory is lost, or nothing keeps it: load the model again then."""

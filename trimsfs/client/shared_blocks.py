@@ -16,7 +16,7 @@ LEAST = 1 << 20
 """Bytes of a model that is worth asking for."""
 
 
-def map_common(path: Path, inode: int, mapping: mmap.mmap) -> int:
+def map_shared(path: Path, inode: int, mapping: mmap.mmap) -> int:
     """Map what is common over a private mapping of a model's file on a mount; how many bytes.
 
     Nothing may have been written to the mapping. *inode* says which generation it is of.
@@ -30,7 +30,7 @@ def map_common(path: Path, inode: int, mapping: mmap.mmap) -> int:
     return 0
 
 
-def relative_of(path: Path) -> Path | None:
+def similar_model(path: Path) -> Path | None:
     """A model that has something in common with the one at a path of a mount, if there is one."""
     told = _told(path)
     return path.parent / told["path"] if told else None
