@@ -25,8 +25,8 @@ from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Digests, Integrity
-from trimsfs.integrity.digest_prefetch import EarlyDigests
-from trimsfs.integrity.signature_policy import Admission, ReadManifest
+from trimsfs.integrity.digest_prefetch import DigestPrefetch
+from trimsfs.integrity.signature_policy import SignaturePolicy, ReadManifest
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
@@ -327,7 +327,7 @@ async def served(
         derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
-        early = EarlyDigests(as_store(store), names)
+        digest_prefetch = DigestPrefetch(as_store(store), names)
         integrity = integrity_of(
             store,
             disk,
@@ -335,17 +335,17 @@ async def served(
             digests=digests,
             scrub_interval_s=scrub_interval_s,
             deadline_s=deadline_s,
-            ask_digest=early.digest,
+            ask_digest=digest_prefetch.digest,
         )
-        integrity.mender.withdraw = passthrough.unregister
-        integrity.doubts.told = passthrough.health_changed
+        integrity.repair.withdraw = passthrough.unregister
+        integrity.quarantine.on_change = passthrough.health_changed
         passthrough.approve = integrity.approve
         cold_opener = ColdOpener(disk, fetcher, passthrough, mode=cold_open, compared=digests == "wait")
-        admission = None
+        signature_policy = None
         if read_manifest is None:
-            cold_opener.fetching = early.expect
+            cold_opener.fetching = digest_prefetch.expect
         else:
-            admission = Admission(
+            signature_policy = SignaturePolicy(
                 namespace,
                 disk,
                 fetcher,
@@ -354,9 +354,9 @@ async def served(
                 fetch=cold_opener.fetch,
                 compare=integrity.compare,
             )
-            integrity.signed = admission.expected
-            admission.compare_later = integrity.compare_later
-        commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, admission)
+            integrity.signed = signature_policy.expected
+            signature_policy.compare_later = integrity.compare_later
+        commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
         control = Control(
             disk,
             passthrough,
@@ -379,7 +379,7 @@ async def served(
             watching,
             derived,
             mounted_ns=MOUNTED_NS,
-            admission=admission,
+            signature_policy=signature_policy,
             ledger=ledger,
             invalidate=lambda number, name: invalidated.append((number, name)),
         )
@@ -389,7 +389,7 @@ async def served(
             passthrough.enable(as_backing(backing))
         await nursery.start(passthrough.run)
         await nursery.start(fetcher.run)
-        await nursery.start(early.run)
+        await nursery.start(digest_prefetch.run)
         await nursery.start(cold_opener.run)
         await nursery.start(derived.run)
         if siblings:

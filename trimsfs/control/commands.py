@@ -14,7 +14,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import WarmRequest, parse_warm_command
 from trimsfs.integrity.compare import Integrity
-from trimsfs.integrity.signature_policy import Admission
+from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.tree import Inode, Namespace
@@ -112,7 +112,7 @@ class Commands:
         derived: DerivedBlobs,
         gpu: GpuCopies,
         integrity: Integrity,
-        admission: Admission | None,
+        signature_policy: SignaturePolicy | None,
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -122,7 +122,7 @@ class Commands:
         self._derived = derived
         self._gpu = gpu
         self._integrity = integrity
-        self._admission = admission
+        self._signature_policy = signature_policy
         self._nursery: trio.Nursery | None = None
         self._pins = trio.Lock()
         self._commands: dict[str, Command] = {
@@ -254,8 +254,8 @@ class Commands:
 
     async def _admit(self, blob: Blob) -> None:
         """Raises SignatureError for what nobody could open."""
-        if self._admission is not None:
-            await self._admission.admit(blob, nullcontext)
+        if self._signature_policy is not None:
+            await self._signature_policy.admit(blob, nullcontext)
 
     async def _in_memory(self, function: Callable[[Blob], Awaitable[None]], blob: Blob) -> None:
         if not blob.attached:

@@ -22,7 +22,7 @@ from trimsfs.filesystem.handles import Handles, OpenFile, passed_through
 from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.gpu.interface import IoctlAnswer
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity.signature_policy import Admission
+from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs, Piece
 from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
 from trimsfs.namespace.tree import Inode, InodeKind, Namespace
@@ -95,7 +95,7 @@ class Filesystem:
         derived: DerivedBlobs,
         *,
         mounted_ns: int,
-        admission: Admission | None = None,
+        signature_policy: SignaturePolicy | None = None,
         ledger: Ledger | None = None,
         invalidate: Callable[[int, bytes], None] = lambda _number, _name: None,
     ) -> None:
@@ -108,7 +108,7 @@ class Filesystem:
         self._siblings = siblings
         self._derived = derived
         self._describe = Describer(namespace, control.access, passthrough, mounted_ns=mounted_ns)
-        self._admission = admission
+        self._signature_policy = signature_policy
         self._invalidate = invalidate
         self._ledger = ledger or Ledger()
         self._handles = Handles(self._ledger)
@@ -249,8 +249,8 @@ class Filesystem:
         inode = self._namespace.inode(number)
         if inode.kind is InodeKind.CONTROL_FILE:
             with interruptible():
-                if self._admission is not None and inode.generation is not None and shows_content(inode.control):
-                    await self._admission.admit_file(inode.generation, nullcontext)
+                if self._signature_policy is not None and inode.generation is not None and shows_content(inode.control):
+                    await self._signature_policy.admit_file(inode.generation, nullcontext)
                 control = await self._control.open(inode, caller())
                 handle = self._handles.add_control(inode, control)
                 self._control.opened(control, handle)
@@ -260,8 +260,8 @@ class Filesystem:
         blob = await self._disk.acquire(inode.generation)
         self._siblings.opened(inode, here=blob.complete)
         try:
-            if self._admission is not None:
-                await self._admission.admit(blob, interruptible)
+            if self._signature_policy is not None:
+                await self._signature_policy.admit(blob, interruptible)
             await (self._resident if inode.passthrough else self._cold)(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
@@ -366,8 +366,8 @@ class Filesystem:
         """What is read of an open file, once it has been compared with whatever it is to be compared with."""
         read = partial(self._cold_opener.read, blob, read)
         data = await read()
-        if self._admission is not None and not await self._admission.stands(blob):
-            data = await self._admission.read(blob, read)
+        if self._signature_policy is not None and not await self._signature_policy.stands(blob):
+            data = await self._signature_policy.read(blob, read)
         return data
 
     def release(self, handle: int) -> None:
@@ -403,8 +403,8 @@ class Filesystem:
         """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
         inode = self._namespace.inode(number)
         short = name.removeprefix(XATTR_PREFIX)
-        if self._admission is not None and inode.generation is not None and shows_content(short):
-            await self._admission.admit_file(inode.generation, nullcontext)
+        if self._signature_policy is not None and inode.generation is not None and shows_content(short):
+            await self._signature_policy.admit_file(inode.generation, nullcontext)
         return await self._control.xattr(inode, name, caller)
 
     async def residency(self, number: int) -> tuple[int, int, int, int]:

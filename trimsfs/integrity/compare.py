@@ -27,8 +27,8 @@ from trimsfs.errors import (
 )
 from trimsfs.fetch.copier import Transfer
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.integrity.quarantine import Doubts
-from trimsfs.integrity.repair import Mender, held
+from trimsfs.integrity.quarantine import Quarantine
+from trimsfs.integrity.repair import Repair, held
 from trimsfs.models.derived_blobs import model_key
 from trimsfs.stores.digests import Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
@@ -92,8 +92,8 @@ class Integrity:
         disk.files.compares = mode != "off"
         self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
         """The digest that has been signed for a file, which counts for more than the store's."""
-        self.doubts = Doubts(disk, self._try_again)
-        self.mender = Mender(disk, fetcher, transfer, retrying, self.doubts.begin)
+        self.quarantine = Quarantine(disk, self._try_again)
+        self.repair = Repair(disk, fetcher, transfer, retrying, self.quarantine.add)
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._misled, self._fruitless = False, 0
@@ -103,9 +103,9 @@ class Integrity:
         return IntegrityStatistics(
             compared=self._compared,
             differing=self._differing,
-            repaired_chunks=self.mender.repaired_chunks,
-            scrubbed_bytes=self.mender.checked_bytes,
-            doubtful=self.doubts.count,
+            repaired_chunks=self.repair.repaired_chunks,
+            scrubbed_bytes=self.repair.checked_bytes,
+            doubtful=self.quarantine.count,
             to_compare=len(self._later),
         )
 
@@ -116,7 +116,7 @@ class Integrity:
                 self._put_off(blob)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._compare_later)
-            nursery.start_soon(self.doubts.run)
+            nursery.start_soon(self.quarantine.run)
             if self._scrub_interval_s:
                 nursery.start_soon(self._scrub)
 
@@ -138,7 +138,7 @@ class Integrity:
         except (StoreError, CacheError) as error:
             if self._mode == "wait":
                 if not blob.health.quarantined:
-                    self.doubts.begin(blob, error)
+                    self.quarantine.add(blob, error)
                 return False
             log.warning("%s: not yet compared with the store: %s", blob.generation.key, error)
         self._put_off(blob)
@@ -216,9 +216,9 @@ class Integrity:
             revision = blob.health.revision
             log.warning("%s: has not the digest %s: fetching it again", key, expected)
             try:
-                changed = await self.mender.fetch_again(blob)
+                changed = await self.repair.refetch(blob)
             except (StoreError, OSError) as error:
-                self.doubts.begin(
+                self.quarantine.add(
                     blob, BlobDamagedError(f"{key}: has not the digest {expected}, and cannot be had: {error}")
                 )
                 break
@@ -236,7 +236,7 @@ class Integrity:
             return True
         if same is False:
             if changed or expected.binding:
-                self.doubts.begin(blob, _wrong(key, expected))
+                self.quarantine.add(blob, _wrong(key, expected))
                 return False
             self._believe_less(expected, key)
         await self._disk.damage.set_digest(blob, "")
@@ -247,7 +247,7 @@ class Integrity:
         revision = blob.health.revision
         if self._here(blob):
             with held(blob):
-                await self.mender.check(blob, in_memory=True)
+                await self.repair.check(blob, in_memory=True)
         return blob.health.revision != revision and self._here(blob)
 
     def _in_vain(self, expected: Digest) -> bool:
@@ -292,7 +292,7 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            self.doubts.begin(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
+            self.quarantine.add(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
         finally:
             os.close(descriptor)
         return False if expected.part_sizes(size) else None
@@ -318,9 +318,9 @@ class Integrity:
         before = blob.health.quarantine
         lost = bool(blob.health.lost)
         for _ in range(MOST_ATTEMPTS):  # what was repaired may have been truncated again since
-            wrong = self.mender.wrong[blob.token]
-            await self.mender.check(blob, in_memory=in_memory)
-            if self.mender.wrong[blob.token] == wrong or blob.health.quarantine is not before:
+            wrong = self.repair.wrong[blob.token]
+            await self.repair.check(blob, in_memory=in_memory)
+            if self.repair.wrong[blob.token] == wrong or blob.health.quarantine is not before:
                 break
         else:
             raise BlobDamagedError(f"{blob.generation.key}: is damaged in the cache again and again")
@@ -331,7 +331,7 @@ class Integrity:
             self._done_with(blob)
         if blob.health.quarantine is not before:
             blob.health.check()
-        self.doubts.end(blob)
+        self.quarantine.release(blob)
 
     def _remove_surplus(self, blob: Blob) -> None:
         """What was truncated comes back as it is repaired; what was added has to go. The kernel may serve both."""
@@ -353,10 +353,10 @@ class Integrity:
                 if generation.size:
                     raise CacheUnusableError(f"{generation.key}: cannot be checked now: see the log")
                 return 0
-            before = self.mender.wrong[blob.token]
-            self.mender.dropped.pop(blob.token, None)
+            before = self.repair.wrong[blob.token]
+            self.repair.dropped.pop(blob.token, None)
             await self._check_all(blob, in_memory=blob.backing_id != 0)
-            found, reason = self.mender.wrong[blob.token] - before, self.mender.dropped.pop(blob.token, None)
+            found, reason = self.repair.wrong[blob.token] - before, self.repair.dropped.pop(blob.token, None)
             if reason is not None:
                 raise BlobDamagedError(
                     f"{generation.key}: {found} damaged chunks of its local copy were removed, "
@@ -376,7 +376,7 @@ class Integrity:
             if not blob.attached:
                 return False
             try:
-                whole = await self.mender.check(blob, rate=self._scrub_rate)
+                whole = await self.repair.check(blob, rate=self._scrub_rate)
             except TrimsError as error:
                 log.warning("%s: cannot be scrubbed now: %s", generation.key, error)
                 return False

@@ -25,7 +25,7 @@ class _Question:
         self.digest: Digest | None = None
 
 
-class EarlyDigests:
+class DigestPrefetch:
     """Asks *store* once, early. Where that fails, or was not done, *patient* is asked: the same store, tried again."""
 
     def __init__(self, store: Store, patient: Store) -> None:

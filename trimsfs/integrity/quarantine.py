@@ -14,17 +14,17 @@ from trimsfs.tiers.disk.tier import DiskTier
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 1.0
-DOUBT_INTERVAL_S = 300.0
+RETRY_INTERVAL_S = 300.0
 """After which it is tried again to mend a copy that is in use."""
 
 
-class Doubts:
+class Quarantine:
     """The blobs of a disk tier that are in doubt; *try_again* tries to mend one that is in use, and ends the doubt."""
 
     def __init__(self, disk: DiskTier, try_again: Callable[[Blob], Awaitable[None]]) -> None:
         self._disk = disk
         self._try_again = try_again
-        self.told: Callable[[Blob], None] = lambda _blob: None
+        self.on_change: Callable[[Blob], None] = lambda _blob: None
         """Hears of each blob that is in doubt, or no longer."""
         self._since: dict[Blob, float] = {}
         self._suspected = WeakKeyDictionary[Blob, float]()
@@ -35,25 +35,25 @@ class Doubts:
         """How many blobs are in doubt."""
         return len(self._since)
 
-    def begin(self, blob: Blob, error: TrimsError) -> None:
+    def add(self, blob: Blob, error: TrimsError) -> None:
         """A blob is in doubt, for this reason."""
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
         blob.health.quarantine = error
         self._since[blob] = trio.current_time()
-        self.told(blob)
+        self.on_change(blob)
 
-    def end(self, blob: Blob) -> None:
+    def release(self, blob: Blob) -> None:
         """A blob is in doubt no longer."""
         blob.health.quarantine = None
         self._since.pop(blob, None)
-        self.told(blob)
+        self.on_change(blob)
 
     def _suspect(self, blob: Blob, error: TrimsError) -> None:
         """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
         before = self._suspected.get(blob, -math.inf)
-        self.begin(blob, error)
+        self.add(blob, error)
         now = trio.current_time()
-        if now - before > DOUBT_INTERVAL_S:  # else it is damaged again and again
+        if now - before > RETRY_INTERVAL_S:  # else it is damaged again and again
             self._suspected[blob] = now
             self._since[blob] = -math.inf
 
@@ -66,12 +66,12 @@ class Doubts:
                     if not blob.attached:
                         self._since.pop(blob, None)
                 elif isinstance(blob.health.quarantine, StoreError | CacheUnusableError):  # the next open tries again
-                    self.end(blob)
+                    self.release(blob)
                 elif blob.users == 0 and not blob.pinned:
                     try:
                         await self._disk.evict(blob.generation)
                     except (InUseError, CacheError) as error:
                         log.warning("%s: not removed: %s", blob.generation.key, error)
-                elif trio.current_time() - since > DOUBT_INTERVAL_S:
+                elif trio.current_time() - since > RETRY_INTERVAL_S:
                     self._since[blob] = trio.current_time()
                     await self._try_again(blob)

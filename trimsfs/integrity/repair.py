@@ -25,11 +25,11 @@ TELL_S = 30.0
 """How long those may take who are told of bytes that were wrong."""
 
 
-class Mender:
+class Repair:
     """Finds and mends what is wrong with the blobs of a disk tier.
 
-    ``withdraw`` takes a blob that nobody uses from those the kernel reads, ``repaired`` hears of blobs whose bytes were
-    wrong, *doubt* of those that are in use, wrong, and cannot be mended.
+    ``withdraw`` takes a blob that nobody uses from those the kernel reads, ``on_repaired`` hears of blobs whose bytes
+    were wrong, *doubt* of those that are in use, wrong, and cannot be mended.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Mender:
         self._retrying = retrying
         self._doubt = doubt
         self.withdraw: Callable[[Blob], None] = lambda _blob: None
-        self.repaired: Callable[[Generation], Awaitable[object]] = _nothing
+        self.on_repaired: Callable[[Generation], Awaitable[object]] = _nothing
         self._threads = Threads(1)
         self.wrong: Counter[str] = Counter()
         """Chunks that were found to be wrong, by the tokens of their blobs."""
@@ -57,7 +57,7 @@ class Mender:
         self.checked_bytes = 0
         """Bytes on the disk that were read to check them."""
 
-    async def fetch_again(self, blob: Blob) -> int:
+    async def refetch(self, blob: Blob) -> int:
         """Compare a blob with what the store has, byte by byte, and write what differs; the chunks that did.
 
         Raises StoreError and OSError.
@@ -97,7 +97,7 @@ class Mender:
         if wrong:
             with trio.move_on_after(TELL_S, shield=True):
                 try:
-                    await self.repaired(blob.generation)
+                    await self.on_repaired(blob.generation)
                 except TrimsError as error:
                     log.error("%s", error)
                 except Exception:  # a defect of who is told: it ends no server

@@ -57,7 +57,7 @@ class SignatureStatistics:
     refusals: int
 
 
-class Admission:
+class SignaturePolicy:
     """Checks files against the manifest in the nearest directory above them that has one.
 
     *required* tells that a file of which there is none is refused. All of a file is fetched and compared before it is

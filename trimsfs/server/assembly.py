@@ -24,8 +24,8 @@ from trimsfs.handover.connection import Terms
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Integrity
-from trimsfs.integrity.digest_prefetch import EarlyDigests
-from trimsfs.integrity.signature_policy import Admission, ReadManifest
+from trimsfs.integrity.digest_prefetch import DigestPrefetch
+from trimsfs.integrity.signature_policy import SignaturePolicy, ReadManifest
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
@@ -106,18 +106,18 @@ def assemble(
     disk.evictor.load_cost = fetcher.load_cost
     fetcher.completed = passthrough.register
     store = RetryingStore(raw_store, retrying)
-    early = EarlyDigests(raw_store, store)
+    digest_prefetch = DigestPrefetch(raw_store, store)
     integrity = Integrity(
         disk,
         fetcher,
         pool,
         retrying,
-        early.digest,
+        digest_prefetch.digest,
         mode=options.digests,
         scrub_interval_s=options.scrub_interval,
         scrub_rate=options.scrub_rate,
     )
-    integrity.mender.withdraw = passthrough.unregister
+    integrity.repair.withdraw = passthrough.unregister
     passthrough.approve = integrity.approve
     sharing = Sharing(disk)
     namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
@@ -167,18 +167,18 @@ def assemble(
             await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
         await gpu.compare(generation)
 
-    integrity.mender.repaired = repaired
-    integrity.doubts.told = passthrough.health_changed
+    integrity.repair.on_repaired = repaired
+    integrity.quarantine.on_change = passthrough.health_changed
     lending = GpuInterface(gpu)
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(
         disk, fetcher, passthrough, mode="wait" if compared else options.cold_open, compared=compared
     )
-    admission = None
+    signature_policy = None
     if read_manifest is None:
-        cold_opener.fetching = early.expect
+        cold_opener.fetching = digest_prefetch.expect
     else:  # what has been signed counts, and is told by others
-        admission = Admission(
+        signature_policy = SignaturePolicy(
             namespace,
             disk,
             fetcher,
@@ -187,10 +187,10 @@ def assemble(
             fetch=cold_opener.fetch,
             compare=integrity.compare,
         )
-        integrity.signed = admission.expected
-        admission.compare_later = integrity.compare_later
-        sources["signatures"] = admission.statistics
-    commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, admission)
+        integrity.signed = signature_policy.expected
+        signature_policy.compare_later = integrity.compare_later
+        sources["signatures"] = signature_policy.statistics
+    commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
     control = Control(
         disk,
         passthrough,
@@ -213,7 +213,7 @@ def assemble(
         siblings,
         derived,
         mounted_ns=terms.mounted_ns,
-        admission=admission,
+        signature_policy=signature_policy,
         ledger=ledger,
         invalidate=invalidate,
     )
@@ -226,7 +226,7 @@ def assemble(
         passthrough=passthrough,
         filesystem=filesystem,
         lending=lending,
-        first=(pool.run, passthrough.run, fetcher.run, early.run, cold_opener.run, siblings.run, derived.run, gpu.run),
+        first=(pool.run, passthrough.run, fetcher.run, digest_prefetch.run, cold_opener.run, siblings.run, derived.run, gpu.run),
         later=tuple(later),
     )
 

@@ -49,7 +49,7 @@ def away(store: MemoryStore) -> None:
 async def test_what_differs_still_is_still_in_doubt(
     server: Server, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(b"something else", "sha256")
     await opened(server)
     await until(lambda: server.integrity.statistics().doubtful == 1)
@@ -152,18 +152,18 @@ async def test_who_gives_up_has_what_was_mended_told(
         told.set()
 
     await opened(server)
-    server.integrity.mender.repaired = repaired
+    server.integrity.repair.on_repaired = repaired
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
 
     async def check(scope: trio.CancelScope) -> None:
         with scope:
             async with server.disk.looked_at(store.generation("a")) as blob:
-                await server.integrity.mender.check(blob, rate=chunk_size)
+                await server.integrity.repair.check(blob, rate=chunk_size)
 
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()
         nursery.start_soon(check, scope)
-        await until(lambda: server.integrity.mender.repaired_chunks == 1)
+        await until(lambda: server.integrity.repair.repaired_chunks == 1)
         scope.cancel()
     assert scope.cancelled_caught
     assert told.is_set()

@@ -289,7 +289,7 @@ async def test_what_is_damaged_and_in_use_is_given_to_nobody_else_while_the_stor
 async def test_what_is_damaged_and_in_use_is_mended_when_the_store_is_back(
     server: Server, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.5)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.RETRY_INTERVAL_S", 0.5)
     handle = await opened(server)
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
     store.fail(StoreUnavailableError("the store is down"), method="read", times=float("inf"))
@@ -311,7 +311,7 @@ async def test_copies_elsewhere_are_told_of(
         told.append(str(generation))
 
     async with serving(scrub_interval_s=0.0 if command else 0.01) as server:
-        server.integrity.mender.repaired = repaired
+        server.integrity.repair.on_repaired = repaired
         server.release(await opened(server))
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         if command:
@@ -359,5 +359,5 @@ async def test_scrubbing_keeps_to_its_rate(
         server.release(await opened(server))
         began = trio.current_time()
         async with server.disk.looked_at(server.store.generation("a")) as blob:
-            await server.integrity.mender.check(blob, rate=chunk_size)
+            await server.integrity.repair.check(blob, rate=chunk_size)
         assert trio.current_time() - began == pytest.approx(len(content) / chunk_size, rel=0.1)

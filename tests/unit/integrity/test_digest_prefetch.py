@@ -14,7 +14,7 @@ from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.integrity.common import digest_of, down, opened
 from trimsfs.errors import ObjectChangedError
-from trimsfs.integrity.digest_prefetch import EarlyDigests
+from trimsfs.integrity.digest_prefetch import DigestPrefetch
 
 CHUNKS = 5
 
@@ -114,16 +114,16 @@ async def test_no_more_answers_are_kept_than_are_wanted(
     monkeypatch.setattr("trimsfs.integrity.digest_prefetch.MOST_ASKED", 2)
     contents = {key: content_of(key, chunk_size) for key in "abc"}
     store = MemoryStore(contents)
-    early = EarlyDigests(as_store(store), as_store(store))
+    digest_prefetch = DigestPrefetch(as_store(store), as_store(store))
     async with tier_opened(tmp_path / "cache") as tier, trio.open_nursery() as nursery:
         tier.files.compares = True
-        await nursery.start(early.run)
+        await nursery.start(digest_prefetch.run)
         for key in contents:
             async with tier.using(store.generation(key)) as blob:
-                early.expect(blob)
+                digest_prefetch.expect(blob)
         with trio.fail_after(5):
             await store.arrived(3, method="digest")
         for key, asked in (("c", 3), ("b", 3), ("a", 4)):
-            await early.digest(store.generation(key))
+            await digest_prefetch.digest(store.generation(key))
             assert store.count("digest") == asked
         nursery.cancel_scope.cancel()

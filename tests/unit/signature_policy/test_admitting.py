@@ -12,7 +12,7 @@ from tests.support.parts import blob_files, until
 from tests.support.served import FakeBacking, Serving
 from tests.support.signing import new_key, sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY
+from tests.unit.signature_policy.common import KEY
 from trimsfs.errors import BlobDamagedError, CacheFullError, SignatureError, StoreUnavailableError
 
 
@@ -159,7 +159,7 @@ async def test_damage_is_not_told_as_a_wrong_signature(
             raise StoreUnavailableError("the store is down")
 
         with monkeypatch.context() as context:
-            context.setattr(server.integrity.mender, "fetch_again", away)
+            context.setattr(server.integrity.repair, "refetch", away)
             with pytest.raises(BlobDamagedError, match="signed/params: has not the digest"):
                 await server.open("signed/params")
         await until(lambda: server.integrity.statistics().doubtful == 0)
@@ -203,4 +203,4 @@ async def test_a_manifest_that_is_none_is_read_once(serving: Serving, store: Mem
         for _ in range(3):
             with pytest.raises(SignatureError, match=r"other/model.sig: is no signature of a model"):
                 await server.open("other/params")
-        assert len(server.filesystem._admission._known) == 1  # type: ignore[union-attr]
+        assert len(server.filesystem._signature_policy._known) == 1  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from tests.support.parts import content_of
 from tests.support.served import FakeBacking, Serving, served
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY
+from tests.unit.signature_policy.common import KEY
 from trimsfs.integrity.signatures import read_manifest
 
 

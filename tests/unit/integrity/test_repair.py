@@ -134,7 +134,7 @@ async def test_want_of_descriptors_does_not_end_the_server(
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
     monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
-    monkeypatch.setattr("trimsfs.integrity.quarantine.DOUBT_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.quarantine.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     if who == "compare":
         down(store, method="digest")
@@ -199,7 +199,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         blob = blob_of(server.disk, store, "a")
         blob.forget(3)
         server.disk._budget.add("a", -100)
-        server.integrity.doubts.begin(blob, BlobDamagedError("a: damaged"))
+        server.integrity.quarantine.add(blob, BlobDamagedError("a: damaged"))
         server.disk._maintenance.unfinished.add(blob.token)
         monkeypatch.setattr("trimsfs.tiers.disk.maintenance.give_back", give_back)
         server.release(handle)

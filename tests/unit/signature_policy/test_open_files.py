@@ -11,7 +11,7 @@ from tests.support.parts import blob_of, fail_to_sync, until
 from tests.support.served import Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY
+from tests.unit.signature_policy.common import KEY
 from trimsfs.errors import BlobDamagedError, StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 
@@ -92,7 +92,7 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
         async def forget_pages(_generation: object) -> None:
             await answered.wait()  # the page is locked until the read of it has been answered
 
-        server.integrity.mender.repaired = forget_pages
+        server.integrity.repair.on_repaired = forget_pages
         store.corrupt("signed/params", 77)  # one bit flips on the way
         with trio.fail_after(10), suppress(BlobDamagedError):  # unless another comparison has come to its end
             await server.read(handle, 0, chunk_size)

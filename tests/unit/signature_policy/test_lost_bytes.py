@@ -13,8 +13,8 @@ from tests.support.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.support.served import Server, Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
+from tests.unit.signature_policy.common import KEY, cached
 from trimsfs.errors import StoreUnavailableError, TrimsError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute
@@ -62,11 +62,11 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
     flip_byte(file, 5)
     store.corrupt("signed/params", 77)  # one bit flips on the way
     async with serving(ledger=ledger()) as server:
-        admission = server.filesystem._admission
-        assert admission is not None
+        signature_policy = server.filesystem._signature_policy
+        assert signature_policy is not None
         blob = next(one.blob for one in server.filesystem._handles.files.values())
         server.fetcher.completed = None  # it is compared for the open alone
-        real, gate, asked = admission.signed, trio.Event(), []
+        real, gate, asked = signature_policy.signed, trio.Event(), []
 
         async def signed(generation: object) -> object:
             found = await real(generation)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
                 await gate.wait()
             return found
 
-        admission.signed = signed  # type: ignore[method-assign, assignment]
+        signature_policy.signed = signed  # type: ignore[method-assign, assignment]
         result: list[bytes] = []
 
         async def read() -> None:
@@ -85,7 +85,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
             nursery.start_soon(read)
             await until(lambda: len(asked) > 0)
             async with server.disk.using(store.generation("signed/params")) as one:
-                await admission.admit(one, nullcontext)  # another opens it
+                await signature_policy.admit(one, nullcontext)  # another opens it
             assert blob.health.digest
             gate.set()
         assert result == [files["params"]], "wrong bytes"

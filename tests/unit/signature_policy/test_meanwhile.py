@@ -11,8 +11,8 @@ from tests.support.parts import blob_of, fail_to_sync, flip_byte
 from tests.support.served import FakeBacking, Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
+from tests.unit.signature_policy.common import KEY, cached
 from trimsfs.errors import BlobDamagedError, SignatureError, TrimsError
 from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.stores.digests import compute

@@ -12,8 +12,8 @@ from tests.support.parts import blob_of, fail_to_sync, flip_byte, until
 from tests.support.served import FakeBacking, Serving, Signal
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
-from tests.unit.admission.common import KEY, cached
 from tests.unit.integrity.common import digest_of
+from tests.unit.signature_policy.common import KEY, cached
 from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError, TrimsError
 
 
@@ -116,9 +116,9 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
         assert await server.content("signed/params") == files["params"]
         number = await server.number("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
-        admission = server.filesystem._admission
-        assert admission is not None
-        assert blob.token in admission._admitted
+        signature_policy = server.filesystem._signature_policy
+        assert signature_policy is not None
+        assert blob.token in signature_policy._admitted
         await server.integrity._disk.damage.set_digest(blob, None)  # as when it has been mended with other bytes
         gate = store.block(method="list_page", key="signed/")
         refused = []
@@ -134,7 +134,7 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
             nursery.start_soon(open_it)
             await until(lambda: gate.statistics().tasks_waiting > 0)
             async with server.disk.using(store.generation("signed/model.sig")) as other:
-                await admission.admit(other, nullcontext)
+                await signature_policy.admit(other, nullcontext)
             await trio.sleep(1.2)
             gate.set()
         assert before is None
