@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.parse import urlsplit
 
-import crc32c
 import trio
 
 from tests.benchmarks.children import REPOSITORY
 from tests.benchmarks.reader import percentile
 from tests.benchmarks.scale import MIB
 from tests.services import S3Server
+from trimsfs.checksums import crc32c
 
 PART = 8 * MIB
 PIECE = MIB // 4
@@ -50,7 +50,7 @@ def threads(options: argparse.Namespace, parts: range, count: int = THREADS) -> 
         answer = client.get_object(Bucket=options.bucket, Key=options.key, Range=f"bytes={start}-{stop - 1}")
         buffer, filled, crc = memoryview(bytearray(WRITE)), 0, 0
         while piece := answer["Body"].read(PIECE):
-            crc = crc32c.crc32c(piece, crc)
+            crc = crc32c(piece, crc)
             buffer[filled : filled + len(piece)] = piece
             filled += len(piece)
             if filled == WRITE or start + filled == stop:
@@ -72,7 +72,7 @@ def awscrt(options: argparse.Namespace, parts: range) -> None:
     checksums: dict[int, int] = {}
 
     def on_body(chunk: bytes, offset: int, **_: object) -> None:
-        checksums[offset] = crc32c.crc32c(chunk)
+        checksums[offset] = crc32c(chunk)
         os.pwrite(target, chunk, offset)
 
     credentials = AwsCredentialsProvider.new_static("fast", "fast")

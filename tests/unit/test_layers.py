@@ -53,7 +53,7 @@ def test_the_packages_are_found() -> None:
 @pytest.mark.parametrize(
     ("library", "home"),
     [
-        ("awscrt", "trimsfs.stores.digests"),
+        ("awscrt", "trimsfs.checksums"),
         ("boto3", "trimsfs.stores.s3"),
         ("cryptography", "trimsfs.integrity.signatures"),
         ("cuda", "trimsfs.cuda"),

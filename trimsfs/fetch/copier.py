@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-import crc32c
 import trio
 
+from trimsfs.checksums import crc32c
 from trimsfs.errors import StoreError
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
@@ -160,7 +160,7 @@ class _ChunkWriter:
             part = view[: write_end - self._offset]
             if not part:
                 raise StoreError("more bytes came than were asked for")
-            self._crc = crc32c.crc32c(part, self._crc)
+            self._crc = crc32c(part, self._crc)
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
             self._offset += len(part)
@@ -192,7 +192,7 @@ def _checksum(descriptor: int, start: int, stop: int) -> int | None:
         count = min(os.preadv(descriptor, [buffer], offset), stop - offset)
         if count == 0:
             return None
-        crc = crc32c.crc32c(buffer[:count], crc)
+        crc = crc32c(buffer[:count], crc)
         offset += count
     return crc
 

@@ -12,9 +12,9 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-import crc32c
 import trio
 
+from trimsfs.checksums import crc32c
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidRequestError, NotPermittedError
 from trimsfs.opening.passthrough import Passthrough
@@ -258,4 +258,4 @@ def _write(blob: Blob, data: bytes, offset: int) -> int:
     while rest:
         count = os.pwrite(blob.fileno(), rest, offset)
         rest, offset = rest[count:], offset + count
-    return crc32c.crc32c(data)
+    return crc32c(data)

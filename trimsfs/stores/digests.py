@@ -1,15 +1,14 @@
-"""Digests of whole objects, as stores tell them: of all bytes, or of the digests of parts. The only home of awscrt."""
+"""Digests of whole objects, as stores tell them: of all bytes, or of the digests of parts."""
 
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, Protocol
 
-from awscrt import checksums
-
+from trimsfs.checksums import Crc, combine_crc32c, crc32, crc32c, crc64nvme
 from trimsfs.types import ChunkRecord
 
 Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
@@ -20,7 +19,8 @@ MIB = 1 << 20
 USUAL_PART_SIZES = tuple(size * MIB for size in (8, 16, 5, 64, 10, 15, 32, 50, 100, 128, 256, 512))
 """Of programs that upload in parts, the most common first."""
 MOST_GUESSES = 3
-_WIDTHS: dict[str, int] = {"crc32": 4, "crc32c": 4, "crc64nvme": 8}
+_CRCS: dict[str, tuple[Crc, int]] = {"crc32": (crc32, 4), "crc32c": (crc32c, 4), "crc64nvme": (crc64nvme, 8)}
+"""With their bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Digest:
     @property
     def at_once(self) -> bool:
         """Whether it is compared before a file is used: it has been signed, or takes next to no time to compute."""
-        return self.signed or self.algorithm in _WIDTHS
+        return self.signed or self.algorithm in _CRCS
 
     @property
     def binding(self) -> bool:
@@ -77,10 +77,10 @@ class _Hash(Protocol):
     def digest(self) -> bytes: ...
 
 
-class _Crc:
-    """A checksum of awscrt's, in the form of hashlib."""
+class _CrcHash:
+    """A CRC in the form of hashlib."""
 
-    def __init__(self, function: Callable[[bytes | memoryview, int], int], width: int) -> None:
+    def __init__(self, function: Crc, width: int) -> None:
         self._function = function
         self._width = width
         self._value = 0
@@ -93,8 +93,8 @@ class _Crc:
 
 
 def _new(algorithm: Algorithm) -> _Hash:
-    if algorithm in _WIDTHS:
-        return _Crc(getattr(checksums, algorithm), _WIDTHS[algorithm])
+    if algorithm in _CRCS:
+        return _CrcHash(*_CRCS[algorithm])
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -124,5 +124,5 @@ def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) ->
 
 def crc32c_of(chunks: Iterable[ChunkRecord]) -> bytes:
     """The CRC32C of a whole object, from the chunks it consists of in their order."""
-    whole = reduce(lambda crc, chunk: checksums.combine_crc32c(crc, chunk.crc, chunk.length), chunks, 0)
-    return whole.to_bytes(_WIDTHS["crc32c"])
+    whole = reduce(lambda crc, chunk: combine_crc32c(crc, chunk.crc, chunk.length), chunks, 0)
+    return whole.to_bytes(_CRCS["crc32c"][1])

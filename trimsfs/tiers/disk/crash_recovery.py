@@ -7,8 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-import crc32c
-
+from trimsfs.checksums import crc32c
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.tiers import extents
 from trimsfs.tiers.blob import Blob
@@ -81,7 +80,7 @@ def _gone(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[
 
 def _lost(descriptor: int, start: int, stop: int, crc: int) -> bool:
     """Whether a chunk has holes, and not because the file system keeps zeros so."""
-    return extents.has_hole(descriptor, start, stop) and crc32c.crc32c(os.pread(descriptor, stop - start, start)) != crc
+    return extents.has_hole(descriptor, start, stop) and crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
 def zeroed(blob: Blob) -> list[int]:
