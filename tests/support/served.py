@@ -26,7 +26,7 @@ from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Digests, Integrity
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.integrity.signature_policy import SignaturePolicy, ReadManifest
+from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace

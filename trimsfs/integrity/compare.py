@@ -292,7 +292,9 @@ class Integrity:
                 if found == expected.value:
                     return True
         except OSError as error:
-            self.quarantine.add(blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}"))
+            self.quarantine.add(
+                blob, BlobDamagedError(f"{blob.generation.key}: cannot be read from the cache: {error}")
+            )
         finally:
             os.close(descriptor)
         return False if expected.part_sizes(size) else None

@@ -25,7 +25,7 @@ from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.integrity.signature_policy import SignaturePolicy, ReadManifest
+from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
@@ -226,7 +226,16 @@ def assemble(
         passthrough=passthrough,
         filesystem=filesystem,
         lending=lending,
-        first=(pool.run, passthrough.run, fetcher.run, digest_prefetch.run, cold_opener.run, siblings.run, derived.run, gpu.run),
+        first=(
+            pool.run,
+            passthrough.run,
+            fetcher.run,
+            digest_prefetch.run,
+            cold_opener.run,
+            siblings.run,
+            derived.run,
+            gpu.run,
+        ),
         later=tuple(later),
     )
 
