@@ -1,4 +1,4 @@
-"""Which module may import what."""
+"""Which module may import what: every import runs down the list of ranks."""
 
 import ast
 import re
@@ -14,7 +14,45 @@ import mountctl
 import trimsfs
 
 ROOT = Path(trimsfs.__file__).parent.parent
-PURE = ("concurrency", "errors", "eviction", "options", "ranges", "readahead", "text", "types")
+RANKS = {
+    "trimsfs": [
+        {"cli"},
+        {"server"},
+        {"fuse"},
+        {"filesystem"},
+        {"control"},
+        {"gpu", "integrity"},
+        {"prefetch", "models"},
+        {"opening"},
+        {"fetch", "namespace"},
+        {"tiers", "stores"},
+        {"client", "handover"},
+        {"formats", "concurrency"},
+    ],
+    "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],
+}
+"""The packages of each program from the top down; those of one rank do not import each other. The modules at a
+program's root are below all of them."""
+ENTRY_POINTS = {"trimsfs", "trimsfs.__main__", "trimsfs.daemon", "mountctl"}
+"""What is started, or imported by users: above all."""
+KNOWN_TO_MOUNTCTL = {
+    "trimsfs",
+    "trimsfs.errors",
+    "trimsfs.exit_codes",
+    "trimsfs.mountinfo",
+    "trimsfs.options",
+    "trimsfs.text",
+}
+PURE = [
+    "trimsfs.concurrency.adaptive_limit",
+    "trimsfs.errors",
+    "trimsfs.options",
+    "trimsfs.prefetch.directory_readahead",
+    "trimsfs.ranges",
+    "trimsfs.text",
+    "trimsfs.tiers.policies",
+    "trimsfs.types",
+]
 
 
 def sources(package: str) -> dict[str, Path]:
@@ -23,8 +61,16 @@ def sources(package: str) -> dict[str, Path]:
     return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
+MODULES = {**sources("trimsfs"), **sources("mountctl")}
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, everywhere in it; of ``from a import b`` both a and a.b."""
+    """The dotted names that a file imports, anywhere in it; of ``from a import b`` both a and a.b.
+
+    A string that is the name of a module counts too, as ``importlib`` may import it. Programs that are started by
+    their names are not imported.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -33,21 +79,72 @@ def imports(path: Path) -> Iterator[str]:
             assert node.module is not None
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value
+            if name in MODULES and "." in name and name not in {"trimsfs.daemon", "mountctl.keeper"}:
+                yield name
 
 
 def importers(library: str) -> set[str]:
-    """The modules of both packages that import a library."""
-    return {
-        module
-        for package in ("trimsfs", "mountctl")
-        for module, path in sources(package).items()
-        if any(name.split(".")[0] == library for name in imports(path))
-    }
+    """The modules of both programs that import a library."""
+    return {module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))}
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """Each import of a module of ours by another; of a package only where it is more than the way to a module, and of
+    a program's root, which has its version, never."""
+    for module, path in MODULES.items():
+        names = {name for name in imports(path) if name in MODULES and "." in name and name != module}
+        for name in names:
+            if name not in PACKAGES or not any(other.startswith(f"{name}.") for other in names):
+                yield module, name
+
+
+def room(module: str) -> str | None:
+    """The package below the program's root in which a module lies; None for one at the root."""
+    parts = module.split(".")
+    return parts[1] if ".".join(parts[:2]) in PACKAGES and len(parts) > 1 else None
+
+
+def rank(module: str) -> int:
+    """How far below the top a module is."""
+    program, found = module.split(".", maxsplit=1)[0], room(module)
+    if module in ENTRY_POINTS:
+        return -1
+    ranks = RANKS[program]
+    if found is None:
+        return len(ranks)
+    [number] = [number for number, rooms in enumerate(ranks) if found in rooms]
+    return number
 
 
 def test_the_packages_are_found() -> None:
     assert Path(mountctl.__file__).parent.parent == ROOT
-    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk.tier"} <= sources("trimsfs").keys()
+    assert {"trimsfs", "trimsfs.types", "trimsfs.stores.s3", "trimsfs.tiers.disk.tier"} <= MODULES.keys()
+    rooms = {name for name in PACKAGES if name.count(".") == 1}
+    assert rooms == {f"{program}.{name}" for program, ranks in RANKS.items() for names in ranks for name in names}
+
+
+def test_every_import_runs_downwards() -> None:
+    upwards = [
+        f"{module} imports {name}"
+        for module, name in arrows()
+        if module.split(".")[0] == name.split(".")[0]
+        and (room(module) is None or room(module) != room(name))
+        and not (rank(module) == rank(name) and room(module) is room(name) is None)
+        and rank(module) >= rank(name)
+    ]
+    assert upwards == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, name in arrows():
+        # What a package re-exports counts as imported by who asks the package for it, not by the modules inside it.
+        if not f"{module}.".startswith(f"{name}."):
+            graph[module].add(name)
+    order = list(TopologicalSorter(graph).static_order())
+    assert len(order) == len(MODULES)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +170,8 @@ def test_a_library_has_one_home(library: str, home: str) -> None:
 
 @pytest.mark.parametrize("module", PURE)
 def test_what_is_pure_knows_nothing_of_trio(module: str) -> None:
-    assert f"trimsfs.{module}" not in importers("trio")
+    assert module in MODULES
+    assert module not in importers("trio")
 
 
 def test_the_file_system_does_not_know_the_mounter() -> None:
@@ -81,24 +179,16 @@ def test_the_file_system_does_not_know_the_mounter() -> None:
 
 
 def test_the_mounter_knows_little_of_the_file_system() -> None:
-    known = sources("trimsfs").keys()
-    used = {name for path in sources("mountctl").values() for name in imports(path) if name in known}
-    few = {"errors", "exit_codes", "mountinfo", "options", "text"}
-    assert used - {"trimsfs"} <= {f"trimsfs.{name}" for name in few}
+    used = {name for module, name in arrows() if module.startswith("mountctl") and name.startswith("trimsfs")}
     assert used
+    assert used <= KNOWN_TO_MOUNTCTL
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    modules = sources("trimsfs")
-    packages = {name for name, path in modules.items() if path.name == "__init__.py"}
-    # What a package re-exports counts as imported by who asks the package for it, not by the modules inside it.
-    graph = {
-        module: {name for name in imports(path) if name in modules and name not in packages}
-        | {name for name in imports(path) if name in packages and not f"{module}.".startswith(f"{name}.")}
-        for module, path in modules.items()
-    }
-    order = list(TopologicalSorter(graph).static_order())
-    assert len(order) == len(modules)
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_says_in_one_sentence_what_it_owns(package: str) -> None:
+    first = (ast.get_docstring(ast.parse(MODULES[package].read_text())) or "").split("\n\n")[0]
+    assert first.endswith(".")
+    assert first.count(". ") == 0
 
 
 @pytest.mark.parametrize(
@@ -106,7 +196,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 )
 def test_what_others_run_needs_nothing_of_the_tests(program: str) -> None:
     """`make demo`, `make bench`, `make bench-gpu` and `make eval` install less than `make test` does."""
-    code = f"import sys; sys.modules |= dict.fromkeys(['pytest', 'hypothesis', 'moto', 'xattr']); import {program}"
+    code = f"import sys; sys.modules |= dict.fromkeys(['pytest', 'hypothesis', 'moto', 'xdist']); import {program}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
