@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xattr
 
 from tests.gpu.scene import MIB, Program, Scene, digest_of, scene
 from tests.support.mounts import wait_until
@@ -116,13 +117,13 @@ def test_an_attribute_is_there_when_the_copy_is(store: Path, tmp_path: Path) -> 
     with scene(store, tmp_path) as host:
         name = f"user.trims.gpu.{host.device}.ipc_handle"
         with pytest.raises(OSError, match="No data available"):
-            os.getxattr(host.file("net.bin"), name)
+            xattr.getxattr(host.file("net.bin"), name)
         host.borrowing("net.bin")  # to be mapped: it has no handle
         with pytest.raises(OSError, match="No data available"):
-            os.getxattr(host.file("net.bin"), name)
+            xattr.getxattr(host.file("net.bin"), name)
         by_handle(host, "control file")
-        assert len(os.getxattr(host.file("net.bin"), name)) == 64
-        assert name not in os.listxattr(host.file("net.bin"))
+        assert len(xattr.getxattr(host.file("net.bin"), name)) == 64
+        assert name not in xattr.listxattr(host.file("net.bin"))
 
 
 def test_a_signal_ends_the_wait_for_a_copy_that_nobody_else_wants(store: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import xattr
 
 from tests.security.hostile import HostileStore, Told, hostile_store
 from tests.services import HOST
@@ -107,8 +107,8 @@ def everything_told(mount: MountedStore, environment: dict[str, str], options: t
     for path in (*root.iterdir(), *(root / "model").iterdir(), *(root / ".trims").iterdir()):
         if path.is_file():
             told[str(path)] = path.read_text(errors="replace")
-    for name in os.listxattr(mount.path / "model"):
-        told[name] = os.getxattr(mount.path / "model", name).decode()
+    for name in xattr.listxattr(mount.path / "model"):
+        told[name] = xattr.getxattr(mount.path / "model", name).decode()
     for pid in family(mount.control()["keeper_pid"]):
         with contextlib.suppress(FileNotFoundError):
             told[f"cmdline of {pid}"] = Path(f"/proc/{pid}/cmdline").read_text()

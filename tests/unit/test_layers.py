@@ -160,6 +160,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("prometheus_client", "trimsfs.control.metrics"),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
+        ("xattr", "trimsfs.client.attributes"),
     ],
 )
 def test_a_library_has_one_home(library: str, home: str) -> None:

@@ -21,6 +21,7 @@ from trimsfs.cli.control_files import (
 )
 from trimsfs.cli.gpu import devices
 from trimsfs.cli.output import reported, say
+from trimsfs.client.attributes import read_attribute
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
@@ -116,7 +117,7 @@ def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not models:
         return None
     try:
-        generation = os.getxattr(file, "user.trims.generation").decode()
+        generation = read_attribute(file, "generation")
     except OSError as error:
         raise translated(error, file) from error
     return next((model for model in models if model["generation"] == generation), None)

@@ -1,9 +1,11 @@
-"""What a model has in common with another on the mount is mapped from that one, so that memory has it once.
+"""Maps what two models share on disk from one of their files, so that the page cache holds it once.
 
-The mount tells only of what lies in the same blocks of the disk, for which the kernel has compared the bytes.
+The mount lists only ranges that lie in the same disk blocks. The kernel compared their bytes before it shared them.
 """
 
+import functools
 import json
+import logging
 import mmap
 import os
 from contextlib import suppress
@@ -11,38 +13,55 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.client import pages
+from trimsfs.client.attributes import read_attribute
+
+log = logging.getLogger(__name__)
 
 LEAST = 1 << 20
-"""Bytes of a model that is worth asking for."""
+"""Bytes of the smallest model for which the mount is asked."""
 
 
 def map_shared(path: Path, inode: int, mapping: mmap.mmap) -> int:
-    """Map what is common over a private mapping of a model's file on a mount; how many bytes.
+    """Map the shared ranges over a private mapping of a model's file on a mount; returns their bytes.
 
-    Nothing may have been written to the mapping. *inode* says which generation it is of.
+    Nothing may have been written to the mapping. *inode* identifies the generation that is mapped.
     """
-    told = _told(path) if len(mapping) >= LEAST else {}
+    listing = _listing(path) if len(mapping) >= LEAST else {}
     with suppress(OSError):
-        if told and os.stat(path).st_ino == inode:
-            with (path.parent / told["path"]).open("rb", buffering=0) as other:
-                if os.getxattr(other.fileno(), "user.trims.generation").decode() == told["generation"]:
-                    return _map(mapping, other.fileno(), told["parts"])
+        if listing and os.stat(path).st_ino == inode:
+            with (path.parent / listing["path"]).open("rb", buffering=0) as other:
+                if _generation(other.fileno()) == listing["generation"]:
+                    return _map(mapping, other.fileno(), listing["parts"])
     return 0
 
 
 def similar_model(path: Path) -> Path | None:
-    """A model that has something in common with the one at a path of a mount, if there is one."""
-    told = _told(path)
-    return path.parent / told["path"] if told else None
+    """A model that shares blocks with the one at a path of a mount; None when the mount knows of none."""
+    listing = _listing(path)
+    return path.parent / listing["path"] if listing else None
 
 
-def _told(path: Path) -> dict[str, Any]:
-    """What the mount tells; nothing off a mount, or of one that does not share chunks."""
+def _listing(path: Path) -> dict[str, Any]:
+    """The control file ``shared`` of a model; empty off a mount, and on one that does not share chunks."""
     try:
-        told: dict[str, Any] = json.loads((path.parent / ".trims" / path.name / "shared").read_bytes())
+        listing: dict[str, Any] = json.loads((path.parent / ".trims" / path.name / "shared").read_bytes())
     except OSError:
         return {}
-    return told
+    return listing
+
+
+def _generation(descriptor: int) -> str | None:
+    """The generation of an open file; None where the package to read it is missing. Raises OSError."""
+    try:
+        return read_attribute(descriptor, "generation")
+    except ModuleNotFoundError:
+        _warn_of_missing_package()
+        return None
+
+
+@functools.cache
+def _warn_of_missing_package() -> None:
+    log.warning("trimsfs maps shared ranges of models twice: this Python has no package xattr: pip install xattr")
 
 
 def _map(mapping: mmap.mmap, descriptor: int, parts: list[tuple[int, int, int]]) -> int:
