@@ -1,17 +1,13 @@
-"""The options of a mount: one schema for the configuration file, the environment and the command line.
+"""The options of a mount: their names, types, limits, defaults and help texts.
 
-Later sources win: defaults, the TOML file, ``TRIMSFS_*`` variables, the command line. This is the only module that
-reads the environment for trimsfs (the SDKs of the stores read their own).
+One schema serves the configuration file, the environment and the command line; ``trimsfs.configuration`` reads them.
 """
 
 import os
 import pwd
 import re
-import sys
-import tomllib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import (
@@ -21,19 +17,12 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import escape
 
-MOUNTPOINT = "mountpoint"
-"""In a configuration file that declares a mount; the options of the mount do not include it."""
-DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
-ENVIRONMENT_PREFIX = "TRIMSFS_"
 FALLBACK_UID = 60874
 """A user id that Debian and systemd give to nobody."""
 GPU_OFF = "switched off by --gpu off"
@@ -67,7 +56,7 @@ def _inner_path(value: str) -> str:
 InnerPath = Annotated[str, AfterValidator(_inner_path)]
 
 
-_PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
+PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 """A user and a password in a URL."""
 
 
@@ -191,7 +180,7 @@ class MountOptions(BaseModel):
     @field_validator("store")
     @classmethod
     def _has_no_password(cls, value: str | None) -> str | None:
-        if value is not None and _PASSWORD.search(value):
+        if value is not None and PASSWORD.search(value):
             raise ValueError("credentials do not belong there: all users can read it in /proc/mounts")
         return value
 
@@ -276,125 +265,6 @@ def _absolute(store: str) -> str:
     return store if "://" in store else str(Path(store).absolute())
 
 
-def order_of(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
-    """What a keeper is told to do: mount there, and run a server with these options, which are resolved."""
-    return {
-        "mountpoint": str(mountpoint),
-        "source": options.store,
-        "allow_other": options.allow_other,
-        "foreground": foreground,
-        "server": [sys.executable, "-m", "trimsfs.daemon"],
-        "options": options.model_dump(mode="json", exclude_none=True),
-    }
-
-
-def declared_mountpoint(file: Path) -> Path:
-    """Where the mount that a configuration file declares is to be. Raises ConfigurationError."""
-    mountpoint = _read_toml(file, needed=True).get(MOUNTPOINT)
-    if not isinstance(mountpoint, str) or not mountpoint.startswith("/"):
-        raise ConfigurationError(f'{file}: no mountpoint: write mountpoint = "/models", an absolute path')
-    return Path(os.path.normpath(mountpoint))
-
-
-def load_options(
-    arguments: Mapping[str, Any],
-    *,
-    configs: Sequence[Path] = (),
-    environment: Mapping[str, str] | None = None,
-) -> MountOptions:
-    """Merge the sources; *arguments* holds what the command line gave, without what it left out.
-
-    Of several configuration files, later ones win; DEFAULT_CONFIG is read when none is told.
-
-    Raises ConfigurationError naming the option, where it came from and what is wrong with it.
-    """
-    environment = os.environ if environment is None else environment
-    layers: list[tuple[str, Mapping[str, Any]]] = []
-    for path in configs or (DEFAULT_CONFIG,):
-        values = _read_toml(path, needed=bool(configs))
-        layers.append((str(path), {name: value for name, value in values.items() if name != MOUNTPOINT}))
-    variables = {
-        name: environment[variable]
-        for name in SCALARS
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
-    }
-    layers.append(("environment", variables))
-    layers.append(("command line", arguments))
-    merged = {name: value for _, layer in layers for name, value in layer.items()}
-    try:
-        return MountOptions.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if not first["loc"]:
-            raise ConfigurationError(first["msg"].removeprefix("Value error, ")) from None
-        name = str(first["loc"][0])
-        if len(first["loc"]) > 1 and name in TABLES:
-            place = ".".join(str(part) for part in first["loc"][1:])
-            raise ConfigurationError(f"[[{name}]] {place}: {_cause(name, first)}") from None
-        source = next(source for source, layer in reversed(layers) if name in layer)
-        raise ConfigurationError(f"{_spelling(name, merged[name], source)}: {_cause(name, first)}") from None
-
-
-def _spelling(name: str, value: object, source: str) -> str:
-    """An option as it was written where it comes from, but for a password in a URL."""
-    value = _PASSWORD.sub("***", value) if isinstance(value, str) else value
-    match source:
-        case "command line":
-            return f"option {flag(name)} {value}"
-        case "environment":
-            return f"variable {ENVIRONMENT_PREFIX}{name.upper()}={value}"
-        case _:
-            return f"option {name} = {value!r} in {source}"
-
-
 def flag(name: str) -> str:
     """How the command line names an option."""
     return "--" + name.replace("_", "-")
-
-
-def _cause(name: str, error: ErrorDetails) -> str:
-    """What is wrong with a value, in words that continue its spelling."""
-    context = error.get("ctx", {})
-    kind = error["type"]
-    if kind.startswith("byte_size"):
-        return "is not a size such as 10GiB"
-    if kind in {"greater_than_equal", "greater_than", "less_than_equal"}:
-        (bound,) = context.values()
-        amount = (
-            f"{bound >> 20}MiB" if name == "memory_limit" else oct(bound)[2:] if "mode" in name else f"{bound:.10g}"
-        )
-        return {
-            "greater_than_equal": f"must be {amount} or more",
-            "greater_than": f"must be more than {amount}",
-            "less_than_equal": f"must be {amount} or less",
-        }[kind]
-    causes = {
-        "extra_forbidden": "there is no such option",
-        "literal_error": f"must be {context.get('expected')}",
-        "int_parsing": "is not a whole number",
-        "float_parsing": "is not a share such as 0.8" if name == "gpu_memory" else "is not a number",
-        "finite_number": "must be finite",
-        "bool_parsing": "must be true or false",
-    }
-    return causes.get(kind, error["msg"].removeprefix("Value error, "))
-
-
-def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        if not needed:
-            return {}
-        raise ConfigurationError(f"configuration file {path}: No such file or directory") from None
-    except OSError as error:
-        raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None
-    rules = values.get("access")
-    for table in (values, *(rules if isinstance(rules, list) else [])):
-        for name in ("mode", "dir_mode"):
-            value = table.get(name) if isinstance(table, dict) else None
-            if isinstance(value, int) and set(str(value)) <= set("01234567"):
-                # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
-                raise ConfigurationError(f'option {name} = {value} in {path}: write it as text, such as "0444"')
-    return values

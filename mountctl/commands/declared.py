@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimsfs.configuration import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical
-from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, load_options, order_of
 
 DIRECTORY = Path("/etc/trimsfs/mounts.d")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -36,7 +36,7 @@ class Mount:
     def order(self, *, foreground: bool) -> dict[str, Any]:
         """What the keeper of a declared mount is told. Raises ConfigurationError."""
         options = load_options({}, configs=self.configs).resolved(self.mountpoint)
-        return order_of(self.mountpoint, options, foreground=foreground)
+        return keeper_order(self.mountpoint, options, foreground=foreground)
 
 
 def declared(directory: Path) -> tuple[list[Mount], list[ConfigurationError]]:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MountedStore, wait_until
-from trimsfs.options import load_options, order_of
+from trimsfs.configuration import keeper_order, load_options
 
 
 def keeper(mount: MountedStore) -> dict[str, object]:
@@ -41,7 +41,7 @@ def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments
     facts = ask(mount.path, {"do": "status"}, timeout_s=5)
     places = {"store": str(store), "cache_dir": str(mount.cache), "log_file": facts["log_file"]}
     options = load_options(places, environment={}).resolved(mount.path)
-    order = order_of(mount.path, options, foreground=facts["foreground"])
+    order = keeper_order(mount.path, options, foreground=facts["foreground"])
     order["server"] = [sys.executable, str(program.__file__), *arguments]
     answer = ask(mount.path, {"do": "replace", "order": order}, timeout_s=60)
     assert "error" not in answer, answer

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
 from trimsfs.namespace.permissions import Access, Ownership
-from trimsfs.options import MountOptions, load_options
+from trimsfs.options import MountOptions
 
 
 def access(*rules: dict[str, object], **options: object) -> Access:

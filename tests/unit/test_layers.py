@@ -38,6 +38,7 @@ ENTRY_POINTS = {"trimsfs", "trimsfs.__main__", "trimsfs.daemon", "mountctl"}
 KNOWN_TO_MOUNTCTL = {
     "trimsfs",
     "trimsfs.errors",
+    "trimsfs.configuration",
     "trimsfs.exit_codes",
     "trimsfs.mountinfo",
     "trimsfs.options",

@@ -15,8 +15,9 @@ import click
 from trimsfs.cli.mount import mount_store
 from trimsfs.cli.mount_options import is_flag
 from trimsfs.cli.output import reported
+from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import SCALARS, MountOptions, load_options
+from trimsfs.options import SCALARS, MountOptions
 
 _OTHERS = re.compile(
     r"""(?x)

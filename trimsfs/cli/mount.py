@@ -17,6 +17,7 @@ import click
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import fail, reported, say
+from trimsfs.configuration import keeper_order
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,
@@ -28,7 +29,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, trimsfs_at
-from trimsfs.options import MountOptions, default_store, flag, order_of
+from trimsfs.options import MountOptions, default_store, flag
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -55,7 +56,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
     _check_apart(mountpoint, options)
     if options.store is not None and "://" not in options.store:
         _make_default_store(Path(options.store))
-    order = order_of(mountpoint, options, foreground=foreground)
+    order = keeper_order(mountpoint, options, foreground=foreground)
     keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
         _warn_of_full_disk(options)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
+from trimsfs.configuration import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, load_options
+from trimsfs.options import SCALARS, MountOptions, flag
 
 _METAVARS = {
     "store": "URL",
