@@ -35,7 +35,7 @@ from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores.retrying import Retrying, RetryingStore
-from trimsfs.tiers.deduplication import Sharing
+from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import Policy, lru
@@ -361,7 +361,7 @@ async def served(
             disk,
             passthrough,
             tables,
-            Sharing(disk),
+            Deduplication(disk),
             commands,
             GpuInterface(gpu),
             options,

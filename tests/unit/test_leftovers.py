@@ -136,7 +136,7 @@ async def test_records_of_a_file_that_was_made_anew_before_power_was_lost_are_no
         ("zeros", 0, 4 * chunk_size),
     ):
         with paths[key].open("r+b") as file:
-            extents.punch(file.fileno(), start, length)
+            extents.punch_hole(file.fileno(), start, length)
     async with at_work(cache) as tier:
         kept = {here.generation.key: here.disk_bytes for here in await tier.residencies()}
         assert kept == {"b": 3 * chunk_size, "zeros": 4 * chunk_size}

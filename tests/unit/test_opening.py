@@ -75,7 +75,7 @@ async def test_no_bit_of_the_index_that_changes_makes_a_byte_wrong_or_a_server_f
 async def go_on_with(cache: Path, contents: dict[str, bytes]) -> None:
     """Settle, read all, and evict all."""
     async with opened(cache) as tier:
-        await tier._maintenance._settle()
+        await tier._maintenance._recover()
         assert tier.statistics().used_bytes == await recorded_bytes(tier)
         for key, content in contents.items():
             async with tier.using(generation_of(key, content)) as blob:

@@ -27,7 +27,7 @@ from tests.support.tmpfs import tmpfs
 from trimsfs.errors import BlobDamagedError, CacheInUseError, CacheUnusableError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.directory import CacheDirectory
-from trimsfs.tiers.disk.lock import lock_directory, locks
+from trimsfs.tiers.disk.lock import is_lock_of, lock_directory
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index.index import BlobIndex
 
@@ -135,7 +135,7 @@ def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
             assert place.gone()
         with closing(CacheDirectory(cache, os.dup(lock))) as place:
             assert place.problem is None
-            assert not locks(lock, cache)
+            assert not is_lock_of(lock, cache)
             with pytest.raises(CacheInUseError):
                 lock_directory(cache)
         with locked(cache), closing(CacheDirectory(cache, os.dup(lock))) as place:

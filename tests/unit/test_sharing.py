@@ -19,9 +19,9 @@ from tests.support.model_files import Array, safetensors
 from tests.support.parts import content_of, fill, generation_of, opened, until
 from trimsfs.tiers import deduplication
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.deduplication import Sharing
+from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.extents import BLOCK, LEAST, Common, can_share, common, share
+from trimsfs.tiers.extents import BLOCK, LEAST_SHARED, SharedExtent, can_share, share, shared_extents
 from trimsfs.tiers.host import page_cache
 from trimsfs.types import CHUNK_SIZE, Generation
 
@@ -54,9 +54,9 @@ def of(tier: DiskTier, generation: Generation) -> Path:
     return tier.files.path(generation.token(tier.store))
 
 
-def in_common(one: Path, other: Path) -> list[Common]:
+def in_common(one: Path, other: Path) -> list[SharedExtent]:
     with one.open("rb") as file, other.open("rb") as another:
-        return common(file.fileno(), another.fileno(), length=one.stat().st_size)
+        return shared_extents(file.fileno(), another.fileno(), length=one.stat().st_size)
 
 
 def common_bytes(one: Path, other: Path) -> int:
@@ -64,10 +64,10 @@ def common_bytes(one: Path, other: Path) -> int:
 
 
 @asynccontextmanager
-async def running(tier: DiskTier) -> AsyncIterator[Sharing]:
+async def running(tier: DiskTier) -> AsyncIterator[Deduplication]:
     """Sharing, for the length of the block."""
     async with trio.open_nursery() as nursery:
-        component = Sharing(tier)
+        component = Deduplication(tier)
         nursery.start_soon(component.run)
         await tier.flush()
         yield component
@@ -75,7 +75,7 @@ async def running(tier: DiskTier) -> AsyncIterator[Sharing]:
 
 
 @asynccontextmanager
-async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
+async def at_work(tier: DiskTier) -> AsyncIterator[Deduplication]:
     """The same, once it has had a look at all that is idle."""
     async with running(tier) as component:
         await settled(tier)
@@ -84,10 +84,10 @@ async def at_work(tier: DiskTier) -> AsyncIterator[Sharing]:
 
 async def settled(tier: DiskTier) -> None:
     """Return when all that is whole has been compared."""
-    await until(lambda: not tier.index.uncompared(deduplication.LEAST))
+    await until(lambda: not tier.index.uncompared(deduplication.LEAST_BYTES))
 
 
-async def waiting(component: Sharing) -> None:
+async def waiting(component: Deduplication) -> None:
     """Return when a blob waits until nobody uses it."""
     await until(lambda: len(component._to_be_idle) == 1)
 
@@ -103,9 +103,9 @@ def write(path: Path, content: bytes) -> int:
 def test_equal_files_share_all_their_blocks(disk: Path) -> None:
     content = content_of("a", 3 * MIB + 5)
     one, other = write(disk / "one", content), write(disk / "other", content)
-    assert common(one, other, length=len(content)) == []
+    assert shared_extents(one, other, length=len(content)) == []
     assert share(one, 0, other, 0, len(content)) == len(content)
-    assert common(other, one, length=len(content)) == [Common(0, 0, len(content))]
+    assert shared_extents(other, one, length=len(content)) == [SharedExtent(0, 0, len(content))]
     os.close(one)
     os.close(other)
     assert (disk / "one").read_bytes() == (disk / "other").read_bytes() == content
@@ -115,9 +115,11 @@ def test_ranges_at_different_places_can_be_shared(disk: Path) -> None:
     content = content_of("a", 4 * MIB)
     one, other = write(disk / "one", content), write(disk / "other", bytes(MIB) + content[:MIB])
     assert share(one, 0, other, MIB, MIB) == MIB
-    assert common(other, one, length=2 * MIB) == [Common(MIB, 0, MIB)]
-    assert common(other, one, offset=MIB + LEAST, at=LEAST, length=LEAST) == [Common(MIB + LEAST, LEAST, LEAST)]
-    assert common(other, one, length=MIB) == []
+    assert shared_extents(other, one, length=2 * MIB) == [SharedExtent(MIB, 0, MIB)]
+    assert shared_extents(other, one, offset=MIB + LEAST_SHARED, at=LEAST_SHARED, length=LEAST_SHARED) == [
+        SharedExtent(MIB + LEAST_SHARED, LEAST_SHARED, LEAST_SHARED)
+    ]
+    assert shared_extents(other, one, length=MIB) == []
     os.close(one)
     os.close(other)
 
@@ -126,19 +128,19 @@ def test_ranges_at_different_places_can_be_shared(disk: Path) -> None:
 def test_equal_parts_are_shared_and_no_byte_changes(disk: Path, seed: int) -> None:
     """Some bytes differ: all parts of the least size without one are shared."""
     numbers = random.Random(seed)
-    size = numbers.randrange(LEAST, 3 * MIB)
+    size = numbers.randrange(LEAST_SHARED, 3 * MIB)
     content = content_of("a", size)
     changed = bytearray(content)
     for _ in range(numbers.randrange(6)):
         changed[numbers.randrange(size)] ^= 1
     one, other = write(disk / "one", content), write(disk / "other", bytes(changed))
     equal = sum(
-        len(content[start : start + LEAST])
-        for start in range(0, size, LEAST)
-        if content[start : start + LEAST] == changed[start : start + LEAST]
+        len(content[start : start + LEAST_SHARED])
+        for start in range(0, size, LEAST_SHARED)
+        if content[start : start + LEAST_SHARED] == changed[start : start + LEAST_SHARED]
     )
     assert share(one, 0, other, 0, size) == equal
-    assert sum(part.length for part in common(other, one, length=size)) == equal
+    assert sum(part.length for part in shared_extents(other, one, length=size)) == equal
     os.close(one)
     os.close(other)
     assert (disk / "one").read_bytes() == content
@@ -164,7 +166,7 @@ async def test_chunks_that_are_alike_are_shared(cache: Path, autojump_clock: Moc
         assert common_bytes(of(tier, one), of(tier, other)) == 0
         async with at_work(tier) as component:
             alike = common_bytes(of(tier, one), of(tier, other))
-            assert SIZE - LEAST <= alike < SIZE
+            assert SIZE - LEAST_SHARED <= alike < SIZE
             assert component.statistics().shared_bytes == alike
         assert of(tier, one).read_bytes() == base
         assert of(tier, other).read_bytes() == tuned
@@ -178,7 +180,7 @@ async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
     async with opened(cache) as tier:
         one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
         async with at_work(tier):
-            assert in_common(of(tier, other), of(tier, one)) == [Common(CHUNK_SIZE, 0, CHUNK_SIZE)]
+            assert in_common(of(tier, other), of(tier, one)) == [SharedExtent(CHUNK_SIZE, 0, CHUNK_SIZE)]
         assert of(tier, other).read_bytes() == moved
 
 
@@ -187,7 +189,7 @@ async def test_parts_of_chunks_are_shared_where_every_chunk_differs(cache: Path,
     async with opened(cache) as tier:
         one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
         async with at_work(tier):
-            assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST
+            assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST_SHARED
         assert of(tier, other).read_bytes() == tuned
 
 
@@ -340,7 +342,7 @@ async def test_what_was_compared_is_not_compared_by_the_next_server(
             pass
     monkeypatch.setattr(deduplication, "_share_step", lambda *_: pytest.fail("compared again"))
     async with opened(cache) as tier, at_work(tier) as component:
-        assert component.statistics() == deduplication.SharingStatistics(shared_bytes=0, waiting_blobs=0)
+        assert component.statistics() == deduplication.DeduplicationStatistics(shared_bytes=0, waiting_blobs=0)
 
 
 async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
@@ -363,7 +365,7 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
     async with opened(tmp_path / "cache") as tier:
-        await Sharing(tier).run()
+        await Deduplication(tier).run()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "XFS and btrfs can" in caplog.text
 
@@ -376,7 +378,9 @@ async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clo
         contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
         generations = {key: await fill(tier, key, content) for key, content in contents.items()}
         async with at_work(tier) as component:
-            told = {key: await component.told(generation, lambda _: True) for key, generation in generations.items()}
+            told = {
+                key: await component.shared_with(generation, lambda _: True) for key, generation in generations.items()
+            }
             assert told["stranger"] == {}
             first, second = sorted(("a", "dir/b"), key=lambda key: generations[key].token(tier.store))
             assert told[first] == {}
@@ -385,8 +389,8 @@ async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clo
             assert found["path"] == {"a": "../a", "dir/b": "dir/b"}[first]
             for offset, at, length in found["parts"]:
                 assert contents[second][offset : offset + length] == contents[first][at : at + length]
-            assert sum(length for _, _, length in found["parts"]) >= SIZE - LEAST
-            assert await component.told(generations[second], lambda _: False) == {}
+            assert sum(length for _, _, length in found["parts"]) >= SIZE - LEAST_SHARED
+            assert await component.shared_with(generations[second], lambda _: False) == {}
 
 
 async def test_an_index_that_fails_is_logged_and_nothing_told(
@@ -397,7 +401,7 @@ async def test_an_index_that_fails_is_logged_and_nothing_told(
 
     async with opened(tmp_path / "cache") as tier:
         monkeypatch.setattr(tier.index, "family", failing)
-        assert await Sharing(tier).told(generation_of("a", b"content"), lambda _: True) == {}
+        assert await Deduplication(tier).shared_with(generation_of("a", b"content"), lambda _: True) == {}
     assert "disk I/O error" in caplog.text
 
 

@@ -24,7 +24,7 @@ from trimsfs.namespace.tree import Inode, InodeKind
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.deduplication import Sharing
+from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -69,7 +69,7 @@ class Control:
         disk: DiskTier,
         passthrough: Passthrough,
         tables: TensorTables,
-        sharing: Sharing,
+        sharing: Deduplication,
         commands: Commands,
         gpu: GpuInterface,
         options: MountOptions,
@@ -175,7 +175,7 @@ class Control:
         if name == "shared":
             assert inode.generation is not None
             return _Text(
-                as_json(await self._sharing.told(inode.generation, partial(self._may_tell, caller, inode.path)))
+                as_json(await self._sharing.shared_with(inode.generation, partial(self._may_tell, caller, inode.path)))
             )
         return _Text(await self._root_files[name](caller))
 

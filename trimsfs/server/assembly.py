@@ -35,7 +35,7 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.stores import Retrying, RetryingStore, Store
-from trimsfs.tiers.deduplication import Sharing
+from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import POLICIES
@@ -119,7 +119,7 @@ def assemble(
     )
     integrity.repair.withdraw = passthrough.unregister
     passthrough.approve = integrity.approve
-    sharing = Sharing(disk)
+    sharing = Deduplication(disk)
     namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,

@@ -1,6 +1,6 @@
-"""What blobs have alike is on the disk once, where the cache's file system can share blocks (XFS, btrfs).
+"""Deduplication: equal bytes of blobs take one place on the disk where the file system shares blocks (XFS, btrfs).
 
-Fine-tuned models have most of their bytes in common. The index tells which chunks have the same checksum, and the
+Fine-tuned models have most of their bytes in common. The index says which chunks have the same checksum, and the
 kernel compares the bytes before it shares them. Where chunks of related blobs differ, their equal parts are shared.
 """
 
@@ -25,30 +25,30 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
 REST = 3
-"""Seconds of rest for each of work: the disk and the processors are there for readers."""
+"""Seconds of rest for each second of work: disk and processors are there for readers."""
 STEP = 2 << 20
 """Bytes for which two files are locked at a time: their readers wait for less than a millisecond."""
-LEAST = 1 << 20
-"""Bytes of a blob that is worth comparing."""
+LEAST_BYTES = 1 << 20
+"""Bytes of the smallest blob that is worth comparing."""
 RELATIVES = 4
 """Blobs that are tried for parts of chunks."""
 PROBES = 2
-"""Chunks that are tried of each, before it is taken for a stranger."""
+"""Chunks that are tried of each, before it counts as unrelated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharingStatistics:
-    """Bytes given back to the file system since the server started, and whole blobs that are still to be compared."""
+class DeduplicationStatistics:
+    """Bytes freed on the file system since the server started, and whole blobs that are still to be compared."""
 
     shared_bytes: int
     waiting_blobs: int
 
 
-class Sharing:
-    """Compares each blob that is whole, once, with those that were compared before, and has it take their blocks.
+class Deduplication:
+    """Compares each whole blob once with those that were compared before, and has it share their blocks.
 
-    That it does while nobody uses it and it is not pinned, for it may cost it its pages in memory (on XFS): they are
-    read again. One that has nothing in common with others is left as it is, in use or not, and so is what was compared.
+    A blob is compared while nobody uses it and it is not pinned: sharing may drop its pages from memory (on XFS), which
+    are then read again. Blobs without anything in common, and those compared before, keep their blocks and pages.
     """
 
     def __init__(self, disk: DiskTier) -> None:
@@ -58,11 +58,11 @@ class Sharing:
         self._to_be_idle: set[str] = set()
         self._shared = 0
 
-    def statistics(self) -> SharingStatistics:
-        return SharingStatistics(shared_bytes=self._shared, waiting_blobs=self._waiting)
+    def statistics(self) -> DeduplicationStatistics:
+        return DeduplicationStatistics(shared_bytes=self._shared, waiting_blobs=self._waiting)
 
     async def run(self) -> None:
-        """Share what is alike, for as long as the server runs, if the file system can."""
+        """Share equal chunks, for as long as the server runs, if the file system can."""
         if not await self._threads.run(_can_share, self._disk.directory):
             return
         while True:
@@ -73,7 +73,7 @@ class Sharing:
                 log.error("cannot read or write the cache index: %s", error)
 
     async def _compare_all(self) -> None:
-        tokens = await self._threads.run(self._disk.index.uncompared, LEAST)
+        tokens = await self._threads.run(self._disk.index.uncompared, LEAST_BYTES)
         self._waiting = len(tokens)
         for token in tokens:
             if token in self._to_be_idle and not self._idle(token):
@@ -85,9 +85,9 @@ class Sharing:
                 self._to_be_idle.add(token)
                 continue
             except OSError as error:
-                log.error("%s: chunks not shared: %s", token, error)
+                log.error("blob %s: chunks not shared: %s", token, error)
             if self._shared > before:
-                log.info("%s: %d bytes shared with other models", token, self._shared - before)
+                log.info("blob %s: %d bytes shared with other models", token, self._shared - before)
             await self._threads.run(self._disk.index.set_compared, token, relative)
             self._to_be_idle.discard(token)
             self._waiting -= 1
@@ -141,13 +141,12 @@ class Sharing:
             await trio.sleep(REST * (trio.current_time() - began))
         return common
 
-    async def told(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
-        """What is told to those who map a model: another that is *ready* to be mapped, and where both lie in the same
-        blocks; nothing where there is none.
+    async def shared_with(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
+        """Another model that is *ready* to be mapped, and the parts where both share blocks; empty where there is none.
 
-        ``path`` is from the model's directory, ``generation`` a name for the content, and of each of the ``parts`` is
-        told where it is in the model, where in the other, and its length. All of a family are told the same other, as
-        long as that is ready, and it itself is told of none.
+        ``path`` is relative to the model's directory, ``generation`` a name for the content. Each of the ``parts`` is
+        its offset in the model, that in the other, and its length. All of a family get the same other, as long as that
+        is ready; it gets none itself.
         """
         token = model.token(self._disk.store)
         try:
@@ -160,7 +159,7 @@ class Sharing:
                         path = _relative(blob.generation.key, model.key)
                         return {"path": path, "generation": other, "parts": parts}
         except (OSError, sqlite3.Error) as error:
-            log.error("%s: cannot tell what it has in common with others: %s", model.key, error)
+            log.error("%s: cannot find the blocks that it shares with other models: %s", model.key, error)
         return {}
 
 
@@ -171,7 +170,7 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
         length = min(STEP, os.fstat(one).st_size - at, os.fstat(other).st_size - start)
         if length <= 0:
             return 0, 0
-        before = sum(part.length for part in extents.common(other, one, offset=start, at=at, length=length))
+        before = sum(part.length for part in extents.shared_extents(other, one, offset=start, at=at, length=length))
         if before == length:
             return before, before
         parts = ((one, at), (other, start))
@@ -191,11 +190,11 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
 
 
 def _parts(model: Path, other: Path) -> list[tuple[int, int, int]]:
-    """What of a file lies in the blocks of another; nothing where that is little."""
+    """The parts of a file that share blocks with another; none where they are too few to matter."""
     with model.open("rb") as one, other.open("rb") as another:
-        parts = extents.common(one.fileno(), another.fileno(), length=os.fstat(one.fileno()).st_size)
-    found = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST]
-    return found if sum(length for _, _, length in found) >= LEAST else []
+        parts = extents.shared_extents(one.fileno(), another.fileno(), length=os.fstat(one.fileno()).st_size)
+    found = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST_SHARED]
+    return found if sum(length for _, _, length in found) >= LEAST_BYTES else []
 
 
 def _relative(key: str, other: str) -> str:
@@ -204,11 +203,11 @@ def _relative(key: str, other: str) -> str:
 
 
 def _can_share(directory: Path) -> bool:
-    """Whether blobs can share; the log tells why not."""
+    """Whether the file system can share blocks; the log says why not."""
     try:
         if extents.can_share(directory):
             return True
-        log.warning("%s: this file system cannot share chunks: XFS and btrfs can", directory)
+        log.warning("%s: chunks are not shared: this file system cannot, XFS and btrfs can", directory)
     except OSError as error:
         log.error("%s: chunks are not shared: %s", directory, error)
     return False

@@ -1,4 +1,4 @@
-"""Blocks of the disk: which of them files have in common, having files with equal bytes share them, giving them back.
+"""Extents of files: finding those that two files share, having equal bytes share them, finding and punching holes.
 
 File systems that copy on write can share: XFS and btrfs. All functions block on the disk and raise OSError.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 4096
-LEAST = 64 << 10
+LEAST_SHARED = 64 << 10
 """Bytes that are worth sharing by themselves: the smaller the parts, the more extents a file has."""
 _DEDUPE = struct.Struct("=QQHHIqQQiI")
 """``struct file_dedupe_range`` for one other file: offset, length, count; descriptor, offset, bytes shared, status."""
@@ -26,7 +26,7 @@ _FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
 file, on the disk, length, and flags as the sixth."""
 _FS_IOC_FIEMAP = 3 << 30 | _FIEMAP.size << 16 | ord("f") << 8 | 11
 _LAST, _NOT_ON_DISK = 1, 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11
-"""Flags: the file's last extent; one whose place is not known or not decided, that is in the inode, or not written."""
+"""Flags: the file's last extent; one without a known position, in the inode, or not written."""
 _EXTENTS = 512
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,8 +34,8 @@ _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
-    """``length`` bytes at ``offset`` of one file that are those ``at`` of another: the same blocks of the disk."""
+class SharedExtent:
+    """``length`` bytes at ``offset`` of one file and ``at`` an offset of another: the same blocks of the disk."""
 
     offset: int
     at: int
@@ -57,19 +57,19 @@ def can_share(directory: Path) -> bool:
 
 
 def has_hole(descriptor: int, start: int, stop: int) -> bool:
-    """Whether some of a range of a file, which is not beyond its end, takes no room on the disk."""
+    """Whether some of a range of a file, which is not beyond its end, has no blocks on the disk."""
     return os.lseek(descriptor, start, os.SEEK_HOLE) < stop
 
 
 def share(source: int, at: int, target: int, offset: int, length: int) -> int:
-    """Have a range of *target* lie in the blocks of that of *source*, in parts where not all is equal; bytes that do.
+    """Have a range of *target* share the blocks of a range of *source*, in parts where not all is equal.
 
-    Both begin where a block does, and end so or with their files. The kernel itself compares them, while both files
-    are locked: nothing changes but where bytes lie.
+    Returns the bytes that are shared. Both ranges begin at a block, and end at one or with their files. The kernel
+    compares them itself while both files are locked, so no content changes.
     """
-    if (shared := _dedupe(source, at, target, offset, length)) or length <= LEAST:
+    if (shared := _dedupe(source, at, target, offset, length)) or length <= LEAST_SHARED:
         return shared
-    half = -(-length // 2 // LEAST) * LEAST
+    half = -(-length // 2 // LEAST_SHARED) * LEAST_SHARED
     rest = share(source, at + half, target, offset + half, length - half)
     return share(source, at, target, offset, half) + rest
 
@@ -83,31 +83,31 @@ def _dedupe(source: int, at: int, target: int, offset: int, length: int) -> int:
     return int(shared) if status == _SAME else 0
 
 
-def common(one: int, other: int, *, offset: int = 0, at: int = 0, length: int) -> list[Common]:
-    """What the *length* bytes at an offset of one file have in common with those *at* one of another, in order."""
-    theirs = sorted((place, begin, size) for begin, place, size in _extents(other, at, length))
-    places = [place for place, _, _ in theirs]
-    found: list[Common] = []
-    for begin, place, size in _extents(one, offset, length):
-        for other_place, other_begin, other_size in theirs[max(0, bisect_right(places, place) - 1) :]:
-            if other_place >= place + size:
+def shared_extents(one: int, other: int, *, offset: int = 0, at: int = 0, length: int) -> list[SharedExtent]:
+    """The blocks that *length* bytes at an offset of one file share with those *at* an offset of another, in order."""
+    theirs = sorted((position, begin, size) for begin, position, size in _extents(other, at, length))
+    positions = [position for position, _, _ in theirs]
+    found: list[SharedExtent] = []
+    for begin, position, size in _extents(one, offset, length):
+        for other_position, other_begin, other_size in theirs[max(0, bisect_right(positions, position) - 1) :]:
+            if other_position >= position + size:
                 break
-            low, high = max(place, other_place), min(place + size, other_place + other_size)
+            low, high = max(position, other_position), min(position + size, other_position + other_size)
             if low < high:
-                _add(found, begin + low - place, other_begin + low - other_place, high - low)
+                _add(found, begin + low - position, other_begin + low - other_position, high - low)
     return found
 
 
-def _add(found: list[Common], offset: int, at: int, length: int) -> None:
+def _add(found: list[SharedExtent], offset: int, at: int, length: int) -> None:
     """Add a part, or lengthen the last one by it."""
     if found and (found[-1].offset + found[-1].length, found[-1].at + found[-1].length) == (offset, at):
         length += found[-1].length
         offset, at = found[-1].offset, found.pop().at
-    found.append(Common(offset, at, length))
+    found.append(SharedExtent(offset, at, length))
 
 
 def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """The extents of a part of a file that are on the disk: offset, place and length; in whole blocks at its ends."""
+    """The extents of a part of a file: offset, position on the disk and length; in whole blocks at its ends."""
     stop, last = start + length, False
     while start < stop and not last:
         request = _FIEMAP.pack(start, stop - start, 0, 0, _EXTENTS, 0)
@@ -117,15 +117,15 @@ def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, in
         if count == 0:
             return
         for number in range(count):
-            begin, place, size, _, _, flags, *_ = _EXTENT.unpack_from(argument, _FIEMAP.size + number * _EXTENT.size)
+            begin, position, size, _, _, flags, *_ = _EXTENT.unpack_from(argument, _FIEMAP.size + number * _EXTENT.size)
             low, high = max(begin, start), min(begin + size, stop)
             if low < high and not flags & _NOT_ON_DISK:
-                yield low, place + low - begin, high - low
+                yield low, position + low - begin, high - low
             last = bool(flags & _LAST)
         start = begin + size
 
 
-def punch(descriptor: int, offset: int, length: int) -> None:
-    """Give the blocks of a part of a file back: it reads as zeros. Any file system can that has sparse files."""
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Free the blocks of a part of a file: it reads as zeros. Every file system with sparse files can do it."""
     if _libc.fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

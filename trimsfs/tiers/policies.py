@@ -1,7 +1,7 @@
-"""Which entries of a tier to give up: pure functions from entries to victims.
+"""Eviction policies: pure functions from the entries of a tier to those that are evicted.
 
-A policy gets the entries that are neither in use nor pinned and the bytes that are needed, and names victims that
-together free as much, or fewer when it will not give up more.
+A policy gets the entries that are neither in use nor pinned and the bytes that are needed. It returns victims that
+together free as much, or fewer when it evicts no more.
 """
 
 from collections.abc import Callable, Iterable
@@ -55,13 +55,13 @@ def flush(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
 
 
 def never(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """None: what does not fit does not come in."""
+    """None: what does not fit is not kept."""
     del entries, needed
     return []
 
 
 def eager(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """All that is idle. A tier with this policy also gives an entry up at its last release."""
+    """All that is idle. A tier with this policy also evicts an entry after its last release."""
     return flush(entries, needed)
 
 

@@ -1,4 +1,4 @@
-"""Whose bytes a tier holds: tenants have a share each that no other can take, and the rest is everybody's else."""
+"""Quotas: the share of a tier that each tenant has for itself, and what is left for everybody else."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ REST = ""
 class Quotas:
     """The shares of tenants, by the directory that is theirs, with its closing slash; None for a tenant without one.
 
-    A share is a limit and a promise: what a tenant loads makes room among its own and what is no tenant's, never among
-    another's.
+    A share is a limit and a promise: for what a tenant loads, its own entries are evicted and those of no tenant, never
+    another tenant's.
     """
 
     def __init__(self, shares: Mapping[str, int | None] | None = None) -> None:

@@ -10,13 +10,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class Threads:
-    """At most *count* at a time. What has begun is finished, whatever is cancelled meanwhile: books stay right."""
+    """At most *count* at a time. What has begun is finished though its caller is cancelled: counts stay right."""
 
     def __init__(self, count: int) -> None:
         self._limiter = trio.CapacityLimiter(count)
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """What *function* gives or raises."""
+        """The result of *function*, or what it raises."""
         with trio.CancelScope(shield=True):
             return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
         raise AssertionError("unreachable: a shield swallows nothing")

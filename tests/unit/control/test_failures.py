@@ -23,7 +23,7 @@ from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.deduplication import Sharing
+from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.index.index import BlobIndex
@@ -52,7 +52,15 @@ async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Co
         integrity = integrity_of(store, tier, fetcher)
         commands = Commands(namespace, tier, host, fetcher, passthrough, derived, gpu, integrity, None)
         control = Control(
-            tier, passthrough, tables, Sharing(tier), commands, GpuInterface(gpu), options, metrics=bytes, facts=dict
+            tier,
+            passthrough,
+            tables,
+            Deduplication(tier),
+            commands,
+            GpuInterface(gpu),
+            options,
+            metrics=bytes,
+            facts=dict,
         )
         await nursery.start(commands.run)
         yield control, store

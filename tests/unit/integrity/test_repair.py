@@ -204,7 +204,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
         monkeypatch.setattr("trimsfs.tiers.disk.maintenance.give_back", give_back)
         server.release(handle)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.disk._maintenance._give_back_unfinished)
+            nursery.start_soon(server.disk._maintenance._free_unfinished)
             assert await trio.to_thread.run_sync(began.wait, 10)
             await trio.sleep(1.3)
             go.set()

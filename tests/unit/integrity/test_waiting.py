@@ -139,11 +139,11 @@ async def test_what_is_found_to_have_been_cut_off_as_it_is_opened_is_fetched_aga
 
     def zeroed(blob: Blob) -> list[int]:
         if not looks:
-            extents.punch(blob.fileno(), 0, chunk_size)
-        looks.append(crash_recovery.zeroed(blob))
+            extents.punch_hole(blob.fileno(), 0, chunk_size)
+        looks.append(crash_recovery.chunks_in_holes(blob))
         return looks[-1]
 
-    monkeypatch.setattr("trimsfs.tiers.disk.tier.zeroed", zeroed)
+    monkeypatch.setattr("trimsfs.tiers.disk.tier.chunks_in_holes", zeroed)
     async with serving(digests="wait", cold_open="wait") as server:
         assert await server.content("a") == content
         assert looks == [[0], []]

@@ -1,4 +1,4 @@
-"""What a server that was killed, or a disk that lost power, has left: files and records that do not fit each other."""
+"""Recovery after a killed server or a power loss: the files of blobs and their records in the index agree again."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from trimsfs.types import ChunkRecord
 log = logging.getLogger(__name__)
 
 SLACK = 64 << 10
-"""Bytes that a file may take beyond its content: file systems have blocks of their own for it."""
+"""Bytes that a file may take beyond its content: file systems allocate blocks of their own for it."""
 
 
 class CrashRecovery:
@@ -29,28 +29,28 @@ class CrashRecovery:
         self._directory = directory
 
     def groups(self) -> list[str]:
-        """Names of groups of blobs: `settle` one after the other."""
+        """Names of groups of blobs: `reconcile` one after the other."""
         return sorted({path.name for path in self._directory.iterdir()} | set(self._index.groups()))
 
-    def settle(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
-        """Make files and records of a group agree, but for blobs that are *known* to the caller.
+    def reconcile(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
+        """Make files and records of a group agree, except those of blobs that are *known* to the caller.
 
-        Gives, by key, the bytes that the index believed to be there and that were not.
+        Returns, by key, the bytes that the index recorded and that were not there.
         """
         directory, lost = self._directory / group, list[tuple[str, int]]()
         recorded = self._index.group(group)
         with contextlib.suppress(FileNotFoundError):
             for path in directory.iterdir():
                 if path.name not in recorded and path.name not in known:
-                    log.info("removing %s: not in the index", path)
+                    log.info("removing %s: the index does not have it", path)
                     path.unlink()
         for token, (record, believed) in recorded.items():
             if token in known:
                 continue
-            path, gone = directory / token, _gone(directory / token, record.generation.size, believed)
+            path, gone = directory / token, _missing_chunks(directory / token, record.generation.size, believed)
             chunks = [chunk for chunk in believed if chunk not in gone]
             if gone:
-                log.warning("%s: the disk has lost %d chunks: fetching them again", record.generation.key, len(gone))
+                log.warning("%s: %d chunks are lost from the disk: refetching", record.generation.key, len(gone))
                 self._index.remove_chunks(token, [chunk.chunk for chunk in gone])
                 lost.append((record.generation.key, sum(chunk.length for chunk in gone)))
             if not chunks and not record.pinned:
@@ -58,13 +58,13 @@ class CrashRecovery:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 with path.open("r+b", buffering=0) as file:
-                    give_back(file.fileno(), record.generation.size, chunks)
+                    free_unrecorded(file.fileno(), record.generation.size, chunks)
         return lost
 
 
-def _gone(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
-    """The recorded chunks that a file cannot have: it is gone or cut off, or was made anew before power was lost, so
-    that it has holes."""
+def _missing_chunks(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
+    """The recorded chunks that a file cannot have: it is gone or truncated, or it has holes, as it was made anew before
+    power was lost."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -75,29 +75,31 @@ def _gone(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[
             return recorded
         if status.st_blocks * 512 >= sum(chunk.length for chunk in recorded):
             return ()
-        return {chunk for chunk in recorded if _lost(file.fileno(), *chunk_span(chunk.chunk, size), chunk.crc)}
+        return {chunk for chunk in recorded if _lost_in_hole(file.fileno(), *chunk_span(chunk.chunk, size), chunk.crc)}
 
 
-def _lost(descriptor: int, start: int, stop: int, crc: int) -> bool:
+def _lost_in_hole(descriptor: int, start: int, stop: int, crc: int) -> bool:
     """Whether a chunk has holes, and not because the file system keeps zeros so."""
     return extents.has_hole(descriptor, start, stop) and crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
-def zeroed(blob: Blob) -> list[int]:
-    """The chunks of a whole blob that have holes and not the bytes that they had. Blocks; raises OSError."""
+def chunks_in_holes(blob: Blob) -> list[int]:
+    """The chunks of a whole blob that have holes and fail their checksum. Blocks; raises OSError."""
     descriptor, size = os.dup(blob.fileno()), blob.generation.size  # it may be closed meanwhile
     try:
         if not extents.has_hole(descriptor, 0, size):
             return []
         return [
-            record.chunk for record in blob.records() if _lost(descriptor, *chunk_span(record.chunk, size), record.crc)
+            record.chunk
+            for record in blob.records()
+            if _lost_in_hole(descriptor, *chunk_span(record.chunk, size), record.crc)
         ]
     finally:
         os.close(descriptor)
 
 
-def give_back(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:
-    """Give the blocks of a blob's chunks that are not recorded back to the file system. Raises OSError."""
+def free_unrecorded(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:
+    """Free the disk blocks of a blob's chunks that are not recorded. Raises OSError."""
     here = {record.chunk: record.length for record in recorded}
     if os.fstat(descriptor).st_blocks * 512 <= sum(here.values()) + SLACK:
         return
@@ -105,7 +107,7 @@ def give_back(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> No
         for chunk in range(chunk_count(size)):
             if chunk not in here:
                 start, stop = chunk_span(chunk, size)
-                extents.punch(descriptor, start, stop - start)
+                extents.punch_hole(descriptor, start, stop - start)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise

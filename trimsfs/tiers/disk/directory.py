@@ -1,4 +1,4 @@
-"""A cache directory: locked, its index opened, and whether it can be used at all."""
+"""A cache directory: locking it, opening its index, and telling whether it can be used."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.errors import CacheError, CacheUnusableError
-from trimsfs.tiers.disk.lock import lock_directory, locks, sign
+from trimsfs.tiers.disk.lock import is_lock_of, lock_directory, write_pid
 from trimsfs.tiers.index.index import BlobIndex
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,17 @@ class CacheDirectory:
         self._locks = [] if lock is None else [lock]
         try:
             if lock is not None:
-                sign(lock)
-            if lock is None or not locks(lock, directory):  # somebody has removed the directory, and another was made
+                write_pid(lock)
+            if lock is None or not is_lock_of(
+                lock, directory
+            ):  # somebody has removed the directory, and another was made
                 self._locks.append(lock_directory(directory))
             self.index = self._open_index(trusted=lock is not None)
         except CacheError as error:
             if lock is None:
                 self._unlock()
                 raise
-            log.error("%s: nothing is kept until that is over", error)
+            log.error("%s: serving from the store without a cache until it can be used", error)
             self.problem = str(error)
             self.index = BlobIndex(Path(":memory:"))
         except BaseException:
@@ -56,7 +58,7 @@ class CacheDirectory:
         return self._locks[0]
 
     def close(self) -> None:
-        """Give the directory up."""
+        """Close the index and unlock the directory."""
         self.index.close()
         self._unlock()
 
@@ -77,7 +79,7 @@ class CacheDirectory:
     def usable(self) -> bool:
         """Whether the directory can be used, now that it could not. Blocks on the disk.
 
-        One that is another than it was is for another server to try: this one may not be allowed to write there.
+        A directory that has replaced it is left to the next server: this one may not be allowed to write there.
         """
         found = _identity(self.path)
         if found is None or found != self._identity:
@@ -94,7 +96,7 @@ class CacheDirectory:
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
-    """What tells a directory from another one at its place; None when there is none that can be looked at."""
+    """Device and inode number, which tell a directory from another at its path; None when there is none to look at."""
     with suppress(OSError):
         status = os.stat(directory)
         return status.st_dev, status.st_ino

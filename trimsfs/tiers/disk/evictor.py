@@ -31,12 +31,12 @@ class Evictor:
             if (blob := self._state.blobs.get(entry.name)) is None or blob.users == 0
         ]
 
-    async def make_room_of(self, token: str, key: str) -> bool:
+    async def try_remove(self, token: str, key: str) -> bool:
         """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed."""
         try:
             await self.remove(token, key)
         except (OSError, sqlite3.Error) as error:
-            log.error("cannot evict %s: %s", token, error)
+            log.error("%s: cannot evict blob %s: %s", key, token, error)
             return False
         return True
 
@@ -65,5 +65,5 @@ class Evictor:
         size = sum(unrecorded.values()) + sum(counted)
         self.evictions += 1
         self.evicted_bytes += size
-        log.info("evicted %s: %d bytes", token, size)
+        log.info("%s: evicted %d bytes (blob %s)", key, size, token)
         return size

@@ -1,4 +1,4 @@
-"""The files of blobs, and what the index has of them: found again, made, removed."""
+"""The files of blobs and their records in the index: loading, making and removing them."""
 
 import errno
 import logging
@@ -9,18 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.crash_recovery import give_back
+from trimsfs.tiers.disk.crash_recovery import free_unrecorded
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
 FREED_TRIES, FREED_INTERVAL_S = 20, 0.05
-"""How long the room of a file is waited for that the kernel has been told to read no more."""
+"""How often, and how long, the server waits until the kernel has freed the blocks of a removed file."""
 
 
 def is_full(error: OSError | sqlite3.Error) -> bool:
-    """Whether an error tells that a disk is full."""
+    """Whether an error says that a disk is full."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
@@ -59,7 +59,7 @@ class BlobFiles:
                 self._index.add(token, self._store, generation)
             path = self.path(token)
             if loaded is None:
-                path.unlink(missing_ok=True)  # what an eviction that was cut short has left may still be mapped
+                path.unlink(missing_ok=True)  # what an interrupted eviction has left may still be mapped
             try:
                 fitting = blob.attach(path)
             except FileNotFoundError:
@@ -71,11 +71,11 @@ class BlobFiles:
                     blob.recall(loaded[1])
                     if self.compares and loaded[0].bytes == generation.size:
                         blob.health.digest = loaded[0].digest
-                    give_back(blob.fileno(), generation.size, loaded[1])
+                    free_unrecorded(blob.fileno(), generation.size, loaded[1])
                 else:
                     lost = loaded[1]
         except (OSError, sqlite3.Error) as error:
-            log.error("%s: not cached: %s", generation.key, error)
+            log.error("%s: cannot be cached: %s", generation.key, error)
             full = not blob.attached and is_full(error)
         return blob, lost, full
 
@@ -87,14 +87,14 @@ class BlobFiles:
         except sqlite3.OperationalError as error:
             if not is_full(error):
                 raise
-            # The index takes room to be told. A record without a file is found to be one, should it come to that.
+            # Writing the index takes space. If the server dies here, recovery drops the record that has no file.
             self.path(token).unlink(missing_ok=True)
-            freed = self._remove_soon(token)
+            freed = self._remove_once_freed(token)
         self.path(token).unlink(missing_ok=True)
         return freed
 
-    def _remove_soon(self, token: str) -> dict[int, int]:
-        """Remove a blob from the index once the kernel has given the room of its file back."""
+    def _remove_once_freed(self, token: str) -> dict[int, int]:
+        """Remove a blob from the index once the kernel has freed the blocks of its file."""
         for _ in range(FREED_TRIES):
             time.sleep(FREED_INTERVAL_S)
             with suppress(sqlite3.OperationalError):

@@ -1,4 +1,4 @@
-"""One server a cache directory."""
+"""The lock file of a cache directory: one server at a time uses it."""
 
 import contextlib
 import fcntl
@@ -27,20 +27,20 @@ def lock_directory(directory: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
-    sign(descriptor)
+    write_pid(descriptor)
     return descriptor
 
 
-def locks(descriptor: int, directory: Path) -> bool:
-    """Whether a descriptor is of the lock of a directory, and not of another one that was at its place."""
+def is_lock_of(descriptor: int, directory: Path) -> bool:
+    """Whether a descriptor is of the lock of a directory, not of one that was removed from its path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(directory / "lock"))
     except OSError:
         return False
 
 
-def sign(descriptor: int) -> None:
-    """Leave in a lock that this process holds it."""
-    with contextlib.suppress(OSError):  # a full disk: whoever meets the lock is told less
+def write_pid(descriptor: int) -> None:
+    """Write into a lock file that this process holds it."""
+    with contextlib.suppress(OSError):  # a full disk: the error of another server names no pid
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

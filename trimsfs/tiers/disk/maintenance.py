@@ -1,5 +1,4 @@
-"""What a disk tier does by itself: it records, syncs, settles what an earlier server has left, and sees whether its
-directory can be used."""
+"""Maintenance of a disk tier: recording, syncing, recovery at the start, watching that its directory is usable."""
 
 import logging
 import sqlite3
@@ -10,7 +9,7 @@ import trio
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.crash_recovery import CrashRecovery, give_back
+from trimsfs.tiers.disk.crash_recovery import CrashRecovery, free_unrecorded
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import Generation
@@ -20,9 +19,9 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 PATIENCE_S = 2.0
-"""For how long the index may be failing."""
+"""For how long the index may fail before the server gives the directory up."""
 LOOK_INTERVAL_S = 5.0
-"""How often a directory that cannot be used is tried."""
+"""How often a directory that cannot be used is tried again."""
 
 
 class Maintenance:
@@ -49,9 +48,9 @@ class Maintenance:
         """
         if self._state.directory.problem is not None:
             await self._wait_until_usable()
-        await self._settle()
+        await self._recover()
         await self._space.keep()
-        await self._sync_left()
+        await self._sync_recorded()
         synced = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
@@ -59,7 +58,7 @@ class Maintenance:
             if self._state.journal.pending or due:
                 await self._state.journal.flush()
             await self._space.tidy()
-            await self._give_back_unfinished()
+            await self._free_unfinished()
             if due:
                 await self._state.journal.sync()
                 if await self._state.threads.run(self._state.directory.gone):
@@ -73,17 +72,19 @@ class Maintenance:
             await trio.sleep(LOOK_INTERVAL_S)
             if await self._state.threads.run(self._state.directory.usable):
                 break
-        raise CacheUnusableError(f"cache directory {self._state.directory.path} can be used again: another server does")
+        raise CacheUnusableError(
+            f"cache directory {self._state.directory.path} can be used again: the next server uses it"
+        )
 
     async def _give_up(self) -> None:
         with suppress(OSError, sqlite3.Error):
             await self._state.threads.run(self._state.index.mend)
         raise CacheUnusableError(
-            f"cache directory {self._state.directory.path} cannot be used any longer: another server goes on"
+            f"cache directory {self._state.directory.path} cannot be used any longer: the next server goes on"
         )
 
-    async def _give_back_unfinished(self) -> None:
-        """What was written of chunks that have not come after all takes no room once nobody uses the blob."""
+    async def _free_unfinished(self) -> None:
+        """Free what was written of chunks whose fetch failed, once nobody uses the blob."""
         for token in list(self.unfinished):
             async with self._state.lock:
                 blob = self._state.blobs.get(token)
@@ -92,33 +93,35 @@ class Maintenance:
                 self.unfinished.discard(token)
                 if blob is None or blob.complete or not blob.attached:
                     continue
-                del self._state.blobs[token]  # so that who wants it meanwhile waits for the lock
+                del self._state.blobs[token]  # so that an open meanwhile waits for the lock
                 try:
-                    await self._state.threads.run(give_back, blob.fileno(), blob.generation.size, list(blob.records()))
+                    await self._state.threads.run(
+                        free_unrecorded, blob.fileno(), blob.generation.size, list(blob.records())
+                    )
                 except OSError as error:
-                    log.error("%s: cannot give back what is left of a fetch: %s", blob.generation.key, error)
+                    log.error("%s: cannot free what a failed fetch has left: %s", blob.generation.key, error)
                 finally:
                     self._state.blobs[token] = blob
 
-    async def _settle(self) -> None:
-        """Make files and index agree: what a crash between the steps of a change leaves."""
+    async def _recover(self) -> None:
+        """Make files and index agree after a crash between the steps of a change."""
         try:
             groups = await self._state.threads.run(self._recovery.groups)
         except (OSError, sqlite3.Error) as error:
-            log.error("cannot look for left-over blobs: %s", error)
+            log.error("crash recovery: cannot list the blobs in the cache: %s", error)
             return
         for group in groups:
             async with self._state.lock:
                 try:
                     for key, lost in await self._state.threads.run(
-                        self._recovery.settle, group, set(self._state.blobs)
+                        self._recovery.reconcile, group, set(self._state.blobs)
                     ):
                         self._state.budget.add(key, -lost)
                 except (OSError, sqlite3.Error) as error:
-                    log.error("cannot look for left-over blobs in %s: %s", group, error)
+                    log.error("crash recovery: cannot reconcile the blobs %s*: %s", group, error)
 
-    async def _sync_left(self) -> None:
-        """Bring to the disk what an earlier server was about to: the next boot would forget it."""
+    async def _sync_recorded(self) -> None:
+        """Sync what an earlier server recorded and did not sync: the next boot would drop it."""
         try:
             for token in await self._state.threads.run(self._state.index.unsynced):
                 loaded = await self._state.threads.run(self._state.index.load, token)

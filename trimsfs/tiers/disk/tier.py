@@ -14,7 +14,7 @@ import trio
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.disk.crash_recovery import zeroed
+from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
 from trimsfs.tiers.disk.directory import CacheDirectory
 from trimsfs.tiers.disk.evictor import Evictor
@@ -105,7 +105,7 @@ class DiskTier:
             self._quotas,
             policy,
             candidates=self.evictor.candidates,
-            evict=self.evictor.make_room_of,
+            evict=self.evictor.try_remove,
         )
         self._open_blobs = OpenBlobs(self._state, self._space)
         self._maintenance = Maintenance(self._state, self._space, self._open_blobs.open)
@@ -267,7 +267,7 @@ class DiskTier:
     async def check_holes(self, blob: Blob) -> None:
         """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
         try:
-            gone = await self._threads.run(zeroed, blob)
+            gone = await self._threads.run(chunks_in_holes, blob)
         except OSError as error:
             log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return

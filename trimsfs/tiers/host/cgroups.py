@@ -1,4 +1,4 @@
-"""What the control groups of this process let it hold in memory, of either version of control groups."""
+"""Memory limits of the control groups of this process (v1 and v2): how many bytes it may still lock."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RESERVE = 64 << 20
-"""Bytes that are not to be locked: what is read and written takes memory too."""
+"""Bytes that are never locked: reading and writing take memory too."""
 
 
 def lockable_bytes(root: Path = ROOT, own: Path = OWN) -> int | None:

@@ -1,4 +1,4 @@
-"""The page cache of a file: what is in it, bringing in, locking, dropping. All but `resident_bytes` may block."""
+"""The page cache of a file: what is in it, populating, locking, dropping. All but `resident_bytes` may block."""
 
 import ctypes
 import errno
