@@ -107,7 +107,7 @@ class RetryingBackend(Backend):
         self.inner.make_directory(key)
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5))
+        return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))
 
 
 async def read(store: Store, generation: Generation, start: int = 0, stop: int | None = None) -> bytes:

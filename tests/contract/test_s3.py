@@ -288,7 +288,7 @@ async def test_dripping_listing_stalls(answer: Answer) -> None:
 async def test_connection_that_breaks_again_and_again_is_tried_anew_until_it_does_not() -> None:
     answers = (reset, failure("500 Internal Server Error"), part(CONTENT[:100_000]), hang_up, part())
     async with store_of(*answers) as store:
-        retrying = Retrying(deadline_s=10)
+        retrying = Retrying(deadline_s=10, on_failure=None)
         got = await retrying.call("model", lambda: read(store, GENERATION))
     assert (len(got), got == CONTENT) == (SIZE, True)
     assert retrying.statistics().failed_attempts >= 4  # a busy machine can make one more of a late answer
@@ -357,7 +357,7 @@ async def test_dead_endpoint_is_given_up_at_the_deadline(dead_endpoint: str) -> 
     async with opened(s3_options(dead_endpoint, "bucket")) as store:
         began = trio.current_time()
         with pytest.raises(StoreUnavailableError, match=f"model: .*{dead_endpoint}"):
-            await RetryingStore(store, Retrying(deadline_s=1)).stat("model")
+            await RetryingStore(store, Retrying(deadline_s=1, on_failure=None)).stat("model")
     assert trio.current_time() - began < 2
 
 
@@ -593,7 +593,7 @@ async def test_no_secret_is_in_an_error_or_a_log(
     told: list[str] = []
     for answer in (failure("403 Forbidden", "SignatureDoesNotMatch"), failure("500 Internal Server Error"), hang_up):
         async with store_of(answer) as store:
-            for inner in (store, RetryingStore(store, Retrying(deadline_s=0.05))):
+            for inner in (store, RetryingStore(store, Retrying(deadline_s=0.05, on_failure=None))):
                 told += [str(error) for error in (await everything(inner)).values()]
 
     assert len(told) == 24

@@ -9,19 +9,22 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import crc32c
 import pytest
 import trio
 
 from tests.support.stores import MemoryStore, as_store
+from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
-from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.integrity.compare import AskDigest, Digests, Integrity
+from trimsfs.fetch.fetcher import Fetcher, max_requests
+from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.disk.budget import DiskLimits
+from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
@@ -53,8 +56,11 @@ def piece(content: bytes, chunk: int) -> memoryview:
     return memoryview(content)[start:stop]
 
 
-@asynccontextmanager
-async def opened(
+def unheard(*_arguments: object) -> None:
+    """Nobody wants to know."""
+
+
+def disk_tier(
     directory: Path,
     *,
     budget: int | None = None,
@@ -62,9 +68,29 @@ async def opened(
     store: str = STORE_URL,
     policy: Policy = lru,
     quotas: Quotas | None = None,
-) -> AsyncIterator[DiskTier]:
-    """A disk tier on a directory, recorded and closed at the end."""
-    tier = DiskTier(directory, store=store, budget=budget, min_free=min_free, policy=policy, quotas=quotas)
+    load_cost: Callable[[int], float] = lambda _size: 0.0,
+    compares: bool = False,
+    removed: Callable[[Blob], None] = unheard,
+    suspected: Callable[[Blob, TrimsError], None] = unheard,
+    lock: int | None = None,
+) -> DiskTier:
+    """A disk tier by itself: nobody hears of its blobs but the test, if it wants to."""
+    return DiskTier(
+        directory,
+        store=store,
+        limits=DiskLimits(budget=budget, min_free=min_free, quotas=quotas or Quotas()),
+        policy=policy,
+        load_cost=load_cost,
+        compares=compares,
+        events=TierEvents(removed=removed, suspected=suspected),
+        lock=lock,
+    )
+
+
+@asynccontextmanager
+async def opened(directory: Path, **settings: Any) -> AsyncIterator[DiskTier]:
+    """As `disk_tier`, recorded and closed at the end."""
+    tier = disk_tier(directory, **settings)
     try:
         yield tier
     finally:
@@ -170,6 +196,10 @@ def copier(store: MemoryStore) -> Copier:
     return InLoop(as_store(store), threads=8)
 
 
+async def nothing(*_arguments: object) -> None:
+    """What is to happen does not."""
+
+
 def fetcher_of(
     store: MemoryStore,
     tier: DiskTier,
@@ -178,40 +208,16 @@ def fetcher_of(
     deadline_s: float = 15.0,
     transfer: Transfer | None = None,
 ) -> Fetcher:
-    """A fetcher put together as the server does."""
-    retrying = Retrying(deadline_s=deadline_s)
-    fetcher = Fetcher(
+    """A fetcher by itself: nobody hears of the blobs that are whole."""
+    speed = StoreSpeed(max_requests=max_requests(memory_limit))
+    return Fetcher(
         transfer or copier(store),
         tier,
-        retrying,
+        Retrying(deadline_s=deadline_s, on_failure=speed.request_failed),
+        speed,
         memory_limit=memory_limit,
-        retry_deadline_s=deadline_s,
         streaming=store.streaming,
-    )
-    retrying.on_failure = fetcher.store_failed
-    return fetcher
-
-
-def integrity_of(
-    store: MemoryStore,
-    tier: DiskTier,
-    fetcher: Fetcher,
-    *,
-    digests: Digests = "auto",
-    scrub_interval_s: float = 0.0,
-    deadline_s: float = 15.0,
-    ask_digest: AskDigest | None = None,
-) -> Integrity:
-    """What compares, scrubs and mends, put together as the server does."""
-    return Integrity(
-        tier,
-        fetcher,
-        copier(store),
-        Retrying(deadline_s=deadline_s),
-        ask_digest or as_store(store).digest,
-        mode=digests,
-        scrub_interval_s=scrub_interval_s,
-        scrub_rate=1 << 30,
+        completed=nothing,
     )
 
 

@@ -2,21 +2,22 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
-from tests.support.parts import copier, fetcher_of, integrity_of, opened, until
+from tests.support.parts import copier, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Caller, Control
-from trimsfs.errors import FuseUnavailableError, LookUpAgainError
-from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.errors import FuseUnavailableError, LookUpAgainError, TrimsError
+from trimsfs.fetch.fetcher import Fetcher, max_requests
+from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
@@ -24,9 +25,9 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity.compare import Digests, Integrity
+from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy
+from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
@@ -34,11 +35,15 @@ from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
+from trimsfs.server.late_binding import LateBound
+from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying, RetryingStore
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import Policy, lru
+from trimsfs.types import Generation
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
@@ -160,6 +165,7 @@ class Server:
     passthrough: Passthrough
     control: Control
     derived: DerivedBlobs
+    gpu: GpuCopies
     integrity: Integrity
     filesystem: Filesystem
     backing: FakeBacking | None
@@ -299,7 +305,7 @@ async def served(
     siblings: bool = False,
     deadline_s: float = 15.0,
     ledger: Ledger | None = None,
-    digests: Digests = "auto",
+    digests: Literal["auto", "wait", "off"] = "auto",
     scrub_interval_s: float = 0.0,
     read_manifest: ReadManifest | None = None,
     required: bool = False,
@@ -308,16 +314,43 @@ async def served(
 
     One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it.
     """
-    options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID)
+    options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID, digests=digests).model_copy(
+        update={"scrub_interval": scrub_interval_s, "scrub_rate": 1 << 30}
+    )
     invalidated: list[tuple[int, bytes]] = []
-    async with opened(directory, budget=budget, policy=policy) as disk, trio.open_nursery() as nursery:
-        fetcher = fetcher_of(store, disk, memory_limit=16 * chunk_size, deadline_s=deadline_s)
-        host = HostTier(copier(store).populate, budget=host_budget, policy=host_policy)
-        passthrough = Passthrough(disk, host, ledger=ledger, compared=digests == "wait")
-        disk.on_removed = passthrough.unregister
-        disk.evictor.load_cost = fetcher.load_cost
-        fetcher.completed = passthrough.register
-        names = RetryingStore(as_store(store), Retrying(deadline_s=deadline_s))
+    removed = LateBound[[Blob], None]("removed")
+    suspected = LateBound[[Blob, TrimsError], None]("suspected")
+    approve = LateBound[[Blob], Awaitable[bool]]("approve")
+    expected = LateBound[[Generation], Awaitable[Digest | None]]("expected")
+    memory_limit = 16 * chunk_size
+    speed = StoreSpeed(max_requests=max_requests(memory_limit))
+    retrying = Retrying(deadline_s=deadline_s, on_failure=speed.request_failed)
+    async with (
+        opened(
+            directory,
+            budget=budget,
+            policy=policy,
+            load_cost=speed.load_cost,
+            compares=digests != "off",
+            removed=removed,
+            suspected=suspected,
+        ) as disk,
+        trio.open_nursery() as nursery,
+    ):
+        transfer = copier(store)
+        host = HostTier(transfer.populate, budget=host_budget, policy=host_policy)
+        passthrough = Passthrough(disk, host, ledger or Ledger(), approve=approve, compared=digests == "wait")
+        removed.bind(passthrough.unregister)
+        fetcher = Fetcher(
+            transfer,
+            disk,
+            retrying,
+            speed,
+            memory_limit=memory_limit,
+            streaming=store.streaming,
+            completed=passthrough.register,
+        )
+        names = RetryingStore(as_store(store), retrying)
         namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
         sources: dict[str, metrics.Source] = {
             "disk": disk.statistics,
@@ -328,23 +361,34 @@ async def served(
         tables = TensorTables(disk, fetcher)
         gpu = gpu_less(disk, fetcher, tables, options)
         digest_prefetch = DigestPrefetch(as_store(store), names)
-        integrity = integrity_of(
-            store,
+
+        async def repaired(generation: Generation) -> None:
+            await gpu.compare(generation)
+
+        integrity = Integrity(
             disk,
             fetcher,
-            digests=digests,
-            scrub_interval_s=scrub_interval_s,
-            deadline_s=deadline_s,
-            ask_digest=digest_prefetch.digest,
+            transfer,
+            retrying,
+            passthrough,
+            options,
+            ask_digest=digest_prefetch.digest
+            if read_manifest is None
+            else signed_first(expected, digest_prefetch.digest),
+            repaired=repaired,
         )
-        integrity.repair.withdraw = passthrough.unregister
-        integrity.quarantine.on_change = passthrough.health_changed
-        passthrough.approve = integrity.approve
-        cold_opener = ColdOpener(disk, fetcher, passthrough, mode=cold_open, compared=digests == "wait")
+        approve.bind(integrity.approve)
+        suspected.bind(integrity.quarantine.suspect)
+        cold_opener = ColdOpener(
+            disk,
+            fetcher,
+            passthrough,
+            mode=cold_open,
+            compared=digests == "wait",
+            fetching=digest_prefetch.expect if read_manifest is None else lambda _blob: None,
+        )
         signature_policy = None
-        if read_manifest is None:
-            cold_opener.fetching = digest_prefetch.expect
-        else:
+        if read_manifest is not None:
             signature_policy = SignaturePolicy(
                 namespace,
                 disk,
@@ -353,9 +397,9 @@ async def served(
                 required=required,
                 fetch=cold_opener.fetch,
                 compare=integrity.compare,
+                compare_later=integrity.compare_later,
             )
-            integrity.signed = signature_policy.expected
-            signature_policy.compare_later = integrity.compare_later
+            expected.bind(signature_policy.expected)
         commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
         control = Control(
             disk,
@@ -410,6 +454,7 @@ async def served(
             passthrough=passthrough,
             control=control,
             derived=derived,
+            gpu=gpu,
             integrity=integrity,
             filesystem=filesystem,
             backing=backing,

@@ -334,5 +334,5 @@ def in_memory() -> int:
 async def test_throttling_halves_the_requests(workshop: Workshop) -> None:
     bench = await workshop.bench(requests=16)
     before = bench.fetcher.statistics().request_limit
-    bench.fetcher.store_failed(StoreThrottledError("slow down"))
+    bench.fetcher._speed.request_failed(StoreThrottledError("slow down"))
     assert bench.fetcher.statistics().request_limit == before // 2

@@ -14,6 +14,7 @@ import trio
 from tests.support.parts import (
     blob_files,
     content_of,
+    disk_tier,
     failing,
     fill,
     generation_of,
@@ -48,7 +49,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def taken_over(cache: Path, lock: int) -> AsyncIterator[DiskTier]:
     """A tier that goes on with what an earlier server had."""
-    tier = DiskTier(cache, store="memory://test", lock=os.dup(lock))
+    tier = disk_tier(cache, store="memory://test", lock=os.dup(lock))
     try:
         yield tier
     finally:
@@ -92,7 +93,7 @@ async def test_who_goes_on_with_a_mount_does_without_a_cache_that_cannot_be_used
 async def test_who_begins_a_mount_is_told(cache: Path) -> None:
     make_unusable(cache)
     with pytest.raises(CacheUnusableError, match=str(cache)):
-        DiskTier(cache, store="memory://test")
+        disk_tier(cache, store="memory://test")
     with locked(cache):
         pass  # nobody holds it
 
@@ -208,19 +209,18 @@ async def test_damage_that_is_found_while_it_runs_is_mended_for_the_next(
 class Doubts:
     """What a tier was told to doubt."""
 
-    def __init__(self, tier: DiskTier) -> None:
+    def __init__(self) -> None:
         self.blobs: list[Blob] = []
-        tier.damage.on_doubt = self._hear
 
-    def _hear(self, blob: Blob, error: TrimsError) -> None:
+    def hear(self, blob: Blob, error: TrimsError) -> None:
         assert isinstance(error, BlobDamagedError)
         self.blobs.append(blob)
 
 
 async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache: Path, chunk_size: int) -> None:
     content = content_of("a", 3 * chunk_size)
-    async with opened(cache) as tier:
-        doubts = Doubts(tier)
+    doubts = Doubts()
+    async with opened(cache, suspected=doubts.hear) as tier:
         generation = await fill(tier, "a", content)
         (path,) = blob_files(cache)
         os.truncate(path, chunk_size)
@@ -240,8 +240,8 @@ async def test_a_file_that_was_cut_off_is_fetched_again_when_it_is_opened(cache:
 
 
 async def test_a_file_that_was_cut_off_while_the_kernel_reads_it_is_doubted(cache: Path, chunk_size: int) -> None:
-    async with opened(cache) as tier:
-        doubts = Doubts(tier)
+    doubts = Doubts()
+    async with opened(cache, suspected=doubts.hear) as tier:
         generation = await fill(tier, "a", content_of("a", 3 * chunk_size))
         async with tier.using(generation) as blob:
             blob.backing_id = 7
@@ -285,8 +285,8 @@ async def test_bytes_that_do_not_reach_the_disk_and_that_the_kernel_reads_are_wr
     cache: Path, chunk_size: int
 ) -> None:
     content = content_of("a", 2 * chunk_size)
-    async with opened(cache) as tier:
-        doubts = Doubts(tier)
+    doubts = Doubts()
+    async with opened(cache, suspected=doubts.hear) as tier:
         generation = await fill(tier, "a", content)
         async with tier.using(generation) as blob:
             blob.backing_id = 7

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import content_of, until
+from tests.support.parts import content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import (
@@ -166,7 +166,7 @@ async def test_a_file_is_announced_once_however_many_ask_for_it(
 async def test_an_announcement_outlives_who_asked_for_it(server: Server, backing: FakeBacking) -> None:
     """An id that the kernel has given out would be lost."""
     backing.gate = trio.Event()
-    server.fetcher.completed = None
+    server.fetcher._completed = nothing
     blob = await blob_of(server, "b")
     await server.fetcher.fetch_all(blob)
     async with trio.open_nursery() as nursery:
@@ -460,7 +460,7 @@ async def test_a_file_that_is_evicted_while_another_announces_it_is_left_alone(
     server: Server, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Fetcher.completed` announces blobs that nobody may use any more by then."""
-    server.fetcher.completed = None
+    server.fetcher._completed = nothing
     commit_lock = server.disk._journal.recording
 
     async def write_index(free: trio.Event, task_status: trio.TaskStatus[None]) -> None:

@@ -39,8 +39,14 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def policy() -> Retrying:
-    return Retrying(deadline_s=DEADLINE_S)
+def heard() -> list[TransientStoreError]:
+    """Every failed attempt."""
+    return []
+
+
+@pytest.fixture
+def policy(heard: list[TransientStoreError]) -> Retrying:
+    return Retrying(deadline_s=DEADLINE_S, on_failure=heard.append)
 
 
 @pytest.fixture
@@ -106,10 +112,10 @@ async def test_a_read_is_tried_once(
     assert policy.statistics().requests == 0
 
 
-async def test_anything_can_be_tried_again_and_gives_its_result(policy: Retrying, autojump_clock: MockClock) -> None:
+async def test_anything_can_be_tried_again_and_gives_its_result(
+    policy: Retrying, heard: list[TransientStoreError], autojump_clock: MockClock
+) -> None:
     del autojump_clock
-    heard: list[TransientStoreError] = []
-    policy.on_failure = heard.append
     errors = [TransientStoreError("one"), StoreStalledError("two")]
     left = list(errors)
 
@@ -151,7 +157,7 @@ async def test_no_attempt_starts_after_the_deadline(autojump_clock: MockClock, l
     store.fail(TransientStoreError("connection refused"), times=float("inf"))
     began = trio.current_time()
     with pytest.raises(StoreUnavailableError):
-        await RetryingStore(store, Retrying(deadline_s=DEADLINE_S)).stat("a")
+        await RetryingStore(store, Retrying(deadline_s=DEADLINE_S, on_failure=None)).stat("a")
     # Nor does it give up before: whoever waits for the same store relies on the whole time.
     assert trio.current_time() - began >= DEADLINE_S
     assert max(store.times) - began <= DEADLINE_S + 1e-6
@@ -161,7 +167,7 @@ async def test_waits_grow_up_to_the_longest(autojump_clock: MockClock, longest_w
     del autojump_clock, longest_waits
     store = Attempts()
     store.fail(TransientStoreError("connection refused"), times=8)
-    await RetryingStore(store, Retrying(deadline_s=60)).stat("a")
+    await RetryingStore(store, Retrying(deadline_s=60, on_failure=None)).stat("a")
     waits = [after - before for before, after in zip(store.times, store.times[1:], strict=False)]
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 3.0, 3.0])
 
@@ -172,7 +178,7 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
     for _ in range(5):
         store = Attempts()
         store.fail(TransientStoreError("connection refused"), times=1)
-        await RetryingStore(store, Retrying(deadline_s=60)).stat("a")
+        await RetryingStore(store, Retrying(deadline_s=60, on_failure=None)).stat("a")
         firsts.add(store.times[1] - store.times[0])
     assert len(firsts) == 5
     assert all(0 <= wait <= 0.1 for wait in firsts)
@@ -208,11 +214,14 @@ async def test_a_slow_failure_after_the_deadline_is_the_last(
     ],
 )
 async def test_lasting_failures_pass_at_once(
-    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock, error: StoreError
+    store: MemoryStore,
+    policy: Retrying,
+    heard: list[TransientStoreError],
+    retrying: RetryingStore,
+    autojump_clock: MockClock,
+    error: StoreError,
 ) -> None:
     del autojump_clock
-    heard: list[TransientStoreError] = []
-    policy.on_failure = heard.append
     store.fail(error)
     began = trio.current_time()
     with pytest.raises(type(error)) as caught:
@@ -225,11 +234,9 @@ async def test_lasting_failures_pass_at_once(
 
 
 async def test_every_failed_attempt_is_heard_of_also_the_last(
-    store: MemoryStore, policy: Retrying, retrying: RetryingStore, autojump_clock: MockClock
+    store: MemoryStore, heard: list[TransientStoreError], retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:
     del autojump_clock
-    heard: list[TransientStoreError] = []
-    policy.on_failure = heard.append
     error = StoreThrottledError("slow down")
     store.fail(error, times=float("inf"))
     with pytest.raises(StoreUnavailableError):

@@ -275,7 +275,9 @@ def _store(options: MountOptions) -> str:
         return f"{options.store} will be made by the first mount"
 
     async def probe() -> None:
-        store = RetryingStore(open_store(options, max_requests=1), Retrying(deadline_s=PROBE_DEADLINE_S))
+        store = RetryingStore(
+            open_store(options, max_requests=1), Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)
+        )
         await store.probe()
         await store.aclose()
 

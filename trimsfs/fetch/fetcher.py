@@ -13,17 +13,12 @@ from dataclasses import dataclass
 
 import trio
 
-from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.concurrency.background import Background
-from trimsfs.errors import (
-    CacheFullError,
-    StoreError,
-    StoreUnavailableError,
-    TransientStoreError,
-)
+from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.fetch.copier import Transfer
-from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightBoard, Throughput
+from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightBoard
 from trimsfs.fetch.loader import Loader
+from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span, chunks_of
 from trimsfs.stores.retrying import Retrying
@@ -35,9 +30,6 @@ log = logging.getLogger(__name__)
 
 RUN_LIMIT = 4
 """Most chunks in one request: 32 MiB make its own cost small."""
-LOAD_LATENCY_S = 0.03
-LOAD_RATE = 1e8
-"""Bytes a second: a guess that stands until something was measured."""
 MAX_REQUESTS = 32
 MOST_LOSSES = 8
 """How often a read begins anew, as bytes that had come were lost or found wrong while it waited for others."""
@@ -61,7 +53,7 @@ class FetchStatistics:
 
 
 class Fetcher:
-    """Makes bytes of blobs readable. *transfer* moves them; ``completed`` hears of each blob that is whole.
+    """Makes bytes of blobs readable. *transfer* moves them; *completed* hears of each blob that is whole.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
     started runs; prefetched ones start within the adaptive limit, demanded ones within its maximum. No more than half
@@ -73,16 +65,20 @@ class Fetcher:
         transfer: Transfer,
         disk: DiskTier,
         retrying: Retrying,
+        speed: StoreSpeed,
         *,
         memory_limit: int,
-        retry_deadline_s: float,
         streaming: bool,
+        completed: Callable[[Blob], Awaitable[object]],
     ) -> None:
         self._disk = disk
-        self._retry_deadline_s = retry_deadline_s
+        self._speed = speed
+        self._limit = speed.limit
+        self._throughput = speed.throughput
+        self._retry_deadline_s = retrying.deadline_s
+        self._completed = completed
         self._board = FlightBoard(run_limit=RUN_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // CHUNK_SIZE // 2))
-        self._limit = AdaptiveLimit(maximum=max_requests(memory_limit))
         self._loader = Loader(
             transfer,
             disk,
@@ -93,8 +89,6 @@ class Fetcher:
             came=self._came,
             refused=self._refused,
         )
-        self._throughput = Throughput()
-        self.completed: Callable[[Blob], Awaitable[object]] | None = None
         self._background = Background()
         self._under_way = 0
         self._pump_is_due = False
@@ -123,19 +117,9 @@ class Fetcher:
                 waiting.error = _stopping(waiting.blob)
                 self._land(waiting)
 
-    def store_failed(self, error: TransientStoreError) -> None:
-        """A request failed and will be tried again: ask for less."""
-        del error
-        self._limit.throttled(trio.current_time())
-
     def seconds_for(self, size: int) -> float | None:
         """About how long fetching *size* bytes takes; None before anything was fetched."""
-        rate = self._throughput.rate
-        return None if rate is None else size / rate
-
-    def load_cost(self, size: int) -> float:
-        """About how many seconds it takes to fetch *size* bytes again, a request's own time included."""
-        return LOAD_LATENCY_S + size / (self._throughput.rate or LOAD_RATE)
+        return self._speed.seconds_for(size)
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
@@ -340,8 +324,8 @@ class Fetcher:
         blob = flight.blob
         self._board.landed(flight)
         flight.land()
-        if blob.complete and self.completed is not None and self._background.running:
-            self._background.start(self.completed, blob)
+        if blob.complete and self._background.running:
+            self._background.start(self._completed, blob)
         self._disk.release(blob)
 
 

@@ -1,6 +1,5 @@
 """What the fetcher keeps book of: chunks on their way, and blobs of which the rest is wanted."""
 
-import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
@@ -112,43 +111,6 @@ class Prefetch:
 
     async def changed(self) -> None:
         await self._changed.wait()
-
-
-class Throughput:
-    """How many bytes a second come while something is under way, of late; None before anything was measured."""
-
-    WINDOW_S = 0.25
-    LEAST_BYTES = 4 << 20
-    WEIGHT = 0.5
-
-    def __init__(self) -> None:
-        self.rate: float | None = None
-        self._began = math.inf
-        self._bytes = 0
-
-    def busy(self) -> None:
-        """Something is under way, after nothing was."""
-        self._began = trio.current_time()
-        self._bytes = 0
-
-    def add(self, count: int) -> None:
-        """*count* bytes have come."""
-        self._bytes += count
-        elapsed = trio.current_time() - self._began
-        if elapsed >= self.WINDOW_S:
-            self._measure(elapsed)
-            self.busy()
-
-    def idle(self) -> None:
-        """Nothing is under way any more."""
-        if self._bytes >= self.LEAST_BYTES:
-            self._measure(trio.current_time() - self._began)
-        self._bytes = 0
-
-    def _measure(self, elapsed_s: float) -> None:
-        if elapsed_s > 0:
-            now = self._bytes / elapsed_s
-            self.rate = now if self.rate is None else self.rate + self.WEIGHT * (now - self.rate)
 
 
 class FlightBoard:

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import trio
 
@@ -30,6 +29,8 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.models.derived_blobs import model_key
+from trimsfs.opening.passthrough import Passthrough
+from trimsfs.options import MountOptions
 from trimsfs.stores.digests import Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
@@ -38,9 +39,8 @@ from trimsfs.types import CHUNK_SIZE, Generation
 
 log = logging.getLogger(__name__)
 
-Digests = Literal["auto", "wait", "off"]
 AskDigest = Callable[..., Awaitable[Digest | None]]
-"""``Store.digest``."""
+"""``Store.digest``, or what asks somebody else first."""
 
 SMALL = CHUNK_SIZE
 """Bytes up to which any digest is computed at once."""
@@ -68,7 +68,10 @@ class IntegrityStatistics:
 
 
 class Integrity:
-    """Compares and scrubs the blobs of a disk tier, and has its ``mender`` mend them."""
+    """Compares and scrubs the blobs of a disk tier, and has its ``repair`` repair them.
+
+    *ask_digest* gives the digest that a file should have, *repaired* hears of files whose bytes were wrong.
+    """
 
     def __init__(
         self,
@@ -76,24 +79,29 @@ class Integrity:
         fetcher: Fetcher,
         transfer: Transfer,
         retrying: Retrying,
-        ask_digest: AskDigest,
+        passthrough: Passthrough,
+        options: MountOptions,
         *,
-        mode: Digests,
-        scrub_interval_s: float,
-        scrub_rate: int,
+        ask_digest: AskDigest,
+        repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
         self._disk = disk
         self._transfer = transfer
         self._retrying = retrying
         self._ask_digest = ask_digest
-        self._mode = mode
-        self._scrub_interval_s = scrub_interval_s
-        self._scrub_rate = scrub_rate
-        disk.files.compares = mode != "off"
-        self.signed: Callable[[Generation], Awaitable[Digest | None]] = _unsigned
-        """The digest that has been signed for a file, which counts for more than the store's."""
-        self.quarantine = Quarantine(disk, self._try_again)
-        self.repair = Repair(disk, fetcher, transfer, retrying, self.quarantine.add)
+        self._mode = options.digests
+        self._scrub_interval_s: float = options.scrub_interval
+        self._scrub_rate: int = options.scrub_rate
+        self.quarantine = Quarantine(disk, self._try_again, changed=passthrough.health_changed)
+        self.repair = Repair(
+            disk,
+            fetcher,
+            transfer,
+            retrying,
+            quarantine=self.quarantine.add,
+            unregister=passthrough.unregister,
+            repaired=repaired,
+        )
         self._later: dict[str, Blob] = {}
         self._comes_later = trio.Event()
         self._misled, self._fruitless = False, 0
@@ -147,7 +155,7 @@ class Integrity:
     async def _expected(self, generation: Generation) -> Digest | None:
         if model_key(generation.key) is not None:
             return None
-        return await self.signed(generation) or await self._ask_digest(generation, certain=self._misled)
+        return await self._ask_digest(generation, certain=self._misled)
 
     def compare_later(self, blob: Blob) -> None:
         """A blob is read that has not been compared with what was signed."""
@@ -393,8 +401,3 @@ def _wrong(key: str, expected: Digest) -> TrimsError:
     if expected.signed:
         return SignatureError.other_content(key)
     return BlobDamagedError(f"{key}: what the store gives has not the digest that it should: {expected}")
-
-
-async def _unsigned(_generation: Generation) -> Digest | None:
-    """Nothing has been signed."""
-    return None

@@ -19,16 +19,19 @@ RETRY_INTERVAL_S = 300.0
 
 
 class Quarantine:
-    """The blobs of a disk tier that are in doubt; *try_again* tries to mend one that is in use, and ends the doubt."""
+    """The blobs of a disk tier that are in doubt; *try_again* tries to mend one that is in use, and ends the doubt.
 
-    def __init__(self, disk: DiskTier, try_again: Callable[[Blob], Awaitable[None]]) -> None:
+    *changed* hears of each blob that is in doubt, or no longer.
+    """
+
+    def __init__(
+        self, disk: DiskTier, try_again: Callable[[Blob], Awaitable[None]], *, changed: Callable[[Blob], None]
+    ) -> None:
         self._disk = disk
         self._try_again = try_again
-        self.on_change: Callable[[Blob], None] = lambda _blob: None
-        """Hears of each blob that is in doubt, or no longer."""
+        self._changed = changed
         self._since: dict[Blob, float] = {}
         self._suspected = WeakKeyDictionary[Blob, float]()
-        disk.damage.on_doubt = self._suspect
 
     @property
     def count(self) -> int:
@@ -40,15 +43,15 @@ class Quarantine:
         log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
         blob.health.quarantine = error
         self._since[blob] = trio.current_time()
-        self.on_change(blob)
+        self._changed(blob)
 
     def release(self, blob: Blob) -> None:
         """A blob is in doubt no longer."""
         blob.health.quarantine = None
         self._since.pop(blob, None)
-        self.on_change(blob)
+        self._changed(blob)
 
-    def _suspect(self, blob: Blob, error: TrimsError) -> None:
+    def suspect(self, blob: Blob, error: TrimsError) -> None:
         """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
         before = self._suspected.get(blob, -math.inf)
         self.add(blob, error)

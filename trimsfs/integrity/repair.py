@@ -28,8 +28,8 @@ TELL_S = 30.0
 class Repair:
     """Finds and mends what is wrong with the blobs of a disk tier.
 
-    ``withdraw`` takes a blob that nobody uses from those the kernel reads, ``on_repaired`` hears of blobs whose bytes
-    were wrong, *doubt* of those that are in use, wrong, and cannot be mended.
+    *quarantine* hears of blobs in use that are wrong and cannot be repaired, *unregister* takes a blob that nobody uses
+    from those the kernel reads, *repaired* hears of files whose bytes were wrong.
     """
 
     def __init__(
@@ -38,15 +38,18 @@ class Repair:
         fetcher: Fetcher,
         transfer: Transfer,
         retrying: Retrying,
-        doubt: Callable[[Blob, TrimsError], None],
+        *,
+        quarantine: Callable[[Blob, TrimsError], None],
+        unregister: Callable[[Blob], None],
+        repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._transfer = transfer
         self._retrying = retrying
-        self._doubt = doubt
-        self.withdraw: Callable[[Blob], None] = lambda _blob: None
-        self.on_repaired: Callable[[Generation], Awaitable[object]] = _nothing
+        self._quarantine = quarantine
+        self._unregister = unregister
+        self._repaired = repaired
         self._threads = Threads(1)
         self.wrong: Counter[str] = Counter()
         """Chunks that were found to be wrong, by the tokens of their blobs."""
@@ -97,7 +100,7 @@ class Repair:
         if wrong:
             with trio.move_on_after(TELL_S, shield=True):
                 try:
-                    await self.on_repaired(blob.generation)
+                    await self._repaired(blob.generation)
                 except TrimsError as error:
                     log.error("%s", error)
                 except Exception:  # a defect of who is told: it ends no server
@@ -175,11 +178,11 @@ class Repair:
         except (StoreError, OSError) as error:
             if blob.users == 1 or blob.states[chunk] == ChunkState.UNVERIFIED:
                 if blob.users == 1:
-                    self.withdraw(blob)
+                    self._unregister(blob)
                 await self._disk.damage.checked(blob, chunk, None)
                 self.dropped[blob.token] = str(error)
             else:
-                self._doubt(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
+                self._quarantine(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
 
 
 @contextmanager
@@ -200,10 +203,6 @@ def _let_go(blob: Blob) -> Iterator[None]:
         yield
     finally:
         blob.users += 1
-
-
-async def _nothing(_generation: Generation) -> None:
-    """Nobody wants to know."""
 
 
 def _copy(source: int, target: int, start: int, length: int) -> None:

@@ -61,7 +61,8 @@ class SignaturePolicy:
     """Checks files against the manifest in the nearest directory above them that has one.
 
     *required* tells that a file of which there is none is refused. All of a file is fetched and compared before it is
-    opened: *fetch* waits for it, *compare* mends it once more if it differs.
+    opened: *fetch* waits for it, *compare* mends it once more if it differs,
+    *compare_later* has one that lost bytes while it was open compared again.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SignaturePolicy:
         required: bool,
         fetch: Callable[[Blob, Interruptible], Awaitable[object]],
         compare: Callable[[Blob, Digest], Awaitable[object]],
+        compare_later: Callable[[Blob], None],
     ) -> None:
         self._namespace = namespace
         self._disk = disk
@@ -82,13 +84,12 @@ class SignaturePolicy:
         self._required = required
         self._fetch = fetch
         self._compare = compare
+        self._compare_later = compare_later
         self._known: OrderedDict[tuple[str, str], Mapping[str, Digest] | _Wrong] = OrderedDict()
         self._admitted: OrderedDict[str, Digest | None] = OrderedDict()
         self._refused: OrderedDict[tuple[str, Digest], float] = OrderedDict()
         self._turns = WeakValueDictionary[str, trio.Lock]()
         self._refusals = 0
-        self.compare_later: Callable[[Blob], None] = lambda _blob: None
-        """Has a whole blob that lost bytes compared again."""
 
     def statistics(self) -> SignatureStatistics:
         return SignatureStatistics(refusals=self._refusals)
@@ -149,7 +150,7 @@ class SignaturePolicy:
                     data = await read()
                     if await self.stands(blob):
                         return data
-                    self.compare_later(blob)
+                    self._compare_later(blob)
                 except CacheFullError:
                     pass  # there may be room in a moment
                 await trio.sleep(LOOK_INTERVAL_S)
@@ -249,6 +250,17 @@ class SignaturePolicy:
         if isinstance(known, _Wrong):
             raise known.error.with_traceback(None)
         return known
+
+
+def signed_first(
+    signed: Callable[[Generation], Awaitable[Digest | None]], stored: Callable[..., Awaitable[Digest | None]]
+) -> Callable[..., Awaitable[Digest | None]]:
+    """Asks for a digest as ``Store.digest`` does: the *signed* one, and the *stored* one of a file without it."""
+
+    async def ask(generation: Generation, *, certain: bool = False) -> Digest | None:
+        return await signed(generation) or await stored(generation, certain=certain)
+
+    return ask
 
 
 class _Wrong:

@@ -45,10 +45,18 @@ class ColdOpener:
     when the whole fetch should take no longer than PATIENCE_S, by the rate of late and then by its own.
 
     *compared* tells that nothing that is all here may be opened before it has been compared with the store's digest.
+    *fetching* hears of each blob that an open is about to wait for.
     """
 
     def __init__(
-        self, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough, *, mode: ColdOpen, compared: bool = False
+        self,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        passthrough: Passthrough,
+        *,
+        mode: ColdOpen,
+        compared: bool,
+        fetching: Callable[[Blob], None],
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
@@ -58,8 +66,7 @@ class ColdOpener:
         self._background = Background()
         self._expected: dict[tuple[str, int], trio.Event] = {}
         self._waiting = 0
-        self.fetching: Callable[[Blob], None] = lambda _blob: None
-        """Hears of each blob that an open is about to wait for."""
+        self._fetching = fetching
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep what is about to be opened, for as long as the server runs."""
@@ -174,7 +181,7 @@ class ColdOpener:
 
     async def _fetch(self, blob: Blob) -> bool:
         """Fetch all of a blob; False when it turns out to take too long, and goes on by itself."""
-        self.fetching(blob)
+        self._fetching(blob)
         if self._mode == "wait":
             await self._fetcher.fetch_all(blob)
         began, already = trio.current_time(), blob.verified_bytes

@@ -48,14 +48,23 @@ class Backing(Protocol):
 class Passthrough:
     """Registers blobs as backing files: none before `enable`, so that the server answers all reads until then.
 
-    ``blob.backing_id`` tells whether a blob is registered. *compared* means that no blob may be opened before it has
-    been compared with the store's digest.
+    ``blob.backing_id`` tells whether a blob is registered. *approve* tells whether a blob, all of which is here, may be
+    read from its file; *compared* that no blob may be opened before it has been compared with the store's digest.
     """
 
-    def __init__(self, disk: DiskTier, host: HostTier, *, ledger: Ledger | None = None, compared: bool = False) -> None:
+    def __init__(
+        self,
+        disk: DiskTier,
+        host: HostTier,
+        ledger: Ledger,
+        *,
+        approve: Callable[[Blob], Awaitable[bool]],
+        compared: bool,
+    ) -> None:
         self._disk = disk
         self._host = host
-        self._ledger = ledger or Ledger()
+        self._ledger = ledger
+        self._approve = approve
         self._slots: dict[int, int] = {}
         self._backing: Backing | None = None
         self._reason = "not known yet"
@@ -63,8 +72,6 @@ class Passthrough:
         self._logged = LRUCache[str, None](maxsize=REASONS_REMEMBERED)
         self._background = Background()
         self._compared = compared
-        self.approve: Callable[[Blob], Awaitable[bool]] = _approved
-        """Whether a blob, all of which is here, may be read from its file."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register blobs in the background, for as long as the server runs."""
@@ -101,7 +108,7 @@ class Passthrough:
                 self._host.adopt(blob)
                 if record.count == _QUARANTINED:
                     error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
-                    self._disk.damage.on_doubt(blob, error)
+                    self._disk.suspect(blob, error)
             else:  # somebody changed files in the cache directory
                 self._close(record.number)
 
@@ -171,7 +178,7 @@ class Passthrough:
         try:
             await self._disk.recorded(blob)
         finally:  # a blob that cannot be registered is served as well
-            approved = await self.approve(blob)
+            approved = await self._approve(blob)
         if not approved:
             return False
         await self._host.bring(blob)
@@ -224,8 +231,3 @@ class Passthrough:
 
     def _closed(self, backing_id: int) -> None:
         self._ledger.set(self._slots.pop(backing_id), 0)
-
-
-async def _approved(_blob: Blob) -> bool:
-    """Nothing is known against it."""
-    return True

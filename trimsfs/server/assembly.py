@@ -13,7 +13,9 @@ from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
-from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.errors import TrimsError
+from trimsfs.fetch.fetcher import Fetcher, max_requests
+from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import forget_pages, invalidate
@@ -25,7 +27,7 @@ from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy
+from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
@@ -34,8 +36,13 @@ from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
+from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.stores.digests import Digest
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
+from trimsfs.tiers.disk.budget import DiskLimits
+from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.policies import POLICIES
@@ -59,6 +66,7 @@ class Parts:
     """A server's components, as far as they are spoken to, and what runs as long as it does: what is there before the
     first request is answered, and what evicts, and so needs to know what is open."""
 
+    disk: DiskTier
     namespace: Namespace
     passthrough: Passthrough
     filesystem: Filesystem
@@ -76,24 +84,35 @@ def assemble(
     terms: Terms,
     spawner: Spawner,
     raw_store: Store,
-    disk: DiskTier,
     no_gpu: str | None,
     read_manifest: ReadManifest | None,
 ) -> Parts:
     """The components of the server of a mount; *no_gpu* tells why no GPU can be used, *read_manifest* reads what has
     been signed, where that matters."""
+    assert options.cache_dir is not None
     started = time.time()
-    retrying = Retrying(deadline_s=options.retry_deadline)
+    speed = StoreSpeed(max_requests=max_requests(options.memory_limit))
+    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed)
+    store = RetryingStore(raw_store, retrying)
     pool = WorkerPool(spawner, count=options.fetch_processes or 2)
-    fetcher = Fetcher(
-        pool,
-        disk,
-        retrying,
-        memory_limit=options.memory_limit,
-        retry_deadline_s=options.retry_deadline,
-        streaming=raw_store.streaming,
+    removed = LateBound[[Blob], None]("removed")
+    suspected = LateBound[[Blob, TrimsError], None]("suspected")
+    approve = LateBound[[Blob], Awaitable[bool]]("approve")
+    expected = LateBound[[Generation], Awaitable[Digest | None]]("expected")
+    disk = DiskTier(
+        options.cache_dir,
+        store=raw_store.identity,
+        limits=DiskLimits(
+            budget=options.cache_size,
+            min_free=options.min_free,
+            quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
+        ),
+        policy=POLICIES[options.cache_policy],
+        load_cost=speed.load_cost,
+        compares=options.digests != "off",
+        events=TierEvents(removed=removed, suspected=suspected),
+        lock=turn.lock,
     )
-    retrying.on_failure = fetcher.store_failed
     host = HostTier(
         pool.populate,
         budget=options.host_size,
@@ -101,26 +120,51 @@ def assemble(
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
     compared = options.digests == "wait"
-    passthrough = Passthrough(disk, host, ledger=ledger, compared=compared)
-    disk.on_removed = passthrough.unregister
-    disk.evictor.load_cost = fetcher.load_cost
-    fetcher.completed = passthrough.register
-    store = RetryingStore(raw_store, retrying)
+    passthrough = Passthrough(disk, host, ledger, approve=approve, compared=compared)
+    removed.bind(passthrough.unregister)
+    fetcher = Fetcher(
+        pool,
+        disk,
+        retrying,
+        speed,
+        memory_limit=options.memory_limit,
+        streaming=raw_store.streaming,
+        completed=passthrough.register,
+    )
+    namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
+    derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
+    tables = TensorTables(disk, fetcher)
+    gpu = GpuCopies(
+        disk,
+        fetcher,
+        tables,
+        CopyLedger(ledger, keeper),
+        options,
+        unavailable=no_gpu,
+        in_memory=lies_on(disk.directory, "tmpfs"),
+    )
+    lending = GpuInterface(gpu)
+
+    async def repaired(generation: Generation) -> None:
+        number = namespace.cached_number(generation)
+        if number is not None:
+            await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
+        await gpu.compare(generation)
+
     digest_prefetch = DigestPrefetch(raw_store, store)
     integrity = Integrity(
         disk,
         fetcher,
         pool,
         retrying,
-        digest_prefetch.digest,
-        mode=options.digests,
-        scrub_interval_s=options.scrub_interval,
-        scrub_rate=options.scrub_rate,
+        passthrough,
+        options,
+        ask_digest=digest_prefetch.digest if read_manifest is None else signed_first(expected, digest_prefetch.digest),
+        repaired=repaired,
     )
-    integrity.repair.withdraw = passthrough.unregister
-    passthrough.approve = integrity.approve
+    approve.bind(integrity.approve)
+    suspected.bind(integrity.quarantine.suspect)
     sharing = Deduplication(disk)
-    namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
     sources: dict[str, metrics.Source] = {
         "disk": disk.statistics,
         "fetch": fetcher.statistics,
@@ -149,35 +193,18 @@ def assemble(
             "options": options.model_dump(mode="json", exclude_none=True),
         }
 
-    derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
-    tables = TensorTables(disk, fetcher)
-    gpu = GpuCopies(
-        disk,
-        fetcher,
-        tables,
-        CopyLedger(ledger, keeper),
-        options,
-        unavailable=no_gpu,
-        in_memory=lies_on(disk.directory, "tmpfs"),
-    )
-
-    async def repaired(generation: Generation) -> None:
-        number = namespace.cached_number(generation)
-        if number is not None:
-            await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
-        await gpu.compare(generation)
-
-    integrity.repair.on_repaired = repaired
-    integrity.quarantine.on_change = passthrough.health_changed
-    lending = GpuInterface(gpu)
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(
-        disk, fetcher, passthrough, mode="wait" if compared else options.cold_open, compared=compared
+        disk,
+        fetcher,
+        passthrough,
+        mode="wait" if compared else options.cold_open,
+        compared=compared,
+        # What has been signed counts for more than what the store tells.
+        fetching=digest_prefetch.expect if read_manifest is None else _ask_nothing,
     )
     signature_policy = None
-    if read_manifest is None:
-        cold_opener.fetching = digest_prefetch.expect
-    else:  # what has been signed counts, and is told by others
+    if read_manifest is not None:
         signature_policy = SignaturePolicy(
             namespace,
             disk,
@@ -186,9 +213,9 @@ def assemble(
             required=options.signatures == "require",
             fetch=cold_opener.fetch,
             compare=integrity.compare,
+            compare_later=integrity.compare_later,
         )
-        integrity.signed = signature_policy.expected
-        signature_policy.compare_later = integrity.compare_later
+        expected.bind(signature_policy.expected)
         sources["signatures"] = signature_policy.statistics
     commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
     control = Control(
@@ -222,6 +249,7 @@ def assemble(
     if options.share_chunks:
         later.append(sharing.run)
     return Parts(
+        disk=disk,
         namespace=namespace,
         passthrough=passthrough,
         filesystem=filesystem,
@@ -238,6 +266,10 @@ def assemble(
         ),
         later=tuple(later),
     )
+
+
+def _ask_nothing(_blob: Blob) -> None:
+    """No digest is asked for early."""
 
 
 def lies_on(directory: Path, kind: str) -> bool:

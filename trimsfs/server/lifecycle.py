@@ -23,11 +23,9 @@ from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.signature_policy import ReadManifest
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
-from trimsfs.server.assembly import assemble, lies_on
+from trimsfs.server.assembly import Parts, assemble, lies_on
 from trimsfs.stores import Retrying, RetryingStore, Store
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.policies import POLICIES
-from trimsfs.tiers.quotas import Quotas
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +46,25 @@ async def serve(
 ) -> None:
     """Run the server until the file system is unmounted. *options* are resolved; *no_gpu* tells why no GPU
     can be used, *read_manifest* reads what has been signed, where that matters. Raises TrimsError."""
-    assert options.cache_dir is not None
-    disk = DiskTier(
-        options.cache_dir,
-        store=raw_store.identity,
-        budget=options.cache_size,
-        min_free=options.min_free,
-        policy=POLICIES[options.cache_policy],
-        quotas=Quotas({f"{tenant.path}/": tenant.cache_size for tenant in options.tenants}),
-        lock=turn.lock,
+    ledger = Ledger(turn.ledger)
+    terms = recorded(ledger) or Terms(
+        passthrough=options.passthrough, overlay=_lies_on_overlay(options), mounted_ns=time.time_ns()
     )
+    keeper = Keeper(keeper_end)
+    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, no_gpu, read_manifest)
     try:
         if turn.fuse is None:
             await _probe(raw_store, options)
-        await _serve(options, mountpoint, Keeper(keeper_end), turn, spawner, raw_store, disk, no_gpu, read_manifest)
+        await _serve(options, mountpoint, keeper, turn, parts, ledger, terms, no_gpu)
     finally:
         with trio.CancelScope(shield=True):
-            await disk.aclose()
+            await parts.disk.aclose()
         await raw_store.aclose()
+
+
+def _lies_on_overlay(options: MountOptions) -> bool:
+    assert options.cache_dir is not None
+    return lies_on(options.cache_dir, "overlay")
 
 
 async def _serve(
@@ -73,17 +72,12 @@ async def _serve(
     mountpoint: Path,
     keeper: Keeper,
     turn: Turn,
-    spawner: Spawner,
-    raw_store: Store,
-    disk: DiskTier,
+    parts: Parts,
+    ledger: Ledger,
+    terms: Terms,
     no_gpu: str | None,
-    read_manifest: ReadManifest | None,
 ) -> None:
-    ledger = Ledger(turn.ledger)
-    terms = recorded(ledger) or Terms(
-        passthrough=options.passthrough, overlay=lies_on(disk.directory, "overlay"), mounted_ns=time.time_ns()
-    )
-    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, disk, no_gpu, read_manifest)
+    disk = parts.disk
     session = Session(parts.filesystem, terms)
     with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
         async with trio.open_nursery() as nursery:
@@ -179,7 +173,7 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
 
 async def _probe(store: Store, options: MountOptions) -> None:
     try:
-        await RetryingStore(store, Retrying(deadline_s=PROBE_DEADLINE_S)).probe()
+        await RetryingStore(store, Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)).probe()
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
         raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error

@@ -36,13 +36,13 @@ class Retrying:
 
     What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
     starts after the deadline; one under way is bounded by the store's own timeouts, so that slow progress
-    is not cut. ``on_failure`` hears of every failed attempt.
+    is not cut. *on_failure*, if any, hears of every failed attempt.
     """
 
-    def __init__(self, *, deadline_s: float) -> None:
-        self._deadline_s = deadline_s
+    def __init__(self, *, deadline_s: float, on_failure: Callable[[TransientStoreError], None] | None) -> None:
+        self.deadline_s = deadline_s
+        self._on_failure = on_failure
         self._requests = self._failures = 0
-        self.on_failure: Callable[[TransientStoreError], None] = lambda _error: None
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(requests=self._requests, failed_attempts=self._failures)
@@ -50,7 +50,7 @@ class Retrying:
     async def call(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """What *attempt* gives at last; *subject* names in messages what it is about."""
         self._requests += 1
-        deadline = trio.current_time() + self._deadline_s
+        deadline = trio.current_time() + self.deadline_s
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientStoreError),
             # The last attempt is at the deadline itself: who waits for this store relies on the whole time.
@@ -75,7 +75,8 @@ class Retrying:
             return
         self._failures += 1
         log.info("%s: attempt %d failed: %s", subject, state.attempt_number, error)
-        self.on_failure(error)
+        if self._on_failure is not None:
+            self._on_failure(error)
 
 
 class RetryingStore:

@@ -10,24 +10,15 @@ from typing import Any
 import pytest
 import trio
 
-from tests.support.parts import content_of, copier, fetching, integrity_of, opened
-from tests.support.served import gpu_less
-from tests.support.stores import MemoryStore, as_store
-from trimsfs.control.commands import Commands
+from tests.support.parts import content_of
+from tests.support.served import served
+from tests.support.stores import MemoryStore
 from trimsfs.control.files import Caller, Control
 from trimsfs.fetch import copier as copiers
-from trimsfs.gpu.interface import GpuInterface
-from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.namespace.tree import Inode, InodeKind, Namespace
-from trimsfs.opening.passthrough import Passthrough
-from trimsfs.options import MountOptions
+from trimsfs.namespace.tree import Inode, InodeKind
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.host import page_cache
-from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.index.index import BlobIndex
-from trimsfs.tiers.policies import lru
 
 ROOT = Caller(uid=0, groups=frozenset())
 Running = AbstractAsyncContextManager[tuple[Control, MemoryStore]]
@@ -37,34 +28,8 @@ Running = AbstractAsyncContextManager[tuple[Control, MemoryStore]]
 async def controlled(directory: Path, chunk_size: int) -> AsyncIterator[tuple[Control, MemoryStore]]:
     """A control surface over a store of one model."""
     store = MemoryStore({"a": content_of("a", 2 * chunk_size)})
-    async with (
-        opened(directory) as tier,
-        fetching(store, tier, memory_limit=8 * chunk_size) as fetcher,
-        trio.open_nursery() as nursery,
-    ):
-        namespace = Namespace(as_store(store), ttl_s=60)
-        host = HostTier(copier(store).populate, budget=None, policy=lru)
-        passthrough = Passthrough(tier, host)
-        tier.on_removed = passthrough.unregister
-        tables, derived = TensorTables(tier, fetcher), DerivedBlobs(tier, passthrough, allowed=True)
-        options = MountOptions()
-        gpu = gpu_less(tier, fetcher, tables, options)
-        integrity = integrity_of(store, tier, fetcher)
-        commands = Commands(namespace, tier, host, fetcher, passthrough, derived, gpu, integrity, None)
-        control = Control(
-            tier,
-            passthrough,
-            tables,
-            Deduplication(tier),
-            commands,
-            GpuInterface(gpu),
-            options,
-            metrics=bytes,
-            facts=dict,
-        )
-        await nursery.start(commands.run)
-        yield control, store
-        nursery.cancel_scope.cancel()
+    async with served(store, directory, chunk_size=chunk_size) as server:
+        yield server.control, store
 
 
 @pytest.fixture

@@ -43,8 +43,11 @@ async def test_each_policy_chooses_for_itself(
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.space.HEADROOM", 0)
     sizes = {"a": chunk_size, "b": 2 * chunk_size, "c": chunk_size}
-    async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy]) as tier:
-        tier.evictor.load_cost = lambda size: 1.0 + size / 1e9
+
+    def load_cost(size: int) -> float:
+        return 1.0 + size / 1e9
+
+    async with opened(cache, budget=4 * chunk_size, policy=POLICIES[policy], load_cost=load_cost) as tier:
         for key in "bac":
             await fill(tier, key, content_of(key, sizes[key]))
         await use(tier, "a", sizes["a"], 2)
@@ -106,8 +109,7 @@ async def test_who_asks_hears_of_each_blob_that_leaves_while_it_is_still_open(ca
     def hear(blob: Blob) -> None:
         removed.append((blob.generation.key, blob.attached, blob.users))
 
-    async with opened(cache) as tier:
-        tier.on_removed = hear
+    async with opened(cache, removed=hear) as tier:
         generations = [await fill(tier, key, content_of(key, chunk_size)) for key in "ab"]
         assert removed == []
         await tier.evict(generations[1])
@@ -126,8 +128,10 @@ async def test_what_it_costs_to_load_is_asked_for_each_blob(
         told.extend(entries)
         return cost(entries, needed)
 
-    async with opened(cache, budget=3 * chunk_size, policy=choose) as tier:  # type: ignore[arg-type]
-        tier.evictor.load_cost = lambda size: size / 1000
+    def load_cost(size: int) -> float:
+        return size / 1000
+
+    async with opened(cache, budget=3 * chunk_size, policy=choose, load_cost=load_cost) as tier:
         await fill(tier, "a", content_of("a", chunk_size))
         await fill(tier, "b", content_of("b", 2 * chunk_size))
         await fill(tier, "c", content_of("c", chunk_size))

@@ -13,6 +13,7 @@ import trio
 
 from tests.support.parts import (
     blob_files,
+    disk_tier,
     fill,
     flip_byte,
     generation_of,
@@ -25,7 +26,6 @@ from tests.support.parts import (
 from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED, here, put_file, remove_index, small, store
 from trimsfs.errors import CacheInUseError, CacheUnusableError
 from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord
 
@@ -35,7 +35,7 @@ from trimsfs.types import ChunkRecord
 async def test_a_second_server_may_not_use_the_directory(cache: Path) -> None:
     async with opened(cache):
         with pytest.raises(CacheInUseError, match=rf"{cache} is in use .* \(pid {os.getpid()}\): unmount"):
-            DiskTier(cache, store="other")
+            disk_tier(cache, store="other")
     async with opened(cache):
         pass
 
@@ -48,13 +48,13 @@ async def test_the_directory_is_made_private(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheUnusableError, match=r"cache directory .*/file/cache: Not a directory: set --cache-dir"):
-        DiskTier(tmp_path / "file/cache", store="s")
+        disk_tier(tmp_path / "file/cache", store="s")
 
 
 def test_a_file_as_directory_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheUnusableError, match=r"cache directory .*/file: "):
-        DiskTier(tmp_path / "file", store="s")
+        disk_tier(tmp_path / "file", store="s")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
@@ -64,7 +64,7 @@ def test_a_directory_that_may_not_be_written_is_reported() -> None:
         os.seteuid(65534)
         try:
             with pytest.raises(CacheUnusableError, match=r"cache directory .*: Permission denied: set --cache-dir"):
-                DiskTier(Path(directory), store="s")
+                disk_tier(Path(directory), store="s")
         finally:
             os.seteuid(0)
 
@@ -74,7 +74,7 @@ async def test_a_tier_that_cannot_be_opened_gives_up_the_lock(cache: Path, in_th
     """There is a file where a directory should be, or the other way round."""
     put_file(cache / in_the_way)
     with pytest.raises(CacheUnusableError):
-        DiskTier(cache, store="s")
+        disk_tier(cache, store="s")
     os.unlink(cache / in_the_way)
     if "/" in in_the_way:
         os.rmdir(cache / "index.sqlite")

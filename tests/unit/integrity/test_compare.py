@@ -311,7 +311,7 @@ async def test_copies_elsewhere_are_told_of(
         told.append(str(generation))
 
     async with serving(scrub_interval_s=0.0 if command else 0.01) as server:
-        server.integrity.repair.on_repaired = repaired
+        monkeypatch.setattr(server.gpu, "compare", repaired)
         server.release(await opened(server))
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         if command:

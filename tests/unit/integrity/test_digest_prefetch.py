@@ -115,8 +115,7 @@ async def test_no_more_answers_are_kept_than_are_wanted(
     contents = {key: content_of(key, chunk_size) for key in "abc"}
     store = MemoryStore(contents)
     digest_prefetch = DigestPrefetch(as_store(store), as_store(store))
-    async with tier_opened(tmp_path / "cache") as tier, trio.open_nursery() as nursery:
-        tier.files.compares = True
+    async with tier_opened(tmp_path / "cache", compares=True) as tier, trio.open_nursery() as nursery:
         await nursery.start(digest_prefetch.run)
         for key in contents:
             async with tier.using(store.generation(key)) as blob:

@@ -144,7 +144,7 @@ async def test_a_file_that_has_been_cut_off_is_opened_by_several(
 
 
 async def test_who_gives_up_has_what_was_mended_told(
-    server: Server, store: MemoryStore, tmp_path: Path, chunk_size: int
+    server: Server, store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = trio.Event()
 
@@ -152,7 +152,7 @@ async def test_who_gives_up_has_what_was_mended_told(
         told.set()
 
     await opened(server)
-    server.integrity.repair.on_repaired = repaired
+    monkeypatch.setattr(server.gpu, "compare", repaired)
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
 
     async def check(scope: trio.CancelScope) -> None:

@@ -195,7 +195,7 @@ async def test_what_is_in_doubt_is_seen_to_though_it_is_being_given_back(
     async with serving(backing=None, cold_open="stream") as server:
         handle = await server.open("a")
         await server.read(handle, 0, 10)
-        await until(lambda: server.fetcher.statistics().in_flight == 0)
+        await until(lambda: server.fetcher.statistics().in_flight == 0 and server.users() == 1)
         blob = blob_of(server.disk, store, "a")
         blob.forget(3)
         server.disk._budget.add("a", -100)

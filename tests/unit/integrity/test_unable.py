@@ -37,7 +37,7 @@ async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
 
     async with serving(scrub_interval_s=0.2) as server:
         handle = await opened(server)
-        server.integrity.repair.on_repaired = compare
+        monkeypatch.setattr(server.gpu, "compare", compare)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         await trio.sleep(0.5)

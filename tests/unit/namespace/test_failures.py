@@ -166,7 +166,7 @@ async def test_one_attempt_that_fails_is_no_failure_for_names_that_are_not_known
 ) -> None:
     """Known names do not wait for a store that may be down, and so it is asked for them but once."""
     namespace = Namespace(
-        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+        RetryingStore(as_store(store), Retrying(deadline_s=15, on_failure=None)), ttl_s=TTL_S, impatient=as_store(store)
     )
     assert await look(namespace, "new") is NonObject.ABSENT
     store.put("new", b"uploaded")
@@ -189,7 +189,7 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
 ) -> None:
     """While the store seems to be down, names are believed for longer; not one that has just been found outdated."""
     namespace = Namespace(
-        RetryingStore(as_store(store), Retrying(deadline_s=15)), ttl_s=TTL_S, impatient=as_store(store)
+        RetryingStore(as_store(store), Retrying(deadline_s=15, on_failure=None)), ttl_s=TTL_S, impatient=as_store(store)
     )
     known = await look(namespace, "a")
     await trio.sleep(TTL_S)
@@ -233,7 +233,7 @@ async def test_known_names_of_a_large_directory_do_not_wait_for_a_store_that_is_
     large_store: MemoryStore, autojump_clock: MockClock
 ) -> None:
     namespace = Namespace(
-        RetryingStore(as_store(large_store), Retrying(deadline_s=15)),
+        RetryingStore(as_store(large_store), Retrying(deadline_s=15, on_failure=None)),
         ttl_s=TTL_S,
         impatient=as_store(large_store),
     )

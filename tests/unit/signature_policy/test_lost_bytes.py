@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.parts import blob_of, fail_to_sync, flip_byte, until
+from tests.support.parts import blob_of, fail_to_sync, flip_byte, nothing, until
 from tests.support.served import Server, Serving
 from tests.support.signing import sign
 from tests.support.stores import MemoryStore
@@ -65,7 +65,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
         signature_policy = server.filesystem._signature_policy
         assert signature_policy is not None
         blob = next(one.blob for one in server.filesystem._handles.files.values())
-        server.fetcher.completed = None  # it is compared for the open alone
+        server.fetcher._completed = nothing  # it is compared for the open alone
         real, gate, asked = signature_policy.signed, trio.Event(), []
 
         async def signed(generation: object) -> object:

@@ -92,7 +92,7 @@ async def test_a_read_does_not_wait_for_the_kernel_that_waits_for_the_read(
         async def forget_pages(_generation: object) -> None:
             await answered.wait()  # the page is locked until the read of it has been answered
 
-        server.integrity.repair.on_repaired = forget_pages
+        monkeypatch.setattr(server.gpu, "compare", forget_pages)
         store.corrupt("signed/params", 77)  # one bit flips on the way
         with trio.fail_after(10), suppress(BlobDamagedError):  # unless another comparison has come to its end
             await server.read(handle, 0, chunk_size)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -13,22 +14,30 @@ FULL_FOR_S = 1.0
 """How long a search for room that was in vain is not repeated."""
 
 
-class Budget:
-    """Counts the bytes used of at most *limit* (None: no limit but the disk), leaving *min_free* on the file system.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskLimits:
+    """Most bytes of all models (None: no limit but the disk), bytes to leave free on the file system, and the shares of
+    the tenants."""
 
-    Those of each tenant are counted by themselves. *used* is what is used already, by the objects' keys.
+    budget: int | None = None
+    min_free: int = 0
+    quotas: Quotas = field(default_factory=Quotas)
+
+
+class Budget:
+    """Counts the bytes used within *limits*, those of each tenant by themselves.
+
+    *used* is what is used already, by the objects' keys.
     """
 
-    def __init__(
-        self, directory: Path, *, limit: int | None, min_free: int, used: Mapping[str, int], quotas: Quotas
-    ) -> None:
+    def __init__(self, directory: Path, limits: DiskLimits, *, used: Mapping[str, int]) -> None:
         self._directory = directory
-        self._min_free = min_free
+        self._min_free = limits.min_free
         self._failing_until = float("-inf")
         self._full_until: dict[str, float] = {}
-        self._quotas = quotas
+        self._quotas = limits.quotas
         self._used = Counter[str]()
-        self.limit = limit
+        self.limit = limits.budget
         for key, size in used.items():
             self.add(key, size)
 

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Collection
 from typing import TypeVarTuple
 
-from trimsfs.errors import BlobDamagedError, TrimsError
+from trimsfs.errors import BlobDamagedError
 from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.state import TierState
@@ -19,12 +19,11 @@ Ts = TypeVarTuple("Ts")
 class Damage:
     """Keeps index and budget in step with what is found wrong, and repaired, of the blobs of one tier.
 
-    ``on_doubt`` hears of blobs in use whose files may not be what they were. ``found`` counts chunks.
+    ``found`` counts chunks.
     """
 
     def __init__(self, state: TierState) -> None:
         self._state = state
-        self.on_doubt: Callable[[Blob, TrimsError], None] = lambda _blob, _error: None
         self.found = 0
 
     # Found by the tier
@@ -40,7 +39,7 @@ class Damage:
                 return  # somebody else has seen to it
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else it is being mended
-                    self.on_doubt(
+                    self._state.events.suspected(
                         blob, BlobDamagedError(f"{key}: its file in the cache has another size than its object")
                     )
                 return
@@ -66,7 +65,7 @@ class Damage:
             blob.health.lost |= lost
             for chunk in lost:
                 self._state.budget.add(key, -chunk_length(chunk, blob.generation.size))
-            self.on_doubt(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
+            self._state.events.suspected(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
             await self._state.journal.record()
 
     async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:

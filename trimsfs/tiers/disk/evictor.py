@@ -14,19 +14,19 @@ log = logging.getLogger(__name__)
 class Evictor:
     """Removes blobs that nobody uses or has pinned. Counts since the server started.
 
-    ``load_cost`` says how many seconds it takes to fetch so many bytes.
+    *load_cost* says how many seconds it takes to fetch so many bytes.
     """
 
-    def __init__(self, state: TierState) -> None:
+    def __init__(self, state: TierState, load_cost: Callable[[int], float]) -> None:
         self._state = state
-        self.load_cost: Callable[[int], float] = lambda _size: 0.0
+        self._load_cost = load_cost
         self.evictions = self.evicted_bytes = 0
 
     async def candidates(self) -> list[Evictable]:
         """The blobs that are neither in use nor pinned. Raises sqlite3.Error."""
         await self._state.journal.flush()
         return [
-            replace(entry, cost_s=self.load_cost(entry.size))
+            replace(entry, cost_s=self._load_cost(entry.size))
             for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
             if (blob := self._state.blobs.get(entry.name)) is None or blob.users == 0
         ]

@@ -27,21 +27,23 @@ def is_full(error: OSError | sqlite3.Error) -> bool:
 
 
 class BlobFiles:
-    """The blobs of a store in a directory. All methods but `path` block on the disk."""
+    """The blobs of a store in a directory. All methods but `path` block on the disk.
 
-    def __init__(self, directory: Path, index: BlobIndex, store: str) -> None:
+    *usable* tells whether files can be made, and those that are there be used; *compares* whether blobs are compared
+    with what the store says of them.
+    """
+
+    def __init__(self, directory: Path, index: BlobIndex, store: str, *, usable: bool, compares: bool) -> None:
         self._directory = directory
         self._index = index
         self._store = store
-        self.compares = False
-        """Whether blobs are compared with what the store says of them."""
-        self.usable = True
-        """Whether files can be made, and those that are there be used."""
+        self._usable = usable
+        self._compares = compares
 
     @property
     def no_digest(self) -> str | None:
         """The digest of a blob that has not been compared: None where it is to be."""
-        return None if self.compares else ""
+        return None if self._compares else ""
 
     def load(
         self, token: str, generation: Generation, *, attach: bool = True
@@ -51,7 +53,7 @@ class BlobFiles:
         blob = Blob(token, generation)
         blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
-        if generation.size == 0 or not self.usable or not attach:
+        if generation.size == 0 or not self._usable or not attach:
             return blob, lost, full
         try:
             loaded = self._index.load(token)
@@ -69,7 +71,7 @@ class BlobFiles:
                 blob.pinned = loaded[0].pinned
                 if fitting:
                     blob.recall(loaded[1])
-                    if self.compares and loaded[0].bytes == generation.size:
+                    if self._compares and loaded[0].bytes == generation.size:
                         blob.health.digest = loaded[0].digest
                     free_unrecorded(blob.fileno(), generation.size, loaded[1])
                 else:

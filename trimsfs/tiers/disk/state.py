@@ -1,7 +1,6 @@
 """What the parts of a disk tier share: its directory and index, its files, its books, and the blobs that are open."""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -9,6 +8,7 @@ import trio
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.directory import CacheDirectory
+from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.files import BlobFiles
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.journal import Journal
@@ -17,7 +17,7 @@ from trimsfs.tiers.threads import Threads
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TierState:
-    """The state of the disk tier of one *store*. *removed* hears of each blob that leaves it, before it is closed.
+    """The state of the disk tier of one *store*.
 
     Invariants: ``blobs`` holds every blob with users, the one used last at its end, so a token has at most one Blob.
     ``lock`` is held from looking a blob up in the index to putting it into ``blobs``, and from taking one out to
@@ -30,7 +30,7 @@ class TierState:
     threads: Threads
     journal: Journal
     budget: Budget
-    removed: Callable[[Blob], None]
+    events: TierEvents
     blobs: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
     lock: trio.Lock = field(default_factory=trio.Lock)
 
@@ -41,5 +41,5 @@ class TierState:
     def close(self, blob: Blob) -> None:
         """Close a blob that nobody uses; its file stays."""
         del self.blobs[blob.token]
-        self.removed(blob)
+        self.events.removed(blob)
         blob.detach()

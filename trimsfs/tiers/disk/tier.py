@@ -11,12 +11,13 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.tiers.disk.budget import Budget
+from trimsfs.tiers.disk.budget import Budget, DiskLimits
 from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
 from trimsfs.tiers.disk.directory import CacheDirectory
+from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.evictor import Evictor
 from trimsfs.tiers.disk.files import BlobFiles
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
@@ -26,8 +27,7 @@ from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.tiers.index.journal import Journal
-from trimsfs.tiers.policies import Policy, lru
-from trimsfs.tiers.quotas import Quotas
+from trimsfs.tiers.policies import Policy
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import ChunkRecord, Generation
 
@@ -60,8 +60,8 @@ class DiskTier:
     cannot be used by then, nothing is kept, and ``unusable`` tells why. ``damage`` is told of bytes that are wrong.
 
     A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
-    `reserve` declines and the caller serves the bytes without keeping them. ``on_removed`` hears of each blob
-    that leaves the tier before it is closed.
+    `reserve` declines and the caller serves the bytes without keeping them. *load_cost* says how many seconds it takes
+    to fetch so many bytes again; *compares* tells that blobs are compared with what the store says of them.
     """
 
     def __init__(
@@ -69,10 +69,11 @@ class DiskTier:
         directory: Path,
         *,
         store: str,
-        budget: int | None = None,
-        min_free: int = 0,
-        policy: Policy = lru,
-        quotas: Quotas | None = None,
+        limits: DiskLimits,
+        policy: Policy,
+        load_cost: Callable[[int], float],
+        compares: bool,
+        events: TierEvents,
         lock: int | None = None,
     ) -> None:
         self.directory = directory
@@ -81,12 +82,10 @@ class DiskTier:
         self.unusable = cache.problem
         self.index = cache.index
         self.lock_descriptor = cache.lock
-        self.files = BlobFiles(cache.blobs, self.index, store)
-        self.files.usable = self.unusable is None
-        self.on_removed: Callable[[Blob], None] = lambda _blob: None
-        self._quotas = quotas or Quotas()
+        self.files = BlobFiles(cache.blobs, self.index, store, usable=self.unusable is None, compares=compares)
+        self._quotas = limits.quotas
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
-        self._budget = Budget(directory, limit=budget, min_free=min_free, used=used, quotas=self._quotas)
+        self._budget = Budget(directory, limits, used=used)
         self._threads = Threads(DISK_THREADS)
         self._journal = Journal(self.index, self._threads, unsynced=self._not_synced)
         self._state = TierState(
@@ -96,10 +95,10 @@ class DiskTier:
             threads=self._threads,
             journal=self._journal,
             budget=self._budget,
-            removed=self._removed,
+            events=events,
         )
         self.damage = Damage(self._state)
-        self.evictor = Evictor(self._state)
+        self.evictor = Evictor(self._state, load_cost)
         self._space = DiskSpace(
             self._budget,
             self._quotas,
@@ -137,6 +136,10 @@ class DiskTier:
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if it is open or was of late."""
         return self._state.blobs.get(token)
+
+    def suspect(self, blob: Blob, error: TrimsError) -> None:
+        """The file of a blob in use may not be what it was."""
+        self._state.events.suspected(blob, error)
 
     def whole(self) -> list[Blob]:
         """The blobs that are open, or were of late, and of which all bytes can be served."""
@@ -328,9 +331,6 @@ class DiskTier:
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
         await self.damage.not_synced(blob, chunks)
-
-    def _removed(self, blob: Blob) -> None:
-        self.on_removed(blob)
 
     # In worker threads
 
