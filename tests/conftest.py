@@ -17,6 +17,8 @@ from tests.support.chunks import SMALL_CHUNK, set_chunk_size
 from tests.support.mounts import MountedStore, let_in, mounted
 from tests.support.survival import COLUMNS, Survival, Survived
 
+pytest_plugins = ["tests.support.parallel"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real mounts by mount(2) need root; a developer without it runs the rest."""
