@@ -34,7 +34,7 @@ async def test_what_a_killed_thread_waits_for_is_given_up(askers: Askers, gone: 
             await trio.sleep_forever()
 
 
-@pytest.mark.parametrize("thread", [os.getpid(), 0])
+@pytest.mark.parametrize("thread", [os.getpid(), 0], ids=["of this process", "unknown"])
 async def test_others_wait_for_as_long_as_it_takes(
     askers: Askers, gone: int, thread: int, autojump_clock: MockClock
 ) -> None:
