@@ -25,7 +25,7 @@ def check_bytes(server: Server, blob: Blob) -> None:
 
 def check(server: Server) -> None:
     """Nothing in use has gone, nothing is used twice, and no more is kept than may be."""
-    disk, files = server.disk, server.filesystem._handles.files
+    disk, files = server.disk, server.filesystem.handles.files
     statistics = disk.statistics()
     assert statistics.used_bytes >= 0
     if statistics.budget_bytes is not None:

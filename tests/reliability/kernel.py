@@ -73,7 +73,7 @@ class Kernel:
         if server.backing is not None:
             server.backing.in_use = self._passes_through
         for handle in self._releases:
-            server.filesystem.release(handle)
+            server.filesystem.files.release(handle)
         self._releases.clear()
         self._changed()
 
@@ -133,7 +133,7 @@ class Kernel:
         self._names.pop((parent, name), None)
 
         async def look_up(server: Server) -> Attributes:
-            attributes = await server.filesystem.lookup(parent, os.fsencode(name), thread=thread)
+            attributes = await server.filesystem.names.lookup(parent, os.fsencode(name), thread=thread)
             if server is self._server:
                 self._learn(server, parent, name, attributes)
             return attributes
@@ -141,7 +141,7 @@ class Kernel:
         return await self.asked(look_up)
 
     def _learn(self, server: Server, parent: int, name: str, attributes: Attributes) -> None:
-        server.filesystem.told(attributes)
+        server.filesystem.names.count_lookup(attributes)
         self._told[attributes.inode.number] += 1
         self._names[parent, name] = Name(attributes, trio.current_time() + attributes.entry_ttl_s)
 
@@ -170,14 +170,14 @@ class Kernel:
             if not attributes.directory:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
             number = attributes.inode.number
-        handle = await self._opened(lambda server: server.filesystem.open_directory(number))
+        handle = await self._opened(lambda server: server.filesystem.names.open_directory(number))
         try:
             return await self.asked(lambda server: self._listed(server, number, handle))
         finally:
             self._release(handle)
 
     async def _listed(self, server: Server, number: int, handle: int) -> set[str]:
-        found = list(await server.filesystem.list_directory(handle, 0))
+        found = list(await server.filesystem.names.list_directory(handle, 0))
         for name, attributes, _ in found:
             if server is self._server:
                 self._learn(server, number, os.fsdecode(name), attributes)
@@ -196,7 +196,7 @@ class Kernel:
         self._names.clear()
         used = {file.number for file in self.files.values()}
         for number in set(self._told) - used:
-            self.server.filesystem.forget(number, self._told.pop(number))
+            self.server.filesystem.names.forget(number, self._told.pop(number))
 
     # Files
 
@@ -216,7 +216,7 @@ class Kernel:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
         async def open_inode(server: Server) -> int:
-            opened = await server.filesystem.open(number, lambda: OWNER, nullcontext, thread=thread)
+            opened = await server.filesystem.files.open(number, lambda: OWNER, nullcontext, thread=thread)
             return opened.handle
 
         handle = await self._opened(open_inode)
@@ -230,9 +230,9 @@ class Kernel:
 
         async def ask(server: Server) -> int:
             if next(sent):
-                server.filesystem.asked_again(unique)
+                server.filesystem.takeover.resent(unique)
             handle = await request(server)
-            server.filesystem.offered(handle, unique)
+            server.filesystem.files.offered(handle, unique)
             await trio.lowlevel.checkpoint()
             return handle
 
@@ -240,7 +240,7 @@ class Kernel:
         server = self._server
         await trio.lowlevel.cancel_shielded_checkpoint()
         if server is not None and server is self._server:
-            server.filesystem.opened(handle)
+            server.filesystem.files.delivered(handle)
         return handle
 
     async def read(self, token: int, offset: int, size: int) -> bytes:
@@ -299,4 +299,4 @@ class Kernel:
         if self._server is None:
             self._releases.append(handle)
         else:
-            self._server.filesystem.release(handle)
+            self._server.filesystem.files.release(handle)

@@ -132,8 +132,11 @@ class Scene:
 async def settled(server: Server) -> None:
     """What was given up has left nothing in use."""
     await check_at_rest(server)
-    assert server.filesystem._cold_opener._waiting == 0
-    assert server.filesystem._cold_opener._expected == {}
+    opener = server.filesystem._opener
+    assert opener._cold_opener._waiting == 0
+    keeping = opener.reopens._background._nursery
+    assert keeping is not None
+    assert not keeping.child_tasks
 
 
 async def given_up_everywhere(

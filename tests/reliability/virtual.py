@@ -190,7 +190,7 @@ class VirtualDriver:
 
     def whole(self, token: int) -> bool:
         handle = self._kernel.files[token].handle
-        return self._server.filesystem._handles.files[handle].blob.complete
+        return self._server.filesystem.handles.files[handle].blob.complete
 
     def read(self, token: int, offset: int, size: int) -> bytes:
         return self._loop.call(self._kernel.read, token, offset, size)
@@ -261,7 +261,7 @@ class VirtualDriver:
 
     def settle(self) -> None:
         async def settle() -> None:
-            self._server.filesystem.all_asked_again()
+            self._server.filesystem.takeover.all_resent()
             self._kernel.forget()
             await check_at_rest(self._server, damaged=self._damaged)
 

@@ -19,8 +19,9 @@ from trimsfs.errors import FuseUnavailableError, LookUpAgainError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.filesystem.attributes import Attributes
-from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.filesystem.filesystem import Filesystem, Mount
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
@@ -32,7 +33,9 @@ from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.tree import ROOT_INODE, Namespace
 from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
+from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Backing, Passthrough
+from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.server.late_binding import LateBound
@@ -175,10 +178,10 @@ class Server:
 
     async def find(self, path: str, *, thread: int = 1) -> Attributes:
         """Walk to a path as the kernel does for a thread: what it is."""
-        attributes = self.filesystem.attributes(ROOT_INODE)
+        attributes = self.filesystem.names.attributes(ROOT_INODE)
         for name in filter(None, path.split("/")):
-            attributes = await self.filesystem.lookup(attributes.inode.number, name.encode(), thread=thread)
-            self.filesystem.told(attributes)
+            attributes = await self.filesystem.names.lookup(attributes.inode.number, name.encode(), thread=thread)
+            self.filesystem.names.count_lookup(attributes)
             self._told.append(attributes.inode.number)
         return attributes
 
@@ -189,7 +192,7 @@ class Server:
     def forget(self) -> None:
         """Give up all references to inodes, as the kernel does when memory is short."""
         for number in self._told:
-            self.filesystem.forget(number, 1)
+            self.filesystem.names.forget(number, 1)
         self._told.clear()
 
     async def open(self, path: str, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext) -> int:
@@ -203,8 +206,8 @@ class Server:
         self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext, thread: int = 1
     ) -> int:
         """Open an inode that was looked up before."""
-        handle = (await self.filesystem.open(number, lambda: caller, interruptible, thread=thread)).handle
-        self.filesystem.opened(handle)
+        handle = (await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)).handle
+        self.filesystem.files.delivered(handle)
         self.handles.add(handle)
         return handle
 
@@ -214,12 +217,12 @@ class Server:
         if backing_id:
             assert self.backing is not None
             return self.backing.read(backing_id, offset, size)
-        return bytes(await self.filesystem.read(handle, offset, size))
+        return bytes(await self.filesystem.files.read(handle, offset, size))
 
     def release(self, handle: int) -> None:
         """Close an open file."""
         self.handles.remove(handle)
-        self.filesystem.release(handle)
+        self.filesystem.files.release(handle)
 
     async def content(self, path: str, caller: Caller = OWNER) -> bytes:
         """Open a file, read it to its end, close it."""
@@ -234,11 +237,11 @@ class Server:
 
     async def listing(self, path: str) -> list[str]:
         """The names in a directory; the kernel keeps no reference."""
-        handle = await self.filesystem.open_directory(await self.number(path))
-        found = list(await self.filesystem.list_directory(handle, 0))
+        handle = await self.filesystem.names.open_directory(await self.number(path))
+        found = list(await self.filesystem.names.list_directory(handle, 0))
         for _, attributes, _ in found:
-            self.filesystem.untold(attributes)
-        self.filesystem.release(handle)
+            self.filesystem.names.discard(attributes)
+        self.filesystem.files.release(handle)
         return [name.decode() for name, _, _ in found]
 
     async def info(self, path: str) -> dict[str, Any]:
@@ -380,13 +383,13 @@ async def served(
         approve.bind(integrity.approve)
         suspected.bind(integrity.quarantine.suspect)
         cold_opener = ColdOpener(
-            disk,
             fetcher,
             passthrough,
             mode=cold_open,
             compared=digests == "wait",
             fetching=digest_prefetch.expect if read_manifest is None else lambda _blob: None,
         )
+        reopens = Reopens(ledger or Ledger(), disk.release)
         signature_policy = None
         if read_manifest is not None:
             signature_policy = SignaturePolicy(
@@ -416,16 +419,16 @@ async def served(
         filesystem = Filesystem(
             namespace,
             disk,
-            fetcher,
             control,
-            passthrough,
-            cold_opener,
-            watching,
             derived,
-            mounted_ns=MOUNTED_NS,
-            signature_policy=signature_policy,
-            ledger=ledger,
-            invalidate=lambda number, name: invalidated.append((number, name)),
+            watching,
+            Opener(fetcher, passthrough, cold_opener, reopens),
+            Trust(disk, fetcher, passthrough, compared=digests == "wait", signature_policy=signature_policy),
+            Mount(
+                ledger=ledger or Ledger(),
+                mounted_ns=MOUNTED_NS,
+                invalidate=lambda number, name: invalidated.append((number, name)),
+            ),
         )
         if backing is None:
             passthrough.disable("not wanted")
@@ -434,14 +437,14 @@ async def served(
         await nursery.start(passthrough.run)
         await nursery.start(fetcher.run)
         await nursery.start(digest_prefetch.run)
-        await nursery.start(cold_opener.run)
+        await nursery.start(reopens.run)
         await nursery.start(derived.run)
         if siblings:
             await nursery.start(watching.run)
         if ledger is not None:
             if backing is not None:
                 await passthrough.restore(None)
-            await filesystem.restore()
+            await filesystem.takeover.restore()
             ledger.forget_taken()
         await nursery.start(commands.run)
         nursery.start_soon(integrity.run)

@@ -22,7 +22,8 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.namespace.tree import PASSTHROUGH_BIT, ROOT_INODE
-from trimsfs.opening.cold_open import EXPECTED_WITHIN_S, PATIENCE_S, TRIAL_S
+from trimsfs.opening.cold_open import PATIENCE_S, TRIAL_S
+from trimsfs.opening.reopens import KEPT_FOR_S
 
 CHUNKS = 5
 MODES = ("wait", "auto")
@@ -134,7 +135,7 @@ async def test_a_file_is_not_kept_for_long_when_the_kernel_does_not_come_back(
         with pytest.raises(LookUpAgainError):
             await server.open_inode(await server.number("a"))
         assert server.users() == 1
-        await trio.sleep(EXPECTED_WITHIN_S + 0.01)
+        await trio.sleep(KEPT_FOR_S + 0.01)
         assert server.users() == 0
         assert await server.outcome("evict", "a") == ("done", None)
 

@@ -52,7 +52,7 @@ async def pass_on(server: Server, content: bytes = CONTENT, *, path: str = MODEL
     """What a program does that has made something of a model."""
     handle = await server.open(path)
     for piece in pieces(content, number=number):
-        await server.filesystem.derive(handle, piece)
+        await server.filesystem.ioctls.derive(handle, piece)
     server.release(handle)
 
 
@@ -85,7 +85,7 @@ async def test_it_is_passed_through_to_the_kernel(server: Server) -> None:
 async def test_what_is_not_whole_cannot_be_found(server: Server) -> None:
     handle = await server.open(MODEL)
     for piece in pieces()[:-1]:
-        await server.filesystem.derive(handle, piece)
+        await server.filesystem.ioctls.derive(handle, piece)
     assert await absent(server, named())
     server.release(handle)
     assert await absent(server, named())
@@ -98,18 +98,18 @@ async def test_pieces_come_in_order_and_from_one_program(server: Server) -> None
     handle, other = await server.open(MODEL), await server.open(MODEL)
     for piece in (second, Piece(uid=UID, number=0, size=len(CONTENT), offset=0, data=b"")):
         with pytest.raises(InvalidRequestError):
-            await server.filesystem.derive(handle, piece)
+            await server.filesystem.ioctls.derive(handle, piece)
     server.release(handle)
     handle = await server.open(MODEL)
-    await server.filesystem.derive(handle, first)
+    await server.filesystem.ioctls.derive(handle, first)
     with pytest.raises(InUseError):
-        await server.filesystem.derive(other, first)
+        await server.filesystem.ioctls.derive(other, first)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.derive(other, second)
+        await server.filesystem.ioctls.derive(other, second)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.derive(handle, third)
+        await server.filesystem.ioctls.derive(handle, third)
     for piece in pieces()[1:]:
-        await server.filesystem.derive(handle, piece)
+        await server.filesystem.ioctls.derive(handle, piece)
     assert await server.content(named()) == CONTENT
 
 
@@ -125,17 +125,17 @@ async def test_pieces_come_in_order_and_from_one_program(server: Server) -> None
 async def test_what_makes_no_sense_is_refused(server: Server, piece: Piece) -> None:
     handle = await server.open(MODEL)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.derive(handle, piece)
+        await server.filesystem.ioctls.derive(handle, piece)
     assert await absent(server, named())
 
 
 async def test_a_program_that_stands_still_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
-    await server.filesystem.derive(slow, pieces()[0])
+    await server.filesystem.ioctls.derive(slow, pieces()[0])
     monkeypatch.setattr(derived_blobs, "PATIENCE_S", -1.0)
     await pass_on(server)
     with pytest.raises(InvalidRequestError):
-        await server.filesystem.derive(slow, pieces()[1])
+        await server.filesystem.ioctls.derive(slow, pieces()[1])
     assert await server.content(named()) == CONTENT
     assert PATIENCE_S > 1
 
@@ -168,7 +168,7 @@ async def test_it_outlives_the_server(store: MemoryStore, tmp_path: Path, chunk_
     async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
         await pass_on(server)
         handle = await server.open(MODEL)
-        await server.filesystem.derive(handle, pieces(number=1)[0])
+        await server.filesystem.ioctls.derive(handle, pieces(number=1)[0])
     async with served(store, tmp_path / "cache", chunk_size=chunk_size) as server:
         assert await server.content(named()) == CONTENT
         assert await absent(server, named(number=1))
@@ -203,7 +203,7 @@ async def test_what_did_not_come_whole_leaves_nothing(server: Server, tmp_path: 
     for _ in range(20):
         handle = await server.open(MODEL)
         for piece in pieces()[:-1]:
-            await server.filesystem.derive(handle, piece)
+            await server.filesystem.ioctls.derive(handle, piece)
         server.release(handle)
         await until(lambda: len(blobs(tmp_path)) == 1)
     assert len(await server.disk.residencies()) == max(1, len(before))
@@ -215,19 +215,19 @@ def blobs(directory: Path) -> list[Path]:
 
 async def test_a_user_passes_on_one_at_a_time_and_hinders_no_other(server: Server) -> None:
     handle, other = await server.open(MODEL), await server.open("other")
-    await server.filesystem.derive(handle, pieces()[0])
+    await server.filesystem.ioctls.derive(handle, pieces()[0])
     with pytest.raises(InUseError):
-        await server.filesystem.derive(other, pieces()[0])
+        await server.filesystem.ioctls.derive(other, pieces()[0])
     for piece in pieces(uid=UID + 1):
-        await server.filesystem.derive(other, piece)
+        await server.filesystem.ioctls.derive(other, piece)
     assert await server.content(f".trims/other/derived-{UID + 1}-0") == CONTENT
 
 
 async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = await server.open(MODEL)
-    await server.filesystem.derive(slow, pieces()[0])
+    await server.filesystem.ioctls.derive(slow, pieces()[0])
     monkeypatch.setattr(derived_blobs, "LEAST_RATE", -len(CONTENT) / PATIENCE_S / 2)
-    await server.filesystem.derive(slow, pieces()[1])
+    await server.filesystem.ioctls.derive(slow, pieces()[1])
     await pass_on(server)
     assert await server.content(named()) == CONTENT
 

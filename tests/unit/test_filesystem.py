@@ -9,7 +9,7 @@ from tests.support.parts import content_of, until
 from tests.support.served import MOUNTED_NS, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
-from trimsfs.filesystem.filesystem import FOREVER_S
+from trimsfs.filesystem.attributes import FOREVER_S
 from trimsfs.namespace.tree import ROOT_INODE, InodeKind
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
@@ -70,7 +70,7 @@ async def test_lookup_tells_what_a_directory_is(server: Server) -> None:
 
 async def test_attributes_of_a_known_inode_are_those_of_its_lookup(server: Server) -> None:
     found = await server.find("dir/model")
-    again = server.filesystem.attributes(found.inode.number)
+    again = server.filesystem.names.attributes(found.inode.number)
     assert (again.inode, again.size, again.modified_ns) == (found.inode, found.size, found.modified_ns)
     assert again.entry_ttl_s == FOREVER_S
 
@@ -83,13 +83,13 @@ async def test_absent_name_is_told_as_such(server: Server, path: str) -> None:
 
 async def test_unknown_inode_is_told_as_such(server: Server) -> None:
     with pytest.raises(NoSuchEntryError):
-        await server.filesystem.lookup(12345, b"model")
+        await server.filesystem.names.lookup(12345, b"model")
     with pytest.raises(NoSuchEntryError):
         await server.open_inode(12345)
     with pytest.raises(NoSuchEntryError):
-        await server.filesystem.open_directory(12345)
+        await server.filesystem.names.open_directory(12345)
     with pytest.raises(NoSuchEntryError):
-        server.filesystem.attributes(12345)
+        server.filesystem.names.attributes(12345)
 
 
 async def test_failing_store_is_not_told_as_absence(server: Server, store: MemoryStore) -> None:
@@ -107,9 +107,9 @@ async def test_inodes_are_given_up_when_the_kernel_forgets_them(server: Server) 
 
 
 async def test_inode_that_was_not_told_is_given_up(server: Server) -> None:
-    attributes = await server.filesystem.lookup(ROOT_INODE, b"readme")
+    attributes = await server.filesystem.names.lookup(ROOT_INODE, b"readme")
     assert server.namespace.statistics().inodes == 2
-    server.filesystem.untold(attributes)
+    server.filesystem.names.discard(attributes)
     assert server.namespace.statistics().inodes == 1
 
 
@@ -123,45 +123,45 @@ async def test_directory_lists_all_but_the_control_directory(server: Server) -> 
 
 
 async def test_listing_goes_on_from_any_position(server: Server) -> None:
-    handle = await server.filesystem.open_directory(ROOT_INODE)
-    whole = [(name, position) for name, _, position in await server.filesystem.list_directory(handle, 0)]
+    handle = await server.filesystem.names.open_directory(ROOT_INODE)
+    whole = [(name, position) for name, _, position in await server.filesystem.names.list_directory(handle, 0)]
     assert whole == [(b"dir", 1), (b"empty", 2), (b"readme", 3)]
     for start in range(4):
-        rest = [(name, position) for name, _, position in await server.filesystem.list_directory(handle, start)]
+        rest = [(name, position) for name, _, position in await server.filesystem.names.list_directory(handle, start)]
         assert rest == whole[start:]
-    server.filesystem.release(handle)
+    server.filesystem.files.release(handle)
 
 
 async def test_listing_tells_the_attributes_of_a_lookup(server: Server) -> None:
-    handle = await server.filesystem.open_directory(await server.number("dir"))
-    for name, listed, _ in await server.filesystem.list_directory(handle, 0):
+    handle = await server.filesystem.names.open_directory(await server.number("dir"))
+    for name, listed, _ in await server.filesystem.names.list_directory(handle, 0):
         found = await server.find(f"dir/{name.decode()}")
         assert (listed.inode, listed.size, listed.directory) == (found.inode, found.size, found.directory)
-    server.filesystem.release(handle)
+    server.filesystem.files.release(handle)
 
 
 async def test_open_listing_does_not_change(watchful: Server, store: MemoryStore) -> None:
-    handle = await watchful.filesystem.open_directory(ROOT_INODE)
+    handle = await watchful.filesystem.names.open_directory(ROOT_INODE)
     store.delete("empty")
     store.put("another", b"")
-    assert [name for name, _, _ in await watchful.filesystem.list_directory(handle, 1)] == [b"empty", b"readme"]
-    watchful.filesystem.release(handle)
+    assert [name for name, _, _ in await watchful.filesystem.names.list_directory(handle, 1)] == [b"empty", b"readme"]
+    watchful.filesystem.files.release(handle)
     assert await watchful.listing("") == ["another", "dir", "readme"]
 
 
 async def test_listing_keeps_only_the_inodes_that_the_kernel_was_told(server: Server) -> None:
-    handle = await server.filesystem.open_directory(ROOT_INODE)
+    handle = await server.filesystem.names.open_directory(ROOT_INODE)
     numbers = []
-    for name, attributes, _ in await server.filesystem.list_directory(handle, 0):
+    for name, attributes, _ in await server.filesystem.names.list_directory(handle, 0):
         if name == b"readme":
-            server.filesystem.untold(attributes)
+            server.filesystem.names.discard(attributes)
             break
-        server.filesystem.told(attributes)
+        server.filesystem.names.count_lookup(attributes)
         numbers.append(attributes.inode.number)
-    server.filesystem.release(handle)
+    server.filesystem.files.release(handle)
     assert server.namespace.statistics().inodes == 1 + len(numbers) == 3
     for number in numbers:
-        server.filesystem.forget(number, 1)
+        server.filesystem.names.forget(number, 1)
     assert server.namespace.statistics().inodes == 1
 
 

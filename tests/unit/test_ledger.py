@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 
 import pytest
 import trio
@@ -19,7 +18,7 @@ from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import NOWHERE, Ledger, Record, RecordKind
 from trimsfs.namespace.tree import InodeKind, Namespace
-from trimsfs.opening.reopens import SENT_BACK_S, SentBack
+from trimsfs.opening.reopens import REOPENED_WITHIN_S, Reopens
 from trimsfs.types import Generation
 
 
@@ -196,7 +195,7 @@ def test_inodes_are_what_they_were(memory: int) -> None:
     ]
     for times, inode in enumerate(told, 1):
         for _ in range(times):
-            before.told(inode)
+            before.count_lookup(inode)
     before.forget(told[1].number, 2)
     before.forget(told[4].number, 4)
 
@@ -213,36 +212,57 @@ def test_inodes_are_what_they_were(memory: int) -> None:
     assert namespace(memory).known(told[2].number) is None
 
 
-def handles(memory: int) -> tuple[Handles, Namespace, Callable[[], list[tuple[int, int | None]]]]:
+def handles(memory: int) -> tuple[Handles, Namespace]:
     ledger = opened(memory)
-    names, found = namespace(memory, ledger), Handles(ledger)
-    return found, names, lambda: [(held.handle, held.asked_by) for held in found.restore(names)]
+    return Handles(ledger), namespace(memory, ledger)
 
 
 def test_a_handle_that_the_kernel_has_not_heard_of_is_gone_and_a_doubtful_one_is_told(memory: int) -> None:
-    before, names, _ = handles(memory)
+    before, names = handles(memory)
     inode = names.reference(InodeKind.DIRECTORY, "dir/")
-    names.told(inode)
+    names.count_lookup(inode)
     made, offered, unknown, has = (before.add_directory(inode, []) for _ in range(4))
     before.offered(offered, 77)
     before.offered(unknown, 0)
     before.offered(has, 78)
-    before.taken(has)
+    before.delivered(has)
 
-    after, _, restored = handles(memory)
+    after, names = handles(memory)
 
-    assert sorted(restored()) == sorted([(offered, 77), (unknown, None), (has, None)])
+    assert after.restore(names).keys() == {offered, unknown, has}
     assert made not in after.directories
+    assert after._unconfirmed == {77: offered}
+    assert [after.resent(request) for request in (0, 78, 77, 77)] == [None, None, offered, None]
     assert after.remove(offered) is None
-    assert sorted(handles(memory)[2]()) == sorted([(unknown, None), (has, None)])
+
+    last, names = handles(memory)
+    assert last.restore(names).keys() == {unknown, has}
+    assert last._unconfirmed == {}
+
+
+def test_a_handle_is_certain_once_no_open_comes_again(memory: int) -> None:
+    before, names = handles(memory)
+    inode = names.reference(InodeKind.DIRECTORY, "dir/")
+    names.count_lookup(inode)
+    handle = before.add_directory(inode, [])
+    before.offered(handle, 77)
+
+    after, names = handles(memory)
+    after.restore(names)
+    after.all_resent()
+    assert after.resent(77) is None
+
+    last, names = handles(memory)
+    assert last.restore(names).keys() == {handle}
+    assert last._unconfirmed == {}
 
 
 def test_a_handle_never_comes_twice(memory: int) -> None:
     seen: set[int] = set()
     for _ in range(5):
-        server, names, _ = handles(memory)
+        server, names = handles(memory)
         inode = names.reference(InodeKind.DIRECTORY, "dir/")
-        names.told(inode)
+        names.count_lookup(inode)
         for _ in range(50):
             handle = server.add_directory(inode, [])
             assert handle not in seen
@@ -250,15 +270,20 @@ def test_a_handle_never_comes_twice(memory: int) -> None:
             server.remove(handle)
 
 
+def reopens(memory: int) -> Reopens:
+    """Those that one server after the other expects; none keeps a blob."""
+    return Reopens(opened(memory), release=lambda _blob: None)
+
+
 async def test_an_open_is_sent_back_once_whichever_server_did_it(memory: int) -> None:
-    assert SentBack(opened(memory)).may(5, "dir/odd \udcff")
-    after = SentBack(opened(memory))
+    assert reopens(memory).request(5, "dir/odd \udcff")
+    after = reopens(memory)
     after.restore()
-    assert not after.may(5, "dir/odd \udcff")
-    assert after.may(6, "dir/odd \udcff")
-    after.answering(5, "dir/odd \udcff", 1)
-    after.answered(1)
-    assert after.may(5, "dir/odd \udcff")
+    assert not after.request(5, "dir/odd \udcff")
+    assert after.request(6, "dir/odd \udcff")
+    assert after.arrived(5, "dir/odd \udcff")
+    after.completed(5, "dir/odd \udcff")
+    assert after.request(5, "dir/odd \udcff")
 
 
 @pytest.mark.parametrize("late_s", [0.0, 30.0])
@@ -266,26 +291,24 @@ async def test_a_server_that_dies_before_it_answers_leaves_the_next_to_know_what
     memory: int, autojump_clock: MockClock, late_s: float
 ) -> None:
     del autojump_clock
-    first = SentBack(opened(memory))
-    assert first.may(5, "dir/file")
-    with first.coming(5, "dir/file"):
+    first = reopens(memory)
+    assert first.request(5, "dir/file")
+    with first.under_way(5, "dir/file"):
         await trio.sleep(late_s)
-        assert first.may(6, "dir/other")  # which forgets what is old
-        assert not first.may(5, "dir/file")
-    first.answering(5, "dir/file", 1)
-    after = SentBack(opened(memory))
+        assert first.request(6, "dir/other")  # which forgets what is old
+        assert not first.request(5, "dir/file")
+    assert first.arrived(5, "dir/file")
+    after = reopens(memory)
     after.restore()
-    assert not after.may(5, "dir/file")
+    assert not after.request(5, "dir/file")
 
 
 async def test_what_does_not_come_back_is_forgotten(memory: int, autojump_clock: MockClock) -> None:
     del autojump_clock
-    first = SentBack(opened(memory))
-    assert first.may(5, "dir/file")
-    first.answering(5, "dir/file", 1)
-    first.not_answered(1)
-    first.answered(1)
-    assert not first.may(5, "dir/file")
-    await trio.sleep(SENT_BACK_S)
-    assert first.may(6, "dir/file")
-    assert [entry.number for entry in opened(memory).taken(RecordKind.REOPEN)] == [6]
+    first = reopens(memory)
+    assert first.request(5, "dir/file")
+    assert first.arrived(5, "dir/file")  # and nobody takes its handle
+    assert not first.request(5, "dir/file")
+    await trio.sleep(REOPENED_WITHIN_S)
+    assert first.request(6, "dir/file")
+    assert [record.number for record in opened(memory).taken(RecordKind.REOPEN)] == [6]

@@ -21,8 +21,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.filesystem.filesystem import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.filesystem.handles import BACKING_SHIFT
+from trimsfs.filesystem.ioctls import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
 from trimsfs.namespace.tree import PASSTHROUGH_BIT
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
@@ -190,12 +190,12 @@ async def test_an_empty_file_is_never_announced(server: Server, backing: FakeBac
 async def test_attributes_and_residency_tell_of_it(server: Server, contents: dict[str, bytes]) -> None:
     size = len(contents["b"])
     number = await server.number("b")
-    assert await server.filesystem.residency(number) == (size, 0, 0, 0)
+    assert await server.filesystem.ioctls.residency(number) == (size, 0, 0, 0)
     assert (await server.info("b"))["passthrough"] is False
     assert await server.outcome("pin", "b") == ("done", None)
     assert (await server.info("b"))["passthrough"] is True
     for inode in (number, await server.number("b")):
-        total, disk, host, flags = await server.filesystem.residency(inode)
+        total, disk, host, flags = await server.filesystem.ioctls.residency(inode)
         assert (total, disk) == (size, size)
         assert host >= size
         assert flags == IS_VERIFIED | IS_PASSTHROUGH | IS_PINNED

@@ -128,15 +128,20 @@ class Fetcher:
         StoreAccessError when it cannot give the bytes.
         """
         for _ in range(MOST_LOSSES):
-            blob.health.check()
-            if blob.readable(start, stop):
-                return blob.view(start, stop)
-            pieces = await self._pieces(blob, start, stop)
-            if pieces is not None:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        raise StoreUnavailableError(
-            f"{blob.generation.key}: what is fetched of it is lost again and again: see the log"
-        )
+            data = await self.read_once(blob, start, stop)
+            if data is not None:
+                return data
+        raise lost_repeatedly(blob)
+
+    async def read_once(self, blob: Blob, start: int, stop: int) -> Buffer | None:
+        """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others."""
+        blob.health.check()
+        if blob.readable(start, stop):
+            return blob.view(start, stop)
+        pieces = await self._pieces(blob, start, stop)
+        if pieces is None:
+            return None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
@@ -335,6 +340,11 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
     first, last = chunk_span(chunk, blob.generation.size)
     return flight.can_be_read(min(stop, last) - first)
+
+
+def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
+    """The error of a read that began anew too often."""
+    return StoreUnavailableError(f"{blob.generation.key}: what is fetched of it is lost again and again: see the log")
 
 
 def max_requests(memory_limit: int) -> int:

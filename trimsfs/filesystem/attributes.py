@@ -1,4 +1,4 @@
-"""What the kernel is told of files and directories."""
+"""The attributes that the kernel gets of files and directories."""
 
 import os
 from dataclasses import dataclass
@@ -11,10 +11,14 @@ from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation
 
+FOREVER_S = 86400.0
+"""For attributes: an inode's never change, as another content is another inode."""
+CONTROL_TTL_S = 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """What the kernel is told of an inode. ``entry_ttl_s`` is how long its name, not its content, is believed."""
+    """The attributes of an inode. The kernel may use its name, not its content, for ``entry_ttl_s``."""
 
     inode: Inode
     directory: bool
@@ -25,7 +29,7 @@ class Attributes:
 
 
 class Describer:
-    """Tells the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
+    """Gives the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
 
     def __init__(self, namespace: Namespace, access: Access, passthrough: Passthrough, *, mounted_ns: int) -> None:
         self._namespace = namespace
@@ -47,18 +51,23 @@ class Describer:
         )
 
     def entry(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
-        """The attributes of what a name is in the directory *prefix*. Raises NoSuchEntryError if it is nothing."""
+        """The attributes of a name in the directory *prefix*. Raises NoSuchEntryError if there is no such name."""
         path = prefix + os.fsdecode(name)
         if isinstance(entry, Generation):
-            inode = self._namespace.reference(InodeKind.OBJECT, path, entry, passthrough=self._passthrough.has(entry))
+            inode = self.file(path, entry)
         elif entry is NonObject.DIRECTORY:
             inode = self._namespace.reference(InodeKind.DIRECTORY, f"{path}/")
         else:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
 
+    def file(self, path: str, generation: Generation, control: str = "") -> Inode:
+        """The inode that a name leads to: of the two of an object, the one that it is opened by now."""
+        passthrough = self._passthrough.has(generation)
+        return self._namespace.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
+
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
-        """Control files are as what they are about; what was made of a model is its user's alone."""
+        """A control file has the ownership of its subject; a derived blob is its user's alone."""
         ownership = self._access.of(inode.path, directory=directory)
         user = owner(inode.control) if inode.kind is InodeKind.OBJECT else None
         return ownership if user is None else Ownership(user, ownership.gid, 0o400)

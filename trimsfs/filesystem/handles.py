@@ -1,4 +1,4 @@
-"""What the kernel has open, by the handles it names it with; a server's successor goes on with them."""
+"""What the kernel has open, by the handles that name it; the next server takes them over."""
 
 import struct
 from collections.abc import Callable
@@ -14,19 +14,21 @@ from trimsfs.tiers.blob import Blob
 BACKING_SHIFT = 32
 """The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
 _HANDLE, _INODE_SIZE = struct.Struct("=QQ"), 8
-"""A handle in the ledger: the inode, and the kernel's number of the open."""
-_MADE, _OFFERED, _TAKEN = 1, 2, 3
-"""Counts of a handle in the ledger: the kernel knows nothing of it, is about to be told, or has it."""
+"""A handle in the ledger: the inode, and the kernel's number of the open request."""
+_MADE, _OFFERED, _DELIVERED = 1, 2, 3
+"""Counts of a handle in the ledger: the kernel knows nothing of it, is about to get it, or has it."""
 _RESERVE = 1 << 16
 """Numbers of handles that are set apart at a time: those of a server that has died are not used again."""
 
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open file; its blob is kept for it."""
+    """An open file; its blob is kept for it. ``reopened_by`` is the thread that reopened it, until the kernel has the
+    handle."""
 
     inode: Inode
     blob: Blob
+    reopened_by: int | None = None
 
 
 @dataclass(slots=True)
@@ -38,10 +40,10 @@ class OpenDirectory:
 
 
 class _LostControl:
-    """A control file that an earlier server opened: its command has ended with that."""
+    """A control file that an earlier server opened: its command has ended with that server."""
 
     async def read(self, offset: int, size: int) -> bytes:
-        raise LookUpAgainError("opened before the server was started again")
+        raise LookUpAgainError("the control file was opened before the server was restarted: open it again")
 
     def close(self) -> None:
         """Nothing goes on."""
@@ -52,22 +54,17 @@ def passed_through(handle: int) -> bool:
     return handle >> BACKING_SHIFT != 0
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A handle of an earlier server. ``asked_by`` is the kernel's number of the open, if it is not certain that it was
-    answered: one that was not comes again."""
-
-    handle: int
-    inode: Inode
-    asked_by: int | None
-
-
 class Handles:
-    """Everything that is open. A handle is in the ledger before the kernel is told of it, and never comes twice."""
+    """Everything that is open. A handle is in the ledger before the kernel gets it, and no handle is used twice.
+
+    Of the opens that the server before this one may not have answered, it knows the handles until they are `resent`,
+    or certain not to be.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._slots: dict[int, int] = {}
+        self._unconfirmed: dict[int, int] = {}
         self.files: dict[int, OpenFile] = {}
         self.controls: dict[int, ControlHandle] = {}
         self.directories: dict[int, OpenDirectory] = {}
@@ -75,10 +72,10 @@ class Handles:
         self._next = self._reserved = before[0].count if before else 1
         self._numbers = before[0].slot if before else ledger.add(RecordKind.HANDLE_NUMBERS, 0, b"", count=1)
 
-    def add_file(self, inode: Inode, blob: Blob) -> int:
-        """The handle of a file that is being opened, passed through if the inode is resident."""
-        handle = self._new(inode, blob.backing_id if inode.passthrough else 0)
-        self.files[handle] = OpenFile(inode, blob)
+    def add_file(self, file: OpenFile) -> int:
+        """The handle of a file that is being opened, passed through if the inode is."""
+        handle = self._new(file.inode, file.blob.backing_id if file.inode.passthrough else 0)
+        self.files[handle] = file
         return handle
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:
@@ -99,7 +96,7 @@ class Handles:
             self._ledger.set(self._numbers, self._reserved)
         handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
         self._next += 1
-        # Room for the number of the open, which is known when it is answered.
+        # Room for the number of the open request, which is known when it is answered.
         self._slots[handle] = self._ledger.add(RecordKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
         return handle
 
@@ -110,11 +107,21 @@ class Handles:
             self._ledger.write(slot, _INODE_SIZE, request)
             self._ledger.set(slot, _OFFERED)
 
-    def taken(self, handle: int) -> None:
+    def delivered(self, handle: int) -> None:
         """The kernel has got a handle."""
         slot = self._slots.get(handle)
         if slot is not None:
-            self._ledger.set(slot, _TAKEN)
+            self._ledger.set(slot, _DELIVERED)
+
+    def resent(self, request: int) -> int | None:
+        """The kernel sends an open again; the handle that an earlier server may have made for it, and nobody has."""
+        return self._unconfirmed.pop(request, None)
+
+    def all_resent(self) -> None:
+        """The kernel has sent again what was not answered: it has all other handles."""
+        for handle in self._unconfirmed.values():
+            self.delivered(handle)
+        self._unconfirmed.clear()
 
     def remove(self, handle: int) -> OpenFile | None:
         """Nobody has a handle any more; the file that it was of, if it was one."""
@@ -129,23 +136,25 @@ class Handles:
 
     def restore(
         self, namespace: Namespace, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None
-    ) -> list[Held]:
-        """Take over what the kernel has open since before this server was started, and may have.
+    ) -> dict[int, Inode]:
+        """Take over what the kernel has open, or may have, since before this server was started: inodes by handle.
 
-        Of the files, the caller finds the blobs and puts them into ``files``; *restored* finds those of the control
-        files that can be gone on with.
+        The caller finds the blobs of the files, and puts them into ``files``; *restored* finds the control files that
+        can go on.
         """
-        held = []
-        for entry in self._ledger.taken(RecordKind.HANDLE):
-            number, request = _HANDLE.unpack(entry.content)
-            handle, inode = entry.number, namespace.known(number)
-            if inode is None or entry.count == _MADE:  # the kernel has not heard of it
-                self._ledger.set(entry.slot, 0)
+        found = {}
+        for record in self._ledger.taken(RecordKind.HANDLE):
+            number, request = _HANDLE.unpack(record.content)
+            handle, inode = record.number, namespace.known(number)
+            if inode is None or record.count == _MADE:  # the kernel has not got it
+                self._ledger.set(record.slot, 0)
                 continue
-            self._slots[handle] = entry.slot
+            self._slots[handle] = record.slot
             if inode.kind is InodeKind.CONTROL_FILE:
                 self.controls[handle] = restored(inode, handle) or _LostControl()
             elif inode.kind is not InodeKind.OBJECT:
                 self.directories[handle] = OpenDirectory(inode, None)
-            held.append(Held(handle, inode, request if entry.count == _OFFERED and request else None))
-        return held
+            if record.count == _OFFERED and request:
+                self._unconfirmed[request] = handle
+            found[handle] = inode
+        return found

@@ -15,10 +15,10 @@ import trio
 
 from trimsfs.control.files import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
-from trimsfs.filesystem.attributes import Attributes
-from trimsfs.filesystem.filesystem import FOREVER_S, Filesystem
+from trimsfs.filesystem.attributes import FOREVER_S, Attributes
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.fuse.waiters import Askers
+from trimsfs.fuse.waiters import Waiters
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._agreed = agreed
         self._filesystem = filesystem
-        self.askers = Askers()
+        self.waiters = Waiters()
         self._waiting: dict[int, trio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
@@ -73,49 +73,49 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self.askers.waiting(ctx.pid):
-            attributes = await self._filesystem.lookup(parent_inode, name, thread=ctx.pid)
-        self._filesystem.told(attributes)
+        with self.waiters.waiting(ctx.pid):
+            attributes = await self._filesystem.names.lookup(parent_inode, name, thread=ctx.pid)
+        self._filesystem.names.count_lookup(attributes)
         return self._entry(attributes)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for number, lookups in inode_list:
-            self._filesystem.forget(number, lookups)
+            self._filesystem.names.forget(number, lookups)
 
     @_translated
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._entry(self._filesystem.attributes(inode))
+        return self._entry(self._filesystem.names.attributes(inode))
 
     @_translated
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        with self.askers.waiting(ctx.pid):
-            return pyfuse3.FileHandleT(await self._filesystem.open_directory(inode))
+        with self.waiters.waiting(ctx.pid):
+            return pyfuse3.FileHandleT(await self._filesystem.names.open_directory(inode))
         raise AssertionError("unreachable: who is killed is told so")
 
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        for name, attributes, position in await self._filesystem.list_directory(fh, start_id):
+        for name, attributes, position in await self._filesystem.names.list_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(attributes), position):
-                self._filesystem.untold(attributes)
+                self._filesystem.names.discard(attributes)
                 break
-            self._filesystem.told(attributes)
+            self._filesystem.names.count_lookup(attributes)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
-        self._filesystem.release(fh)
+        self._filesystem.files.release(fh)
 
     @_translated
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
         try:
-            with self.askers.waiting(ctx.pid):
-                opened = await self._filesystem.open(
+            with self.waiters.waiting(ctx.pid):
+                reply = await self._filesystem.files.open(
                     inode, partial(_caller, ctx), partial(self.interruptible, ctx.pid), thread=ctx.pid
                 )
         finally:
             self.answered(ctx.pid)
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(opened.handle), keep_cache=opened.cached, direct_io=opened.direct
+            fh=pyfuse3.FileHandleT(reply.handle), keep_cache=reply.keep_cache, direct_io=reply.direct_io
         )
 
     @contextmanager
@@ -149,11 +149,11 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         # pyfuse3 takes any buffer, whatever its annotation says.
-        return await self._filesystem.read(fh, off, size)  # type: ignore[return-value]
+        return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
 
     @_translated
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
-        with self.askers.waiting(ctx.pid):
+        with self.waiters.waiting(ctx.pid):
             value = await self._filesystem.xattr(inode, os.fsdecode(name), partial(_caller, ctx))
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)

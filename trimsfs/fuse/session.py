@@ -69,10 +69,10 @@ class Session:
             max_background=MAX_BACKGROUND,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
-            on_asked_again=filesystem.asked_again,
-            on_offered=filesystem.offered,
-            on_opened=filesystem.opened,
-            on_release=filesystem.release,
+            on_asked_again=filesystem.takeover.resent,
+            on_offered=filesystem.files.offered,
+            on_opened=filesystem.files.delivered,
+            on_release=filesystem.files.release,
         )
 
     @contextmanager
@@ -109,7 +109,7 @@ class Session:
         """Answer requests until the file system is unmounted. For the main thread."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._operations.askers.run)
+            nursery.start_soon(self._operations.waiters.run)
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
@@ -117,7 +117,7 @@ class Session:
         if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
         elif command == _libfuse.IOC_STATE:
-            _libfuse.reply_ioctl(request, struct.pack("=I", self._filesystem.state(handle)))
+            _libfuse.reply_ioctl(request, struct.pack("=I", self._filesystem.ioctls.state(handle)))
         elif command == _libfuse.IOC_CALLER:
             _libfuse.reply_ioctl(request, struct.pack("=I", uid))
         elif command == _libfuse.IOC_RESIDENCY:
@@ -142,12 +142,13 @@ class Session:
             raise
 
     async def _residency(self, number: int) -> bytes:
-        return struct.pack("=4Q", *await self._filesystem.residency(number))
+        return struct.pack("=4Q", *await self._filesystem.ioctls.residency(number))
 
     async def _derive(self, handle: int, uid: int, data: bytes) -> bytes:
         size, offset, length, derived = _PIECE.unpack_from(data)
         content = data[_PIECE.size : _PIECE.size + length]
-        await self._filesystem.derive(handle, Piece(uid=uid, number=derived, size=size, offset=offset, data=content))
+        piece = Piece(uid=uid, number=derived, size=size, offset=offset, data=content)
+        await self._filesystem.ioctls.derive(handle, piece)
         return b""
 
     async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
@@ -157,7 +158,7 @@ class Session:
         name = device.split(b"\0")[0].decode(errors="replace")
         try:
             with self._operations.interruptible(pid):
-                lent = await self._filesystem.lend(handle, uid, pid, name, _MEMORY[memory])
+                lent = await self._filesystem.ioctls.lend(handle, uid, pid, name, _MEMORY[memory])
         finally:
             self._operations.answered(pid)
         sent = (lent.handle, lent.token.encode(), os.fsencode(lent.socket))

@@ -15,7 +15,7 @@ CHECK_INTERVAL_S = 0.5
 _SIGKILL = 1 << 8
 
 
-class Askers:
+class Waiters:
     """Looks after requests that have been under way for a while."""
 
     def __init__(self) -> None:

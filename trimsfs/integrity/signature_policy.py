@@ -3,8 +3,9 @@
 import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import trio
@@ -25,8 +26,6 @@ from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
-
-T = TypeVar("T")
 
 NAME = "model.sig"
 """The file of a model's directory that holds its manifest, as OpenSSF Model Signing names it."""
@@ -137,22 +136,20 @@ class SignaturePolicy:
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.health.digest == str(digest)
 
-    async def read(self, blob: Blob, read: Callable[[], Awaitable[T]]) -> T:
-        """What is read of an open file that does not stand any more, once it does again: others see to that.
+    async def wait_until_it_stands(self, blob: Blob) -> None:
+        """Return once an open file `stands` again, which lost bytes: others compare what comes for them.
 
-        Raises what speaks against it, BlobDamagedError after COMPARED_WITHIN_S, and as *read* and `stands`.
+        Raises why the blob is in quarantine, BlobDamagedError after COMPARED_WITHIN_S, and as `Fetcher.fetch_all` and
+        `stands`.
         """
         with trio.move_on_after(COMPARED_WITHIN_S):
             while True:
                 blob.health.check()
-                try:
+                with suppress(CacheFullError):  # there may be room in a moment
                     await self._fetcher.fetch_all(blob)
-                    data = await read()
                     if await self.stands(blob):
-                        return data
+                        return
                     self._compare_later(blob)
-                except CacheFullError:
-                    pass  # there may be room in a moment
                 await trio.sleep(LOOK_INTERVAL_S)
         raise BlobDamagedError(f"{blob.generation.key}: what came for bytes that were lost is still to be compared")
 

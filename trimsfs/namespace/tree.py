@@ -160,7 +160,7 @@ class Namespace:
     ) -> Inode:
         """The inode of a thing, its number a function of what it is; made when it is not known yet.
 
-        The caller counts with `told` what it tells the kernel, and discards an inode that it does not tell.
+        The caller counts with `count_lookup` what it tells the kernel, and discards an inode that it does not tell.
         """
         if kind is InodeKind.DIRECTORY and not path:
             return self._root
@@ -182,8 +182,8 @@ class Namespace:
         self.discard(inode)
         return inode.number if inode.lookups else None
 
-    def told(self, inode: Inode) -> None:
-        """The kernel is about to be told of an inode once more."""
+    def count_lookup(self, inode: Inode) -> None:
+        """The kernel is about to get an inode once more."""
         inode.lookups += 1
         if inode.slot is not None:
             self._ledger.set(inode.slot, inode.lookups)

@@ -17,7 +17,8 @@ from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.workers import Spawner, WorkerPool
-from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.filesystem.filesystem import Filesystem, Mount
+from trimsfs.filesystem.trust import Trust
 from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
@@ -33,7 +34,9 @@ from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
+from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
+from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.server.late_binding import LateBound
@@ -195,7 +198,6 @@ def assemble(
 
     sources["gpu"] = gpu.statistics
     cold_opener = ColdOpener(
-        disk,
         fetcher,
         passthrough,
         mode="wait" if compared else options.cold_open,
@@ -203,6 +205,7 @@ def assemble(
         # What has been signed counts for more than what the store tells.
         fetching=digest_prefetch.expect if read_manifest is None else _ask_nothing,
     )
+    reopens = Reopens(ledger, disk.release)
     signature_policy = None
     if read_manifest is not None:
         signature_policy = SignaturePolicy(
@@ -233,16 +236,12 @@ def assemble(
     filesystem = Filesystem(
         namespace,
         disk,
-        fetcher,
         control,
-        passthrough,
-        cold_opener,
-        siblings,
         derived,
-        mounted_ns=terms.mounted_ns,
-        signature_policy=signature_policy,
-        ledger=ledger,
-        invalidate=invalidate,
+        siblings,
+        Opener(fetcher, passthrough, cold_opener, reopens),
+        Trust(disk, fetcher, passthrough, compared=compared, signature_policy=signature_policy),
+        Mount(ledger=ledger, mounted_ns=terms.mounted_ns, invalidate=invalidate),
     )
     sources["files"] = filesystem.statistics
     later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run, integrity.run]
@@ -259,7 +258,7 @@ def assemble(
             passthrough.run,
             fetcher.run,
             digest_prefetch.run,
-            cold_opener.run,
+            reopens.run,
             siblings.run,
             derived.run,
             gpu.run,

@@ -147,7 +147,7 @@ async def _go_on(
         await passthrough.restore(turn.unclaimed)
     else:
         passthrough.disable(terms.refusal)
-    await filesystem.restore()
+    await filesystem.takeover.restore()
     session.resume()
     await keeper.ready(resends=True)
 
@@ -155,7 +155,7 @@ async def _go_on(
 async def _settle(filesystem: Filesystem) -> None:
     """What was left unanswered comes again at once; whatever has not come by then was answered."""
     await trio.sleep(SETTLED_AFTER_S)
-    filesystem.all_asked_again()
+    filesystem.takeover.all_resent()
 
 
 def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:

@@ -100,10 +100,10 @@ async def test_every_control_file_is_empty_to_look_at_and_uncached(server: Serve
     for path in (".trims/models", ".trims/metrics", ".trims/control", ".trims/empty/info", ".trims/empty/pin"):
         attributes = await server.find(path)
         assert (attributes.directory, attributes.size) == (False, 0)
-        opened = await server.filesystem.open(attributes.inode.number, lambda: OWNER, nullcontext)
-        assert not opened.cached
-        assert opened.direct
-        server.filesystem.release(opened.handle)
+        opened = await server.filesystem.files.open(attributes.inode.number, lambda: OWNER, nullcontext)
+        assert not opened.keep_cache
+        assert opened.direct_io
+        server.filesystem.files.release(opened.handle)
 
 
 @pytest.mark.parametrize(

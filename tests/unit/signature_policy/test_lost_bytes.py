@@ -62,9 +62,9 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
     flip_byte(file, 5)
     store.corrupt("signed/params", 77)  # one bit flips on the way
     async with serving(ledger=ledger()) as server:
-        signature_policy = server.filesystem._signature_policy
+        signature_policy = server.filesystem._trust.signature_policy
         assert signature_policy is not None
-        blob = next(one.blob for one in server.filesystem._handles.files.values())
+        blob = next(one.blob for one in server.filesystem.handles.files.values())
         server.fetcher._completed = nothing  # it is compared for the open alone
         real, gate, asked = signature_policy.signed, trio.Event(), []
 
@@ -79,7 +79,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
         result: list[bytes] = []
 
         async def read() -> None:
-            result.append(bytes(await server.filesystem.read(handle, 0, 10**6)))
+            result.append(bytes(await server.filesystem.files.read(handle, 0, 10**6)))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
@@ -151,13 +151,13 @@ async def test_what_was_not_signed_for_a_moment_is_compared_once_it_is_again(
     store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
     async with serving(ledger=ledger()) as server:
         with pytest.raises(TrimsError):
-            await server.filesystem.read(handle, 0, 10**6)
+            await server.filesystem.files.read(handle, 0, 10**6)
         await trio.sleep(0.5)
         store.put("signed/model.sig", sign(KEY, files) + b"\n")
         errors = []
         for _ in range(4):
             try:
-                assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
+                assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == files["params"]
             except TrimsError as error:
                 errors.append(error)
                 await trio.sleep(0.3)

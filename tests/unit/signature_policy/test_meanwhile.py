@@ -97,5 +97,5 @@ async def test_a_copy_for_a_gpu_is_not_made_of_what_nobody_has_signed(
 
         monkeypatch.setattr(copies, "lease", lease)
         with pytest.raises(TrimsError):
-            await server.filesystem.lend(handle, 1000, 1, "GPU-1", MemoryKind.VMM)
+            await server.filesystem.ioctls.lend(handle, 1000, 1, "GPU-1", MemoryKind.VMM)
         assert loaded in ([], [files["params"][:4]]), loaded

@@ -28,7 +28,7 @@ async def test_an_open_file_that_is_here_goes_on_under_the_next_server_while_the
         await server.disk.flush()
     store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
     async with serving(ledger=ledger()) as server:
-        assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
+        assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == files["params"]
 
 
 async def test_an_open_file_that_is_here_goes_on_under_the_next_server_though_another_has_been_signed(
@@ -43,7 +43,7 @@ async def test_an_open_file_that_is_here_goes_on_under_the_next_server_though_an
     store.put("signed/params", new["params"])
     store.put("signed/model.sig", sign(KEY, new))
     async with serving(ledger=ledger()) as server:
-        assert bytes(await server.filesystem.read(handle, 0, 10**6)) == files["params"]
+        assert bytes(await server.filesystem.files.read(handle, 0, 10**6)) == files["params"]
 
 
 async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first(

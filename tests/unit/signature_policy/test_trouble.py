@@ -116,7 +116,7 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
         assert await server.content("signed/params") == files["params"]
         number = await server.number("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
-        signature_policy = server.filesystem._signature_policy
+        signature_policy = server.filesystem._trust.signature_policy
         assert signature_policy is not None
         assert blob.token in signature_policy._admitted
         await server.integrity._disk.damage.set_digest(blob, None)  # as when it has been mended with other bytes

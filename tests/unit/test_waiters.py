@@ -9,14 +9,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from trimsfs.fuse.waiters import CHECK_INTERVAL_S, Askers
+from trimsfs.fuse.waiters import CHECK_INTERVAL_S, Waiters
 
 
 @pytest.fixture
-async def askers(nursery: trio.Nursery) -> AsyncIterator[Askers]:
-    askers = Askers()
-    nursery.start_soon(askers.run)
-    yield askers
+async def waiters(nursery: trio.Nursery) -> AsyncIterator[Waiters]:
+    waiters = Waiters()
+    nursery.start_soon(waiters.run)
+    yield waiters
     nursery.cancel_scope.cancel()
 
 
@@ -28,24 +28,26 @@ def gone() -> int:
     return process.pid
 
 
-async def test_what_a_killed_thread_waits_for_is_given_up(askers: Askers, gone: int, autojump_clock: MockClock) -> None:
+async def test_what_a_killed_thread_waits_for_is_given_up(
+    waiters: Waiters, gone: int, autojump_clock: MockClock
+) -> None:
     for _ in range(3):
-        with pytest.raises(InterruptedError), trio.fail_after(3 * CHECK_INTERVAL_S), askers.waiting(gone):
+        with pytest.raises(InterruptedError), trio.fail_after(3 * CHECK_INTERVAL_S), waiters.waiting(gone):
             await trio.sleep_forever()
 
 
 @pytest.mark.parametrize("thread", [os.getpid(), 0], ids=["of this process", "unknown"])
 async def test_others_wait_for_as_long_as_it_takes(
-    askers: Askers, gone: int, thread: int, autojump_clock: MockClock
+    waiters: Waiters, gone: int, thread: int, autojump_clock: MockClock
 ) -> None:
-    with pytest.raises(InterruptedError), askers.waiting(thread), askers.waiting(gone):
+    with pytest.raises(InterruptedError), waiters.waiting(thread), waiters.waiting(gone):
         await trio.sleep_forever()
-    with askers.waiting(thread):
+    with waiters.waiting(thread):
         await trio.sleep(100 * CHECK_INTERVAL_S)
 
 
 async def test_a_thread_that_proc_hides_is_not_taken_for_killed(
-    askers: Askers, gone: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    waiters: Waiters, gone: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """As with hidepid=2, for another user's."""
 
@@ -53,13 +55,15 @@ async def test_a_thread_that_proc_hides_is_not_taken_for_killed(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    with askers.waiting(os.getpid()):
+    with waiters.waiting(os.getpid()):
         await trio.sleep(100 * CHECK_INTERVAL_S)
-    with pytest.raises(InterruptedError), askers.waiting(gone):
+    with pytest.raises(InterruptedError), waiters.waiting(gone):
         await trio.sleep_forever()
 
 
-async def test_what_is_answered_at_once_is_not_looked_at(askers: Askers, gone: int, autojump_clock: MockClock) -> None:
+async def test_what_is_answered_at_once_is_not_looked_at(
+    waiters: Waiters, gone: int, autojump_clock: MockClock
+) -> None:
     for _ in range(100):
-        with askers.waiting(gone):
+        with waiters.waiting(gone):
             await trio.sleep(CHECK_INTERVAL_S / 10)

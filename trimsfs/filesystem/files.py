@@ -1,0 +1,137 @@
+"""Files: what open, read and release mean, for model files and for control files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trimsfs.control.files import Caller, Control
+from trimsfs.errors import LookUpAgainError, ObjectChangedError
+from trimsfs.filesystem.handles import Handles, OpenFile
+from trimsfs.filesystem.ioctls import Ioctls
+from trimsfs.filesystem.names import Names
+from trimsfs.filesystem.trust import Trust
+from trimsfs.namespace.tree import Inode, InodeKind
+from trimsfs.opening.cold_open import Interruptible
+from trimsfs.opening.opener import Opener
+from trimsfs.prefetch.siblings import Siblings
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenReply:
+    """The answer to an open: the handle, and as in ``fuse_open_out`` whether the kernel may keep the file's pages, also
+    from an earlier open, or should pass on every read.
+
+    The kernel reads the local file of a handle by itself that has a backing id in its upper half.
+    """
+
+    handle: int
+    keep_cache: bool
+    direct_io: bool
+
+
+class Files:
+    """Opens, reads and closes files. ``reads`` and ``read_bytes`` count since the server started."""
+
+    def __init__(
+        self,
+        names: Names,
+        disk: DiskTier,
+        control: Control,
+        siblings: Siblings,
+        opener: Opener,
+        trust: Trust,
+        handles: Handles,
+        ioctls: Ioctls,
+    ) -> None:
+        self._names = names
+        self._disk = disk
+        self._control = control
+        self._siblings = siblings
+        self._opener = opener
+        self._trust = trust
+        self._handles = handles
+        self._ioctls = ioctls
+        self.reads = self.read_bytes = 0
+
+    async def open(
+        self, number: int, caller: Callable[[], Caller], interruptible: Interruptible, *, thread: int = 0
+    ) -> OpenReply:
+        """Open a file for reading, for a thread of some process.
+
+        Raises ObjectChangedError when the store is known to have replaced it, LookUpAgainError when the name leads to
+        another inode by now, InterruptedError for a signal while it waits.
+        """
+        inode = self._names.inode(number)
+        if inode.kind is InodeKind.CONTROL_FILE:
+            return await self._open_control(inode, caller, interruptible)
+        if inode.generation is None:
+            raise IsADirectoryError(inode.path)
+        blob = await self._disk.acquire(inode.generation)
+        self._siblings.opened(inode, here=blob.complete)
+        try:
+            await self._trust.admit(blob, interruptible)
+            await self._opener.open(inode, blob, interruptible, thread)
+        except BaseException as error:
+            self._disk.release(blob)
+            if isinstance(error, ObjectChangedError):  # ESTALE, too
+                self._opener.reopens.request(thread, inode.path)
+                self._names.replaced(inode)
+            raise
+        reopened = self._opener.reopens.arrived(thread, inode.path)
+        handle = self._handles.add_file(OpenFile(inode, blob, thread if reopened else None))
+        return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
+
+    async def _open_control(
+        self, inode: Inode, caller: Callable[[], Caller], interruptible: Interruptible
+    ) -> OpenReply:
+        with interruptible():
+            await self._trust.admit_control(inode, inode.control)
+            control = await self._control.open(inode, caller())
+            handle = self._handles.add_control(inode, control)
+            self._control.opened(control, handle)
+        return OpenReply(handle=handle, keep_cache=False, direct_io=True)
+
+    def offered(self, handle: int, request: int) -> None:
+        """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
+        self._handles.offered(handle, request)
+
+    def delivered(self, handle: int) -> None:
+        """The kernel has got the handle of an open file or directory."""
+        self._handles.delivered(handle)
+        file = self._handles.files.get(handle)
+        if file is not None and file.reopened_by is not None:
+            self._opener.reopens.completed(file.reopened_by, file.inode.path)
+            file.reopened_by = None
+
+    async def read(self, handle: int, offset: int, size: int) -> Buffer:
+        """At most *size* bytes of an open file from *offset* on; fewer only at its end.
+
+        Raises ObjectChangedError when bytes that are not here belong to a content that the store no longer has.
+        """
+        control = self._handles.controls.get(handle)
+        if control is not None:
+            return await control.read(offset, size)
+        file = self._handles.files.get(handle)
+        if file is None:
+            raise LookUpAgainError(f"handle {handle} is not known")
+        stop = min(offset + size, file.blob.generation.size)
+        if offset >= stop:
+            return b""
+        try:
+            data = await self._trust.read(file.blob, offset, stop)
+        except ObjectChangedError:
+            self._names.replaced(file.inode)
+            raise
+        self.reads += 1
+        self.read_bytes += len(data)
+        return data
+
+    def release(self, handle: int) -> None:
+        """The last reference to an open file, mappings included, or directory is gone."""
+        file = self._handles.remove(handle)
+        if file is None:
+            return
+        self._opener.closed(file.inode, file.blob)
+        self._ioctls.closed(handle)
+        self._disk.release(file.blob)

@@ -1,0 +1,172 @@
+"""Names: what lookup, forget and readdir mean, for the store's directories and for the control directories."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+from trimsfs.control.files import SUBJECT, Control
+from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
+from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
+from trimsfs.filesystem.handles import Handles
+from trimsfs.models.derived_blobs import DerivedBlobs
+from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
+from trimsfs.namespace.tree import Inode, InodeKind, Namespace
+from trimsfs.opening.reopens import Reopens
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+
+class Names:
+    """The tree of names as the kernel sees it.
+
+    *invalidate* is called with a directory's inode number and a name that the kernel should look up again; it must not
+    block.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        control: Control,
+        derived: DerivedBlobs,
+        reopens: Reopens,
+        describe: Describer,
+        handles: Handles,
+        *,
+        invalidate: Callable[[int, bytes], None],
+    ) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._control = control
+        self._derived = derived
+        self._reopens = reopens
+        self._describe = describe
+        self._handles = handles
+        self._invalidate = invalidate
+
+    # Inodes
+
+    def inode(self, number: int) -> Inode:
+        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
+        return self._namespace.inode(number)
+
+    def attributes(self, number: int) -> Attributes:
+        """The attributes of an inode that the kernel knows."""
+        return self._describe.inode(self._namespace.inode(number), FOREVER_S)
+
+    def count_lookup(self, attributes: Attributes) -> None:
+        """The kernel gets an inode once more; it will `forget` it as often."""
+        self._namespace.count_lookup(attributes.inode)
+
+    def discard(self, attributes: Attributes) -> None:
+        """The kernel does not get an inode after all."""
+        self._namespace.discard(attributes.inode)
+
+    def forget(self, number: int, lookups: int) -> None:
+        """The kernel gives up so many references to an inode."""
+        self._namespace.forget(number, lookups)
+
+    # Lookup
+
+    async def lookup(self, parent: int, name: bytes, *, thread: int = 0) -> Attributes:
+        """What a name is, for a thread of some process; the caller counts it with `count_lookup`.
+
+        Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
+        """
+        directory = self._namespace.inode(parent)
+        if directory.kind is InodeKind.CONTROL_DIRECTORY:
+            return await self._lookup_control(directory, name)
+        if name == CONTROL_NAME:
+            inode = self._namespace.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
+            return self._describe.inode(inode, FOREVER_S)
+        if len(name) > NAME_MAX:
+            raise NameTooLongError(f"a name of {len(name)} bytes")
+        entry, left = await self._namespace.lookup(directory.path, name)
+        path = directory.path + os.fsdecode(name)
+        if isinstance(entry, Generation) and self._reopens.expected(thread, path) and not self._is_here(entry):
+            # The kernel reopens only once: the thread must not meet what the store no longer has.
+            self._namespace.doubt(path)
+            entry, left = await self._namespace.lookup(directory.path, name)
+        attributes = self._describe.entry(directory.path, name, entry, left)
+        attributes.inode.replaced = False  # this content is what the store has, perhaps again
+        return attributes
+
+    def _is_here(self, generation: Generation) -> bool:
+        """Whether all of a generation is known to be on disk."""
+        blob = self._disk.known(generation.token(self._disk.store))
+        return blob is not None and blob.complete
+
+    async def _lookup_control(self, directory: Inode, name: bytes) -> Attributes:
+        text = os.fsdecode(name)
+        found = self._control.find(directory, text)
+        if found is not None:
+            inode = self._namespace.reference(found[0], directory.path, directory.generation, found[1])
+            return self._describe.inode(inode, CONTROL_TTL_S)
+        if directory.control:
+            return await self._lookup_derived(directory, text)
+        path, generation = directory.path, None
+        if name != CONTROL_NAME:
+            entry, _ = await self._namespace.lookup(directory.path, name)
+            if entry is NonObject.ABSENT:
+                raise NoSuchEntryError(f"{directory.path}{text}")
+            path += text if isinstance(entry, Generation) else f"{text}/"
+            generation = entry if isinstance(entry, Generation) else None
+        inode = self._namespace.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        return self._describe.inode(inode, CONTROL_TTL_S)
+
+    async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
+        model = directory.generation
+        derived = await self._derived.find(model, name) if model is not None else None
+        if derived is None:
+            raise NoSuchEntryError(f"no control file {name}")
+        return self._describe.inode(self._describe.file(derived.key, derived, name), CONTROL_TTL_S)
+
+    def replaced(self, inode: Inode) -> None:
+        """The store has replaced an object: the kernel looks its name up again, and the store is asked for it."""
+        if inode.replaced:
+            return
+        inode.replaced = True
+        log.info("/%s has been replaced in the store", inode.path)
+        self._namespace.replaced(inode.path)
+        prefix, _, name = inode.path.rpartition("/")
+        directory = self._namespace.reference(InodeKind.DIRECTORY, prefix and f"{prefix}/")
+        self._invalidate(directory.number, os.fsencode(name))
+        self._namespace.discard(directory)
+
+    # Directories
+
+    async def open_directory(self, number: int) -> int:
+        """A handle on the listing of a directory as it is now."""
+        inode = self._namespace.inode(number)
+        return self._handles.add_directory(inode, await self._list(inode))
+
+    async def _list(self, inode: Inode) -> list[tuple[bytes, Entry]]:
+        return list((await self._namespace.entries(inode.path)).items()) if inode.kind is InodeKind.DIRECTORY else []
+
+    async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        """The entries of a listing from position *start* on: name, attributes and the position after it.
+
+        The caller counts with `count_lookup` those that it passes on, and gives the first it cannot back by `discard`.
+        Control directories list their files; ``.trims`` itself is in no listing.
+        """
+        directory = self._handles.directories.get(handle)
+        if directory is None:
+            raise LookUpAgainError(f"handle {handle} is not known")
+        inode = directory.inode
+        if directory.entries is None:
+            directory.entries = await self._list(inode)
+        entries = directory.entries
+        if inode.kind is InodeKind.CONTROL_DIRECTORY:
+            return self._list_control(inode, start)
+        return (
+            (name, self._describe.entry(inode.path, name, entry, CONTROL_TTL_S), position)
+            for position, (name, entry) in enumerate(entries[start:], start + 1)
+        )
+
+    def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        for position, name in enumerate(self._control.names(inode)[start:], start + 1):
+            kind, control = self._control.find(inode, name) or (InodeKind.CONTROL_FILE, name)
+            file = self._namespace.reference(kind, inode.path, inode.generation, control)
+            yield name.encode(), self._describe.inode(file, CONTROL_TTL_S), position

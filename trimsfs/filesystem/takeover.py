@@ -1,0 +1,45 @@
+"""Takeover: a server goes on with the files that the kernel has open since before it was started."""
+
+from trimsfs.control.files import Control
+from trimsfs.filesystem.files import Files
+from trimsfs.filesystem.handles import Handles, OpenFile
+from trimsfs.namespace.tree import InodeKind, Namespace
+from trimsfs.opening.opener import Opener
+from trimsfs.tiers.disk.tier import DiskTier
+
+
+class Takeover:
+    """Reads from the ledger what is open, and which opens the kernel sends again."""
+
+    def __init__(
+        self, namespace: Namespace, disk: DiskTier, control: Control, opener: Opener, handles: Handles, files: Files
+    ) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._control = control
+        self._opener = opener
+        self._handles = handles
+        self._files = files
+
+    async def restore(self) -> None:
+        """Take over all that is open, before the first request is answered."""
+        self._opener.reopens.restore()
+        found = self._handles.restore(self._namespace, self._control.restored)
+        files = {handle: inode for handle, inode in found.items() if inode.kind is InodeKind.OBJECT}
+        blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
+        for (handle, inode), blob in zip(files.items(), blobs, strict=True):
+            self._handles.files[handle] = OpenFile(inode, blob)
+            blob.users += 1
+            self._opener.restore(inode, blob)
+            self._control.gpu.reopened(handle)
+        self._control.gpu.all_reopened()
+
+    def resent(self, request: int) -> None:
+        """The kernel sends an open again that the server before did not answer: it never got the handle."""
+        handle = self._handles.resent(request)
+        if handle is not None:
+            self._files.release(handle)
+
+    def all_resent(self) -> None:
+        """The kernel has sent again what was not answered: it has got all other handles."""
+        self._handles.all_resent()
