@@ -51,7 +51,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
     """
     await server.idle()
     server.forget()
-    assert server.namespace.statistics().inodes == 1, [server.namespace.known(n) for n in server.namespace.numbers()]
+    assert server.namespace.statistics().inodes == 1, list(server.namespace.inodes)
     check(server)
     assert not server.fetcher._board._prefetches, "held by nobody, and fetched on"
     assert not server.passthrough._registering

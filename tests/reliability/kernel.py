@@ -16,7 +16,7 @@ from trimsfs.errors import TrimsError
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.namespace.tree import ROOT_INODE
+from trimsfs.namespace.inodes import ROOT_INODE
 
 T = TypeVar("T")
 

@@ -125,7 +125,7 @@ class Play:
 
     async def open_inode(self, number: int, path: str, thread: int) -> None:
         """Open an inode, and sometimes send the thread a signal meanwhile."""
-        inode = self.server.namespace.inode(number)
+        inode = self.server.namespace.inodes[number]
         assert inode.generation is not None
         content = self.server.store.contents[path, inode.generation.etag]
         signal = Signal()

@@ -31,7 +31,8 @@ from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
-from trimsfs.namespace.tree import ROOT_INODE, Namespace
+from trimsfs.namespace.inodes import ROOT_INODE
+from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Backing, Passthrough

@@ -21,7 +21,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.namespace.tree import PASSTHROUGH_BIT, ROOT_INODE
+from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.opening.cold_open import PATIENCE_S, TRIAL_S
 from trimsfs.opening.reopens import KEPT_FOR_S
 

@@ -10,7 +10,7 @@ from tests.support.served import MOUNTED_NS, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import NoSuchEntryError, ObjectChangedError, StoreUnavailableError
 from trimsfs.filesystem.attributes import FOREVER_S
-from trimsfs.namespace.tree import ROOT_INODE, InodeKind
+from trimsfs.namespace.inodes import ROOT_INODE, InodeKind
 from trimsfs.stores.base import Sink
 from trimsfs.types import Generation
 

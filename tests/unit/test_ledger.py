@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TakeoverError
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import NOWHERE, Ledger, Record, RecordKind
-from trimsfs.namespace.tree import InodeKind, Namespace
+from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.reopens import REOPENED_WITHIN_S, Reopens
 from trimsfs.types import Generation
 
@@ -180,12 +179,8 @@ def test_a_word_is_never_seen_half_written(memory: int) -> None:
 GENERATION = Generation(key="dir/model", etag='"1"', size=5, modified_ns=7)
 
 
-def namespace(memory: int, ledger: Ledger | None = None) -> Namespace:
-    return Namespace(as_store(MemoryStore({})), ttl_s=60, ledger=ledger or opened(memory))
-
-
 def test_inodes_are_what_they_were(memory: int) -> None:
-    before = namespace(memory)
+    before = Inodes(opened(memory))
     told = [
         before.reference(InodeKind.DIRECTORY, "dir/"),
         before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
@@ -199,70 +194,70 @@ def test_inodes_are_what_they_were(memory: int) -> None:
     before.forget(told[1].number, 2)
     before.forget(told[4].number, 4)
 
-    after = namespace(memory)
+    after = Inodes(opened(memory))
 
     for inode in (told[0], told[2], told[3], told[4]):
-        found = after.inode(inode.number)
+        found = after[inode.number]
         assert (found.kind, found.path, found.generation, found.control, found.lookups) == (
             *(inode.kind, inode.path, inode.generation, inode.control),
             inode.lookups,
         )
-    assert after.known(told[1].number) is None
+    assert after.get(told[1].number) is None
     after.forget(told[2].number, 3)
-    assert namespace(memory).known(told[2].number) is None
+    assert Inodes(opened(memory)).get(told[2].number) is None
 
 
-def handles(memory: int) -> tuple[Handles, Namespace]:
+def handles(memory: int) -> tuple[Handles, Inodes]:
     ledger = opened(memory)
-    return Handles(ledger), namespace(memory, ledger)
+    return Handles(ledger), Inodes(ledger)
 
 
 def test_a_handle_that_the_kernel_has_not_heard_of_is_gone_and_a_doubtful_one_is_told(memory: int) -> None:
-    before, names = handles(memory)
-    inode = names.reference(InodeKind.DIRECTORY, "dir/")
-    names.count_lookup(inode)
+    before, inodes = handles(memory)
+    inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
+    inodes.count_lookup(inode)
     made, offered, unknown, has = (before.add_directory(inode, []) for _ in range(4))
     before.offered(offered, 77)
     before.offered(unknown, 0)
     before.offered(has, 78)
     before.delivered(has)
 
-    after, names = handles(memory)
+    after, inodes = handles(memory)
 
-    assert after.restore(names).keys() == {offered, unknown, has}
+    assert after.restore(inodes).keys() == {offered, unknown, has}
     assert made not in after.directories
     assert after._unconfirmed == {77: offered}
     assert [after.resent(request) for request in (0, 78, 77, 77)] == [None, None, offered, None]
     assert after.remove(offered) is None
 
-    last, names = handles(memory)
-    assert last.restore(names).keys() == {unknown, has}
+    last, inodes = handles(memory)
+    assert last.restore(inodes).keys() == {unknown, has}
     assert last._unconfirmed == {}
 
 
 def test_a_handle_is_certain_once_no_open_comes_again(memory: int) -> None:
-    before, names = handles(memory)
-    inode = names.reference(InodeKind.DIRECTORY, "dir/")
-    names.count_lookup(inode)
+    before, inodes = handles(memory)
+    inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
+    inodes.count_lookup(inode)
     handle = before.add_directory(inode, [])
     before.offered(handle, 77)
 
-    after, names = handles(memory)
-    after.restore(names)
+    after, inodes = handles(memory)
+    after.restore(inodes)
     after.all_resent()
     assert after.resent(77) is None
 
-    last, names = handles(memory)
-    assert last.restore(names).keys() == {handle}
+    last, inodes = handles(memory)
+    assert last.restore(inodes).keys() == {handle}
     assert last._unconfirmed == {}
 
 
 def test_a_handle_never_comes_twice(memory: int) -> None:
     seen: set[int] = set()
     for _ in range(5):
-        server, names = handles(memory)
-        inode = names.reference(InodeKind.DIRECTORY, "dir/")
-        names.count_lookup(inode)
+        server, inodes = handles(memory)
+        inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
+        inodes.count_lookup(inode)
         for _ in range(50):
             handle = server.add_directory(inode, [])
             assert handle not in seen

@@ -23,7 +23,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.filesystem.ioctls import IS_PASSTHROUGH, IS_PINNED, IS_VERIFIED
-from trimsfs.namespace.tree import PASSTHROUGH_BIT
+from trimsfs.namespace.inodes import PASSTHROUGH_BIT
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
 

@@ -17,7 +17,8 @@ from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import NonObject
-from trimsfs.namespace.tree import Inode, Namespace
+from trimsfs.namespace.inodes import Inode
+from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier

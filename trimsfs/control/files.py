@@ -19,8 +19,8 @@ from trimsfs.gpu.interface import GpuInterface, LeaseFile
 from trimsfs.models.derived_blobs import owner
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.directory import CONTROL_NAME
+from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.permissions import Access
-from trimsfs.namespace.tree import Inode, InodeKind
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob

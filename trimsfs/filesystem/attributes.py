@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.models.derived_blobs import owner
 from trimsfs.namespace.directory import Entry, NonObject
+from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.permissions import Access, Ownership
-from trimsfs.namespace.tree import Inode, InodeKind, Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation
 
@@ -31,8 +31,8 @@ class Attributes:
 class Describer:
     """Gives the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
 
-    def __init__(self, namespace: Namespace, access: Access, passthrough: Passthrough, *, mounted_ns: int) -> None:
-        self._namespace = namespace
+    def __init__(self, inodes: Inodes, access: Access, passthrough: Passthrough, *, mounted_ns: int) -> None:
+        self._inodes = inodes
         self._access = access
         self._passthrough = passthrough
         self._mounted_ns = mounted_ns
@@ -56,7 +56,7 @@ class Describer:
         if isinstance(entry, Generation):
             inode = self.file(path, entry)
         elif entry is NonObject.DIRECTORY:
-            inode = self._namespace.reference(InodeKind.DIRECTORY, f"{path}/")
+            inode = self._inodes.reference(InodeKind.DIRECTORY, f"{path}/")
         else:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
@@ -64,7 +64,7 @@ class Describer:
     def file(self, path: str, generation: Generation, control: str = "") -> Inode:
         """The inode that a name leads to: of the two of an object, the one that it is opened by now."""
         passthrough = self._passthrough.has(generation)
-        return self._namespace.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
+        return self._inodes.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
         """A control file has the ownership of its subject; a derived blob is its user's alone."""

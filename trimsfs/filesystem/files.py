@@ -9,7 +9,7 @@ from trimsfs.filesystem.handles import Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
 from trimsfs.filesystem.trust import Trust
-from trimsfs.namespace.tree import Inode, InodeKind
+from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.siblings import Siblings

@@ -59,19 +59,19 @@ class Filesystem:
         trust: Trust,
         mount: Mount,
     ) -> None:
-        self._namespace = namespace
+        self._inodes = namespace.inodes
         self._disk = disk
         self._control = control
         self._opener = opener
         self._trust = trust
         self.handles = handles = Handles(mount.ledger)
-        describe = Describer(namespace, control.access, opener.passthrough, mounted_ns=mount.mounted_ns)
+        describe = Describer(namespace.inodes, control.access, opener.passthrough, mounted_ns=mount.mounted_ns)
         self.names = Names(
             namespace, disk, control, derived, opener.reopens, describe, handles, invalidate=mount.invalidate
         )
-        self.ioctls = Ioctls(namespace, disk, control, derived, opener.passthrough, trust, handles)
+        self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
         self.files = Files(self.names, disk, control, siblings, opener, trust, handles, self.ioctls)
-        self.takeover = Takeover(namespace, disk, control, opener, handles, self.files)
+        self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:
         return FilesystemStatistics(
@@ -85,13 +85,13 @@ class Filesystem:
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
-        inode = self._namespace.inode(number)
+        inode = self._inodes[number]
         await self._trust.admit_control(inode, name.removeprefix(XATTR_PREFIX))
         return await self._control.xattr(inode, name, caller)
 
     def xattr_names(self, number: int) -> list[str]:
         """The names of the extended attributes of an inode."""
-        return self._control.xattr_names(self._namespace.inode(number))
+        return self._control.xattr_names(self._inodes[number])
 
     def space(self) -> tuple[int, int]:
         """Bytes of models that fit on disk, and how many more of them."""

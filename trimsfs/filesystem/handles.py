@@ -8,7 +8,7 @@ from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.directory import Entry
-from trimsfs.namespace.tree import Inode, InodeKind, Namespace
+from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
@@ -135,7 +135,7 @@ class Handles:
         return self.files.pop(handle, None)
 
     def restore(
-        self, namespace: Namespace, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None
+        self, inodes: Inodes, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None
     ) -> dict[int, Inode]:
         """Take over what the kernel has open, or may have, since before this server was started: inodes by handle.
 
@@ -145,7 +145,7 @@ class Handles:
         found = {}
         for record in self._ledger.taken(RecordKind.HANDLE):
             number, request = _HANDLE.unpack(record.content)
-            handle, inode = record.number, namespace.known(number)
+            handle, inode = record.number, inodes.get(number)
             if inode is None or record.count == _MADE:  # the kernel has not got it
                 self._ledger.set(record.slot, 0)
                 continue

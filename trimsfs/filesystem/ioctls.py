@@ -7,7 +7,7 @@ from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copy_requests import MemoryKind
 from trimsfs.gpu.interface import IoctlAnswer
 from trimsfs.models.derived_blobs import DerivedBlobs, Piece
-from trimsfs.namespace.tree import InodeKind, Namespace
+from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -21,7 +21,7 @@ class Ioctls:
 
     def __init__(
         self,
-        namespace: Namespace,
+        inodes: Inodes,
         disk: DiskTier,
         control: Control,
         derived: DerivedBlobs,
@@ -29,7 +29,7 @@ class Ioctls:
         trust: Trust,
         handles: Handles,
     ) -> None:
-        self._namespace = namespace
+        self._inodes = inodes
         self._disk = disk
         self._control = control
         self._derived = derived
@@ -39,7 +39,7 @@ class Ioctls:
 
     async def residency(self, number: int) -> tuple[int, int, int, int]:
         """How much of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
-        inode = self._namespace.inode(number)
+        inode = self._inodes[number]
         if inode.kind is not InodeKind.OBJECT or inode.generation is None:
             raise NoSuchEntryError(f"{inode.path} is no model file")
         here = await self._disk.residency(inode.generation)

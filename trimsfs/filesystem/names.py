@@ -10,7 +10,8 @@ from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, 
 from trimsfs.filesystem.handles import Handles
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
-from trimsfs.namespace.tree import Inode, InodeKind, Namespace
+from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -38,6 +39,7 @@ class Names:
         invalidate: Callable[[int, bytes], None],
     ) -> None:
         self._namespace = namespace
+        self._inodes = namespace.inodes
         self._disk = disk
         self._control = control
         self._derived = derived
@@ -50,23 +52,23 @@ class Names:
 
     def inode(self, number: int) -> Inode:
         """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
-        return self._namespace.inode(number)
+        return self._inodes[number]
 
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode that the kernel knows."""
-        return self._describe.inode(self._namespace.inode(number), FOREVER_S)
+        return self._describe.inode(self._inodes[number], FOREVER_S)
 
     def count_lookup(self, attributes: Attributes) -> None:
         """The kernel gets an inode once more; it will `forget` it as often."""
-        self._namespace.count_lookup(attributes.inode)
+        self._inodes.count_lookup(attributes.inode)
 
     def discard(self, attributes: Attributes) -> None:
         """The kernel does not get an inode after all."""
-        self._namespace.discard(attributes.inode)
+        self._inodes.discard(attributes.inode)
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel gives up so many references to an inode."""
-        self._namespace.forget(number, lookups)
+        self._inodes.forget(number, lookups)
 
     # Lookup
 
@@ -75,11 +77,11 @@ class Names:
 
         Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
         """
-        directory = self._namespace.inode(parent)
+        directory = self._inodes[parent]
         if directory.kind is InodeKind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
-            inode = self._namespace.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
+            inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
             return self._describe.inode(inode, FOREVER_S)
         if len(name) > NAME_MAX:
             raise NameTooLongError(f"a name of {len(name)} bytes")
@@ -87,7 +89,7 @@ class Names:
         path = directory.path + os.fsdecode(name)
         if isinstance(entry, Generation) and self._reopens.expected(thread, path) and not self._is_here(entry):
             # The kernel reopens only once: the thread must not meet what the store no longer has.
-            self._namespace.doubt(path)
+            self._namespace.mark_outdated(path)
             entry, left = await self._namespace.lookup(directory.path, name)
         attributes = self._describe.entry(directory.path, name, entry, left)
         attributes.inode.replaced = False  # this content is what the store has, perhaps again
@@ -102,7 +104,7 @@ class Names:
         text = os.fsdecode(name)
         found = self._control.find(directory, text)
         if found is not None:
-            inode = self._namespace.reference(found[0], directory.path, directory.generation, found[1])
+            inode = self._inodes.reference(found[0], directory.path, directory.generation, found[1])
             return self._describe.inode(inode, CONTROL_TTL_S)
         if directory.control:
             return await self._lookup_derived(directory, text)
@@ -113,7 +115,7 @@ class Names:
                 raise NoSuchEntryError(f"{directory.path}{text}")
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None
-        inode = self._namespace.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
+        inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, path, generation, SUBJECT)
         return self._describe.inode(inode, CONTROL_TTL_S)
 
     async def _lookup_derived(self, directory: Inode, name: str) -> Attributes:
@@ -131,15 +133,15 @@ class Names:
         log.info("/%s has been replaced in the store", inode.path)
         self._namespace.replaced(inode.path)
         prefix, _, name = inode.path.rpartition("/")
-        directory = self._namespace.reference(InodeKind.DIRECTORY, prefix and f"{prefix}/")
+        directory = self._inodes.reference(InodeKind.DIRECTORY, prefix and f"{prefix}/")
         self._invalidate(directory.number, os.fsencode(name))
-        self._namespace.discard(directory)
+        self._inodes.discard(directory)
 
     # Directories
 
     async def open_directory(self, number: int) -> int:
         """A handle on the listing of a directory as it is now."""
-        inode = self._namespace.inode(number)
+        inode = self._inodes[number]
         return self._handles.add_directory(inode, await self._list(inode))
 
     async def _list(self, inode: Inode) -> list[tuple[bytes, Entry]]:
@@ -168,5 +170,5 @@ class Names:
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):
             kind, control = self._control.find(inode, name) or (InodeKind.CONTROL_FILE, name)
-            file = self._namespace.reference(kind, inode.path, inode.generation, control)
+            file = self._inodes.reference(kind, inode.path, inode.generation, control)
             yield name.encode(), self._describe.inode(file, CONTROL_TTL_S), position

@@ -3,7 +3,7 @@
 from trimsfs.control.files import Control
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, OpenFile
-from trimsfs.namespace.tree import InodeKind, Namespace
+from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.opening.opener import Opener
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -12,9 +12,9 @@ class Takeover:
     """Reads from the ledger what is open, and which opens the kernel sends again."""
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, control: Control, opener: Opener, handles: Handles, files: Files
+        self, inodes: Inodes, disk: DiskTier, control: Control, opener: Opener, handles: Handles, files: Files
     ) -> None:
-        self._namespace = namespace
+        self._inodes = inodes
         self._disk = disk
         self._control = control
         self._opener = opener
@@ -24,7 +24,7 @@ class Takeover:
     async def restore(self) -> None:
         """Take over all that is open, before the first request is answered."""
         self._opener.reopens.restore()
-        found = self._handles.restore(self._namespace, self._control.restored)
+        found = self._handles.restore(self._inodes, self._control.restored)
         files = {handle: inode for handle, inode in found.items() if inode.kind is InodeKind.OBJECT}
         blobs = await self._disk.recall([inode.generation for inode in files.values() if inode.generation is not None])
         for (handle, inode), blob in zip(files.items(), blobs, strict=True):

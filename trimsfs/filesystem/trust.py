@@ -11,7 +11,7 @@ from trimsfs.control.files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
 from trimsfs.integrity.signature_policy import SignaturePolicy
-from trimsfs.namespace.tree import Inode
+from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob

@@ -3,10 +3,10 @@
 import enum
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import trio
+from cachetools import FIFOCache
 
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.stores.base import Page
@@ -19,6 +19,8 @@ CONTROL_NAME = b".trims"
 NAME_MAX = 255
 STALE_RETRY_S = 5.0
 """While the store is down, known names are served from memory and the store is asked this often."""
+KNOWN_NAMES = 10_000
+"""Single names remembered in a directory that is too large to be listed for a lookup."""
 LONG_AGO = float("-inf")
 """Before any time at which something was asked."""
 
@@ -37,10 +39,10 @@ Entry = Generation | NonObject
 class Directory:
     """What is known of one directory, and since when.
 
-    ``entries`` is the last whole listing; ``names`` holds answers for single names, each with its time.
-    ``failure`` is why the store could not be asked; it is not asked again before ``retry_at``. Answers to what
-    was asked before ``distrusted`` are known to be outdated; ``outdated`` has names of which alone that is so, or may
-    be, and since when.
+    ``entries`` is the last whole listing, ``names`` holds answers for single names, each with its time. ``restored`` is
+    what an earlier server knew: it counts only while the store cannot be asked. ``failure`` is why the store could not
+    be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are outdated;
+    ``outdated`` has the names of which alone that is so, or may be, and since when.
     """
 
     def __init__(self) -> None:
@@ -50,17 +52,37 @@ class Directory:
         self.distrusted = LONG_AGO
         self.complete = False
         self.large = False
-        self.names: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
+        self.names = FIFOCache[bytes, tuple[Entry, float]](maxsize=KNOWN_NAMES)
+        self.restored: dict[bytes, Entry] = {}
         self.failure: StoreError | None = None
         self.retry_at = LONG_AGO
         self.lock = trio.Lock()
 
     def stale(self, name: bytes) -> Entry:
         """What a name was when the store was last asked for it."""
-        listed = self.entries.get(name, NonObject.ABSENT)
-        return self.names.get(name, (listed, 0.0))[0]  # the later of the two
+        if name in self.names:
+            return self.names[name][0]
+        return self.entries.get(name) or self.restored.get(name, NonObject.ABSENT)
 
-    def doubts(self, name: bytes) -> bool:
+    def restore(self, name: bytes, entry: Entry) -> None:
+        """An earlier server gave this of a name to the kernel; of two generations the later one counts."""
+        other = self.restored.get(name)
+        if isinstance(other, Generation) and isinstance(entry, Generation) and entry.modified_ns < other.modified_ns:
+            return
+        self.restored[name] = entry
+
+    def answered(self, name: bytes, entry: Entry, asked: float) -> None:
+        """The store has told what a name is, asked at a time."""
+        if asked > max(self.distrusted, self.outdated.get(name, LONG_AGO)):
+            self.names[name] = entry, asked
+            self.restored.pop(name, None)
+
+    def clear_names(self) -> None:
+        """Single names say nothing any more."""
+        self.names.clear()
+        self.restored.clear()
+
+    def may_be_outdated(self, name: bytes) -> bool:
         """Whether what is known of a name may be outdated."""
         since = self.outdated.get(name)
         return since is not None and (name not in self.names or self.names[name][1] <= since)

@@ -1,9 +1,6 @@
-"""Names → inodes → generations: what the store holds, as a tree of directories that is read lazily."""
+"""The tree of names: the directories of a store, listed lazily, believed for a while, served on while it is down."""
 
 import contextlib
-import enum
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -12,66 +9,27 @@ from dataclasses import dataclass
 import trio
 
 from trimsfs.errors import (
-    NoSuchEntryError,
     ObjectNotFoundError,
     StoreAccessError,
     StoreError,
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import LONG_AGO, STALE_RETRY_S, Directory, Entry, NonObject, entries_of, possible
+from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
-ROOT_INODE = 1
 NEGATIVE_TTL_S = 5.0
 """Longest that a name's absence is believed: a model that has just been uploaded should appear."""
 REST_LIMIT = 100_000
 """Entries asked for at once after the first page; a store gives as many as it likes."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 """A listing that has more has no end, for all that can be told: it is not waited for, nor kept in memory."""
-KNOWN_NAMES = 10_000
-"""Single names remembered in a directory that is too large to be listed for a lookup."""
-_INODE_BITS = 62
-PASSTHROUGH_BIT = 1 << _INODE_BITS
-"""Set in the number by which a name leads to its object while its opens are passed through; programs never see it."""
-
-
-class InodeKind(enum.Enum):
-    """What an inode is."""
-
-    DIRECTORY = "directory"
-    OBJECT = "object"
-    CONTROL_DIRECTORY = "control directory"
-    CONTROL_FILE = "control file"
-
-
-@dataclass(slots=True, eq=False)
-class Inode:
-    """A file or directory that the kernel may know.
-
-    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
-    Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
-    the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
-    apart by PASSTHROUGH_BIT in the number: the kernel passes opens of the ``passthrough`` one to the local file, and
-    the server answers reads of the other. ``slot`` is where the ledger has it, once the kernel has been told of it.
-    """
-
-    number: int
-    kind: InodeKind
-    path: str
-    generation: Generation | None = None
-    control: str = ""
-    lookups: int = 0
-    replaced: bool = False
-    slot: int | None = None
-
-    @property
-    def passthrough(self) -> bool:
-        return bool(self.number & PASSTHROUGH_BIT)
+_IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,117 +52,29 @@ class Namespace:
         self, store: Store, *, ttl_s: float, impatient: Store | None = None, ledger: Ledger | None = None
     ) -> None:
         self._store = store
-        self._ledger = ledger or Ledger()
         self._impatient = impatient or store
         self._down_until = LONG_AGO
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
         self._directories: dict[str, Directory] = {}
-        self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
-        self._inodes = {ROOT_INODE: self._root}
         self._hidden: dict[str, int] = {}
-        for record in self._ledger.taken(RecordKind.INODE):
-            self._restore(record)
+        self.inodes = Inodes(ledger or Ledger())
+        for inode in self.inodes:
+            self._restore(inode)
 
-    def _restore(self, record: Record) -> None:
-        """Take over an inode that the kernel was told of by an earlier server.
-
-        Its name is known from it, not to be believed but for while the store cannot be asked.
-        """
-        inode = _unpacked(record)
-        self._inodes[inode.number] = inode
+    def _restore(self, inode: Inode) -> None:
+        """Take over the name of an inode that the kernel got from an earlier server."""
         known = NonObject.DIRECTORY if inode.kind is InodeKind.DIRECTORY else inode.generation
-        if known is not None and inode.kind in {InodeKind.DIRECTORY, InodeKind.OBJECT} and not inode.control:
+        if inode.path and known is not None and inode.kind in _IN_THE_STORE and not inode.control:
             prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
-            names = self._directory(prefix + slash).names
-            other, _ = names.get(os.fsencode(name), (known, 0.0))
-            if (
-                not isinstance(other, Generation)
-                or not isinstance(known, Generation)
-                or (known.modified_ns >= other.modified_ns)
-            ):
-                names[os.fsencode(name)] = known, LONG_AGO
+            self._directory(prefix + slash).restore(os.fsencode(name), known)
 
     def statistics(self) -> NamespaceStatistics:
         return NamespaceStatistics(
-            inodes=len(self._inodes),
+            inodes=len(self.inodes),
             directories=len(self._directories),
             hidden_keys=sum(self._hidden.values()),
         )
-
-    # Inodes
-
-    def inode(self, number: int) -> Inode:
-        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
-        try:
-            return self._inodes[number]
-        except KeyError:
-            raise NoSuchEntryError(f"inode {number} is not known") from None
-
-    def numbers(self) -> list[int]:
-        """The numbers of all inodes that the kernel may know."""
-        return list(self._inodes)
-
-    def known(self, number: int) -> Inode | None:
-        """An inode by its number, if it is known."""
-        return self._inodes.get(number)
-
-    def reference(
-        self,
-        kind: InodeKind,
-        path: str,
-        generation: Generation | None = None,
-        control: str = "",
-        *,
-        passthrough: bool = False,
-    ) -> Inode:
-        """The inode of a thing, its number a function of what it is; made when it is not known yet.
-
-        The caller counts with `count_lookup` what it tells the kernel, and discards an inode that it does not tell.
-        """
-        if kind is InodeKind.DIRECTORY and not path:
-            return self._root
-        etag = generation.etag if generation is not None else ""
-        for salt in range(len(self._inodes) + 1):
-            number = _inode_number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
-            inode = self._inodes.get(number)
-            if inode is None:
-                inode = self._inodes[number] = Inode(number, kind, path, generation, control)
-                return inode
-            known = inode.generation.etag if inode.generation is not None else ""
-            if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
-                return inode
-        raise AssertionError("unreachable: more salts than inodes were tried")
-
-    def cached_number(self, generation: Generation) -> int | None:
-        """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
-        inode = self.reference(InodeKind.OBJECT, generation.key, generation)
-        self.discard(inode)
-        return inode.number if inode.lookups else None
-
-    def count_lookup(self, inode: Inode) -> None:
-        """The kernel is about to get an inode once more."""
-        inode.lookups += 1
-        if inode.slot is not None:
-            self._ledger.set(inode.slot, inode.lookups)
-        elif inode is not self._root:
-            inode.slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
-
-    def forget(self, number: int, lookups: int) -> None:
-        """The kernel gave up that many references to an inode."""
-        inode = self._inodes.get(number)
-        if inode is None or inode is self._root:
-            return
-        inode.lookups = max(inode.lookups - lookups, 0)
-        if inode.slot is not None:
-            self._ledger.set(inode.slot, inode.lookups)
-        if inode.lookups == 0:
-            del self._inodes[number]
-
-    def discard(self, inode: Inode) -> None:
-        """Drop an inode that turned out not to be told to the kernel."""
-        if inode.lookups <= 0 and inode is not self._root:
-            self._inodes.pop(inode.number, None)
 
     # Names
 
@@ -258,11 +128,11 @@ class Namespace:
         self._down_until = LONG_AGO
         if directory is not None:
             directory.listed = directory.retry_at = LONG_AGO
-            directory.names.clear()
+            directory.clear_names()
             directory.distrusted = trio.current_time()
-            self.doubt(key)
+            self.mark_outdated(key)
 
-    def doubt(self, key: str) -> None:
+    def mark_outdated(self, key: str) -> None:
         """The object may not be what the directory says: ask the store for it at the next lookup."""
         prefix, slash, name = key.rpartition("/")
         directory = self._directories.get(prefix + slash)
@@ -284,7 +154,7 @@ class Namespace:
     def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
         """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
         now = trio.current_time()
-        if directory.doubts(name):
+        if directory.may_be_outdated(name):
             return None
         if name in directory.names:
             entry, told = directory.names[name]
@@ -303,7 +173,7 @@ class Namespace:
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
         asked, stale = trio.current_time(), directory.stale(name)
-        known = stale is not NonObject.ABSENT and not directory.doubts(name)
+        known = stale is not NonObject.ABSENT and not directory.may_be_outdated(name)
         if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
         try:
@@ -315,11 +185,7 @@ class Namespace:
             if (stale := directory.stale(name)) is NonObject.ABSENT:
                 raise
             return stale, STALE_RETRY_S
-        if asked > max(directory.distrusted, directory.outdated.get(name, LONG_AGO)):
-            directory.names[name] = entry, asked
-            directory.names.move_to_end(name)
-        while len(directory.names) > KNOWN_NAMES:
-            directory.names.popitem(last=False)
+        directory.answered(name, entry, asked)
         return entry, self._ttl(entry)
 
     async def _refresh(self, directory: Directory, prefix: str, *, whole: bool, patient: bool) -> None:
@@ -353,7 +219,7 @@ class Namespace:
             directory.listed = asked if asked > directory.distrusted else LONG_AGO
             directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}
             directory.complete = True
-            directory.names.clear()
+            directory.clear_names()
 
     async def _probe(self, path: str, *, patient: bool) -> Entry:
         """Ask for an object, and whether there is anything below its name. A directory wins."""
@@ -383,28 +249,3 @@ class Namespace:
         if below.exists:
             return NonObject.DIRECTORY
         return found[0] if found else NonObject.ABSENT
-
-
-def _packed(inode: Inode) -> bytes:
-    """An inode for the ledger."""
-    generation = inode.generation
-    content = None
-    if generation is not None:
-        content = (generation.key, generation.etag, generation.size, generation.modified_ns, generation.version_id)
-    return json.dumps((inode.kind.value, inode.path, inode.control, content)).encode()
-
-
-def _unpacked(record: Record) -> Inode:
-    kind, path, control, content = json.loads(record.content)
-    generation = None
-    if content is not None:
-        key, etag, size, modified_ns, version_id = content
-        generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
-    return Inode(record.number, InodeKind(kind), path, generation, control, lookups=record.count, slot=record.slot)
-
-
-def _inode_number(kind: InodeKind, path: str, etag: str, control: str, salt: int) -> int:
-    identity = "\0".join((kind.value, path, etag, control, str(salt)))
-    digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).digest()
-    number = int.from_bytes(digest) & ((1 << _INODE_BITS) - 1)
-    return number if number > ROOT_INODE else number + 2

@@ -8,7 +8,7 @@ to which no lookup leads.
 
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.namespace.tree import Inode
+from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import ColdOpener, Interruptible
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens

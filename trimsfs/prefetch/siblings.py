@@ -1,14 +1,15 @@
 """Fetching the small files beside one that is opened, so that they do not cost a round trip each."""
 
 import logging
-from collections import OrderedDict
 
 import trio
+from cachetools import FIFOCache
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.namespace.tree import Inode, Namespace
+from trimsfs.namespace.inodes import Inode
+from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead
 from trimsfs.tiers.disk.tier import DiskTier
@@ -29,7 +30,7 @@ class Siblings:
         self._disk = disk
         self._fetcher = fetcher
         self._passthrough = passthrough
-        self._directories: OrderedDict[str, DirectoryReadahead] = OrderedDict()
+        self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
 
@@ -49,8 +50,6 @@ class Siblings:
             if here:
                 return
             readahead = self._directories[prefix] = DirectoryReadahead()
-            if len(self._directories) > DIRECTORIES:
-                self._directories.popitem(last=False)
         wanted = readahead.opened(
             name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
         )

@@ -149,7 +149,7 @@ def assemble(
     lending = GpuInterface(gpu)
 
     async def repaired(generation: Generation) -> None:
-        number = namespace.cached_number(generation)
+        number = namespace.inodes.cached_number(generation)
         if number is not None:
             await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
         await gpu.compare(generation)

@@ -93,7 +93,7 @@ async def _serve(
                 await _go_on(session, keeper, parts.passthrough, parts.filesystem, terms, turn)
                 nursery.start_soon(_settle, parts.filesystem)
             if _ownership_has_changed(options, ledger):
-                numbers = parts.namespace.numbers()
+                numbers = [inode.number for inode in parts.namespace.inodes]
                 nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
             ledger.forget_taken()
             for run in parts.later:

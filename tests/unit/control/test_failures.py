@@ -15,7 +15,7 @@ from tests.support.served import served
 from tests.support.stores import MemoryStore
 from trimsfs.control.files import Caller, Control
 from trimsfs.fetch import copier as copiers
-from trimsfs.namespace.tree import Inode, InodeKind
+from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.index.index import BlobIndex

@@ -219,12 +219,12 @@ async def test_a_doubtful_name_alone_is_asked_for(
         objects.put(key, b"another content")
         asked = len(objects.requests)
         assert await look(namespace, key) == known
-        namespace.doubt(key)
+        namespace.mark_outdated(key)
         await trio.sleep(1)
         for _ in range(3):
             assert await look(namespace, key) == objects.generation(key)
         assert len(objects.requests) == asked + 2
-        namespace.doubt(key)
+        namespace.mark_outdated(key)
         objects.fail(down(), times=float("inf"))
         assert await look(namespace, key) == objects.generation(key)  # in doubt, but better than nothing
 

@@ -85,7 +85,7 @@ async def test_replaced_object_of_a_large_directory_is_asked_for(large_store: Me
 async def test_only_so_many_names_of_a_large_directory_are_remembered(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.namespace.tree.KNOWN_NAMES", 10)
+    monkeypatch.setattr("trimsfs.namespace.directory.KNOWN_NAMES", 10)
     namespace = namespace_of(large_store)
     for number in range(11):
         await look(namespace, f"large/{number:06}")
@@ -100,7 +100,7 @@ async def test_only_so_many_names_of_a_large_directory_are_remembered(
 async def test_names_of_a_large_directory_asked_for_longest_ago_are_forgotten_first(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trimsfs.namespace.tree.KNOWN_NAMES", 2)
+    monkeypatch.setattr("trimsfs.namespace.directory.KNOWN_NAMES", 2)
     namespace = namespace_of(large_store)
     await look(namespace, "large/000001")
     await look(namespace, "large/000002")

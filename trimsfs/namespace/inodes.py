@@ -1,0 +1,163 @@
+"""Inodes: the numbers that the kernel knows files and directories by, and how many references it has to each."""
+
+import enum
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trimsfs.errors import NoSuchEntryError
+from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.types import Generation
+
+ROOT_INODE = 1
+_INODE_BITS = 62
+PASSTHROUGH_BIT = 1 << _INODE_BITS
+"""Set in the number by which a name leads to its object while its opens are passed through; programs never see it."""
+
+
+class InodeKind(enum.Enum):
+    """What an inode is."""
+
+    DIRECTORY = "directory"
+    OBJECT = "object"
+    CONTROL_DIRECTORY = "control directory"
+    CONTROL_FILE = "control file"
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """A file or directory that the kernel may know.
+
+    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
+    Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
+    the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
+    apart by PASSTHROUGH_BIT in the number: the kernel passes opens of the ``passthrough`` one to the local file, and
+    the server answers reads of the other. ``slot`` is where the ledger has it, once the kernel has got it.
+    """
+
+    number: int
+    kind: InodeKind
+    path: str
+    generation: Generation | None = None
+    control: str = ""
+    lookups: int = 0
+    replaced: bool = False
+    slot: int | None = None
+
+    @property
+    def passthrough(self) -> bool:
+        return bool(self.number & PASSTHROUGH_BIT)
+
+
+class Inodes:
+    """The inodes that the kernel may know, those of earlier servers included.
+
+    A number is a function of what the inode is, so every server finds the same.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
+        self._by_number = {ROOT_INODE: self._root}
+        for record in ledger.taken(RecordKind.INODE):
+            self._by_number[record.number] = _unpacked(record)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._by_number.values())
+
+    def get(self, number: int) -> Inode | None:
+        """An inode by its number, if it is known."""
+        return self._by_number.get(number)
+
+    def __getitem__(self, number: int) -> Inode:
+        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise NoSuchEntryError(f"inode {number} is not known") from None
+
+    def reference(
+        self,
+        kind: InodeKind,
+        path: str,
+        generation: Generation | None = None,
+        control: str = "",
+        *,
+        passthrough: bool = False,
+    ) -> Inode:
+        """The inode of a thing, made when it is not known yet.
+
+        The caller counts with `count_lookup` what the kernel gets, and discards an inode that it does not get.
+        """
+        if kind is InodeKind.DIRECTORY and not path:
+            return self._root
+        etag = generation.etag if generation is not None else ""
+        for salt in range(len(self._by_number) + 1):
+            number = _number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
+            inode = self._by_number.get(number)
+            if inode is None:
+                inode = self._by_number[number] = Inode(number, kind, path, generation, control)
+                return inode
+            known = inode.generation.etag if inode.generation is not None else ""
+            if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
+                return inode
+        raise AssertionError("unreachable: more salts than inodes were tried")
+
+    def cached_number(self, generation: Generation) -> int | None:
+        """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
+        inode = self.reference(InodeKind.OBJECT, generation.key, generation)
+        self.discard(inode)
+        return inode.number if inode.lookups else None
+
+    def count_lookup(self, inode: Inode) -> None:
+        """The kernel is about to get an inode once more."""
+        inode.lookups += 1
+        if inode.slot is not None:
+            self._ledger.set(inode.slot, inode.lookups)
+        elif inode is not self._root:
+            inode.slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
+
+    def forget(self, number: int, lookups: int) -> None:
+        """The kernel gave up that many references to an inode."""
+        inode = self._by_number.get(number)
+        if inode is None or inode is self._root:
+            return
+        inode.lookups = max(inode.lookups - lookups, 0)
+        if inode.slot is not None:
+            self._ledger.set(inode.slot, inode.lookups)
+        if inode.lookups == 0:
+            del self._by_number[number]
+
+    def discard(self, inode: Inode) -> None:
+        """Drop an inode that the kernel did not get after all."""
+        if inode.lookups <= 0 and inode is not self._root:
+            self._by_number.pop(inode.number, None)
+
+
+def _packed(inode: Inode) -> bytes:
+    """An inode for the ledger."""
+    generation = inode.generation
+    content = None
+    if generation is not None:
+        content = (generation.key, generation.etag, generation.size, generation.modified_ns, generation.version_id)
+    return json.dumps((inode.kind.value, inode.path, inode.control, content)).encode()
+
+
+def _unpacked(record: Record) -> Inode:
+    kind, path, control, content = json.loads(record.content)
+    generation = None
+    if content is not None:
+        key, etag, size, modified_ns, version_id = content
+        generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
+    return Inode(record.number, InodeKind(kind), path, generation, control, lookups=record.count, slot=record.slot)
+
+
+def _number(kind: InodeKind, path: str, etag: str, control: str, salt: int) -> int:
+    identity = "\0".join((kind.value, path, etag, control, str(salt)))
+    digest = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=8).digest()
+    number = int.from_bytes(digest) & ((1 << _INODE_BITS) - 1)
+    return number if number > ROOT_INODE else number + 2
