@@ -71,7 +71,7 @@ def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
             assert mapping[:] == CONTENT
         assert trimsfs("verify", mount.path).returncode == 0
         assert blob(mount).read_bytes() == CONTENT
-        assert "model: chunk 1 is damaged in the cache: fetching it again" in mount.log()
+        assert "model: chunk 1 is damaged in the cache: refetching" in mount.log()
 
 
 def test_what_programs_have_seen_wrong_they_see_right_once_it_is_mended(store_directory: Path, tmp_path: Path) -> None:

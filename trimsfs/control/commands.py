@@ -13,7 +13,7 @@ from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, Tri
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import WarmRequest, parse_warm_command
-from trimsfs.integrity.compare import Integrity
+from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import NonObject

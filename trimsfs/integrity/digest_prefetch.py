@@ -1,8 +1,7 @@
-"""Digests asked for while an object is still on its way, so that nobody waits for them once all of it is here."""
-
-from collections import OrderedDict
+"""Prefetching digests: the store is asked while the object is still being fetched, so that nobody waits afterwards."""
 
 import trio
+from cachetools import FIFOCache
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import StoreError
@@ -16,8 +15,8 @@ MOST_ASKED = 256
 """Answers that are kept until they are wanted."""
 
 
-class _Question:
-    """The answer is there once it is *answered*, unless there was none to be had."""
+class _Request:
+    """A question to the store. Once *ended*, it is *answered* unless the store could not tell."""
 
     def __init__(self) -> None:
         self.ended = trio.Event()
@@ -26,44 +25,42 @@ class _Question:
 
 
 class DigestPrefetch:
-    """Asks *store* once, early. Where that fails, or was not done, *patient* is asked: the same store, tried again."""
+    """Asks *store* once, early. Where that fails or was not done, *patient* is asked: the same store, with retries."""
 
     def __init__(self, store: Store, patient: Store) -> None:
         self._store = store
         self._patient = patient
-        self._questions: OrderedDict[tuple[str, str], _Question] = OrderedDict()
+        self._requests: FIFOCache[tuple[str, str], _Request] = FIFOCache(MOST_ASKED)
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry questions, for as long as the server runs."""
+        """Carry requests, for as long as the server runs."""
         await self._background.run(task_status)
 
     def expect(self, blob: Blob) -> None:
         """All of a blob is being fetched: it will be compared soon."""
         name = blob.generation.key, blob.generation.etag
-        if blob.complete or blob.health.compared or name in self._questions or not self._background.running:
+        if blob.complete or blob.health.compared or name in self._requests or not self._background.running:
             return
         if model_key(blob.generation.key) is not None:
             return  # no object of the store
-        question = self._questions[name] = _Question()
-        if len(self._questions) > MOST_ASKED:
-            self._questions.popitem(last=False)
-        self._background.start(self._ask, blob.generation, question)
+        request = self._requests[name] = _Request()
+        self._background.start(self._ask, blob.generation, request)
 
-    async def _ask(self, generation: Generation, question: _Question) -> None:
+    async def _ask(self, generation: Generation, request: _Request) -> None:
         try:
-            question.digest = await self._store.digest(generation)
-            question.answered = True
+            request.digest = await self._store.digest(generation)
+            request.answered = True
         except (StoreError, OSError):
-            pass  # it is asked again, by whoever wants to know
+            pass  # whoever wants the digest asks again
         finally:
-            question.ended.set()
+            request.ended.set()
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         """As ``Store.digest``."""
-        question = self._questions.pop((generation.key, generation.etag), None)
-        if question is not None and not certain:
-            await question.ended.wait()
-            if question.answered:
-                return question.digest
+        request = self._requests.pop((generation.key, generation.etag), None)
+        if request is not None and not certain:
+            await request.ended.wait()
+            if request.answered:
+                return request.digest
         return await self._patient.digest(generation, certain=certain)

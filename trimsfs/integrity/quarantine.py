@@ -1,4 +1,4 @@
-"""Local copies that are wrong and could not be mended: nobody gets any more of them."""
+"""Quarantine: local copies that are wrong and could not be repaired. Nobody is given their bytes."""
 
 import logging
 import math
@@ -15,53 +15,47 @@ log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 300.0
-"""After which it is tried again to mend a copy that is in use."""
+"""After which a copy that is in use is repaired again."""
 
 
 class Quarantine:
-    """The blobs of a disk tier that are in doubt; *try_again* tries to mend one that is in use, and ends the doubt.
+    """The blobs of a disk tier that are in quarantine. *changed* hears of each that comes in or is released."""
 
-    *changed* hears of each blob that is in doubt, or no longer.
-    """
-
-    def __init__(
-        self, disk: DiskTier, try_again: Callable[[Blob], Awaitable[None]], *, changed: Callable[[Blob], None]
-    ) -> None:
+    def __init__(self, disk: DiskTier, *, changed: Callable[[Blob], None]) -> None:
         self._disk = disk
-        self._try_again = try_again
         self._changed = changed
         self._since: dict[Blob, float] = {}
         self._suspected = WeakKeyDictionary[Blob, float]()
 
     @property
     def count(self) -> int:
-        """How many blobs are in doubt."""
+        """How many blobs are in quarantine."""
         return len(self._since)
 
-    def add(self, blob: Blob, error: TrimsError) -> None:
-        """A blob is in doubt, for this reason."""
-        log.error("%s: nobody gets any more of it: %s", blob.generation.key, error)
-        blob.health.quarantine = error
+    def add(self, blob: Blob, reason: TrimsError) -> None:
+        """Put a blob in quarantine."""
+        log.error("%s: in quarantine, reads fail: %s", blob.generation.key, reason)
+        blob.health.quarantine = reason
         self._since[blob] = trio.current_time()
         self._changed(blob)
 
     def release(self, blob: Blob) -> None:
-        """A blob is in doubt no longer."""
+        """A blob has been repaired, if it was in quarantine."""
         blob.health.quarantine = None
         self._since.pop(blob, None)
         self._changed(blob)
 
-    def suspect(self, blob: Blob, error: TrimsError) -> None:
-        """The file of a blob may have been damaged: nobody gets any more of it until it has been checked, soon."""
+    def suspect(self, blob: Blob, reason: TrimsError) -> None:
+        """The file of a blob may have been damaged: it is in quarantine until it has been checked, soon."""
         before = self._suspected.get(blob, -math.inf)
-        self.add(blob, error)
+        self.add(blob, reason)
         now = trio.current_time()
         if now - before > RETRY_INTERVAL_S:  # else it is damaged again and again
             self._suspected[blob] = now
             self._since[blob] = -math.inf
 
-    async def run(self) -> None:
-        """Remove what is in doubt as soon as nobody uses it; try to mend it while somebody does."""
+    async def run(self, repair: Callable[[Blob], Awaitable[None]]) -> None:
+        """Evict what is in quarantine as soon as nobody uses it; *repair* it while somebody does."""
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
             for blob, since in list(self._since.items()):
@@ -74,7 +68,7 @@ class Quarantine:
                     try:
                         await self._disk.evict(blob.generation)
                     except (InUseError, CacheError) as error:
-                        log.warning("%s: not removed: %s", blob.generation.key, error)
+                        log.warning("%s: in quarantine and not evicted: %s", blob.generation.key, error)
                 elif trio.current_time() - since > RETRY_INTERVAL_S:
                     self._since[blob] = trio.current_time()
-                    await self._try_again(blob)
+                    await repair(blob)

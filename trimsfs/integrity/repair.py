@@ -1,16 +1,18 @@
-"""Mending: bytes of local copies that are wrong are fetched again, and written over the wrong ones."""
+"""Repair: bytes of local copies that are wrong are refetched, and written over the wrong ones."""
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, StoreError, TrimsError
 from trimsfs.fetch.copier import Transfer
 from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.ranges import chunk_length, chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -22,14 +24,24 @@ log = logging.getLogger(__name__)
 
 
 TELL_S = 30.0
-"""How long those may take who are told of bytes that were wrong."""
+"""How long *repaired* may take."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What checks have found of a blob since it was opened."""
+
+    wrong_chunks: int = 0
+    dropped: str | None = None
+    """Why a wrong chunk could not be refetched and is missing now; None when none is."""
 
 
 class Repair:
-    """Finds and mends what is wrong with the blobs of a disk tier.
+    """Finds and repairs what is wrong with the blobs of a disk tier. What is in use and cannot be repaired comes into
+    the *quarantine*.
 
-    *quarantine* hears of blobs in use that are wrong and cannot be repaired, *unregister* takes a blob that nobody uses
-    from those the kernel reads, *repaired* hears of files whose bytes were wrong.
+    *unregister* takes a blob that nobody uses from the kernel's backing files, *repaired* hears of files whose bytes
+    were wrong.
     """
 
     def __init__(
@@ -38,8 +50,8 @@ class Repair:
         fetcher: Fetcher,
         transfer: Transfer,
         retrying: Retrying,
+        quarantine: Quarantine,
         *,
-        quarantine: Callable[[Blob, TrimsError], None],
         unregister: Callable[[Blob], None],
         repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
@@ -51,17 +63,18 @@ class Repair:
         self._unregister = unregister
         self._repaired = repaired
         self._threads = Threads(1)
-        self.wrong: Counter[str] = Counter()
-        """Chunks that were found to be wrong, by the tokens of their blobs."""
-        self.dropped: dict[str, str] = {}
-        """Why chunks that are wrong are missing now instead, by the tokens of their blobs."""
+        self._findings = WeakKeyDictionary[Blob, Findings]()
         self.repaired_chunks = 0
         """Chunks that were written anew."""
         self.checked_bytes = 0
         """Bytes on the disk that were read to check them."""
 
+    def findings(self, blob: Blob) -> Findings:
+        """What checks have found of a blob that is open; changes as they go on."""
+        return self._findings.setdefault(blob, Findings())
+
     async def refetch(self, blob: Blob) -> int:
-        """Compare a blob with what the store has, byte by byte, and write what differs; the chunks that did.
+        """Refetch all chunks of a blob and write those that differ from what is here; how many did.
 
         Raises StoreError and OSError.
         """
@@ -69,17 +82,17 @@ class Repair:
         with held(blob):
             try:
                 for chunk in range(len(blob.states)):
-                    changed += await self._mend(blob, chunk, damaged=False)
+                    changed += await self._refetch_chunk(blob, chunk, damaged=False)
             finally:
-                await self._tell(blob, changed)
+                await self._record(blob, changed)
         return changed
 
-    async def _mend(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
-        """Fetch a chunk again, and write it if it is *damaged* or was another when it came; whether it was written.
+    async def _refetch_chunk(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
+        """Refetch a chunk, and write it if it is *damaged* or was another when it came; whether it was written.
 
         Raises StoreError and OSError.
         """
-        descriptor = os.memfd_create("trimsfs-mend")
+        descriptor = os.memfd_create("trimsfs-repair")
         try:
             record = await self._fetcher.fetch_again(blob, chunk, descriptor)
             if not damaged and record.crc == blob.crc(chunk):
@@ -94,22 +107,25 @@ class Repair:
         self._disk.damage.repaired(blob, record)
         return True
 
-    async def _tell(self, blob: Blob, wrong: int) -> None:
-        """So many chunks, which somebody may have copied, were wrong: tell that, even if it was for one who left."""
-        self.wrong[blob.token] += wrong
+    async def _record(self, blob: Blob, wrong: int) -> None:
+        """So many chunks, which programs may have copied, were wrong: *repaired* is told, even if the check was
+        cancelled."""
+        self.findings(blob).wrong_chunks += wrong
         if wrong:
             with trio.move_on_after(TELL_S, shield=True):
                 try:
                     await self._repaired(blob.generation)
                 except TrimsError as error:
                     log.error("%s", error)
-                except Exception:  # a defect of who is told: it ends no server
-                    log.exception("%s", blob.generation.key)
+                except Exception:  # a defect there must not end the server
+                    log.exception("%s: what has a copy of its wrong bytes was not told", blob.generation.key)
 
     async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
-        """Read what is on the disk of a blob that the caller keeps, *in_memory* what the kernel has of it as well, and
-        mend what has not its checksum. With *rate*, so many bytes a second, and not keeping the blob between chunks:
-        False if it has left the disk tier before its end."""
+        """Read what is on the disk of a blob that the caller keeps, and repair chunks that fail their checksum.
+
+        *in_memory* checks what the page cache holds as well. With *rate*, in bytes a second, the blob is not kept
+        between chunks: False if it has left the disk tier before the end. Raises CacheUnusableError.
+        """
         damaged = 0
         try:
             with self._direct(blob) as descriptor:
@@ -126,7 +142,7 @@ class Repair:
                         if not blob.attached:
                             return False
         finally:
-            await self._tell(blob, damaged)
+            await self._record(blob, damaged)
         return True
 
     async def _check_chunk(self, blob: Blob, descriptor: int, chunk: int, *, in_memory: bool) -> bool:
@@ -136,15 +152,16 @@ class Repair:
             seen = await self._checksum(blob, blob.fileno(), chunk)
             crc = crc if seen == crc else None
         if blob.states[chunk] == ChunkState.MISSING:
-            return False  # a reader has found out
+            return False  # a reader has found the damage first
         if crc == blob.crc(chunk) and chunk not in blob.health.lost:
             if blob.states[chunk] == ChunkState.UNVERIFIED:
                 await self._disk.damage.checked(blob, chunk, crc)
             return False
-        await self._mend_damaged(blob, chunk)
+        await self._repair_chunk(blob, chunk)
         return True
 
     async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
+        """The checksum of a chunk; None when it cannot be read."""
         try:
             return await self._retrying.call(
                 blob.generation.key,
@@ -156,7 +173,7 @@ class Repair:
 
     @contextmanager
     def _direct(self, blob: Blob) -> Iterator[int]:
-        """A descriptor that reads a blob from the disk, whatever the kernel has of it in memory, where that can be."""
+        """A descriptor that reads a blob from the disk and not from the page cache, where the file system can."""
         try:
             descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
@@ -169,25 +186,25 @@ class Repair:
         finally:
             os.close(descriptor)
 
-    async def _mend_damaged(self, blob: Blob, chunk: int) -> None:
-        """A chunk has other bytes than it came with: fetch it again, or see that nobody gets it."""
+    async def _repair_chunk(self, blob: Blob, chunk: int) -> None:
+        """A chunk has other bytes than it came with: refetch it, or drop it, or put its blob in quarantine."""
         key = blob.generation.key
-        log.error("%s: chunk %d is damaged in the cache: fetching it again", key, chunk)
+        log.error("%s: chunk %d is damaged in the cache: refetching", key, chunk)
         try:
-            await self._mend(blob, chunk, damaged=True)
+            await self._refetch_chunk(blob, chunk, damaged=True)
         except (StoreError, OSError) as error:
             if blob.users == 1 or blob.states[chunk] == ChunkState.UNVERIFIED:
                 if blob.users == 1:
                     self._unregister(blob)
                 await self._disk.damage.checked(blob, chunk, None)
-                self.dropped[blob.token] = str(error)
+                self.findings(blob).dropped = str(error)
             else:
-                self._quarantine(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
+                self._quarantine.add(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))
 
 
 @contextmanager
 def held(blob: Blob) -> Iterator[None]:
-    """Keep a blob, without counting it as used."""
+    """Keep a blob for the length of the block: it is not evicted. It does not count as used by anybody."""
     blob.users += 1
     try:
         yield
@@ -197,7 +214,7 @@ def held(blob: Blob) -> Iterator[None]:
 
 @contextmanager
 def _let_go(blob: Blob) -> Iterator[None]:
-    """The opposite, for the length of the block: it may be evicted."""
+    """The opposite of `held`: for the length of the block, the blob may be evicted."""
     blob.users -= 1
     try:
         yield

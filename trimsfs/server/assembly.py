@@ -26,8 +26,8 @@ from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection import Terms
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity.compare import Integrity
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
+from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
@@ -215,7 +215,7 @@ def assemble(
             read_manifest,
             required=options.signatures == "require",
             fetch=cold_opener.fetch,
-            compare=integrity.compare,
+            compare=integrity.comparer.compare,
             compare_later=integrity.compare_later,
         )
         expected.bind(signature_policy.expected)

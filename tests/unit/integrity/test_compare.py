@@ -14,7 +14,8 @@ from tests.support.served import FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.integrity.common import digest_of, opened
 from trimsfs.errors import BlobDamagedError, ObjectChangedError, StoreUnavailableError
-from trimsfs.integrity.compare import AGAIN_S, MOST_FRUITLESS
+from trimsfs.integrity.compare import MOST_FRUITLESS
+from trimsfs.integrity.integrity import RETRY_INTERVAL_S
 from trimsfs.stores.digests import Algorithm, Digest
 
 # Comparing with the store
@@ -99,7 +100,7 @@ async def test_what_goes_wrong_again_and_again_is_given_to_nobody(
 ) -> None:
     store.digests["a"] = digest_of(content, "crc32c")
     store.corrupt("a", 77, times=1000)
-    with pytest.raises(BlobDamagedError, match="a: what the store gives has not the digest that it should: crc32c:"):
+    with pytest.raises(BlobDamagedError, match="a: digest mismatch: the store's bytes do not match its digest crc32c:"):
         await server.open("a")
     await until(lambda: server.integrity.statistics().doubtful == 0)  # removed
     store._corruptions.clear()
@@ -198,7 +199,7 @@ async def test_the_store_is_not_asked_again_of_what_it_has_replaced(
     assert await server.read(handle) == content
     await until(lambda: server.integrity.statistics().to_compare == 0)
     asked = store.count("digest")
-    await trio.sleep(AGAIN_S * 1.5)
+    await trio.sleep(RETRY_INTERVAL_S * 1.5)
     assert store.count("digest") == asked
 
 
@@ -304,7 +305,7 @@ async def test_what_is_damaged_and_in_use_is_mended_when_the_store_is_back(
 async def test_copies_elsewhere_are_told_of(
     serving: Serving, content: bytes, tmp_path: Path, command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.01)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.01)
     told: list[str] = []
 
     async def repaired(generation: object) -> None:
@@ -324,7 +325,7 @@ async def test_copies_elsewhere_are_told_of(
 async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.01)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.01)
     async with serving(scrub_interval_s=0.05) as server:
         server.release(await opened(server))
         (file,) = blob_files(tmp_path / "cache")

@@ -209,7 +209,7 @@ async def test_what_is_cut_off_again_while_that_is_recorded_is_not_read_as_zeros
 async def test_what_is_cut_off_just_as_it_is_found_again_ends_no_server(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     async with serving(backing=None) as server:
         server.release(await server.open("a"))
         assert await server.content("a") == content

@@ -21,7 +21,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """scrub mends with a flipped bit; meanwhile what was put off is compared (CRC32C of the records)."""
-    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     down(store, method="digest")
     writing, gate = threading.Event(), threading.Event()
@@ -39,7 +39,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
         store.corrupt("a", 77)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.integrity._scrub_one, store.generation("a"))
+            nursery.start_soon(server.integrity.scrubber.scrub, store.generation("a"))
             await until(writing.is_set)
             store.heal()
             await until(lambda: server.integrity.statistics().to_compare == 0)
@@ -168,7 +168,7 @@ async def test_a_fetch_that_fails_does_not_leave_other_bytes_in_a_chunk_that_has
         (file,) = blob_files(tmp_path / "cache")
         flip_byte(file, 5)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.integrity._scrub_one, store.generation("a"))
+            nursery.start_soon(server.integrity.scrubber.scrub, store.generation("a"))
             await until(writing.is_set)  # chunk 0 has been fetched again
             os.truncate(file, 0)
             server.release(await server.open("a"))  # finds that
@@ -200,7 +200,7 @@ async def test_what_a_verify_that_is_closed_has_mended_is_compared(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving() as server:
         handle = await opened(server)

@@ -172,9 +172,9 @@ async def test_who_gives_up_has_what_was_mended_told(
 async def test_what_is_scrubbed_can_be_evicted(
     serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     async with serving(scrub_interval_s=0.1) as server:
-        server.integrity._scrub_rate = 2 * chunk_size
+        server.integrity.scrubber._rate = 2 * chunk_size
         server.release(await opened(server))
         await until(lambda: server.integrity.statistics().scrubbed_bytes >= chunk_size)
         assert await server.outcome("evict", "a") == ("done", None)

@@ -114,7 +114,7 @@ async def test_a_pin_is_still_locked_after_it_has_been_mended(
 async def test_scrubbing_outlasts_fetch_processes_that_end(
     serving: Serving, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     async with serving(scrub_interval_s=0.1) as server:
         server.release(await opened(server))
 
@@ -122,7 +122,7 @@ async def test_scrubbing_outlasts_fetch_processes_that_end(
             raise TransientStoreError("the process that fetched it has ended")
 
         with monkeypatch.context() as context:
-            context.setattr(server.integrity._transfer, "checksum", ended)
+            context.setattr(server.integrity.comparer._transfer, "checksum", ended)
             await trio.sleep(0.5)
         before = server.integrity.statistics().scrubbed_bytes
         await until(lambda: server.integrity.statistics().scrubbed_bytes > before)
@@ -132,7 +132,7 @@ async def test_scrubbing_outlasts_fetch_processes_that_end(
 async def test_want_of_descriptors_does_not_end_the_server(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch, who: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     monkeypatch.setattr("trimsfs.integrity.quarantine.LOOK_INTERVAL_S", 0.05)
     monkeypatch.setattr("trimsfs.integrity.quarantine.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)

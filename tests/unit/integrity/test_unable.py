@@ -30,7 +30,7 @@ async def forgotten(server: Server, directory: Path) -> None:
 async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
     serving: Serving, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
 
     async def compare(_generation: Generation) -> None:
         raise error
@@ -50,7 +50,7 @@ async def test_what_could_not_be_scrubbed_is_not_recorded_as_right(
     async with serving(backing=None) as server:
         await forgotten(server, tmp_path / "cache")
         before = time.time()
-        await server.integrity._scrub_one(store.generation("a"))
+        await server.integrity.scrubber.scrub(store.generation("a"))
         assert server.integrity.statistics().scrubbed_bytes == 0
         assert await server.disk.damage.to_scrub(before) is not None
 

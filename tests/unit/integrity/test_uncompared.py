@@ -19,7 +19,7 @@ from trimsfs.stores.digests import compute
 async def test_what_could_not_be_verified_is_still_compared_later(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.AGAIN_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     store.corrupt("a", 77)
     down(store, method="digest")
@@ -56,7 +56,7 @@ async def test_nothing_is_given_uncompared_while_no_digest_can_be_computed(
         async def ended(*_: object) -> bytes:
             raise TransientStoreError("the process that fetched it has ended")
 
-        monkeypatch.setattr(server.integrity._transfer, "digest", ended)
+        monkeypatch.setattr(server.integrity.comparer._transfer, "digest", ended)
         try:
             found = await server.content("a")
         except TrimsError:
@@ -86,7 +86,7 @@ async def test_no_more_than_wait_read_uncompared(
 async def test_a_bit_that_was_flipped_as_a_scrub_fetched_again_is_found(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving(scrub_interval_s=0.1) as server:
         handle = await opened(server)
@@ -188,6 +188,6 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
             assert server.integrity.statistics().repaired_chunks == 1
             gate.set()
             await until(lambda: server.integrity.statistics().to_compare == 0)
-            assert (blob.health.quarantine, server.integrity._misled) == (None, False)
+            assert (blob.health.quarantine, server.integrity.comparer.trust.certain_only) == (None, False)
             assert blob.health.digest
         assert await server.read(handle) == content

@@ -60,11 +60,11 @@ async def test_what_was_mended_with_other_bytes_is_not_opened_uncompared(
     async with serving(digests="wait") as server:
         server.release(await opened(server))
         await server.disk.flush()
-        server.integrity._scrub_rate = chunk_size // 2  # two seconds a chunk
+        server.integrity.scrubber._rate = chunk_size // 2  # two seconds a chunk
         store.corrupt("a", 77)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.integrity._scrub_one, store.generation("a"))
+            nursery.start_soon(server.integrity.scrubber.scrub, store.generation("a"))
             await until(lambda: server.integrity.statistics().repaired_chunks == 1)
             blob = blob_of(server.disk, store, "a")
             assert not blob.health.compared

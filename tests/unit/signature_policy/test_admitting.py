@@ -160,7 +160,7 @@ async def test_damage_is_not_told_as_a_wrong_signature(
 
         with monkeypatch.context() as context:
             context.setattr(server.integrity.repair, "refetch", away)
-            with pytest.raises(BlobDamagedError, match="signed/params: has not the digest"):
+            with pytest.raises(BlobDamagedError, match="signed/params: digest mismatch"):
                 await server.open("signed/params")
         await until(lambda: server.integrity.statistics().doubtful == 0)
         assert await server.content("signed/params") == files["params"]

@@ -104,7 +104,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
         return compute(descriptor, size, algorithm, part_size)  # type: ignore[arg-type]
 
     monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
-    monkeypatch.setattr("trimsfs.integrity.compare.SMALL", 0)
+    monkeypatch.setattr("trimsfs.integrity.integrity.SMALL", 0)
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
     async with serving(backing=None, required=False) as server:
         first = await server.open("other/params")
@@ -206,16 +206,16 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
 ) -> None:
     """A large file is scrubbed for hours."""
     monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     async with serving(backing=None, scrub_interval_s=1.0) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
-        server.integrity._scrub_rate = chunk_size // 4  # four seconds a chunk
+        server.integrity.scrubber._rate = chunk_size // 4  # four seconds a chunk
         file = cached(tmp_path, files["params"])
         flip_byte(file, 5)
         store.corrupt("signed/params", 77)
         await server.disk.flush()
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
         errors = await goes_on(server, handle, chunk_size, files["params"][:chunk_size])
-        server.integrity._scrub_rate = 1 << 40
+        server.integrity.scrubber._rate = 1 << 40
         assert not errors, (errors, blob.health.digest, blob.health.quarantine, list(blob.states))

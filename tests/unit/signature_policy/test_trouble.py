@@ -165,14 +165,14 @@ async def test_a_program_with_a_timer_comes_to_open_what_has_to_be_compared(
         await server.command("warm-host", "other")
     store.put("other/model.sig", sign(KEY, files))
     async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
-        real, begun = server.integrity._transfer.digest, []
+        real, begun = server.integrity.comparer._transfer.digest, []
 
         async def slow(*arguments: object) -> object:
             begun.append(True)
             await trio.sleep(0.3)  # a large file
             return await real(*arguments)  # type: ignore[arg-type]
 
-        server.integrity._transfer.digest = slow  # type: ignore[method-assign, assignment]
+        server.integrity.comparer._transfer.digest = slow  # type: ignore[method-assign, assignment]
         for _ in range(15):  # the kernel's EINTR: the program opens it again
             signal = Signal()
             async with trio.open_nursery() as nursery:
@@ -217,7 +217,7 @@ async def test_want_of_descriptors_for_a_moment_does_not_deny_a_file_for_minutes
 async def test_what_is_signed_no_more_is_not_compared_for_ever(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.compare.SCRUB_LOOK_S", 0.05)
+    monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     async with serving(backing=FakeBacking(), scrub_interval_s=0.5) as server:
         server.release(await server.open("signed/params"))
         store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
@@ -225,6 +225,6 @@ async def test_what_is_signed_no_more_is_not_compared_for_ever(
         store.corrupt("signed/params", 77)
         flip_byte(file, 5)
         await until(lambda: server.integrity.statistics().repaired_chunks == 1)
-        server.integrity._scrub_interval_s = 1e9
+        server.integrity.scrubber._interval_s = 1e9
         await trio.sleep(2)
         assert server.integrity.statistics().to_compare == 0

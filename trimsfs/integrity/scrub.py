@@ -1,0 +1,52 @@
+"""Scrubbing: what is on the disk is read again from time to time, which finds what went wrong there."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import trio
+
+from trimsfs.errors import TrimsError
+from trimsfs.integrity.repair import Repair
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 30.0
+"""How often the scrubber looks for what is due."""
+
+
+class Scrubber:
+    """Has each blob on the disk checked once in *interval_s*, at *rate* bytes a second, and *checked* told of it."""
+
+    def __init__(
+        self, disk: DiskTier, repair: Repair, *, interval_s: float, rate: int, checked: Callable[[Blob], None]
+    ) -> None:
+        self._disk = disk
+        self._repair = repair
+        self._interval_s = interval_s
+        self._rate = rate
+        self._checked = checked
+
+    async def run(self) -> None:
+        """Scrub for as long as the server runs; not at all with an interval of 0."""
+        while self._interval_s:
+            generation = await self._disk.damage.to_scrub(time.time() - self._interval_s)
+            if generation is None or not await self.scrub(generation):
+                await trio.sleep(min(LOOK_INTERVAL_S, self._interval_s))
+
+    async def scrub(self, generation: Generation) -> bool:
+        """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
+        async with self._disk.looked_at(generation) as blob:
+            if not blob.attached:
+                return False
+            try:
+                finished = await self._repair.check(blob, rate=self._rate)
+            except TrimsError as error:
+                log.warning("%s: scrub failed: %s", generation.key, error)
+                return False
+            finally:
+                self._checked(blob)
+            return not finished or await self._disk.damage.scrubbed(blob)
