@@ -53,7 +53,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
     server.forget()
     assert server.namespace.statistics().inodes == 1, list(server.namespace.inodes)
     check(server)
-    assert not server.fetcher._board._prefetches, "held by nobody, and fetched on"
+    assert not server.fetcher._scheduler._prefetches, "held by nobody, and fetched on"
     assert not server.passthrough._registering
     assert not server.host._coming
     for hosted in server.host._hosted.values():

@@ -122,7 +122,7 @@ def test_lies_of_a_store_are_errors_or_have_no_effect(tmp_path: Path, survived: 
         assert heaviest_kib(mount) < MEMORY_LIMIT_KIB
     check_log(log)
     assert set(re.findall(r"^\S+ \S+ \w+ (\S+): .*\n  Traceback", log, re.MULTILINE)) <= {"urllib3.connection"}
-    for defect in ("the process that fetched it has ended", "internal error", "credentials"):
+    for defect in ("the fetch process died", "internal error", "credentials"):
         assert defect not in log
     assert not any("X-Evil" in request for request in store.requests)
     errors = sum((counted for counted, _ in seen), Counter[str]())

@@ -17,7 +17,7 @@ import trio
 
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
-from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, Transfer
+from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
 from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.ranges import chunk_span
@@ -171,7 +171,7 @@ def flip_byte(path: Path, offset: int) -> None:
         file.write(bytes([byte ^ 0xFF]))
 
 
-class InLoop(Copier):
+class InLoop(ThreadCopier):
     """Tells of what has come in the event loop, as one that works in another process does."""
 
     async def fetch(
@@ -191,7 +191,7 @@ class InLoop(Copier):
         return await super().fetch(generation, extent, told(landed), None if arrived is None else told(arrived))
 
 
-def copier(store: MemoryStore) -> Copier:
+def copier(store: MemoryStore) -> ThreadCopier:
     """Moves bytes of a store in this process."""
     return InLoop(as_store(store), threads=8)
 
@@ -206,7 +206,7 @@ def fetcher_of(
     *,
     memory_limit: int,
     deadline_s: float = 15.0,
-    transfer: Transfer | None = None,
+    transfer: Copier | None = None,
 ) -> Fetcher:
     """A fetcher by itself: nobody hears of the blobs that are whole."""
     speed = StoreSpeed(max_requests=max_requests(memory_limit))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trimsfs import errors
 from trimsfs.fetch import copier
-from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.workers import Spawner
 from trimsfs.stores import DirectoryStore
 from trimsfs.stores.base import Sink
@@ -64,8 +64,8 @@ def set_chunk_size(size: int) -> None:
             vars(module)["CHUNK_SIZE"] = size
 
 
-def make_copier(root: Path, *, streaming: bool) -> Copier:
-    return Copier(OddStore(root, streaming=streaming), threads=8)
+def make_copier(root: Path, *, streaming: bool) -> ThreadCopier:
+    return ThreadCopier(OddStore(root, streaming=streaming), threads=8)
 
 
 def main() -> None:

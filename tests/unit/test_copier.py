@@ -18,7 +18,7 @@ from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
 from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
-from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Copier, Extent
+from trimsfs.fetch.copier import FIRST_WRITE_SHARE, Extent, ThreadCopier
 from trimsfs.ranges import chunk_count, chunk_span
 from trimsfs.stores.base import Sink
 from trimsfs.tiers.host.page_cache import drop, resident_bytes
@@ -340,7 +340,7 @@ async def test_no_more_threads_work_than_allowed(
             at_once.release()
 
     monkeypatch.setattr(os, "preadv", read)
-    moving = Copier(late, threads=2)
+    moving = ThreadCopier(late, threads=2)
     async with trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(moving.checksum, file, 0, len(content))

@@ -320,7 +320,7 @@ async def test_a_defect_ends_the_job_and_not_the_worker(pool: WorkerPool, file: 
 
 async def lose(pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord]) -> None:
     """Do a job that is lost with its worker."""
-    with pytest.raises(TransientStoreError, match="the process that fetched it has ended"):
+    with pytest.raises(TransientStoreError, match="the fetch process died"):
         await fetch(pool, generation, descriptor, records)
 
 
@@ -410,7 +410,7 @@ async def test_jobs_that_cannot_be_cancelled_end_with_the_pool(late_spawner: Spa
             await trio.testing.wait_all_tasks_blocked(0.1)
         with pytest.raises(errors.TransientStoreError):
             await fetch(pool, odd("hang/0"), file)
-    assert outcomes == ["the process that fetched it has ended"]
+    assert outcomes == ["the fetch process died"]
 
 
 async def test_a_worker_that_cannot_be_replaced_ends_nothing(

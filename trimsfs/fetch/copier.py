@@ -1,6 +1,6 @@
-"""Moving bytes: from a store into a file, chunk by chunk, and checking those that are there.
+"""Copiers move bytes from a store into a file, chunk by chunk, and compute checksums of files.
 
-The work is the same in the process that wants it and in one that works for it (``trimsfs.fetch.workers``).
+`ThreadCopier` works in threads of its process, ``trimsfs.fetch.workers.WorkerPool`` has other processes do it.
 """
 
 import mmap
@@ -30,9 +30,9 @@ FIRST_WRITE_SHARE = 8
 """The first write is this much smaller where a reader waits for its bytes."""
 
 Landed = Callable[[ChunkRecord], None]
-"""Hears of each chunk that is wholly written."""
+"""Called with each chunk that is wholly written."""
 Arrived = Callable[[int], None]
-"""Hears up to which byte of the object all is written, more often."""
+"""Called more often, with the byte of the object up to which all is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ class Extent:
         return self.stop - self.start
 
 
-class Transfer(Protocol):
-    """Who moves the bytes. ``OSError`` tells that the file, not the store, failed."""
+class Copier(Protocol):
+    """Moves bytes. ``OSError`` tells that the file, not the store, failed."""
 
     async def fetch(
         self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
         """Copy an extent of a generation, which begins where a chunk does.
 
-        *arrived* hears nothing of a store that is not streaming. Gives and raises what ``Store.read`` does, and
+        *arrived* is not called for a store that is not streaming. Returns and raises what ``Store.read`` does, and
         OSError.
         """
 
@@ -71,10 +71,10 @@ class Transfer(Protocol):
         """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
 
 
-class Copier:
-    """Moves bytes in threads of this process.
+class ThreadCopier:
+    """A `Copier` that works in threads of this process.
 
-    What a streaming store gives is told of in the thread that reads it, so that the next bytes need not wait.
+    For a streaming store, callbacks run in the thread that reads, so that the next bytes need not wait.
     """
 
     def __init__(self, store: Store, *, threads: int) -> None:
@@ -83,8 +83,8 @@ class Copier:
         self._buffers: list[bytearray] = []
 
     async def warm_up(self) -> None:
-        """Let the first job find a connection, and all that the store's library loads at its first request."""
-        with suppress(StoreError):  # whoever wants bytes will be told
+        """Open a connection, and let the store's library load what it loads at its first request."""
+        with suppress(StoreError):  # the first fetch will report it
             await self._store.probe()
 
     async def fetch(
@@ -121,12 +121,12 @@ class Copier:
         await self._in_thread(partial(_populate, descriptor, start, stop))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        # A worker that is not needed any more ends at once, whatever it reads.
+        # A process that is not needed any more ends at once, whatever it reads.
         return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _nobody(_offset: int) -> None:
-    """Nobody wants to know."""
+    """No reader waits for the bytes."""
 
 
 class _FileError(StoreError):
@@ -136,7 +136,7 @@ class _FileError(StoreError):
 class _ChunkWriter:
     """Takes the pieces of a range in order and writes them; *first* is the size of the first write.
 
-    A memory that was written before is faster than a new one, all pages of which have to be made.
+    *buffer* is used again: the kernel would have to clear the pages of a new one first.
     """
 
     def __init__(self, extent: Extent, landed: Landed, arrived: Arrived, first: int, buffer: bytearray) -> None:

@@ -1,8 +1,9 @@
-"""Fetching: what is missing, one flight for whoever waits, demanded chunks before prefetched ones.
+"""Fetching: each chunk is fetched once, however many readers wait for it, and demanded chunks before prefetched ones.
 
 A *flight* makes one chunk readable: it checks the bytes an earlier server left, or gets them from the store.
-Every reader that needs the chunk waits for the same flight. When nobody waits, the rest of the objects being
-read is prefetched. Neighbouring chunks may come in one request, a *run* of flights, of which each lands by itself.
+Every reader that needs the chunk waits for the same flight. When no reader waits, the rest of the objects being
+read is prefetched. A *batch* of flights carries neighbouring chunks in one request; each of them *lands*, that is
+becomes readable or fails, by itself.
 """
 
 import logging
@@ -15,9 +16,9 @@ import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
-from trimsfs.fetch.copier import Transfer
-from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightBoard
-from trimsfs.fetch.loader import Loader
+from trimsfs.fetch.batches import BatchFetcher
+from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightScheduler
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span, chunks_of
@@ -28,18 +29,18 @@ from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
 
 log = logging.getLogger(__name__)
 
-RUN_LIMIT = 4
+BATCH_LIMIT = 4
 """Most chunks in one request: 32 MiB make its own cost small."""
 MAX_REQUESTS = 32
 MOST_LOSSES = 8
-"""How often a read begins anew, as bytes that had come were lost or found wrong while it waited for others."""
+"""How often a read begins anew because bytes were lost or found wrong while it waited for others."""
 REQUEST_MEMORY = 2 << 20
 """Bytes that a request takes in the process that makes it: its buffer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStatistics:
-    """Counts since the server started, and what is under way now; ``rate`` is in bytes a second, of late."""
+    """Counts since the server started, and requests under way now; ``rate`` is the recent one, in bytes a second."""
 
     fetched_bytes: int
     fetched_chunks: int
@@ -53,16 +54,16 @@ class FetchStatistics:
 
 
 class Fetcher:
-    """Makes bytes of blobs readable. *transfer* moves them; *completed* hears of each blob that is whole.
+    """Makes bytes of blobs readable. *copier* moves them; *completed* is called with each blob that is whole.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
-    started runs; prefetched ones start within the adaptive limit, demanded ones within its maximum. No more than half
-    of the memory holds chunks on their way that have no room on disk, and the rest such chunks that have landed.
+    started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Of the memory
+    limit, half is for chunks in flight that have no room on disk, and half for such chunks that have landed.
     """
 
     def __init__(
         self,
-        transfer: Transfer,
+        copier: Copier,
         disk: DiskTier,
         retrying: Retrying,
         speed: StoreSpeed,
@@ -77,10 +78,10 @@ class Fetcher:
         self._throughput = speed.throughput
         self._retry_deadline_s = retrying.deadline_s
         self._completed = completed
-        self._board = FlightBoard(run_limit=RUN_LIMIT if streaming else 1)
+        self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // CHUNK_SIZE // 2))
-        self._loader = Loader(
-            transfer,
+        self._batches = BatchFetcher(
+            copier,
             disk,
             retrying,
             uncached=self._uncached,
@@ -100,10 +101,10 @@ class Fetcher:
             fetched_bytes=self._fetched_bytes,
             fetched_chunks=self._fetched,
             failed_chunks=self._failed,
-            verified_chunks=self._loader.verified,
+            verified_chunks=self._batches.verified,
             uncached_chunks=self._uncached.count,
             in_flight=self._under_way,
-            waiting=self._board.waiting,
+            waiting=self._scheduler.waiting,
             request_limit=self._limit.limit,
             rate=self._throughput.rate,
         )
@@ -113,7 +114,7 @@ class Fetcher:
         try:
             await self._background.run(task_status)
         finally:
-            for waiting in self._board.impatient(math.inf):
+            for waiting in self._scheduler.impatient(math.inf):
                 waiting.error = _stopping(waiting.blob)
                 self._land(waiting)
 
@@ -147,7 +148,7 @@ class Fetcher:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
         await self._check_running(blob)
         chunks = chunks_of(start, stop)
-        prefetch = self._board.prefetch(blob)
+        prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
@@ -171,20 +172,20 @@ class Fetcher:
         return blob.view(low, high)
 
     def hold(self, blob: Blob) -> None:
-        """The blob is open: once bytes of it are asked for, prefetch the rest."""
-        self._board.hold(blob)
+        """The blob is open: once a reader wants bytes of it, prefetch the rest."""
+        self._scheduler.hold(blob)
 
     def unhold(self, blob: Blob) -> None:
         """The opposite of `hold`: after the last one, what has not been started is not fetched."""
-        self._board.unhold(blob)
+        self._scheduler.unhold(blob)
 
     async def fetch_all(self, blob: Blob) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
         blob.health.check()
         if blob.complete:
             return
-        await trio.lowlevel.checkpoint_if_cancelled()  # who was cancelled while the blob was brought starts nothing
-        prefetch = self._board.hold(blob)
+        await trio.lowlevel.checkpoint_if_cancelled()  # one that was cancelled meanwhile starts nothing
+        prefetch = self._scheduler.hold(blob)
         prefetch.wanted += 1
         prefetch.error = None
         prefetch.demand(-1)
@@ -197,59 +198,59 @@ class Fetcher:
                 if prefetch.error is not None:
                     raise prefetch.error.with_traceback(None)
                 await self._check_running(blob)
-                if prefetch.left == 0 and not self._board.flying(blob):
+                if prefetch.left == 0 and not self._scheduler.flying(blob):
                     prefetch.demand(-1)
                     self._pump()
                 await prefetch.changed()
         finally:
             prefetch.wanted -= 1
-            self._board.unhold(blob)
+            self._scheduler.unhold(blob)
 
-    async def fetch_again(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
-        """Get a chunk from the store, whatever is here of it, into the file of a descriptor, from its beginning.
+    async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
+        """Get a chunk from the store, even if it is here, into the file of a descriptor, from its beginning.
 
         Raises as `read` does, and OSError.
         """
-        record = await self._loader.fetch_into(blob, chunk, descriptor)
+        record = await self._batches.fetch_into(blob, chunk, descriptor)
         self._came(record.length)
         return record
 
     async def _check_running(self, blob: Blob) -> None:
-        """Raises StoreUnavailableError for who is not cancelled while the server stops: nobody would carry flights."""
+        """Raises StoreUnavailableError while the server stops, unless the caller is cancelled: no flight starts."""
         if not self._background.running:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise _stopping(blob)
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
-        """The flight of a chunk, queued as wanted by somebody; done already if its bytes are kept in memory."""
+        """The flight of a chunk that a reader waits for; landed already if its bytes are kept in memory."""
         kept = self._uncached.get(blob, chunk)
         if kept is not None:
             flight = Flight(blob, chunk, demanded=True)
             flight.data = kept
             flight.done.set()
             return flight
-        flight, new = self._board.demand(blob, chunk)
+        flight, new = self._scheduler.demand(blob, chunk)
         blob.users += new
         return flight
 
     def _pump(self) -> None:
         """Start flights while there is room for them; called whenever there is more work or more room."""
         while self._background.running:
-            run = self._board.next_demanded(self._limit.maximum - self._under_way)
-            if not run:
-                run = self._board.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
-                if not run:
+            batch = self._scheduler.next_demanded(self._limit.maximum - self._under_way)
+            if not batch:
+                batch = self._scheduler.next_prefetched(self._limit.limit - self._under_way, full=self._disk.full)
+                if not batch:
                     self._pump_later()
                     return
-                run[0].blob.users += len(run)
+                batch[0].blob.users += len(batch)
             if self._under_way == 0:
                 self._throughput.busy()
             self._under_way += 1
-            self._background.start(self._fly, run)
+            self._background.start(self._fly, batch)
 
     def _pump_later(self) -> None:
-        """Look again when those that had a head start have had it."""
-        if self._board.waiting_for_head_start and not self._pump_is_due:
+        """Look again when the head start of demanded first bytes is over."""
+        if self._scheduler.head_start and not self._pump_is_due:
             self._pump_is_due = True
             self._background.start(self._pump_after_head_start)
 
@@ -260,17 +261,17 @@ class Fetcher:
 
     # What a flight does
 
-    async def _fly(self, run: Sequence[Flight]) -> None:
-        blob = run[0].blob
+    async def _fly(self, batch: Sequence[Flight]) -> None:
+        blob = batch[0].blob
         try:
-            requests: list[Sequence[Flight]] = []
-            with self._failing(run):
-                requests = await self._loader.unchecked(run)
-            for flights in requests:
+            missing: list[Sequence[Flight]] = []
+            with self._failing(batch):
+                missing = await self._batches.missing(batch)
+            for flights in missing:
                 with self._failing(flights):
-                    await self._loader.fetch(flights)
+                    await self._batches.fetch(flights)
         finally:
-            for flight in run:
+            for flight in batch:
                 if not flight.done.is_set():
                     flight.error = _stopping(blob)
                     self._land(flight)
@@ -280,17 +281,17 @@ class Fetcher:
             self._pump()
 
     @contextmanager
-    def _failing(self, run: Sequence[Flight]) -> Iterator[None]:
-        """What goes wrong in the block is told to those who wait for the run."""
-        key = run[0].blob.generation.key
+    def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
+        """An error in the block fails the flights of the batch, and so the reads that wait for them."""
+        key = batch[0].blob.generation.key
         try:
             yield
         except StoreError as error:
-            log.error("%s: chunk %d: %s", key, run[0].chunk, error)
-            self._fail(run, error)
+            log.error("%s: chunk %d not fetched: %s", key, batch[0].chunk, error)
+            self._fail(batch, error)
         except Exception:
-            log.exception("%s: chunk %d", key, run[0].chunk)
-            self._fail(run, StoreUnavailableError(f"{key}: internal error"))
+            log.exception("%s: chunk %d not fetched: internal error", key, batch[0].chunk)
+            self._fail(batch, StoreUnavailableError(f"{key}: internal error"))
 
     def _came(self, size: int) -> None:
         self._succeeded_at = trio.current_time()
@@ -298,20 +299,20 @@ class Fetcher:
         self._fetched_bytes += size
         self._fetched += 1
 
-    def _fail(self, run: Sequence[Flight], error: StoreError) -> None:
-        for flight in run:
+    def _fail(self, batch: Sequence[Flight], error: StoreError) -> None:
+        for flight in batch:
             if not flight.done.is_set():
                 self._failed += 1
                 flight.error = error
                 self._land(flight)
-        self._stop_prefetch(run[0].blob, error)
+        self._stop_prefetch(batch[0].blob, error)
         if not isinstance(error, StoreUnavailableError):
             return
-        # Whoever has queued for as long as the store has failed is not made to wait for a failure of his own.
+        # Readers that have queued for as long as the store has failed need not wait for a failure of their own.
         patience = trio.current_time() - self._retry_deadline_s
         if self._succeeded_at > patience:
-            return  # the store serves other objects: it is this one that fails
-        for waiting in self._board.impatient(patience):
+            return  # the store serves other objects: only this one fails
+        for waiting in self._scheduler.impatient(patience):
             waiting.error = error
             self._land(waiting)
 
@@ -320,14 +321,14 @@ class Fetcher:
         self._stop_prefetch(blob, _no_room(blob))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
-        prefetch = self._board.prefetch(blob)
+        prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None:
             prefetch.stop(error)
 
     def _land(self, flight: Flight) -> None:
-        """A flight has ended, well or not: nobody waits for it any more."""
+        """A flight has ended, well or not: its readers go on."""
         blob = flight.blob
-        self._board.landed(flight)
+        self._scheduler.landed(flight)
         flight.land()
         if blob.complete and self._background.running:
             self._background.start(self._completed, blob)

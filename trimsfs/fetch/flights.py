@@ -1,4 +1,4 @@
-"""What the fetcher keeps book of: chunks on their way, and blobs of which the rest is wanted."""
+"""Flights: the chunks that are being fetched or wait for it, and the order in which they start."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 
 HEAD_START_S = 0.02
-"""How long the first bytes that a reader waits for have the store for themselves."""
+"""How long the first bytes that a reader waits for have the store for themselves: no prefetch starts meanwhile."""
 
 
 class Flight:
-    """One chunk on its way. ``data`` is set when the chunk could not be kept in the blob.
+    """One chunk that is being made readable, for all readers that wait for it.
 
-    ``demanded`` tells that a reader waits for it.
+    ``demanded`` tells that there are such readers, ``data`` holds the bytes when the blob had no room for them.
     """
 
     def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
@@ -31,7 +31,7 @@ class Flight:
         self.data: memoryview | None = None
 
     def has_arrived(self, count: int) -> None:
-        """The first *count* bytes are readable, before it has landed."""
+        """The first *count* bytes are readable; the rest is still coming."""
         self._arrived, self._resizes = count, self.blob.resizes
         self._tell()
 
@@ -57,8 +57,8 @@ class Flight:
 class Prefetch:
     """The chunks of one blob still to prefetch, from the last demanded one onward and round.
 
-    ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that bytes were asked for;
-    ``wanted`` counts those that wait for all of the blob, for whom ``error`` says why it cannot be had.
+    ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that a reader wanted bytes;
+    ``wanted`` counts the callers that wait for all of the blob, for whom ``error`` says why the prefetch stopped.
     """
 
     def __init__(self, blob: Blob) -> None:
@@ -73,7 +73,7 @@ class Prefetch:
 
     @property
     def left(self) -> int:
-        """How many chunks are still to be looked at."""
+        """How many chunks have not been considered yet."""
         return self._left
 
     def next_chunk(self) -> int | None:
@@ -99,13 +99,13 @@ class Prefetch:
         self._left = len(self.blob.states)
 
     def stop(self, error: TrimsError) -> None:
-        """The rest cannot be had for now."""
+        """The rest cannot be fetched for now."""
         self.touched = False
         self.error = error
         self.tell()
 
     def tell(self) -> None:
-        """Something has changed for those who wait for all of the blob."""
+        """Something has changed for the callers that wait for all of the blob."""
         self._changed.set()
         self._changed = trio.Event()
 
@@ -113,20 +113,20 @@ class Prefetch:
         await self._changed.wait()
 
 
-class FlightBoard:
-    """Which flights there are, and which start next: demanded ones before prefetched ones.
+class FlightScheduler:
+    """Knows all flights, and decides which start next: demanded ones before prefetched ones.
 
-    A *run* is what one request carries: at most *run_limit* chunks that follow each other, fewer while requests are
-    idle. ``waiting_for_head_start`` tells that the last look found only prefetches that are held back for a moment.
+    A *batch* is what one request carries: at most *batch_limit* chunks that follow each other, fewer while requests are
+    idle. ``head_start`` tells that the last look held prefetches back so that demanded first bytes come sooner.
     Invariant: a flight is listed from its demand or start until `landed`.
     """
 
-    def __init__(self, *, run_limit: int) -> None:
-        self._run_limit = run_limit
+    def __init__(self, *, batch_limit: int) -> None:
+        self._run_limit = batch_limit
         self._flights: dict[tuple[str, int], Flight] = {}
         self._demanded: deque[Flight] = deque()
         self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
-        self.waiting_for_head_start = False
+        self.head_start = False
 
     @property
     def waiting(self) -> int:
@@ -151,7 +151,7 @@ class FlightBoard:
             prefetch.tell()
 
     def impatient(self, since: float) -> list[Flight]:
-        """Demanded flights that have not started and are queued since then or longer; no longer queued."""
+        """Take from the queue the demanded flights that have waited in it since a time or longer."""
         found = []
         while self._demanded and self._demanded[0].enqueued <= since:
             found.append(self._demanded.popleft())
@@ -185,18 +185,21 @@ class FlightBoard:
     # What starts next
 
     def next_demanded(self, idle: int) -> list[Flight]:
-        """A run of demanded flights, while *idle* requests may start."""
+        """A batch of demanded flights, while *idle* requests may start."""
         if not self._demanded or idle <= 0:
             return []
-        run = [self._demanded.popleft()]
+        batch = [self._demanded.popleft()]
         most = self._share(len(self._demanded) + 1, idle)
-        while len(run) < most and self._demanded and _follows(run[-1], self._demanded[0].blob, self._demanded[0].chunk):
-            run.append(self._demanded.popleft())
-        return run
+        while len(batch) < most and self._demanded:
+            following = self._demanded[0]
+            if not _follows(batch[-1], following.blob, following.chunk):
+                break
+            batch.append(self._demanded.popleft())
+        return batch
 
     def next_prefetched(self, idle: int, *, full: Callable[[Generation], bool]) -> list[Flight]:
-        """A run of prefetched flights, while *idle* requests may start. *full* tells where the disk has no room."""
-        self.waiting_for_head_start = False
+        """A batch of prefetched flights, while *idle* requests may start. *full* tells where the disk has no room."""
+        self.head_start = False
         if idle <= 0:
             return []
         for prefetch in sorted(self._prefetches.values(), key=lambda prefetch: not prefetch.wanted):
@@ -207,16 +210,16 @@ class FlightBoard:
             ):
                 continue
             if self._first_is_demanded(prefetch):
-                self.waiting_for_head_start = True
+                self.head_start = True
                 continue
-            run = self._take(prefetch, self._share(prefetch.left, idle))
-            if run:
+            batch = self._take(prefetch, self._share(prefetch.left, idle))
+            if batch:
                 self._prefetches.move_to_end(prefetch.blob.token)
-                return run
+                return batch
         return []
 
     def _first_is_demanded(self, prefetch: Prefetch) -> bool:
-        """Whether a reader has begun to wait for its first bytes of a blob: they get the way here for themselves."""
+        """Whether a reader has just begun to wait for the first bytes of a blob: they have a head start."""
         blob = prefetch.blob
         if blob.verified_bytes or prefetch.wanted:
             return False
@@ -232,18 +235,18 @@ class FlightBoard:
     def _take(self, prefetch: Prefetch, most: int) -> list[Flight]:
         """Flights for the next chunks of a blob that come in one request."""
         blob = prefetch.blob
-        run: list[Flight] = []
-        while len(run) < most and (chunk := prefetch.next_chunk()) is not None:
+        batch: list[Flight] = []
+        while len(batch) < most and (chunk := prefetch.next_chunk()) is not None:
             if (blob.token, chunk) in self._flights:
-                if run:
+                if batch:
                     break
                 continue
-            if run and not _follows(run[-1], blob, chunk):
+            if batch and not _follows(batch[-1], blob, chunk):
                 prefetch.put_back()
                 break
             flight = self._flights[blob.token, chunk] = Flight(blob, chunk, demanded=False)
-            run.append(flight)
-        return run
+            batch.append(flight)
+        return batch
 
 
 def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:

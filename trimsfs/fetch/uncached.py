@@ -1,11 +1,11 @@
-"""Chunks without room on disk: the few that were read last, in memory."""
+"""Uncached chunks: those that have no room on disk, of which the few last read are kept in memory."""
 
 import mmap
 import os
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 import trio
+from cachetools import LRUCache
 
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.ranges import chunk_length
@@ -13,21 +13,17 @@ from trimsfs.tiers.blob import Blob
 
 
 class UncachedChunks:
-    """At most *limit* chunks that have come, and as many that are on their way."""
+    """At most *limit* chunks that have come, and as many that are being fetched."""
 
     def __init__(self, *, limit: int) -> None:
-        self._limit = limit
         self._slots = trio.Semaphore(limit)
-        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self._kept: LRUCache[tuple[str, int], memoryview] = LRUCache(limit)
         self.count = 0
         """Chunks that have come since the server started."""
 
     def get(self, blob: Blob, chunk: int) -> memoryview | None:
         """The bytes of a chunk, if they are kept."""
-        data = self._kept.get((blob.token, chunk))
-        if data is not None:
-            self._kept.move_to_end((blob.token, chunk))
-        return data
+        return self._kept.get((blob.token, chunk))
 
     def forget(self, blob: Blob) -> None:
         """Drop what is kept of a blob: there may be room for it on the disk by now."""
@@ -37,7 +33,7 @@ class UncachedChunks:
     async def fetch(self, blob: Blob, chunk: int, fill: Callable[[int], Awaitable[None]]) -> memoryview:
         """The bytes of a chunk, which *fill* writes to the file of a descriptor, from its beginning.
 
-        Raises StoreUnavailableError for want of memory.
+        Raises StoreUnavailableError when there is no memory for it.
         """
         length = chunk_length(chunk, blob.generation.size)
         async with self._slots:
@@ -54,6 +50,4 @@ class UncachedChunks:
                 raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
         self.count += 1
         self._kept[blob.token, chunk] = data
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
         return data

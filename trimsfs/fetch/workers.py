@@ -1,7 +1,7 @@
-"""Processes that move bytes for the server, so that its event loop has a core and the GIL to itself.
+"""Fetch processes move bytes for the server, so that its event loop has a core and the GIL to itself.
 
-Each runs a ``Copier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
-with the job. One that dies fails its jobs, which are tried again elsewhere, and is replaced.
+Each runs a ``ThreadCopier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
+with the job. When one dies, its jobs fail and are retried in the others, and it is replaced.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import trio
 from trimsfs import errors
 from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pair
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
+from trimsfs.fetch.copier import Arrived, Extent, Landed, ThreadCopier
 from trimsfs.stores.digests import Algorithm
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
@@ -42,7 +42,9 @@ class Spawner:
     *mountpoint* is what ``ps`` shows that they work for.
     """
 
-    def __init__(self, make_copier: Callable[[], Copier], *, mountpoint: Path, not_for_it: Iterable[int] = ()) -> None:
+    def __init__(
+        self, make_copier: Callable[[], ThreadCopier], *, mountpoint: Path, not_for_it: Iterable[int] = ()
+    ) -> None:
         ours, theirs = pair()
         if os.fork() == 0:
             ours.close()
@@ -65,8 +67,8 @@ class Spawner:
         return ours
 
 
-def _spawn(orders: socket.socket, make_copier: Callable[[], Copier], mountpoint: Path) -> NoReturn:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mountpoint: Path) -> NoReturn:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are not waited for
     while True:
         data, descriptors, _, _ = socket.recv_fds(orders, 16, 1)
         if not data:
@@ -75,7 +77,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], Copier], mountpoint:
             try:
                 child = os.fork()
             except OSError:
-                continue  # no room for a process now: who ordered it finds the socket closed
+                continue  # the server finds the socket closed
             if child == 0:
                 orders.close()
                 status = 1
@@ -85,18 +87,18 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], Copier], mountpoint:
                     trio.run(_work, end, make_copier)
                     status = 0
                 finally:
-                    os._exit(status)  # not waiting for threads that wait for a store
+                    os._exit(status)  # without waiting for threads that wait for a store
 
 
 def _stand_back() -> None:
-    """Take a core only when neither the server nor the programs that use models want it."""
+    """Give way to the server and to the programs that use models."""
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
-async def _work(end: socket.socket, make_copier: Callable[[], Copier]) -> None:
+async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
     """Do jobs until the server is gone."""
     channel, copier = Channel(end), make_copier()
     async with trio.open_nursery() as nursery:
@@ -108,7 +110,7 @@ async def _work(end: socket.socket, make_copier: Callable[[], Copier]) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def _do(copier: Copier, job: Message, descriptor: int, channel: Channel) -> None:
+async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Channel) -> None:
     number = job["id"]
 
     def landed(record: ChunkRecord) -> None:
@@ -128,11 +130,13 @@ async def _do(copier: Copier, job: Message, descriptor: int, channel: Channel) -
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
         os.close(descriptor)
-    with contextlib.suppress(ChannelClosedError):  # whoever receives here hears of it as well
+    with contextlib.suppress(ChannelClosedError):  # the receiving task notices it as well
         channel.post({"id": number, **answer})
 
 
-async def _perform(copier: Copier, job: Message, descriptor: int, landed: Landed, arrived: Arrived) -> str | int | None:
+async def _perform(
+    copier: ThreadCopier, job: Message, descriptor: int, landed: Landed, arrived: Arrived
+) -> str | int | None:
     start, stop = job["start"], job["stop"]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
@@ -164,7 +168,7 @@ class _Worker:
 
 
 class WorkerPool:
-    """*count* workers; a ``Transfer``."""
+    """A `Copier` that has *count* fetch processes do the work."""
 
     def __init__(self, spawner: Spawner, *, count: int) -> None:
         self._spawner = spawner
@@ -174,14 +178,14 @@ class WorkerPool:
         self.replaced = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear the workers' answers, for as long as the server runs."""
+        """Receive the answers of the fetch processes, for as long as the server runs."""
         try:
             async with trio.open_nursery() as nursery:
                 for slot in range(len(self._workers)):
                     nursery.start_soon(self._attend, slot)
                 task_status.started()
         finally:
-            # Nobody hears the workers any more, and some of those who wait for them cannot be cancelled.
+            # No answer is received any more, and some callers that wait for one cannot be cancelled.
             self._stopped = True
             for worker in self._workers:
                 _fail_all(worker)
@@ -213,7 +217,7 @@ class WorkerPool:
         await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())
 
     async def _give(self, message: Message, descriptor: int, job: _Job) -> Any:
-        """Have the worker with the least to do do a job; what it gives. Raises OSError and StoreError."""
+        """Give a job to the process with the fewest; its result. Raises OSError and StoreError."""
         if self._stopped:
             raise _lost()
         worker = min(self._workers, key=lambda worker: len(worker.jobs))
@@ -241,7 +245,7 @@ class WorkerPool:
                     answer, _ = await worker.channel.receive()
                     job = worker.jobs.get(answer["id"])
                     if job is None:
-                        continue  # its giver has been cancelled
+                        continue  # its caller was cancelled
                     if "landed" in answer:
                         assert job.landed is not None
                         job.landed(ChunkRecord(**answer["landed"]))
@@ -251,23 +255,23 @@ class WorkerPool:
                     else:
                         job.answer = answer
                         job.done.set()
-            log.error("a fetch process has ended: starting another")
+            log.error("fetch process died: starting another")
             self.replaced += 1
             worker.channel.close()
             try:
                 self._workers[slot] = _Worker(self._spawner.spawn())
             except OSError as error:
-                log.error("no fetch process can be started: %s", error)
+                log.error("fetch process not started: %s", error)
             _fail_all(worker)
             await trio.sleep(REPLACE_AFTER_S)
 
 
 def _fail_all(worker: _Worker) -> None:
-    """Tell those who wait for a worker that it will not answer."""
+    """Fail the jobs of a process that will not answer."""
     for job in worker.jobs.values():
         job.answer = {"error": TransientStoreError.__name__, "text": str(_lost())}
         job.done.set()
 
 
 def _lost() -> TransientStoreError:
-    return TransientStoreError("the process that fetched it has ended")
+    return TransientStoreError("the fetch process died")

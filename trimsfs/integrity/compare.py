@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, SignatureError, StoreError, TrimsError
-from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.copier import Copier
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.stores.digests import Digest, crc32c_of
@@ -64,10 +64,10 @@ class Comparer:
     """Compares blobs of a disk tier with digests. ``compared`` and ``differing`` count copies."""
 
     def __init__(
-        self, disk: DiskTier, transfer: Transfer, retrying: Retrying, repair: Repair, quarantine: Quarantine
+        self, disk: DiskTier, copier: Copier, retrying: Retrying, repair: Repair, quarantine: Quarantine
     ) -> None:
         self._disk = disk
-        self._transfer = transfer
+        self._copier = copier
         self._retrying = retrying
         self._repair = repair
         self._quarantine = quarantine
@@ -122,7 +122,7 @@ class Comparer:
             for part_size in part_sizes:
                 found = await self._retrying.call(
                     blob.generation.key,
-                    lambda part_size=part_size: self._transfer.digest(  # type: ignore[misc]
+                    lambda part_size=part_size: self._copier.digest(  # type: ignore[misc]
                         descriptor, size, expected.algorithm, part_size
                     ),
                 )

@@ -22,7 +22,7 @@ from trimsfs.errors import (
     StoreError,
     TrimsError,
 )
-from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import MOST_ATTEMPTS, Comparer
 from trimsfs.integrity.quarantine import Quarantine
@@ -71,7 +71,7 @@ class Integrity:
         self,
         disk: DiskTier,
         fetcher: Fetcher,
-        transfer: Transfer,
+        copier: Copier,
         retrying: Retrying,
         passthrough: Passthrough,
         options: MountOptions,
@@ -86,13 +86,13 @@ class Integrity:
         self.repair = Repair(
             disk,
             fetcher,
-            transfer,
+            copier,
             retrying,
             self.quarantine,
             unregister=passthrough.unregister,
             repaired=repaired,
         )
-        self.comparer = Comparer(disk, transfer, retrying, self.repair, self.quarantine)
+        self.comparer = Comparer(disk, copier, retrying, self.repair, self.quarantine)
         self.scrubber = Scrubber(
             disk,
             self.repair,

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, StoreError, TrimsError
-from trimsfs.fetch.copier import Transfer
+from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.ranges import chunk_length, chunk_span
@@ -48,7 +48,7 @@ class Repair:
         self,
         disk: DiskTier,
         fetcher: Fetcher,
-        transfer: Transfer,
+        copier: Copier,
         retrying: Retrying,
         quarantine: Quarantine,
         *,
@@ -57,7 +57,7 @@ class Repair:
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
-        self._transfer = transfer
+        self._copier = copier
         self._retrying = retrying
         self._quarantine = quarantine
         self._unregister = unregister
@@ -94,7 +94,7 @@ class Repair:
         """
         descriptor = os.memfd_create("trimsfs-repair")
         try:
-            record = await self._fetcher.fetch_again(blob, chunk, descriptor)
+            record = await self._fetcher.refetch(blob, chunk, descriptor)
             if not damaged and record.crc == blob.crc(chunk):
                 return False
             if record.crc != blob.crc(chunk):
@@ -165,7 +165,7 @@ class Repair:
         try:
             return await self._retrying.call(
                 blob.generation.key,
-                lambda: self._transfer.checksum(descriptor, *chunk_span(chunk, blob.generation.size)),
+                lambda: self._copier.checksum(descriptor, *chunk_span(chunk, blob.generation.size)),
             )
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)

@@ -27,7 +27,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.exit_codes import exit_code
-from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.fetcher import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
@@ -169,10 +169,10 @@ def _step_forward() -> None:
             Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
 
 
-def _make_copier(options: MountOptions, store: Store) -> Copier:
+def _make_copier(options: MountOptions, store: Store) -> ThreadCopier:
     """What a fetch process works with: the server's own store, where it can be shared."""
     requests = max_requests(options.memory_limit)
-    return Copier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
+    return ThreadCopier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
 
 
 def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:

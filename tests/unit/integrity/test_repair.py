@@ -119,10 +119,10 @@ async def test_scrubbing_outlasts_fetch_processes_that_end(
         server.release(await opened(server))
 
         async def ended(*_: object) -> int:
-            raise TransientStoreError("the process that fetched it has ended")
+            raise TransientStoreError("the fetch process died")
 
         with monkeypatch.context() as context:
-            context.setattr(server.integrity.comparer._transfer, "checksum", ended)
+            context.setattr(server.integrity.comparer._copier, "checksum", ended)
             await trio.sleep(0.5)
         before = server.integrity.statistics().scrubbed_bytes
         await until(lambda: server.integrity.statistics().scrubbed_bytes > before)

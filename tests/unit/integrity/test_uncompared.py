@@ -54,9 +54,9 @@ async def test_nothing_is_given_uncompared_while_no_digest_can_be_computed(
     async with serving(digests="wait") as server:
 
         async def ended(*_: object) -> bytes:
-            raise TransientStoreError("the process that fetched it has ended")
+            raise TransientStoreError("the fetch process died")
 
-        monkeypatch.setattr(server.integrity.comparer._transfer, "digest", ended)
+        monkeypatch.setattr(server.integrity.comparer._copier, "digest", ended)
         try:
             found = await server.content("a")
         except TrimsError:

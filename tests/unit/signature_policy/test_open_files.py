@@ -57,13 +57,13 @@ async def test_a_second_reader_does_not_get_what_is_being_compared_for_the_first
         assert not blob.complete
         store.contents["signed/params", store.generation("signed/params").etag] = b"evil" + files["params"][4:]
         await trio.sleep(1.1)  # room is looked for again
-        found, real = [], server.integrity.comparer._transfer.digest
+        found, real = [], server.integrity.comparer._copier.digest
 
         async def slow(*arguments: object) -> object:
             await trio.sleep(0.3)  # a large file
             return await real(*arguments)  # type: ignore[arg-type]
 
-        server.integrity.comparer._transfer.digest = slow  # type: ignore[method-assign, assignment]
+        server.integrity.comparer._copier.digest = slow  # type: ignore[method-assign, assignment]
 
         async def read() -> None:
             with suppress(TrimsError):

@@ -165,14 +165,14 @@ async def test_a_program_with_a_timer_comes_to_open_what_has_to_be_compared(
         await server.command("warm-host", "other")
     store.put("other/model.sig", sign(KEY, files))
     async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
-        real, begun = server.integrity.comparer._transfer.digest, []
+        real, begun = server.integrity.comparer._copier.digest, []
 
         async def slow(*arguments: object) -> object:
             begun.append(True)
             await trio.sleep(0.3)  # a large file
             return await real(*arguments)  # type: ignore[arg-type]
 
-        server.integrity.comparer._transfer.digest = slow  # type: ignore[method-assign, assignment]
+        server.integrity.comparer._copier.digest = slow  # type: ignore[method-assign, assignment]
         for _ in range(15):  # the kernel's EINTR: the program opens it again
             signal = Signal()
             async with trio.open_nursery() as nursery:

@@ -31,13 +31,13 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.fetch.fetcher import RUN_LIMIT
+from trimsfs.fetch.fetcher import BATCH_LIMIT
 from trimsfs.tiers.blob import Blob, ChunkState
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
 
 
-def runs(store: MemoryStore, chunk_size: int, key: str | None = None) -> list[range]:
+def batches(store: MemoryStore, chunk_size: int, key: str | None = None) -> list[range]:
     """The chunks of each request so far."""
     return [
         range(request.offset // chunk_size, -(-(request.offset + request.length) // chunk_size))
@@ -54,7 +54,7 @@ async def read_all(bench: Bench, blob: Blob, chunk_size: int) -> bytes:
     return content
 
 
-async def fetch_run(bench: Bench, blob: Blob, errors: list[Exception]) -> None:
+async def fetch_batch(bench: Bench, blob: Blob, errors: list[Exception]) -> None:
     """Fetch all of a blob; an error is added to *errors*."""
     try:
         await bench.fetcher.fetch_all(blob)
@@ -71,10 +71,10 @@ async def test_one_request_brings_several_chunks(streaming: Workshop, chunk_size
     blob = await bench.acquire("a")
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
-    found = runs(bench.store, chunk_size)
-    assert sorted(chunk for run in found for chunk in run) == list(range(41))
-    assert max(len(run) for run in found) == RUN_LIMIT
-    assert len(found) <= 41 // RUN_LIMIT + 3
+    found = batches(bench.store, chunk_size)
+    assert sorted(chunk for batch in found for chunk in batch) == list(range(41))
+    assert max(len(batch) for batch in found) == BATCH_LIMIT
+    assert len(found) <= 41 // BATCH_LIMIT + 3
     assert bench.fetcher.statistics().fetched_chunks == 41
     assert bench.tier.statistics().used_bytes == len(content) == await recorded_bytes(bench.tier)
 
@@ -85,7 +85,7 @@ async def test_a_store_that_tells_at_the_end_is_asked_for_one_chunk_at_a_time(
     workshop.put("a", 10)
     bench = await workshop.bench(requests=1)
     await bench.fetcher.fetch_all(await bench.acquire("a"))
-    assert {len(run) for run in runs(bench.store, chunk_size)} == {1}
+    assert {len(batch) for batch in batches(bench.store, chunk_size)} == {1}
 
 
 async def test_requests_that_may_start_share_what_there_is(streaming: Workshop, chunk_size: int) -> None:
@@ -93,7 +93,7 @@ async def test_requests_that_may_start_share_what_there_is(streaming: Workshop, 
     streaming.put("a", 8)
     bench = await streaming.bench(requests=8)
     await bench.fetcher.fetch_all(await bench.acquire("a"))
-    assert {len(run) for run in runs(bench.store, chunk_size)} == {1}
+    assert {len(batch) for batch in batches(bench.store, chunk_size)} == {1}
 
 
 async def test_readers_of_neighbouring_chunks_share_a_request(streaming: Workshop, chunk_size: int) -> None:
@@ -113,7 +113,7 @@ async def test_readers_of_neighbouring_chunks_share_a_request(streaming: Worksho
             nursery.start_soon(read, chunk)
             await wait_all_tasks_blocked()
         gate.set()
-    assert runs(bench.store, chunk_size) == [range(19, 20), range(3, 6), range(9, 11), range(1, 2)]
+    assert batches(bench.store, chunk_size) == [range(19, 20), range(3, 6), range(9, 11), range(1, 2)]
 
 
 async def test_a_read_of_all_is_exact(streaming: Workshop) -> None:
@@ -132,7 +132,7 @@ async def test_chunks_of_two_objects_never_share_a_request(streaming: Workshop, 
             nursery.start_soon(bench.fetcher.fetch_all, blob)
     for key, content in contents.items():
         assert blobs[key].view(0, len(content)) == content
-        assert sorted(chunk for run in runs(bench.store, chunk_size, key) for chunk in run) == list(range(12))
+        assert sorted(chunk for batch in batches(bench.store, chunk_size, key) for chunk in batch) == list(range(12))
 
 
 # Each chunk lands by itself
@@ -150,7 +150,7 @@ async def test_each_chunk_of_a_run_is_readable_as_soon_as_it_is_here(streaming: 
         assert bench.tier.statistics().used_bytes == 4 * chunk_size  # reserved
         gate.set()
     assert blob.complete
-    assert runs(bench.store, chunk_size) == [range(4)]
+    assert batches(bench.store, chunk_size) == [range(4)]
 
 
 async def test_a_reader_joins_a_chunk_of_a_run_under_way(streaming: Workshop, chunk_size: int) -> None:
@@ -171,7 +171,7 @@ async def test_a_reader_joins_a_chunk_of_a_run_under_way(streaming: Workshop, ch
         assert got == []
         gate.set()
     assert got == [content[3 * chunk_size : 3 * chunk_size + 50]]
-    assert len(runs(bench.store, chunk_size)) == 1
+    assert len(batches(bench.store, chunk_size)) == 1
 
 
 async def test_a_reader_gets_its_bytes_before_their_chunk_is_whole(
@@ -211,7 +211,7 @@ async def test_bytes_that_came_before_a_request_broke_are_right_and_come_again(
     assert await bench.read(blob, 0, 100) == content[:100]
     assert await bench.read(blob, 0, chunk_size) == content
     assert await bench.read(blob, chunk_size - 10, chunk_size) == content[-10:]
-    assert runs(bench.store, chunk_size) == [range(1)] * 3
+    assert batches(bench.store, chunk_size) == [range(1)] * 3
 
 
 async def test_the_first_reader_has_the_store_for_himself_for_a_moment(streaming: Workshop, chunk_size: int) -> None:
@@ -224,7 +224,7 @@ async def test_the_first_reader_has_the_store_for_himself_for_a_moment(streaming
         nursery.start_soon(bench.read, blob, 5 * chunk_size, 5 * chunk_size + 1)
         await bench.store.arrived(1)
         await wait_all_tasks_blocked()
-        assert runs(bench.store, chunk_size) == [range(5, 6)]
+        assert batches(bench.store, chunk_size) == [range(5, 6)]
         # But no longer than that: a store that is slow to answer is asked for the rest.
         with trio.fail_after(5):
             await bench.store.arrived(8)
@@ -249,7 +249,7 @@ async def test_a_request_that_breaks_is_resumed_at_the_first_chunk_that_has_not_
     bench.store.fail(TransientStoreError("reset"), offset=2 * chunk_size, after=chunk_size)
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
-    assert runs(bench.store, chunk_size) == [range(4), range(2, 4), range(2, 4), range(3, 4)]
+    assert batches(bench.store, chunk_size) == [range(4), range(2, 4), range(2, 4), range(3, 4)]
     statistics = bench.fetcher.statistics()
     assert (statistics.fetched_chunks, statistics.fetched_bytes, statistics.failed_chunks) == (4, 4 * chunk_size, 0)
     assert bench.tier.statistics().used_bytes == 4 * chunk_size == await recorded_bytes(bench.tier)
@@ -293,7 +293,7 @@ async def test_readers_of_a_run_that_fails_all_hear_of_it(streaming: Workshop, c
                 nursery.start_soon(failure, bench, blob, start, start + 5, errors)
             await wait_all_tasks_blocked()
         gate.set()
-    assert runs(bench.store, chunk_size) == [range(7, 8), range(4)]
+    assert batches(bench.store, chunk_size) == [range(7, 8), range(4)]
     assert errors == [error] * 2
 
 
@@ -307,7 +307,7 @@ async def test_an_object_replaced_between_two_requests_of_a_run_is_never_mixed(
     bench.store.fail(TransientStoreError("reset"), after=2 * chunk_size + 1)
     errors: list[Exception] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(fetch_run, bench, blob, errors)
+        nursery.start_soon(fetch_batch, bench, blob, errors)
         await until(lambda: states(blob)[1] == VERIFIED)
         bench.store.put("a", content_of("other", 4 * chunk_size))
     assert [type(error) for error in errors] == [ObjectChangedError]
@@ -325,7 +325,7 @@ async def test_a_version_learned_by_one_run_is_asked_for_by_the_next(streaming: 
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
     assert [request.version_id for request in bench.store.requests[:3]] == [None, "v1", None]
-    assert all(len(run) <= RUN_LIMIT for run in runs(bench.store, chunk_size))
+    assert all(len(batch) <= BATCH_LIMIT for batch in batches(bench.store, chunk_size))
 
 
 async def test_who_waits_for_a_run_when_the_server_stops_gets_an_error(streaming: Workshop, chunk_size: int) -> None:
@@ -383,7 +383,7 @@ async def test_no_request_crosses_chunks_that_are_here(streaming: Workshop, chun
     assert states(blob)[7:9] == [UNVERIFIED, VERIFIED]
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
-    assert runs(bench.store, chunk_size) == [range(2), range(4, 7), range(9, 12), range(13, 16)]
+    assert batches(bench.store, chunk_size) == [range(2), range(4, 7), range(9, 12), range(13, 16)]
     assert bench.fetcher.statistics().verified_chunks == len(here)
 
 
@@ -397,7 +397,11 @@ async def test_a_damaged_chunk_is_fetched_by_itself(streaming: Workshop, chunk_s
     blob = await bench.acquire("a")
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
-    assert sorted(runs(bench.store, chunk_size), key=lambda run: run[0]) == [range(1, 2), range(2, 3), range(6, 7)]
+    assert sorted(batches(bench.store, chunk_size), key=lambda batch: batch[0]) == [
+        range(1, 2),
+        range(2, 3),
+        range(6, 7),
+    ]
 
 
 async def test_a_damaged_chunk_that_cannot_be_fetched_costs_no_reader_of_the_others(
@@ -426,7 +430,7 @@ async def test_a_damaged_chunk_that_cannot_be_fetched_costs_no_reader_of_the_oth
             got.append(chunk)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.read, other, 0, 1)  # takes the only place, so that the others make a run
+        nursery.start_soon(bench.read, other, 0, 1)  # takes the only place, so that the others make a batch
         await bench.store.arrived(1)
         for chunk in range(4):
             nursery.start_soon(read, chunk)
@@ -455,7 +459,7 @@ async def test_an_object_larger_than_the_cache_is_read_exactly(
     await until(bench.idle)
     used = bench.tier.statistics().used_bytes
     assert used == await recorded_bytes(bench.tier) <= budget * chunk_size
-    assert used > (budget - RUN_LIMIT) * chunk_size  # less room than for a run may be left unused
+    assert used > (budget - BATCH_LIMIT) * chunk_size  # less room than for a batch may be left unused
     assert blob.users == 1
 
 
@@ -480,7 +484,7 @@ async def test_readers_of_a_run_without_room_are_served_from_memory_and_others_n
     assert bench.tier.statistics().used_bytes == 0
 
 
-async def test_other_models_make_room_for_a_run(streaming: Workshop, chunk_size: int) -> None:
+async def test_other_models_make_room_for_a_batch(streaming: Workshop, chunk_size: int) -> None:
     content = streaming.put("a", 8)
     bench = await streaming.bench(requests=1, budget=8)
     for number in range(8):
@@ -522,7 +526,7 @@ async def test_a_write_that_fails_within_a_run_is_tried_again_for_what_is_left(
     break_writes(monkeypatch, errno.ENOSPC, begin=2 * chunk_size, times=1)
     await bench.fetcher.fetch_all(blob)
     assert blob.view(0, len(content)) == content
-    assert runs(bench.store, chunk_size) == [range(4), range(2, 4)]
+    assert batches(bench.store, chunk_size) == [range(4), range(2, 4)]
     assert bench.tier.statistics().evictions == 1
     assert bench.tier.statistics().used_bytes == 4 * chunk_size == await recorded_bytes(bench.tier)
 
@@ -540,8 +544,8 @@ async def test_a_disk_that_stays_full_costs_other_models_once(
     blob = await bench.acquire("a")
     break_writes(monkeypatch, errno.ENOSPC)
     assert await read_all(bench, blob, chunk_size) == content
-    # Room for a run and the headroom of four, at most.
-    assert bench.tier.statistics().evictions <= RUN_LIMIT + 4
+    # Room for a batch and the headroom of four, at most.
+    assert bench.tier.statistics().evictions <= BATCH_LIMIT + 4
 
 
 # It ends, one way or the other

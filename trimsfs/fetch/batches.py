@@ -1,4 +1,4 @@
-"""Loading: the chunks of a run made readable, from what is here or from the store, into the blob if there is room."""
+"""Batches: chunks that follow each other are checked if they are here, else fetched in one request."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import trio
 
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
-from trimsfs.fetch.copier import Arrived, Extent, Landed, Transfer
+from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.flights import Flight
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.ranges import chunk_span
@@ -20,16 +20,17 @@ from trimsfs.types import CHUNK_SIZE, ChunkRecord
 log = logging.getLogger(__name__)
 
 
-class Loader:
-    """Moves what flights carry. *landed* hears of each flight that has ended well, *came* of bytes from the store.
+class BatchFetcher:
+    """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
-    *refused* hears of a blob for which there is no room on disk: its flights that nobody has demanded end without
-    bytes, those of the others are kept in memory.
+    *landed* is called with each flight that has ended well, *came* with the sizes of what the store gave. *refused* is
+    called with a blob for which there is no room on disk: its demanded chunks are kept in memory, the others are not
+    fetched.
     """
 
     def __init__(
         self,
-        transfer: Transfer,
+        copier: Copier,
         disk: DiskTier,
         retrying: Retrying,
         *,
@@ -39,7 +40,7 @@ class Loader:
         came: Callable[[int], None],
         refused: Callable[[Blob], None],
     ) -> None:
-        self._transfer = transfer
+        self._copier = copier
         self._disk = disk
         self._retrying = retrying
         self._uncached = uncached
@@ -49,18 +50,18 @@ class Loader:
         self._refused = refused
         self._requests = 0
         self.verified = 0
-        """Chunks whose bytes an earlier server left and that were right, since the server started."""
+        """Chunks since the server started that an earlier one left and that passed their checksum."""
 
-    async def unchecked(self, run: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The parts of a run that are to be asked for, one by one; the rest was here and has landed."""
-        states = run[0].blob.states
-        if all(states[flight.chunk] == ChunkState.MISSING for flight in run):
-            return [run]
-        # All are checked first: what is here is not to wait for what the store may not give.
-        return [[flight] for flight in run if not await self._is_here(flight)]
+    async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
+        """The batches that are to be fetched of one; what was here, and right, has landed."""
+        states = batch[0].blob.states
+        if all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
+            return [batch]
+        # All are checked first: what is here must not wait for a store that may fail.
+        return [[flight] for flight in batch if not await self._is_here(flight)]
 
     async def _is_here(self, flight: Flight) -> bool:
-        """Whether a chunk is here, also if somebody else has brought or checked it since it was asked for."""
+        """Whether a chunk is here, perhaps because it was fetched or checked since it was demanded."""
         match flight.blob.states[flight.chunk]:
             case ChunkState.MISSING:
                 return False
@@ -71,12 +72,12 @@ class Loader:
                 return True
 
     async def _verify(self, flight: Flight) -> bool:
-        """Whether the bytes an earlier server left are here and right."""
+        """Whether the bytes that an earlier server left of a chunk pass their checksum."""
         blob, chunk = flight.blob, flight.chunk
         start, stop = chunk_span(chunk, blob.generation.size)
         try:
             crc = await self._retrying.call(
-                blob.generation.key, lambda: self._transfer.checksum(blob.fileno(), start, stop)
+                blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
             )
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
@@ -87,11 +88,11 @@ class Loader:
         self._landed(flight)
         return True
 
-    async def fetch(self, run: Sequence[Flight]) -> None:
+    async def fetch(self, batch: Sequence[Flight]) -> None:
         """Get chunks that follow each other from the store, into the blob if there is room."""
-        blob = run[0].blob
+        blob = batch[0].blob
         for last in (False, True):
-            left = [flight for flight in run if not flight.done.is_set()]
+            left = [flight for flight in batch if not flight.done.is_set()]
             size = _stop(left) - _start(left)
             if not await self._disk.reserve(blob, size):
                 break
@@ -102,7 +103,7 @@ class Loader:
                 await self._disk.write_failed(blob, _stop(unwritten) - _start(unwritten), error, last=last)
             else:
                 return
-        for flight in run:
+        for flight in batch:
             if flight.done.is_set():
                 continue
             self._disk.refused()
@@ -112,11 +113,11 @@ class Loader:
             else:
                 self._landed(flight)
 
-    async def _fetch_into_blob(self, run: Sequence[Flight]) -> None:
+    async def _fetch_into_blob(self, batch: Sequence[Flight]) -> None:
         """Raises OSError when the blob cannot be written; chunks that were, have landed then."""
-        blob = run[0].blob
-        flights = {flight.chunk: flight for flight in run}
-        position, stop = _start(run), _stop(run)
+        blob = batch[0].blob
+        flights = {flight.chunk: flight for flight in batch}
+        position, stop = _start(batch), _stop(batch)
         resizes = blob.resizes
 
         def landed(record: ChunkRecord) -> None:
@@ -135,9 +136,9 @@ class Loader:
         async def attempt() -> None:
             nonlocal resizes
             if position == stop:
-                return  # what failed was only the end of the request before
+                return  # only the end of the request before had failed
             resizes = blob.resizes
-            wanted = arrived if any(flight.demanded for flight in run) else None
+            wanted = arrived if any(flight.demanded for flight in batch) else None
             await self._request(blob, Extent(position, stop, blob.fileno(), position), landed, wanted)
             if position < stop:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
@@ -149,7 +150,7 @@ class Loader:
             raise
 
     async def _fetch_uncached(self, flight: Flight) -> None:
-        """Get a chunk into memory, to be served without being kept on disk."""
+        """Get a chunk into memory: the disk has no room for it."""
         blob = flight.blob
         start, stop = chunk_span(flight.chunk, blob.generation.size)
 
@@ -171,19 +172,19 @@ class Loader:
         return came[-1]
 
     async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
-        """One attempt at copying bytes of the object to a place in a file."""
+        """One attempt at copying bytes of the object to a file."""
         began, generation = trio.current_time(), blob.generation
         self._requests += 1
         under_way = self._requests
         try:
             try:
-                version = await self._transfer.fetch(generation, extent, landed, arrived)
+                version = await self._copier.fetch(generation, extent, landed, arrived)
             except (ObjectChangedError, ObjectNotFoundError):
                 if generation.version_id is None:
                     raise
                 # The version is gone, but the newest may have the same content.
                 generation = replace(generation, version_id=None)
-                version = await self._transfer.fetch(generation, extent, landed, arrived)
+                version = await self._copier.fetch(generation, extent, landed, arrived)
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{generation.key} has been deleted") from error
         finally:
@@ -194,9 +195,9 @@ class Loader:
             blob.generation = replace(blob.generation, version_id=version)
 
 
-def _start(run: Sequence[Flight]) -> int:
-    return chunk_span(run[0].chunk, run[0].blob.generation.size)[0]
+def _start(batch: Sequence[Flight]) -> int:
+    return chunk_span(batch[0].chunk, batch[0].blob.generation.size)[0]
 
 
-def _stop(run: Sequence[Flight]) -> int:
-    return chunk_span(run[-1].chunk, run[-1].blob.generation.size)[1]
+def _stop(batch: Sequence[Flight]) -> int:
+    return chunk_span(batch[-1].chunk, batch[-1].blob.generation.size)[1]
