@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import inspect
+import mmap
 import os
 import random
 import signal
@@ -34,6 +35,7 @@ from trimsfs.fetch.copier import Extent
 from trimsfs.fetch.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
+from trimsfs.tiers.host.page_cache import resident_bytes
 from trimsfs.types import ChunkRecord, Generation
 
 ROOT = Path(__file__).parents[2]
@@ -224,9 +226,16 @@ async def test_checksums_are_those_of_the_bytes(pool: WorkerPool, file: int) -> 
     assert await pool.checksum(file, 0, len(CONTENT) + 1) is None
 
 
-async def test_populating_succeeds(pool: WorkerPool, file: int) -> None:
+async def test_a_worker_brings_a_file_into_the_page_cache_or_tells_that_it_is_too_short(
+    pool: WorkerPool, file: int
+) -> None:
     os.pwrite(file, CONTENT, 0)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     await pool.populate(file, 0, len(CONTENT))
+    assert resident_bytes(file) in {None, -(-len(CONTENT) // mmap.PAGESIZE) * mmap.PAGESIZE}
+    with pytest.raises(OSError, match="No data available"):
+        await pool.populate(file, 0, len(CONTENT) + 1)
 
 
 async def test_any_key_reaches_the_worker(pool: WorkerPool, root: Path, file: int) -> None:
