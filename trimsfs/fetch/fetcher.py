@@ -345,7 +345,7 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
 
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
     """The error of a read that began anew too often."""
-    return StoreUnavailableError(f"{blob.generation.key}: what is fetched of it is lost again and again: see the log")
+    return StoreUnavailableError(f"{blob.generation.key}: its fetched bytes are lost again and again: see the log")
 
 
 def max_requests(memory_limit: int) -> int:
