@@ -28,7 +28,8 @@ from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
-from trimsfs.integrity.signature_policy import ReadManifest, SignaturePolicy, signed_first
+from trimsfs.integrity.manifests import ReadManifest
+from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import ROOT_INODE

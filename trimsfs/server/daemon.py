@@ -32,7 +32,7 @@ from trimsfs.fetch.fetcher import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import stand_by, tell_failure
-from trimsfs.integrity.signature_policy import ReadManifest
+from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server.lifecycle import serve
 from trimsfs.server.sandbox import (

@@ -20,7 +20,7 @@ from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.keeper_client import Keeper, Turn
 from trimsfs.handover.ledger import Ledger, RecordKind
-from trimsfs.integrity.signature_policy import ReadManifest
+from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.server.assembly import Parts, assemble, lies_on

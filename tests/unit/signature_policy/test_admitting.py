@@ -203,4 +203,4 @@ async def test_a_manifest_that_is_none_is_read_once(serving: Serving, store: Mem
         for _ in range(3):
             with pytest.raises(SignatureError, match=r"other/model.sig: is no signature of a model"):
                 await server.open("other/params")
-        assert len(server.filesystem._trust.signature_policy._known) == 1  # type: ignore[union-attr]
+        assert len(server.filesystem._trust.signature_policy.manifests._kept) == 1  # type: ignore[union-attr]

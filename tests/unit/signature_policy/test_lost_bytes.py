@@ -66,7 +66,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
         assert signature_policy is not None
         blob = next(one.blob for one in server.filesystem.handles.files.values())
         server.fetcher._completed = nothing  # it is compared for the open alone
-        real, gate, asked = signature_policy.signed, trio.Event(), []
+        real, gate, asked = signature_policy.manifests.signed, trio.Event(), []
 
         async def signed(generation: object) -> object:
             found = await real(generation)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ async def test_what_was_read_before_it_was_compared_is_not_given_after(
                 await gate.wait()
             return found
 
-        signature_policy.signed = signed  # type: ignore[method-assign, assignment]
+        signature_policy.manifests.signed = signed  # type: ignore[method-assign, assignment]
         result: list[bytes] = []
 
         async def read() -> None:

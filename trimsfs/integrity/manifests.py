@@ -1,0 +1,123 @@
+"""Manifests: for each file, the digest that is signed in the nearest directory above it."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+
+import trio
+from cachetools import FIFOCache
+
+from trimsfs.errors import ObjectChangedError, SignatureError, StoreUnavailableError
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.models.derived_blobs import model_key
+from trimsfs.namespace.tree import Namespace
+from trimsfs.stores.digests import Digest
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
+
+NAME = "model.sig"
+"""The file of a model's directory that holds its manifest, as OpenSSF Model Signing names it."""
+LARGEST = 16 << 20
+"""Bytes of the longest manifest that is read: about 100,000 files."""
+MOST_KEPT = 256
+"""Manifests that are kept in memory."""
+MOST_READS = 3
+"""How often a manifest is read that is replaced meanwhile."""
+INVALID_FOR_S = 30.0
+"""For how long a manifest that is invalid is not read again."""
+
+ReadManifest = Callable[[bytes], Mapping[str, Digest]]
+"""The digests of files by their paths below the manifest's directory. Raises SignatureError."""
+
+
+class Manifests:
+    """Finds and keeps manifests. With *required*, a file without any is refused."""
+
+    def __init__(
+        self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
+    ) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._fetcher = fetcher
+        self._read_manifest = read_manifest
+        self._required = required
+        self._kept: FIFOCache[tuple[str, str], Mapping[str, Digest] | _Invalid] = FIFOCache(MOST_KEPT)
+
+    async def signed(self, generation: Generation) -> Digest | None:
+        """The digest that is signed for a file; None for one that may be opened without.
+
+        Raises SignatureError for one that may not.
+        """
+        key = generation.key
+        if model_key(key) is not None or key.rpartition("/")[2] == NAME:
+            return None  # derived from a model that has been admitted, or the manifest itself
+        for directory in _above(key):
+            manifest = await self._manifest_in(directory)
+            if manifest is not None:
+                digest = manifest.get(key[len(directory) :])
+                if digest is None:
+                    raise SignatureError(f"{key}: is not in /{directory}{NAME}: sign the model anew")
+                return digest
+        if self._required:
+            raise SignatureError(f"{key}: no {NAME} in any directory above it: sign the model")
+        return None
+
+    async def _manifest_in(self, directory: str) -> Mapping[str, Digest] | None:
+        """The manifest of a directory, if it has one."""
+        for _ in range(MOST_READS):
+            found, _ = await self._namespace.lookup(directory, NAME.encode())
+            if not isinstance(found, Generation):
+                return None
+            try:
+                return await self._manifest(found)
+            except ObjectChangedError:  # the manifest, not the file whose digest it has
+                self._namespace.replaced(found.key)
+        raise StoreUnavailableError(f"{directory}{NAME}: is replaced again and again")
+
+    async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
+        name = generation.key, generation.etag
+        known = self._kept.get(name)
+        if isinstance(known, _Invalid) and known.outdated(self._disk):
+            known = None
+        if known is None:
+            known = self._kept[name] = await self._read(generation)
+        if isinstance(known, _Invalid):
+            raise known.error.with_traceback(None)
+        return known
+
+    async def _read(self, generation: Generation) -> "Mapping[str, Digest] | _Invalid":
+        if generation.size > LARGEST:
+            raise SignatureError(f"{generation.key}: is larger than a manifest may be, {LARGEST} bytes")
+        async with self._disk.using(generation) as blob:
+            revision = blob.health.revision
+            content = bytes(await self._fetcher.read(blob, 0, generation.size)) if generation.size else b""
+        try:
+            return self._read_manifest(content)
+        except SignatureError as error:
+            return _Invalid(SignatureError(f"{generation.key}: {error}"), blob, revision)
+
+
+class _Invalid:
+    """Why a manifest is invalid. Its bytes may have gone wrong on the way, and be repaired soon."""
+
+    def __init__(self, error: SignatureError, blob: Blob, revision: int) -> None:
+        self.error = error
+        self._blob = weakref.ref(blob)
+        self._token = blob.token
+        self._revision = revision
+        self._found_at = trio.current_time()
+
+    def outdated(self, disk: DiskTier) -> bool:
+        """Whether the manifest may have other bytes by now."""
+        blob = disk.known(self._token)
+        if blob is not None and blob is self._blob():
+            return blob.health.revision != self._revision
+        return trio.current_time() - self._found_at > INVALID_FOR_S
+
+
+def _above(key: str) -> Iterator[str]:
+    """The directories above a key, the nearest first."""
+    directory = key
+    while directory:
+        directory = directory[: directory.rstrip("/").rfind("/") + 1]
+        yield directory
