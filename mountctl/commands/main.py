@@ -20,11 +20,11 @@ _HOMES = {
     "oci-hook": "mountctl.containers.commands",
     "share": "mountctl.containers.commands",
 }
-"""The module of each subcommand, imported when it is given."""
+"""The module of each subcommand, imported when the subcommand runs."""
 
 
 class _Commands(click.Group):
-    """In the order of their first use."""
+    """Lists the subcommands in the order in which operators need them."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(_HOMES)
@@ -38,5 +38,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """Manage the trimsfs mounts of this host: those declared in /etc/trimsfs/mounts.d, one TOML file each, by NAME, and
-    any other by its mount point."""
+    """Manage the trimsfs mounts of this host.
+
+    NAME is that of a file in /etc/trimsfs/mounts.d, NAME.toml, or any mount point.
+    """

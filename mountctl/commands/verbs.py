@@ -1,4 +1,7 @@
-"""What an operator does to mounts. Nothing here touches a mount itself: one that hangs can be managed all the same."""
+"""The subcommands for mounts: up, down, restart, upgrade, status, logs, abort and run.
+
+None of them touches the mount itself, so they also work for a mount that hangs.
+"""
 
 import functools
 import json
@@ -12,39 +15,37 @@ from typing import Any, ParamSpec
 
 import click
 
-from mountctl.commands import declared
-from mountctl.commands.declared import Mount
+from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, declared_mounts, find_mount
 from mountctl.keeper.control_socket import KeeperGoneError, ask
 from mountctl.linux import mounting, systemd
 from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
 from trimsfs.exit_codes import exit_code
-from trimsfs.mountinfo import Mount as MountInfo
-from trimsfs.mountinfo import mounts, trimsfs_at
+from trimsfs.mountinfo import Mount, mounts, trimsfs_at
 from trimsfs.text import printable
 
 P = ParamSpec("P")
 
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
-"""The state of a mount whose keeper and servers have all ended."""
+"""The state of a mount whose keeper and servers have ended."""
 REPLACE_TIMEOUT_S = 90.0
 
-_directory = click.option(
+_mounts_directory = click.option(
     "--mounts-dir",
     "directory",
     type=click.Path(path_type=Path),
     envvar="TRIMSFS_MOUNTS_DIR",
-    default=declared.DIRECTORY,
+    default=DIRECTORY,
     show_default=True,
-    help="Where mounts are declared.",
+    help="Directory of the files that declare mounts.",
 )
 _name = click.argument("name")
 _names = click.argument("names", metavar="[NAME]...", nargs=-1)
 
 
 def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
-    """A command whose result is its exit code, and whose errors are one line and a documented one."""
+    """A command that returns its exit code, and whose errors become one line and a documented exit code."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> None:
@@ -66,20 +67,20 @@ def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
 
 @click.command()
 @_names
-@_directory
+@_mounts_directory
 @_reported
 def up(names: tuple[str, ...], directory: Path) -> int:
-    """Mount what is declared as NAME, or all that is declared; what is up stays so."""
+    """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
     chosen, code = _chosen(names, directory)
     return max([code, *map(_up, chosen)])
 
 
-def _up(mount: Mount) -> int:
+def _up(mount: NamedMount) -> int:
     if mount.file is None:
-        raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {declared.DIRECTORY}")
+        raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
     mounted = trimsfs_at(mount.mountpoint)
     if mounted is not None:
-        if _facts(mount)["state"] != DEAD:
+        if _status_of(mount)["state"] != DEAD:
             return _is_up(mount, mounted)
         mounting.unmount(mount.mountpoint, lazy=True)
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
@@ -88,8 +89,8 @@ def _up(mount: Mount) -> int:
     return subprocess.run(mount.command(), check=False).returncode
 
 
-def _is_up(mount: Mount, mounted: MountInfo) -> int:
-    """Say that a mount is up, or that what is mounted there is another."""
+def _is_up(mount: NamedMount, mounted: Mount) -> int:
+    """Report that a mount is up. Raises MountpointError if another store is mounted there."""
     store = mount.order(foreground=False)["source"]
     if mounted.source != store:
         raise MountpointError(
@@ -103,15 +104,15 @@ def _is_up(mount: Mount, mounted: MountInfo) -> int:
 @click.command()
 @_names
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
-@_directory
+@_mounts_directory
 @_reported
 def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
-    """Unmount NAME, or all that is declared."""
+    """Unmount NAME, or all declared mounts."""
     chosen, code = _chosen(names, directory)
     return max([code, *(_down(mount, lazy=lazy) for mount in chosen)])
 
 
-def _down(mount: Mount, *, lazy: bool) -> int:
+def _down(mount: NamedMount, *, lazy: bool) -> int:
     if trimsfs_at(mount.mountpoint) is None:
         click.echo(f"{mount.name} is down")
         return 0
@@ -124,32 +125,32 @@ def _down(mount: Mount, *, lazy: bool) -> int:
 
 @click.command()
 @_name
-@_directory
+@_mounts_directory
 @_reported
 def restart(name: str, directory: Path) -> None:
-    """Replace the server of NAME by a new one with the same options; readers wait for some milliseconds."""
-    _replace(declared.find(name, directory), {"do": "replace"})
+    """Replace the server of NAME, with the same options. Readers wait for some milliseconds."""
+    _replace(find_mount(name, directory), {"do": "replace"})
 
 
 @click.command()
 @_name
-@_directory
+@_mounts_directory
 @_reported
 def upgrade(name: str, directory: Path) -> None:
-    """Replace the server of NAME by one of the programs installed now, with the options declared now.
+    """Replace the server of NAME by one of the installed version, with the options that are declared now.
 
-    The new server starts beside the old one; readers wait for some milliseconds while it takes over. If it does not
-    start, the old one stays.
+    The new server starts beside the old one and takes over, while readers wait for some milliseconds. If it does not
+    start, the old one keeps serving.
     """
-    mount = declared.find(name, directory)
+    mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
     if mount.file is not None:
-        foreground = _facts(mount).get("foreground", False)
+        foreground = _status_of(mount).get("foreground", False)
         request["order"] = mount.order(foreground=foreground)
     _replace(mount, request)
 
 
-def _replace(mount: Mount, request: dict[str, Any]) -> None:
+def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
     _check_mounted(mount)
     answer = ask(mount.mountpoint, request, timeout_s=REPLACE_TIMEOUT_S)
     if "error" in answer:
@@ -161,18 +162,18 @@ def _replace(mount: Mount, request: dict[str, Any]) -> None:
 @click.command()
 @_names
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_directory
+@_mounts_directory
 @_reported
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
-    """Show NAME, or all mounts, declared or not: whether a server answers, and how often it had to be replaced.
+    """Show NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
 
-    Exit code 10 when one of them is not served.
+    Exit code 10 if one of them is not being served.
     """
     chosen, code = _chosen(names, directory)
     if not names:
         known = {mount.mountpoint for mount in chosen}
-        chosen += [Mount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
-    found = [{"name": mount.name, "mountpoint": str(mount.mountpoint)} | _facts(mount) for mount in chosen]
+        chosen += [NamedMount(str(one.mountpoint), one.mountpoint) for one in mounts() if one.mountpoint not in known]
+    found = [{"name": mount.name, "mountpoint": str(mount.mountpoint)} | _status_of(mount) for mount in chosen]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif not found:
@@ -196,8 +197,8 @@ def _line(facts: dict[str, Any]) -> str:
     return line + (f": {facts['error']}" if "error" in facts else "")
 
 
-def _facts(mount: Mount) -> dict[str, Any]:
-    """What is known of a mount from the kernel's list and from its keeper."""
+def _status_of(mount: NamedMount) -> dict[str, Any]:
+    """The status of a mount, from the kernel's mount table and from its keeper."""
     if trimsfs_at(mount.mountpoint) is None:
         return {"state": "down"}
     try:
@@ -207,7 +208,7 @@ def _facts(mount: Mount) -> dict[str, Any]:
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
-    """Whether a server answers all the same; another process asks, as one that waits for a mount cannot be ended."""
+    """Whether a server still answers. A child process asks, as one that waits for a mount cannot be killed."""
     command = ["stat", "-f", "--", str(mountpoint)]
     environment = {**os.environ, "LC_ALL": "C"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -221,14 +222,14 @@ def _state_without_keeper(mountpoint: Path) -> str:
 
 @click.command()
 @_name
-@click.option("-n", "--lines", default=50, show_default=True, help="How many lines, from the last.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
-@_directory
+@click.option("-n", "--lines", default=50, show_default=True, help="Number of lines to show, from the end.")
+@click.option("-f", "--follow", is_flag=True, help="Show new lines as they are written.")
+@_mounts_directory
 @_reported
 def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     """Show the log of NAME."""
-    mount = declared.find(name, directory)
-    facts = _facts(mount)
+    mount = find_mount(name, directory)
+    facts = _status_of(mount)
     if mount.file is not None and (systemd.manages(mount.name) or facts.get("foreground")):
         command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
         return subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
@@ -242,14 +243,14 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
 
 @click.command()
 @_name
-@_directory
+@_mounts_directory
 @_reported
 def abort(name: str, directory: Path) -> None:
-    """Abort the FUSE connection of NAME: every process that waits for it gets an error at once, and it is unmounted.
+    """Abort the FUSE connection of NAME: processes that wait for it get an error at once, and the keeper unmounts it.
 
-    The last resort for a server that no longer answers. Exit codes: 0 done, 1 not allowed, 10 no trimsfs mount there.
+    The last resort for a server that does not answer. Exit codes: 0 done, 1 not allowed, 10 no trimsfs mount there.
     """
-    mount = declared.find(name, directory)
+    mount = find_mount(name, directory)
     try:
         mounting.abort(mount.mountpoint)
     except LookupError as error:
@@ -258,11 +259,11 @@ def abort(name: str, directory: Path) -> None:
 
 @click.command(hidden=True)
 @_name
-@_directory
+@_mounts_directory
 @_reported
 def run(name: str, directory: Path) -> None:
-    """Mount NAME and stay, for a service manager. What an earlier run of the service has left is gone on with."""
-    mount = declared.find(name, directory)
+    """Mount NAME and stay in the foreground, for a service manager; take over the mount that an earlier run left."""
+    mount = find_mount(name, directory)
     if mount.file is None:
         raise NotMountedError(f"{name} is not declared")
     stored = stored_descriptors(os.environ)
@@ -276,16 +277,16 @@ def run(name: str, directory: Path) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 
 
-def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[Mount], int]:
-    """The mounts of some names, or all that are declared, and the exit code for files that cannot be used."""
+def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[NamedMount], int]:
+    """The mounts of these names, or all declared ones, and the exit code for invalid files."""
     if names:
-        return [declared.find(name, directory) for name in names], 0
-    found, problems = declared.declared(directory)
+        return [find_mount(name, directory) for name in names], 0
+    found, problems = declared_mounts(directory)
     for problem in problems:
         click.echo(f"mountctl: {problem}", err=True)
     return found, exit_code(type(problems[0]).__name__) if problems else 0
 
 
-def _check_mounted(mount: Mount) -> None:
+def _check_mounted(mount: NamedMount) -> None:
     if trimsfs_at(mount.mountpoint) is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount at {mount.mountpoint}")

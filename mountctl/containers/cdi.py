@@ -1,6 +1,6 @@
-"""Models as devices of the Container Device Interface: what podman, docker, containerd and cri-o mount by name.
+"""Writes models as devices of the Container Device Interface, which podman, docker, containerd and cri-o mount by name.
 
-Names of models come from a store and can be anything that a file name can be; what is written is valid all the same.
+A model's name comes from a store and may hold any byte of a file name; the specs are valid all the same.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mountctl.containers.children import RefusalError, answer_of
+from mountctl.containers.child_process import RefusalError, run_in_child
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError, NotPermittedError
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
 
 VERSION = "0.5.0"
-"""The oldest version that has all that is used here, so that older engines read it too."""
+"""The oldest version with all that the specs use, so that older engines read them too."""
 VENDOR = "trimsfs.dev"
 WHOLE, GPU = "all", "gpu"
 DEFAULT_DIRECTORY = Path("/var/run/cdi")
@@ -31,7 +31,7 @@ _BIND = ("ro", "nosuid", "nodev", "rbind")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """The model directories of a mount by their paths in it, and how many had to be left out."""
+    """The model directories of a mount by their paths in it, and how many have names that are not UTF-8."""
 
     models: tuple[str, ...]
     unnameable: int
@@ -52,7 +52,7 @@ def list_models(mountpoint: Path, depth: int, timeout_s: float) -> Listing:
         return b"\0".join(found)
 
     try:
-        names = answer_of(work, timeout_s).split(b"\0")
+        names = run_in_child(work, timeout_s).split(b"\0")
     except NoAnswerError:
         raise NoAnswerError(f"{mountpoint}: no answer in {timeout_s:g} s: see `trimsfs status`") from None
     except RefusalError as refusal:
@@ -76,16 +76,16 @@ def _directories(root: bytes, above: bytes) -> list[bytes]:
 def spec_of(
     mountpoint: Path, models: Iterable[str], kind_class: str = "models", *, gpu_socket: Path | None = None
 ) -> tuple[dict[str, Any], bool]:
-    """The spec of a mount's devices, and whether the whole of it follows a mount that is made anew.
+    """The spec of a mount's devices, and whether device `all` follows a remount.
 
-    *gpu_socket* is a device of its own: engines start no container for which it is gone. Raises ArgumentError.
+    *gpu_socket* is a device of its own: engines start no container whose device is gone. Raises ArgumentError.
     """
     if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", kind_class):
         raise ArgumentError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
     try:
         str(mountpoint).encode()
     except UnicodeEncodeError:
-        raise ArgumentError(f"{mountpoint!r}: not a path in UTF-8, which CDI takes") from None
+        raise ArgumentError(f"{mountpoint!r}: not UTF-8, which CDI needs") from None
     models = list(models)
     parent = mountpoint.parent
     follows = parent != Path("/") and is_shared(parent) and holds_mountpoints_only(parent)
@@ -107,9 +107,9 @@ def spec_of(
 
 
 def device_name(model: str) -> str:
-    """A name that CDI takes, another for every model: `:` stands for `/`, and `::` goes before a hash.
+    """A valid CDI name, unique for each model: `:` stands for `/`, and `::` precedes a hash where characters are lost.
 
-    The hash tells what the name cannot. Which name a model has depends on no other model, so none can take another's.
+    A name depends on its model alone, so no model can take the name of another.
     """
     if len(model) <= NAME_LIMIT and model not in {WHOLE, GPU} and all(map(_plain, model.split("/"))):
         return model.replace("/", ":")
@@ -122,7 +122,7 @@ def _plain(part: str) -> bool:
 
 
 def _variables(models: list[str]) -> list[str]:
-    """The name of each model's environment variable; those that would share one are told apart by a hash."""
+    """The name of each model's environment variable; a hash keeps apart those that would be equal."""
     plain = ["TRIMSFS_MODEL_" + (re.sub(r"[^A-Z0-9]+", "_", model.upper())[:NAME_LIMIT].strip("_")) for model in models]
     number = Counter(plain)
     return [
@@ -153,7 +153,7 @@ def default_output(mountpoint: Path) -> Path:
 
 
 def write(spec: dict[str, Any], output: Path) -> None:
-    """Put a spec in its place, whole or not at all. Raises ContainerError."""
+    """Write a spec atomically. Raises ContainerError."""
     directory = output.parent
     try:
         if directory == DEFAULT_DIRECTORY:
@@ -176,7 +176,7 @@ def write(spec: dict[str, Any], output: Path) -> None:
 
 
 def _check_alone(spec: dict[str, Any], output: Path) -> None:
-    """Engines know a device no more when two specs have it. Raises ArgumentError."""
+    """Check that no other spec has these devices: engines refuse a device of two specs. Raises ArgumentError."""
     names = {device["name"] for device in spec["devices"]}
     for other in output.parent.glob("*.json"):
         if other.name == output.name or other.stat().st_size > SPEC_LIMIT:

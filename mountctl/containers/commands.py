@@ -1,4 +1,4 @@
-"""The commands of ``mountctl`` for containers."""
+"""The ``mountctl`` commands for containers: attach, detach, cdi, oci-hook and share."""
 
 import functools
 import json
@@ -9,10 +9,10 @@ from typing import ParamSpec
 
 import click
 
-from mountctl.containers import attaching, hook, sharing
+from mountctl.containers import attachment, hook, propagation
 from mountctl.containers import cdi as devices
-from mountctl.containers.attaching import Place, Source
-from mountctl.containers.children import TIMEOUT_S
+from mountctl.containers.attachment import BindSource, Target
+from mountctl.containers.child_process import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
 from mountctl.containers.errors import ContainerError
 from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
@@ -33,7 +33,7 @@ _timeout = click.option(
 
 
 def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
-    """Have errors be one line and an exit code."""
+    """Report an error as one line and an exit code."""
 
     @functools.wraps(command)
     def run(*arguments: _P.args, **options: _P.kwargs) -> None:
@@ -49,19 +49,19 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
 @click.command()
 @click.argument("container")
 @click.argument("path", type=Path)  # not click.Path, which asks the file system about it
-@click.option("--at", "target", metavar="TARGET", help="Where it is to appear in the container.  [default: PATH]")
+@click.option("--at", metavar="TARGET", help="Where PATH appears in the container.  [default: PATH]")
 @_engine
 @_timeout
 @_reported
-def attach(container: str, path: Path, target: str | None, engine: str | None, timeout_s: float) -> None:
-    """Have PATH, a model, a whole mount or its socket of GPU copies, appear in CONTAINER, which runs already.
+def attach(container: str, path: Path, at: str | None, engine: str | None, timeout_s: float) -> None:
+    """Mount PATH, a model, a whole mount or its socket of GPU copies, in CONTAINER, which runs already.
 
     CONTAINER is a name that podman, docker, nerdctl or crictl knows, or the number of a process.
     """
-    source = Source(str(path.absolute()))
-    place = Place(process_of(container, engine), target or source.path)
-    attaching.attach(source, place, timeout_s)
-    click.echo(f"{source.path} is at {place.target} in {container}")
+    source = BindSource(str(path.absolute()))
+    target = Target(process_of(container, engine), at or source.path)
+    attachment.attach(source, target, timeout_s)
+    click.echo(f"{source.path} is at {target.path} in {container}")
 
 
 @click.command()
@@ -71,8 +71,8 @@ def attach(container: str, path: Path, target: str | None, engine: str | None, t
 @_timeout
 @_reported
 def detach(container: str, target: str, engine: str | None, timeout_s: float) -> None:
-    """Take the model at TARGET out of CONTAINER; what has it open goes on with it."""
-    attaching.detach(Place(process_of(container, engine), target), timeout_s)
+    """Unmount the model at TARGET in CONTAINER; processes that have it open keep it."""
+    attachment.detach(Target(process_of(container, engine), target), timeout_s)
     click.echo(f"{target} is no longer in {container}")
 
 
@@ -97,20 +97,20 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
 )
 @_reported
 def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
-    """Have each model of MOUNTPOINT be a device that containers are started with, and all be device `all`.
+    """Make each model of MOUNTPOINT a CDI device that containers can be started with; device `all` is all of them.
 
-    Device `gpu` is the socket of clients of GPU copies, if there is one. MOUNTPOINT may be left out where there is one
+    Device `gpu` is the socket of GPU clients, if there is one. MOUNTPOINT may be left out where there is one
     mount. Run it again when there are new models.
     """
     mountpoint = mountpoint_of(mountpoint)
     listing = devices.list_models(mountpoint, depth, timeout_s)
     spec, follows = devices.spec_of(mountpoint, listing.models, kind_class, gpu_socket=gpu_socket(mountpoint))
     if listing.unnameable:
-        click.echo(f"mountctl: {mountpoint}: {listing.unnameable} models left out: no names in UTF-8", err=True)
+        click.echo(f"mountctl: {mountpoint}: {listing.unnameable} models left out: their names are not UTF-8", err=True)
     if not follows:
         click.echo(
-            f"mountctl: device {devices.WHOLE} does not follow a mount made anew: mount in a directory that "
-            "`mountctl share` has shared and that holds nothing else",
+            f"mountctl: device {devices.WHOLE} does not follow a remount: mount in a directory that "
+            "`mountctl share` has shared and that holds only mount points",
             err=True,
         )
     if output == Path("-"):
@@ -127,26 +127,26 @@ def oci_hook() -> None:
     """Mount the models that a container's annotations ask for; run by OCI runtimes at stage createRuntime.
 
     Reads the container's state on standard input. dev.trimsfs.models is a list, `resnet50,bert=/opt/bert`;
-    dev.trimsfs.mount is the mount point, if there are several mounts. With dev.trimsfs.gpu, `true`, the socket of
-    clients of GPU copies is mounted, also by itself.
+    dev.trimsfs.mount is the mount point, if there are several mounts. dev.trimsfs.gpu, `true`, asks for the socket of
+    GPU clients, with or without models.
     """
     state = hook.read_state(sys.stdin.fileno())
     if not hook.asks(state.annotations):
         return
     wanted = state.annotations.get(hook.MOUNT)
-    for source, place in hook.attachments(state, mountpoint_of(None if wanted is None else Path(wanted))):
-        attaching.attach(source, place)
+    for source, target in hook.attachments(state, mountpoint_of(None if wanted is None else Path(wanted))):
+        attachment.attach(source, target)
 
 
 @click.command()
 @click.argument("directory", type=Path)
 @_reported
 def share(directory: Path) -> None:
-    """Have containers that bind DIRECTORY with rslave see the mounts that are made below it later.
+    """Share DIRECTORY: containers that bind it with rslave see mounts that are made below it later.
 
-    Until the host's next start. DIRECTORY is to hold mount points and nothing else.
+    This lasts until the host restarts. DIRECTORY must hold only mount points.
     """
-    if sharing.share(directory):
+    if propagation.share(directory):
         click.echo(f"{directory} is shared")
     else:
         click.echo(f"{directory} is shared already: nothing to do")

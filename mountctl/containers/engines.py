@@ -1,4 +1,4 @@
-"""Which process a container is, as its engine says."""
+"""Asks container engines for the first process of a container."""
 
 import json
 import re
@@ -15,7 +15,7 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "nerdctl": _INSPECT,
     "crictl": ("inspect", "--output", "go-template", "--template", "{{json .info.pid}}"),
 }
-"""How each engine is asked for the process of a container, whose name comes last."""
+"""The command with which each engine prints the pid of a container; the container's name follows."""
 
 
 def process_of(container: str, engine: str | None = None) -> int:
@@ -47,7 +47,7 @@ def process_of(container: str, engine: str | None = None) -> int:
 
 
 def _ask(engine: str, container: str) -> int | str:
-    """The process of a container, 0 for one that does not run; or the engine's words."""
+    """The process of a container, 0 if it does not run; or the engine's error message."""
     command = [engine, *ENGINES[engine], "--", container]
     try:
         done = subprocess.run(

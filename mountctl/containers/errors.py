@@ -1,11 +1,11 @@
-"""What can go wrong when a model is given to a container, with the exit code of each.
+"""The errors of the commands for containers, with the exit code of each.
 
-Messages are one line: the thing, the cause and, where there is one, the remedy.
+A message is one line: the subject, the cause and, where there is one, the remedy.
 """
 
 
 class ContainerError(Exception):
-    """Base of the errors here; by itself, one that was not expected."""
+    """Base of these errors; by itself, an unexpected one."""
 
     exit_code = 1
 
@@ -17,7 +17,7 @@ class ArgumentError(ContainerError):
 
 
 class TargetError(ContainerError):
-    """The place in the container cannot be mounted on, or unmounted."""
+    """The target in the container cannot be mounted on, or unmounted."""
 
     exit_code = 4
 

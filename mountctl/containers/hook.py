@@ -1,4 +1,4 @@
-"""What an OCI runtime's hook is told, and the models that its container asks for by annotation."""
+"""The OCI hook: reads the container's state from the runtime, and which models its annotations ask for."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from mountctl.containers.attaching import CONTROL, Place, Source
+from mountctl.containers.attachment import CONTROL, BindSource, Target
 from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerError
 from mountctl.linux.sockets import gpu_path
 
@@ -21,7 +21,7 @@ STATE_TIMEOUT_S = 10.0
 
 
 class State(NamedTuple):
-    """A container that is being made, and those of its annotations that are meant for trimsfs."""
+    """A container that is being created, and its annotations for trimsfs."""
 
     pid: int
     bundle: Path
@@ -29,12 +29,12 @@ class State(NamedTuple):
 
 
 def read_state(descriptor: int) -> State:
-    """The state of a container as the runtime tells it. Raises ContainerError."""
+    """Read the state of a container from the runtime. Raises ContainerError."""
     text = bytearray()
     deadline = time.monotonic() + STATE_TIMEOUT_S
     while True:
         if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise NoAnswerError(f"the runtime did not tell the container's state in {STATE_TIMEOUT_S:.0f} s")
+            raise NoAnswerError(f"the runtime sent no container state in {STATE_TIMEOUT_S:.0f} s")
         part = os.read(descriptor, 1 << 16)
         if not part:
             return parse_state(bytes(text))
@@ -44,7 +44,7 @@ def read_state(descriptor: int) -> State:
 
 
 def parse_state(text: bytes) -> State:
-    """Check what a runtime says of a container. Raises ArgumentError."""
+    """Parse and check the state of a container. Raises ArgumentError."""
     state = _parse(text, "the container's state")
     pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
     if not isinstance(annotations, dict):
@@ -82,7 +82,7 @@ def root_of(bundle: Path) -> str:
 
 
 def parse_models(text: str) -> list[tuple[str, str | None]]:
-    """The models of an annotation, ``resnet50,bert=/opt/bert``, each with its place if one is given.
+    """The models of an annotation, ``resnet50,bert=/opt/bert``, each with its path in the container if one is given.
 
     Raises ArgumentError.
     """
@@ -101,27 +101,27 @@ def parse_models(text: str) -> list[tuple[str, str | None]]:
 
 
 def asks(annotations: dict[str, str]) -> bool:
-    """Whether a container asks for anything. Raises ArgumentError."""
+    """Whether a container asks for a model or for GPU copies. Raises ArgumentError."""
     return MODELS in annotations or _asks_for_gpu(annotations)
 
 
-def attachments(state: State, mountpoint: Path) -> list[tuple[Source, Place]]:
-    """What is to be mounted where for a container. Raises ContainerError."""
+def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target]]:
+    """The bind mounts that a container asks for. Raises ContainerError."""
     wanted = state.annotations.get(MODELS)
     models = [] if wanted is None else parse_models(wanted)
     root = root_of(state.bundle)
     found = [
-        (Source(name, str(mountpoint)), Place(state.pid, target or str(mountpoint / name), root))
-        for name, target in models
+        (BindSource(name, str(mountpoint)), Target(state.pid, path or str(mountpoint / name), root))
+        for name, path in models
     ]
     if _asks_for_gpu(state.annotations):
-        path = str(gpu_path(mountpoint))
-        found.append((Source(path), Place(state.pid, path, root)))
+        socket = str(gpu_path(mountpoint))
+        found.append((BindSource(socket), Target(state.pid, socket, root)))
     return found
 
 
 def _asks_for_gpu(annotations: dict[str, str]) -> bool:
-    """Whether the socket of clients of GPU copies is wanted. Raises ArgumentError."""
+    """Whether a container asks for the socket of GPU clients. Raises ArgumentError."""
     value = annotations.get(GPU, "false")
     if value not in {"true", "false"}:
         raise ArgumentError(f"annotation {GPU}: {value[:20]!r}: give true or false")
@@ -129,7 +129,7 @@ def _asks_for_gpu(annotations: dict[str, str]) -> bool:
 
 
 def _is_text(value: object) -> TypeGuard[str]:
-    """Whether a value can be a path."""
+    """Whether a value can be a path: a UTF-8 string without NUL."""
     try:
         return isinstance(value, str) and b"\0" not in value.encode()
     except UnicodeEncodeError:

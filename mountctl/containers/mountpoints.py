@@ -1,4 +1,4 @@
-"""Which mount is meant, told from the kernel's list: nothing here touches a mount."""
+"""Finds mounts in the kernel's mount table; nothing here touches a mount, so a mount that hangs does no harm."""
 
 import os
 import stat
@@ -20,12 +20,12 @@ def mountpoint_of(given: Path | None) -> Path:
     if not found:
         raise NotMountedError("there is no trimsfs mount: make one with `trimsfs mount`")
     if len(found) > 1:
-        raise ArgumentError(f"there are {len(found)} trimsfs mounts: say which: {', '.join(map(str, found[:5]))}")
+        raise ArgumentError(f"there are {len(found)} trimsfs mounts: name one of {', '.join(map(str, found[:5]))}")
     return found[0]
 
 
 def gpu_socket(mountpoint: Path) -> Path | None:
-    """The socket of the clients of a mount's GPU copies, if there is one."""
+    """The socket of a mount's GPU clients, if there is one."""
     path = gpu_path(mountpoint)
     try:
         return path if stat.S_ISSOCK(path.lstat().st_mode) else None
@@ -34,7 +34,7 @@ def gpu_socket(mountpoint: Path) -> Path | None:
 
 
 def is_shared(mountpoint: Path) -> bool:
-    """Whether mounts made below a mount point are seen by its slaves, those of containers. False if it is none."""
+    """Whether mounts made below a mount point propagate to its slaves in containers. False if it is no mount point."""
     mounted = mount_at(mountpoint)
     if mounted is None:
         return False

@@ -1,4 +1,4 @@
-"""``mountctl csi``. Imports nothing of the extra before it is needed."""
+"""``mountctl csi``. Imports the packages of the extra only when it runs."""
 
 import logging
 import os
@@ -21,14 +21,13 @@ NODE_ID_LIMIT = 256
     type=Path,
     default=Path("/var/lib/trimsfs/mounts"),
     show_default=True,
-    help="Directory whose mounts pods may have.",
+    help="Directory whose mounts pods may use.",
 )
-@click.option("--tenants", type=Path, help="TOML file that says which namespaces may have what. Default: all, all.")
+@click.option("--tenants", type=Path, help="TOML file: which namespaces may use what.  [default: all may use all]")
 def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
     """Serve a CSI driver: pods get models of this node's mounts as read-only inline volumes.
 
-    Runs as root until SIGTERM; volumes stay. Exit codes: 0 ended, 1 the socket cannot be served, 2 an option cannot be
-    used.
+    Runs as root until SIGTERM; volumes stay mounted. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid option.
     """
     try:
         from mountctl.csi.server import EndpointError, serve  # noqa: PLC0415 - of an extra
@@ -38,7 +37,7 @@ def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> 
     if not node_id or len(node_id.encode()) > NODE_ID_LIMIT:
         _fail(2, f"--node-id {node_id[:40]!r}: must have 1 to {NODE_ID_LIMIT} bytes")
     if not mounts_dir.is_absolute() or not mounts_dir.is_dir():
-        _fail(2, f"--mounts-dir {mounts_dir}: is no absolute path of a directory: create it")
+        _fail(2, f"--mounts-dir {mounts_dir}: not an absolute path of a directory: create it")
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,4 +1,4 @@
-"""The Identity service: what the driver is, and whether its mounts answer."""
+"""The Identity service of CSI: the name and version of the driver, and whether its mounts answer."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +7,18 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 import trimsfs
 from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.children import Children
-from mountctl.csi.refusals import RefusedError
-from mountctl.csi.sources import Sources
+from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.errors import StatusError
+from mountctl.csi.mounts_directory import MountsDirectory
 
 log = logging.getLogger(__name__)
 
 
-class Identity:
-    """The calls of the service. All raise RefusedError."""
+class IdentityService:
+    """The calls of the service. All raise StatusError."""
 
-    def __init__(self, *, sources: Sources, children: Children) -> None:
-        self._sources = sources
+    def __init__(self, *, mounts: MountsDirectory, children: ChildProcesses) -> None:
+        self._mounts = mounts
         self._children = children
 
     def get_plugin_info(self, _: csi_pb2.GetPluginInfoRequest) -> csi_pb2.GetPluginInfoResponse:
@@ -30,9 +30,9 @@ class Identity:
         return csi_pb2.GetPluginCapabilitiesResponse()
 
     def probe(self, _: csi_pb2.ProbeRequest) -> csi_pb2.ProbeResponse:
-        """Ready means that there is a mount and that all answer."""
-        names = self._sources.names()
-        problems = [f"no mount is in {self._sources.directory}"] if not names else []
+        """Ready if there is a mount and every mount answers."""
+        names = self._mounts.names()
+        problems = [f"there is no mount in {self._mounts.path}"] if not names else []
         with ThreadPoolExecutor(max_workers=len(names) or 1) as threads:
             problems += filter(None, threads.map(self._problem, names))
         for problem in problems:
@@ -41,7 +41,7 @@ class Identity:
 
     def _problem(self, name: str) -> str | None:
         try:
-            self._children.check_answers(self._sources.find(name))
-        except RefusedError as error:
+            self._children.check_answers(self._mounts.find(name))
+        except StatusError as error:
             return str(error)
         return None

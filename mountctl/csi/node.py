@@ -1,4 +1,4 @@
-"""The Node service: publishing volumes and taking them away."""
+"""The Node service of CSI: publishes and unpublishes volumes, and reports their space and health."""
 
 import errno
 import json
@@ -12,12 +12,12 @@ from typing import Any
 import grpc
 
 from mountctl.csi import csi_pb2
-from mountctl.csi.binding import open_directory
-from mountctl.csi.children import Children
-from mountctl.csi.locks import Locks
-from mountctl.csi.refusals import RefusedError, invalid, shown, unavailable, unmet
+from mountctl.csi.bind_volume import open_directory
+from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.errors import StatusError, invalid, precondition, shown, unavailable
+from mountctl.csi.mounts_directory import MountsDirectory
+from mountctl.csi.named_locks import NamedLocks
 from mountctl.csi.requests import Publication, publication, target_path, volume_id
-from mountctl.csi.sources import Sources
 from mountctl.csi.tenants import check_tenant
 from mountctl.linux import mounting
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
@@ -25,25 +25,24 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
 log = logging.getLogger(__name__)
 
 BIND_TIMEOUT_S = 25.0
-"""How long finding a path may take: a server tries a failing store for 15 s before it gives up."""
+"""How long finding a path may take: a server retries a failing store for 15 s."""
 LOCK_TIMEOUT_S = 35.0
 LAYERS_LIMIT = 64
-"""Most mounts on top of each other that are taken from one target."""
+"""Most mounts on top of each other that one call unmounts from a target."""
 DELETED = "//deleted"
 
 
-class Node:
-    """The calls of the service, each in a thread of its own. All raise RefusedError."""
+class NodeService:
+    """The calls of the service, each in a thread of its own. All raise StatusError."""
 
     def __init__(
-        self, *, node_id: str, mounts_dir: Path, sources: Sources, children: Children, tenants: Path | None
+        self, *, node_id: str, mounts: MountsDirectory, children: ChildProcesses, tenants: Path | None
     ) -> None:
         self._node_id = node_id
-        self._mounts_dir = mounts_dir
-        self._sources = sources
+        self._mounts = mounts
         self._children = children
         self._tenants = tenants
-        self._locks = Locks()
+        self._locks = NamedLocks()
 
     def node_get_info(self, _: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:
         """Which node this is."""
@@ -60,12 +59,12 @@ class Node:
         )
 
     def node_publish_volume(self, request: csi_pb2.NodePublishVolumeRequest) -> csi_pb2.NodePublishVolumeResponse:
-        """Bind a directory of a mount at the target; one of a mount that is gone makes way for it."""
-        wanted = publication(request, self._mounts_dir)
-        name = self._sources.name(wanted.mount)
+        """Bind-mount a directory of a mount at the target; replaces a bind of a mount that is gone."""
+        wanted = publication(request, self._mounts.path)
+        name = self._mounts.resolve(wanted.mount)
         check_tenant(self._tenants, wanted.namespace, name, wanted.path)
-        with self._locks.held(f"volume {wanted.volume}", f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
-            source = self._sources.find(name)
+        with self._locks.hold(f"volume {wanted.volume}", f"target {wanted.target}", timeout_s=LOCK_TIMEOUT_S):
+            source = self._mounts.find(name)
             there = mount_at(wanted.target)
             if there is not None and self._is_wanted(there, source, wanted):
                 return csi_pb2.NodePublishVolumeResponse()
@@ -78,14 +77,14 @@ class Node:
                     with suppress(OSError):
                         wanted.target.rmdir()
                 raise
-        log.info("volume %s: %s is at %s", wanted.volume, source.mountpoint / wanted.path, wanted.target)
+        log.info("volume %s: mounted %s at %s", wanted.volume, source.mountpoint / wanted.path, wanted.target)
         return csi_pb2.NodePublishVolumeResponse()
 
     def node_unpublish_volume(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> csi_pb2.NodeUnpublishVolumeResponse:
-        """Take a volume from its target, in use or not, answering or not, and remove the target."""
+        """Unmount a volume, even if it is in use or hangs, and remove the target."""
         volume = volume_id(request.volume_id)
-        target = target_path(request.target_path, self._mounts_dir)
-        with self._locks.held(f"volume {volume}", f"target {target}", timeout_s=LOCK_TIMEOUT_S):
+        target = target_path(request.target_path, self._mounts.path)
+        with self._locks.hold(f"volume {volume}", f"target {target}", timeout_s=LOCK_TIMEOUT_S):
             for _ in range(LAYERS_LIMIT):
                 there = mount_at(target)
                 if there is None:
@@ -94,25 +93,25 @@ class Node:
                 try:
                     mounting.unmount(target, lazy=True)
                 except OSError as error:
-                    raise RefusedError(grpc.StatusCode.INTERNAL, f"unmount {target}: {error.strerror}") from None
+                    raise StatusError(grpc.StatusCode.INTERNAL, f"unmount {target}: {error.strerror}") from None
             _remove_target(target)
-        log.info("volume %s: is gone from %s", volume, target)
+        log.info("volume %s: unmounted from %s", volume, target)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def node_get_volume_stats(self, request: csi_pb2.NodeGetVolumeStatsRequest) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """The space that the volume's mount has for local copies, and whether the volume still works."""
+        """The space of the mount's cache directory, and whether the volume still works."""
         volume = volume_id(request.volume_id)
-        path = target_path(request.volume_path, self._mounts_dir, "volume_path")
+        path = target_path(request.volume_path, self._mounts.path, "volume_path")
         there = trimsfs_at(path)
         if there is None:
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"volume {volume}: is not published at {path}")
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"volume {volume}: is not published at {path}")
         total, free, problem = 0, 0, ""
-        if there.device not in self._sources.devices():
-            problem = f"{there.source} was mounted anew, or is not mounted: restart the containers that use this volume"
+        if there.device not in self._mounts.devices():
+            problem = f"{there.source} was remounted, or is not mounted: restart the containers that use this volume"
         else:
             try:
                 total, free = self._children.check_answers(there)
-            except RefusedError as error:
+            except StatusError as error:
                 problem = str(error)
         usage = csi_pb2.VolumeUsage(
             total=total, available=free, used=max(0, total - free), unit=csi_pb2.VolumeUsage.BYTES
@@ -121,13 +120,13 @@ class Node:
         return csi_pb2.NodeGetVolumeStatsResponse(usage=[usage], volume_condition=condition)
 
     def _is_wanted(self, there: Mount, source: Mount, wanted: Publication) -> bool:
-        """Whether what is at the target is what is to be there; False if it may make way. Raises RefusedError."""
+        """Whether the requested volume is mounted at the target; False if it may be replaced. Raises StatusError."""
         _check_ours(there)
-        # A directory that has left the store meanwhile may come back, and is the same one then.
+        # The store may have lost the directory meanwhile; if it comes back, it is the same one.
         if there.device == source.device and there.root.removesuffix(DELETED) == _root(source, wanted.path):
             return True
-        if there.device in self._sources.devices():
-            raise RefusedError(
+        if there.device in self._mounts.devices():
+            raise StatusError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 f"target_path {wanted.target}: {there.root} of {there.source} is published there: unpublish it first",
             )
@@ -141,33 +140,34 @@ class Node:
             "target": str(wanted.target),
             "replace": replace,
         }
-        command: list[str | Path] = [sys.executable, "-P", "-m", "mountctl.csi.binding", json.dumps(order)]
+        command: list[str | Path] = [sys.executable, "-P", "-m", "mountctl.csi.bind_volume", json.dumps(order)]
         done = self._children.run(source, command, BIND_TIMEOUT_S)
         what = f"path {shown(wanted.path)} of {source.mountpoint}"
         if done is None:
-            raise RefusedError(
+            raise StatusError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"{what}: not found in {BIND_TIMEOUT_S:.0f} s: see the mount's log"
             )
         if done.returncode != 0:
-            log.error("binding: %s", done.stderr)
-            raise RefusedError(grpc.StatusCode.INTERNAL, f"{what}: the binding ended with status {done.returncode}")
+            log.error("bind_volume failed: %s", done.stderr)
+            raise StatusError(grpc.StatusCode.INTERNAL, f"{what}: bind_volume ended with status {done.returncode}")
         answer: dict[str, Any] = json.loads(done.stdout)
         if answer:
             raise _refusal(answer["stage"], answer["errno"], what, wanted.target)
 
 
 def _root(source: Mount, path: str) -> str:
-    """The root that a bind of a path of a mount has in the kernel's table."""
+    """The root that a bind mount of a path has in the kernel's mount table."""
     return "/" + "/".join(part for part in (source.root.strip("/"), path) if part)
 
 
 def _check_ours(there: Mount) -> None:
+    """Raises StatusError for a mount of another file system type."""
     if there.kind != FILE_SYSTEM_TYPE:
-        raise unmet(f"target_path {there.mountpoint}: a {there.kind} file system is mounted there: unmount it")
+        raise precondition(f"target_path {there.mountpoint}: a {there.kind} file system is mounted there: unmount it")
 
 
 def _make_target(target: Path) -> bool:
-    """Have an empty directory to mount on; whether it had to be made. Raises RefusedError."""
+    """Create the target, or check that it is an empty directory; whether it was created. Raises StatusError."""
     try:
         parent = open_directory(target.parent)
     except OSError as error:
@@ -177,7 +177,7 @@ def _make_target(target: Path) -> bool:
             os.mkdir(target.name, 0o750, dir_fd=parent)
         except FileExistsError:
             if _holds_something(parent, target.name):
-                raise unmet(f"target_path {target}: is not empty: a volume would hide its files") from None
+                raise precondition(f"target_path {target}: is not empty: a volume would hide its files") from None
             return False
     except OSError as error:
         raise _bad_target(target, error) from None
@@ -187,7 +187,7 @@ def _make_target(target: Path) -> bool:
 
 
 def _holds_something(parent: int, name: str) -> bool:
-    """Whether a directory that is no link has entries. Raises OSError."""
+    """Whether a directory, not a symbolic link, has entries. Raises OSError."""
     directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     try:
         return bool(os.listdir(directory))
@@ -196,7 +196,7 @@ def _holds_something(parent: int, name: str) -> bool:
 
 
 def _remove_target(target: Path) -> None:
-    """Remove the directory that a volume was mounted on, if there is one. Raises RefusedError."""
+    """Remove the directory that a volume was mounted on, if there is one. Raises StatusError."""
     try:
         parent = open_directory(target.parent)
     except FileNotFoundError:
@@ -212,35 +212,35 @@ def _remove_target(target: Path) -> None:
         os.close(parent)
 
 
-def _bad_target(target: Path, error: OSError) -> RefusedError:
+def _bad_target(target: Path, error: OSError) -> StatusError:
     match error.errno:
         case errno.ELOOP:
             return invalid(f"target_path {target}: a symbolic link is on the way: name the directory itself")
         case errno.ENOENT:
-            return unmet(f"target_path {target}: {target.parent} does not exist: create it")
+            return precondition(f"target_path {target}: {target.parent} does not exist: create it")
         case errno.ENOTDIR:
-            return unmet(f"target_path {target}: is no directory")
+            return precondition(f"target_path {target}: is no directory")
         case _:
-            return unmet(f"target_path {target}: {error.strerror}")
+            return precondition(f"target_path {target}: {error.strerror}")
 
 
-def _refusal(stage: str, number: int, what: str, target: Path) -> RefusedError:
-    """What a failed binding is to the caller."""
+def _refusal(stage: str, number: int, what: str, target: Path) -> StatusError:
+    """The error for a bind mount that failed."""
     cause = os.strerror(number)
     match stage, number:
         case "path", errno.ENOENT:
-            return RefusedError(grpc.StatusCode.NOT_FOUND, f"{what}: does not exist: see `trimsfs ls`")
+            return StatusError(grpc.StatusCode.NOT_FOUND, f"{what}: does not exist: see `trimsfs ls`")
         case "path", errno.ENOTDIR:
             return invalid(f"{what}: is a file: name the directory that it is in")
         case "path", errno.ELOOP | errno.EXDEV:
             return invalid(f"{what}: leads out of the mount")
         case "mount", 0:
-            return unavailable(f"{what}: was mounted anew just now: try again")
+            return unavailable(f"{what}: was remounted just now: try again")
         case (("mount" | "path"), _):
             return unavailable(f"{what}: {cause}: see the mount's log")
         case _, errno.EPERM:
-            return unmet(f"{what}: {cause}: the driver lacks CAP_SYS_ADMIN: run it privileged")
+            return precondition(f"{what}: {cause}: the driver lacks CAP_SYS_ADMIN: run it privileged")
         case _, errno.ENOSYS:
-            return unmet(f"{what}: {cause}: the driver needs Linux 5.12 or newer")
+            return precondition(f"{what}: {cause}: the driver needs Linux 5.12 or newer")
         case _:
-            return RefusedError(grpc.StatusCode.INTERNAL, f"target_path {target}: {cause}")
+            return StatusError(grpc.StatusCode.INTERNAL, f"target_path {target}: {cause}")

@@ -1,4 +1,4 @@
-"""What requests ask for, checked before anything is touched. All functions raise RefusedError."""
+"""Parses and checks requests before anything is touched. All functions raise StatusError."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mountctl.csi import csi_pb2
-from mountctl.csi.refusals import invalid, shown, unmet
+from mountctl.csi.errors import invalid, precondition, shown
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_of
 
 RESERVED = "csi.storage.k8s.io/"
@@ -26,7 +26,7 @@ _MOUNT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FILE_SYSTEM_TYPES = {"", "trimsfs", FILE_SYSTEM_TYPE}
 _MOUNT_FLAGS = {"ro", "nosuid", "nodev"}
-"""What a volume is in any case."""
+"""The flags that every volume has anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Publication:
 
 
 def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> Publication:
-    """What a NodePublishVolume asks for."""
+    """Parse a NodePublishVolume request."""
     volume = volume_id(request.volume_id)
     target = target_path(request.target_path, mounts_dir)
     _check_capability(request)
@@ -75,7 +75,7 @@ def volume_id(text: str) -> str:
 
 
 def target_path(text: str, mounts_dir: Path, field: str = "target_path") -> Path:
-    """Where a volume is to be, or is. Not a look is taken at it: it may lie on a mount that does not answer."""
+    """The target of a volume. Nothing touches it here: it may lie on a mount that hangs."""
     if not text:
         raise invalid(f"{field}: is missing")
     if len(text.encode()) > PATH_LIMIT:
@@ -85,7 +85,7 @@ def target_path(text: str, mounts_dir: Path, field: str = "target_path") -> Path
         raise invalid(f"{field} {shown(text)}: must be an absolute path below a directory, without '.', '..' and '//'")
     path = Path("/", *parts)
     if path.is_relative_to(mounts_dir) or mounts_dir.is_relative_to(path):
-        raise invalid(f"{field} {shown(text)}: the mounts themselves are in {mounts_dir}")
+        raise invalid(f"{field} {shown(text)}: {mounts_dir} holds the mounts themselves")
     if mount_of(path.parent) is not None:
         raise invalid(f"{field} {shown(text)}: lies on a trimsfs mount")
     return path
@@ -128,17 +128,23 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
         case None:
             raise invalid("volume_capability: access_type is missing")
         case "block":
-            raise unmet("volume_capability: there are no block volumes: use volumeMounts, not volumeDevices")
+            raise precondition("volume_capability: there are no block volumes: use volumeMounts, not volumeDevices")
     mode = csi_pb2.VolumeCapability.AccessMode
     if capability.access_mode.mode == mode.UNKNOWN:
         raise invalid("volume_capability: access_mode is missing")
     if not mode.SINGLE_NODE_WRITER <= capability.access_mode.mode <= mode.MULTI_NODE_MULTI_WRITER:
-        raise unmet(f"volume_capability: access_mode {capability.access_mode.mode}: is not one that the driver offers")
+        raise precondition(
+            f"volume_capability: access_mode {capability.access_mode.mode}: is not one that the driver offers"
+        )
     mount = capability.mount
     if mount.fs_type not in _FILE_SYSTEM_TYPES:
-        raise unmet(f"volume_capability: fs_type {shown(mount.fs_type)}: leave it out")
+        raise precondition(f"volume_capability: fs_type {shown(mount.fs_type)}: leave it out")
     for flag in mount.mount_flags:
         if flag not in _MOUNT_FLAGS:
-            raise unmet(f"volume_capability: mount flag {shown(flag)}: volumes are {', '.join(sorted(_MOUNT_FLAGS))}")
+            raise precondition(
+                f"volume_capability: mount flag {shown(flag)}: volumes are {', '.join(sorted(_MOUNT_FLAGS))}"
+            )
     if mount.volume_mount_group:
-        raise unmet("volume_capability: volume_mount_group: owner and group are the mount's: see trimsfs mount --gid")
+        raise precondition(
+            "volume_capability: volume_mount_group: owner and group are the mount's: see trimsfs mount --gid"
+        )

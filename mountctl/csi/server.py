@@ -1,4 +1,4 @@
-"""Serves the driver on a Unix socket until it is told to end."""
+"""Serves the CSI driver on a Unix socket until SIGTERM."""
 
 import contextlib
 import logging
@@ -18,17 +18,17 @@ from google.protobuf import descriptor, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.children import Children
-from mountctl.csi.identity import Identity
-from mountctl.csi.node import Node
-from mountctl.csi.refusals import RefusedError
-from mountctl.csi.sources import Sources
+from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.errors import StatusError
+from mountctl.csi.identity import IdentityService
+from mountctl.csi.mounts_directory import MountsDirectory
+from mountctl.csi.node import NodeService
 
 log = logging.getLogger(__name__)
 
 THREADS = 16
 CALLS_LIMIT = 64
-"""Most calls under way or waiting for a thread; others are refused with RESOURCE_EXHAUSTED."""
+"""Most calls that run or wait for a thread; gRPC refuses others with RESOURCE_EXHAUSTED."""
 MESSAGE_LIMIT = 1 << 20
 SOCKET_PATH_LIMIT = 107
 STOP_TIMEOUT_S = 10.0
@@ -41,9 +41,9 @@ class EndpointError(Exception):
 def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
     """Serve until SIGTERM or SIGINT. Volumes stay. Raises EndpointError with one line."""
     path = _socket_path(endpoint)
-    sources, children = Sources(mounts_dir), Children()
-    identity = Identity(sources=sources, children=children)
-    node = Node(node_id=node_id, mounts_dir=mounts_dir, sources=sources, children=children, tenants=tenants)
+    mounts, children = MountsDirectory(mounts_dir), ChildProcesses()
+    identity = IdentityService(mounts=mounts, children=children)
+    node = NodeService(node_id=node_id, mounts=mounts, children=children, tenants=tenants)
     services = csi_pb2.DESCRIPTOR.services_by_name
     server = grpc.server(
         ThreadPoolExecutor(max_workers=THREADS),
@@ -63,18 +63,18 @@ def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None
 
 @contextlib.contextmanager
 def _ending() -> Iterator[Callable[[], object]]:
-    """A function that returns once the process has been told to end.
+    """Yields a function that returns once the process gets SIGTERM or SIGINT.
 
-    A socket wakes it, as a lock that the main thread waits for does not when a thread of gRPC's gets the signal.
+    A socket wakes it: a lock of the main thread would not, when a thread of gRPC gets the signal.
     """
-    told, teller = socket.socketpair()
-    with told, teller:
-        teller.setblocking(False)
-        signal.set_wakeup_fd(teller.fileno())
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.setblocking(False)
+        signal.set_wakeup_fd(sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         try:
-            yield partial(told.recv, 1)
+            yield partial(receiver.recv, 1)
         finally:
             signal.set_wakeup_fd(-1)
 
@@ -89,14 +89,14 @@ def _socket_path(endpoint: str) -> Path:
 
 
 def _listen(server: grpc.Server, path: Path) -> None:
-    """Have the server listen; a socket that an earlier one left makes way, one that is served or a file does not."""
+    """Listen at *path*; replaces the stale socket of an earlier driver, but neither a file nor a socket in use."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise EndpointError(f"--endpoint {path}: is there already and is no socket: choose another")
+            raise EndpointError(f"--endpoint {path}: exists and is no socket: choose another")
         with socket.socket(socket.AF_UNIX) as other:
             other.settimeout(1)
             other.connect(str(path))
-        raise EndpointError(f"--endpoint {path}: another driver serves it: end that first")
+        raise EndpointError(f"--endpoint {path}: another driver listens there: end it first")
     except FileNotFoundError:
         pass
     except ConnectionRefusedError:
@@ -113,7 +113,7 @@ def _listen(server: grpc.Server, path: Path) -> None:
 
 @contextlib.contextmanager
 def _only_for_root() -> Iterator[None]:
-    """What is made meanwhile, only this user can use."""
+    """Only this user can use files that are created in this context."""
     before = os.umask(0o177)
     try:
         yield
@@ -122,31 +122,31 @@ def _only_for_root() -> Iterator[None]:
 
 
 def _handlers(service: descriptor.ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
-    """Serve each call of a service by the method of that name, NodeGetInfo by ``node_get_info``."""
+    """Map each call of a service to the method of that name: NodeGetInfo to ``node_get_info``."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()
         handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-            _reporting(method, getattr(implementation, name)),
+            _as_grpc(method, getattr(implementation, name)),
             response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _reporting(
+def _as_grpc(
     method: descriptor.MethodDescriptor, call: Callable[[Any], Message]
 ) -> Callable[[bytes, grpc.ServicerContext], Message]:
-    """A call whose refusals become gRPC statuses; an unexpected error is logged and ends this call only."""
+    """A gRPC handler: a StatusError becomes its status; an unexpected error is logged, and ends this call only."""
     name = method.name
     kind = message_factory.GetMessageClass(method.input_type)
 
-    def carry_out(request: bytes, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
+    def handle(request: bytes, context: grpc.ServicerContext) -> Message:  # noqa: RET503 - abort raises
         try:
             return call(kind.FromString(request))
         except DecodeError:
             code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is no {method.input_type.name}"
             log.warning("%s", message)
-        except RefusedError as error:
+        except StatusError as error:
             code, message = error.code, str(error)
             log.warning("%s: %s: %s", name, code.name, message)
         except Exception:
@@ -154,4 +154,4 @@ def _reporting(
             code, message = grpc.StatusCode.INTERNAL, f"{name}: unexpected error: see the driver's log"
         context.abort(code, message)
 
-    return carry_out
+    return handle

@@ -1,12 +1,12 @@
-"""Which namespaces may have which part of which mount, as an operator says in a TOML file::
+"""Which Kubernetes namespaces may use which part of which mount, by a TOML file of the operator::
 
     [[tenant]]
     namespaces = ["vision", "vision-*"]     # names, with * for any characters
     mount = "models"                        # default: every mount
     paths = ["vision", "public/resnet50"]   # these and what is below them; default: all of the mount
 
-What no entry allows is refused. The file is read at each publication, so a change needs no restart; one that cannot be
-read or understood allows nothing.
+The driver refuses what no entry allows. It reads the file at each publication, so a change needs no restart; an invalid
+file allows nothing.
 """
 
 import tomllib
@@ -17,7 +17,7 @@ from typing import Annotated
 import grpc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mountctl.csi.refusals import RefusedError, shown
+from mountctl.csi.errors import StatusError, shown
 from mountctl.csi.requests import model_path
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -37,7 +37,7 @@ class Tenant(BaseModel):
     paths: Names | None = None
 
     def allows(self, namespace: str, mount: str, path: str) -> bool:
-        """Whether this entry lets a namespace have a path of a mount; "" is all of the mount."""
+        """Whether this entry allows a namespace a path of a mount; "" is the whole mount."""
         return (
             any(fnmatchcase(namespace, pattern) for pattern in self.namespaces)
             and self.mount in {None, mount}
@@ -66,27 +66,27 @@ def read_tenants(path: Path) -> list[Tenant]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise TenantsError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except RefusedError as error:
+    except StatusError as error:
         raise TenantsError(f"{path}: {error}") from None
     return tenants
 
 
 def check_tenant(file: Path | None, namespace: str | None, mount: str, path: str) -> None:
-    """Let a namespace have a path of a mount; without a file all may have all. Raises RefusedError."""
+    """Check that a namespace may use a path of a mount; without a file, all may use all. Raises StatusError."""
     if file is None:
         return
     try:
         tenants = read_tenants(file)
     except TenantsError as error:
-        raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, f"tenants: {error}") from None
+        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f"tenants: {error}") from None
     if namespace is None:
-        raise RefusedError(
+        raise StatusError(
             grpc.StatusCode.PERMISSION_DENIED,
-            "the pod's namespace is not told: have podInfoOnMount in the CSIDriver",
+            "the request names no namespace of a pod: set podInfoOnMount in the CSIDriver",
         )
     if not any(tenant.allows(namespace, mount, path) for tenant in tenants):
         what = f"path {shown(path)}" if path else "all"
-        raise RefusedError(
+        raise StatusError(
             grpc.StatusCode.PERMISSION_DENIED,
             f"namespace {shown(namespace)} may not have {what} of mount {mount}: see the tenants file of the driver",
         )

@@ -1,5 +1,39 @@
-"""``python -m mountctl.keeper``: a keeper, with its order on standard input."""
+"""``python -m mountctl.keeper``: runs a keeper, with its order as JSON on standard input."""
 
-from mountctl.keeper.keeper import main
+import argparse
+import json
+import os
+import resource
+import sys
+from pathlib import Path
 
-main()
+from mountctl.keeper.keeper import Keeper
+from mountctl.linux.sd_notify import stored_descriptors
+from trimsfs.text import set_process_title
+
+
+def _leave_no_core() -> None:
+    """Have the kernel write no core dump of this process and its servers, which have credentials in memory.
+
+    A limit of 0 does not stop programs that read cores from a pipe; a limit of 1 does.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    most = 1 if hard == resource.RLIM_INFINITY else min(hard, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+
+
+def main() -> None:
+    """Entry point of the keeper process."""
+    parser = argparse.ArgumentParser(prog="mountctl.keeper")
+    parser.add_argument("--status-fd", type=int)
+    status: int | None = parser.parse_args().status_fd
+    if status is not None:
+        os.set_inheritable(status, False)
+    _leave_no_core()
+    order = json.load(sys.stdin)
+    set_process_title("keeper", Path(order["mountpoint"]))
+    sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What outlives every server of a mount: the connection to the kernel, the ledger and the lock of the cache."""
+"""What outlives every server of a mount: the FUSE connection, the ledger, and the lock of the cache directory."""
 
 import contextlib
 import errno
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mountctl.linux import mounting
-from mountctl.linux.mounting import Identity
+from mountctl.linux.mounting import MountIdentity
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 STORED = (*_FOR_SERVERS, "order")
-"""The names by which a service manager has what an earlier keeper's successor needs."""
+"""The names under which a service manager stores what the next keeper needs."""
 
 
 def memory_of(content: bytes) -> int:
-    """A descriptor of memory with this content, to be read from its start."""
+    """A memfd with this content, positioned at its start."""
     descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -29,11 +29,10 @@ def memory_of(content: bytes) -> int:
 
 
 class Connection:
-    """The descriptors of one mount. Those of an earlier keeper, by their names, are gone on with, and so is what that
-    has known of its file system.
+    """The descriptors of one mount; *stored* are those of an earlier keeper by name, *identity* its file system.
 
-    Others may be mounted at the same place once this one has been taken from there, while it is still in use or its
-    server has not ended: what is done here is done to this one only.
+    Once this mount is detached but still in use, another may be mounted at the same mount point: the methods act on
+    this one only.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Connection:
         source: str,
         allow_other: bool,
         stored: Mapping[str, int] | None = None,
-        identity: Identity | None = None,
+        identity: MountIdentity | None = None,
     ) -> None:
         self._mountpoint = mountpoint
         self._source = source
@@ -52,26 +51,26 @@ class Connection:
         if "ledger" not in self._held:
             self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
         self.identity = identity or (mounting.identify(mountpoint) if self.mounted else None)
-        """Of the file system; None before it is mounted, or if it was gone at once."""
+        """The mounted file system; None before it is mounted, or if it was unmounted at once."""
 
     @property
     def mounted(self) -> bool:
-        """Whether there has been a mount."""
+        """Whether it has been mounted."""
         return "fuse" in self._held
 
     @property
     def gone(self) -> bool:
-        """Whether the file system is unmounted and nobody has a file of it open, or its connection was aborted."""
+        """Whether it is unmounted and none of its files is open, or its connection was aborted."""
         poll = select.poll()
         poll.register(self._held["fuse"], 0)
         return bool(poll.poll(0))
 
-    def held(self) -> dict[str, int]:
-        """The descriptors by their names."""
+    def for_server(self) -> dict[str, int]:
+        """The descriptors that a server gets when it is promoted, by name."""
         return {name: descriptor for name, descriptor in self._held.items() if name in _FOR_SERVERS}
 
     def stored(self, order: bytes) -> dict[str, int]:
-        """The descriptors that an earlier keeper's successor needs, with one for the order of now."""
+        """The descriptors that the next keeper needs, by name, with one for the present order."""
         before = self._held.pop("order", None)
         if before is not None:
             os.close(before)
@@ -79,7 +78,7 @@ class Connection:
         return dict(self._held)
 
     def mount(self, lock: int) -> dict[str, Any]:
-        """Mount, and keep the lock of the cache directory; what there is to say if it cannot be done."""
+        """Mount, and keep the lock of the cache directory; {} or the error, as the answer to the server."""
         try:
             self._held["fuse"] = mounting.mount(self._mountpoint, source=self._source, allow_other=self._allow_other)
         except (mounting.FuseUnavailableError, mounting.MountpointError) as error:
@@ -90,7 +89,7 @@ class Connection:
         return {}
 
     def open_backing(self, files: list[int]) -> dict[str, Any]:
-        """Register the file of a descriptor; its id, or the error."""
+        """Register a backing file; its id or the error, as the answer to the server."""
         try:
             if not files:  # the kernel drops a descriptor that there is no room for
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -101,16 +100,16 @@ class Connection:
             return {"errno": error.errno, "error": error.strerror}
 
     def close_backing(self, number: int) -> None:
-        """Give a backing id up."""
+        """Unregister a backing file."""
         with contextlib.suppress(OSError):  # the connection may be gone, or the id
             mounting.close_backing(self._held["fuse"], number)
 
     def unmount(self) -> str | None:
-        """Unmount; a busy mount is taken out of the tree. Why that was needed, if it was."""
+        """Unmount, lazily if it is busy; the reason why it had to be lazily, if so."""
         if not self.mounted:
             return None
         if not self._is_in_tree:
-            return None if self.gone else "is in use, though it is not mounted there any more"
+            return None if self.gone else "is still in use, though it is no longer mounted there"
         try:
             mounting.unmount(self._mountpoint)
         except (OSError, subprocess.SubprocessError) as error:
@@ -120,31 +119,31 @@ class Connection:
         return None
 
     def abort(self) -> None:
-        """Have the kernel fail what still waits for an answer."""
-        if self.identity is not None and not self.gone:  # else its number may be another's by now
+        """Abort the FUSE connection: requests that wait for an answer fail."""
+        if self.identity is not None and not self.gone:  # else its device number may be another's by now
             with contextlib.suppress(OSError):
                 mounting.abort_device(self.identity.device)
 
     def close(self) -> None:
-        """Let go of everything, the mount included if it is still there."""
+        """Close everything, and unmount if it is still mounted."""
         held, self._held = self._held, {}
         for descriptor in held.values():
             os.close(descriptor)
-        # Without the descriptor the kernel fails what still waits for an answer, and the unmount cannot block.
+        # Once /dev/fuse is closed, the kernel fails requests that wait, and the unmount cannot block.
         if "fuse" in held and self._is_in_tree:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
 
     @property
     def _is_in_tree(self) -> bool:
-        """Whether the file system is mounted where it was mounted, with nothing over it."""
+        """Whether this file system is still mounted at its mount point, with nothing over it."""
         return self.identity is not None and self.identity.is_at(self._mountpoint)
 
 
 def _readable(file: int) -> bool:
-    """Whether who sent a descriptor can read the file itself: the kernel reads it with this process's privileges.
+    """Whether the sender of a descriptor can read the file: the kernel will read it with this process's privileges.
 
-    A descriptor that only names a file can be had of any file.
+    Anybody can open any file with O_PATH.
     """
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     return (

@@ -1,4 +1,4 @@
-"""The operator's way to a keeper: one line of JSON each way, over a Unix socket that only its owner may use."""
+"""The control socket of a keeper: one line of JSON each way, over a Unix socket that only its owner may use."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mountctl.linux.sockets import ListenError, Place, listen_at, socket_path
+from mountctl.linux.sockets import BoundPath, ListenError, listen_at, socket_path
 
 REQUEST_LIMIT = 65536
 REQUEST_TIMEOUT_S = 5.0
@@ -18,11 +18,11 @@ Reply = Callable[[dict[str, Any]], None]
 
 
 class KeeperGoneError(Exception):
-    """There is no keeper, or it does not answer."""
+    """No keeper runs, or it does not answer."""
 
 
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """What a keeper answers. Raises KeeperGoneError."""
+    """Ask the keeper of a mount. Raises KeeperGoneError."""
     path = socket_path(mountpoint)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
@@ -33,46 +33,46 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
                 found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
                 return found
     except PermissionError:
-        raise KeeperGoneError(f"only who mounted {mountpoint} may ask its keeper") from None
+        raise KeeperGoneError(f"only the user who mounted {mountpoint} may ask its keeper") from None
     except (OSError, ValueError) as error:
-        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: take it down, and up again") from error
+        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl down` and `mountctl up`") from error
 
 
-class Operator:
-    """Listens for an operator, in the keeper's loop. *handle* gets each request and a way to reply, now or later."""
+class ControlSocket:
+    """Listens for operators in the keeper's loop. *handle* gets each request, and a function to reply, now or later."""
 
     def __init__(self, selector: selectors.BaseSelector, handle: Callable[[dict[str, Any], Reply], None]) -> None:
         self._selector = selector
         self._handle = handle
         self._listener: socket.socket | None = None
-        self._place: Place | None = None
-        self._open: dict[socket.socket, tuple[bytes, float]] = {}
+        self._bound_path: BoundPath | None = None
+        self._connections: dict[socket.socket, tuple[bytes, float]] = {}
 
     def listen(self, mountpoint: Path) -> str | None:
-        """Begin; why not, if it cannot be done."""
+        """Begin to listen; the error if that fails."""
         path = socket_path(mountpoint)
         try:
             listener = listen_at(path, socket.SOCK_STREAM, mode=0o600, backlog=8)
         except ListenError as error:
             return str(error)
-        self._listener, self._place = listener, Place(listener)
+        self._listener, self._bound_path = listener, BoundPath(listener)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         return None
 
     def close(self) -> None:
-        """Listen no more."""
-        for end in list(self._open):
+        """Stop listening."""
+        for end in list(self._connections):
             self._drop(end)
-        if self._listener is not None and self._place is not None:
+        if self._listener is not None and self._bound_path is not None:
             self._selector.unregister(self._listener)
-            self._place.remove()
+            self._bound_path.remove()
             self._listener.close()
             self._listener = None
 
-    def look(self) -> None:
-        """Let go of who connects and says nothing."""
+    def drop_idle(self) -> None:
+        """Close connections that have sent no request in time."""
         now = time.monotonic()
-        for end, (_, since) in list(self._open.items()):
+        for end, (_, since) in list(self._connections.items()):
             if now - since > REQUEST_TIMEOUT_S:
                 self._drop(end)
 
@@ -81,11 +81,11 @@ class Operator:
         with contextlib.suppress(OSError):
             end, _ = self._listener.accept()
             end.setblocking(False)
-            self._open[end] = b"", time.monotonic()
+            self._connections[end] = b"", time.monotonic()
             self._selector.register(end, selectors.EVENT_READ, lambda: self._read(end))
 
     def _read(self, end: socket.socket) -> None:
-        known, since = self._open[end]
+        known, since = self._connections[end]
         try:
             piece = end.recv(REQUEST_LIMIT)
         except BlockingIOError:
@@ -96,10 +96,10 @@ class Operator:
         if not piece or len(text) > REQUEST_LIMIT:
             self._drop(end)
         elif b"\n" not in text:
-            self._open[end] = text, since
+            self._connections[end] = text, since
         else:
             self._selector.unregister(end)
-            del self._open[end]
+            del self._connections[end]
             self._dispatch(end, text)
 
     def _dispatch(self, end: socket.socket, text: bytes) -> None:
@@ -118,5 +118,5 @@ class Operator:
 
     def _drop(self, end: socket.socket) -> None:
         self._selector.unregister(end)
-        del self._open[end]
+        del self._connections[end]
         end.close()

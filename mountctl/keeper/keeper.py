@@ -1,68 +1,64 @@
-"""The keeper: mounts, holds the connection to the kernel, and sees to it that a server answers there.
+"""The keeper: mounts, holds the FUSE connection, and makes sure that a server serves the mount.
 
-A server may die or be replaced at any moment. What must outlive it is here: the /dev/fuse descriptor, the ledger in
-which servers write what the kernel has been told (the keeper never looks inside), the lock of the cache directory, and
-descriptors of copies in GPU memory. Another server stands by, with everything loaded, and goes on within a moment; what
-the kernel has asked meanwhile waits, and what the dead one left unanswered comes again.
+A server may die or be replaced at any moment. The keeper holds what must outlive it: the descriptor of /dev/fuse, the
+ledger in which servers record what the kernel knows (the keeper never looks inside), the lock of the cache directory,
+and descriptors of copies in GPU memory. A second server stands by with everything loaded, and takes over at once. The
+kernel queues requests meanwhile, and resends those that the dead server left unanswered.
 
-The keeper parses nothing but its servers' few messages and its operator's, and never touches the mount: a process that
-waits for its own child's answer cannot be cured. Started as ``python -m mountctl.keeper`` with a JSON order on standard
-input::
+The keeper parses only the few messages of its servers and operators, and never touches the mount: a process that waits
+for its own child cannot help it. ``__main__`` starts it with a JSON order::
 
     {"mountpoint": "/models", "source": "s3://bucket", "allow_other": true, "foreground": false, "server": [...]}
 
-``server`` is the command line of the server, which gets the whole order on its own standard input. The first
-thing that happens is told as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed",
-"kind": ..., "error": ...}``.
+``server`` is the command line of the server, which gets the whole order on its own standard input. The keeper reports
+the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed", "kind": ...,
+"error": ...}``.
 """
 
-import argparse
-import json
 import os
-import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mountctl.keeper import protocol
-from mountctl.keeper.connection import STORED, Connection
-from mountctl.keeper.control_socket import Operator, Reply
-from mountctl.keeper.descriptor_store import Kept
-from mountctl.keeper.listening import Hearing
-from mountctl.keeper.replacement import Orders
-from mountctl.keeper.reporting import Reporter
-from mountctl.keeper.restart_policy import Lives
-from mountctl.keeper.server_process import Server
+from mountctl.keeper.connection import Connection
+from mountctl.keeper.control_socket import ControlSocket, Reply
+from mountctl.keeper.descriptor_store import DescriptorStore
+from mountctl.keeper.dispatcher import Dispatcher
+from mountctl.keeper.phase import Phase
+from mountctl.keeper.replacement import Replacement
+from mountctl.keeper.reporter import Reporter
+from mountctl.keeper.restart_policy import RestartPolicy
+from mountctl.keeper.server_process import ServerProcess
+from mountctl.keeper.service_manager import ServiceManager
 from mountctl.linux import mounting
-from mountctl.linux.mounting import Identity
-from mountctl.linux.sd_notify import Notifier, stored_descriptors
-from trimsfs.text import set_process_title
+from mountctl.linux.mounting import MountIdentity
+from mountctl.linux.sd_notify import Notifier
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LOOK_INTERVAL_S = 1.0
-DEATH_INTERVAL_S = 0.002
-"""How often a server that has been killed is looked at: its successor waits for that."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TICK_S = 1.0
+"""How often the keeper checks its servers."""
+DEATH_TICK_S = 0.002
+"""How often it checks a server that it has killed: the next one waits for its end."""
 STOP_TIMEOUT_S = 10.0
-"""How long a server may take to record its state after the file system is unmounted. Half of what who unmounts waits:
-a thread of it may be in a call to a driver that never returns."""
+"""How long a server may take to record its state after the unmount, as a thread of it may hang in a driver. `trimsfs
+umount` waits twice as long."""
 SILENCE_LIMIT_S = 30.0
-"""A server that has not been heard of for so long does not answer, and is replaced."""
+"""A server that has sent nothing for so long hangs, and is replaced."""
 START_TIMEOUT_S = 60.0
-"""A server that has not come to stand by in this time never will."""
+"""A standby that is not ready after so long hangs, and is replaced."""
 
 
 class Keeper:
-    """One mount and its servers: the one that serves, and the one that stands by."""
+    """One mount and its servers: the active one, which serves, and the standby."""
 
     def __init__(self, order: dict[str, Any], status: int | None, stored: dict[str, int]) -> None:
-        self._orders = Orders(order)
+        self._replacement = Replacement(order)
         self._mountpoint = Path(order["mountpoint"])
         self._source = str(order["source"])
         known = order.get("identity")  # to an earlier keeper
@@ -71,144 +67,165 @@ class Keeper:
             source=self._source,
             allow_other=bool(order["allow_other"]),
             stored=stored,
-            identity=Identity(**known) if known is not None else None,
+            identity=MountIdentity(**known) if known is not None else None,
         )
         log_file = None if order["foreground"] else Path(order["options"]["log_file"])
         self._reporter = Reporter(status, log_file)
         self._selector = selectors.DefaultSelector()
-        self._operator = Operator(self._selector, self._on_request)
-        self._hearing = Hearing(self._selector, self._reporter, self._answer)
-        self._notifier = Notifier(os.environ)
-        self._kept = Kept(self._mountpoint, self._notifier, stored)
-        self._active: Server | None = None
-        self._standby: Server | None = None
+        self._control_socket = ControlSocket(self._selector, self._on_request)
+        self._dispatcher = Dispatcher(self._selector, self._reporter, self._on_message)
+        notifier = Notifier(os.environ)
+        self._service_manager = ServiceManager(notifier, self._source)
+        self._descriptor_store = DescriptorStore(self._mountpoint, notifier, stored)
+        self._restart_policy = RestartPolicy()
+        self._phase = Phase.REPLACEABLE if self._connection.mounted else Phase.STARTING
+        self._active: ServerProcess | None = None
+        self._standby: ServerProcess | None = None
         self._unclaimed: int | None = None
-        self._established = self._connection.mounted
-        self._lives = Lives()
-        self._exit: int | None = None
-        self._gone_at: float | None = None
-        self._overdue = False
-        self._ledger = ""
-        self._listening = self._stored = False
+        """A backing id that the last server may have died before hearing of."""
+        self._ledger_version: str | None = None
+        """Of the server that was ready last; None until one was."""
+        self._stop_by = 0.0
+        """When the server is overdue after the unmount."""
+        self._exit_code = 0
 
     # The loop
 
     def run(self) -> int:
-        """Serve until the file system is unmounted or no server can be kept alive; the exit code."""
+        """Run until the file system is unmounted or no server can be kept alive; the exit code."""
         wakeup, waker = socket.socketpair()
         wakeup.setblocking(False)
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in (*ENDING, signal.SIGCHLD):
+        for number in (*STOP_SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._on_signals(wakeup.recv(64)))
         try:
-            while self._exit is None:
-                self._look()
-                if self._exit is None:
-                    for key, _ in self._selector.select(self._patience()):
+            while not self._ending:
+                self._tick()
+                if not self._ending:
+                    for key, _ in self._selector.select(self._tick_s()):
                         act: Callable[[], None] = key.data
                         act()
         except Exception:
-            # A defect: the server serves on, and a service manager has another keeper go on with all.
+            # A defect. The server still serves, and a service manager starts another keeper for the mount.
             self._reporter.log(traceback.format_exc())
-            self._operator.close()
+            self._control_socket.close()
             return 1
         finally:
             signal.set_wakeup_fd(-1)
         self._clean_up()
-        return self._exit
+        return self._exit_code
 
-    def _patience(self) -> float:
-        """How long nothing is to be looked at."""
-        if self._active is None or self._active is self._orders.outgoing:
-            return max(DEATH_INTERVAL_S, min(LOOK_INTERVAL_S, self._lives.delay_s))
-        return LOOK_INTERVAL_S
+    @property
+    def _ending(self) -> bool:
+        return self._phase is Phase.ENDING
 
-    def _look(self) -> None:
-        """Do what is due."""
-        now = time.monotonic()
-        self._operator.look()
-        self._hearing.look()
-        if self._gone_at is None and self._connection.mounted and self._connection.gone:
-            self._gone_at = now
+    def _end(self, exit_code: int) -> None:
+        """Leave the loop; the first exit code counts."""
+        if not self._ending:
+            self._phase, self._exit_code = Phase.ENDING, exit_code
+
+    def _tick_s(self) -> float:
+        """How long the next tick can wait."""
+        if self._active is None or self._active is self._replacement.outgoing:
+            return max(DEATH_TICK_S, min(TICK_S, self._restart_policy.delay_s))
+        return TICK_S
+
+    def _tick(self) -> None:
+        """Check the servers, and start and promote those that are due."""
+        self._control_socket.drop_idle()
+        self._dispatcher.reap()
+        self._notice_unmount()
         for server, limit_s in ((self._active, SILENCE_LIMIT_S), (self._standby, START_TIMEOUT_S)):
-            if server is None:
-                continue
-            if server.ended():
-                self._on_end(server)
-            elif server is self._active and self._gone_at is not None and now - self._gone_at > STOP_TIMEOUT_S:
-                self._end_overdue(server)
-            elif now - server.heard > limit_s and not server.standing_by and not server.speaks():
-                self._reporter.log(f"the server (pid {server.pid}) does not answer: killing it")
-                server.kill()
-        if self._active is not None and self._exit is None:
-            self._notifier.alive()
-        self._reporter.shorten_log()
-        if self._exit is not None or self._lives.delay_s:
+            if server is not None:
+                self._check(server, limit_s)
+        if self._active is not None and not self._ending:
+            self._service_manager.alive()
+        self._reporter.rotate_log()
+        if self._ending or self._restart_policy.delay_s:
             return
-        if self._standby is not None and self._standby.order is not self._orders.now:
+        if self._standby is not None and self._standby.order is not self._replacement.order:
             self._dismiss_standby()  # a replacement has failed
         if self._standby is None:
-            if self._active is None or self._active.ready_at is not None:
+            if self._active is None or (self._active.ready_at is not None and not self._phase.unmounted):
                 self._start()
         elif self._standby.standing_by and self._active is None:
             self._promote(self._standby)
 
-    def _end_overdue(self, server: Server) -> None:
-        """End a server that goes on though there is nothing left to serve: who unmounts waits for it."""
-        if not self._overdue:
-            self._overdue = True
-            self._reporter.log(f"unmounted, but the server (pid {server.pid}) does not end: killing it")
+    def _notice_unmount(self) -> None:
+        if not self._phase.unmounted and self._connection.mounted and self._connection.gone:
+            self._phase = Phase.UNMOUNTED
+            self._stop_by = time.monotonic() + STOP_TIMEOUT_S
+
+    def _check(self, server: ServerProcess, silence_limit_s: float) -> None:
+        """See whether a server has ended, and kill one that hangs."""
+        now = time.monotonic()
+        if server.ended():
+            self._on_end(server)
+        elif self._phase is Phase.OVERDUE:
+            pass  # it has been killed
+        elif self._phase is Phase.UNMOUNTED and server is self._active and now > self._stop_by:
+            self._phase = Phase.OVERDUE
+            self._reporter.log(
+                f"unmounted, but server {server.pid} has not ended in {STOP_TIMEOUT_S:.0f} s: killing it"
+            )
+            server.kill()
+        elif now - server.heard_at > silence_limit_s and not server.standing_by and not server.has_message():
+            self._reporter.log(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
             server.kill()
 
     def _on_signals(self, numbers: bytes) -> None:
-        if set(ENDING) & set(numbers):
-            self._reporter.log("unmounting")
-            self._notifier.tell("STOPPING=1")
+        if set(STOP_SIGNALS) & set(numbers):
+            self._reporter.log("unmounting, as the keeper has been told to stop")
+            self._service_manager.stopping()
             self._unmount()
-            self._exit = 0
+            self._end(0)
 
     # Servers
 
     def _start(self) -> None:
-        """Start a server that stands by."""
+        """Start a standby."""
         try:
-            server = Server(self._orders.now)
+            server = ServerProcess(self._replacement.order)
         except OSError as error:
-            self._reporter.log(f"no server can be started: {error}")
-            self._orders.revoke(f"no server can be started: {error}")
-            if not self._established:
-                self._exit = 1
-            self._lives.standby_failed("not started", alone=self._active is None)
-            self._give_up_if_hopeless()
+            self._reporter.log(f"cannot start a server: {error}")
+            self._replacement.fail(f"cannot start a server: {error}")
+            if self._phase is Phase.STARTING:
+                self._end(1)
+            self._restart_policy.standby_failed("not started", alone=self._active is None)
+            self._give_up_if_exhausted()
             return
-        self._hearing.begin(server)
+        self._dispatcher.add(server)
         self._standby = server
 
-    def _promote(self, server: Server) -> None:
-        """Let the server that stands by serve."""
+    def _promote(self, server: ServerProcess) -> None:
+        """Make the standby the active server."""
         self._active, self._standby = server, None
-        self._lives.standby_came()
+        self._restart_policy.standby_promoted()
         server.standing_by = False
-        server.heard = time.monotonic()
-        held = self._connection.held()
-        turn = {"descriptors": list(held), "unclaimed": self._unclaimed, "restarts": self._lives.restarts}
-        server.send(turn, list(held.values()))
+        server.heard_at = time.monotonic()
+        held = self._connection.for_server()
+        promotion = {
+            "descriptors": list(held),
+            "unclaimed": self._unclaimed,
+            "restarts": self._restart_policy.restarts,
+        }
+        server.send(promotion, list(held.values()))
 
-    def _answer(self, server: Server, message: protocol.Message, descriptors: list[int]) -> None:
+    def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
         connection = self._connection
         match message:
             case protocol.StandingBy() if server is self._standby:
-                server.standing_by, server.ledger = True, message.ledger
+                server.standing_by, server.ledger_version = True, message.ledger
                 self._on_standing_by(server)
             case protocol.Failed():
                 self._on_failure(server, message)
             case _ if server is not self._active:
-                raise protocol.ProtocolError("it is not its turn")
+                raise protocol.ProtocolError(f"{type(message).__name__} from a server that is not active")
             case protocol.Mount() if not connection.mounted and descriptors:
                 answer = connection.mount(descriptors.pop())
-                server.send(answer, [connection.held()["fuse"]] if connection.mounted else [])
+                server.send(answer, [connection.for_server()["fuse"]] if connection.mounted else [])
             case protocol.BackingOpen() if connection.mounted:
                 answer = connection.open_backing(descriptors)
                 server.unclaimed = answer.get("id")
@@ -216,7 +233,7 @@ class Keeper:
             case protocol.BackingClose() if connection.mounted:
                 connection.close_backing(message.number)
             case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():
-                self._kept.answer(message, descriptors, server.send)
+                self._descriptor_store.answer(message, descriptors, server.send)
             case protocol.Ready() if connection.mounted:
                 self._on_ready(server, resends=message.resends)
             case protocol.Alive():
@@ -224,113 +241,105 @@ class Keeper:
             case _:
                 raise protocol.ProtocolError(f"{type(message).__name__} out of order")
 
-    def _on_standing_by(self, server: Server) -> None:
-        if self._active is not None and self._orders.awaits(server):
-            if server.ledger == self._ledger:
-                self._orders.oust(self._active)
+    def _on_standing_by(self, server: ServerProcess) -> None:
+        if self._active is not None and self._replacement.awaits(server):
+            if server.ledger_version == self._ledger_version:
+                self._replacement.kill_outgoing(self._active)
             else:
-                self._orders.revoke("this version cannot go on with the mount: take it down, and up again")
+                self._replacement.fail("this version cannot take over the mount: run `mountctl down` and `mountctl up`")
 
-    def _on_ready(self, server: Server, *, resends: bool) -> None:
+    def _on_ready(self, server: ServerProcess, *, resends: bool) -> None:
         server.ready_at = time.monotonic()
-        self._notifier.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
-        if self._established:
-            self._reporter.log(f"the server with pid {server.pid} goes on")
-        else:
-            self._established = resends
+        self._service_manager.ready()
+        if self._phase.replaceable:
+            self._reporter.log(f"server {server.pid} has taken over the mount")
+        elif not self._phase.unmounted:
+            self._phase = Phase.REPLACEABLE if resends else Phase.IRREPLACEABLE
             identity = self._connection.identity
-            for problem in ["it is not mounted any more"] if identity is None else mounting.tune(identity.device):
-                self._reporter.log(f"not tuned: {problem}")
-        self._ledger = server.ledger
-        if not self._listening:
-            self._listening = True
-            deaf = self._operator.listen(self._mountpoint)
-            if deaf is not None:
-                self._reporter.log(f"mountctl cannot ask this mount: {deaf}")
-        self._reporter.tell({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
-        replaced = self._orders.fulfilled(server)
-        if self._established and (replaced or not self._stored):
-            self._store()
+            for problem in ["it is no longer mounted"] if identity is None else mounting.tune(identity.device):
+                self._reporter.log(f"cannot raise the read-ahead: {problem}")
+        if self._ledger_version is None:
+            error = self._control_socket.listen(self._mountpoint)
+            if error is not None:
+                self._reporter.log(f"mountctl cannot reach this keeper: {error}")
+        self._ledger_version = server.ledger_version
+        self._reporter.outcome({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
+        replaced = self._replacement.complete(server)
+        if self._phase.replaceable and (replaced or not self._service_manager.stored):
+            self._service_manager.store(self._connection, self._replacement.order)
+            self._descriptor_store.store()
 
-    def _store(self) -> None:
-        """Have the service manager keep what another keeper would need."""
-        identity = self._connection.identity
-        known = {"identity": asdict(identity)} if identity is not None else {}
-        stored = self._connection.stored(json.dumps(self._orders.now | known).encode())
-        if self._stored:
-            self._notifier.unstore(("order",))
-            stored = {"order": stored["order"]}
-        self._notifier.store(stored)
-        self._kept.store()
-        self._stored = True
-
-    def _on_failure(self, server: Server, message: protocol.Failed) -> None:
-        if self._orders.replacing:
-            self._orders.revoke(message.error)
-        elif self._established:
-            self._reporter.log(f"the server with pid {server.pid} fails: {message.error}")
+    def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
+        if self._replacement.under_way:
+            self._replacement.fail(message.error)
+        elif self._phase is Phase.STARTING:
+            self._reporter.outcome({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
         else:
-            self._reporter.tell({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
+            self._reporter.log(f"server {server.pid} failed: {message.error}")
 
-    def _on_end(self, server: Server) -> None:
-        """A server has ended: for good, or to be replaced."""
-        self._hearing.hear_last(server)
-        self._hearing.part(server)
+    def _on_end(self, server: ServerProcess) -> None:
+        """A server has ended: the keeper ends as well, or another server follows."""
+        self._dispatcher.drain(server)
+        self._dispatcher.remove(server)
         if server is self._standby:
             self._on_standby_end(server)
             return
         self._active = None
         self._unclaimed = server.unclaimed
-        if not self._established or self._connection.gone:
-            self._lives.ended(server.fate(), server.ready_at)
-            # For a service manager, an unmount that had to be helped has not failed: it would mount anew.
-            self._exit = 0 if self._overdue else server.status
+        self._notice_unmount()
+        if not self._phase.replaceable:
+            self._restart_policy.ended(server.end_reason(), server.ready_at)
+            self._end(0 if self._phase is Phase.OVERDUE else server.exit_code)
             return
-        if server is self._orders.outgoing:
-            self._lives.replaced()
+        if server is self._replacement.outgoing:
+            self._restart_policy.replaced()
             return
-        if server.order is self._orders.now:
-            self._orders.revoke(f"the new server ended ({server.fate()}): see the log")
-        self._lives.ended(server.fate(), server.ready_at)
-        self._reporter.log(f"the server (pid {server.pid}) has ended ({server.fate()}): another goes on")
-        self._give_up_if_hopeless()
+        if server.order is self._replacement.order:
+            self._replacement.fail(f"the new server ended ({server.end_reason()}): see the log")
+        self._restart_policy.ended(server.end_reason(), server.ready_at)
+        self._reporter.log(f"server {server.pid} has ended ({server.end_reason()}): another takes over")
+        self._give_up_if_exhausted()
 
-    def _on_standby_end(self, server: Server) -> None:
+    def _on_standby_end(self, server: ServerProcess) -> None:
         self._standby = None
-        self._orders.revoke(f"the new server ended ({server.fate()}): see the log")
-        self._lives.standby_failed(server.fate(), alone=self._active is None)
-        if self._active is None and not self._established:
-            self._exit = server.status
-        self._give_up_if_hopeless()
+        self._replacement.fail(f"the new server ended ({server.end_reason()}): see the log")
+        self._restart_policy.standby_failed(server.end_reason(), alone=self._active is None)
+        if self._phase is Phase.STARTING:
+            self._end(server.exit_code)
+        self._give_up_if_exhausted()
 
-    def _give_up_if_hopeless(self) -> None:
-        if self._lives.hopeless and self._exit is None:
-            self._reporter.log(f"servers end at once, again and again ({self._lives.last_end}): giving up")
-            self._notifier.tell("STATUS=servers end at once: given up")
-            self._exit = 1
+    def _give_up_if_exhausted(self) -> None:
+        if self._restart_policy.exhausted and not self._ending:
+            self._reporter.log(f"servers keep crashing ({self._restart_policy.last_end}): giving up")
+            self._service_manager.gave_up()
+            self._end(1)
 
     def _dismiss_standby(self) -> None:
         if self._standby is not None:
-            self._hearing.part(self._standby)
+            self._dispatcher.remove(self._standby)
             self._standby.kill()
             self._standby = None
 
-    # The operator
+    # Operators
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
         match request:
             case {"do": "status"}:
-                reply(self._facts())
-            case {"do": "replace"} if not self._established:
-                reply({"error": "this kernel cannot go on with a mount, Linux 6.9 can: take it down, and up again"})
+                reply(self._status())
+            case {"do": "replace"} if self._phase.unmounted:
+                reply({"error": "it is unmounted, and its server ends"})
+            case {"do": "replace"} if not self._phase.replaceable:
+                reply(
+                    {"error": "before Linux 6.9 no server can take over a mount: run `mountctl down` and `mountctl up`"}
+                )
             case {"do": "replace", **given}:
-                if self._orders.replace(given.get("order", self._orders.now), reply):
-                    self._dismiss_standby()  # it has loaded what is outdated
-                    self._lives.hurry()
+                if self._replacement.begin(given.get("order", self._replacement.order), reply):
+                    self._dismiss_standby()  # it has loaded the outdated version
+                    self._restart_policy.reset_delay()
             case _:
-                reply({"error": "no such request"})
+                reply({"error": "unknown request"})
 
-    def _facts(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         active = self._active
         serving = active is not None and active.ready_at is not None
         return {
@@ -340,11 +349,11 @@ class Keeper:
             "keeper_pid": os.getpid(),
             "server_pid": active.pid if active is not None else None,
             "standby": self._standby is not None and self._standby.standing_by,
-            "restarts": self._lives.restarts,
-            "last_end": self._lives.last_end,
-            "last_end_at": self._lives.last_end_at,
-            "log_file": self._orders.now["options"]["log_file"],
-            "foreground": self._orders.now["foreground"],
+            "restarts": self._restart_policy.restarts,
+            "last_end": self._restart_policy.last_end,
+            "last_end_at": self._restart_policy.last_end_at,
+            "log_file": self._replacement.order["options"]["log_file"],
+            "foreground": self._replacement.order["foreground"],
         }
 
     # The end
@@ -357,44 +366,21 @@ class Keeper:
                 self._active.terminate()
 
     def _clean_up(self) -> None:
-        """Leave neither servers nor mount behind."""
-        self._operator.close()
-        self._notifier.unstore(STORED)
-        self._kept.close()
+        """End the servers and unmount."""
+        self._control_socket.close()
+        self._service_manager.unstore()
+        self._descriptor_store.close()
         self._dismiss_standby()
         server = self._active
         if server is not None:
-            server.channel.close()  # nobody is to wait for an answer from here
+            server.channel.close()  # it gets no more answers from here
             if not self._connection.mounted:
                 server.terminate()  # it does not end by itself
             if not server.wait(STOP_TIMEOUT_S):
-                # One of its threads may wait in the kernel for an answer that it should itself have given.
+                # One of its threads may wait in the kernel for an answer of the server itself.
                 self._connection.abort()
                 server.kill()
                 server.wait(STOP_TIMEOUT_S)
         self._connection.close()
-        error = f"the server ended ({self._lives.last_end or 'killed'}) before the mount answered"
-        self._reporter.tell({"type": "failed", "kind": "Exception", "error": error}, error)
-
-
-def _leave_no_core() -> None:
-    """Have the kernel write no core of this process and its servers, which have credentials in memory.
-
-    A limit of 0 is none for programs that take cores from a pipe; for them, 1 is one.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    most = 1 if hard == resource.RLIM_INFINITY else min(hard, 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
-
-
-def main() -> None:
-    """Entry point of the keeper process."""
-    parser = argparse.ArgumentParser(prog="mountctl.keeper")
-    parser.add_argument("--status-fd", type=int)
-    status: int | None = parser.parse_args().status_fd
-    if status is not None:
-        os.set_inheritable(status, False)
-    _leave_no_core()
-    order = json.load(sys.stdin)
-    set_process_title("keeper", Path(order["mountpoint"]))
-    sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())
+        error = f"the server ended ({self._restart_policy.last_end or 'killed'}) before the mount answered"
+        self._reporter.outcome({"type": "failed", "kind": "Exception", "error": error}, error)

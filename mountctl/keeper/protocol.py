@@ -1,6 +1,6 @@
-"""What a server may say to its keeper: a handful of messages, each of which is checked before it is believed.
+"""The messages from a server to its keeper, and their validation.
 
-A server is not privileged, and reads what comes from a network: its keeper believes nothing of it but this.
+A server is unprivileged and reads from a network: its keeper accepts nothing from it but these messages.
 """
 
 import json
@@ -20,19 +20,19 @@ _NUMBER_LIMIT = (1 << 31) - 1
 
 
 class ProtocolError(Exception):
-    """A message that no server of ours sends."""
+    """Bytes that are none of the messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """The server could serve, and reads ledgers of this version."""
+    """The server could serve; it reads ledgers of this version."""
 
     ledger: str
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Mount the file system; with the descriptor of the locked cache directory. Answered with /dev/fuse's."""
+    """Mount the file system; with the descriptor of the locked cache directory. Answered with that of /dev/fuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,45 +49,45 @@ class BackingClose:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the descriptor that comes with it, under this number. Answered with nothing more, or the error."""
+    """Store the descriptor that comes with it, under this number. Answered with {}, or the error."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class LetGo:
-    """Close the descriptor that is kept under this number."""
+    """Close the descriptor that is stored under this number."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Answered with the descriptor that is kept under this number, or the error."""
+    """Answered with the descriptor that is stored under this number, or the error."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Answered with the socket to which clients of GPU copies connect, and its path, or the error."""
+    """Answered with the socket of GPU clients, and its path, or the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The mount answers; ``resends`` tells whether another server could go on with it."""
+    """The mount answers; ``resends`` tells whether another server could take it over."""
 
     resends: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """The server's event loop comes round."""
+    """The server's event loop runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why there is no mount, or no longer: the class of the error and one line."""
+    """Why the server ends: the class of the error and one line."""
 
     kind: str
     error: str
@@ -105,7 +105,7 @@ _WITH_DESCRIPTOR = (Mount, BackingOpen, Hold)
 
 
 def parse(data: bytes) -> Message:
-    """The message that these bytes are. Raises ProtocolError."""
+    """Parse a message. Raises ProtocolError."""
     try:
         fields: Any = json.loads(data)
     except (ValueError, RecursionError):

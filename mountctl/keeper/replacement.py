@@ -1,92 +1,95 @@
-"""What the servers of a mount are started with, and what that may become while the file system is mounted."""
+"""Replacing a server while the file system is mounted: with the same order, or with a new one of the operator."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from mountctl.keeper.control_socket import Reply
-from mountctl.keeper.server_process import Server
+from mountctl.keeper.server_process import ServerProcess
 
 FIXED = ("mountpoint", "source", "allow_other", "foreground")
-"""What cannot be changed while it is mounted, beside the cache directory."""
+"""The fields of an order that cannot change while it is mounted; the cache directory cannot either."""
 
 
 @dataclass(slots=True)
-class _Replacement:
-    """The operator's order to replace the server; ``before`` is what to go back to when that fails, and ``outgoing``
-    the server that has been killed for it."""
+class _Request:
+    """An operator's request; ``before`` is the order to return to if the new server fails, ``outgoing`` the old server
+    once it was killed."""
 
     reply: Reply
     before: dict[str, Any]
-    outgoing: Server | None = None
+    outgoing: ServerProcess | None = None
 
 
-class Orders:
-    """The order of now, and its replacement by an operator's: once a server of the new one stands by, the old server
-    ends. The operator is told when the new one goes on, or that it does not come."""
+class Replacement:
+    """The order that servers are started with, and the operator's request to replace the server, if there is one.
+
+    A server with the new order stands by first; only then is the old one killed. The operator gets a reply once the new
+    one serves, or has failed.
+    """
 
     def __init__(self, order: dict[str, Any]) -> None:
-        self.now = order
-        """What servers are started with; each has the very order that it was started with."""
-        self._replacement: _Replacement | None = None
+        self.order = order
+        """What servers are started with. A server is up to date if its order is this very object."""
+        self._request: _Request | None = None
 
     @property
-    def replacing(self) -> bool:
+    def under_way(self) -> bool:
         """Whether a server is being replaced."""
-        return self._replacement is not None
+        return self._request is not None
 
     @property
-    def outgoing(self) -> Server | None:
-        """The server that has been killed to make way, if one has."""
-        return self._replacement.outgoing if self._replacement is not None else None
+    def outgoing(self) -> ServerProcess | None:
+        """The server that was killed for the new one, if one was."""
+        return self._request.outgoing if self._request is not None else None
 
-    def replace(self, given: Any, reply: Reply) -> bool:
-        """Go over to what an operator has given, unless something speaks against it; whether it goes over."""
-        if self._replacement is not None:
+    def begin(self, order: Any, reply: Reply) -> bool:
+        """Begin to replace the server by one with this order. False if that is refused, which *reply* has been told."""
+        if self._request is not None:
             reply({"error": "the server is being replaced already"})
             return False
-        refused = _refusal(self.now, given)
+        refused = _refusal(self.order, order)
         if refused is not None:
             reply(refused)
             return False
-        self._replacement = _Replacement(reply, self.now)
-        self.now = dict(given)  # it can be told from the one of before
+        self._request = _Request(reply, self.order)
+        self.order = dict(order)  # a new object, even if it is equal
         return True
 
-    def awaits(self, server: Server) -> bool:
-        """Whether this is the server that is to take the place of another."""
-        return self._replacement is not None and server.order is self.now
+    def awaits(self, server: ServerProcess) -> bool:
+        """Whether this is the new server of the request."""
+        return self._request is not None and server.order is self.order
 
-    def oust(self, server: Server) -> None:
-        """Have a server make way: the new one stands by."""
-        assert self._replacement is not None
-        self._replacement.outgoing = server
-        server.kill()  # its successor goes on from wherever it is
+    def kill_outgoing(self, server: ServerProcess) -> None:
+        """Kill the old server: the new one stands by."""
+        assert self._request is not None
+        self._request.outgoing = server
+        server.kill()  # the new one takes over whatever it leaves
 
-    def fulfilled(self, server: Server) -> bool:
-        """A server is ready; whether it is the one that was ordered, which the operator is told then."""
-        if self._replacement is None or not self.awaits(server):
+    def complete(self, server: ServerProcess) -> bool:
+        """A server is ready; if it is the new one of the request, tell the operator. Whether it is."""
+        if self._request is None or not self.awaits(server):
             return False
-        self._replacement.reply({"server_pid": server.pid})
-        self._replacement = None
+        self._request.reply({"server_pid": server.pid})
+        self._request = None
         return True
 
-    def revoke(self, error: str) -> None:
-        """The new server does not come: the old one stays, or another like it goes on."""
-        if self._replacement is not None:
-            self.now = self._replacement.before
-            self._replacement.reply({"error": error})
-            self._replacement = None
+    def fail(self, error: str) -> None:
+        """The new server has failed, if one was requested: tell the operator, and return to the order before."""
+        if self._request is not None:
+            self.order = self._request.before
+            self._request.reply({"error": error})
+            self._request = None
 
 
-def _refusal(before: dict[str, Any], given: Any) -> dict[str, Any] | None:
-    """Why what an operator has given cannot take the place of the order of before, if it cannot."""
-    match given:
+def _refusal(before: dict[str, Any], order: Any) -> dict[str, Any] | None:
+    """The reply to an order that cannot replace the one before; None if it can."""
+    match order:
         case {"server": [str(), *_], "options": {"cache_dir": str(), "log_file": str()}}:
             pass
         case _:
             return {"error": "not an order"}
-    changed = [name for name in FIXED if given.get(name) != before[name]]
-    if given["options"]["cache_dir"] != before["options"]["cache_dir"]:
+    changed = [name for name in FIXED if order.get(name) != before[name]]
+    if order["options"]["cache_dir"] != before["options"]["cache_dir"]:
         changed.append("cache_dir")
     if not changed:
         return None

@@ -1,4 +1,4 @@
-"""Server processes, as their keeper sees them."""
+"""A server process and the keeper's end of the channel to it."""
 
 import array
 import contextlib
@@ -19,8 +19,8 @@ STRAY_TIMEOUT_S = 0.5
 _DESCRIPTOR = array.array("i").itemsize
 
 
-class Server:
-    """A server process and the channel to it. It stands by until it is told to serve.
+class ServerProcess:
+    """A server process and the channel to it. It stands by until it is promoted.
 
     Raises OSError when it cannot be started.
     """
@@ -30,10 +30,11 @@ class Server:
         self.order = order
         self.channel = ours
         self.standing_by = False
-        self.ledger = ""
-        self.heard = time.monotonic()
+        self.ledger_version = ""
+        self.heard_at = time.monotonic()
         self.ready_at: float | None = None
         self.unclaimed: int | None = None
+        """A backing id that the server may have died before hearing of."""
         order_file = memory_of(json.dumps(order).encode())
         try:
             self._process = subprocess.Popen(
@@ -41,7 +42,7 @@ class Server:
                 stdin=order_file,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
-                process_group=0,  # what a terminal sends is for the keeper alone
+                process_group=0,  # signals of a terminal are for the keeper alone
             )
         except BaseException:
             ours.close()
@@ -54,19 +55,19 @@ class Server:
     def pid(self) -> int:
         return self._process.pid
 
-    def speaks(self) -> bool:
-        """Whether it has said something that has not been heard yet."""
+    def has_message(self) -> bool:
+        """Whether it has sent a message that is not received yet."""
         return bool(select.select([self.channel], [], [], 0)[0])
 
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
-        """The next message, None at the end, and what descriptors came with it. Raises ProtocolError."""
+        """The next message, None at the end of the channel, and the descriptors with it. Raises ProtocolError."""
         try:
             data, descriptors = _received(self.channel)
         except OSError:
             return None, []
         if not data:
             return None, []
-        self.heard = time.monotonic()
+        self.heard_at = time.monotonic()
         self.unclaimed = None
         try:
             message = protocol.parse(data)
@@ -79,13 +80,13 @@ class Server:
         return message, descriptors
 
     def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-        """Send a message; a server that does not listen is as good as dead, and is found to be soon."""
+        """Send a message. A server that does not receive is as good as dead, which the keeper notices soon."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        with contextlib.suppress(OSError):  # `socket.send_fds` takes flags and ignores them: it would wait
+        with contextlib.suppress(OSError):  # `socket.send_fds` ignores its flags and would block
             self.channel.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
 
     def ended(self) -> bool:
-        """Whether the server has ended, or all of it but threads that the kernel holds."""
+        """Whether the server has ended, or only threads are left of it that hang in the kernel."""
         if self._process.poll() is not None:
             return True
         try:
@@ -95,11 +96,11 @@ class Server:
         return state in {"Z", "X"}
 
     def reaped(self) -> bool:
-        """Whether nothing is left of it, of which its parent would have to take note."""
+        """Whether it has ended wholly, and its exit code been collected."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """End it at once: whatever it does, its successor goes on from there."""
+        """End it at once: the next server takes over whatever state it leaves."""
         with contextlib.suppress(OSError):
             self._process.kill()
 
@@ -109,7 +110,7 @@ class Server:
             self._process.terminate()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; whether it has come."""
+        """Wait for its end; False if that does not come in time."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -117,16 +118,16 @@ class Server:
         return True
 
     @property
-    def status(self) -> int:
-        """Its exit code, as a shell tells it."""
-        self.wait(STRAY_TIMEOUT_S)  # it is seen to end before its last thread has
+    def exit_code(self) -> int:
+        """Its exit code, as a shell shows it."""
+        self.wait(STRAY_TIMEOUT_S)  # `ended` sees the end before the last thread has ended
         code = self._process.returncode
-        if code is None:  # the kernel holds a thread of it
+        if code is None:  # a thread of it hangs in the kernel
             return 128 + signal.SIGKILL
         return code if code >= 0 else 128 - code
 
-    def fate(self) -> str:
-        """How it ended."""
+    def end_reason(self) -> str:
+        """How it ended, for messages."""
         code = self._process.poll()
         if code is None:
             return "killed"
@@ -139,7 +140,7 @@ class Server:
 
 
 def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """``socket.recv_fds`` takes flags and ignores them, and a program started later could have the descriptors."""
+    """Receive close-on-exec descriptors, so that servers do not inherit them: ``socket.recv_fds`` ignores its flags."""
     room = socket.CMSG_LEN(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR)
     data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")

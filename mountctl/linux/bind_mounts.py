@@ -1,4 +1,4 @@
-"""The system calls that bind a part of a mount elsewhere, in any namespace. Each raises OSError."""
+"""The system calls of bind mounts, in any mount namespace. Each raises OSError."""
 
 import ctypes
 import fcntl
@@ -36,33 +36,33 @@ class Resolve(IntFlag):
 
 
 def open_below(directory: int, path: str, flags: int, resolve: Resolve) -> int:
-    """Open *path* as seen from *directory*, resolved as told."""
+    """Open *path* below *directory* by openat2(2)."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
     return _call(_OPENAT2, directory, os.fsencode(path), how, len(how))
 
 
 def clone(file: int) -> int:
-    """A mount of the file or directory that *file* refers to, mounted nowhere yet."""
+    """A detached bind mount of the file or directory that *file* refers to."""
     return _call(_OPEN_TREE, file, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH)
 
 
 def restrict(tree: int) -> None:
-    """Have a mount be read-only, without set-uid programs and devices, and tell no other of its changes."""
+    """Make a mount ro, nosuid, nodev and private."""
     _set_attributes(tree, _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, MS_PRIVATE)
 
 
 def propagate(tree: int, propagation: int) -> None:
-    """Set who is told of what is mounted below: MS_PRIVATE or MS_SHARED."""
+    """Set the mount propagation: MS_PRIVATE or MS_SHARED."""
     _set_attributes(tree, 0, propagation)
 
 
 def move(tree: int, target: int) -> None:
-    """Mount *tree* on what *target* refers to, in the mount namespace of this process."""
+    """Attach a detached mount at *target*, in the mount namespace of this process."""
     _call(_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
 
 
 def detach(path: str) -> None:
-    """Take what is mounted at a path out of the tree."""
+    """Unmount a path lazily."""
     if _libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         raise OSError(ctypes.get_errno(), "umount2")
 

@@ -1,4 +1,4 @@
-"""The log of a background mount: one file that the keeper and its servers append to, and the keeper keeps short."""
+"""The log of a background mount: one file that the keeper and its servers append to, and the keeper rotates."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ SIZE_LIMIT = 16 << 20
 _PIECE = 1 << 20
 
 
-def shorten(descriptor: int, path: Path) -> None:
-    """Move what a log has to ``PATH.1`` if it is long. Its writers, who append, go on at its new end.
+def rotate(descriptor: int, path: Path) -> None:
+    """Move the content of a long log to ``PATH.1``. Its writers append, so they go on at its new end.
 
-    The file is emptied and not replaced, as servers cannot be given another. Lines written meanwhile may be lost.
+    The file is truncated, not replaced, as its writers keep their descriptors. Lines written meanwhile may be lost.
     """
     with contextlib.suppress(OSError):
         if os.fstat(descriptor).st_size <= SIZE_LIMIT:

@@ -15,7 +15,7 @@ from pathlib import Path
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, trimsfs_at
 
 READ_AHEAD_KIB = 16384
-"""The kernel's default of 128 KiB leaves a store with any latency idle."""
+"""With the kernel's default of 128 KiB, every read waits for the latency of the store."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
@@ -38,18 +38,18 @@ class MountpointError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What tells a FUSE file system from all others, those that are mounted at its place later included.
+class MountIdentity:
+    """Identifies a FUSE file system, also among those that are mounted at its mount point later.
 
-    ``device`` is ``major:minor``. The kernel gives it to another as soon as the file system is unmounted, which
-    ``control``, the inode number of the connection's directory of control files, tells; None if there are none.
+    ``device`` is ``major:minor``, which the kernel reuses as soon as the file system is unmounted. ``control`` is the
+    inode number of the connection's directory in fusectl, which tells them apart; None without fusectl.
     """
 
     device: str
     control: int | None
 
     def is_at(self, mountpoint: Path) -> bool:
-        """Whether it is this one that is mounted at exactly this path, with nothing over it."""
+        """Whether this file system is mounted at exactly this path, with nothing over it."""
         found = identify(mountpoint)
         return (
             found is not None
@@ -58,8 +58,8 @@ class Identity:
         )
 
 
-def identify(mountpoint: Path) -> Identity | None:
-    """Which trimsfs file system is mounted at exactly this path; found without touching it."""
+def identify(mountpoint: Path) -> MountIdentity | None:
+    """The trimsfs file system that is mounted at exactly this path, found without touching it."""
     mounted = trimsfs_at(mountpoint)
     if mounted is None:
         return None
@@ -68,11 +68,11 @@ def identify(mountpoint: Path) -> Identity | None:
         control = os.stat(_control_files(mounted.device)).st_ino
     except OSError:
         control = None
-    return Identity(mounted.device, control)
+    return MountIdentity(mounted.device, control)
 
 
 def mount(mountpoint: Path, *, source: str, allow_other: bool) -> int:
-    """Mount a FUSE file system, read-only, without set-uid programs and devices; the /dev/fuse descriptor.
+    """Mount a FUSE file system with ro, nosuid and nodev; the /dev/fuse descriptor.
 
     By mount(2) for root, else by fusermount3. Raises FuseUnavailableError, MountpointError.
     """
@@ -102,7 +102,7 @@ def mount(mountpoint: Path, *, source: str, allow_other: bool) -> int:
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount; *lazy* takes it out of the tree now, even when it is busy. Raises OSError."""
+    """Unmount; *lazy* detaches it now, even if it is busy. Raises OSError."""
     if os.geteuid() == 0:
         flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
         if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
@@ -117,9 +117,9 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def tune(device: str) -> list[str]:
-    """Deepen a file system's read-ahead, where allowed; what could not be set, and why.
+    """Raise a file system's read-ahead, where allowed; what could not be set, and why.
 
-    After the kernel and the server have agreed on the connection, which resets it.
+    Call it after the INIT handshake, which resets the read-ahead.
     """
     path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
     try:
@@ -130,18 +130,18 @@ def tune(device: str) -> list[str]:
 
 
 def open_backing(connection: int, file: int) -> int:
-    """Register a file as a backing file of a FUSE connection, both descriptors; its id. Raises OSError."""
+    """Register a backing file of a FUSE connection, both by descriptor; its id. Raises OSError."""
     number: int = fcntl.ioctl(connection, _BACKING_OPEN, bytearray(struct.pack("=iIQ", file, 0, 0)), True)
     return number
 
 
 def close_backing(connection: int, number: int) -> None:
-    """Give up what `open_backing` gave. Raises OSError."""
+    """Unregister a backing file. Raises OSError."""
     fcntl.ioctl(connection, _BACKING_CLOSE, struct.pack("=I", number))
 
 
 def abort(mountpoint: Path) -> None:
-    """Abort the FUSE connection of a mount: whoever waits for it gets an error. Raises OSError, LookupError."""
+    """Abort the FUSE connection of a mount: requests that wait fail. Raises OSError, LookupError."""
     mounted = trimsfs_at(mountpoint)
     if mounted is None:
         raise LookupError(f"{mountpoint}: no trimsfs mount")
@@ -159,7 +159,7 @@ def _control_files(device: str) -> Path:
 
 
 def _mount_fusectl() -> None:
-    """Have the kernel's FUSE control files, where there can be any; systemd hosts have them already."""
+    """Mount fusectl if it is not mounted, as it is on hosts with systemd."""
     with contextlib.suppress(OSError):
         if os.geteuid() == 0 and not any(CONNECTIONS.iterdir()):
             _libc.mount(b"fusectl", os.fsencode(CONNECTIONS), b"fusectl", ctypes.c_ulong(0), None)

@@ -1,4 +1,4 @@
-"""What systemd is told, and gives: readiness, the watchdog, and descriptors that outlive this process."""
+"""Talks to systemd: readiness, the watchdog, and descriptors that it stores for the next start of a service."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ _FIRST_DESCRIPTOR = 3
 
 
 class Notifier:
-    """The service manager's end, by the protocol of sd_notify(3); none where there is no manager."""
+    """Sends to the service manager, by the protocol of sd_notify(3); to nobody where there is no manager."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -30,17 +30,17 @@ class Notifier:
             socket.send_fds(end, ["\n".join(lines).encode()], descriptors)
 
     def store(self, descriptors: Mapping[str, int]) -> None:
-        """Have the manager keep descriptors, by their names, for the next start of this service."""
+        """Have the manager store descriptors, by name, for the next start of this service."""
         for name, descriptor in descriptors.items():
             self.tell("FDSTORE=1", f"FDNAME={name}", descriptors=(descriptor,))
 
     def unstore(self, names: tuple[str, ...]) -> None:
-        """Have the manager let go of descriptors."""
+        """Have the manager close stored descriptors."""
         for name in names:
             self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def alive(self) -> None:
-        """All is well: tell the watchdog, when it is due."""
+        """Feed the watchdog, when it is due."""
         now = time.monotonic()
         if self._interval_s is not None and now >= self._next:
             self._next = now + self._interval_s
@@ -48,7 +48,7 @@ class Notifier:
 
 
 def stored_descriptors(environment: Mapping[str, str]) -> dict[str, int]:
-    """The descriptors that the manager has kept since this service ran last, by their names."""
+    """The descriptors that the manager has stored since the last run of this service, by name."""
     if environment.get("LISTEN_PID") != str(os.getpid()):
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")

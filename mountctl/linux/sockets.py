@@ -1,4 +1,4 @@
-"""Where the sockets of a mount's keeper are, and how they come to be there."""
+"""The sockets of a keeper: their paths, listening there, and removing them."""
 
 import contextlib
 import fcntl
@@ -14,17 +14,17 @@ from trimsfs.mountinfo import escape
 ROOTS_DIRECTORY = Path("/run/trimsfs")
 GPU_SUFFIX = ".gpu"
 _NAME_LIMIT = 64
-"""Of a socket's name: all of its path has to fit into 107 bytes."""
+"""Bytes of a socket's name: its whole path must fit into 107."""
 
 _SIOCUNIXFILE = 0x89E0  # of <linux/un.h>
 
 
 class ListenError(Exception):
-    """There can be no such socket."""
+    """The socket cannot be made."""
 
 
 def socket_path(mountpoint: Path) -> Path:
-    """Where the keeper of a mount listens to its operator: root's, or this user's."""
+    """The control socket of a mount's keeper: root's, or this user's."""
     name = escape(mountpoint)
     if len(os.fsencode(name)) > _NAME_LIMIT:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
@@ -36,20 +36,20 @@ def socket_path(mountpoint: Path) -> Path:
 
 
 def gpu_path(mountpoint: Path) -> Path:
-    """Where clients of a mount's GPU copies connect: beside the operator's socket."""
+    """The socket of a mount's GPU clients: beside the control socket."""
     return socket_path(mountpoint).with_suffix(GPU_SUFFIX)
 
 
 def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -> socket.socket:
-    """A socket that listens at a path in a directory of this user's, which is made if need be, and does not block.
+    """A non-blocking socket that listens at a path. Its directory is created if missing, and must be this user's.
 
     Raises ListenError.
     """
     try:
-        with _umask(0o022):  # whom the mode lets in has to get there
+        with _umask(0o022):  # the users whom the mode admits must reach it
             path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.lstat().st_uid != os.geteuid():  # nor a link of theirs to a directory of ours
-            raise ListenError(f"{path.parent} is another user's")
+        if path.parent.lstat().st_uid != os.geteuid():  # nor may it be a link of theirs to ours
+            raise ListenError(f"{path.parent} belongs to another user")
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -64,15 +64,15 @@ def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -
     return listener
 
 
-class Place:
-    """Where a socket listens. Another keeper's socket may have taken its name meanwhile."""
+class BoundPath:
+    """The path that a socket is bound to. Meanwhile the socket of another keeper may have replaced it there."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._path: str = listener.getsockname()
         self._inode = _bound_to(listener) or _inode_at(self._path)
 
     def remove(self) -> None:
-        """Take the name away, if it still is this socket's. Before that is closed: then its inode may be another's."""
+        """Remove the path if it still is this socket's. Call it before closing: later the inode may be another's."""
         with contextlib.suppress(OSError):
             if _inode_at(self._path) == self._inode:
                 os.unlink(self._path)
@@ -87,7 +87,7 @@ def _inode_at(path: str) -> tuple[int, int] | None:
 
 
 def _bound_to(listener: socket.socket) -> tuple[int, int] | None:
-    """The inode that a socket is bound to, wherever its path leads; None for who lacks CAP_NET_ADMIN."""
+    """The inode that a socket is bound to, wherever its path leads; None without CAP_NET_ADMIN."""
     try:
         file = fcntl.ioctl(listener, _SIOCUNIXFILE)
     except OSError:

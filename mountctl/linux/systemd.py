@@ -1,4 +1,4 @@
-"""Where systemd runs the declared mounts: as instances of one service."""
+"""Starts and stops declared mounts through systemd, as instances of trimsfs@.service."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ def unit_of(name: str) -> str:
 
 
 def manages(name: str) -> bool:
-    """Whether systemd is there, and has the service of a declared mount."""
+    """Whether systemd runs, and has the service of a declared mount."""
     if not _RUNNING.is_dir() or shutil.which("systemctl") is None:
         return False
     return _systemctl("cat", unit_of(name), quiet=True) == 0

@@ -11,7 +11,7 @@ import pytest
 
 import trimsfs
 from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.binding import StageError, bind
+from mountctl.csi.bind_volume import BindError, bind
 from tests.csi.driver import (
     NAMESPACE,
     Driver,
@@ -209,7 +209,7 @@ def test_the_binding_of_another_mount_than_was_asked_for_is_given_up(directory: 
     assert mount is not None
     driver.target("a").mkdir(exist_ok=True)
     order = {"mountpoint": str(mount.mountpoint), "path": "", "target": str(driver.target("a")), "replace": False}
-    with pytest.raises(StageError, match="mount"):
+    with pytest.raises(BindError, match="mount"):
         bind({**order, "number": mount.number + 1})
     assert volumes(driver.pods) == []
     bind({**order, "number": mount.number})

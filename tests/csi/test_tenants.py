@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mountctl.csi.refusals import RefusedError
+from mountctl.csi.errors import StatusError
 from mountctl.csi.tenants import TenantsError, check_tenant, read_tenants
 
 RULES = """
@@ -53,13 +53,13 @@ def test_a_namespace_has_what_an_entry_allows(
     if allowed:
         check_tenant(rules, namespace, mount, path)
     else:
-        with pytest.raises(RefusedError):
+        with pytest.raises(StatusError):
             check_tenant(rules, namespace, mount, path)
 
 
 def test_an_empty_file_allows_nothing(rules: Path) -> None:
     rules.write_text("")
-    with pytest.raises(RefusedError, match="may not have all of mount models"):
+    with pytest.raises(StatusError, match="may not have all of mount models"):
         check_tenant(rules, "admin", "models", "")
 
 
@@ -85,10 +85,10 @@ def test_what_is_not_understood_allows_nothing_and_says_where(text: str, words: 
         read_tenants(rules)
     message = str(caught.value)
     assert (message.startswith(f"{rules}: "), words in message, "\n" in message) == (True, True, False), message
-    with pytest.raises(RefusedError, match="tenants"):
+    with pytest.raises(StatusError, match="tenants"):
         check_tenant(rules, "a", "models", "b")
 
 
 def test_a_file_that_is_gone_allows_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="No such file"):
+    with pytest.raises(StatusError, match="No such file"):
         check_tenant(tmp_path / "none.toml", "a", "models", "b")

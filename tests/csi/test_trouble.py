@@ -16,11 +16,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi.children import Children
-from mountctl.csi.locks import Locks
-from mountctl.csi.node import Node
-from mountctl.csi.refusals import RefusedError
-from mountctl.csi.sources import Sources
+from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.errors import StatusError
+from mountctl.csi.mounts_directory import MountsDirectory
+from mountctl.csi.named_locks import NamedLocks
+from mountctl.csi.node import NodeService
 from tests.csi.driver import (
     is_dead,
     kill_together,
@@ -132,8 +132,8 @@ def test_a_volume_of_a_dead_mount_can_be_unpublished(directory: Path) -> None:
             wait_until(lambda: is_dead(mount.path))
             assert not driver.ready()
             condition = driver.stats("a").volume_condition
-            assert (condition.abnormal, "its server is gone" in condition.message) == (True, True)
-            with refused(grpc.StatusCode.UNAVAILABLE, "its server is gone"):
+            assert (condition.abnormal, "its server has ended" in condition.message) == (True, True)
+            with refused(grpc.StatusCode.UNAVAILABLE, "its server has ended"):
                 driver.publish("b", path="resnet50")
             driver.unpublish("a")
             assert not target.exists()
@@ -157,7 +157,7 @@ def test_a_volume_goes_on_with_the_next_server(directory: Path) -> None:
         assert (driver.publish("b", path="team") / "bert/model").read_bytes() == b"more weights"
 
 
-class _SlowPaths(Children):
+class _SlowPaths(ChildProcesses):
     """The mount answers, but not for the path."""
 
     def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
@@ -171,10 +171,10 @@ class _SlowPaths(Children):
 
 @needs_root
 def test_a_path_that_is_not_found_in_time_is_told_as_that(directory: Path) -> None:
-    sources, children = Sources(directory / "mounts"), _SlowPaths()
+    mounts, children = MountsDirectory(directory / "mounts"), _SlowPaths()
     with models_mount(directory):
-        service = Node(node_id="n", mounts_dir=directory / "mounts", sources=sources, children=children, tenants=None)
-        with pytest.raises(RefusedError, match="not found in 25 s") as caught:
+        service = NodeService(node_id="n", mounts=mounts, children=children, tenants=None)
+        with pytest.raises(StatusError, match="not found in 25 s") as caught:
             service.node_publish_volume(publication(directory / "pods/mount", "v", {"path": "resnet50"}))
     assert caught.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not (directory / "pods/mount").exists()
@@ -183,11 +183,11 @@ def test_a_path_that_is_not_found_in_time_is_told_as_that(directory: Path) -> No
 def test_a_child_that_cannot_be_killed_is_left_and_its_mount_not_asked_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    children = Children()
+    children = ChildProcesses()
     monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
 
     assert children.run(MOUNT, ["sleep", "1"], 0.1) is None
-    with pytest.raises(RefusedError, match="does not answer"):
+    with pytest.raises(StatusError, match="does not answer"):
         children.run(MOUNT, ["true"], 5)
     other = Mount(number=2, parent=1, mountpoint=Path("/m"), device="0:2", kind="fuse.trimsfs", source="s3://c")
     assert children.run(other, ["true"], 5) is not None
@@ -195,14 +195,14 @@ def test_a_child_that_cannot_be_killed_is_left_and_its_mount_not_asked_until_it_
     def answers() -> bool:
         return children.run(MOUNT, ["true"], 5) is not None
 
-    wait_until(answers, tolerate=RefusedError)
+    wait_until(answers, tolerate=StatusError)
 
 
 def test_a_name_that_is_held_for_too_long_is_given_up() -> None:
-    locks, held, done = Locks(), threading.Event(), threading.Event()
+    locks, held, done = NamedLocks(), threading.Event(), threading.Event()
 
     def hold() -> None:
-        with locks.held("volume a", "target x", timeout_s=1):
+        with locks.hold("volume a", "target x", timeout_s=1):
             held.set()
             done.wait(10)
 
@@ -211,15 +211,15 @@ def test_a_name_that_is_held_for_too_long_is_given_up() -> None:
     held.wait(10)
     try:
         for names in (("volume a", "target y"), ("volume b", "target x")):
-            with pytest.raises(RefusedError, match="under way") as caught, locks.held(*names, timeout_s=0.05):
+            with pytest.raises(StatusError, match="under way") as caught, locks.hold(*names, timeout_s=0.05):
                 pass
             assert caught.value.code == grpc.StatusCode.ABORTED
-        with locks.held("volume b", "target y", timeout_s=0.05):
+        with locks.hold("volume b", "target y", timeout_s=0.05):
             pass
     finally:
         done.set()
         thread.join(10)
-    with locks.held("volume a", "target y", timeout_s=0.05):
+    with locks.hold("volume a", "target y", timeout_s=0.05):
         pass
 
 
@@ -245,7 +245,7 @@ def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(directory: Path)
     with running(directory) as driver:
         assert driver.socket.stat().st_mode & 0o777 == 0o600
         done = start(directory)
-        assert (done.returncode, "another driver serves it" in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, "another driver listens there" in done.stderr) == (1, True), done.stderr
         assert not driver.ready()  # it answers
 
 

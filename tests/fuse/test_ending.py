@@ -46,7 +46,7 @@ def test_a_server_that_does_not_end_does_not_hold_up_who_unmounts(store_director
         assert (done.returncode, done.stderr) == (0, "")
         assert not alive(facts["server_pid"])
         assert not alive(facts["keeper_pid"])
-        assert f"the server (pid {facts['server_pid']}) does not end: killing it" in mount.log()
+        assert f"unmounted, but server {facts['server_pid']} has not ended in 10 s: killing it" in mount.log()
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_it_cannot_use_its_keeper_up(mount: MountedStore, store: Path) -> None:
 def test_it_is_ended_when_it_says_what_no_server_says(mount: MountedStore, store: Path) -> None:
     with (mount.path / "model").open("rb", buffering=0) as file:
         turn(mount, store, "babble")
-        wait_until(lambda: "said what it must not" in mount.log())
+        wait_until(lambda: "violated the protocol" in mount.log())
         wait_until(lambda: ask(mount.path, {"do": "status"}, timeout_s=5)["state"] == "serving")
         assert file.read() == b"weights"
     assert (mount.path / "model").read_bytes() == b"weights"

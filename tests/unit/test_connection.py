@@ -11,9 +11,9 @@ import pytest
 from mountctl.keeper import connection
 from mountctl.keeper.connection import Connection, memory_of
 from mountctl.keeper.protocol import Mount
-from mountctl.keeper.server_process import Server
+from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import logfile, mounting
-from mountctl.linux.mounting import Identity
+from mountctl.linux.mounting import MountIdentity
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-OURS = Identity("0:51", 7)
+OURS = MountIdentity("0:51", 7)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ OURS = Identity("0:51", 7)
     [
         (OURS, True),
         (None, False),
-        (Identity("0:52", 8), False),
-        (Identity("0:51", 8), False),  # the number was free again
-        (Identity("0:51", None), True),
+        (MountIdentity("0:52", 8), False),
+        (MountIdentity("0:51", 8), False),  # the number was free again
+        (MountIdentity("0:51", None), True),
     ],
 )
 def test_only_a_mount_of_its_own_is_unmounted(
-    there: Identity | None, ours: bool, done: list[str], monkeypatch: pytest.MonkeyPatch
+    there: MountIdentity | None, ours: bool, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounting, "identify", lambda mountpoint: there)
     held = Connection(
@@ -107,7 +107,7 @@ def test_what_a_server_sends_is_not_for_programs_started_later() -> None:
         "import socket, sys; end = socket.socket(fileno=int(sys.argv[2])); "
         'socket.send_fds(end, [b\'{"type": "mount"}\'], [0])'
     )
-    server = Server({"server": [sys.executable, "-c", script]})
+    server = ServerProcess({"server": [sys.executable, "-c", script]})
     try:
         server.channel.settimeout(30)
         message, (descriptor,) = server.receive()
@@ -121,7 +121,7 @@ def test_what_a_server_sends_is_not_for_programs_started_later() -> None:
 
 
 def test_a_server_that_hears_nothing_is_not_waited_for() -> None:
-    server = Server({"server": ["sleep", "60"]})
+    server = ServerProcess({"server": ["sleep", "60"]})
     file = os.open("/dev/null", os.O_RDONLY)
     try:
         for _ in range(2000):  # more than a channel holds
@@ -137,7 +137,7 @@ def test_a_server_that_hears_nothing_is_not_waited_for() -> None:
 def test_servers_are_given_no_order(tmp_path: Path) -> None:
     held = Connection(tmp_path, source="", allow_other=True)
     assert set(held.stored(b"{}")) == {"ledger", "order"}
-    assert set(held.held()) == {"ledger"}
+    assert set(held.for_server()) == {"ledger"}
     assert os.pread(held.stored(b"new")["order"], 10, 0) == b"new"
     held.close()
 
@@ -155,10 +155,10 @@ def test_a_long_log_is_moved_and_its_writers_go_on(tmp_path: Path, monkeypatch: 
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
     keeper, server = (os.open(path, flags, 0o600) for _ in range(2))
     os.write(server, b"x" * 100)
-    logfile.shorten(keeper, path)
+    logfile.rotate(keeper, path)
     assert path.stat().st_size == 100
     os.write(server, b"y")
-    logfile.shorten(keeper, path)
+    logfile.rotate(keeper, path)
     os.write(server, b"on")
     assert (path.read_bytes(), (tmp_path / "trimsfs.log.1").read_bytes()) == (b"on", b"x" * 100 + b"y")
     for file in (keeper, server):

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mountctl.keeper import control_socket, protocol
-from mountctl.keeper.control_socket import KeeperGoneError, Operator, ask
+from mountctl.keeper.control_socket import ControlSocket, KeeperGoneError, ask
 from mountctl.linux.sd_notify import Notifier, stored_descriptors
 from mountctl.linux.sockets import socket_path
 from tests.support.messages import json_values, near_misses
@@ -108,14 +108,16 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
 
 
 @pytest.fixture
-def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Operator, selectors.BaseSelector]]:
+def listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ControlSocket, selectors.BaseSelector]]:
     monkeypatch.setattr(control_socket, "socket_path", lambda mountpoint: tmp_path / "run/keeper.sock")
     selector = selectors.DefaultSelector()
 
     def handle(request: dict[str, Any], reply: control_socket.Reply) -> None:
         reply({"got": request})
 
-    end = Operator(selector, handle)
+    end = ControlSocket(selector, handle)
     assert end.listen(Path("/models")) is None
     yield end, selector
     end.close()
@@ -130,7 +132,7 @@ def serve(selector: selectors.BaseSelector, rounds: int = 4) -> None:
 
 
 def test_only_the_owner_may_speak_to_a_keeper(
-    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
 ) -> None:
     assert (tmp_path / "run/keeper.sock").stat().st_mode & 0o777 == 0o600
 
@@ -147,7 +149,7 @@ def test_only_the_owner_may_speak_to_a_keeper(
     ],
 )
 def test_requests_of_an_operator(
-    text: bytes, answer: object, listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+    text: bytes, answer: object, listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX) as end:
         end.connect(str(tmp_path / "run/keeper.sock"))
@@ -163,23 +165,23 @@ def test_requests_of_an_operator(
 
 
 def test_who_connects_and_says_nothing_is_let_go(
-    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX) as end:
         end.connect(str(tmp_path / "run/keeper.sock"))
         serve(listening[1])
         monkeypatch.setattr(control_socket, "REQUEST_TIMEOUT_S", -1)
-        listening[0].look()
+        listening[0].drop_idle()
         end.settimeout(2)
         assert end.recv(1) == b""
 
 
 def test_a_keeper_that_ends_late_leaves_the_next_ones_socket_alone(
-    listening: tuple[Operator, selectors.BaseSelector], tmp_path: Path
+    listening: tuple[ControlSocket, selectors.BaseSelector], tmp_path: Path
 ) -> None:
     path = tmp_path / "run/keeper.sock"
     late = listening[0]
-    other = Operator(listening[1], lambda request, reply: None)
+    other = ControlSocket(listening[1], lambda request, reply: None)
     assert other.listen(Path("/models")) is None
     late.close()
     assert path.exists()
@@ -226,9 +228,23 @@ def test_what_the_service_manager_is_told(tmp_path: Path) -> None:
             os.close(descriptor)
 
 
-def test_without_a_service_manager_nobody_is_told() -> None:
-    Notifier({}).tell("READY=1")
-    Notifier({"NOTIFY_SOCKET": "/nonexistent/socket"}).alive()
+def test_without_a_service_manager_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    class Socket(socket.socket):
+        def connect(self, address: Any) -> None:
+            tried.append(address)
+            super().connect(address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    nobody = Notifier({"WATCHDOG_USEC": "1"})
+    nobody.tell("READY=1")
+    nobody.alive()
+    assert tried == []
+    gone = Notifier({"NOTIFY_SOCKET": "/nonexistent/socket", "WATCHDOG_USEC": "1"})
+    gone.tell("READY=1")
+    gone.alive()
+    assert tried == ["/nonexistent/socket"] * 2  # a manager that is gone is no error
 
 
 def test_descriptors_of_another_process_are_not_taken() -> None:

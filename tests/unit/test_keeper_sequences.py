@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from mountctl.keeper import control_socket, descriptor_store, protocol
 from mountctl.keeper.descriptor_store import HELD_LIMIT
 from mountctl.keeper.keeper import Keeper
-from mountctl.keeper.server_process import Server
+from mountctl.keeper.phase import Phase
+from mountctl.keeper.server_process import ServerProcess
 from mountctl.linux import mounting
-from mountctl.linux.mounting import Identity
+from mountctl.linux.mounting import MountIdentity
 from tests.support.messages import near_misses
 
 DESCRIPTORS: dict[str, Callable[[], int]] = {
@@ -50,13 +51,13 @@ messages = (
 said = st.tuples(messages, st.lists(st.sampled_from(sorted(DESCRIPTORS)), max_size=2))
 
 
-class TakenOver(Server):
+class TakenOver(ServerProcess):
     """A server whose words come from the test; it has no process."""
 
     def __init__(self) -> None:
         self.channel, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order: dict[str, Any] = ORDER
-        self.standing_by, self.ledger, self.heard = False, "", 0.0
+        self.standing_by, self.ledger_version, self.heard_at = False, "", 0.0
         self.ready_at: float | None = None
         self.unclaimed: int | None = None
         self.killed = False
@@ -101,7 +102,7 @@ def keeper(done: list[str]) -> Iterator[tuple[Keeper, TakenOver]]:
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         patch.setattr(mounting, "mount", mount)
-        patch.setattr(mounting, "identify", lambda _: Identity("0:1", 1))
+        patch.setattr(mounting, "identify", lambda _: MountIdentity("0:1", 1))
         patch.setattr(mounting, "open_backing", open_backing)
         for harmless in ("close_backing", "tune", "unmount", "abort_device"):
             patch.setattr(mounting, harmless, lambda *_, **__: [])
@@ -113,8 +114,8 @@ def keeper(done: list[str]) -> Iterator[tuple[Keeper, TakenOver]]:
         try:
             yield made, server
         finally:
-            made._operator.close()
-            made._kept.close()
+            made._control_socket.close()
+            made._descriptor_store.close()
             made._connection.close()
             made._selector.close()
             server.channel.close()
@@ -124,7 +125,7 @@ def keeper(done: list[str]) -> Iterator[tuple[Keeper, TakenOver]]:
 def hear(made: Keeper, server: TakenOver, data: bytes, kinds: list[str]) -> None:
     """Say something, and have the keeper act on it; answers are heard now and then only."""
     server.say(data, kinds)
-    made._hearing.hear(server)
+    made._dispatcher.receive(server)
     if server.standing_by:
         made._promote(server)
 
@@ -148,9 +149,9 @@ def test_anything_is_done_or_ends_the_server(words: list[tuple[bytes, list[str]]
             if server.killed:  # nothing more of it is heard
                 break
             assert len(data) <= protocol.MESSAGE_LIMIT
-            assert made._exit is None
+            assert made._phase is not Phase.ENDING
         assert done.count("mount") <= 1
         # What is held, the connection, the lock, two listeners.
-        assert descriptors() <= idle + len(made._kept._held) + 4
-        assert len(made._kept._held) <= HELD_LIMIT
+        assert descriptors() <= idle + len(made._descriptor_store._descriptors) + 4
+        assert len(made._descriptor_store._descriptors) <= HELD_LIMIT
     assert descriptors() == before

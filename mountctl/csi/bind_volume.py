@@ -1,16 +1,16 @@
-"""Binds a directory of a mount to a target, read-only; run as a child process, because the mount may not answer.
+"""Bind-mounts a directory of a mount at a target, read-only; a child process, because the mount may hang.
 
-``python -m mountctl.csi.binding ORDER``, the order being JSON::
+``python -m mountctl.csi.bind_volume ORDER``, the order being JSON::
 
     {"mountpoint": "/mounts/models", "number": 40, "path": "resnet50", "target": "/...", "replace": false}
 
-``number`` is the mount's in the kernel's table, "" as path is all of it, and with ``replace`` the present mount of the
-target makes way. One line of JSON is printed: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that
+``number`` is the mount id, the path "" is the whole mount, and ``replace`` unmounts what is mounted at the target. It
+prints one line of JSON: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that
 failed: "mount", "path", "clone" or "target".
 
-The path is resolved beneath the mount, without following links and without leaving it. The bind gets its attributes
-while it is attached nowhere, and appears in one step: nobody ever sees it writable, and a process that is killed leaves
-nothing half done. These calls need Linux 5.12; mount(2) can do neither.
+The kernel resolves the path beneath the mount, and follows no symbolic link. The bind mount gets its attributes before
+it is attached, and appears in one step: nobody ever sees it writable, and a killed process leaves nothing half done.
+These calls need Linux 5.12; mount(2) can do neither.
 """
 
 import json
@@ -29,8 +29,8 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 _HERE = -100
 
 
-class StageError(Exception):
-    """What could not be done, and the errno of it."""
+class BindError(Exception):
+    """The stage that failed, and its errno; 0 if no system call failed."""
 
     def __init__(self, stage: str, number: int) -> None:
         super().__init__(stage, number)
@@ -38,23 +38,23 @@ class StageError(Exception):
 
 
 def open_directory(path: Path) -> int:
-    """An absolute path's directory, as a descriptor that only names it; without following any link. Raises OSError."""
+    """An O_PATH descriptor of a directory by its absolute path, following no symbolic link. Raises OSError."""
     return bind_mounts.open_below(_HERE, str(path), _DIRECTORY, _NO_LINKS)
 
 
 def bind(order: dict[str, Any]) -> None:
-    """Carry out an order. Raises StageError."""
+    """Make the bind mount of an order. Raises BindError."""
     stage = "mount"
-    with ExitStack() as opened:
+    with ExitStack() as descriptors:
 
         def keep(descriptor: int) -> int:
-            opened.callback(os.close, descriptor)
+            descriptors.callback(os.close, descriptor)
             return descriptor
 
         try:
             root = keep(open_directory(Path(order["mountpoint"])))
-            if _mount_number(root) != order["number"]:
-                raise StageError(stage, 0)
+            if _mount_id(root) != order["number"]:
+                raise BindError(stage, 0)
             stage = "path"
             source = keep(bind_mounts.open_below(root, order["path"] or ".", _DIRECTORY, _CLOSED))
             stage = "clone"
@@ -66,11 +66,11 @@ def bind(order: dict[str, Any]) -> None:
             target = keep(open_directory(Path(order["target"])))
             bind_mounts.move(tree, target)
         except OSError as error:
-            raise StageError(stage, error.errno or 0) from error
+            raise BindError(stage, error.errno or 0) from error
 
 
-def _mount_number(descriptor: int) -> int:
-    """The number of the mount that a descriptor is on."""
+def _mount_id(descriptor: int) -> int:
+    """The mount id of the mount that a descriptor is on."""
     lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("mnt_id:")).split()[1])
 
@@ -79,7 +79,7 @@ def main() -> None:
     """Entry point of the child process."""
     try:
         bind(json.loads(sys.argv[1]))
-    except StageError as error:
+    except BindError as error:
         print(json.dumps({"stage": error.stage, "errno": error.number}))
     else:
         print("{}")

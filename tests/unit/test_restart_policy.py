@@ -5,7 +5,7 @@ import time
 import pytest
 
 from mountctl.keeper import restart_policy
-from mountctl.keeper.restart_policy import Lives
+from mountctl.keeper.restart_policy import RestartPolicy
 
 
 @pytest.fixture
@@ -17,18 +17,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_servers_that_have_worked_are_followed_at_once_for_ever(clock: list[float]) -> None:
-    found = Lives()
+    found = RestartPolicy()
     for _ in range(100):
         found.ended("killed", clock[0])
         clock[0] += restart_policy.STABLE_S
         found.ended("killed", clock[0] - restart_policy.STABLE_S)
-        assert (found.delay_s, found.hopeless) == (0, False)
+        assert (found.delay_s, found.exhausted) == (0, False)
     assert (found.restarts, found.last_end) == (200, "killed")
 
 
 def test_those_that_end_at_once_are_followed_later_and_later_and_then_not(clock: list[float]) -> None:
-    found, delays = Lives(), []
-    while not found.hopeless:
+    found, delays = RestartPolicy(), []
+    while not found.exhausted:
         found.ended("exit code 1", None)
         delays.append(round(found.delay_s, 3))
         clock[0] += found.delay_s
@@ -36,19 +36,19 @@ def test_those_that_end_at_once_are_followed_later_and_later_and_then_not(clock:
 
 
 def test_a_standby_that_does_not_come_is_no_reason_to_give_up_while_one_serves(clock: list[float]) -> None:
-    found = Lives()
+    found = RestartPolicy()
     for _ in range(20):
         found.standby_failed("exit code 2", alone=False)
-    assert (found.hopeless, found.delay_s, found.last_end) == (False, restart_policy.BACKOFF_LIMIT_S, None)
-    found.hurry()
+    assert (found.exhausted, found.delay_s, found.last_end) == (False, restart_policy.BACKOFF_LIMIT_S, None)
+    found.reset_delay()
     assert found.delay_s == 0
-    found.standby_came()
+    found.standby_promoted()
     found.standby_failed("exit code 2", alone=True)
     assert (round(found.delay_s, 3), found.last_end) == (restart_policy.BACKOFF_S, "exit code 2")
 
 
 def test_one_that_made_way_has_not_failed(clock: list[float]) -> None:
-    found = Lives()
+    found = RestartPolicy()
     for _ in range(20):
         found.replaced()
-    assert (found.restarts, found.hopeless, found.delay_s, found.last_end) == (20, False, 0, None)
+    assert (found.restarts, found.exhausted, found.delay_s, found.last_end) == (20, False, 0, None)

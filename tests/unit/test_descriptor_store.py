@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mountctl.keeper import descriptor_store, protocol
 from mountctl.keeper.connection import Connection
-from mountctl.keeper.descriptor_store import LISTENER, Kept
+from mountctl.keeper.descriptor_store import LISTENER, DescriptorStore
 from mountctl.keeper.protocol import Hold, LetGo, Listen, Recall
 from mountctl.linux import sockets
 from mountctl.linux.sd_notify import Notifier
@@ -60,9 +60,9 @@ def manager() -> Manager:
 
 
 @pytest.fixture
-def keeping(path: Path, manager: Manager) -> Iterator[Kept]:
+def keeping(path: Path, manager: Manager) -> Iterator[DescriptorStore]:
     before = open_descriptors()
-    found = Kept(MOUNTPOINT, manager, {})
+    found = DescriptorStore(MOUNTPOINT, manager, {})
     yield found
     found.close()
     assert open_descriptors() == before
@@ -79,7 +79,7 @@ def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def ask(keeping: Kept, message: Message, *descriptors: int) -> tuple[dict[str, Any], list[int]]:
+def ask(keeping: DescriptorStore, message: Message, *descriptors: int) -> tuple[dict[str, Any], list[int]]:
     """What is answered; all that has come and is not kept is closed, as the keeper does."""
     answers: list[tuple[dict[str, Any], list[int]]] = []
     left = list(descriptors)
@@ -101,7 +101,7 @@ def copy(content: bytes) -> int:
 # Descriptors
 
 
-def test_what_is_held_is_had_back_until_it_is_let_go(keeping: Kept) -> None:
+def test_what_is_held_is_had_back_until_it_is_let_go(keeping: DescriptorStore) -> None:
     assert ask(keeping, Hold(7), copy(b"seven")) == ({}, [])
     assert ask(keeping, Hold(8), copy(b"eight")) == ({}, [])
     (eight,) = ask(keeping, Recall(8))[1]
@@ -115,18 +115,20 @@ def test_what_is_held_is_had_back_until_it_is_let_go(keeping: Kept) -> None:
     ask(keeping, LetGo(9))  # nothing is
 
 
-def test_what_is_held_is_not_replaced(keeping: Kept) -> None:
+def test_what_is_held_is_not_replaced(keeping: DescriptorStore) -> None:
     ask(keeping, Hold(1), copy(b"first"))
     assert ask(keeping, Hold(1), copy(b"second")) == ({"error": "number 1 is held already"}, [])
     assert os.read(ask(keeping, Recall(1))[1][0], 64) == b"first"
 
 
-def test_a_descriptor_that_did_not_come_is_not_held(keeping: Kept) -> None:
+def test_a_descriptor_that_did_not_come_is_not_held(keeping: DescriptorStore) -> None:
     assert ask(keeping, Hold(1)) == ({"error": "Too many open files"}, [])
     assert ask(keeping, Recall(1))[1] == []
 
 
-def test_no_server_can_use_up_what_its_keeper_may_open(keeping: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_can_use_up_what_its_keeper_may_open(
+    keeping: DescriptorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(descriptor_store, "HELD_LIMIT", 5)
     answers = [ask(keeping, Hold(number), copy(b""))[0] for number in range(1, 8)]
     assert answers == [{}] * 5 + [{"error": "5 descriptors are held already"}] * 2
@@ -148,7 +150,7 @@ def test_no_server_can_use_up_what_its_keeper_may_open(keeping: Kept, monkeypatc
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "name", "socket", "connection", "memory"])
-def test_what_could_do_harm_is_not_held(what: str, keeping: Kept, tmp_path: Path) -> None:
+def test_what_could_do_harm_is_not_held(what: str, keeping: DescriptorStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     opened: dict[str, Callable[[], int]] = {
         "file": lambda: os.open(tmp_path / "file", os.O_RDWR),
@@ -174,7 +176,7 @@ def test_what_could_do_harm_is_not_held(what: str, keeping: Kept, tmp_path: Path
 )
 def test_it_holds_what_was_last_said(messages: list[Message]) -> None:
     before = open_descriptors()
-    keeping = Kept(MOUNTPOINT, Manager(), {})
+    keeping = DescriptorStore(MOUNTPOINT, Manager(), {})
     held: dict[int, int] = {}
     for turn, message in enumerate(messages):
         match message:
@@ -197,7 +199,7 @@ def test_it_holds_what_was_last_said(messages: list[Message]) -> None:
 # The socket
 
 
-def test_the_socket_is_the_same_for_every_server_and_all_may_connect(keeping: Kept, path: Path) -> None:
+def test_the_socket_is_the_same_for_every_server_and_all_may_connect(keeping: DescriptorStore, path: Path) -> None:
     before = os.umask(0o077)
     try:
         answer, (descriptor,) = ask(keeping, Listen())
@@ -231,7 +233,7 @@ def connected(path: Path) -> socket.socket:
     return end
 
 
-def test_what_another_process_has_left_is_replaced(keeping: Kept, path: Path) -> None:
+def test_what_another_process_has_left_is_replaced(keeping: DescriptorStore, path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
         stale.bind(str(path))
@@ -241,7 +243,7 @@ def test_what_another_process_has_left_is_replaced(keeping: Kept, path: Path) ->
     connected(path).close()
 
 
-def test_where_there_can_be_no_socket_the_server_is_told_why(keeping: Kept, path: Path) -> None:
+def test_where_there_can_be_no_socket_the_server_is_told_why(keeping: DescriptorStore, path: Path) -> None:
     path.parent.write_text("a file")
     answer, descriptors = ask(keeping, Listen())
     assert (answer, descriptors) == ({"error": f"{path}: File exists"}, [])
@@ -259,7 +261,7 @@ def test_no_socket_is_made_in_another_users_directory(link: bool, tmp_path: Path
     else:
         theirs.mkdir()
     os.chown(theirs, 65534, 65534, follow_symlinks=False)
-    with pytest.raises(ListenError, match="is another user's"):
+    with pytest.raises(ListenError, match="belongs to another user"):
         listen_at(theirs / "x.gpu", socket.SOCK_SEQPACKET, mode=0o666, backlog=1)
     assert list(theirs.iterdir()) == []
 
@@ -299,7 +301,7 @@ def test_it_lies_beside_the_operators_socket(name: str) -> None:
 def test_an_odd_path_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = tmp_path / os.fsdecode(b"odd-\xff.gpu")
     monkeypatch.setattr(descriptor_store, "gpu_path", lambda _: odd)
-    keeping = Kept(MOUNTPOINT, Manager(), {})
+    keeping = DescriptorStore(MOUNTPOINT, Manager(), {})
     assert ask(keeping, Listen())[0] == {"path": str(odd)}
     keeping.close()
     assert not odd.exists()
@@ -307,12 +309,12 @@ def test_an_odd_path_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("privileged", [False, True])
 def test_the_socket_of_a_later_mount_is_left_alone(
-    privileged: bool, keeping: Kept, path: Path, monkeypatch: pytest.MonkeyPatch
+    privileged: bool, keeping: DescriptorStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not privileged:
         monkeypatch.setattr(sockets, "_bound_to", lambda listener: None)
     ask(keeping, Listen())
-    later = Kept(MOUNTPOINT, Manager(), {})
+    later = DescriptorStore(MOUNTPOINT, Manager(), {})
     ask(later, Listen())
     keeping.close()
     connected(path).close()
@@ -324,7 +326,7 @@ def test_the_socket_of_a_later_mount_is_left_alone(
 
 
 def test_the_socket_outlives_a_keeper_that_the_service_manager_starts_again(
-    keeping: Kept, path: Path, manager: Manager
+    keeping: DescriptorStore, path: Path, manager: Manager
 ) -> None:
     _, (descriptor,) = ask(keeping, Listen())
     assert manager.stored == set()
@@ -334,7 +336,7 @@ def test_the_socket_outlives_a_keeper_that_the_service_manager_starts_again(
     connection = Connection(MOUNTPOINT, source="", allow_other=True, stored=stored)
     assert set(connection.stored(b"{}")) == {"ledger", "fuse", "order"}
     with connected(path):  # while there is no keeper
-        successor = Kept(MOUNTPOINT, manager, stored)
+        successor = DescriptorStore(MOUNTPOINT, manager, stored)
         answer, (listener,) = ask(successor, Listen())
         assert answer == {"path": str(path)}
         with socket.socket(fileno=os.dup(listener)) as waited_for:
@@ -345,7 +347,7 @@ def test_the_socket_outlives_a_keeper_that_the_service_manager_starts_again(
     assert not path.exists()
 
 
-def test_a_socket_that_is_made_later_is_stored_as_well(keeping: Kept, manager: Manager) -> None:
+def test_a_socket_that_is_made_later_is_stored_as_well(keeping: DescriptorStore, manager: Manager) -> None:
     keeping.store()
     assert manager.stored == set()
     for _ in range(2):
@@ -355,11 +357,13 @@ def test_a_socket_that_is_made_later_is_stored_as_well(keeping: Kept, manager: M
     assert manager.stored == set()
 
 
-def test_a_stored_socket_that_nobody_can_reach_is_made_anew(keeping: Kept, path: Path, manager: Manager) -> None:
+def test_a_stored_socket_that_nobody_can_reach_is_made_anew(
+    keeping: DescriptorStore, path: Path, manager: Manager
+) -> None:
     lost = listen_at(path, socket.SOCK_SEQPACKET, mode=0o666, backlog=1)
     path.unlink()
     manager.stored.add(LISTENER)
-    successor = Kept(MOUNTPOINT, manager, {LISTENER: lost.detach()})
+    successor = DescriptorStore(MOUNTPOINT, manager, {LISTENER: lost.detach()})
     assert manager.stored == set()
     ask(successor, Listen())
     connected(path).close()
@@ -370,7 +374,7 @@ def test_a_stored_socket_that_nobody_can_reach_is_made_anew(keeping: Kept, path:
 
 
 @asynccontextmanager
-async def serving(keeping: Kept, *, delay_s: float = 0) -> AsyncIterator[Keeper]:
+async def serving(keeping: DescriptorStore, *, delay_s: float = 0) -> AsyncIterator[Keeper]:
     """A server's end of a channel, at whose other end the rest of the keeper is stood in for."""
     ours, theirs = pair()
     with ours, theirs:
@@ -382,7 +386,7 @@ async def serving(keeping: Kept, *, delay_s: float = 0) -> AsyncIterator[Keeper]
             nursery.cancel_scope.cancel()
 
 
-async def answering(channel: Channel, keeping: Kept, delay_s: float) -> None:
+async def answering(channel: Channel, keeping: DescriptorStore, delay_s: float) -> None:
     while True:
         said, descriptors = await channel.receive()
         message = protocol.parse(json.dumps(said).encode())
@@ -396,7 +400,7 @@ async def answering(channel: Channel, keeping: Kept, delay_s: float) -> None:
             await channel.send(*answer)
 
 
-async def test_a_server_has_back_what_the_one_before_had_held(keeping: Kept) -> None:
+async def test_a_server_has_back_what_the_one_before_had_held(keeping: DescriptorStore) -> None:
     async with serving(keeping) as server:
         content = copy(b"of the first server")
         assert await server.hold(5, content)
@@ -414,14 +418,14 @@ async def test_a_server_has_back_what_the_one_before_had_held(keeping: Kept) -> 
         assert await server.recall(5) is None
 
 
-async def test_a_server_is_told_when_it_is_not_held(keeping: Kept, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_is_told_when_it_is_not_held(keeping: DescriptorStore, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(keeping) as server:
         with socket.socket(socket.AF_UNIX) as other:
             assert not await server.hold(5, other.fileno())
     assert "another server will not have GPU copy 5: neither a device nor a pipe" in caplog.text
 
 
-async def test_servers_listen_at_the_same_socket(keeping: Kept, path: Path) -> None:
+async def test_servers_listen_at_the_same_socket(keeping: DescriptorStore, path: Path) -> None:
     for name in (b"one", b"two"):
         async with serving(keeping) as server:
             found = await server.listen()
@@ -434,7 +438,9 @@ async def test_servers_listen_at_the_same_socket(keeping: Kept, path: Path) -> N
                     assert end.recv(64) == name
 
 
-async def test_without_a_socket_a_server_goes_on(keeping: Kept, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_a_socket_a_server_goes_on(
+    keeping: DescriptorStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path.parent.write_text("a file")
     async with serving(keeping) as server:
         assert await server.listen() is None
@@ -457,7 +463,7 @@ async def test_without_a_keeper_a_server_goes_on() -> None:
             await server.run()
 
 
-async def test_who_stops_waiting_for_an_answer_leaves_it_to_nobody_else(keeping: Kept) -> None:
+async def test_who_stops_waiting_for_an_answer_leaves_it_to_nobody_else(keeping: DescriptorStore) -> None:
     async with serving(keeping, delay_s=0.05) as server:
         content = copy(b"content")
         with trio.move_on_after(0.01) as scope:
@@ -471,13 +477,13 @@ async def test_who_stops_waiting_for_an_answer_leaves_it_to_nobody_else(keeping:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 def test_a_stored_socket_whose_name_is_another_mounts_leaves_that_alone(
-    keeping: Kept, path: Path, manager: Manager
+    keeping: DescriptorStore, path: Path, manager: Manager
 ) -> None:
     _, (descriptor,) = ask(keeping, Listen())
     stored = {LISTENER: os.dup(descriptor)}
-    later = Kept(MOUNTPOINT, Manager(), {})
+    later = DescriptorStore(MOUNTPOINT, Manager(), {})
     ask(later, Listen())
-    successor = Kept(MOUNTPOINT, manager, stored)
+    successor = DescriptorStore(MOUNTPOINT, manager, stored)
     assert len(ask(successor, Listen())[1]) == 1  # containers have the socket itself
     successor.close()
     connected(path).close()

@@ -1,4 +1,4 @@
-"""The mounts that this host declares, one TOML file each: a mount point, and any options of ``trimsfs mount``."""
+"""Reads the declared mounts: /etc/trimsfs/mounts.d/NAME.toml has a mount point and any options of ``trimsfs mount``."""
 
 import re
 import sys
@@ -15,8 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Mount:
-    """A mount by its name: that of its file, or for one that is not declared its mount point."""
+class NamedMount:
+    """A mount and its name: that of the file that declares it, or the mount point of an undeclared one."""
 
     name: str
     mountpoint: Path
@@ -29,18 +29,18 @@ class Mount:
         return [*([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []), self.file]
 
     def command(self, *, foreground: bool = False) -> list[str]:
-        """The command that mounts a declared mount."""
+        """The command line that makes a declared mount."""
         options = [f"--config={file}" for file in self.configs] + ["--foreground"] * foreground
         return [sys.executable, "-m", "trimsfs", "mount", *options, str(self.mountpoint)]
 
     def order(self, *, foreground: bool) -> dict[str, Any]:
-        """What the keeper of a declared mount is told. Raises ConfigurationError."""
+        """The keeper's order for a declared mount. Raises ConfigurationError."""
         options = load_options({}, configs=self.configs).resolved(self.mountpoint)
         return keeper_order(self.mountpoint, options, foreground=foreground)
 
 
-def declared(directory: Path) -> tuple[list[Mount], list[ConfigurationError]]:
-    """The declared mounts, by name, and what is wrong with the files that cannot be used."""
+def declared_mounts(directory: Path) -> tuple[list[NamedMount], list[ConfigurationError]]:
+    """The declared mounts, sorted by name, and the errors of invalid files."""
     found, problems = [], []
     for file in sorted(directory.glob("*.toml")):
         try:
@@ -50,18 +50,18 @@ def declared(directory: Path) -> tuple[list[Mount], list[ConfigurationError]]:
     return found, problems
 
 
-def _read(file: Path) -> Mount:
+def _read(file: Path) -> NamedMount:
     if not _NAME.fullmatch(file.stem):
         raise ConfigurationError(f"{file}: a mount's name has letters, digits, '_', '-' and '.': rename the file")
-    return Mount(file.stem, canonical(declared_mountpoint(file)), file)
+    return NamedMount(file.stem, canonical(declared_mountpoint(file)), file)
 
 
-def find(name: str, directory: Path) -> Mount:
-    """A mount by its name, or by its mount point when that is an absolute path. Raises ConfigurationError."""
-    mounts, _ = declared(directory)
+def find_mount(name: str, directory: Path) -> NamedMount:
+    """A mount by its name or, given an absolute path, by its mount point. Raises ConfigurationError."""
+    mounts, _ = declared_mounts(directory)
     if name.startswith("/"):
         mountpoint = canonical(Path(name))
-        return next((mount for mount in mounts if mount.mountpoint == mountpoint), Mount(name, mountpoint))
+        return next((mount for mount in mounts if mount.mountpoint == mountpoint), NamedMount(name, mountpoint))
     file = directory / f"{name}.toml"
     if not _NAME.fullmatch(name) or not file.exists():
         known = ", ".join(mount.name for mount in mounts) or "none"

@@ -1,4 +1,4 @@
-"""Locks by name, which are gone when nobody holds them."""
+"""Locks by name, which exist only while somebody holds them."""
 
 import threading
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from contextlib import contextmanager
 
 import grpc
 
-from mountctl.csi.refusals import RefusedError
+from mountctl.csi.errors import StatusError
 
 
-class Locks:
-    """For each name, one holder at a time."""
+class NamedLocks:
+    """Mutual exclusion by name: one holder of a name at a time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._busy: set[str] = set()
 
     @contextmanager
-    def held(self, *names: str, timeout_s: float) -> Iterator[None]:
-        """Hold all of the names. Raises RefusedError (ABORTED) when one of them is held for longer than that."""
+    def hold(self, *names: str, timeout_s: float) -> Iterator[None]:
+        """Hold all of the names. Raises StatusError (ABORTED) if another call holds one for longer than *timeout_s*."""
         wanted = set(names)
         with self._changed:
             if not self._changed.wait_for(lambda: not self._busy & wanted, timeout_s):
-                raise RefusedError(
+                raise StatusError(
                     grpc.StatusCode.ABORTED, f"{names[0]}: an earlier call for it is under way: try again later"
                 )
             self._busy |= wanted

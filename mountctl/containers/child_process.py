@@ -1,4 +1,4 @@
-"""Work that may hang or that leaves the host's namespaces, in a process of its own and for a bounded time."""
+"""Runs work that may hang, or that enters other namespaces, in a child process with a deadline."""
 
 import contextlib
 import errno
@@ -14,11 +14,11 @@ from mountctl.containers.errors import NoAnswerError
 
 TIMEOUT_S = 10.0
 LIMIT = 16 << 20
-"""Most bytes of an answer."""
+"""Most bytes of a result."""
 
 
 class RefusalError(Exception):
-    """The work cannot be done: at which step, and the errno value if it was a system call that failed."""
+    """The step at which the work failed, and the errno value of the failed system call, 0 if none failed."""
 
     def __init__(self, step: str, number: int = 0) -> None:
         super().__init__(step, number)
@@ -26,8 +26,8 @@ class RefusalError(Exception):
         self.number = number
 
 
-def answer_of(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> bytes:
-    """What *work* returns in a process of its own. Raises what it refuses with, and NoAnswerError."""
+def run_in_child(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> bytes:
+    """What *work* returns in a child process. Raises its RefusalError, and NoAnswerError at the deadline."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -49,8 +49,8 @@ def answer_of(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> bytes:
 
 
 def _work(work: Callable[[], bytes], sender: int, timeout_s: float) -> NoReturn:
-    # The work may go to a file system that others fill. Nothing is to be imported from there: messages, with all that
-    # they may need of modules and of the C library, are the parent's business, which hears of numbers only.
+    # The work may enter a root directory that others fill, so nothing may be imported from there. Messages may load
+    # modules and parts of the C library: the parent writes them, and gets only a step and a number.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout_s + 1)
     sys.meta_path.clear()
@@ -60,7 +60,7 @@ def _work(work: Callable[[], bytes], sender: int, timeout_s: float) -> NoReturn:
         answer = b"refused\0%s %d" % (refusal.step.encode(), refusal.number)
     except OSError as error:
         answer = b"refused\0unexpected %d" % (error.errno or errno.EIO)
-    except BaseException:  # the parent is to hear of it, whatever it is
+    except BaseException:  # the parent must learn of it, whatever it is
         answer = b"refused\0unexpected 0"
     with contextlib.suppress(OSError):
         rest = memoryview(answer)
@@ -83,7 +83,7 @@ def _read(receiver: int, deadline: float) -> bytes:
 
 
 def _reap(child: int) -> None:
-    """Wait for a process, but not for one that the kernel holds."""
+    """Wait for a killed process, but not for one that hangs in the kernel."""
     deadline = time.monotonic() + 1
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -154,9 +154,9 @@ def test_no_container_can_write(podman: Podman, models: MountedStore, privilege:
         (["CONTAINER", "MODELS/bert/.trims/params/info", "--at", "/info"], 2, "control files"),
         (["CONTAINER", "MODELS/none"], 13, "MODELS/none: No such file or directory"),
         (["CONTAINER", "/etc", "--at", "/opt"], 10, "/etc: no trimsfs mount"),
-        (["CONTAINER", "MODELS/bert", "--at", "/proc"], 4, "/proc: lies on a file system of the kernel"),
-        (["CONTAINER", "MODELS/bert", "--at", "/proc/x"], 4, "/proc/x: lies on a file system of the kernel"),
-        (["CONTAINER", "MODELS/bert", "--at", "/sys/kernel"], 4, "/sys/kernel: lies on a file system of the kernel"),
+        (["CONTAINER", "MODELS/bert", "--at", "/proc"], 4, "/proc: lies on a kernel file system"),
+        (["CONTAINER", "MODELS/bert", "--at", "/proc/x"], 4, "/proc/x: lies on a kernel file system"),
+        (["CONTAINER", "MODELS/bert", "--at", "/sys/kernel"], 4, "/sys/kernel: lies on a kernel file system"),
         (["CONTAINER", "MODELS/bert", "--at", "/etc/passwd"], 4, "/etc/passwd: is no directory"),
         (["CONTAINER", "MODELS/bert", "--at", "/etc/passwd/x"], 4, "/etc/passwd/x: Not a directory"),
         (["CONTAINER", "MODELS/bert/params", "--at", "/etc"], 4, "/etc: is a directory"),
@@ -194,7 +194,7 @@ def busy(podman: Podman) -> Iterator[PodmanContainer]:
 def test_a_read_only_container_is_told_of(podman: Podman, models: MountedStore) -> None:
     with podman.started("--read-only") as container:
         done = attached(container, models.path / "bert", "--at", "/made")
-        assert (done.returncode, "cannot be made in the container: Read-only" in done.stderr) == (4, True)
+        assert (done.returncode, "cannot be created in the container: Read-only" in done.stderr) == (4, True)
         assert attached(container, models.path / "bert", "--at", "/opt").returncode == 0
 
 
@@ -218,7 +218,7 @@ def test_other_users_may_not(busy: PodmanContainer, models: MountedStore) -> Non
     command = [*user, sys.executable, MOUNTCTL, "attach", str(busy.pid), str(models.path / "bert")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (11, 1), done.stderr
-    assert "this takes root" in done.stderr
+    assert "run this as root" in done.stderr
 
 
 def test_a_mount_that_does_not_answer_is_not_waited_for(

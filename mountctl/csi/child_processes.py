@@ -1,7 +1,7 @@
-"""What may wait for a mount is done by child processes, each with a deadline.
+"""Runs what may wait for a mount in child processes, each with a deadline.
 
-A process whose request has been read by a server that then says nothing cannot even be killed. Such a child is left
-behind, and until it has ended its mount is not asked again: there are never many of them.
+A process that waits for a server which has read its request and does not answer cannot be killed. The driver leaves
+such a child behind, and does not ask its mount again until it has ended: so there are never many of them.
 """
 
 import os
@@ -9,29 +9,29 @@ import subprocess
 import threading
 from pathlib import Path
 
-from mountctl.csi.refusals import RefusedError, unavailable
+from mountctl.csi.errors import StatusError, unavailable
 from trimsfs.mountinfo import Mount
 
 ANSWER_TIMEOUT_S = 5.0
-"""How long a mount may take to answer when the store is not asked."""
+"""How long a mount may take to answer a request that does not involve the store."""
 KILL_TIMEOUT_S = 0.3
 
 
-class Children:
-    """The child processes of the driver."""
+class ChildProcesses:
+    """Runs child processes, and remembers those that hang, by the device of their mount."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._left: dict[str, list[subprocess.Popen[str]]] = {}
+        self._hanging: dict[str, list[subprocess.Popen[str]]] = {}
 
     def run(
         self, mount: Mount, command: list[str | Path], timeout_s: float
     ) -> "subprocess.CompletedProcess[str] | None":
-        """Run a command that touches a mount; None when it did not end in time. Raises RefusedError."""
+        """Run a command that touches a mount; None when it did not end in time. Raises StatusError."""
         with self._lock:
-            left = [process for process in self._left.get(mount.device, []) if process.poll() is None]
-            self._left[mount.device] = left
-        if left:
+            hanging = [process for process in self._hanging.get(mount.device, []) if process.poll() is None]
+            self._hanging[mount.device] = hanging
+        if hanging:
             raise no_answer(mount)
         # Without any argument for which Popen would fork: beside gRPC's threads that is not safe.
         process = subprocess.Popen(
@@ -53,22 +53,22 @@ class Children:
                     assert stream is not None
                     stream.close()
                 with self._lock:
-                    self._left[mount.device].append(process)
+                    self._hanging[mount.device].append(process)
             return None
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        """Ask a mount for something, at a path of it: total and free bytes. Raises RefusedError (UNAVAILABLE)."""
+        """Check that a mount answers, at a path of it; total and free bytes. Raises StatusError (UNAVAILABLE)."""
         where = path or mount.mountpoint
         done = self.run(mount, ["stat", "-f", "-c", "%S %b %f", "--", where], ANSWER_TIMEOUT_S)
         if done is None:
             raise no_answer(mount)
         if done.returncode != 0:
-            raise unavailable(f"{where}: {done.stderr.strip().rpartition(': ')[2]}: its server is gone: see its log")
+            raise unavailable(f"{where}: {done.stderr.strip().rpartition(': ')[2]}: its server has ended: see its log")
         size, total, free = map(int, done.stdout.split())
         return size * total, size * free
 
 
-def no_answer(mount: Mount) -> RefusedError:
-    """A mount that does not answer."""
+def no_answer(mount: Mount) -> StatusError:
+    """The error for a mount that hangs."""
     return unavailable(f"{mount.mountpoint} does not answer: see its log, or `mountctl abort {mount.mountpoint}`")

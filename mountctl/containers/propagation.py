@@ -1,4 +1,4 @@
-"""Directories in which containers see mounts that are made later."""
+"""Mount propagation: directories in which running containers see mounts that are made later."""
 
 import os
 import stat
@@ -17,20 +17,20 @@ from trimsfs.mountinfo import mount_at, mount_of
 
 
 def share(directory: Path) -> bool:
-    """Make a directory a shared mount point of its own; whether anything had to be done. Raises ContainerError."""
+    """Make a directory a shared mount point; False if it is one already. Raises ContainerError."""
     path = Path(os.path.realpath(directory.parent), directory.name) if directory.name else directory
     if mount_of(path) is not None:
         raise ArgumentError(f"{path}: lies on a trimsfs mount: share the directory that holds the mount point")
     path = Path(os.path.realpath(path))
     if path == Path("/"):
-        raise ArgumentError("/: containers would be given the whole host: choose a directory for mount points alone")
+        raise ArgumentError("/: sharing it would give containers the whole host: choose a directory for mount points")
     if is_shared(path):
         return False
     try:
         _share(path)
     except PermissionError as error:
         raise NotPermittedError(
-            f"{path}: {os.strerror(error.errno or 0)}: this takes root with CAP_SYS_ADMIN"
+            f"{path}: {os.strerror(error.errno or 0)}: run this as root with CAP_SYS_ADMIN"
         ) from None
     except FileNotFoundError:
         raise NoSuchEntryError(f"{path} does not exist: create it with `mkdir -p`") from None
@@ -52,7 +52,7 @@ def _share(path: Path) -> None:
             raise TargetError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
         tree = bind_mounts.clone(directory)
         try:
-            # A clone belongs to the group of what it was cloned from, where mounts made here would show as well.
+            # A clone is in the peer group of its original, where mounts made here would appear as well.
             bind_mounts.propagate(tree, bind_mounts.MS_PRIVATE)
             bind_mounts.propagate(tree, bind_mounts.MS_SHARED)
             bind_mounts.move(tree, directory)

@@ -1,0 +1,55 @@
+"""The error message for each step at which attaching a model to a container can fail."""
+
+import errno
+import os
+
+from mountctl.containers.child_process import RefusalError
+from mountctl.containers.errors import (
+    ArgumentError,
+    ContainerError,
+    NoSuchEntryError,
+    NotMountedError,
+    NotPermittedError,
+    TargetError,
+)
+
+_MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
+    ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount"),
+    ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link"),
+    ("path", errno.ENOENT): (NoSuchEntryError, "{source}: {cause}"),
+    ("not-trimsfs", None): (NotMountedError, "{source}: no trimsfs mount: `trimsfs status` lists them"),
+    ("control", None): (ArgumentError, "{source}: containers get no control files: give a model"),
+    ("process", errno.ENOENT): (NoSuchEntryError, "process {pid}: no such process"),
+    ("process", errno.ESRCH): (NoSuchEntryError, "process {pid}: no such process"),
+    ("own", None): (ArgumentError, "process {pid} is in the mount namespace of the host: it sees every model already"),
+    ("occupied", None): (
+        TargetError,
+        "{target}: a model is there already: `mountctl detach` it first, or choose another target",
+    ),
+    ("nothing", None): (NotMountedError, "{target}: no trimsfs mount in the container"),
+    ("forbidden", None): (TargetError, "{target}: lies on a kernel file system: choose another target"),
+    ("file-type", errno.EISDIR): (TargetError, "{target}: is a directory, the model is a file: choose another target"),
+    ("file-type", errno.ENOTDIR): (TargetError, "{target}: is a file, the model is a directory: choose another target"),
+    ("resolve", errno.ELOOP): (
+        TargetError,
+        "{target}: leads through a symbolic link, which is not followed: choose another target",
+    ),
+    ("resolve", None): (TargetError, "{target}: {cause} in the container: choose another target"),
+    ("create", None): (TargetError, "{target}: cannot be created in the container: {cause}: choose one that exists"),
+    ("mount", None): (TargetError, "{target}: cannot be mounted on: {cause}"),
+    ("unmount", None): (TargetError, "{target}: cannot be unmounted: {cause}"),
+}
+"""By step and errno value; None stands for all other values."""
+_PRIVILEGED = {"clone", "process", "enter", "mount", "unmount"}
+
+
+def error_for(refusal: RefusalError, source: str, target: str, pid: int) -> ContainerError:
+    """The error for a failed step of mounting *source* at *target*."""
+    step, number = refusal.step, refusal.number
+    cause = os.strerror(number)
+    if step in _PRIVILEGED and number in {errno.EPERM, errno.EACCES}:
+        return NotPermittedError(f"{source or target}: {cause}: run this as root with the host's CAP_SYS_ADMIN")
+    error, message = _MESSAGES.get(
+        (step, number), _MESSAGES.get((step, None), (ContainerError, "{source}: {step}: {cause}"))
+    )
+    return error(message.format(source=source or target, target=target, pid=pid, step=step, cause=cause))

@@ -1,0 +1,63 @@
+"""The directory whose mounts pods may use, each by its name there."""
+
+import os
+from pathlib import Path
+
+import grpc
+
+from mountctl.csi.errors import StatusError, invalid, unavailable
+from mountctl.csi.requests import mount_name
+from trimsfs.mountinfo import Mount, trimsfs_at
+
+
+class MountsDirectory:
+    """Finds mounts by name. It reads only the directory and the kernel's mount table, and touches no mount."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        """The names of all mount points, mounted or not. Raises StatusError (UNAVAILABLE)."""
+        try:
+            entries = sorted(os.listdir(self.path))
+        except OSError as error:
+            raise unavailable(f"{self.path}: {error.strerror}: is it mounted into the container?") from None
+        return [name for name in entries if _is_name(name)]
+
+    def resolve(self, name: str | None) -> str:
+        """The name of the requested mount, or of the only one. Raises StatusError."""
+        if name is not None:
+            return name
+        names = self.names()
+        if not names:
+            raise unavailable(f"{self.path}: there is no mount: `trimsfs mount {self.path}/NAME` makes one")
+        if len(names) > 1:
+            raise invalid(f"volumeAttributes: mount is missing: there are {', '.join(names)}")
+        return names[0]
+
+    def find(self, name: str) -> Mount:
+        """The mount of that name. Raises StatusError: NOT_FOUND, or UNAVAILABLE if it is not mounted now."""
+        path = self.path / name
+        mounted = trimsfs_at(path)
+        if mounted is not None:
+            return mounted
+        names = self.names()
+        if name in names:
+            raise unavailable(f"{path} is not mounted: is its server running?")
+        there = f"there are {', '.join(names)}" if names else "there is none"
+        raise StatusError(
+            grpc.StatusCode.NOT_FOUND,
+            f"volumeAttributes: mount {name}: there is no such mount in {self.path}: {there}",
+        )
+
+    def devices(self) -> set[str]:
+        """The devices of the mounted file systems."""
+        mounted = (trimsfs_at(self.path / name) for name in self.names())
+        return {mount.device for mount in mounted if mount is not None}
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(mount_name(name))
+    except StatusError:
+        return False

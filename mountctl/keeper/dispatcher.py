@@ -1,0 +1,73 @@
+"""Receives the messages of a mount's servers in the keeper's loop, and hands each to the keeper."""
+
+import contextlib
+import os
+import selectors
+from collections.abc import Callable
+
+from mountctl.keeper import protocol
+from mountctl.keeper.reporter import Reporter
+from mountctl.keeper.server_process import ServerProcess
+
+
+class Dispatcher:
+    """Calls *handle* with each message and its descriptors; closes the descriptors that *handle* leaves in the list.
+
+    It kills a server for whose message *handle* raises ProtocolError.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        reporter: Reporter,
+        handle: Callable[[ServerProcess, protocol.Message, list[int]], None],
+    ) -> None:
+        self._selector = selector
+        self._reporter = reporter
+        self._handle = handle
+        self._unreaped: list[ServerProcess] = []
+
+    def add(self, server: ServerProcess) -> None:
+        """Receive the messages of a server from now on."""
+        self._selector.register(server.channel, selectors.EVENT_READ, lambda: self.receive(server))
+
+    def receive(self, server: ServerProcess) -> None:
+        """Handle a message that a server has sent."""
+        try:
+            if not self._receive_next(server):
+                self._unregister(server)  # the keeper's loop will notice that it has ended
+        except protocol.ProtocolError as error:
+            self._reporter.log(f"server {server.pid} violated the protocol: {error}: killing it")
+            server.kill()
+
+    def drain(self, server: ServerProcess) -> None:
+        """Handle the messages that a server sent before it ended."""
+        with contextlib.suppress(protocol.ProtocolError):
+            while server.channel.fileno() >= 0 and server.has_message() and self._receive_next(server):
+                pass
+
+    def remove(self, server: ServerProcess) -> None:
+        """Receive no more messages of a server, whether it has ended or will be killed."""
+        self._unregister(server)
+        server.channel.close()
+        self._unreaped.append(server)
+
+    def reap(self) -> None:
+        """Collect the exit codes of removed servers that have ended."""
+        self._unreaped = [server for server in self._unreaped if not server.reaped()]
+
+    def _receive_next(self, server: ServerProcess) -> bool:
+        """Handle the next message; False if the channel has ended. Raises ProtocolError."""
+        message, descriptors = server.receive()
+        if message is None:
+            return False
+        try:
+            self._handle(server, message, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return True
+
+    def _unregister(self, server: ServerProcess) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(server.channel)

@@ -1,0 +1,36 @@
+"""The phases of a keeper: whether another server follows one that ends, and when the keeper itself ends."""
+
+import enum
+
+
+class Phase(enum.Enum):
+    """What has become of the mount. Phases follow each other in this order; a keeper may leave some out.
+
+    A keeper that takes over the mount of an earlier keeper begins with REPLACEABLE.
+    """
+
+    STARTING = enum.auto()
+    """No server has been ready yet. The keeper ends with the first one, and tells whoever mounts why."""
+    IRREPLACEABLE = enum.auto()
+    """A server is ready, but this kernel (before Linux 6.9) does not resend what it leaves unanswered: no other server
+    could take the mount over, and the keeper ends with this one."""
+    REPLACEABLE = enum.auto()
+    """Servers may end at any moment, and operators may replace them: the next one takes the mount over."""
+    UNMOUNTED = enum.auto()
+    """The file system is unmounted, or its connection was aborted. The server gets a moment to record its state. No
+    other is started beside it, and the keeper ends with it."""
+    OVERDUE = enum.auto()
+    """The keeper has killed a server that did not end after the unmount. The keeper exits with 0 all the same: after a
+    failure, a service manager would mount again."""
+    ENDING = enum.auto()
+    """The keeper ends: it leaves its loop, ends its servers and unmounts."""
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether another server follows one that ends."""
+        return self is Phase.REPLACEABLE
+
+    @property
+    def unmounted(self) -> bool:
+        """Whether there is nothing left to serve."""
+        return self in {Phase.UNMOUNTED, Phase.OVERDUE}

@@ -1,0 +1,54 @@
+"""What a keeper tells its service manager, and has it store for the next keeper of the mount."""
+
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+from mountctl.keeper.connection import STORED, Connection
+from mountctl.linux.sd_notify import Notifier
+
+
+class ServiceManager:
+    """Keeps a service manager, if there is one, informed about one mount of a *source*."""
+
+    def __init__(self, notifier: Notifier, source: str) -> None:
+        self._notifier = notifier
+        self._source = source
+        self._stored = False
+
+    def ready(self) -> None:
+        """A server is ready."""
+        self._notifier.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
+
+    def alive(self) -> None:
+        """The keeper's loop runs, and there is a server."""
+        self._notifier.alive()
+
+    def stopping(self) -> None:
+        """The keeper has been told to end."""
+        self._notifier.tell("STOPPING=1")
+
+    def gave_up(self) -> None:
+        """The keeper starts no more servers."""
+        self._notifier.tell("STATUS=servers keep crashing: gave up")
+
+    @property
+    def stored(self) -> bool:
+        """Whether the manager has what the next keeper would need."""
+        return self._stored
+
+    def store(self, connection: Connection, order: dict[str, Any]) -> None:
+        """Have the manager store the descriptors and the order that the next keeper needs; later, the new order."""
+        identity = connection.identity
+        known = {"identity": asdict(identity)} if identity is not None else {}
+        descriptors = connection.stored(json.dumps(order | known).encode())
+        if self._stored:
+            self._notifier.unstore(("order",))
+            descriptors = {"order": descriptors["order"]}
+        self._notifier.store(descriptors)
+        self._stored = True
+
+    def unstore(self) -> None:
+        """The mount ends: have the manager close what it has stored."""
+        self._notifier.unstore(STORED)
