@@ -7,18 +7,12 @@ import signal
 import time
 
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from trimsfs.errors import TakeoverError
-from trimsfs.filesystem.handles import Handles
 from trimsfs.handover import ledger as ledgers
 from trimsfs.handover.ledger import NOWHERE, Ledger, Record, RecordKind
-from trimsfs.namespace.inodes import InodeKind, Inodes
-from trimsfs.opening.reopens import REOPENED_WITHIN_S, Reopens
-from trimsfs.types import Generation
 
 
 @pytest.fixture
@@ -171,139 +165,3 @@ def test_a_word_is_never_seen_half_written(memory: int) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert seen <= {1, (1 << 63) + 1}
-
-
-# What is recorded in it
-
-
-GENERATION = Generation(key="dir/model", etag='"1"', size=5, modified_ns=7)
-
-
-def test_inodes_are_what_they_were(memory: int) -> None:
-    before = Inodes(opened(memory))
-    told = [
-        before.reference(InodeKind.DIRECTORY, "dir/"),
-        before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
-        before.reference(InodeKind.OBJECT, "dir/model", GENERATION, passthrough=True),
-        before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
-        before.reference(InodeKind.OBJECT, "odd \udcff\n\0", Generation(key="odd", etag="", size=0, modified_ns=0)),
-    ]
-    for times, inode in enumerate(told, 1):
-        for _ in range(times):
-            before.count_lookup(inode)
-    before.forget(told[1].number, 2)
-    before.forget(told[4].number, 4)
-
-    after = Inodes(opened(memory))
-
-    for inode in (told[0], told[2], told[3], told[4]):
-        found = after[inode.number]
-        assert (found.kind, found.path, found.generation, found.control, found.lookups) == (
-            *(inode.kind, inode.path, inode.generation, inode.control),
-            inode.lookups,
-        )
-    assert after.get(told[1].number) is None
-    after.forget(told[2].number, 3)
-    assert Inodes(opened(memory)).get(told[2].number) is None
-
-
-def handles(memory: int) -> tuple[Handles, Inodes]:
-    ledger = opened(memory)
-    return Handles(ledger), Inodes(ledger)
-
-
-def test_a_handle_that_the_kernel_has_not_heard_of_is_gone_and_a_doubtful_one_is_told(memory: int) -> None:
-    before, inodes = handles(memory)
-    inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
-    inodes.count_lookup(inode)
-    made, offered, unknown, has = (before.add_directory(inode, []) for _ in range(4))
-    before.offered(offered, 77)
-    before.offered(unknown, 0)
-    before.offered(has, 78)
-    before.delivered(has)
-
-    after, inodes = handles(memory)
-
-    assert after.restore(inodes).keys() == {offered, unknown, has}
-    assert made not in after.directories
-    assert after._unconfirmed == {77: offered}
-    assert [after.resent(request) for request in (0, 78, 77, 77)] == [None, None, offered, None]
-    assert after.remove(offered) is None
-
-    last, inodes = handles(memory)
-    assert last.restore(inodes).keys() == {unknown, has}
-    assert last._unconfirmed == {}
-
-
-def test_a_handle_is_certain_once_no_open_comes_again(memory: int) -> None:
-    before, inodes = handles(memory)
-    inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
-    inodes.count_lookup(inode)
-    handle = before.add_directory(inode, [])
-    before.offered(handle, 77)
-
-    after, inodes = handles(memory)
-    after.restore(inodes)
-    after.all_resent()
-    assert after.resent(77) is None
-
-    last, inodes = handles(memory)
-    assert last.restore(inodes).keys() == {handle}
-    assert last._unconfirmed == {}
-
-
-def test_a_handle_never_comes_twice(memory: int) -> None:
-    seen: set[int] = set()
-    for _ in range(5):
-        server, inodes = handles(memory)
-        inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
-        inodes.count_lookup(inode)
-        for _ in range(50):
-            handle = server.add_directory(inode, [])
-            assert handle not in seen
-            seen.add(handle)
-            server.remove(handle)
-
-
-def reopens(memory: int) -> Reopens:
-    """Those that one server after the other expects; none keeps a blob."""
-    return Reopens(opened(memory), release=lambda _blob: None)
-
-
-async def test_an_open_is_sent_back_once_whichever_server_did_it(memory: int) -> None:
-    assert reopens(memory).request(5, "dir/odd \udcff")
-    after = reopens(memory)
-    after.restore()
-    assert not after.request(5, "dir/odd \udcff")
-    assert after.request(6, "dir/odd \udcff")
-    assert after.arrived(5, "dir/odd \udcff")
-    after.completed(5, "dir/odd \udcff")
-    assert after.request(5, "dir/odd \udcff")
-
-
-@pytest.mark.parametrize("late_s", [0.0, 30.0])
-async def test_a_server_that_dies_before_it_answers_leaves_the_next_to_know_what_was_sent_back(
-    memory: int, autojump_clock: MockClock, late_s: float
-) -> None:
-    del autojump_clock
-    first = reopens(memory)
-    assert first.request(5, "dir/file")
-    with first.under_way(5, "dir/file"):
-        await trio.sleep(late_s)
-        assert first.request(6, "dir/other")  # which forgets what is old
-        assert not first.request(5, "dir/file")
-    assert first.arrived(5, "dir/file")
-    after = reopens(memory)
-    after.restore()
-    assert not after.request(5, "dir/file")
-
-
-async def test_what_does_not_come_back_is_forgotten(memory: int, autojump_clock: MockClock) -> None:
-    del autojump_clock
-    first = reopens(memory)
-    assert first.request(5, "dir/file")
-    assert first.arrived(5, "dir/file")  # and nobody takes its handle
-    assert not first.request(5, "dir/file")
-    await trio.sleep(REOPENED_WITHIN_S)
-    assert first.request(6, "dir/file")
-    assert [record.number for record in opened(memory).taken(RecordKind.REOPEN)] == [6]

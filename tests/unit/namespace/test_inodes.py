@@ -1,4 +1,6 @@
-"""Inodes and their numbers."""
+"""Inodes and their numbers, from one server to the next."""
+
+from collections.abc import Callable
 
 import pytest
 
@@ -6,6 +8,9 @@ from tests.unit.namespace.common import a_generation
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import ROOT_INODE, InodeKind, Inodes
+from trimsfs.types import Generation
+
+GENERATION = Generation(key="dir/model", etag='"1"', size=5, modified_ns=7)
 
 THINGS = (
     (InodeKind.DIRECTORY, "a/", None, ""),
@@ -87,3 +92,31 @@ def test_inode_that_was_not_told_is_discarded() -> None:
     inodes.discard(inode)
     with pytest.raises(NoSuchEntryError):
         inodes[inode.number]
+
+
+def test_inodes_are_what_they_were(ledger: Callable[[], Ledger]) -> None:
+    before = Inodes(ledger())
+    told = [
+        before.reference(InodeKind.DIRECTORY, "dir/"),
+        before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
+        before.reference(InodeKind.OBJECT, "dir/model", GENERATION, passthrough=True),
+        before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
+        before.reference(InodeKind.OBJECT, "odd \udcff\n\0", Generation(key="odd", etag="", size=0, modified_ns=0)),
+    ]
+    for times, inode in enumerate(told, 1):
+        for _ in range(times):
+            before.count_lookup(inode)
+    before.forget(told[1].number, 2)
+    before.forget(told[4].number, 4)
+
+    after = Inodes(ledger())
+
+    for inode in (told[0], told[2], told[3], told[4]):
+        found = after[inode.number]
+        assert (found.kind, found.path, found.generation, found.control, found.lookups) == (
+            *(inode.kind, inode.path, inode.generation, inode.control),
+            inode.lookups,
+        )
+    assert after.get(told[1].number) is None
+    after.forget(told[2].number, 3)
+    assert Inodes(ledger()).get(told[2].number) is None

@@ -158,9 +158,15 @@ async def test_streaming_does_not_wait(serving: Serving, store: MemoryStore, con
         assert await server.read(handle) == content
 
 
-async def test_an_empty_file_is_opened_at_once(serving: Serving, mode: str) -> None:
+async def test_an_empty_file_is_opened_at_once(serving: Serving, store: MemoryStore, mode: str) -> None:
     async with serving(cold_open=mode) as server:
-        assert await server.content("empty") == b""
+        number = await server.number("empty")
+        store.block()
+        handle = await server.open_inode(number)
+        assert not passed_through(handle)
+        assert await server.read(handle) == b""
+        assert store.count("read") == 0
+        assert server.filesystem.statistics().cached_opens == 1
 
 
 async def test_a_number_from_before_is_sent_back_once_and_then_served(server: Server, content: bytes) -> None:
