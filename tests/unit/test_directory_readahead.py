@@ -16,7 +16,7 @@ def directory(count: int) -> dict[bytes, object]:
 
 def opened(readahead: DirectoryReadahead, entries: dict[bytes, object], number: int) -> list[str]:
     name = f"{number:05}".encode()
-    return [wanted.key for wanted in readahead.opened(name, generation(name), entries)]
+    return [wanted.key for wanted in readahead.record_open(name, generation(name), entries)]
 
 
 def test_one_file_alone_tells_nothing() -> None:
@@ -78,7 +78,7 @@ def test_large_empty_and_unknown_entries_are_left_out() -> None:
         b"limit": generation(b"limit", size=SMALL),
     }
     readahead = DirectoryReadahead()
-    assert readahead.opened(b"large", generation(b"large", size=SMALL + 1), entries) == []
+    assert readahead.record_open(b"large", generation(b"large", size=SMALL + 1), entries) == []
     opened(readahead, entries, 0)
     assert opened(readahead, entries, 1) == ["limit"]
 
@@ -88,4 +88,6 @@ def test_a_replaced_file_is_new() -> None:
     for number in range(3):
         opened(readahead, entries, number)
     entries[b"00000"], entries[b"00002"] = generation(b"00000", etag="new"), generation(b"00002", etag="new")
-    assert [wanted.key for wanted in readahead.opened(b"00000", generation(b"00000", etag="new"), entries)] == ["00002"]
+    assert [wanted.key for wanted in readahead.record_open(b"00000", generation(b"00000", etag="new"), entries)] == [
+        "00002"
+    ]

@@ -179,13 +179,13 @@ class Control:
             )
         return _Text(await self._root_files[name](caller))
 
-    def opened(self, file: ControlHandle, handle: int) -> None:
-        """The handle that an open control file has got."""
+    def assign_handle(self, file: ControlHandle, handle: int) -> None:
+        """An open control file has this handle."""
         if isinstance(file, LeaseFile):
-            self.gpu.opened(file, handle)
+            self.gpu.assign_handle(file, handle)
 
     def restored(self, inode: Inode, handle: int) -> ControlHandle | None:
-        """A control file that an earlier server has opened, if it can be gone on with."""
+        """A control file that an earlier server opened; None when it cannot go on."""
         directory, _, asked = inode.control.partition("/")
         return self.gpu.restored(handle, asked) if directory == GPU_DIRECTORY else None
 

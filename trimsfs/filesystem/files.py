@@ -68,7 +68,7 @@ class Files:
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
         blob = await self._disk.acquire(inode.generation)
-        self._siblings.opened(inode, here=blob.complete)
+        self._siblings.record_open(inode, here=blob.complete)
         try:
             await self._trust.admit(blob, interruptible)
             await self._opener.open(inode, blob, interruptible, thread)
@@ -89,7 +89,7 @@ class Files:
             await self._trust.admit_control(inode, inode.control)
             control = await self._control.open(inode, caller())
             handle = self._handles.add_control(inode, control)
-            self._control.opened(control, handle)
+            self._control.assign_handle(control, handle)
         return OpenReply(handle=handle, keep_cache=False, direct_io=True)
 
     def offered(self, handle: int, request: int) -> None:

@@ -31,8 +31,8 @@ class Takeover:
             self._handles.files[handle] = OpenFile(inode, blob)
             blob.users += 1
             self._opener.restore(inode, blob)
-            self._control.gpu.reopened(handle)
-        self._control.gpu.all_reopened()
+            self._control.gpu.restore_file(handle)
+        self._control.gpu.all_restored()
 
     def resent(self, request: int) -> None:
         """The kernel sends an open again that the server before did not answer: it never got the handle."""

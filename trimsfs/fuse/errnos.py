@@ -1,4 +1,4 @@
-"""The one table from errors to errno values, as callers of the mount see them."""
+"""The one table from errors to the errno values that programs see."""
 
 import errno
 
@@ -21,7 +21,7 @@ from trimsfs.errors import (
 )
 
 _TABLE: tuple[tuple[type[Exception], int], ...] = (
-    # The first entry that an error is an instance of counts.
+    # The first entry counts that an error is an instance of.
     (NameTooLongError, errno.ENAMETOOLONG),
     (NoSuchEntryError, errno.ENOENT),
     (NotPermittedError, errno.EPERM),
@@ -43,7 +43,7 @@ _TABLE: tuple[tuple[type[Exception], int], ...] = (
 
 
 def errno_of(error: Exception) -> int:
-    """The errno for an error; EIO for one that is not in the table, a defect."""
+    """The errno of an error; EIO for one that is not in the table, which is a defect."""
     for kind, number in _TABLE:
         if isinstance(error, kind):
             return number

@@ -1,4 +1,4 @@
-"""Kernel requests → calls of the filesystem: types and errors are translated here, nothing is decided."""
+"""FUSE requests → calls of the filesystem: translates types and errors, and decides nothing."""
 
 import errno
 import functools
@@ -27,10 +27,10 @@ R = TypeVar("R")
 
 BLOCK_SIZE = 4096
 READ_SIZE = 128 * 1024
-"""What programs that ask (st_blksize) read at a time."""
+"""The ``st_blksize``: what programs that go by it read at a time."""
 
 _EXPECTED = (NoSuchEntryError, NotPermittedError, LookUpAgainError, InterruptedError)
-"""What callers may meet without anything being wrong."""
+"""Errors that are part of normal work: they are not logged."""
 
 
 def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -53,7 +53,7 @@ def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Co
 
 
 class Operations(pyfuse3.Operations):
-    """The requests that a read-only file system gets; the kernel itself answers EROFS to all that would write."""
+    """The requests that a read-only file system gets; the kernel answers EROFS to all that would write."""
 
     supports_dot_lookup = False
 
@@ -66,7 +66,7 @@ class Operations(pyfuse3.Operations):
         self._interrupted: set[int] = set()
 
     def init(self) -> None:
-        # Tasks that wait for this run when libfuse has answered the kernel's INIT.
+        # Whoever waits for this runs after libfuse has answered the kernel's INIT.
         self._agreed.set()
 
     @_translated
@@ -90,7 +90,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         with self.waiters.waiting(ctx.pid):
             return pyfuse3.FileHandleT(await self._filesystem.names.open_directory(inode))
-        raise AssertionError("unreachable: who is killed is told so")
+        raise AssertionError("unreachable: a killed thread's request raises")
 
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -120,7 +120,7 @@ class Operations(pyfuse3.Operations):
 
     @contextmanager
     def interruptible(self, thread: int) -> Iterator[None]:
-        """A part of a request that a signal to the asking thread ends; one of another PID namespace has no number."""
+        """A part of a request that a signal to its thread ends. A thread of another PID namespace has the number 0."""
         if thread == 0:
             yield
             return
@@ -136,11 +136,11 @@ class Operations(pyfuse3.Operations):
             raise InterruptedError
 
     def answered(self, thread: int) -> None:
-        """A thread does not wait any more."""
+        """The request of a thread is answered: signals to it end nothing any more."""
         self._interrupted.discard(thread)
 
     def interrupt(self, thread: int) -> None:
-        """A signal should end the request that a thread waits for, or is about to wait for."""
+        """A signal ends the request that a thread waits for, or is about to wait for."""
         self._interrupted.add(thread)
         scope = self._waiting.get(thread)
         if scope is not None:
@@ -197,5 +197,5 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     try:
         groups = pyfuse3.get_sup_groups(ctx.pid)
     except (OSError, RuntimeError, ValueError):
-        groups = set()  # the process is gone, in another PID namespace, or has a name that is no text
+        groups = set()  # the process has ended, is in another PID namespace, or its name is no text
     return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}), pid=ctx.pid)

@@ -1,4 +1,4 @@
-"""A pyfuse3 session on a /dev/fuse descriptor that somebody else mounted."""
+"""A FUSE session on a /dev/fuse descriptor that the keeper has mounted: serve, resume, answer ioctls, notify."""
 
 import contextlib
 import errno
@@ -37,15 +37,15 @@ _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""
 
 MAX_TASKS = 1024
-"""Requests being answered at once. Only requests that wait for the store take long, and each costs little."""
+"""Requests that are answered at once. Only those that wait for the store take long, and each costs little."""
 MAX_BACKGROUND = 64
-"""Reads ahead under way at once: the kernel's default of 12 leaves a store with any latency idle."""
+"""Readahead requests of the kernel at once: its default of 12 leaves a store with any latency idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What the kernel and this process agreed on: the minor protocol version, whether passthrough may be used, and
-    whether another process can go on with the connection, by the kernel's ``init`` message."""
+    """What the kernel and libfuse have agreed on: the minor protocol version, whether files may be passed through, and
+    whether the kernel ``resends`` unanswered requests to the next server, which replays the ``init`` message."""
 
     minor: int
     passthrough: bool
@@ -54,7 +54,7 @@ class Connection:
 
 
 class Session:
-    """An open session: `serve` it, and have ioctls answered in its nursery."""
+    """Answers the kernel's requests by calls of a file system."""
 
     def __init__(self, filesystem: Filesystem, terms: Terms) -> None:
         self._filesystem = filesystem
@@ -77,7 +77,7 @@ class Session:
 
     @contextmanager
     def on(self, descriptor: int) -> Iterator[None]:
-        """Speak FUSE on *descriptor*; the mount itself is not this process's to undo."""
+        """Speak FUSE on *descriptor* for the length of the block. Only the keeper unmounts."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         # libfuse takes /dev/fd/N for "already mounted, here is the connection".
@@ -100,7 +100,7 @@ class Session:
         )
 
     def resume(self) -> None:
-        """Take up the connection that an earlier server has begun; what it left unanswered comes again."""
+        """Take over the connection of the server before: the kernel sends again what that left unanswered."""
         assert self._descriptor is not None
         _libfuse.replay_init(bytes.fromhex(self._terms.init))
         os.write(self._descriptor, _RESEND)
@@ -135,7 +135,7 @@ class Session:
         except (TrimsError, InterruptedError) as error:
             _libfuse.reply_error(request, errno_of(error))
         except Exception:  # a defect: it ends this request, not the server
-            log.exception("ioctl failed")
+            log.exception("an ioctl failed")
             _libfuse.reply_error(request, errno.EIO)
         except BaseException:
             _libfuse.reply_error(request, errno.EIO)
@@ -154,7 +154,7 @@ class Session:
     async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
         device, memory, *_ = _GPU.unpack(data)
         if memory not in _MEMORY:
-            raise InvalidRequestError(f"memory {memory} of a GPU: there is no such kind")
+            raise InvalidRequestError(f"kind {memory} of GPU memory: there is no such kind")
         name = device.split(b"\0")[0].decode(errors="replace")
         try:
             with self._operations.interruptible(pid):
@@ -166,25 +166,25 @@ class Session:
 
 
 def forget_attributes(numbers: Iterable[int]) -> None:
-    """Have the kernel ask for the attributes of inodes again. For a worker thread."""
+    """Make the kernel ask for the attributes of inodes again. For a worker thread."""
     for number in numbers:
-        with contextlib.suppress(OSError):  # it does not know this one any more
+        with contextlib.suppress(OSError):  # the kernel does not know this one any more
             pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
 
 def forget_pages(number: int) -> None:
-    """Have the kernel read a file that is served in cached mode again. For a worker thread, as it waits for reads."""
-    with contextlib.suppress(OSError):  # it does not know this one any more
+    """Make the kernel read a file in cached mode again. For a worker thread: the call waits for reads under way."""
+    with contextlib.suppress(OSError):  # the kernel does not know this one any more
         pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=False)
 
 
 def why_no_passthrough() -> str:
-    """Why the kernel and libfuse did not agree on passthrough though it was wanted, and what to do."""
+    """Why the kernel and libfuse did not agree on passthrough, and the remedy."""
     if not _libfuse.PASSTHROUGH_BUILT:
         return f"libfuse {_libfuse.LIBFUSE} has no passthrough: install 3.17 or newer and build trimsfs anew"
     return "this kernel has no FUSE passthrough: Linux 6.9 or newer has"
 
 
 def invalidate(directory: int, name: bytes) -> None:
-    """Have the kernel look a name up again. Returns at once: the kernel may make the notifier wait for requests."""
+    """Make the kernel look a name up again. Returns at once: the kernel may make the notifier wait for requests."""
     pyfuse3.invalidate_entry_async(pyfuse3.InodeT(directory), pyfuse3.FileNameT(name), ignore_enoent=True)

@@ -1,7 +1,7 @@
-"""Threads that wait for an answer: one that is killed cannot go before it has it, so it is given one.
+"""Killed threads that wait for an answer: the kernel keeps each until it has one, so the server ends its request.
 
-The kernel lets a signal end a wait only until the server has taken the request. It does tell of signals, but of those
-that a program goes on after as well, which expects no error of a lookup; and not a second time, nor another server.
+A signal ends a wait by itself only until the server has read the request. FUSE_INTERRUPT is no help: it comes for every
+signal, also for those after which a program goes on and expects no error of a lookup, only once, and to one server.
 """
 
 import os
@@ -16,7 +16,7 @@ _SIGKILL = 1 << 8
 
 
 class Waiters:
-    """Looks after requests that have been under way for a while."""
+    """Looks from time to time whether the threads are killed whose requests are under way."""
 
     def __init__(self) -> None:
         self._waiting: dict[trio.CancelScope, int] = {}
@@ -24,9 +24,9 @@ class Waiters:
 
     @contextmanager
     def waiting(self, thread: int) -> Iterator[None]:
-        """A request of a thread, ended with InterruptedError once that is killed.
+        """The length of a request: ended with InterruptedError once its thread is killed.
 
-        One of another PID namespace has no number, and waits.
+        A thread of another PID namespace has the number 0: its request goes on.
         """
         if thread == 0:
             yield
@@ -65,12 +65,12 @@ def _exists(thread: int) -> bool:
 
 
 def _killed(thread: int) -> bool:
-    """Whether a thread is to end as soon as it can: whatever kills it, SIGKILL is pending then."""
+    """Whether a thread ends as soon as it can: whatever kills it, SIGKILL is pending then."""
     try:
         status = Path(f"/proc/{thread}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return not _exists(thread)  # it may be another user's, where /proc hides those
+        return not _exists(thread)  # /proc may hide it, as another user's
     except OSError:
-        return False  # not told
+        return False  # unknown
     pending = next((line for line in status.splitlines() if line.startswith(b"SigPnd:")), b"SigPnd: 0")
     return bool(int(pending.split()[1], 16) & _SIGKILL)

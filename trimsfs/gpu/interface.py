@@ -79,7 +79,7 @@ class GpuInterface:
         assert asked is not None
         return LeaseFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
 
-    def opened(self, file: LeaseFile, handle: int) -> None:
+    def assign_handle(self, file: LeaseFile, handle: int) -> None:
         """The handle that a control file has got."""
         self._copies.ledger.lent(file.lease, handle)
 
@@ -127,13 +127,13 @@ class GpuInterface:
         for lease in self._by_handle.pop(handle, ()):
             self.ended(lease)
 
-    def reopened(self, handle: int) -> None:
+    def restore_file(self, handle: int) -> None:
         """A model file is open since before this server was started."""
         leases = self._copies.ledger.leases(handle)
         if leases:
             self._by_handle[handle] = leases
 
-    def all_reopened(self) -> None:
+    def all_restored(self) -> None:
         """What else had leases is not open any more."""
         for lease in self._copies.ledger.unclaimed():
             self.ended(lease)

@@ -30,7 +30,7 @@ class DigestPrefetch:
     def __init__(self, store: Store, patient: Store) -> None:
         self._store = store
         self._patient = patient
-        self._requests: FIFOCache[tuple[str, str], _Request] = FIFOCache(MOST_ASKED)
+        self._requests: FIFOCache[str, _Request] = FIFOCache(MOST_ASKED)
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -39,12 +39,12 @@ class DigestPrefetch:
 
     def expect(self, blob: Blob) -> None:
         """All of a blob is being fetched: it will be compared soon."""
-        name = blob.generation.key, blob.generation.etag
-        if blob.complete or blob.health.compared or name in self._requests or not self._background.running:
+        token = blob.generation.token(self._store.identity)
+        if blob.complete or blob.health.compared or token in self._requests or not self._background.running:
             return
         if model_key(blob.generation.key) is not None:
             return  # no object of the store
-        request = self._requests[name] = _Request()
+        request = self._requests[token] = _Request()
         self._background.start(self._ask, blob.generation, request)
 
     async def _ask(self, generation: Generation, request: _Request) -> None:
@@ -58,7 +58,7 @@ class DigestPrefetch:
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         """As ``Store.digest``."""
-        request = self._requests.pop((generation.key, generation.etag), None)
+        request = self._requests.pop(generation.token(self._store.identity), None)
         if request is not None and not certain:
             await request.ended.wait()
             if request.answered:

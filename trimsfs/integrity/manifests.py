@@ -41,7 +41,7 @@ class Manifests:
         self._fetcher = fetcher
         self._read_manifest = read_manifest
         self._required = required
-        self._kept: FIFOCache[tuple[str, str], Mapping[str, Digest] | _Invalid] = FIFOCache(MOST_KEPT)
+        self._kept: FIFOCache[str, Mapping[str, Digest] | _Invalid] = FIFOCache(MOST_KEPT)
 
     async def signed(self, generation: Generation) -> Digest | None:
         """The digest that is signed for a file; None for one that may be opened without.
@@ -75,12 +75,12 @@ class Manifests:
         raise StoreUnavailableError(f"{directory}{NAME}: is replaced again and again")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
-        name = generation.key, generation.etag
-        known = self._kept.get(name)
+        token = generation.token(self._disk.store)
+        known = self._kept.get(token)
         if isinstance(known, _Invalid) and known.outdated(self._disk):
             known = None
         if known is None:
-            known = self._kept[name] = await self._read(generation)
+            known = self._kept[token] = await self._read(generation)
         if isinstance(known, _Invalid):
             raise known.error.with_traceback(None)
         return known

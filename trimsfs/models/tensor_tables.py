@@ -3,10 +3,10 @@
 import json
 import logging
 import weakref
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import trio
+from cachetools import LRUCache
 
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.formats import FormatError, TensorTable, parse
@@ -38,15 +38,13 @@ class TensorTables:
         self._disk = disk
         self._fetcher = fetcher
         self._limiter = trio.CapacityLimiter(AT_ONCE)
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known = LRUCache[str, _Known](maxsize=REMEMBERED)
 
     async def table(self, generation: Generation) -> bytes:
         """The table of a file as JSON; of one that has none, why. Raises what a read does."""
-        key = (generation.key, generation.etag)
         async with self._disk.using(generation) as blob:
-            known = self._known.get(key)
+            known = self._known.get(blob.token)
             if known is not None and known.blob() is blob and known.revision == blob.health.revision:
-                self._known.move_to_end(key)
                 return known.table
             revision = blob.health.revision
             try:
@@ -54,11 +52,9 @@ class TensorTables:
             except FormatError as error:
                 told = {"format": None, "error": str(error)}
             found = json.dumps(told).encode()
-            self._known.pop(key, None)
+            self._known.pop(blob.token, None)
             if len(found) <= LONGEST_REMEMBERED:
-                self._known[key] = _Known(weakref.ref(blob), revision, found)
-                if len(self._known) > REMEMBERED:
-                    self._known.popitem(last=False)
+                self._known[blob.token] = _Known(weakref.ref(blob), revision, found)
         return found
 
     async def tensors(self, generation: Generation) -> TensorTable | None:

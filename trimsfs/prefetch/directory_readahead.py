@@ -1,4 +1,4 @@
-"""Small files of one directory are opened one after the other: which to fetch before they are asked for."""
+"""Which small files of a directory to prefetch, as programs open them one after the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trimsfs.types import Generation
 
 SMALL = 1 << 20
-"""Bytes in the largest file that is fetched unasked."""
+"""Bytes in the largest file that is prefetched."""
 FIRST_WINDOW = 32
 LAST_WINDOW = 512
 LEAST_WINDOW = 4
@@ -14,10 +14,10 @@ LEAST_WINDOW = 4
 
 @dataclass(slots=True)
 class DirectoryReadahead:
-    """One directory: a second small file that is opened cold announces others, those that follow it first.
+    """One directory: the second small file that is opened has others prefetched, those that follow it first.
 
-    ``window`` is how many are fetched at a time. It doubles when half of the last ones have been opened, which is
-    also when the next are chosen, and halves when a file is opened that was not expected. ``chosen`` holds the ETags,
+    ``window`` is how many are chosen at a time. It doubles when half of the last ones have been opened, which is
+    also when the next are chosen, and halves when a file is opened that was not chosen. ``chosen`` holds the ETags,
     by name, of what was opened or chosen so far; ``awaited`` the names chosen last, of which ``met`` were opened.
     """
 
@@ -26,8 +26,8 @@ class DirectoryReadahead:
     awaited: set[bytes] = field(default_factory=set)
     met: int = 0
 
-    def opened(self, name: bytes, generation: Generation, entries: Mapping[bytes, object]) -> list[Generation]:
-        """A file was opened; the files to fetch now.
+    def record_open(self, name: bytes, generation: Generation, entries: Mapping[bytes, object]) -> list[Generation]:
+        """A file is opened: the files to prefetch now.
 
         *entries* are those of the directory, in order of name.
         """

@@ -1,4 +1,4 @@
-"""Fetching the small files beside one that is opened, so that they do not cost a round trip each."""
+"""Prefetches the small files beside one that is opened, so that they do not cost a round trip each."""
 
 import logging
 
@@ -23,7 +23,7 @@ DIRECTORIES = 256
 
 
 class Siblings:
-    """Watches which small files are opened, and fetches those beside them that are not here."""
+    """Watches which small files are opened, and prefetches those beside them."""
 
     def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough) -> None:
         self._namespace = namespace
@@ -35,11 +35,11 @@ class Siblings:
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry the fetches, for as long as the server runs."""
+        """Prefetch in the background, for as long as the server runs."""
         await self._background.run(task_status)
 
-    def opened(self, inode: Inode, *, here: bool) -> None:
-        """A file was opened; *here* tells that nothing had to be fetched for it."""
+    def record_open(self, inode: Inode, *, here: bool) -> None:
+        """A file is opened; *here*: all of it is on disk."""
         assert inode.generation is not None
         if inode.generation.size > SMALL:
             return
@@ -50,7 +50,7 @@ class Siblings:
             if here:
                 return
             readahead = self._directories[prefix] = DirectoryReadahead()
-        wanted = readahead.opened(
+        wanted = readahead.record_open(
             name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
         )
         if wanted and self._background.running:
@@ -71,6 +71,6 @@ class Siblings:
                 await self._fetcher.fetch_all(blob)
                 await self._passthrough.register(blob)
         except TrimsError as error:
-            log.debug("%s was not fetched unasked: %s", generation.key, error)
+            log.debug("%s: not prefetched: %s", generation.key, error)
         finally:
             self._slots.release()
