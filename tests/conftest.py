@@ -13,7 +13,7 @@ from rich.table import Table
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
-from tests.support.chunks import SMALL_CHUNK, set_chunk_size
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, let_in, mounted
 from tests.support.survival import COLUMNS, Survival, Survived
 
@@ -57,9 +57,9 @@ def streaming_mount(store_directory: Path, tmp_path: Path) -> Iterator[MountedSt
 
 
 @pytest.fixture
-def chunk_size(monkeypatch: pytest.MonkeyPatch) -> int:
+def chunk_size() -> int:
     """Bytes in a chunk, made few, so that objects of many chunks stay small."""
-    return set_chunk_size(monkeypatch, SMALL_CHUNK)
+    return SMALL_CHUNK
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def check_bytes(server: Server, blob: Blob) -> None:
     content = content_of_blob(server, blob)
     for chunk, state in enumerate(blob.states):
         if state == ChunkState.VERIFIED:
-            start, stop = chunk_span(chunk, len(content))
+            start, stop = blob.span_of(chunk)
             assert blob.view(start, stop) == content[start:stop], f"{blob.generation.key}: chunk {chunk} is wrong"
 
 
@@ -67,7 +67,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
         loaded = disk.index.load(here.token)
         assert loaded is not None
         for record in loaded[1]:
-            start, stop = chunk_span(record.chunk, len(content))
+            start, stop = chunk_span(record.chunk, len(content), disk.chunk_size)
             assert record.length == stop - start
             assert record.crc == crc32c.crc32c(content[start:stop])
             blob = disk.known(here.token)

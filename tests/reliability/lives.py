@@ -27,7 +27,6 @@ from tests.reliability.points import How, Plan
 from tests.support.images import Image
 from tests.support.parts import blob_files, content_of
 from tests.support.served import FakeBacking, Server, served
-from tests.support.spawner import set_chunk_size
 from tests.support.stores import MemoryStore
 from trimsfs.tiers.disk import crash_recovery, maintenance, space
 from trimsfs.tiers.index import index
@@ -215,9 +214,8 @@ async def difference(server: Server, cache: Path) -> str | None:
 
 
 def hurry() -> None:
-    """Small chunks, and little time between the steps of the disk tier."""
-    set_chunk_size(CHUNK)
-    vars(space)["HEADROOM"] = 0
+    """Little time between the steps of the disk tier, and no bytes to spare."""
+    vars(space)["HEADROOM_CHUNKS"] = 0
     vars(crash_recovery)["SLACK"] = BLOCK
     vars(maintenance)["FLUSH_INTERVAL_S"] = 0.002
     vars(maintenance)["SYNC_INTERVAL_S"] = 0.02

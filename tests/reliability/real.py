@@ -108,7 +108,7 @@ class RealDriver:
             for record in index.records(f"file://{self._store}"):
                 loaded = index.load(record.token)
                 for chunk in loaded[1] if loaded is not None and not self._damaged else []:
-                    start, stop = chunk_span(chunk.chunk, record.generation.size)
+                    start, stop = chunk_span(chunk.chunk, record.generation.size, CHUNK_SIZE)
                     with blobs[record.token].open("rb") as file:
                         assert crc32c.crc32c(os.pread(file.fileno(), stop - start, start)) == chunk.crc
             assert set(blobs) <= {record.token for record in index.records(f"file://{self._store}")}

@@ -15,6 +15,7 @@ import crc32c
 import pytest
 import trio
 
+from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
@@ -50,9 +51,9 @@ def generation_of(key: str, content: bytes, *, version_id: str | None = None) ->
     )
 
 
-def piece(content: bytes, chunk: int) -> memoryview:
+def piece(content: bytes, chunk: int, chunk_size: int = SMALL_CHUNK) -> memoryview:
     """One chunk of a content."""
-    start, stop = chunk_span(chunk, len(content))
+    start, stop = chunk_span(chunk, len(content), chunk_size)
     return memoryview(content)[start:stop]
 
 
@@ -73,17 +74,18 @@ def disk_tier(
     removed: Callable[[Blob], None] = unheard,
     suspected: Callable[[Blob, TrimsError], None] = unheard,
     lock: int | None = None,
+    chunk_size: int = SMALL_CHUNK,
 ) -> DiskTier:
     """A disk tier by itself: nobody hears of its blobs but the test, if it wants to."""
     return DiskTier(
         directory,
         store=store,
-        limits=DiskLimits(budget=budget, min_free=min_free, quotas=quotas or Quotas()),
-        policy=policy,
+        limits=DiskLimits(budget=budget, min_free=min_free, quotas=quotas or Quotas(), policy=policy),
         load_cost=load_cost,
         compares=compares,
         events=TierEvents(removed=removed, suspected=suspected),
         lock=lock,
+        chunk_size=chunk_size,
     )
 
 
@@ -100,7 +102,7 @@ async def opened(directory: Path, **settings: Any) -> AsyncIterator[DiskTier]:
 
 def written(blob: Blob, chunk: int, data: memoryview | bytes) -> ChunkRecord:
     """Write a chunk to a blob's file; nobody is told of it."""
-    start, _ = chunk_span(chunk, blob.generation.size)
+    start, _ = blob.span_of(chunk)
     assert os.pwrite(blob.fileno(), data, start) == len(data)
     return ChunkRecord(chunk=chunk, length=len(data), crc=crc32c.crc32c(data))
 
@@ -124,7 +126,7 @@ async def store_chunk(tier: DiskTier, blob: Blob, chunk: int, data: memoryview) 
 async def verify_chunk(tier: DiskTier, blob: Blob, chunk: int) -> bool:
     """Check a chunk that an earlier server left as the fetcher does; whether it is right."""
     try:
-        crc = await copier(MemoryStore()).checksum(blob.fileno(), *chunk_span(chunk, blob.generation.size))
+        crc = await copier(MemoryStore()).checksum(blob.fileno(), *blob.span_of(chunk))
     except OSError:
         crc = None
     return await tier.damage.checked(blob, chunk, crc)
@@ -135,7 +137,7 @@ async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
     generation = generation_of(key, content)
     async with tier.using(generation) as blob:
         for chunk in range(len(blob.states)):
-            assert await store_chunk(tier, blob, chunk, piece(content, chunk))
+            assert await store_chunk(tier, blob, chunk, piece(content, chunk, blob.chunk_size))
     return generation
 
 
@@ -209,7 +211,7 @@ def fetcher_of(
     transfer: Copier | None = None,
 ) -> Fetcher:
     """A fetcher by itself: nobody hears of the blobs that are whole."""
-    speed = StoreSpeed(max_requests=max_requests(memory_limit))
+    speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=tier.chunk_size // REQUESTS_PER_CHUNK))
     return Fetcher(
         transfer or copier(store),
         tier,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import trio
 
+from tests.support.chunks import REQUESTS_PER_CHUNK
 from tests.support.parts import copier, opened, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control import metrics
@@ -328,11 +329,12 @@ async def served(
     approve = LateBound[[Blob], Awaitable[bool]]("approve")
     expected = LateBound[[Generation], Awaitable[Digest | None]]("expected")
     memory_limit = 16 * chunk_size
-    speed = StoreSpeed(max_requests=max_requests(memory_limit))
+    speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=chunk_size // REQUESTS_PER_CHUNK))
     retrying = Retrying(deadline_s=deadline_s, on_failure=speed.request_failed)
     async with (
         opened(
             directory,
+            chunk_size=chunk_size,
             budget=budget,
             policy=policy,
             load_cost=speed.load_cost,

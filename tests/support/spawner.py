@@ -1,4 +1,4 @@
-"""A real spawner for tests: ``python -m tests.support.spawner FD DIRECTORY CHUNK_SIZE WRITE_SIZE STREAMING``.
+"""A real spawner for tests: ``python -m tests.support.spawner FD DIRECTORY WRITE_SIZE STREAMING``.
 
 The program forks it while it has no threads, as a server does, passes the server's end of it on through FD and ends.
 """
@@ -58,19 +58,12 @@ def _hang(count: int, sink: Sink) -> None:
     raise OSError(errno.EIO, "the test is over by now")
 
 
-def set_chunk_size(size: int) -> None:
-    for name, module in list(sys.modules.items()):
-        if name.startswith("trimsfs.") and hasattr(module, "CHUNK_SIZE"):
-            vars(module)["CHUNK_SIZE"] = size
-
-
 def make_copier(root: Path, *, streaming: bool) -> ThreadCopier:
     return ThreadCopier(OddStore(root, streaming=streaming), threads=8)
 
 
 def main() -> None:
-    end, root, chunk_size, write_size, streaming = sys.argv[1:]
-    set_chunk_size(int(chunk_size))
+    end, root, write_size, streaming = sys.argv[1:]
     vars(copier)["WRITE_SIZE"] = int(write_size)
     with socket.socket(fileno=int(end)) as test:
         test.set_inheritable(False)

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, generation_of, piece, written
 from trimsfs.ranges import chunk_count, chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
-from trimsfs.types import ChunkRecord, Generation
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
 def generation_of_size(size: int) -> Generation:
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def blob(content: bytes, path: Path) -> Blob:
     """A new blob with its file, all chunks missing."""
-    blob = Blob("token", generation_of("a", content))
+    blob = Blob("token", generation_of("a", content), chunk_size=SMALL_CHUNK)
     blob.attach(path)
     return blob
 
@@ -45,7 +46,7 @@ def restarted(blob: Blob, content: bytes, path: Path) -> Blob:
     """The blob as the next server finds it, with records of what was stored."""
     records = [written(blob, chunk, piece(content, chunk)) for chunk in range(len(blob.states))]
     blob.detach()
-    again = Blob("token", blob.generation)
+    again = Blob("token", blob.generation, chunk_size=SMALL_CHUNK)
     assert again.attach(path)
     again.recall(records)
     return again
@@ -63,7 +64,7 @@ def test_a_new_blob_is_a_sparse_private_file_of_the_objects_size(blob: Blob, pat
 
 def test_attaching_tells_whether_the_file_had_its_size(content: bytes, path: Path) -> None:
     generation = generation_of("a", content)
-    first, second = Blob("token", generation), Blob("token", generation)
+    first, second = (Blob("token", generation, chunk_size=SMALL_CHUNK) for _ in range(2))
     assert not first.attach(path)
     assert second.attach(path)
 
@@ -71,7 +72,7 @@ def test_attaching_tells_whether_the_file_had_its_size(content: bytes, path: Pat
 @pytest.mark.parametrize("size", [1, 10_000_000])
 def test_a_file_of_another_size_is_emptied(content: bytes, path: Path, size: int) -> None:
     path.write_bytes(b"x" * size)
-    blob = Blob("token", generation_of("a", content))
+    blob = Blob("token", generation_of("a", content), chunk_size=SMALL_CHUNK)
     assert not blob.attach(path)
     assert path.read_bytes() == bytes(len(content))
 
@@ -80,7 +81,7 @@ def test_a_file_of_another_size_is_replaced_and_not_changed(content: bytes, path
     """A program may still map it."""
     path.write_bytes(b"x" * 100)
     with path.open("rb") as before:
-        Blob("token", generation_of("a", content)).attach(path)
+        Blob("token", generation_of("a", content), chunk_size=SMALL_CHUNK).attach(path)
         assert before.read() == b"x" * 100
 
 
@@ -141,9 +142,9 @@ def test_counts_follow_what_happens_to_chunks(blob: Blob, content: bytes, chunk_
     assert blob.missing_bytes == len(content) - chunk_size
 
 
-@given(size=st.integers(1, 10 * (8 << 20)), data=st.data())
+@given(size=st.integers(1, 10 * CHUNK_SIZE), data=st.data())
 def test_counts_add_up_for_any_set_of_chunks(size: int, data: st.DataObject) -> None:
-    chunks = st.integers(0, chunk_count(size) - 1)
+    chunks = st.integers(0, chunk_count(size, CHUNK_SIZE) - 1)
     blob = Blob("token", generation_of_size(size))
     verified: set[int] = set()
     for chunk, forget in data.draw(st.lists(st.tuples(chunks, st.booleans()))):
@@ -151,11 +152,11 @@ def test_counts_add_up_for_any_set_of_chunks(size: int, data: st.DataObject) -> 
             blob.forget(chunk)
             verified.discard(chunk)
         else:
-            blob.commit(ChunkRecord(chunk=chunk, length=chunk_length(chunk, size), crc=0))
+            blob.commit(ChunkRecord(chunk=chunk, length=chunk_length(chunk, size, CHUNK_SIZE), crc=0))
             verified.add(chunk)
-    assert blob.verified_bytes == sum(chunk_length(chunk, size) for chunk in verified)
+    assert blob.verified_bytes == sum(chunk_length(chunk, size, CHUNK_SIZE) for chunk in verified)
     assert blob.present_bytes == blob.verified_bytes == size - blob.missing_bytes
-    assert blob.complete == (len(verified) == chunk_count(size))
+    assert blob.complete == (len(verified) == chunk_count(size, CHUNK_SIZE))
 
 
 def test_an_empty_object_is_complete_without_a_file() -> None:
@@ -186,8 +187,7 @@ def test_the_descriptor_is_closed(blob: Blob) -> None:
     blob.detach()
 
 
-def test_a_failing_attach_leaks_no_descriptor(path: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    del chunk_size
+def test_a_failing_attach_leaks_no_descriptor(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.listdir("/proc/self/fd")
 
     def fail(*_: object) -> None:

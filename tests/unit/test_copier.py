@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import content_of, copier, piece
 from tests.support.stores import MemoryStore
 from tests.support.tmpfs import tmpfs
@@ -66,10 +67,10 @@ async def fetch(
 ) -> str | None:
     """Copy chunks to where they lie in the object, or to *position*."""
     generation = store.generation("a")
-    start = chunk_span(chunks[0], generation.size)[0]
-    stop = chunk_span(chunks[-1], generation.size)[1]
+    start = chunk_span(chunks[0], generation.size, SMALL_CHUNK)[0]
+    stop = chunk_span(chunks[-1], generation.size, SMALL_CHUNK)[1]
     position = start if position is None else position
-    return await copier(store).fetch(generation, Extent(start, stop, descriptor, position), records.append)
+    return await copier(store).fetch(generation, Extent(start, stop, descriptor, position, SMALL_CHUNK), records.append)
 
 
 # Fetching
@@ -104,7 +105,7 @@ async def test_objects_of_any_size_are_copied_exactly(tmp_path: Path, chunk_size
         path = tmp_path / "file"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         records: list[ChunkRecord] = []
-        await fetch(store, range(chunk_count(len(content))), descriptor, records)
+        await fetch(store, range(chunk_count(len(content), SMALL_CHUNK)), descriptor, records)
         os.close(descriptor)
         assert path.read_bytes() == content
         assert sum(record.length for record in records) == len(content)
@@ -165,7 +166,9 @@ async def test_bytes_of_a_stream_are_told_of_once_they_are_in_the_file(
         heard.append(offset)
 
     generation = streaming.generation("a")
-    await copier(streaming).fetch(generation, Extent(chunk_size, generation.size, file, 0), lambda _: None, arrived)
+    await copier(streaming).fetch(
+        generation, Extent(chunk_size, generation.size, file, 0, SMALL_CHUNK), lambda _: None, arrived
+    )
     assert heard == sorted(set(heard))
     # Of a chunk that is whole, its landing tells.
     assert {offset // chunk_size for offset in heard} == {1, 2, 3}
@@ -186,12 +189,12 @@ async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     monkeypatch.setattr(os, "pwrite", write)
     generation = streaming.generation("a")
     heard: list[int] = []
-    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0), lambda _: None, heard.append)
+    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0, SMALL_CHUNK), lambda _: None, heard.append)
     first = chunk_size // 2 // FIRST_WRITE_SHARE
     assert sizes == [first, chunk_size // 2 - first, chunk_size // 2]
     assert heard == [first, chunk_size // 2]
     sizes.clear()
-    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0), lambda _: None)
+    await copier(streaming).fetch(generation, Extent(0, chunk_size, file, 0, SMALL_CHUNK), lambda _: None)
     assert sizes == [chunk_size // 2] * 2
 
 
@@ -205,7 +208,7 @@ async def test_a_store_that_is_down_does_not_keep_a_copier_from_starting(store: 
 async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:
     heard: list[int] = []
     generation = late.generation("a")
-    await copier(late).fetch(generation, Extent(0, generation.size, file, 0), lambda _: None, heard.append)
+    await copier(late).fetch(generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), lambda _: None, heard.append)
     assert heard == []
 
 
@@ -217,7 +220,7 @@ async def test_landing_is_heard_of_in_the_event_loop(store: MemoryStore, file: i
         trio.lowlevel.current_task()  # raises elsewhere
         threads.add(threading.get_ident())
 
-    await copier(store).fetch(generation, Extent(0, generation.size, file, 0), landed)
+    await copier(store).fetch(generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), landed)
     assert threads == {threading.get_ident()}
 
 

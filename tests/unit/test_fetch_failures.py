@@ -10,7 +10,6 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.support.chunks import set_chunk_size
 from tests.support.parts import blob_files, content_of, fetcher_of, fetching, fill, opened, until
 from tests.unit.workshop import Bench, Workshop, break_writes, failure, fill_from
 from trimsfs.errors import (
@@ -61,7 +60,7 @@ async def test_chunks_that_did_not_come_in_the_end_take_no_room(
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.disk.crash_recovery.SLACK", 0)
     monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", 8192)
-    chunk_size = set_chunk_size(monkeypatch, 64 << 10)
+    chunk_size = workshop.chunk_size = 64 << 10
     content = content_of("a", 8 * chunk_size)
     workshop.store.put("a", content)
     bench = await workshop.bench()

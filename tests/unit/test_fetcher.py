@@ -7,7 +7,6 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.chunks import set_chunk_size
 from tests.support.parts import blob_files, content_of, fetching, flip_byte, opened, until
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
@@ -275,7 +274,7 @@ async def test_requests_are_as_many_as_memory_allows_at_most(workshop: Workshop,
             await wait_all_tasks_blocked()
             gate.set()
     assert blob.complete
-    assert bench.store.most_under_way <= max_requests(3 * chunk_size) == 6
+    assert bench.store.most_under_way <= max_requests(3 * chunk_size, request_memory=chunk_size // 4) == 6
 
 
 @pytest.mark.parametrize(
@@ -289,7 +288,7 @@ def test_half_of_the_memory_is_for_requests(memory: int, requests: int) -> None:
 async def test_memory_stays_within_its_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, budget: int | None
 ) -> None:
-    chunk_size = set_chunk_size(monkeypatch, 128 * 1024)
+    chunk_size = 128 * 1024
     monkeypatch.setattr("trimsfs.fetch.copier.WRITE_SIZE", chunk_size // 4)  # all that a request takes
     memory_limit = 8 * chunk_size
     store = MemoryStore({key: content_of(key, 40 * chunk_size) for key in "ab"})
@@ -302,7 +301,7 @@ async def test_memory_stays_within_its_limit(
             most = max(most, in_memory())
 
     async with (
-        opened(tmp_path / "cache", budget=budget) as tier,
+        opened(tmp_path / "cache", budget=budget, chunk_size=chunk_size) as tier,
         fetching(store, tier, memory_limit=memory_limit) as fetcher,
     ):
         blobs = [await tier.acquire(store.generation(key)) for key in "ab"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import (
     content_of,
     fill,
@@ -109,7 +110,7 @@ async def test_records_that_cannot_be_right_are_dropped_and_no_others(
 ) -> None:
     with closing(sqlite3.connect(cache / "index.sqlite")) as connection, connection:
         connection.execute(change)
-    with closing(BlobIndex(cache / "index.sqlite")) as index:
+    with closing(BlobIndex(cache / "index.sqlite", chunk_size=SMALL_CHUNK)) as index:
         assert not index.rebuilt
     async with opened(cache) as tier:
         here = {one.generation.key: one.disk_bytes for one in await tier.residencies() if one.disk_bytes}
@@ -120,16 +121,16 @@ async def test_records_that_cannot_be_right_are_dropped_and_no_others(
 async def test_a_server_that_takes_over_does_not_check_again(cache: Path) -> None:
     with closing(sqlite3.connect(cache / "index.sqlite")) as connection, connection:
         connection.execute("UPDATE blobs SET pinned = 2")
-    with closing(BlobIndex(cache / "index.sqlite", trusted=True)) as index:
+    with closing(BlobIndex(cache / "index.sqlite", chunk_size=SMALL_CHUNK, trusted=True)) as index:
         assert len(index.records("memory://test")) == len(KEYS)
-    with closing(BlobIndex(cache / "index.sqlite")) as index:
+    with closing(BlobIndex(cache / "index.sqlite", chunk_size=SMALL_CHUNK)) as index:
         assert index.records("memory://test") == []
 
 
 async def test_an_index_that_was_being_made_anew_is_made_anew_again(cache: Path, contents: dict[str, bytes]) -> None:
     index = cache / "index.sqlite"
     index.rename(f"{index}-damaged")
-    with closing(BlobIndex(cache / "other.sqlite")):
+    with closing(BlobIndex(cache / "other.sqlite", chunk_size=SMALL_CHUNK)):
         (cache / "other.sqlite").rename(index)  # as far as a server had come that was killed
     async with opened(cache) as tier:
         assert tier.index.rebuilt

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.chunks import SMALL_CHUNK
 from tests.support.parts import (
     blob_files,
     content_of,
@@ -119,7 +120,7 @@ async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size
 def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path) -> None:
     cache.mkdir()
     make_unusable(cache)
-    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock))) as place:
+    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
         assert place.problem is not None
         assert not place.usable()
         shutil.rmtree(cache)
@@ -130,16 +131,16 @@ def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path
 
 def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
     with locked(cache) as lock:
-        with closing(CacheDirectory(cache, os.dup(lock))) as place:
+        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
             assert not place.gone()
             shutil.rmtree(cache)
             assert place.gone()
-        with closing(CacheDirectory(cache, os.dup(lock))) as place:
+        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
             assert place.problem is None
             assert not is_lock_of(lock, cache)
             with pytest.raises(CacheInUseError):
                 lock_directory(cache)
-        with locked(cache), closing(CacheDirectory(cache, os.dup(lock))) as place:
+        with locked(cache), closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
             assert "in use by another server" in (place.problem or "")
 
 

@@ -14,7 +14,7 @@ FEW_CHUNKS = SIZES.map(lambda size: size % (200 * CHUNK_SIZE))
 
 @given(FEW_CHUNKS)
 def test_chunks_tile_the_object(size: int) -> None:
-    spans = [chunk_span(chunk, size) for chunk in range(chunk_count(size))]
+    spans = [chunk_span(chunk, size, CHUNK_SIZE) for chunk in range(chunk_count(size, CHUNK_SIZE))]
     position = 0
     for start, stop in spans:
         assert start == position
@@ -25,20 +25,20 @@ def test_chunks_tile_the_object(size: int) -> None:
 
 @given(SIZES.filter(bool))
 def test_only_the_last_chunk_is_shorter(size: int) -> None:
-    last = chunk_count(size) - 1
-    assert chunk_length(last, size) == (size % CHUNK_SIZE or CHUNK_SIZE)
+    last = chunk_count(size, CHUNK_SIZE) - 1
+    assert chunk_length(last, size, CHUNK_SIZE) == (size % CHUNK_SIZE or CHUNK_SIZE)
     if last > 0:
-        assert chunk_length(0, size) == chunk_length(last - 1, size) == CHUNK_SIZE
+        assert chunk_length(0, size, CHUNK_SIZE) == chunk_length(last - 1, size, CHUNK_SIZE) == CHUNK_SIZE
 
 
 def test_an_empty_object_has_no_chunks() -> None:
-    assert chunk_count(0) == 0
+    assert chunk_count(0, CHUNK_SIZE) == 0
 
 
 @given(SIZES, SIZES)
 def test_chunks_of_a_range_are_those_that_overlap_it(one: int, other: int) -> None:
     start, stop = sorted((one, other))
-    chunks = chunks_of(start, stop)
+    chunks = chunks_of(start, stop, CHUNK_SIZE)
     if start == stop:
         assert not chunks
         return
@@ -49,4 +49,4 @@ def test_chunks_of_a_range_are_those_that_overlap_it(one: int, other: int) -> No
 @given(SIZES, SIZES)
 def test_a_reversed_range_has_no_chunks(one: int, other: int) -> None:
     low, high = sorted((one, other))
-    assert not chunks_of(high, low)
+    assert not chunks_of(high, low, CHUNK_SIZE)

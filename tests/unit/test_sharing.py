@@ -161,7 +161,7 @@ def test_what_cannot_share_says_so() -> None:
 
 async def test_chunks_that_are_alike_are_shared(cache: Path, autojump_clock: MockClock) -> None:
     base, tuned = model("base"), model("tuned", SIZE - 1)
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
         assert common_bytes(of(tier, one), of(tier, other)) == 0
         async with at_work(tier) as component:
@@ -177,7 +177,7 @@ async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
 ) -> None:
     base = model("base")
     moved = content_of("other", CHUNK_SIZE) + base[:CHUNK_SIZE]
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         one, other = await fill(tier, "base", base), await fill(tier, "moved", moved)
         async with at_work(tier):
             assert in_common(of(tier, other), of(tier, one)) == [SharedExtent(CHUNK_SIZE, 0, CHUNK_SIZE)]
@@ -186,7 +186,7 @@ async def test_a_chunk_is_found_at_another_place_of_a_file_of_another_size(
 
 async def test_parts_of_chunks_are_shared_where_every_chunk_differs(cache: Path, autojump_clock: MockClock) -> None:
     base, tuned = model("base"), model("tuned", 0, CHUNK_SIZE + 3 * MIB, 2 * CHUNK_SIZE)
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         one, other = await fill(tier, "base", base), await fill(tier, "tuned", tuned)
         async with at_work(tier):
             assert common_bytes(of(tier, one), of(tier, other)) == SIZE - 3 * LEAST_SHARED
@@ -204,7 +204,7 @@ async def test_models_of_one_size_that_are_strangers_are_left_as_they_are(
         return step(source, at, target, start)
 
     monkeypatch.setattr(deduplication, "_share_step", counted)
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         one, other = await fill(tier, "a", content_of("a", SIZE)), await fill(tier, "b", content_of("b", SIZE))
         async with at_work(tier) as component:
             assert component.statistics().shared_bytes == 0
@@ -217,7 +217,7 @@ async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
 ) -> None:
     monkeypatch.setattr("tests.support.parts.crc32c.crc32c", lambda _data: 42)
     contents = {key: content_of(key, CHUNK_SIZE) for key in ("a", "b")}
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         generations = [await fill(tier, key, content) for key, content in contents.items()]
         async with at_work(tier) as component:
             assert component.statistics().shared_bytes == 0
@@ -227,11 +227,11 @@ async def test_bytes_that_differ_are_not_shared_whatever_their_checksum(
 async def test_many_variants_have_their_common_bytes_once(cache: Path, autojump_clock: MockClock) -> None:
     """Whichever come first, and those that are there when the server starts."""
     keys = [f"variant{number}" for number in range(5)]
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         generations = {key: await fill(tier, key, model(key, SIZE - 1 - MIB * n)) for n, key in enumerate(keys[:3])}
         async with at_work(tier):
             pass
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         generations |= {key: await fill(tier, key, model(key, SIZE - 1 - MIB * n)) for n, key in enumerate(keys[3:], 3)}
         async with at_work(tier):
             first, *others = (of(tier, generation) for generation in generations.values())
@@ -246,7 +246,7 @@ async def test_a_blob_in_use_is_left_alone_until_it_is_idle(
     cache: Path, autojump_clock: MockClock, pinned: bool
 ) -> None:
     content = model("base")
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         generations = [await fill(tier, key, content) for key in ("a", "b")]
         blobs = [await tier.acquire(generation) for generation in generations]
         if pinned:
@@ -272,7 +272,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
 ) -> None:
     content = model("base")
     used: list[Blob] = []
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         generations = [await fill(tier, key, content) for key in ("a", "b")]
         step = deduplication._share_step
 
@@ -297,7 +297,7 @@ async def test_a_blob_that_comes_into_use_meanwhile_is_gone_on_with_later(
 
 async def test_what_was_in_memory_stays_there_and_nothing_else_comes(cache: Path, autojump_clock: MockClock) -> None:
     content = model("base")
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         paths = [of(tier, await fill(tier, key, content)) for key in ("a", "b", "c")]
         if _resident(paths[0]) is None:
             pytest.skip("needs Linux 6.5")
@@ -318,7 +318,7 @@ def _resident(path: Path) -> int | None:
 async def test_what_is_evicted_takes_nothing_from_the_others(cache: Path, autojump_clock: MockClock) -> None:
     """What comes again is compared again."""
     content = model("base")
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         one, other = [await fill(tier, key, content) for key in ("a", "b")]
         async with at_work(tier):
             assert await tier.evict(one) == SIZE
@@ -335,13 +335,13 @@ async def test_what_is_evicted_takes_nothing_from_the_others(cache: Path, autoju
 async def test_what_was_compared_is_not_compared_by_the_next_server(
     cache: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         for key in ("a", "b"):
             await fill(tier, key, model("base"))
         async with at_work(tier):
             pass
     monkeypatch.setattr(deduplication, "_share_step", lambda *_: pytest.fail("compared again"))
-    async with opened(cache) as tier, at_work(tier) as component:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier, at_work(tier) as component:
         assert component.statistics() == deduplication.DeduplicationStatistics(shared_bytes=0, waiting_blobs=0)
 
 
@@ -352,7 +352,7 @@ async def test_a_disk_that_fails_is_logged_and_not_tried_for_ever(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(deduplication, "_share_step", failing)
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         for key in ("a", "b"):
             await fill(tier, key, model("base"))
         async with at_work(tier):
@@ -364,7 +364,7 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("trimsfs.tiers.extents.can_share", lambda _directory: False)
-    async with opened(tmp_path / "cache") as tier:
+    async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
         await Deduplication(tier).run()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "XFS and btrfs can" in caplog.text
@@ -374,7 +374,7 @@ async def test_where_the_file_system_cannot_the_log_says_so_once(
 
 
 async def test_a_variant_is_told_what_it_has_in_common(cache: Path, autojump_clock: MockClock) -> None:
-    async with opened(cache) as tier:
+    async with opened(cache, chunk_size=CHUNK_SIZE) as tier:
         contents = {"a": model("a"), "dir/b": model("b", SIZE - 1), "stranger": content_of("stranger", SIZE)}
         generations = {key: await fill(tier, key, content) for key, content in contents.items()}
         async with at_work(tier) as component:
@@ -399,7 +399,7 @@ async def test_an_index_that_fails_is_logged_and_nothing_told(
     def failing(_token: str) -> list[str]:
         raise sqlite3.OperationalError("disk I/O error")
 
-    async with opened(tmp_path / "cache") as tier:
+    async with opened(tmp_path / "cache", chunk_size=CHUNK_SIZE) as tier:
         monkeypatch.setattr(tier.index, "family", failing)
         assert await Deduplication(tier).shared_with(generation_of("a", b"content"), lambda _: True) == {}
     assert "disk I/O error" in caplog.text

@@ -45,14 +45,12 @@ KINDS = sorted(
     name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.StoreError)
 )
 
-pytestmark = pytest.mark.usefixtures("chunk_size")
-
 
 @contextmanager
 def spawning(root: Path, *, streaming: bool = False) -> Iterator[Spawner]:
     """A spawner of workers on a directory."""
     ours, theirs = socket.socketpair()
-    arguments = [str(theirs.fileno()), str(root), str(SMALL_CHUNK), str(WRITE_SIZE), str(streaming)]
+    arguments = [str(theirs.fileno()), str(root), str(WRITE_SIZE), str(streaming)]
     with ours, theirs:
         program = subprocess.Popen(
             [sys.executable, "-m", "tests.support.spawner", *arguments], cwd=ROOT, pass_fds=[theirs.fileno()]
@@ -140,7 +138,7 @@ async def fetch(
     pool: WorkerPool, generation: Generation, descriptor: int, records: list[ChunkRecord] | None = None
 ) -> str | None:
     landed = ignore if records is None else records.append
-    return await pool.fetch(generation, Extent(0, generation.size, descriptor, 0), landed)
+    return await pool.fetch(generation, Extent(0, generation.size, descriptor, 0, SMALL_CHUNK), landed)
 
 
 async def process_of(pool: WorkerPool, descriptor: int) -> tuple[int, int]:
@@ -184,7 +182,7 @@ async def test_an_object_is_fetched_exactly(spawner: Spawner, root: Path, file: 
 async def test_a_part_goes_where_it_is_told_to(pool: WorkerPool, root: Path, file: int) -> None:
     generation = await DirectoryStore(root).stat("model")
     start, stop = SMALL_CHUNK, 3 * SMALL_CHUNK
-    await pool.fetch(generation, Extent(start, stop, file, 7), ignore)
+    await pool.fetch(generation, Extent(start, stop, file, 7, SMALL_CHUNK), ignore)
     assert os.pread(file, len(CONTENT), 0) == bytes(7) + CONTENT[start:stop]
 
 
@@ -197,7 +195,7 @@ async def test_jobs_at_once_are_shared_out_and_all_exact(pool: WorkerPool, root:
         records: list[ChunkRecord] = []
         await fetch(pool, await store.stat(key), descriptor, records)
         os.close(descriptor)
-        assert len(records) == chunk_count(len(contents[key]))
+        assert len(records) == chunk_count(len(contents[key]), SMALL_CHUNK)
 
     for key, content in contents.items():
         (root / key).write_bytes(content)
@@ -266,7 +264,9 @@ async def test_bytes_of_a_stream_are_told_of_before_their_chunk_is_whole(streami
     heard: list[int] = []
     generation = odd(f"hang/{4 * WRITE_SIZE}", 8 * WRITE_SIZE)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(streaming.fetch, generation, Extent(0, generation.size, file, 0), ignore, heard.append)
+        nursery.start_soon(
+            streaming.fetch, generation, Extent(0, generation.size, file, 0, SMALL_CHUNK), ignore, heard.append
+        )
         await until(lambda: len(heard) >= 3)
         nursery.cancel_scope.cancel()
     assert heard == sorted(set(heard))

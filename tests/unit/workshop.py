@@ -59,7 +59,7 @@ class Workshop:
     async def bench(self, *, requests: int = 12, budget: float | None = None) -> Bench:
         """A bench with memory for so many requests and room on disk for *budget* chunks."""
         limit = None if budget is None else int(budget * self.chunk_size)
-        self.tier = disk_tier(self.directory, store=self.store.identity, budget=limit)
+        self.tier = disk_tier(self.directory, store=self.store.identity, budget=limit, chunk_size=self.chunk_size)
         fetcher = fetcher_of(self.store, self.tier, memory_limit=self.memory_for(requests), deadline_s=DEADLINE_S)
         await self._nursery.start(fetcher.run)
         return Bench(self.store, self.tier, fetcher)

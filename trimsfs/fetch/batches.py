@@ -11,11 +11,10 @@ from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, 
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.flights import Flight
 from trimsfs.fetch.uncached import UncachedChunks
-from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import CHUNK_SIZE, ChunkRecord
+from trimsfs.types import ChunkRecord
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class BatchFetcher:
     async def _verify(self, flight: Flight) -> bool:
         """Whether the bytes that an earlier server left of a chunk pass their checksum."""
         blob, chunk = flight.blob, flight.chunk
-        start, stop = chunk_span(chunk, blob.generation.size)
+        start, stop = blob.span_of(chunk)
         try:
             crc = await self._retrying.call(
                 blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
@@ -131,7 +130,7 @@ class BatchFetcher:
 
         def arrived(offset: int) -> None:
             if blob.resizes == resizes:
-                flights[offset // CHUNK_SIZE].has_arrived(offset % CHUNK_SIZE)
+                flights[offset // blob.chunk_size].has_arrived(offset % blob.chunk_size)
 
         async def attempt() -> None:
             nonlocal resizes
@@ -139,7 +138,7 @@ class BatchFetcher:
                 return  # only the end of the request before had failed
             resizes = blob.resizes
             wanted = arrived if any(flight.demanded for flight in batch) else None
-            await self._request(blob, Extent(position, stop, blob.fileno(), position), landed, wanted)
+            await self._request(blob, Extent(position, stop, blob.fileno(), position, blob.chunk_size), landed, wanted)
             if position < stop:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
@@ -152,7 +151,7 @@ class BatchFetcher:
     async def _fetch_uncached(self, flight: Flight) -> None:
         """Get a chunk into memory: the disk has no room for it."""
         blob = flight.blob
-        start, stop = chunk_span(flight.chunk, blob.generation.size)
+        start, stop = blob.span_of(flight.chunk)
 
         async def fill(descriptor: int) -> None:
             await self.fetch_into(blob, flight.chunk, descriptor)
@@ -163,11 +162,11 @@ class BatchFetcher:
 
     async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         """Get a chunk from the store into the file of a descriptor, from its beginning. Raises StoreError, OSError."""
-        start, stop = chunk_span(chunk, blob.generation.size)
+        start, stop = blob.span_of(chunk)
         came: list[ChunkRecord] = []
         await self._retrying.call(
             f"{blob.generation.key} at {start}",
-            lambda: self._request(blob, Extent(start, stop, descriptor, 0), came.append),
+            lambda: self._request(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
         )
         return came[-1]
 
@@ -189,15 +188,15 @@ class BatchFetcher:
             raise ObjectChangedError(f"{generation.key} has been deleted") from error
         finally:
             self._requests -= 1
-        if extent.size % CHUNK_SIZE == 0:
+        if extent.size % blob.chunk_size == 0:
             self._limit.succeeded(trio.current_time() - began, under_way, size=extent.size)
         if version is not None:
             blob.generation = replace(blob.generation, version_id=version)
 
 
 def _start(batch: Sequence[Flight]) -> int:
-    return chunk_span(batch[0].chunk, batch[0].blob.generation.size)[0]
+    return batch[0].blob.span_of(batch[0].chunk)[0]
 
 
 def _stop(batch: Sequence[Flight]) -> int:
-    return chunk_span(batch[-1].chunk, batch[-1].blob.generation.size)[1]
+    return batch[-1].blob.span_of(batch[-1].chunk)[1]

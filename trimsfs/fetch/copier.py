@@ -18,7 +18,7 @@ from trimsfs.errors import StoreError
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
 from trimsfs.tiers.host.page_cache import populate
-from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord, Generation
+from trimsfs.types import Buffer, ChunkRecord, Generation
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ PIECE = 1 << 18
 """Bytes checked at a time: few enough to stay in a core's cache."""
 WRITE_SIZE = 2 << 20
 """Bytes written at a time: ext4 and xfs then cache them in huge pages, and mapping them costs next to nothing."""
+POPULATE_SIZE = 8 << 20
+"""Bytes brought into memory at a time; a worker that is not needed any more ends between them."""
 FIRST_WRITE_SHARE = 8
 """The first write is this much smaller where a reader waits for its bytes."""
 
@@ -37,12 +39,13 @@ Arrived = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes ``[start, stop)`` of an object, and that they go to *position* of a descriptor's file."""
+    """The bytes ``[start, stop)`` of an object, which go to *position* of a descriptor's file in chunks of a size."""
 
     start: int
     stop: int
     descriptor: int
     position: int
+    chunk_size: int
 
     @property
     def size(self) -> int:
@@ -143,6 +146,7 @@ class _ChunkWriter:
         self._descriptor = extent.descriptor
         self._offset = extent.start
         self._stop = extent.stop
+        self._chunk_size = extent.chunk_size
         self._shift = extent.position - extent.start
         self._landed = landed
         self._arrived = arrived
@@ -155,7 +159,7 @@ class _ChunkWriter:
     def __call__(self, piece: Buffer) -> None:
         view = memoryview(piece)
         while view:
-            end = min(self._stop, (self._offset // CHUNK_SIZE + 1) * CHUNK_SIZE)
+            end = min(self._stop, (self._offset // self._chunk_size + 1) * self._chunk_size)
             write_end = min(end, self._write_end)
             part = view[: write_end - self._offset]
             if not part:
@@ -169,7 +173,7 @@ class _ChunkWriter:
                 self._write(self._buffer[: self._filled])
                 self._write_end = write_end - write_end % WRITE_SIZE + WRITE_SIZE
             if self._offset == end:
-                chunk, length = self._began // CHUNK_SIZE, end - self._began
+                chunk, length = self._began // self._chunk_size, end - self._began
                 self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
                 self._crc, self._began = 0, end
             elif self._filled == 0:
@@ -198,5 +202,5 @@ def _checksum(descriptor: int, start: int, stop: int) -> int | None:
 
 
 def _populate(descriptor: int, start: int, stop: int) -> None:
-    for begin in range(start - start % CHUNK_SIZE, stop, CHUNK_SIZE):
-        populate(descriptor, begin, min(begin + CHUNK_SIZE, stop))
+    for begin in range(start - start % POPULATE_SIZE, stop, POPULATE_SIZE):
+        populate(descriptor, begin, min(begin + POPULATE_SIZE, stop))

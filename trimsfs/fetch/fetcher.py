@@ -21,11 +21,10 @@ from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightScheduler
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.uncached import UncachedChunks
-from trimsfs.ranges import chunk_span, chunks_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import CHUNK_SIZE, Buffer, ChunkRecord
+from trimsfs.types import Buffer, ChunkRecord
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class Fetcher:
         self._retry_deadline_s = retrying.deadline_s
         self._completed = completed
         self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
-        self._uncached = UncachedChunks(limit=max(1, memory_limit // CHUNK_SIZE // 2))
+        self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
         self._batches = BatchFetcher(
             copier,
             disk,
@@ -147,14 +146,14 @@ class Fetcher:
     async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
         await self._check_running(blob)
-        chunks = chunks_of(start, stop)
+        chunks = blob.chunks_of(start, stop)
         prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
         for chunk, flight in flights.items():
-            first, last = chunk_span(chunk, blob.generation.size)
+            first, last = blob.span_of(chunk)
             await flight.until(min(stop, last) - first)
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
@@ -165,7 +164,7 @@ class Fetcher:
 
     def _piece(self, blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
         """What of the bytes ``[start, stop)`` is in a chunk that is here."""
-        first, last = chunk_span(chunk, blob.generation.size)
+        first, last = blob.span_of(chunk)
         low, high = max(start, first), min(stop, last)
         if flight is not None and flight.data is not None:
             return flight.data[low - first : high - first]
@@ -339,7 +338,7 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
     """Whether the bytes of a chunk before *stop* can be read: from the blob, or memory, or as far as it has come."""
     if flight is None or flight.done.is_set():
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
-    first, last = chunk_span(chunk, blob.generation.size)
+    first, last = blob.span_of(chunk)
     return flight.can_be_read(min(stop, last) - first)
 
 
@@ -348,9 +347,9 @@ def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
     return StoreUnavailableError(f"{blob.generation.key}: its fetched bytes are lost again and again: see the log")
 
 
-def max_requests(memory_limit: int) -> int:
+def max_requests(memory_limit: int, *, request_memory: int = REQUEST_MEMORY) -> int:
     """How many requests may be under way at once within a limit of memory."""
-    return max(1, min(MAX_REQUESTS, memory_limit // 2 // REQUEST_MEMORY))
+    return max(1, min(MAX_REQUESTS, memory_limit // 2 // request_memory))
 
 
 def _stopping(blob: Blob) -> StoreUnavailableError:

@@ -8,7 +8,6 @@ import trio
 from cachetools import LRUCache
 
 from trimsfs.errors import StoreUnavailableError
-from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob
 
 
@@ -35,7 +34,7 @@ class UncachedChunks:
 
         Raises StoreUnavailableError when there is no memory for it.
         """
-        length = chunk_length(chunk, blob.generation.size)
+        length = blob.length_of(chunk)
         async with self._slots:
             try:
                 descriptor = os.memfd_create("trimsfs-chunk")

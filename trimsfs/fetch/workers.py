@@ -141,7 +141,7 @@ async def _perform(
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
-        extent = Extent(start, stop, descriptor, job["position"])
+        extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
         return await copier.fetch(generation, extent, landed, wanted)
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
@@ -199,6 +199,7 @@ class WorkerPool:
             "start": extent.start,
             "stop": extent.stop,
             "position": extent.position,
+            "chunk_size": extent.chunk_size,
             "progress": arrived is not None,
         }
         version: str | None = await self._give(message, extent.descriptor, _Job(landed, arrived))

@@ -13,7 +13,6 @@ from trimsfs.errors import BlobDamagedError, CacheUnusableError, StoreError, Tri
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.quarantine import Quarantine
-from trimsfs.ranges import chunk_length, chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
@@ -99,7 +98,7 @@ class Repair:
                 return False
             if record.crc != blob.crc(chunk):
                 await self._disk.damage.set_digest(blob, None)
-            start, _ = chunk_span(chunk, blob.generation.size)
+            start, _ = blob.span_of(chunk)
             await self._threads.run(_copy, descriptor, blob.fileno(), start, record.length)
         finally:
             os.close(descriptor)
@@ -134,7 +133,7 @@ class Repair:
                         continue
                     began = trio.current_time()
                     damaged += await self._check_chunk(blob, descriptor, chunk, in_memory=in_memory)
-                    length = chunk_length(chunk, blob.generation.size)
+                    length = blob.length_of(chunk)
                     self.checked_bytes += length
                     if rate is not None:
                         with _let_go(blob):
@@ -165,7 +164,7 @@ class Repair:
         try:
             return await self._retrying.call(
                 blob.generation.key,
-                lambda: self._copier.checksum(descriptor, *chunk_span(chunk, blob.generation.size)),
+                lambda: self._copier.checksum(descriptor, *blob.span_of(chunk)),
             )
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)

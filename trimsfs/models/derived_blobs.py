@@ -20,7 +20,7 @@ from trimsfs.errors import CacheError, CacheFullError, InUseError, InvalidReques
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
+from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +141,13 @@ class DerivedBlobs:
         blob, size = arrival.blob, arrival.blob.generation.size
         here = arrival.offset + len(arrival.data)
         end = piece.offset + len(piece.data)
-        room = CHUNK_SIZE - len(arrival.data)
+        room = blob.chunk_size - len(arrival.data)
         in_order = piece.size == size and piece.offset == here < end <= size and not arrival.writing
         if not in_order:
             raise InvalidRequestError(f"{arrival.key}: a piece out of order")
         arrival.last = trio.current_time()
         arrival.data += piece.data[:room]
-        if len(arrival.data) < CHUNK_SIZE and end < size:
+        if len(arrival.data) < blob.chunk_size and end < size:
             return
         arrival.writing = True
         blob.users += 1  # whatever becomes of the open file meanwhile
@@ -175,7 +175,7 @@ class DerivedBlobs:
         except OSError as error:
             await self._disk.write_failed(blob, len(data), error, last=True)
             raise CacheFullError(f"{arrival.key}: {error.strerror}") from error
-        self._disk.wrote(blob, ChunkRecord(chunk=arrival.offset // CHUNK_SIZE, length=len(data), crc=crc))
+        self._disk.wrote(blob, ChunkRecord(chunk=arrival.offset // blob.chunk_size, length=len(data), crc=crc))
         arrival.offset += len(data)
         arrival.data.clear()
 

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trimsfs.ranges import chunk_count, chunk_length, chunks_of
+from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.tiers.health import Health
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
@@ -30,12 +30,13 @@ class Blob:
     while opens are passed through to it, else 0.
     """
 
-    def __init__(self, token: str, generation: Generation, *, pinned: bool = False) -> None:
+    def __init__(self, token: str, generation: Generation, *, chunk_size: int = CHUNK_SIZE) -> None:
         self.token = token
         self.generation = generation
-        self.pinned = pinned
+        self.chunk_size = chunk_size
+        self.pinned = False
         self.users = 0
-        self.states = bytearray(chunk_count(generation.size))
+        self.states = bytearray(chunk_count(generation.size, chunk_size))
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
         self.backing_id = 0
@@ -67,9 +68,9 @@ class Blob:
     @property
     def verified_bytes(self) -> int:
         """Bytes that can be served from the file."""
-        full = self._verified * CHUNK_SIZE
+        full = self._verified * self.chunk_size
         if self.states and self.states[-1] == ChunkState.VERIFIED:
-            full -= len(self.states) * CHUNK_SIZE - self.generation.size
+            full -= len(self.states) * self.chunk_size - self.generation.size
         return full
 
     @property
@@ -80,10 +81,22 @@ class Blob:
     @property
     def missing_bytes(self) -> int:
         """Bytes that are not in the file."""
-        missing = self.states.count(ChunkState.MISSING) * CHUNK_SIZE
+        missing = self.states.count(ChunkState.MISSING) * self.chunk_size
         if self.states and self.states[-1] == ChunkState.MISSING:
-            missing -= len(self.states) * CHUNK_SIZE - self.generation.size
+            missing -= len(self.states) * self.chunk_size - self.generation.size
         return missing
+
+    def span_of(self, chunk: int) -> tuple[int, int]:
+        """The bytes ``[start, stop)`` of a chunk."""
+        return chunk_span(chunk, self.generation.size, self.chunk_size)
+
+    def length_of(self, chunk: int) -> int:
+        """The bytes in a chunk."""
+        return chunk_length(chunk, self.generation.size, self.chunk_size)
+
+    def chunks_of(self, start: int, stop: int) -> range:
+        """The chunks that hold the bytes ``[start, stop)``."""
+        return chunks_of(start, stop, self.chunk_size)
 
     def attach(self, path: Path) -> bool:
         """Open the file, or make it anew; False when it was not there in its right size.
@@ -141,7 +154,7 @@ class Blob:
 
     def readable(self, start: int, stop: int) -> bool:
         """Whether the bytes ``[start, stop)`` can be served from the file."""
-        return all(self.states[chunk] == ChunkState.VERIFIED for chunk in chunks_of(start, stop))
+        return all(self.states[chunk] == ChunkState.VERIFIED for chunk in self.chunks_of(start, stop))
 
     def view(self, start: int, stop: int) -> memoryview:
         """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping."""
@@ -162,7 +175,7 @@ class Blob:
         """The chunks that are in the file, verified or not."""
         for chunk, state in enumerate(self.states):
             if state != ChunkState.MISSING:
-                yield ChunkRecord(chunk=chunk, length=chunk_length(chunk, self.generation.size), crc=self._crcs[chunk])
+                yield ChunkRecord(chunk=chunk, length=self.length_of(chunk), crc=self._crcs[chunk])
 
     def forget(self, chunk: int) -> None:
         """The chunk's bytes are wrong or gone: fetch them again."""

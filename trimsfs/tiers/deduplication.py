@@ -19,7 +19,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
-from trimsfs.types import CHUNK_SIZE, Generation
+from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,10 @@ class Deduplication:
 
     async def _share(self, token: str, chunk: int, other: str, other_chunk: int) -> int:
         """Share what two chunks have alike, step by step; the bytes that they have in common now."""
-        shift = (other_chunk - chunk) * CHUNK_SIZE
+        chunk_size = self._disk.chunk_size
+        shift = (other_chunk - chunk) * chunk_size
         common = 0
-        for start in range(chunk * CHUNK_SIZE, (chunk + 1) * CHUNK_SIZE, STEP):
+        for start in range(chunk * chunk_size, (chunk + 1) * chunk_size, STEP):
             if not self._idle(token):
                 raise InUseError(token)
             began = trio.current_time()

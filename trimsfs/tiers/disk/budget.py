@@ -1,4 +1,4 @@
-"""How much of a file system the disk tier may take."""
+"""The budget of the disk tier: how many bytes it has, uses and may still take."""
 
 import os
 from collections import Counter
@@ -8,20 +8,22 @@ from pathlib import Path
 
 import trio
 
+from trimsfs.tiers.policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 
 FULL_FOR_S = 1.0
-"""How long a search for room that was in vain is not repeated."""
+"""How long the tier does not try again to make space after it found none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLimits:
-    """Most bytes of all models (None: no limit but the disk), bytes to leave free on the file system, and the shares of
-    the tenants."""
+    """Most bytes of all models (None: no limit but the disk), bytes to leave free on the file system, the shares of the
+    tenants, and the policy that chooses what is evicted to keep to them."""
 
     budget: int | None = None
     min_free: int = 0
     quotas: Quotas = field(default_factory=Quotas)
+    policy: Policy = lru
 
 
 class Budget:

@@ -24,9 +24,10 @@ class CrashRecovery:
     """Makes the blob directory and the index agree, some blobs at a time. Blocks on the disk; raises OSError and
     sqlite3.Error."""
 
-    def __init__(self, index: BlobIndex, directory: Path) -> None:
+    def __init__(self, index: BlobIndex, directory: Path, chunk_size: int) -> None:
         self._index = index
         self._directory = directory
+        self._chunk_size = chunk_size
 
     def groups(self) -> list[str]:
         """Names of groups of blobs: `reconcile` one after the other."""
@@ -47,7 +48,10 @@ class CrashRecovery:
         for token, (record, believed) in recorded.items():
             if token in known:
                 continue
-            path, gone = directory / token, _missing_chunks(directory / token, record.generation.size, believed)
+            path, gone = (
+                directory / token,
+                _missing_chunks(directory / token, record.generation.size, self._chunk_size, believed),
+            )
             chunks = [chunk for chunk in believed if chunk not in gone]
             if gone:
                 log.warning("%s: %d chunks are lost from the disk: refetching", record.generation.key, len(gone))
@@ -58,11 +62,11 @@ class CrashRecovery:
                 path.unlink(missing_ok=True)
             elif path.exists():
                 with path.open("r+b", buffering=0) as file:
-                    free_unrecorded(file.fileno(), record.generation.size, chunks)
+                    free_unrecorded(file.fileno(), record.generation.size, self._chunk_size, chunks)
         return lost
 
 
-def _missing_chunks(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
+def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
     """The recorded chunks that a file cannot have: it is gone or truncated, or it has holes, as it was made anew before
     power was lost."""
     try:
@@ -75,7 +79,11 @@ def _missing_chunks(path: Path, size: int, recorded: Sequence[ChunkRecord]) -> C
             return recorded
         if status.st_blocks * 512 >= sum(chunk.length for chunk in recorded):
             return ()
-        return {chunk for chunk in recorded if _lost_in_hole(file.fileno(), *chunk_span(chunk.chunk, size), chunk.crc)}
+        return {
+            chunk
+            for chunk in recorded
+            if _lost_in_hole(file.fileno(), *chunk_span(chunk.chunk, size, chunk_size), chunk.crc)
+        }
 
 
 def _lost_in_hole(descriptor: int, start: int, stop: int, crc: int) -> bool:
@@ -92,21 +100,21 @@ def chunks_in_holes(blob: Blob) -> list[int]:
         return [
             record.chunk
             for record in blob.records()
-            if _lost_in_hole(descriptor, *chunk_span(record.chunk, size), record.crc)
+            if _lost_in_hole(descriptor, *blob.span_of(record.chunk), record.crc)
         ]
     finally:
         os.close(descriptor)
 
 
-def free_unrecorded(descriptor: int, size: int, recorded: Iterable[ChunkRecord]) -> None:
+def free_unrecorded(descriptor: int, size: int, chunk_size: int, recorded: Iterable[ChunkRecord]) -> None:
     """Free the disk blocks of a blob's chunks that are not recorded. Raises OSError."""
     here = {record.chunk: record.length for record in recorded}
     if os.fstat(descriptor).st_blocks * 512 <= sum(here.values()) + SLACK:
         return
     try:
-        for chunk in range(chunk_count(size)):
+        for chunk in range(chunk_count(size, chunk_size)):
             if chunk not in here:
-                start, stop = chunk_span(chunk, size)
+                start, stop = chunk_span(chunk, size, chunk_size)
                 extents.punch_hole(descriptor, start, stop - start)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from typing import TypeVarTuple
 
 from trimsfs.errors import BlobDamagedError
-from trimsfs.ranges import chunk_length
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import ChunkRecord, Generation
@@ -64,7 +63,7 @@ class Damage:
             lost = self._state.journal.take_back(blob, chunks) - blob.health.lost
             blob.health.lost |= lost
             for chunk in lost:
-                self._state.budget.add(key, -chunk_length(chunk, blob.generation.size))
+                self._state.budget.add(key, -blob.length_of(chunk))
             self._state.events.suspected(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
             await self._state.journal.record()
 
@@ -87,7 +86,7 @@ class Damage:
         """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
         if blob.states[chunk] == ChunkState.MISSING:
             return False  # somebody else has found that
-        length = chunk_length(chunk, blob.generation.size)
+        length = blob.length_of(chunk)
         if crc == blob.crc(chunk):
             blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
             return True
@@ -105,7 +104,7 @@ class Damage:
         if chunk in blob.health.lost:
             blob.health.lost.remove(chunk)  # it is not counted any more
         else:
-            self._state.budget.add(blob.generation.key, -chunk_length(chunk, blob.generation.size))
+            self._state.budget.add(blob.generation.key, -blob.length_of(chunk))
 
     def _compare_again(self, blob: Blob) -> None:
         """What a blob was compared with says nothing of the chunks that are to come."""

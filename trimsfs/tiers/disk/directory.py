@@ -20,17 +20,16 @@ class CacheDirectory:
     error: ``problem`` tells why, and the ``index`` is one in memory.
     """
 
-    def __init__(self, directory: Path, lock: int | None) -> None:
+    def __init__(self, directory: Path, lock: int | None, *, chunk_size: int) -> None:
         self.blobs = directory / "blobs"
         self.problem: str | None = None
         self.path = directory
+        self._chunk_size = chunk_size
         self._locks = [] if lock is None else [lock]
         try:
             if lock is not None:
                 write_pid(lock)
-            if lock is None or not is_lock_of(
-                lock, directory
-            ):  # somebody has removed the directory, and another was made
+            if lock is None or not is_lock_of(lock, directory):  # the directory was removed and made again
                 self._locks.append(lock_directory(directory))
             self.index = self._open_index(trusted=lock is not None)
         except CacheError as error:
@@ -50,7 +49,7 @@ class CacheDirectory:
             self.blobs.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise CacheUnusableError(f"cache directory {self.path}: {error.strerror}") from error
-        return BlobIndex(self.path / "index.sqlite", trusted=trusted)
+        return BlobIndex(self.path / "index.sqlite", chunk_size=self._chunk_size, trusted=trusted)
 
     @property
     def lock(self) -> int:

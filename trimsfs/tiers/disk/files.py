@@ -33,12 +33,15 @@ class BlobFiles:
     with what the store says of them.
     """
 
-    def __init__(self, directory: Path, index: BlobIndex, store: str, *, usable: bool, compares: bool) -> None:
+    def __init__(
+        self, directory: Path, index: BlobIndex, store: str, *, usable: bool, compares: bool, chunk_size: int
+    ) -> None:
         self._directory = directory
         self._index = index
         self._store = store
         self._usable = usable
         self._compares = compares
+        self._chunk_size = chunk_size
 
     @property
     def no_digest(self) -> str | None:
@@ -50,7 +53,7 @@ class BlobFiles:
     ) -> tuple[Blob, Sequence[ChunkRecord], bool]:
         """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
         to be in it, and whether it was for a full disk that none could be made."""
-        blob = Blob(token, generation)
+        blob = Blob(token, generation, chunk_size=self._chunk_size)
         blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self._usable or not attach:
@@ -73,7 +76,7 @@ class BlobFiles:
                     blob.recall(loaded[1])
                     if self._compares and loaded[0].bytes == generation.size:
                         blob.health.digest = loaded[0].digest
-                    free_unrecorded(blob.fileno(), generation.size, loaded[1])
+                    free_unrecorded(blob.fileno(), generation.size, self._chunk_size, loaded[1])
                 else:
                     lost = loaded[1]
         except (OSError, sqlite3.Error) as error:

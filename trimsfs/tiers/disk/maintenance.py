@@ -37,7 +37,7 @@ class Maintenance:
         self._state = state
         self._space = space
         self._open_blob = open_blob
-        self._recovery = CrashRecovery(state.index, state.directory.blobs)
+        self._recovery = CrashRecovery(state.index, state.directory.blobs, state.chunk_size)
         self.failing = trio.Event()
         self.unfinished: set[str] = set()
 
@@ -78,7 +78,7 @@ class Maintenance:
 
     async def _give_up(self) -> None:
         with suppress(OSError, sqlite3.Error):
-            await self._state.threads.run(self._state.index.mend)
+            await self._state.threads.run(self._state.index.rebuild)
         raise CacheUnusableError(
             f"cache directory {self._state.directory.path} cannot be used any longer: the next server goes on"
         )
@@ -96,7 +96,7 @@ class Maintenance:
                 del self._state.blobs[token]  # so that an open meanwhile waits for the lock
                 try:
                     await self._state.threads.run(
-                        free_unrecorded, blob.fileno(), blob.generation.size, list(blob.records())
+                        free_unrecorded, blob.fileno(), blob.generation.size, blob.chunk_size, list(blob.records())
                     )
                 except OSError as error:
                     log.error("%s: cannot free what a failed fetch has left: %s", blob.generation.key, error)

@@ -7,19 +7,18 @@ from collections.abc import Awaitable, Callable, Set
 
 import trio
 
-from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.policies import Evictable, Policy, eager
-from trimsfs.tiers.quotas import REST, Quotas
-from trimsfs.types import CHUNK_SIZE
+from trimsfs.tiers.disk.budget import Budget, DiskLimits
+from trimsfs.tiers.policies import Evictable, eager
+from trimsfs.tiers.quotas import REST
 
 log = logging.getLogger(__name__)
 
-HEADROOM = 4 * CHUNK_SIZE
-"""What is evicted beyond the need, so that a full cache is not searched for every chunk."""
+HEADROOM_CHUNKS = 4
+"""Chunks that are evicted beyond the need, so that a full cache is not searched for every chunk."""
 
 
 class DiskSpace:
-    """Keeps a disk tier to its budget, each tenant to its share.
+    """Keeps a disk tier within its limits, and evicts some chunks more than it has to.
 
     *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key, and
     tells whether the disk could be written.
@@ -28,15 +27,16 @@ class DiskSpace:
     def __init__(
         self,
         budget: Budget,
-        quotas: Quotas,
-        policy: Policy,
+        limits: DiskLimits,
         *,
+        chunk_size: int,
         candidates: Callable[[], Awaitable[list[Evictable]]],
         evict: Callable[[str, str], Awaitable[bool]],
     ) -> None:
         self._budget = budget
-        self._quotas = quotas
-        self._policy = policy
+        self._quotas = limits.quotas
+        self._policy = limits.policy
+        self._chunk_size = chunk_size
         self._candidates = candidates
         self._evict = evict
         self._lock = trio.Lock()
@@ -69,11 +69,11 @@ class DiskSpace:
 
     async def _free(self, size: int, pools: Set[str]) -> None:
         """Evict blobs of some pools for *size* bytes and some more; none at all when even those cannot be had."""
-        await self._choose(size + HEADROOM, pools, at_least=size)
+        await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, pools, at_least=size)
 
     async def write_failed(self, key: str, size: int) -> None:
         """The disk has taken less than it had room for: evict for *size* bytes of an object, as far as that goes."""
-        await self._choose(size + HEADROOM, {self._quotas.pool(key), REST})
+        await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, {self._quotas.pool(key), REST})
 
     async def keep(self) -> None:
         """Evict what an earlier server was allowed to keep and this one is not."""

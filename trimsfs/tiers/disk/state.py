@@ -17,7 +17,7 @@ from trimsfs.tiers.threads import Threads
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class TierState:
-    """The state of the disk tier of one *store*.
+    """The state of the disk tier of one *store*, in chunks of *chunk_size* bytes.
 
     Invariants: ``blobs`` holds every blob with users, the one used last at its end, so a token has at most one Blob.
     ``lock`` is held from looking a blob up in the index to putting it into ``blobs``, and from taking one out to
@@ -25,6 +25,7 @@ class TierState:
     """
 
     store: str
+    chunk_size: int
     directory: CacheDirectory
     files: BlobFiles
     threads: Threads

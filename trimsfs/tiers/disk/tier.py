@@ -27,9 +27,8 @@ from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.tiers.index.journal import Journal
-from trimsfs.tiers.policies import Policy
 from trimsfs.tiers.threads import Threads
-from trimsfs.types import ChunkRecord, Generation
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class DiskTier:
     *lock* is the locked descriptor of a server that has ended and left the directory to this one. If the directory
     cannot be used by then, nothing is kept, and ``unusable`` tells why. ``damage`` is told of bytes that are wrong.
 
-    A blob in use or pinned is never evicted; *policy* chooses among the others. When there is no room even so,
+    A blob in use or pinned is never evicted; the policy chooses among the others. When there is no room even so,
     `reserve` declines and the caller serves the bytes without keeping them. *load_cost* says how many seconds it takes
     to fetch so many bytes again; *compares* tells that blobs are compared with what the store says of them.
     """
@@ -70,19 +69,27 @@ class DiskTier:
         *,
         store: str,
         limits: DiskLimits,
-        policy: Policy,
         load_cost: Callable[[int], float],
         compares: bool,
         events: TierEvents,
         lock: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
     ) -> None:
         self.directory = directory
         self.store = store
-        cache = CacheDirectory(directory, lock)
+        self.chunk_size = chunk_size
+        cache = CacheDirectory(directory, lock, chunk_size=chunk_size)
         self.unusable = cache.problem
         self.index = cache.index
         self.lock_descriptor = cache.lock
-        self.files = BlobFiles(cache.blobs, self.index, store, usable=self.unusable is None, compares=compares)
+        self.files = BlobFiles(
+            cache.blobs,
+            self.index,
+            store,
+            usable=self.unusable is None,
+            compares=compares,
+            chunk_size=chunk_size,
+        )
         self._quotas = limits.quotas
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
         self._budget = Budget(directory, limits, used=used)
@@ -90,6 +97,7 @@ class DiskTier:
         self._journal = Journal(self.index, self._threads, unsynced=self._not_synced)
         self._state = TierState(
             store=store,
+            chunk_size=chunk_size,
             directory=cache,
             files=self.files,
             threads=self._threads,
@@ -101,8 +109,8 @@ class DiskTier:
         self.evictor = Evictor(self._state, load_cost)
         self._space = DiskSpace(
             self._budget,
-            self._quotas,
-            policy,
+            limits,
+            chunk_size=chunk_size,
             candidates=self.evictor.candidates,
             evict=self.evictor.try_remove,
         )

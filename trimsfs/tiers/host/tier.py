@@ -16,7 +16,6 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.host import cgroups, page_cache
 from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.tiers.quotas import Quotas
-from trimsfs.types import CHUNK_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +131,7 @@ class HostTier:
             async with self._lock:
                 pool = self._pool(blob)
                 await self._evict(self._excess(pool, size), pool)
-        if size <= CHUNK_SIZE:  # a look takes less than a thread does
+        if size <= blob.chunk_size:  # a look takes less than a thread does
             resident = page_cache.resident_bytes(blob.fileno())
         else:
             resident = await trio.to_thread.run_sync(page_cache.resident_bytes, blob.fileno())

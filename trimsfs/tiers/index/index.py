@@ -20,7 +20,7 @@ from typing import Any
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.index import recovery
 from trimsfs.tiers.policies import Evictable
-from trimsfs.types import ChunkRecord, Generation
+from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -46,23 +46,36 @@ class BlobRecord:
 class BlobIndex:
     """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew.
 
-    *trusted* tells that an earlier process has checked it since the host was started, *strict* that records are dropped
-    that no disk tier can have made.
+    *trusted* says that an earlier process has checked it since the host was started, *strict* that records are dropped
+    that no disk tier with chunks of *chunk_size* bytes makes.
     """
 
-    def __init__(self, path: Path, *, boot_id: str | None = None, trusted: bool = False, strict: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        boot_id: str | None = None,
+        trusted: bool = False,
+        strict: bool = True,
+    ) -> None:
         self._path = path
+        self._chunk_size = chunk_size
         self._lock = threading.Lock()
         self._boot_id = boot_id or BOOT_ID.read_text().strip()
         try:
-            self._connection, self.rebuilt = recovery.opened(path, self._boot_id, checked=trusted, strict=strict)
+            self._connection, self.rebuilt = recovery.open_index(
+                path, self._boot_id, chunk_size=chunk_size, checked=trusted, strict=strict
+            )
             self._sequence = self._one("SELECT coalesce(max(sequence), 0) FROM blobs")
         except (sqlite3.Error, OSError) as error:
             raise CacheUnusableError(f"cache index {path}: {error}") from error
 
-    def mend(self) -> None:
-        """Make the index anew for the next server, if it is damaged. Raises sqlite3.Error and OSError."""
-        recovery.opened(self._path, self._boot_id, checked=False, strict=True)[0].close()
+    def rebuild(self) -> None:
+        """Rebuild the index for the next server, if it is damaged. Raises sqlite3.Error and OSError."""
+        recovery.open_index(self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True)[
+            0
+        ].close()
 
     def close(self) -> None:
         """Write everything into the database file and close it."""

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from trimsfs.types import CHUNK_SIZE, Generation
+from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
@@ -69,28 +69,30 @@ _DROP_CHUNKS = (
 )
 
 
-def opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> tuple[sqlite3.Connection, bool]:
+def open_index(
+    path: Path, boot_id: str, *, chunk_size: int, checked: bool, strict: bool
+) -> tuple[sqlite3.Connection, bool]:
     """An index, and whether it was made anew because it was damaged. Raises sqlite3.Error and OSError.
 
-    One that is not *checked* yet is; *strict* tells that records are dropped that no tier can have made.
+    One that is not *checked* yet is; *strict* says that records are dropped that no such tier makes.
     """
     damaged = Path(f"{path}{_DAMAGED}")
     if damaged.exists():
         _remove(path)  # it was being made anew, and is not whole
     else:
         try:
-            return _opened(path, boot_id, checked=checked, strict=strict), False
+            return _opened(path, boot_id, chunk_size if strict else None, checked=checked), False
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if not _is_damage(error):
                 raise
-            log.warning("%s: %s: making it anew from what is right of it", path, error)
+            log.warning("%s: %s: rebuilding it from its readable records", path, error)
         for end in reversed(_FILES):
             with suppress(FileNotFoundError):
                 os.replace(f"{path}{end}", f"{damaged}{end}")
     with closing(_connected(path)) as connection:
         _save(damaged, connection)
     _remove(damaged)
-    return _opened(path, boot_id, checked=False, strict=strict), True
+    return _opened(path, boot_id, chunk_size if strict else None, checked=False), True
 
 
 def _remove(path: Path) -> None:
@@ -104,13 +106,14 @@ def _is_damage(error: Exception) -> bool:
     return not isinstance(error, sqlite3.OperationalError) or code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 
 
-def _opened(path: Path, boot_id: str, *, checked: bool, strict: bool) -> sqlite3.Connection:
+def _opened(path: Path, boot_id: str, chunk_size: int | None, *, checked: bool) -> sqlite3.Connection:
+    """An index; with a *chunk_size*, records that do not fit it are dropped."""
     connection = _connected(path)
     try:
         if not checked:
             _check(connection)
-            if strict:
-                _drop_what_is_wrong(connection)
+            if chunk_size is not None:
+                _drop_wrong_records(connection, chunk_size)
         if connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone() != (boot_id,):
             with connection:
                 connection.execute(
@@ -175,7 +178,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]
     return connection.execute(f"PRAGMA table_info({table})").fetchall()
 
 
-def _drop_what_is_wrong(connection: sqlite3.Connection) -> None:
+def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None:
     """Forget records that cannot be right."""
     right: dict[str, Callable[[Row], bool]] = {
         "meta": _are_texts,
@@ -190,9 +193,9 @@ def _drop_what_is_wrong(connection: sqlite3.Connection) -> None:
             wrong = [(bytes(row[0]),) for row in _rows(connection, table) if not is_right(row)]
             connection.executemany(f"DELETE FROM {table} WHERE CAST({name} AS BLOB) = ?", wrong)  # noqa: S608
             count += len(wrong)
-        count += connection.execute(_DROP_CHUNKS, {"chunk": CHUNK_SIZE}).rowcount
+        count += connection.execute(_DROP_CHUNKS, {"chunk": chunk_size}).rowcount
     if count:
-        log.warning("%d records in the cache index are damaged: what they told of is fetched again", count)
+        log.warning("cache index: %d records are damaged and were dropped: their chunks are refetched", count)
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> list[Row]:
