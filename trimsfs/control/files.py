@@ -20,7 +20,7 @@ from trimsfs.models.derived_blobs import owner
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.directory import CONTROL_NAME
 from trimsfs.namespace.inodes import Inode, InodeKind
-from trimsfs.namespace.permissions import Access
+from trimsfs.namespace.permissions import Permissions
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
@@ -83,7 +83,7 @@ class Control:
         self._sharing = sharing
         self._commands = commands
         self.gpu = gpu
-        self.access = Access(options)
+        self.permissions = Permissions(options)
         self._options = options
         self._metrics = metrics
         self._facts = facts
@@ -221,13 +221,13 @@ class Control:
         made_by = owner(key.rpartition("/")[2]) if CONTROL_PART in key else None
         if made_by is not None and caller.uid not in {0, made_by}:
             return False
-        return self.access.may_read(key, caller.uid, caller.groups)
+        return self.permissions.may_read(key, caller.uid, caller.groups)
 
     def _may_tell(self, caller: Caller, asked: str, blob: Blob) -> bool:
         """Whether a caller may learn of a blob that is ready to be mapped; a container's root may read all, but of a
         tenant's model only who uses another of that tenant is told."""
         key = blob.generation.key
-        known = self.access.tenant(key) in {None, self.access.tenant(asked)}
+        known = self.permissions.tenant(key) in {None, self.permissions.tenant(asked)}
         return known and self._passthrough.ready(blob) and self._may_read(key, caller)
 
     async def _render_metrics(self, caller: Caller) -> bytes:

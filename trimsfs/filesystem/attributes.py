@@ -7,7 +7,7 @@ from trimsfs.errors import NoSuchEntryError
 from trimsfs.models.derived_blobs import owner
 from trimsfs.namespace.directory import Entry, NonObject
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
-from trimsfs.namespace.permissions import Access, Ownership
+from trimsfs.namespace.permissions import Ownership, Permissions
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation
 
@@ -31,9 +31,9 @@ class Attributes:
 class Describer:
     """Gives the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
 
-    def __init__(self, inodes: Inodes, access: Access, passthrough: Passthrough, *, mounted_ns: int) -> None:
+    def __init__(self, inodes: Inodes, permissions: Permissions, passthrough: Passthrough, *, mounted_ns: int) -> None:
         self._inodes = inodes
-        self._access = access
+        self._permissions = permissions
         self._passthrough = passthrough
         self._mounted_ns = mounted_ns
 
@@ -68,6 +68,6 @@ class Describer:
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
         """A control file has the ownership of its subject; a derived blob is its user's alone."""
-        ownership = self._access.of(inode.path, directory=directory)
+        ownership = self._permissions.of(inode.path, directory=directory)
         user = owner(inode.control) if inode.kind is InodeKind.OBJECT else None
         return ownership if user is None else Ownership(user, ownership.gid, 0o400)

@@ -65,7 +65,7 @@ class Filesystem:
         self._opener = opener
         self._trust = trust
         self.handles = handles = Handles(mount.ledger)
-        describe = Describer(namespace.inodes, control.access, opener.passthrough, mounted_ns=mount.mounted_ns)
+        describe = Describer(namespace.inodes, control.permissions, opener.passthrough, mounted_ns=mount.mounted_ns)
         self.names = Names(
             namespace, disk, control, derived, opener.reopens, describe, handles, invalidate=mount.invalidate
         )

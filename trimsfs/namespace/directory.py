@@ -1,4 +1,4 @@
-"""The names in a directory of a store: which are possible, and what is known of them."""
+"""One directory of a store: which names are possible in it, its last listing, and answers for single names."""
 
 import enum
 import logging
@@ -15,14 +15,14 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 CONTROL_NAME = b".trims"
-"""Reserved in every directory: the way to the control files."""
+"""Reserved in every directory, for the control files."""
 NAME_MAX = 255
 STALE_RETRY_S = 5.0
-"""While the store is down, known names are served from memory and the store is asked this often."""
+"""How often the store is asked again while it is down, and cached names are used on."""
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 LONG_AGO = float("-inf")
-"""Before any time at which something was asked."""
+"""Before any request."""
 
 
 class NonObject(enum.Enum):
@@ -88,20 +88,20 @@ class Directory:
         return since is not None and (name not in self.names or self.names[name][1] <= since)
 
     def failed(self, error: StoreError) -> None:
-        """The store could not be asked just now; a recent failure that is told again does not count anew."""
+        """The store could not be asked just now; a recent failure that is raised again does not count anew."""
         if self.recent_failure is None:
             self.failure = error
             self.retry_at = trio.current_time() + STALE_RETRY_S
 
     @property
     def recent_failure(self) -> StoreError | None:
-        """Why the store could not be asked of late, however patiently; a single attempt that failed says little."""
+        """Why the store could not be asked lately, in spite of retries; a single failed attempt does not count."""
         if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
             return None
         return self.failure
 
     def raise_recent_failure(self) -> None:
-        """Do not make every caller wait for the same failure."""
+        """Spare the caller the wait for the same failure."""
         if self.recent_failure is not None:
             raise self.recent_failure.with_traceback(None)
 
@@ -131,5 +131,5 @@ def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], 
                 hidden += 1
                 entries[name] = NonObject.DIRECTORY
     if hidden:
-        log.warning("/%s: %d keys cannot be shown as files", prefix, hidden)
+        log.warning("/%s: %d keys cannot be file names: they are hidden", prefix, hidden)
     return dict(sorted(entries.items())), hidden

@@ -24,7 +24,7 @@ class Ownership:
         return (self.mode >> shift) & bits == bits
 
 
-class Access:
+class Permissions:
     """The ownership of paths on a mount, as its options have it."""
 
     def __init__(self, options: MountOptions) -> None:

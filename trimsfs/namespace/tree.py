@@ -1,4 +1,4 @@
-"""The tree of names: the directories of a store, listed lazily, believed for a while, served on while it is down."""
+"""The tree of names: the directories of a store, listed lazily and cached, also for while the store is down."""
 
 import contextlib
 import logging
@@ -24,11 +24,11 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 NEGATIVE_TTL_S = 5.0
-"""Longest that a name's absence is believed: a model that has just been uploaded should appear."""
+"""Longest that a name's absence is cached: a model that has just been uploaded should appear."""
 REST_LIMIT = 100_000
-"""Entries asked for at once after the first page; a store gives as many as it likes."""
+"""Entries that are requested at once after the first page; a store gives as many as it likes."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
-"""A listing that has more has no end, for all that can be told: it is not waited for, nor kept in memory."""
+"""A longer listing is given up: it may have no end, and would fill the memory."""
 _IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
 
 
@@ -42,10 +42,12 @@ class NamespaceStatistics:
 
 
 class Namespace:
-    """The directories of a store. Names are believed for *ttl_s* seconds, absence for at most NEGATIVE_TTL_S.
+    """The directories of a store, and the inodes. Names are cached for *ttl_s* seconds, absence for at most
+    NEGATIVE_TTL_S.
 
-    A name is absent only when the store has said so. When the store cannot be asked, what is known is served
-    on; what is not known raises StoreUnavailableError.
+    A name is absent only when the store has said so. When the store cannot be asked, expired answers are used on; a
+    name of which there is none raises StoreUnavailableError. *impatient* is the same store without retries: it is asked
+    where an expired answer would do.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Namespace:
     # Names
 
     async def lookup(self, prefix: str, name: bytes) -> tuple[Entry, float]:
-        """What *name* is in the directory *prefix*, and for how many more seconds that is believed.
+        """What *name* is in the directory *prefix*, and for how many more seconds that may be cached.
 
         ABSENT only when the store has said that there is no such name. Raises StoreError when it cannot be asked.
         """
@@ -95,7 +97,7 @@ class Namespace:
         return answer or await self._ask(directory, prefix, name)
 
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
-        """What can be said of a name after the directory has been listed, if one page holds it."""
+        """The answer for a name after the directory has been listed, if one page holds it; None if it is too large."""
         patient = not directory.complete and directory.stale(name) is NonObject.ABSENT
         try:
             await self._refresh(directory, prefix, whole=False, patient=patient)
@@ -123,7 +125,7 @@ class Namespace:
         return directory.entries if directory is not None else {}
 
     def replaced(self, key: str) -> None:
-        """The object is not what the directory says, as the store has just told: ask it at the next lookup."""
+        """The store has another generation of an object than its directory says: ask the store at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])
         self._down_until = LONG_AGO
         if directory is not None:
@@ -146,13 +148,13 @@ class Namespace:
         return directory
 
     def _fresh(self, directory: Directory) -> bool:
-        """Whether the listing may be used: it is young, or the store has just failed to give another."""
+        """Whether the listing may be used: it has not expired, or the store has just failed to give another."""
         now = trio.current_time()
         usable_until = max(directory.listed + self._ttl_s, directory.retry_at, self._down_until)
         return directory.complete and now < usable_until
 
     def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """What can be said of a name without asking the store, and how long it holds; None when it must be asked."""
+        """The cached answer for a name, and how long it holds; None when the store must be asked."""
         now = trio.current_time()
         if directory.may_be_outdated(name):
             return None
@@ -171,7 +173,7 @@ class Namespace:
         return self._negative_ttl_s if entry is NonObject.ABSENT else self._ttl_s
 
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
-        """Ask the store for one name; when it cannot be asked, an answer that has expired will do."""
+        """Ask the store for one name; when it cannot be asked, use an expired answer."""
         asked, stale = trio.current_time(), directory.stale(name)
         known = stale is not NonObject.ABSENT and not directory.may_be_outdated(name)
         if known and asked < directory.retry_at:
@@ -205,7 +207,7 @@ class Namespace:
             if not directory.complete:
                 directory.failed(error)
                 raise
-            log.warning("serving /%s as it was listed before: %s", prefix, error)
+            log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
             directory.failed(error)
             if isinstance(error, StoreUnavailableError | TransientStoreError):
                 # Not only this directory: a path is looked up level by level.
@@ -228,7 +230,7 @@ class Namespace:
 
             @contextlib.contextmanager
             def failing() -> Iterator[None]:
-                """A group of errors could have a cancellation among them: they are told without one."""
+                """Collect the errors: a group of them could have a cancellation among them."""
                 try:
                     yield
                 except StoreError as error:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
-from trimsfs.namespace.permissions import Access, Ownership
+from trimsfs.namespace.permissions import Ownership, Permissions
 from trimsfs.options import MountOptions
 
 
-def access(*rules: dict[str, object], **options: object) -> Access:
+def access(*rules: dict[str, object], **options: object) -> Permissions:
     values = {"uid": 10, "gid": 20, "mode": 0o444, "dir_mode": 0o555, "access": rules} | options
-    return Access(MountOptions.model_validate(values))
+    return Permissions(MountOptions.model_validate(values))
 
 
 def test_without_rules_all_is_as_the_mount() -> None:
