@@ -1,7 +1,9 @@
 """Builds what is in C; everything else is in pyproject.toml."""
 
 import shlex
+import shutil
 import subprocess
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -14,6 +16,9 @@ def pkg_config(option: str) -> list[str]:
         raise SystemExit("libfuse 3 is not installed: apt-get install libfuse3-dev pkg-config") from None
     return shlex.split(done.stdout)
 
+
+for before in Path(__file__).parent.glob("build/lib*"):  # setuptools would install what has been moved or removed since
+    shutil.rmtree(before)
 
 setup(
     ext_modules=[

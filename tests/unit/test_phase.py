@@ -1,0 +1,203 @@
+"""The phases of a keeper: who follows a server that ends, and with what exit code the keeper ends."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mountctl.keeper import keeper as keepers
+from mountctl.keeper.connection import Connection
+from mountctl.keeper.keeper import STOP_TIMEOUT_S, Keeper
+from mountctl.keeper.phase import Phase
+from tests.support.keeper_in_process import FakeServer, keeper_in_process
+
+STANDING_BY = b'{"type": "standing-by", "ledger": "2"}'
+MOUNT = b'{"type": "mount"}'
+RESENDS, DOES_NOT_RESEND = (b'{"type": "ready", "resends": %s}' % value for value in (b"true", b"false"))
+
+
+class Scene:
+    """A keeper, the servers that it has started, and a FUSE connection that can be ended."""
+
+    def __init__(self, keeper: Keeper, first: FakeServer, unmount: Callable[[], None]) -> None:
+        self.keeper, self.servers, self.unmount = keeper, [first], unmount
+
+    def start(self, order: dict[str, Any]) -> FakeServer:
+        """What the keeper calls to start a server."""
+        self.servers.append(FakeServer(order))
+        return self.servers[-1]
+
+    @property
+    def phase(self) -> Phase:
+        return self.keeper._phase
+
+    def say(self, server: FakeServer, *messages: bytes) -> None:
+        for message in messages:
+            server.say(message, ["device"] if message == MOUNT else [])
+            self.keeper._dispatcher.receive(server)
+            assert server.kills == 0
+
+    def serve(self, ready: bytes = RESENDS) -> FakeServer:
+        """Have the first server mount and be ready."""
+        (first,) = self.servers
+        self.say(first, STANDING_BY)
+        self.keeper._tick()
+        self.say(first, MOUNT, ready)
+        return first
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the keeper replies at once to an operator."""
+        replies: list[dict[str, Any]] = []
+        self.keeper._on_request(request, replies.append)
+        return replies[0] if replies else {}
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    read, write = os.pipe()
+    with keeper_in_process([], lambda: write) as (keeper, first):
+        made = Scene(
+            keeper, first, lambda: os.close(read)
+        )  # an error is polled then, as of a connection that has ended
+        monkeypatch.setattr(keepers, "ServerProcess", made.start)
+        yield made
+        for server in made.servers:
+            server.channel.close()
+            server.end.close()
+
+
+def test_until_a_server_is_ready_the_keeper_ends_with_it(scene: Scene) -> None:
+    (first,) = scene.servers
+    scene.say(first, STANDING_BY)
+    scene.keeper._tick()
+    scene.say(first, MOUNT)
+    assert scene.phase is Phase.STARTING
+    first.ended_with = 7
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 7)
+    assert scene.servers == [first]
+
+
+def test_a_standby_that_cannot_start_ends_a_keeper_that_never_served(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(order: dict[str, Any]) -> None:
+        raise FileNotFoundError(2, "No such file", order["server"][0])
+
+    (first,) = scene.servers
+    monkeypatch.setattr(keepers, "ServerProcess", fails)
+    vars(scene.keeper)["_standby"] = None
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 1)
+    assert first.kills == 0
+
+
+def test_where_the_kernel_does_not_resend_the_keeper_ends_with_its_server(scene: Scene) -> None:
+    first = scene.serve(DOES_NOT_RESEND)
+    assert scene.phase is Phase.IRREPLACEABLE
+    assert "before Linux 6.9" in scene.ask({"do": "replace"})["error"]
+    first.ended_with = 3
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 3)
+
+
+def test_a_server_that_ends_is_followed_by_the_standby(scene: Scene) -> None:
+    first = scene.serve()
+    assert scene.phase is Phase.REPLACEABLE
+    scene.keeper._tick()
+    _, standby = scene.servers
+    scene.say(standby, STANDING_BY)
+    first.ended_with = 137
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._active) == (Phase.REPLACEABLE, standby)
+    scene.say(standby, RESENDS)
+    assert scene.keeper._status()["restarts"] == 1
+
+
+def test_a_server_that_ends_after_the_unmount_is_not_followed(scene: Scene) -> None:
+    first = scene.serve()
+    scene.unmount()
+    scene.keeper._tick()
+    assert scene.phase is Phase.UNMOUNTED
+    assert scene.servers == [first]  # none is started beside it
+    assert "unmounted" in scene.ask({"do": "replace"})["error"]
+    first.ended_with = 0
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+
+
+def test_a_server_that_does_not_end_after_the_unmount_is_killed_once_and_no_failure(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scene.serve()
+    scene.unmount()
+    scene.keeper._tick()
+    assert first.kills == 0
+    later = time.monotonic() + STOP_TIMEOUT_S + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    for _ in range(3):
+        scene.keeper._tick()
+    assert (scene.phase, first.kills) == (Phase.OVERDUE, 1)
+    first.ended_with = 137
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+
+
+def test_unmounted_while_no_server_serves_the_next_one_ends_the_keeper(scene: Scene) -> None:
+    first = scene.serve()
+    first.ended_with = 137
+    scene.keeper._tick()
+    _, second = scene.servers
+    scene.unmount()
+    scene.keeper._tick()
+    assert scene.phase is Phase.UNMOUNTED
+    scene.say(second, STANDING_BY)
+    scene.keeper._tick()
+    second.ended_with = 0
+    scene.keeper._tick()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+
+
+def test_a_keeper_that_is_told_to_stop_ends_whatever_its_phase(scene: Scene) -> None:
+    scene.keeper._on_signals(bytes([signal.SIGCHLD]))
+    assert scene.phase is Phase.STARTING
+    scene.keeper._on_signals(bytes([signal.SIGTERM]))
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+
+
+def test_servers_that_crash_again_and_again_end_the_keeper(scene: Scene) -> None:
+    server = scene.serve()
+    while scene.phase is Phase.REPLACEABLE:
+        server.ended_with = 1
+        scene.keeper._restart_policy.reset_delay()
+        scene.keeper._tick()
+        server = scene.servers[-1]
+        if scene.phase is Phase.REPLACEABLE and server is scene.keeper._standby:
+            scene.keeper._restart_policy.reset_delay()
+            scene.say(server, STANDING_BY)
+            scene.keeper._tick()
+    assert (scene.keeper._restart_policy.restarts, scene.keeper._exit_code) == (6, 1)
+
+
+def test_the_mount_of_an_earlier_keeper_outlives_its_first_server(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "mounted", property(lambda _: True))
+    monkeypatch.setattr(Connection, "gone", property(lambda _: False))
+    later = Keeper({**scene.keeper._replacement.order}, None, {})
+    try:
+        assert later._phase is Phase.REPLACEABLE
+        later._tick()
+        first = scene.servers[-1]
+        first.ended_with = 1
+        later._tick()
+        later._restart_policy.reset_delay()
+        later._tick()
+        assert (later._phase, later._standby) == (Phase.REPLACEABLE, scene.servers[-1])
+        assert scene.servers[-1] is not first
+    finally:
+        later._connection.close()
+        later._selector.close()
