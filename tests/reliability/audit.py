@@ -55,7 +55,7 @@ async def check_at_rest(server: Server, *, damaged: bool = False) -> None:
     check(server)
     assert not server.fetcher._scheduler._prefetches, "held by nobody, and fetched on"
     assert not server.passthrough._registering
-    assert not server.host._coming
+    assert not server.host._loading
     for hosted in server.host._hosted.values():
         assert (hosted.address is not None) <= hosted.blob.pinned, f"{hosted.blob.generation.key} is locked in memory"
     disk = server.disk

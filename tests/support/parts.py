@@ -129,7 +129,7 @@ async def verify_chunk(tier: DiskTier, blob: Blob, chunk: int) -> bool:
         crc = await copier(MemoryStore()).checksum(blob.fileno(), *blob.span_of(chunk))
     except OSError:
         crc = None
-    return await tier.damage.checked(blob, chunk, crc)
+    return await tier.damage.check_chunk(blob, chunk, crc)
 
 
 async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:

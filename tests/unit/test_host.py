@@ -97,7 +97,7 @@ async def bring(tier: HostTier, *blobs: Blob) -> None:
     """Open and close blobs, one after the other."""
     for blob in blobs:
         async with using(blob):
-            await tier.bring(blob)
+            await tier.load(blob)
 
 
 def held(tier: HostTier, shelf: Shelf) -> str:
@@ -204,8 +204,8 @@ async def test_each_policy_chooses_for_itself(shelf: Shelf, policy: str, kept: s
 async def test_what_is_in_use_stays_and_what_is_opened_comes_in_even_so(shelf: Shelf) -> None:
     tier = shelf.tier(2)
     async with using(shelf.blob("a")) as a, using(shelf.blob("b")) as b:
-        await tier.bring(a)
-        await tier.bring(b)
+        await tier.load(a)
+        await tier.load(b)
         await bring(tier, shelf.blob("c"))
         assert held(tier, shelf) == "abc"
         assert [shelf.resident(name) for name in "abc"] == [SIZE] * 3
@@ -221,8 +221,8 @@ async def test_the_budget_is_kept_to_again_once_files_are_closed(shelf: Shelf) -
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tier.run)
         async with using(shelf.blob("a")) as a, using(shelf.blob("b")) as b:
-            await tier.bring(a)
-            await tier.bring(b)
+            await tier.load(a)
+            await tier.load(b)
             assert tier.statistics().used_bytes == 2 * SIZE
         await bring(tier, a)
         await trio.sleep(0.5)
@@ -290,7 +290,7 @@ async def test_eager_drops_what_nobody_uses_any_more(shelf: Shelf, monkeypatch: 
         nursery.start_soon(tier.run)
         await bring(tier, pinned)
         async with using(shelf.blob("a")) as a:
-            await tier.bring(a)
+            await tier.load(a)
             await trio.sleep(0.05)
             assert held(tier, shelf) == "ap"
         await until(lambda: held(tier, shelf) == "p")
@@ -443,7 +443,7 @@ async def test_beyond_the_budget_is_only_what_may_not_leave(shelf: Shelf, policy
             blob.users += 1
             opened.append(blob)
             there = tier.holds(blob)
-            await tier.bring(blob)
+            await tier.load(blob)
             tier.used(blob)
             within = tier.statistics().used_bytes <= 5 * SIZE
             assert there or within or all(other.users or other.pinned for other in blobs if tier.holds(other))

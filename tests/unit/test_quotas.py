@@ -87,7 +87,7 @@ async def test_memory_is_shared_out_as_the_disk_is(cache: Path, chunk_size: int)
         for key in ("b/1", "b/2", "x", "a/1", "a/2", "a/3", "y"):
             generation = await fill(tier, key, content_of(key, chunk_size))
             async with tier.using(generation) as blob:
-                await host.bring(blob)
+                await host.load(blob)
             blobs[key] = blob
 
         assert {key for key, blob in blobs.items() if host.holds(blob)} == {"b/1", "b/2", "a/2", "a/3", "y"}

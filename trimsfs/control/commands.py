@@ -245,7 +245,7 @@ class Commands:
     async def _warm_host(self, generation: Generation, progress: Progress) -> None:
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
-            await self._in_memory(partial(self._host.bring, again=True), blob)
+            await self._in_memory(partial(self._host.load, again=True), blob)
             await self._passthrough.register(blob)
 
     async def _fetch(self, blob: Blob) -> None:
@@ -270,7 +270,7 @@ class Commands:
         """Pin a file, *again* if it has not been unpinned meanwhile."""
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
-            await self._in_memory(partial(self._host.bring, again=True), blob)
+            await self._in_memory(partial(self._host.load, again=True), blob)
             async with self._pinning():
                 if again and not blob.pinned:
                     return

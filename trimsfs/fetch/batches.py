@@ -81,7 +81,7 @@ class BatchFetcher:
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
             crc = None
-        if not await self._disk.damage.checked(blob, chunk, crc):
+        if not await self._disk.damage.check_chunk(blob, chunk, crc):
             return False
         self.verified += 1
         self._landed(flight)

@@ -115,7 +115,7 @@ class Integrity:
 
     async def run(self) -> None:
         """Compare what was put off, scrub, and repair what is in quarantine, for as long as the server runs."""
-        for blob in self._disk.whole():
+        for blob in self._disk.complete_blobs():
             if not blob.health.compared:  # an earlier server has not come to it
                 self._put_off(blob)
         async with trio.open_nursery() as nursery:
@@ -210,7 +210,7 @@ class Integrity:
     async def verify(self, generation: Generation) -> int:
         """Check what is here of a generation: on the disk, in the page cache, and with the store. How many chunks were
         wrong. Raises TrimsError when what is wrong cannot be repaired."""
-        async with self._disk.looked_at(generation) as blob:
+        async with self._disk.inspecting(generation) as blob:
             if not blob.attached:
                 if generation.size:
                     raise CacheUnusableError(f"{generation.key}: cannot be checked now: see the log")

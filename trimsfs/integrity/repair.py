@@ -154,7 +154,7 @@ class Repair:
             return False  # a reader has found the damage first
         if crc == blob.crc(chunk) and chunk not in blob.health.lost:
             if blob.states[chunk] == ChunkState.UNVERIFIED:
-                await self._disk.damage.checked(blob, chunk, crc)
+                await self._disk.damage.check_chunk(blob, chunk, crc)
             return False
         await self._repair_chunk(blob, chunk)
         return True
@@ -195,7 +195,7 @@ class Repair:
             if blob.users == 1 or blob.states[chunk] == ChunkState.UNVERIFIED:
                 if blob.users == 1:
                     self._unregister(blob)
-                await self._disk.damage.checked(blob, chunk, None)
+                await self._disk.damage.check_chunk(blob, chunk, None)
                 self.findings(blob).dropped = str(error)
             else:
                 self._quarantine.add(blob, BlobDamagedError(f"{key}: chunk {chunk} is damaged in the cache: {error}"))

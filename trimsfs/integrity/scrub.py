@@ -33,13 +33,13 @@ class Scrubber:
     async def run(self) -> None:
         """Scrub for as long as the server runs; not at all with an interval of 0."""
         while self._interval_s:
-            generation = await self._disk.damage.to_scrub(time.time() - self._interval_s)
+            generation = await self._disk.damage.next_to_scrub(time.time() - self._interval_s)
             if generation is None or not await self.scrub(generation):
                 await trio.sleep(min(LOOK_INTERVAL_S, self._interval_s))
 
     async def scrub(self, generation: Generation) -> bool:
         """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
-        async with self._disk.looked_at(generation) as blob:
+        async with self._disk.inspecting(generation) as blob:
             if not blob.attached:
                 return False
             try:
@@ -49,4 +49,4 @@ class Scrubber:
                 return False
             finally:
                 self._checked(blob)
-            return not finished or await self._disk.damage.scrubbed(blob)
+            return not finished or await self._disk.damage.record_scrub(blob)

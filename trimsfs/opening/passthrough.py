@@ -176,12 +176,12 @@ class Passthrough:
             if not blob.complete:
                 return False
         try:
-            await self._disk.recorded(blob)
+            await self._disk.wait_until_recorded(blob)
         finally:  # a blob that cannot be registered is served as well
             approved = await self._approve(blob)
         if not approved:
             return False
-        await self._host.bring(blob)
+        await self._host.load(blob)
         if blob.pinned:
             await self._lock_again(blob)
         return True

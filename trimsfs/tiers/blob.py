@@ -1,4 +1,4 @@
-"""A blob: the local file that holds one generation of an object, chunk by chunk."""
+"""A blob: the local file of one generation of an object, and what is known of each of its chunks."""
 
 import enum
 import mmap
@@ -101,7 +101,7 @@ class Blob:
     def attach(self, path: Path) -> bool:
         """Open the file, or make it anew; False when it was not there in its right size.
 
-        A file that is not right is replaced, never changed: programs may still map it.
+        A file of another size is replaced, never changed: programs may still map it.
         """
         flags = os.O_RDWR | os.O_CLOEXEC
         fitting = path.exists() and path.stat().st_size == self.generation.size
@@ -140,13 +140,13 @@ class Blob:
         self._view = None
 
     def recall(self, records: Iterable[ChunkRecord]) -> None:
-        """Take over what the index recorded of the file."""
+        """Take over the chunks that the index has recorded of the file."""
         for record in records:
             self.states[record.chunk] = ChunkState.UNVERIFIED
             self._crcs[record.chunk] = record.crc
 
     def trust(self) -> None:
-        """What was recorded has passed its checksum since the host was started: serve it from now on."""
+        """The recorded chunks have passed their checksums since the host was started: serve them from now on."""
         for chunk, state in enumerate(self.states):
             if state == ChunkState.UNVERIFIED:
                 self.states[chunk] = ChunkState.VERIFIED
@@ -162,7 +162,7 @@ class Blob:
         return self._view[start:stop]
 
     def commit(self, record: ChunkRecord) -> None:
-        """The chunk's bytes are right: serve them from now on."""
+        """The chunk's bytes are written and right: serve them from now on."""
         self._verified += self.states[record.chunk] != ChunkState.VERIFIED
         self._crcs[record.chunk] = record.crc
         self.states[record.chunk] = ChunkState.VERIFIED

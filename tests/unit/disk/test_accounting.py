@@ -18,7 +18,7 @@ async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: i
     async with opened(cache) as tier:
         generation = await fill(tier, "a", a)  # not recorded yet
         async with tier.using(generation) as blob:
-            assert not await tier.damage.checked(blob, 0, None)
+            assert not await tier.damage.check_chunk(blob, 0, None)
             assert tier.statistics().used_bytes == chunk_size
         await tier.flush()
         assert await recorded_bytes(tier) == tier.statistics().used_bytes
@@ -35,7 +35,7 @@ async def test_removal_that_cannot_be_recorded(cache: Path, chunk_size: int, mon
         async with tier.using(generation) as blob:
             with monkeypatch.context() as context:
                 context.setattr(tier.index, "remove_chunks", failing(sqlite3.SQLITE_FULL))
-                assert not await tier.damage.checked(blob, 0, None)
+                assert not await tier.damage.check_chunk(blob, 0, None)
         await tier.flush()
         await tier.evict(generation)
         assert tier.statistics().used_bytes == 0
@@ -81,7 +81,7 @@ async def test_refetched_while_its_removal_is_recorded(
 
         monkeypatch.setattr(tier.index, "remove_chunks", slow)
         async with tier.using(generation) as blob, trio.open_nursery() as nursery:
-            nursery.start_soon(tier.damage.checked, blob, 0, None)
+            nursery.start_soon(tier.damage.check_chunk, blob, 0, None)
             await until(began.is_set)
             assert await store_chunk(tier, blob, 0, piece(a, 0))
             gate.set()

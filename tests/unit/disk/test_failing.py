@@ -204,7 +204,7 @@ async def test_what_is_found_twice_is_counted_once(cache: Path, chunk_size: int)
         generation = await fill(tier, "a", content)
     async with opened(cache) as tier, tier.using(generation) as blob:
         for crc in (None, None, blob.crc(0)):  # as of who has read it before
-            assert not await tier.damage.checked(blob, 0, crc)
+            assert not await tier.damage.check_chunk(blob, 0, crc)
         assert states(blob) == [MISSING, ChunkState.UNVERIFIED]
         assert tier.statistics().used_bytes == chunk_size
 

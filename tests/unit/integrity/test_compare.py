@@ -359,6 +359,6 @@ async def test_scrubbing_keeps_to_its_rate(
     async with serving() as server:
         server.release(await opened(server))
         began = trio.current_time()
-        async with server.disk.looked_at(server.store.generation("a")) as blob:
+        async with server.disk.inspecting(server.store.generation("a")) as blob:
             await server.integrity.repair.check(blob, rate=chunk_size)
         assert trio.current_time() - began == pytest.approx(len(content) / chunk_size, rel=0.1)

@@ -157,7 +157,7 @@ async def test_who_gives_up_has_what_was_mended_told(
 
     async def check(scope: trio.CancelScope) -> None:
         with scope:
-            async with server.disk.looked_at(store.generation("a")) as blob:
+            async with server.disk.inspecting(store.generation("a")) as blob:
                 await server.integrity.repair.check(blob, rate=chunk_size)
 
     async with trio.open_nursery() as nursery:

@@ -52,7 +52,7 @@ async def test_what_could_not_be_scrubbed_is_not_recorded_as_right(
         before = time.time()
         await server.integrity.scrubber.scrub(store.generation("a"))
         assert server.integrity.statistics().scrubbed_bytes == 0
-        assert await server.disk.damage.to_scrub(before) is not None
+        assert await server.disk.damage.next_to_scrub(before) is not None
 
 
 async def test_verify_does_not_tell_that_all_is_well_of_what_it_cannot_look_at(

@@ -117,7 +117,7 @@ async def test_verify_of_a_file_that_is_mended_wrong_by_two(
         await until(began.is_set)
         store.corrupt("a", 77)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
-        async with server.disk.looked_at(store.generation("a")) as blob:
+        async with server.disk.inspecting(store.generation("a")) as blob:
             await server.integrity.repair.check(blob)
         assert server.integrity.statistics().repaired_chunks == 1
         gate.set()
@@ -183,7 +183,7 @@ async def test_what_is_mended_with_the_same_bytes_while_it_is_compared_is_compar
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
         go.set()
         await until(computed_once.is_set)  # of damaged bytes
-        async with server.disk.looked_at(store.generation("a")) as blob:
+        async with server.disk.inspecting(store.generation("a")) as blob:
             await server.integrity.repair.check(blob, in_memory=True)  # as a scrub
             assert server.integrity.statistics().repaired_chunks == 1
             gate.set()

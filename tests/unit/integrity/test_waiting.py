@@ -108,7 +108,7 @@ async def test_what_is_all_here_is_compared_though_others_find_no_room(
         assert await server.read(handle) == content
         blob = blob_of(server.disk, store, "a")
         store.corrupt("a", 77)
-        await server.disk.damage.checked(blob, 0, None)
+        await server.disk.damage.check_chunk(blob, 0, None)
         await server.fetcher.fetch_all(blob)
         server.disk._budget.found_full("")
         assert await server.read(handle) == content

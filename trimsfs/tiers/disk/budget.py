@@ -83,7 +83,7 @@ class Budget:
         self._full_until[self._quotas.pool(key)] = trio.current_time() + FULL_FOR_S
 
     def found_failing(self) -> None:
-        """The disk does not take what there is room for: not to be tried again for every chunk."""
+        """The disk refuses writes though it has space: not to be tried again for every chunk."""
         self._failing_until = trio.current_time() + FULL_FOR_S
 
     def found_room(self) -> None:

@@ -1,4 +1,4 @@
-"""What turns out not to be right of the blobs on the disk, and what is known to be."""
+"""Damaged blobs: what is found wrong or lost on the disk, and what was repaired, in step with index and budget."""
 
 import logging
 import sqlite3
@@ -27,7 +27,7 @@ class Damage:
 
     # Found by the tier
 
-    async def resized(self, blob: Blob) -> None:
+    async def size_changed(self, blob: Blob) -> None:
         """Somebody has changed the size of a blob's file: fetch all of it again.
 
         A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
@@ -35,20 +35,20 @@ class Damage:
         key = blob.generation.key
         async with self._state.lock, self._state.journal.recording:
             if self._state.blobs.get(blob.token) is not blob or not blob.surplus:
-                return  # somebody else has seen to it
+                return  # another open has found it already
             if blob.users and blob.backing_id:
-                if not blob.health.quarantined:  # else it is being mended
+                if not blob.health.quarantined:  # else it is being repaired
                     self._state.events.suspected(
                         blob, BlobDamagedError(f"{key}: its file in the cache has another size than its object")
                     )
                 return
-            log.error("%s: its file in the cache has another size than its object: fetching it again", key)
+            log.error("%s: its file in the cache has another size than its object: refetching", key)
             if blob.users:
                 try:
-                    blob.restore_size()  # at once: what comes from now on must not be lost by it
+                    blob.restore_size()  # at once: it must not take what is written from now on
                 except OSError as error:
-                    log.error("%s: its file in the cache cannot be given its size back: %s", key, error)
-            await self._miss(blob, range(len(blob.states)))
+                    log.error("%s: cannot restore the size of its file in the cache: %s", key, error)
+            await self._discard(blob, range(len(blob.states)))
 
     async def not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
         """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
@@ -58,67 +58,67 @@ class Damage:
             if self._state.blobs.get(blob.token) is not blob:
                 return  # it has been evicted meanwhile
             if not blob.users or not blob.backing_id:
-                await self._miss(blob, chunks)
+                await self._discard(blob, chunks)
                 return
-            lost = self._state.journal.take_back(blob, chunks) - blob.health.lost
+            lost = self._state.journal.discard(blob, chunks) - blob.health.lost
             blob.health.lost |= lost
             for chunk in lost:
                 self._state.budget.add(key, -blob.length_of(chunk))
-            self._state.events.suspected(blob, BlobDamagedError(f"{key}: could not be written to the disk"))
+            self._state.events.suspected(blob, BlobDamagedError(f"{key}: its chunks could not be synced to the disk"))
             await self._state.journal.record()
 
-    async def _miss(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Have chunks fetched again, and those that have not been brought to the disk."""
+    async def _discard(self, blob: Blob, chunks: Collection[int]) -> None:
+        """Have chunks fetched again, with those that have not been synced to the disk."""
         if blob.users == 0:
             self._state.close(blob)
         gone = [
-            chunk for chunk in self._state.journal.take_back(blob, chunks) if blob.states[chunk] != ChunkState.MISSING
+            chunk for chunk in self._state.journal.discard(blob, chunks) if blob.states[chunk] != ChunkState.MISSING
         ]
         if gone:
             self._compare_again(blob)
         for chunk in gone:
-            self._give_up(blob, chunk)
+            self._discard_chunk(blob, chunk)
         await self._state.journal.record()
 
-    # Found by whoever compares
+    # Found by readers, the scrub and `trimsfs verify`
 
-    async def checked(self, blob: Blob, chunk: int, crc: int | None) -> bool:
-        """Take note of the checksum of a chunk that an earlier server left; False, and it is missing, when wrong."""
+    async def check_chunk(self, blob: Blob, chunk: int, crc: int | None) -> bool:
+        """Compare a chunk's CRC32C (None: unreadable) with its record; if they differ, False, and it is missing."""
         if blob.states[chunk] == ChunkState.MISSING:
-            return False  # somebody else has found that
+            return False  # another reader has found it already
         length = blob.length_of(chunk)
         if crc == blob.crc(chunk):
             blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
             return True
-        log.warning("%s: chunk %d fails its checksum: fetching again", blob.generation.key, chunk)
+        log.warning("%s: chunk %d fails its checksum: refetching", blob.generation.key, chunk)
         self.found += 1
         self._state.journal.lost(blob.token, [chunk])
-        self._give_up(blob, chunk)
+        self._discard_chunk(blob, chunk)
         self._compare_again(blob)
         await self._state.journal.flush()
         return False
 
-    def _give_up(self, blob: Blob, chunk: int) -> None:
-        """A chunk is missing from now on, and takes no room."""
+    def _discard_chunk(self, blob: Blob, chunk: int) -> None:
+        """A chunk is missing from now on, and counts no more."""
         blob.forget(chunk)
         if chunk in blob.health.lost:
-            blob.health.lost.remove(chunk)  # it is not counted any more
+            blob.health.lost.remove(chunk)  # it counts no more since it was lost
         else:
             self._state.budget.add(blob.generation.key, -blob.length_of(chunk))
 
     def _compare_again(self, blob: Blob) -> None:
-        """What a blob was compared with says nothing of the chunks that are to come."""
+        """A blob is to be compared with the store again: its bytes are others from now on."""
         blob.health.bytes_changed(self._state.files.no_digest)
         self._state.journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
-        """The bytes of a chunk were wrong, and have been written anew."""
+        """The wrong bytes of a chunk were overwritten with those of the store."""
         self.found += 1
         blob.health.revision += 1
         if blob.states[record.chunk] == ChunkState.MISSING:
-            return  # others have given it up, and may be writing to it: it is fetched by who wants it
+            return  # it was discarded meanwhile, and a fetch may be writing it
         if record.crc != blob.crc(record.chunk):
-            self._compare_again(blob)  # another comparison may have come to its end meanwhile
+            self._compare_again(blob)  # another comparison may have ended meanwhile
         if record.chunk in blob.health.lost:
             blob.health.lost.discard(record.chunk)
             self._state.budget.add(blob.generation.key, record.length)
@@ -126,8 +126,7 @@ class Damage:
         self._state.journal.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have this digest, as the store says; None when they are to be compared again: that
-        is recorded at once."""
+        """All bytes of a blob have this digest; None, which is recorded at once, if they are to be compared again."""
         if digest is None:
             self._compare_again(blob)
             await self._state.journal.flush()
@@ -135,12 +134,12 @@ class Damage:
             blob.health.digest = digest
             self._state.journal.compared(blob, digest)
 
-    async def scrubbed(self, blob: Blob) -> bool:
-        """What is on the disk of a blob is right; whether that could be recorded."""
-        return await self._note(self._state.index.scrubbed, blob.token)
+    async def record_scrub(self, blob: Blob) -> bool:
+        """All that is on the disk of a blob has passed its checksum; whether that could be recorded."""
+        return await self._record(self._state.index.scrubbed, blob.token)
 
-    async def to_scrub(self, before: float) -> Generation | None:
-        """What has not been known to be right on the disk since a time, in seconds since the epoch."""
+    async def next_to_scrub(self, before: float) -> Generation | None:
+        """The generation that was scrubbed longest ago, before a time in seconds since the epoch."""
         try:
             record = await self._state.threads.run(self._state.index.to_scrub, self._state.store, before)
         except sqlite3.Error as error:
@@ -148,8 +147,8 @@ class Damage:
             return None
         return None if record is None else record.generation
 
-    async def _note(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
-        """Write to the index what is no harm if it is lost; whether it could be written."""
+    async def _record(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
+        """Write to the index what does no harm if it is lost; whether it could be written."""
         try:
             await self._state.threads.run(function, *arguments)
         except sqlite3.Error as error:

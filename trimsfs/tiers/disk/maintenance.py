@@ -127,7 +127,7 @@ class Maintenance:
                 loaded = await self._state.threads.run(self._state.index.load, token)
                 if loaded is not None:  # else it has been evicted meanwhile
                     blob = await self._open_blob(token, loaded[0].generation)
-                    self._state.journal.left(
+                    self._state.journal.found_unsynced(
                         blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)
                     )
                     await self._state.journal.sync()

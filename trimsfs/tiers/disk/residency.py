@@ -1,4 +1,4 @@
-"""What of a generation is on this host."""
+"""Residency: how much of a generation is on the disk and in memory of this host."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from trimsfs.types import Generation
 class Residency:
     """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
-    ``verified`` tells that every byte is here, has been checked since the server started, and that all of them have the
-    ``digest`` that the store tells, None before they were compared and empty where it tells none; ``users`` counts open
+    ``verified`` says that every byte is here, has been checked since the server started, and that all of them have the
+    ``digest`` of the store, None before they were compared and empty where it has none; ``users`` counts open
     handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
     """
 

@@ -42,9 +42,9 @@ class DiskSpace:
         self._lock = trio.Lock()
 
     async def make(self, key: str, size: int) -> bool:
-        """Count *size* bytes of an object as used, evicting for them if need be; False when there is no room.
+        """Count *size* bytes of an object as used, evicting for them if need be; False when there is no space.
 
-        What has to go goes among those of the same tenant, or of none. Raises OSError.
+        Blobs of the same tenant, or of none, are evicted. Raises OSError.
         """
         pool = self._quotas.pool(key)
         if self._missing(pool, size) > 0:
@@ -68,11 +68,11 @@ class DiskSpace:
         return size - (free if left is None else min(left, free))
 
     async def _free(self, size: int, pools: Set[str]) -> None:
-        """Evict blobs of some pools for *size* bytes and some more; none at all when even those cannot be had."""
+        """Evict blobs of some pools for *size* bytes and some more; none at all when they hold less than *size*."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, pools, at_least=size)
 
     async def write_failed(self, key: str, size: int) -> None:
-        """The disk has taken less than it had room for: evict for *size* bytes of an object, as far as that goes."""
+        """The disk was full earlier than it said: evict for *size* bytes of an object, as far as that goes."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, {self._quotas.pool(key), REST})
 
     async def keep(self) -> None:

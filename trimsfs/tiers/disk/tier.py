@@ -1,4 +1,4 @@
-"""The disk tier: blobs in a cache directory, under a budget, found again after a restart."""
+"""The disk tier: blobs in a cache directory, under a budget, kept from one server to the next."""
 
 import errno
 import logging
@@ -56,11 +56,11 @@ class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
     *lock* is the locked descriptor of a server that has ended and left the directory to this one. If the directory
-    cannot be used by then, nothing is kept, and ``unusable`` tells why. ``damage`` is told of bytes that are wrong.
+    cannot be used by then, nothing is kept, and ``unusable`` says why. ``damage`` takes reports of wrong bytes.
 
-    A blob in use or pinned is never evicted; the policy chooses among the others. When there is no room even so,
-    `reserve` declines and the caller serves the bytes without keeping them. *load_cost* says how many seconds it takes
-    to fetch so many bytes again; *compares* tells that blobs are compared with what the store says of them.
+    A blob in use or pinned is never evicted; the policy chooses among the others. When there is no space even so,
+    `reserve` declines and the caller serves the bytes uncached. *load_cost* says how many seconds it takes to fetch so
+    many bytes again; *compares* says that blobs are compared with the digests of the store.
     """
 
     def __init__(
@@ -131,38 +131,38 @@ class DiskTier:
         )
 
     def free_bytes(self) -> int:
-        """Bytes that models may still take on disk without an eviction."""
+        """Bytes that models may still take on the disk without an eviction."""
         try:
             return max(0, self._budget.free())
         except OSError:
             return 0  # the directory is gone
 
     def full(self, generation: Generation) -> bool:
-        """Whether room was looked for, a moment ago, in vain, for this or another of the same tenant."""
+        """Whether no space could be made a moment ago, for this or another object of the same tenant."""
         return self._budget.full(generation.key)
 
     def known(self, token: str) -> Blob | None:
-        """The blob of this token, if it is open or was of late."""
+        """The blob of this token, if it is open."""
         return self._state.blobs.get(token)
 
     def suspect(self, blob: Blob, error: TrimsError) -> None:
         """The file of a blob in use may not be what it was."""
         self._state.events.suspected(blob, error)
 
-    def whole(self) -> list[Blob]:
-        """The blobs that are open, or were of late, and of which all bytes can be served."""
+    def complete_blobs(self) -> list[Blob]:
+        """The open blobs of which all bytes can be served."""
         return [blob for blob in self._state.blobs.values() if blob.attached and blob.complete]
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the server runs.
 
-        Raises CacheUnusableError when the directory cannot be used any longer, or can be again: another server goes on
-        in the way that is left.
+        Raises CacheUnusableError when the directory cannot be used any longer, or can be used again: the next server
+        goes on without it, or with it.
         """
         await self._maintenance.run()
 
     async def aclose(self, *, sync: bool = True) -> None:
-        """Record everything and give the directory up; unless *sync*, what has not reached the disk need not."""
+        """Record everything and unlock the directory; unless *sync*, nothing is synced to the disk."""
         await self.flush()
         if sync:
             await self._journal.sync()
@@ -183,8 +183,8 @@ class DiskTier:
             self.release(blob)
 
     @asynccontextmanager
-    async def looked_at(self, generation: Generation) -> AsyncIterator[Blob]:
-        """The blob of a generation, kept for the length of the block, which is no use of it."""
+    async def inspecting(self, generation: Generation) -> AsyncIterator[Blob]:
+        """The blob of a generation, kept for the length of the block without counting as a use."""
         token = generation.token(self.store)
         blob = self._state.blobs.get(token) or await self._open_blobs.open(token, generation)
         blob.users += 1
@@ -195,11 +195,11 @@ class DiskTier:
             self._open_blobs.released(blob)
 
     async def acquire(self, generation: Generation) -> Blob:
-        """The blob of a generation, made if need be; it stays until it is released as often as acquired."""
+        """The blob of a generation, made if need be; it stays open until it is released as often as acquired."""
         token = generation.token(self.store)
         blob = self._state.blobs.get(token)
-        if blob is not None and await self._was_resized(blob):
-            await self.damage.resized(blob)
+        if blob is not None and await self._has_other_size(blob):
+            await self.damage.size_changed(blob)
             blob = self._state.blobs.get(token)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
@@ -210,19 +210,19 @@ class DiskTier:
         self._journal.used(blob, 1)
         return blob
 
-    async def _was_resized(self, blob: Blob) -> bool:
+    async def _has_other_size(self, blob: Blob) -> bool:
         try:
             return blob.surplus != 0
         except OSError as error:
-            log.error("%s: its file in the cache cannot be looked at: %s", blob.generation.key, error)
+            log.error("%s: cannot stat its file in the cache: %s", blob.generation.key, error)
         self._maintenance.failing.set()
-        await trio.sleep(PATIENCE_S)  # the kernel asks the next server again
-        raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log")
+        await trio.sleep(PATIENCE_S)  # the kernel repeats the request to the next server
+        raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log of the mount")
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
 
-        *checked* tells that what the index has of them had been checked by that server, and may be served.
+        *checked* says that that server had verified the chunks in the index: they may be served.
         """
         return await self._open_blobs.recall(generations, checked=checked)
 
@@ -233,16 +233,16 @@ class DiskTier:
         self._open_blobs.released(blob)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
-        """Make room for *size* bytes that are about to be written to a blob; False when there is none.
+        """Make space for *size* bytes that are about to be written to a blob; False when there is none.
 
-        What is not written after all is given back with `unreserve`. A tenant's share is full by itself.
+        `unreserve` undoes it for bytes that are not written after all. Each tenant's share is full by itself.
         """
         if not blob.attached or self._budget.failing:
             return False
         try:
             return await self._space.make(blob.generation.key, size)
         except OSError as error:
-            log.error("%s: cannot tell what is free in the cache: %s", blob.generation.key, error)
+            log.error("%s: cannot stat the file system of the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
             return False
 
@@ -252,7 +252,7 @@ class DiskTier:
         self._maintenance.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
-        """A write of *size* reserved bytes has failed: make room for another attempt, unless it was the *last*.
+        """A write of *size* reserved bytes has failed: make space for another attempt, unless it was the *last*.
 
         When that cannot help, `reserve` declines for a while.
         """
@@ -264,13 +264,13 @@ class DiskTier:
             self._budget.found_failing()
 
     def refused(self) -> None:
-        """A chunk is not kept, for want of room."""
+        """A chunk is not kept, as there is no space."""
         self._refused += 1
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
-        """A whole chunk, for which room was made, has been written: serve it from now on."""
+        """A whole chunk, for which space was reserved, has been written: serve it from now on."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
-            self._budget.add(blob.generation.key, -record.length)  # somebody else has brought it meanwhile
+            self._budget.add(blob.generation.key, -record.length)  # it was fetched twice at once
         blob.health.lost.discard(record.chunk)
         blob.commit(record)
         self._journal.wrote(blob, record)
@@ -283,7 +283,7 @@ class DiskTier:
             log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return
         for chunk in gone:
-            await self.damage.checked(blob, chunk, None)
+            await self.damage.check_chunk(blob, chunk, None)
 
     # Commands
 
@@ -329,13 +329,13 @@ class DiskTier:
         await self._journal.flush()
 
     async def sync(self, blob: Blob) -> None:
-        """Return when what was written to a blob has reached the disk. Raises BlobDamagedError when it does not."""
-        if not await self._journal.sync_one(blob):
-            raise BlobDamagedError(f"{blob.generation.key}: cannot be written to the disk")
+        """Return when what was written to a blob has reached the disk. Raises BlobDamagedError if it cannot."""
+        if not await self._journal.sync_blob(blob):
+            raise BlobDamagedError(f"{blob.generation.key}: its chunks cannot be synced to the disk")
 
-    async def recorded(self, blob: Blob) -> None:
+    async def wait_until_recorded(self, blob: Blob) -> None:
         """Return when what was written to a blob so far has been recorded."""
-        await self._journal.recorded(blob)
+        await self._journal.wait_until_recorded(blob)
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
         await self.damage.not_synced(blob, chunks)
@@ -343,7 +343,7 @@ class DiskTier:
     # In worker threads
 
     async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """For commands: what fails is an error of the cache."""
+        """For commands: raises CacheUnusableError when the index cannot be read or written."""
         try:
             return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:

@@ -58,8 +58,7 @@ class HostTier:
     """Blobs in memory: at most *budget* bytes (None: as many as the kernel keeps), but for what is open.
 
     A blob in use or pinned is never evicted; one that is opened comes in even when the others leave no room. Locked
-    bytes never exceed the budget. Bringing a blob in takes its time and holds up no other: locks are held to evict and
-    to pin only.
+    bytes never exceed the budget. Loading a blob delays no other: locks are held to evict and to pin only.
     """
 
     def __init__(self, populate: Populate, *, budget: int | None, policy: Policy, quotas: Quotas | None = None) -> None:
@@ -71,7 +70,7 @@ class HostTier:
         self._numbers = itertools.count(1)
         self._lock = trio.Lock()
         self._pinning = trio.Lock()
-        self._coming: dict[str, trio.Event] = {}
+        self._loading: dict[str, trio.Event] = {}
         self._evictions = self._evicted_bytes = 0
 
     async def run(self) -> None:
@@ -108,24 +107,24 @@ class HostTier:
         number = next(self._numbers)
         self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
 
-    async def bring(self, blob: Blob, *, again: bool = False) -> None:
-        """Bring a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
+    async def load(self, blob: Blob, *, again: bool = False) -> None:
+        """Load a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
 
         Raises OSError when it cannot be read, and TransientStoreError when the process that reads it ends.
         """
         if self.holds(blob) and not again:
             return
-        while (coming := self._coming.get(blob.token)) is not None:
-            await coming.wait()
+        while (loading := self._loading.get(blob.token)) is not None:
+            await loading.wait()
             if self.holds(blob):
                 return
-        self._coming[blob.token] = trio.Event()
+        self._loading[blob.token] = trio.Event()
         try:
-            await self._bring(blob)
+            await self._load(blob)
         finally:
-            self._coming.pop(blob.token).set()
+            self._loading.pop(blob.token).set()
 
-    async def _bring(self, blob: Blob) -> None:
+    async def _load(self, blob: Blob) -> None:
         size = blob.generation.size
         if not self.holds(blob):
             async with self._lock:
@@ -143,10 +142,10 @@ class HostTier:
     async def pin(self, blob: Blob) -> None:
         """Lock a complete blob, which the caller uses, in memory.
 
-        Raises CacheFullError when the budget forbids it, else as `bring`.
+        Raises CacheFullError when the budget forbids it, else as `load`.
         """
         async with self._pinning:
-            await self.bring(blob, again=True)
+            await self.load(blob, again=True)
             hosted = self._hosted[blob.token]
             if hosted.address is None:
                 await self._lock_pages(hosted)

@@ -1,4 +1,4 @@
-"""The SQLite index of the disk tier: which blobs exist and which of their chunks can be trusted.
+"""The SQLite index of the disk tier: which blobs exist, and which of their chunks are on the disk.
 
 The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted
 before its blob is. ``synced`` tells that the bytes had reached the disk. A chunk that is not synced survives a

@@ -1,4 +1,4 @@
-"""What is still to be recorded in the index, and brought to the disk."""
+"""Write-behind for the index: chunks, uses and digests are recorded some at a time, chunks then synced to the disk."""
 
 import logging
 import sqlite3
@@ -15,14 +15,14 @@ from trimsfs.types import ChunkRecord
 log = logging.getLogger(__name__)
 
 COMPLAINT_INTERVAL_S = 60.0
-"""How often it is said that the index still cannot be written."""
+"""How often the log says that the index still cannot be written."""
 
 
 class Journal:
     """Keeps the index in step with what is written and used, some at a time.
 
-    ``recording`` is held while something is recorded, ``syncing`` while one blob is brought to the disk: who takes a
-    blob out of the index holds both. *unsynced* hears of chunks that did not reach the disk.
+    ``recording`` is held while something is recorded, ``syncing`` while one blob is synced; whoever removes a blob from
+    the index holds both. *unsynced* hears of chunks that did not reach the disk.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Journal:
         self._pending: list[tuple[str, ChunkRecord]] = []
         self._gone: dict[str, set[int]] = {}
         self._recorded_gone: dict[str, set[int]] = {}
-        """What is being recorded of those that are gone."""
+        """Those of them that are being recorded now."""
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
@@ -52,7 +52,7 @@ class Journal:
 
     @property
     def pending(self) -> bool:
-        """Whether chunks, that they are gone, or digests are to be recorded."""
+        """Whether chunks, losses of chunks or digests are to be recorded."""
         return bool(self._pending or self._gone or self._digests)
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
@@ -60,8 +60,8 @@ class Journal:
         self._pending.append((blob.token, record))
         self._unsynced.setdefault(blob, set()).add(record.chunk)
 
-    def left(self, blob: Blob, chunks: Iterable[int]) -> None:
-        """An earlier server has recorded chunks and did not come to bring them to the disk."""
+    def found_unsynced(self, blob: Blob, chunks: Iterable[int]) -> None:
+        """An earlier server has recorded chunks and not synced them."""
         self._unsynced.setdefault(blob, set()).update(chunks)
 
     def used(self, blob: Blob, times: int) -> None:
@@ -73,7 +73,7 @@ class Journal:
         self._digests[blob.token] = digest
 
     def synced(self, blob: Blob) -> bool:
-        """Whether all of a blob has been brought to the disk."""
+        """Whether all of a blob has been synced to the disk."""
         return blob not in self._unsynced
 
     def gone(self, token: str) -> set[int]:
@@ -87,16 +87,15 @@ class Journal:
             self._gone.setdefault(token, set()).update(gone)
             self._pending = _without(self._pending, {token: gone})
 
-    def take_back(self, blob: Blob, chunks: Collection[int]) -> set[int]:
-        """`lost`, of chunks and those that have not been brought to the disk; all of these. For who holds
-        ``recording``."""
+    def discard(self, blob: Blob, chunks: Collection[int]) -> set[int]:
+        """`lost`, for chunks and for those that have not been synced; returns all of them. Needs ``recording``."""
         gone = set(chunks) | self._unsynced.pop(blob, set())
         self.lost(blob.token, gone)
         return gone
 
     def forget(self, token: str) -> tuple[dict[int, int], set[int]]:
-        """Nothing of a blob is to be recorded: the bytes of its chunks that were to be, by their numbers, and those
-        that were to be known as gone. For who holds ``recording``."""
+        """Record nothing of a blob. Returns the bytes of its chunks that were to be recorded, by their numbers, and the
+        chunks whose loss was. Needs ``recording``."""
         unrecorded = {record.chunk: record.length for name, record in self._pending if name == token}
         self._pending = [item for item in self._pending if item[0] != token]
         self._uses.pop(token, None)
@@ -104,8 +103,8 @@ class Journal:
         self._unsynced = {blob: chunks for blob, chunks in self._unsynced.items() if blob.token != token}
         return unrecorded, self._gone.pop(token, set())
 
-    async def recorded(self, blob: Blob) -> None:
-        """Return when what was written to a blob so far has been recorded; those who wait together wait for one.
+    async def wait_until_recorded(self, blob: Blob) -> None:
+        """Return when what was written to a blob so far has been recorded; callers at once share one transaction.
 
         Raises CacheUnusableError when it cannot be.
         """
@@ -121,7 +120,7 @@ class Journal:
             await self.record()
 
     async def record(self) -> None:
-        """`flush`, for who holds ``recording``."""
+        """`flush`, which needs ``recording``."""
         pending, self._pending = self._pending, []
         uses, self._uses = self._uses, {}
         digests, self._digests = self._digests, {}
@@ -167,7 +166,7 @@ class Journal:
             self._index.set_digests(digests)
 
     async def sync(self) -> None:
-        """Bring to the disk what was written so far, and the records of it."""
+        """Sync to the disk what was written so far, and the records of it."""
         for blob in list(self._unsynced):
             async with self.syncing:
                 await self._sync(blob)
@@ -180,8 +179,8 @@ class Journal:
                 except sqlite3.Error as error:
                     self._failed(error)
 
-    async def sync_one(self, blob: Blob) -> bool:
-        """Bring to the disk what was written to a blob; whether all of it is there."""
+    async def sync_blob(self, blob: Blob) -> bool:
+        """Sync to the disk what was written to a blob; whether all of it has reached it."""
         await self.flush()
         async with self.syncing:
             await self._sync(blob)
@@ -196,7 +195,7 @@ class Journal:
         try:
             async with self.recording:  # what is being recorded is not in the index yet
                 done = chunks - {record.chunk for name, record in self._pending if name == blob.token}
-            chunks -= done  # what is written again meanwhile is to be brought to the disk again
+            chunks -= done  # what is written again meanwhile is to be synced again
             await self._threads.run(blob.sync)
             await self._threads.run(self._index.mark_synced, blob.token, done)
             self._marked = True
@@ -210,7 +209,7 @@ class Journal:
         finally:
             blob.users -= 1
         if lost is not None:
-            log.error("%s: cannot sync to disk: %s", blob.generation.key, lost)
+            log.error("%s: cannot sync its chunks to the disk: %s", blob.generation.key, lost)
             await self._on_unsynced(blob, done)
         elif not chunks and self._unsynced.get(blob) is chunks:
             del self._unsynced[blob]
