@@ -201,5 +201,13 @@ def test_a_failing_attach_leaks_no_descriptor(path: Path, monkeypatch: pytest.Mo
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_syncing_without_a_file_does_nothing() -> None:
+def test_only_a_blob_with_a_file_is_synced(blob: Blob, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
     Blob("token", generation_of_size(0)).sync()
+    assert synced == []
+    blob.sync()
+    assert synced == [blob.fileno()]
+    blob.detach()
+    blob.sync()
+    assert len(synced) == 1

@@ -1,4 +1,4 @@
-"""Which blobs leave the disk, and who hears of it."""
+"""Eviction policies at work in the disk tier, and what it reports of evictions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Files of the cache whose length others change while they are read, fetched, mended."""
+"""Files of the cache that somebody truncates or extends while they are read, fetched or repaired."""
 
 import mmap
 import os

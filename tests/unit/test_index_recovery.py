@@ -1,4 +1,4 @@
-"""An index in which bits have changed: what is wrong is found out and dropped, and the rest goes on."""
+"""An index in which bits have changed: wrong records are dropped, and the rest is kept."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What servers that were killed, and disks that lost power, leave: made to fit by the next server."""
+"""Recovery after killed servers and power losses: files and index agree again."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Cache directories that cannot be used, or no longer, and what is in them and has been damaged."""
+"""Cache directories that cannot be used, or no longer, and files in them that were damaged."""
 
 import errno
 import os

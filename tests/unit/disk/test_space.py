@@ -1,4 +1,4 @@
-"""Which blobs make room for others."""
+"""Making space: which blobs are evicted for others."""
 
 import threading
 from pathlib import Path

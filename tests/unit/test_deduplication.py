@@ -1,4 +1,4 @@
-"""Sharing of what blobs have alike, on real file systems that can."""
+"""Deduplication on real file systems that share blocks: XFS and btrfs."""
 
 import logging
 import os
@@ -65,7 +65,7 @@ def common_bytes(one: Path, other: Path) -> int:
 
 @asynccontextmanager
 async def running(tier: DiskTier) -> AsyncIterator[Deduplication]:
-    """Sharing, for the length of the block."""
+    """Deduplication, for the length of the block."""
     async with trio.open_nursery() as nursery:
         component = Deduplication(tier)
         nursery.start_soon(component.run)
