@@ -90,7 +90,7 @@ import subprocess
 sys.exit(subprocess.call([*{bound}, path, {place!r}, sys.executable, "-c", {inside!r}, {place!r}]))
 """
     (told,) = gpu_mount.run(code)
-    assert told == f"{place}: only the file is here: have the directory that it is in brought here as well"
+    assert told == f"{place}: only the file is mounted here: bind-mount its directory instead"
 
 
 def test_what_is_shown_of_it_and_what_is_no_array(gpu_mount: GpuMount) -> None:
@@ -109,7 +109,7 @@ for make in (numpy.asarray, numpy.array, lambda tensor: numpy.zeros(4) + tensor)
     path = gpu_mount.mount.path / "model.safetensors"
     assert shown[0] == f"DeviceModel({str(path)!r}, {len(ARRAYS) + 1} tensors, {gpu_mount.uuid(0)})"
     assert shown[1].startswith("DeviceTensor('half', float16, [4], cuda:0, 0x")
-    assert errors == ["tensor 'half' is in a device's memory: numpy() copies it to the host's"] * 3
+    assert errors == ["tensor 'half' is in a device's memory: numpy() copies it to the host"] * 3
 
 
 def test_the_package_has_what_the_client_raises() -> None:
@@ -142,8 +142,8 @@ for wrong in ("", [], "a\\0"):
     net = sorted(name for name in ARRAYS if name.startswith("net."))
     *parts, error, absent, one_absent, one, two, three = gpu_mount.run(code)
     assert parts == [[net, 1], [["a/b%c"], 1], [["half", *net], 2]]
-    assert "2 patterns were asked for" in error
-    assert absent == one_absent == [f"{gpu_mount.mount.path}/model.safetensors: no tensor's name matches 'none*'", 0]
+    assert "2 patterns were given" in error
+    assert absent == one_absent == [f"{gpu_mount.mount.path}/model.safetensors: no tensor name matches 'none*'", 0]
     assert {one, two, three} == {"wrong"}
 
 
@@ -270,7 +270,7 @@ tell([leases(), model.tensors["half"].numpy().tobytes().hex()])
     (leases, lost, forked), parent = gpu_mount.run(code)
     assert leases == 0
     assert lost[0] == "GpuLostError"
-    assert "this process was forked from the one that has it" in lost[1]
+    assert "this process was forked from its holder" in lost[1]
     assert "CUDA does not survive a fork" in forked[1]
     assert parent == [1, ARRAYS["half"].data.hex()]
 
@@ -284,7 +284,7 @@ for each in (model, model.tensors["half"], model.image):
         try:
             function(each)
         except TypeError as error:
-            tell("open the model there" in str(error))
+            tell("open the model in the other process" in str(error))
 """
     assert gpu_mount.run(code) == [True] * 6
 
@@ -334,7 +334,7 @@ tell(trimsfs.open(path).to("cuda", memory="ipc").tensors["half"].numpy().tolist(
             gpu_mount.kill_server()
             print(file=process.stdin, flush=True)
             assert told(process) == [1, 2, 3, 4]
-            assert "the mount does not keep it any more: open the model again" in told(process)
+            assert "the mount has ended this lease: open the model again" in told(process)
             assert told(process) == [1, 2, 3, 4]
         finally:
             process.kill()

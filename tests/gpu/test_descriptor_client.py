@@ -76,10 +76,10 @@ def test_a_descriptor_is_received_and_no_other_kept(tmp_path: Path) -> None:
     ("answer", "descriptors", "message"),
     [
         (b'{"error": "no", "kind": "NotPermittedError"}', 1, "socket: no"),
-        (b'{"size": 4096}', 0, "not understood"),
-        (b"{", 1, "not understood"),
-        (b"[]", 1, "not understood"),
-        (b"{}", 2, "not understood"),
+        (b'{"size": 4096}', 0, "invalid answer"),
+        (b"{", 1, "invalid answer"),
+        (b"[]", 1, "invalid answer"),
+        (b"{}", 2, "invalid answer"),
     ],
 )
 def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descriptors: int, message: str) -> None:
@@ -93,7 +93,7 @@ def test_an_answer_that_gives_no_memory(tmp_path: Path, answer: bytes, descripto
     ("answer", "message"),
     [
         (b'{"error": "no such token", "kind": "NoSuchEntryError"}', "socket: no such token"),
-        (b"", "the server has closed the connection"),
+        (b"", "the server closed the connection"),
     ],
 )
 def test_what_a_server_that_has_just_begun_answers(tmp_path: Path, answer: bytes, message: str) -> None:
@@ -159,7 +159,7 @@ def test_a_server_that_has_just_begun_is_asked_again(monkeypatch: pytest.MonkeyP
 
 def test_a_socket_that_is_not_there_or_that_nobody_listens_at(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    assert "No such file or directory: give a container the socket" in error_of(
+    assert "No such file or directory: mount the socket into the container" in error_of(
         lambda: descriptor_client.receive(str(path), "00")
     )
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -198,4 +198,4 @@ except GpuError as error:
         directory.chmod(0o755)
     tmp_path.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert "Permission denied: this user may not ask" in done.stdout, done.stderr
+    assert "Permission denied: this user may not use" in done.stdout, done.stderr

@@ -79,9 +79,9 @@ def failing(number: int) -> Callable[..., Any]:
     [
         ("cuda:7", "no device cuda:7 in this process, which sees cuda:0 is GPU-"),
         (UUID, f"no device {UUID} in this process"),
-        ("cpu", "no device 'cpu': give 'cuda', 'cuda:N', N or a UUID"),
-        (-1, "no device '-1'"),
-        ("", "no device ''"),
+        ("cpu", "unknown device 'cpu': give 'cuda', 'cuda:N', N or a UUID"),
+        (-1, "unknown device '-1'"),
+        ("", "unknown device ''"),
     ],
 )
 def test_a_device_that_is_not_there(gpu_mount: GpuMount, device: str | int, message: str) -> None:
@@ -92,7 +92,7 @@ def test_a_device_that_is_not_there(gpu_mount: GpuMount, device: str | int, mess
 def test_a_device_that_the_program_may_not_see(gpu_mount: GpuMount) -> None:
     device = repr(gpu_mount.uuid(1))
     (told,) = gpu_mount.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="0")
-    assert "look at CUDA_VISIBLE_DEVICES" in told
+    assert "check CUDA_VISIBLE_DEVICES" in told
     assert gpu_mount.run(TRY.replace("DEVICE", device), CUDA_VISIBLE_DEVICES="1") == []
 
 
@@ -146,25 +146,25 @@ def test_a_process_without_a_place_for_temporary_files(gpu_mount: GpuMount) -> N
 
 def test_a_file_that_is_on_no_mount(model: Path) -> None:
     assert error_of(lambda: take(model)) == (
-        f"{model}: not on a trimsfs mount: only models on one are shared in a device's memory"
+        f"{model} is on no trimsfs mount: only models on a mount are shared in GPU memory"
     )
 
 
 def test_a_mount_without_a_gpu_tier_and_one_that_lacks_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "on_mount", lambda _file: True)
     (model.parent / ".trims" / model.name).mkdir(parents=True)
-    assert "its mount lends nothing on GPUs" in error_of(lambda: take(model))
+    assert "its mount serves no copies on GPUs" in error_of(lambda: take(model))
     offering(model, TOLD, "another")
-    assert f"lends on another, and not on {UUID}" in error_of(lambda: take(model, "layers.*", "ipc"))
+    assert f"serves copies on another, not on {UUID}" in error_of(lambda: take(model, "layers.*", "ipc"))
 
 
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.ENOMEM, GpuFullError, f"no room on {UUID}"),
+        (errno.ENOMEM, GpuFullError, f"{UUID} is full"),
         (errno.EACCES, GpuError, "Permission denied"),
         (errno.EPERM, GpuError, "Operation not permitted"),
-        (errno.EIO, GpuError, "the log of the mount tells why"),
+        (errno.EIO, GpuError, "the log of the mount says why"),
         (errno.ENAMETOOLONG, GpuError, "the pattern is too long"),
         (errno.EMFILE, GpuError, "Too many open files"),
     ],
@@ -224,7 +224,7 @@ def test_the_name_of_a_control_file(model: Path, pattern: str | None, memory: st
 def test_an_offer_that_makes_no_sense(model: Path, told: object) -> None:
     offering(model, told)
     lease = take(model)
-    assert "not understood" in error_of(lease.description)
+    assert "invalid description" in error_of(lease.description)
     lease.close()
 
 
@@ -247,7 +247,7 @@ def test_an_offer_that_makes_sense(model: Path, told: object) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "message"),
     [
-        (errno.ESTALE, GpuLostError, "the mount does not keep it any more: open the model again"),
+        (errno.ESTALE, GpuLostError, "the mount has ended this lease: open the model again"),
         (errno.ENOTCONN, GpuLostError, "the mount is gone"),
         (errno.EIO, GpuError, "Input/output error"),
     ],

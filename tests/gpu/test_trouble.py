@@ -103,7 +103,7 @@ def test_a_copy_that_has_been_damaged_is_found_and_lent_to_nobody_anew(store: Pa
         host.kernel.flip(host.kernel.devices[0].allocations()[0].number, 3 * MIB)
         text = (host.mount.path / ".trims/net.bin/verify-gpu").read_text()
         assert '"kind": "CopyDamagedError"' in text
-        assert "differs at byte 3145728" in host.mount.log()
+        assert "differs from the file at byte 3145728" in host.mount.log()
         damaged, fresh = user.digest(), host.borrowing("net.bin").digest()
         assert damaged != fresh
         assert len(host.kernel.devices[0].allocations()) == 2

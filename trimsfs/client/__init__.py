@@ -6,7 +6,7 @@ It needs nothing of the server.
 
     model = trimsfs.open("/models/resnet50/model.safetensors")
     weights = model.torch()          # or numpy(), jax(), tensorflow(), mxnet(): a dictionary by name
-    weights = model.to("cuda:0").torch()     # the copy in a GPU's memory that all processes share
+    weights = model.to("cuda:0").torch()     # over one copy in the GPU's memory, shared by all processes
 """
 
 from os import PathLike
@@ -34,7 +34,7 @@ else:
         ("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "gpu"
     )
 
-    def __getattr__(name: str) -> object:  # what starts with every program of `trimsfs run` should cost it nothing
+    def __getattr__(name: str) -> object:  # every program of `trimsfs run` imports this first: it must cost nothing
         import importlib  # noqa: PLC0415
 
         if name not in _HOMES:
@@ -43,10 +43,10 @@ else:
 
 
 def open(path: str | PathLike[str]) -> "Model":  # noqa: A001 - trimsfs.open(), as zarr.open() and Image.open()
-    """Open a model file, on a mount or anywhere else.
+    """Open a model file, on a mount or anywhere else. Raises OSError.
 
-    Raises OSError. What the file has is looked at when it is first asked for: then a file that is not of a known format
-    raises FormatError.
+    The client reads the file at the first call that needs its content. That call raises FormatError for a file of an
+    unknown format.
     """
     from trimsfs.client.model import Model  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Types of elements: their names are those of NumPy and ml_dtypes, and frameworks have types of the same names."""
+"""Element types by their names in NumPy and ml_dtypes, which frameworks use too."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ NUMPY = frozenset(
 
 
 def attribute(name: str, dtype: str, library: str) -> Any:
-    """A library's type of the elements of a tensor of that *name*. Raises TypeError."""
+    """The element type of a library, by its attribute *dtype*; errors name the tensor *name*. Raises TypeError."""
     try:
         return getattr(importlib.import_module(library), dtype)
     except ImportError:
@@ -27,13 +27,13 @@ def attribute(name: str, dtype: str, library: str) -> Any:
 
 
 def numpy_dtype(name: str, dtype: str) -> "np.dtype[Any]":
-    """NumPy's type, or that of ml_dtypes, of the elements of a tensor of that *name*. Raises TypeError."""
-    import numpy as np  # noqa: PLC0415 - only where it is used: the client itself needs no library
+    """The element type of NumPy or ml_dtypes; errors name the tensor *name*. Raises TypeError."""
+    import numpy as np  # noqa: PLC0415 - the client itself needs no library
 
     return np.dtype(dtype if dtype in NUMPY else attribute(name, dtype, "ml_dtypes"))
 
 
 def check_whole_bytes(name: str, dtype: str) -> None:
-    """Raises TypeError where elements of a tensor share bytes."""
+    """Raises TypeError for a type whose elements share bytes, such as int4."""
     if DTYPE_BITS[dtype] % 8:
         raise TypeError(f"tensor {name!r} of {dtype}: elements share bytes; use raw()")

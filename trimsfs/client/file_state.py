@@ -1,4 +1,4 @@
-"""Where a file is: on a mount or not, on this host or still to be fetched."""
+"""Asks a mount for the state of a file, and waits until the whole file is on this host."""
 
 import fcntl
 import io
@@ -12,17 +12,17 @@ _PIECE = 8 << 20
 
 
 def ensure_local(file: io.FileIO) -> bool | None:
-    """Return when all of an open file is on this host: whether the mount tells what it has in common with others, and
-    None of a file that is on no mount.
+    """Wait until all of an open file is on this host.
 
-    A bind mount of a mount, as in a container, is one too. Raises OSError.
+    Returns whether the mount lists what the file shares with another, and None for a file on no mount. A bind mount of
+    a mount, as in a container, counts as one. Raises OSError.
     """
     state = _state(file)
     if state is None:
         return None
     if not state & _VERIFIED:
         buffer, offset = bytearray(_PIECE), 0
-        while count := os.preadv(file.fileno(), [buffer], offset):  # at no position, which threads would share
+        while count := os.preadv(file.fileno(), [buffer], offset):  # pread: threads share the file position
             offset += count
     return bool(state & _COMMON)
 
@@ -33,7 +33,7 @@ def on_mount(file: io.FileIO) -> bool:
 
 
 def _state(file: io.FileIO) -> int | None:
-    """Flags of a file of a mount; None of one that is on no mount."""
+    """The flags of a file on a mount; None for a file on no mount."""
     answer = bytearray(4)
     try:
         fcntl.ioctl(file.fileno(), _IOC_STATE, answer, True)

@@ -1,8 +1,7 @@
-"""Folding: what every process writes over a model's pages alike is had once, as a derived blob of the mount.
+"""Folding: processes that write the same bytes over a model's pages share one copy, a derived blob of the mount.
 
-A derived blob tells which ranges of the model's file it replaces, and has their bytes. A process maps a range only when
-it has compared each byte with what it has there itself, so nobody need be trusted but the server, which never changes a
-blob that is there.
+A derived blob lists the ranges of the model's file that it replaces, and holds their bytes. A process maps a range only
+after it has compared every byte with its own. So it trusts only the server, which never changes an existing blob.
 """
 
 import mmap
@@ -22,17 +21,17 @@ from trimsfs.client.shared_blocks import similar_model
 STEP = 8 << 20
 """Bytes compared and mapped at a time: a few milliseconds."""
 LEAST = 1 << 20
-"""Bytes of a process's own that are worth a derived blob, and the least that are mapped at a time."""
+"""Private bytes from which on folding pays, and the shortest equal range that is mapped."""
 NEAR = 64 << 10
-"""Ranges that lie so near each other are one: fewer mappings."""
+"""Ranges with a smaller gap are merged: fewer mappings."""
 MOST_RANGES = 1000
 MOST_MAPPINGS = 20_000
-"""Of a process in all, before folding makes no more: the kernel allows 65,530."""
+"""Mappings of a process above which it folds no more: the kernel allows 65,530."""
 MOST_NUMBERS = 4
 _MAGIC = b"TRIMSFS\1"
 _HEADER, _RANGE = struct.Struct("=8sQ"), struct.Struct("=QQ")
 _PIECE = struct.Struct("=QQII")
-"""What stands before the data of a ``struct trimsfs_piece``, as in ``trimsfs/fuse/trimsfs.h``."""
+"""The header of a ``struct trimsfs_piece``, as in ``trimsfs/fuse/trimsfs.h``."""
 _PIECE_DATA = 16352
 _IOC_DERIVED = 1 << 30 | (_PIECE.size + _PIECE_DATA) << 16 | ord("t") << 8 | 0x72
 _IOC_CALLER = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x73
@@ -40,8 +39,7 @@ _IOC_CALLER = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x73
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """Bytes of a mapping that were this process's own and are shared now, were passed to the mount, and are still its
-    own."""
+    """Bytes of a mapping that folding has made shared, has uploaded to the mount, and has left private."""
 
     shared: int
     passed_on: int
@@ -49,10 +47,10 @@ class Folded:
 
 
 class Foldable:
-    """A private mapping of a model's file on a mount, whose inode number says which generation it is of.
+    """A private mapping of a model's file on a mount; the inode number identifies the file's generation.
 
-    All of it is folded, or the whole pages *within* regions of memory, in order of address, of which each step lies in
-    one.
+    All of it is folded, or only the whole pages *within* regions of memory, in order of address. Each step then lies in
+    one region.
     """
 
     def __init__(self, path: Path, inode: int, mapping: mmap.mmap, within: Sequence[Region] | None = None) -> None:
@@ -66,7 +64,7 @@ class Foldable:
         self._within = [(self._start, self._end)] if within is None else [each for each in inner if each[0] < each[1]]
 
     def own(self) -> int:
-        """Bytes of the mapping that are this process's own. Raises OSError where the kernel cannot tell."""
+        """Private bytes of the mapping. Raises OSError before Linux 6.7."""
         return _total(self._own())
 
     def fold(
@@ -74,38 +72,37 @@ class Foldable:
         execute: Callable[[Step], None] = native.execute,
         settled: Callable[[Sequence[Region]], bool] = lambda _regions: True,
     ) -> Folded:
-        """Share what is there to share, and pass on what is not, once that is *settled*.
+        """Map equal ranges of derived blobs, and upload the rest once *settled* says that it no longer changes.
 
-        Nobody writes to a step's part of memory while *execute* has it executed. Raises OSError where the kernel cannot
-        tell what is this process's own.
+        *execute* must keep others from writing to a step's memory meanwhile. Raises OSError before Linux 6.7.
         """
-        before, passed_on = self.own(), 0
+        before, uploaded = self.own(), 0
         try:
-            if before >= LEAST and self._is_of_now() and _mappings() < MOST_MAPPINGS:
-                relative = similar_model(self.path)
-                if relative is not None:  # what it has rewritten may be the same
-                    self._share(relative, 0, execute)
+            if before >= LEAST and self._is_current() and _mappings() < MOST_MAPPINGS:
+                similar = similar_model(self.path)
+                if similar is not None:  # its processes may have written the same bytes
+                    self._share(similar, 0, execute)
                 number = self._share(self.path, 0, execute)
                 regions = _joined(self._own())
                 if number < MOST_NUMBERS and _total(regions) >= LEAST and settled(regions):
-                    passed_on = self._pass_on(number, regions)
+                    uploaded = self._upload(number, regions)
                     self._share(self.path, number, execute)
         except OSError:
-            pass  # the mount does not give or take any more just now
+            pass  # the mount cannot serve or take derived blobs now
         left = self.own()
-        return Folded(shared=max(0, before - left), passed_on=passed_on, own=left)
+        return Folded(shared=max(0, before - left), passed_on=uploaded, own=left)
 
     def _own(self) -> list[Region]:
-        return list(_common(pages.own(self._start, self._end), self._within))
+        return list(_intersection(pages.own(self._start, self._end), self._within))
 
-    def _is_of_now(self) -> bool:
-        """Whether the path still leads to what is mapped here. Raises OSError."""
+    def _is_current(self) -> bool:
+        """Whether the path still leads to the generation that is mapped. Raises OSError."""
         return os.stat(self.path).st_ino == self._inode
 
     def _share(self, path: Path, number: int, execute: Callable[[Step], None]) -> int:
-        """Map a model's derived blobs from this number on, as far as they are the same; the first there is none of.
+        """Map the equal ranges of a model's derived blobs from *number* on; returns the first number without a blob.
 
-        Raises OSError when one that is there cannot be read.
+        Raises OSError when a blob cannot be read.
         """
         for present in range(number, MOST_NUMBERS):
             try:
@@ -118,8 +115,10 @@ class Foldable:
         return MOST_NUMBERS
 
     def _derived(self, path: Path, number: int) -> Path:
-        """The file of a derived blob; its name has the user's number as the mount knows it, from outside of a container
-        say. Raises OSError."""
+        """The path of a derived blob, which contains the user id as the mount sees it, outside of any container.
+
+        Raises OSError.
+        """
         if self._user is None:
             with self.path.open("rb", buffering=0) as file:
                 answer = bytearray(4)
@@ -132,15 +131,17 @@ class Foldable:
             ranges = list(_ranges(blob, self._end - self._start))
         for offset, length, at in ranges:
             start = self._start + offset
-            for first, last in _common([(start, start + length)], self._within):
+            for first, last in _intersection([(start, start + length)], self._within):
                 for here in range(first, last, STEP):
                     size = min(STEP, last - here)
                     if pages.own(here, here + size):
                         execute(Step(here, size, descriptor, at + here - start, LEAST))
 
-    def _pass_on(self, number: int, regions: Sequence[Region]) -> int:
-        """Pass what is in regions to the mount; how many bytes. Raises OSError when it is not taken, as when another
-        process is at it."""
+    def _upload(self, number: int, regions: Sequence[Region]) -> int:
+        """Upload the bytes of regions to the mount; returns their number.
+
+        Raises OSError when the mount refuses them, as while another process uploads the same blob.
+        """
         with self.path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
                 return 0
@@ -157,8 +158,8 @@ def _total(regions: Iterable[Region]) -> int:
     return sum(end - start for start, end in regions)
 
 
-def _common(some: Sequence[Region], others: Sequence[Region]) -> Iterator[Region]:
-    """What is in regions of both, which are in order."""
+def _intersection(some: Sequence[Region], others: Sequence[Region]) -> Iterator[Region]:
+    """The intersection of two lists of regions, each in order."""
     number = 0
     for start, end in some:
         while number < len(others) and others[number][1] <= start:
@@ -170,7 +171,7 @@ def _common(some: Sequence[Region], others: Sequence[Region]) -> Iterator[Region
 
 
 def _joined(regions: Sequence[Region]) -> list[Region]:
-    """Regions in order, those that are near each other made one."""
+    """Regions in order, merged across small gaps until there are at most MOST_RANGES."""
     near = NEAR
     while True:
         joined: list[Region] = []
@@ -185,9 +186,9 @@ def _joined(regions: Sequence[Region]) -> list[Region]:
 
 
 def _ranges(blob: mmap.mmap, limit: int) -> Iterator[tuple[int, int, int]]:
-    """Of each range in a derived blob: where it is in the model's file, its length, and where its bytes are.
+    """The ranges of a derived blob: offset in the model's file, length, offset of the bytes in the blob.
 
-    None of a blob that is not right.
+    Stops at the first range that is malformed.
     """
     if len(blob) < _HEADER.size:
         return
@@ -205,7 +206,7 @@ def _ranges(blob: mmap.mmap, limit: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _pieces(start: int, regions: Sequence[Region], number: int) -> Iterator[bytearray]:
-    """A derived blob of regions of a mapping that begins at *start*, as the ioctl takes it."""
+    """The pieces, for the ioctl, of a derived blob of *regions* of a mapping that begins at *start*."""
     header = _HEADER.pack(_MAGIC, len(regions))
     header += b"".join(_RANGE.pack(first - start, last - first) for first, last in regions)
     header = header.ljust(pages.rounded(len(header)), b"\0")

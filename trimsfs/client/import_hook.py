@@ -1,6 +1,6 @@
-"""Adapters are installed the moment their framework is imported, and not before.
+"""Installs the adapter of a framework when a program imports the framework.
 
-This is run at the start of every Python of `trimsfs run`, and imports next to nothing.
+Every Python that `trimsfs run` starts runs this first, so it imports next to nothing.
 """
 
 import importlib
@@ -11,15 +11,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
-"""The module that has ``install``, by the framework's own."""
+"""For each framework, the module with the function ``install``."""
 VERBOSE = "TRIMSFS_VERBOSE"
-"""A variable of the environment: when it is set, standard error tells what becomes of each model."""
+"""An environment variable: when it is set, the client logs to standard error what it does with each model."""
 
 
 def install() -> None:
-    """Install the adapters of frameworks that are there, and of others when they come."""
+    """Install the adapters of the frameworks that are imported already, and of others when they are imported."""
     if os.environ.get(VERBOSE):
-        _tell()
+        _log_to_stderr()
     for framework in ADAPTERS:
         if framework in sys.modules:
             _adapt(framework)
@@ -27,8 +27,8 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder)
 
 
-def _tell() -> None:
-    import logging  # noqa: PLC0415 - programs that do not ask for it do not wait for it
+def _log_to_stderr() -> None:
+    import logging  # noqa: PLC0415 - slow to import, and few programs need it
 
     client = logging.getLogger("trimsfs.client")
     client.setLevel(logging.DEBUG)
@@ -41,14 +41,16 @@ def _tell() -> None:
 def _adapt(framework: str) -> None:
     try:
         importlib.import_module(ADAPTERS[framework]).install()
-    except Exception:  # the program is to run in any case, if without us
+    except Exception:  # the program must run in any case, if without the adapter
         import logging  # noqa: PLC0415
 
-        logging.getLogger(__name__).exception("%s is used as it is", framework)
+        logging.getLogger(__name__).exception(
+            "the adapter of %s is not installed: models are copied as without trimsfs", framework
+        )
 
 
 class _Finder:
-    """Finds a framework where it is, and has its loader install the adapter at the end."""
+    """Finds a framework by the usual path, and wraps its loader to install the adapter afterwards."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -61,7 +63,7 @@ class _Finder:
 
 
 class _Loader:
-    """Another loader, and the adapter after it. ``importlib.abc`` would cost every program more than all of this."""
+    """Runs another loader, then installs the adapter. A base class from ``importlib.abc`` would be slow to import."""
 
     def __init__(self, loader: object) -> None:
         self._loader = loader
@@ -71,4 +73,4 @@ class _Loader:
         _adapt(module.__name__)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._loader, name)  # `create_module`, and what readers of resources ask for
+        return getattr(self._loader, name)  # `create_module`, and the methods of resource readers

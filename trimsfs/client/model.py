@@ -1,4 +1,4 @@
-"""A model file, mapped copy-on-write: what is written to a tensor stays in this process, what is not is shared."""
+"""A model file, mapped copy-on-write: pages that a process writes to become its own, all others stay shared."""
 
 import mmap
 import os
@@ -27,17 +27,17 @@ _ALIGNMENT = 64
 
 
 class Model:
-    """A model file and its tensors. Tensors keep the mapping, and so the file's generation, for as long as they live.
+    """A model file and its tensors. Tensors keep the mapping, and so the file's generation, while they live.
 
-    The file is open from the start, and mapped when its content is first asked for: that waits until all of it is on
-    this host. ``inode`` is its inode's number.
+    The constructor opens the file. The first use of its content maps it, after waiting until all of it is on this host.
+    ``inode`` is its inode number.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - for as long as this lives
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the model
         self.inode = os.fstat(self._file.fileno()).st_ino
-        # What is made when it is needed. No lock, which a process forked meanwhile would find held: the first counts.
+        # Computed on first use. Without a lock, which a forked child could find held: the first result counts.
         self._made: dict[str, Any] = {}
         self._others: dict[str, mmap.mmap | bytes] = {}
 
@@ -47,7 +47,7 @@ class Model:
 
     @property
     def mapping(self) -> mmap.mmap | bytes:
-        """All of the file. Raises OSError, as from a store that fails."""
+        """The whole file. Raises OSError, as when the store fails."""
         made: mmap.mmap | bytes | None = self._made.get("mapping")
         if made is None:
             mapping = mapped(self.path, self._file, common=bool(ensure_local(self._file)))
@@ -56,7 +56,7 @@ class Model:
 
     @property
     def table(self) -> TensorTable:
-        """The tensors' names, types, shapes and places. Raises FormatError, and OSError as `mapping`."""
+        """Names, types, shapes and offsets of the tensors. Raises FormatError, and OSError as `mapping`."""
         made: TensorTable | None = self._made.get("table")
         if made is None:
             try:
@@ -69,36 +69,36 @@ class Model:
     def to(
         self, device: str | int, tensors: str | Iterable[str] | None = None, memory: Literal["vmm", "ipc"] = "vmm"
     ) -> "DeviceModel":
-        """The copy in a device's memory that all processes share, or a part of it. Needs a mount with a GPU tier.
+        """Lease the copy in a device's memory that all processes share, or a part of it. Needs a mount with a GPU tier.
 
-        *device* is one of those that this process sees, ``"cuda:1"`` or ``1``, or any by its UUID (``"GPU-…"``);
-        ``"cuda"`` is the first. *tensors* is a pattern, or several, as `fnmatch` has them: a part is loaded by itself.
-        *memory* is ``"vmm"``, which is mapped for reading, or ``"ipc"``, which whoever has it can write to, and which
-        is lost when the server ends.
+        *device* is ``"cuda:1"`` or ``1`` by the ordinal in this process, ``"GPU-…"`` by UUID, or ``"cuda"`` for the
+        first. *tensors* is one pattern of `fnmatch` or several; the server loads only the tensors that match.
+        *memory* is ``"vmm"``, which this process can only read, or ``"ipc"``, which every holder can write to and which
+        ends with the server.
 
-        Waits until the copy is there; the file is neither mapped nor waited for, and may be of any format. Raises
+        Waits until the copy is loaded. The file may be of any format, and is not mapped in this process. Raises
         GpuError.
         """
-        from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs need none of it
+        from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs use no GPU
 
         return load(self.path, self._file, device, tensors, memory)
 
     def raw(self, tensor: Tensor) -> memoryview:
-        """The bytes of a tensor of the table, writable by this process alone."""
+        """The bytes of a tensor of the table; writes stay in this process."""
         view = memoryview(self._buffer(tensor))[tensor.offset : tensor.offset + tensor.nbytes]
         if len(view) != tensor.nbytes:
             raise EOFError(f"{self.path}: tensor {tensor.name!r}: {tensor.file} is too short")
         return view
 
     def numpy(self) -> "dict[str, np.ndarray[Any, Any]]":
-        """All tensors as NumPy arrays, by name. Types that NumPy lacks, such as bfloat16, are those of ml_dtypes.
+        """All tensors as NumPy arrays, by name; types that NumPy lacks, such as bfloat16, come from ml_dtypes.
 
-        Raises TypeError for types that neither has.
+        Raises TypeError for types that both lack.
         """
         return {tensor.name: self._array(tensor) for tensor in self.table.tensors}
 
     def _array(self, tensor: Tensor) -> "np.ndarray[Any, Any]":
-        import numpy as np  # noqa: PLC0415 - only where it is used: the client itself needs no library
+        import numpy as np  # noqa: PLC0415 - the client itself needs no library
 
         dtype = numpy_dtype(tensor.name, tensor.dtype)
         check_whole_bytes(tensor.name, tensor.dtype)
@@ -120,8 +120,8 @@ class Model:
     def jax(self) -> "dict[str, JaxArray]":
         """All tensors as JAX arrays, by name, on JAX's default device. Raises TypeError for types that JAX lacks.
 
-        On a CPU those at addresses that are multiples of 64 share the mapping, and change with a NumPy array of this
-        model that is written to; others are copies. So are those of 64 bits an element, which JAX narrows to 32 unless
+        On a CPU, tensors at addresses that are multiples of 64 share the mapping: writes through a NumPy array of this
+        model show in them. Other tensors are copied. JAX also copies elements of 64 bits, which it narrows to 32 unless
         ``jax_enable_x64`` is set.
         """
         import jax  # noqa: PLC0415
@@ -131,8 +131,8 @@ class Model:
     def tensorflow(self) -> "dict[str, TensorFlowTensor]":
         """All tensors as TensorFlow tensors, by name, on the CPU. Raises TypeError for types that TensorFlow lacks.
 
-        Those at addresses that are multiples of 64 share the mapping, and change with a NumPy array of this model that
-        is written to; others are copies, and so are all 8-bit floats.
+        Tensors at addresses that are multiples of 64 share the mapping: writes through a NumPy array of this model show
+        in them. Other tensors are copied, and so are all 8-bit floats.
         """
         import tensorflow  # noqa: PLC0415
 
@@ -142,16 +142,16 @@ class Model:
     def mxnet(self) -> "dict[str, NDArray]":
         """All tensors as MXNet arrays, by name, on the CPU. Raises TypeError for types that MXNet lacks.
 
-        They share the mapping: what MXNet writes to one shows in this model's arrays of other kinds.
+        They share the mapping: what MXNet writes shows in this model's tensors of other frameworks.
         """
         from trimsfs.client.mxnet.load import arrays  # noqa: PLC0415
 
         return arrays(self.table, self.mapping)
 
     def fold(self) -> Folded:
-        """Share what this process has written to the mapping with others of the same user that have written the same.
+        """Share the pages that this process wrote with processes of the same user that wrote the same bytes.
 
-        Nobody may write to it meanwhile. Needs a mount, and Linux 6.7; raises OSError with an older one.
+        No thread may write to the mapping meanwhile. Needs a mount, and Linux 6.7; raises OSError before that.
         """
         if isinstance(self.mapping, bytes):
             return Folded(shared=0, passed_on=0, own=0)
@@ -169,15 +169,15 @@ class Model:
 
 
 def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":
-    """A tensor over an array's bytes if it can be, else a copy. Raises TypeError."""
+    """A tensor over an array's bytes where TensorFlow can share them, else a copy. Raises TypeError."""
     import tensorflow  # noqa: PLC0415
 
     dtype = tensorflow.as_dtype(array.dtype)
     shared = tensorflow.experimental.dlpack.from_dlpack
-    if array.ctypes.data % _ALIGNMENT:  # TensorFlow would take it, and end the process when it computes with it
+    if array.ctypes.data % _ALIGNMENT:  # TensorFlow accepts it, and crashes when it computes with it
         return tensorflow.constant(array)
     if array.dtype.name in NUMPY:
         return shared(array.__dlpack__())
-    if dtype == tensorflow.bfloat16:  # NumPy cannot lend it as what it is
+    if dtype == tensorflow.bfloat16:  # NumPy cannot export bfloat16 by DLPack
         return tensorflow.bitcast(shared(array.view("uint16").__dlpack__()), dtype)
     return tensorflow.constant(array)

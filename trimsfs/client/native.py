@@ -1,4 +1,4 @@
-"""What is in C: steps of folding, MXNet's arrays, and system calls that let other threads of Python go on meanwhile."""
+"""The native library: folding steps, MXNet's arrays, and system calls without the GIL."""
 
 import ctypes
 import functools
@@ -14,12 +14,12 @@ libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library built of what is in C, whatever interpreter it was built for. Raises OSError when it is not there."""
+    """The native library, whatever interpreter it was built for. Raises OSError when it is not there."""
     directory = Path(__file__).parent
     own = (directory / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
     built = next((path for path in (*own, *directory.glob("_native.*so")) if path.exists()), None)
     if built is None:
-        raise FileNotFoundError("trimsfs has been installed without its parts in C: pip install it with gcc")
+        raise FileNotFoundError("the native library of trimsfs is missing: reinstall trimsfs where gcc is installed")
     loaded = ctypes.CDLL(str(built), use_errno=True)
     loaded.trimsfs_step.restype = ctypes.c_void_p
     size = ctypes.c_size_t
@@ -37,17 +37,16 @@ def library() -> ctypes.CDLL:
 
 
 def ioctl(descriptor: int, request: int, argument: bytearray) -> None:
-    """``fcntl.ioctl`` holds all threads up for as long as it takes. Raises OSError."""
+    """An ioctl that lets other threads run meanwhile: ``fcntl.ioctl`` holds the GIL. Raises OSError."""
     if libc.ioctl(descriptor, request, (ctypes.c_char * len(argument)).from_buffer(argument)) < 0:
         raise last_error()
 
 
 class Step:
-    """A part of this process's memory, ``[start, start + size)``, and the part of a file to be mapped over it as far as
-    they are equal, in parts of no less than *least* bytes.
+    """One step of folding: maps a part of a file over the memory ``[start, start + size)``, as far as both are equal.
 
-    Whoever executes it calls ``execute`` with ``pointer``, and then ``release``. Raises OSError when the file cannot be
-    read.
+    Equal ranges shorter than *least* bytes stay as they are. The executor calls ``trimsfs_execute`` with ``pointer``,
+    then ``trimsfs_release``. Raises OSError when the file cannot be read.
     """
 
     def __init__(self, start: int, size: int, descriptor: int, offset: int, least: int) -> None:
@@ -63,13 +62,13 @@ class Step:
 
     @property
     def shared(self) -> int | None:
-        """Bytes that are shared now; None until it has been executed."""
+        """Bytes that the step has mapped; None until it has been executed."""
         shared: int = library().trimsfs_shared(self.pointer)
         return None if shared < 0 else shared
 
 
 def engine_functions() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """Where the functions are that execute a step and then release it, as an engine takes them."""
+    """The addresses of the functions that execute and release a step, for MXNet's engine."""
     loaded = library()
     return (
         ctypes.cast(loaded.trimsfs_execute, ctypes.c_void_p),
@@ -78,13 +77,13 @@ def engine_functions() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
 
 
 def execute(step: Step) -> None:
-    """Execute a step, here and now."""
+    """Execute a step in this thread."""
     library().trimsfs_execute(None, step.pointer)
     library().trimsfs_release(step.pointer)
 
 
 def writing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that writes to memory by itself, kept apart from steps: none is executed while it is called."""
+    """Wrap a function that writes to arrays in the calling thread: no step is executed during a call."""
     begin, end = library().trimsfs_begin_write, library().trimsfs_end_write
 
     @functools.wraps(function, updated=())
@@ -99,6 +98,6 @@ def writing(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def last_error() -> OSError:
-    """What the call just made has failed with."""
+    """The error of the last call of a C function."""
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""Memory of this process, page by page: what of a mapping is its own, and files in the place of that."""
+"""Pages of this process's memory: which are private because it wrote to them, and how a file is mapped over them."""
 
 import ctypes
 import fcntl
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from trimsfs.client.native import last_error, libc
 
 Region = tuple[int, int]
-"""Addresses ``[start, end)``, both at page boundaries."""
+"""Addresses ``[start, end)``."""
 
 PAGE = mmap.PAGESIZE
 _SCAN = struct.Struct("=12Q")
-"""``struct pm_scan_arg``: size, flags, start, end, walk end, vector, its length, most pages, and masks of what a page
-is: inverted, all of, any of, told."""
+"""``struct pm_scan_arg``: size, flags, start, end, walk_end, vec, vec_len, max_pages, and the masks of categories:
+inverted, all of, any of, returned."""
 _PAGEMAP_SCAN = 3 << 30 | _SCAN.size << 16 | ord("f") << 8 | 16
 _REGION = struct.Struct("=3Q")
 _FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4
@@ -27,19 +27,19 @@ libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, cty
 
 
 def address_of(mapping: mmap.mmap) -> int:
-    """Where a writable mapping begins."""
+    """The address at which a writable mapping begins."""
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 def rounded(size: int) -> int:
-    """Bytes of the pages that *size* bytes take."""
+    """*size* rounded up to whole pages."""
     return -(-size // PAGE) * PAGE
 
 
 def own(start: int, end: int) -> list[Region]:
-    """The parts of a mapping of a file that are this process's own, because it has written to them.
+    """The parts of a private file mapping that this process has pages of its own for, because it wrote to them.
 
-    Raises OSError where the kernel cannot tell (before Linux 6.7).
+    Raises OSError before Linux 6.7, which lacks PAGEMAP_SCAN.
     """
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         return list(_scan(pagemap.fileno(), start, end))
@@ -63,15 +63,12 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Region]:
 
 
 def view(start: int, end: int) -> memoryview:
-    """The bytes of a region. Nothing keeps it mapped."""
+    """The bytes of a region. The view does not keep it mapped."""
     return memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
 
 
 def map_over(start: int, size: int, descriptor: int, offset: int) -> None:
-    """Have a part of a file where memory of this process was, privately: writing to it changes nothing else.
-
-    Raises OSError.
-    """
+    """Map a part of a file privately in place of this process's memory. Raises OSError."""
     flags = mmap.MAP_PRIVATE | _MAP_FIXED
     address = libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, offset)
     if address == _MAP_FAILED:

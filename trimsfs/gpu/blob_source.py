@@ -1,4 +1,4 @@
-"""A blob as what a copy is made of."""
+"""Reads a blob for a copy, while its bytes may still arrive from the store."""
 
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.tiers.blob import Blob
@@ -6,9 +6,9 @@ from trimsfs.types import Buffer
 
 
 class BlobSource:
-    """The bytes of a blob that the caller uses, which may still be on their way from the store.
+    """The bytes of a blob, which the caller keeps in use.
 
-    *in_memory* tells that its file is in memory for good, as on a tmpfs.
+    *in_memory* says that the blob's file is always in memory, as on a tmpfs.
     """
 
     def __init__(self, blob: Blob, fetcher: Fetcher, *, in_memory: bool) -> None:
@@ -17,7 +17,7 @@ class BlobSource:
         self._in_memory = in_memory
 
     async def bytes_of(self, start: int, stop: int) -> Buffer | None:
-        """Wait for some bytes; None when they are in the file, where there may be no room for them."""
+        """Wait for the bytes ``[start, stop)``; None when they are in the file, as they are unless the disk is full."""
         blob = self._blob
         data = await self._fetcher.read(blob, start, stop)
         return None if blob.attached and blob.readable(start, stop) else data

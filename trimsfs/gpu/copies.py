@@ -1,4 +1,4 @@
-"""Copies on the GPUs of a host: loaded once for whoever asks, lent, and given up when others need the room."""
+"""Manages the copies on the GPUs of a host: loads each once, leases it to programs, and evicts it for others."""
 
 import logging
 import secrets
@@ -39,15 +39,15 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 MOST_WAITING, MOST_WAITING_OF_USER = 512, 256
-"""Requests that wait at once; the server answers no more than twice as many of all kinds at a time."""
+"""Requests that may wait at once: half of all that the server answers at a time."""
 LINGER_S = 2.0
-"""How long a copy is loaded on when nobody waits for it any more."""
+"""How long a load goes on after the last program that waited for it has gone."""
 
 
 class GpuCopies:
-    """The copies of a mount. *unavailable* tells why there can be none; *in_memory* whether the cache is in memory.
+    """The copies of a mount. *unavailable* says why there can be none; *in_memory*, whether the cache is in memory.
 
-    Devices are looked for when the server runs; what is asked before waits for that.
+    `run` searches for devices; earlier requests wait until it has.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class GpuCopies:
         return statistics_of(self.pools)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Find the devices, take over what an earlier server has loaded, and load, for as long as the server runs."""
+        """Find the devices, take over the copies of an earlier server, and load others until the server ends."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._background.run)
             task_status.started()
             if self.unavailable is None:
                 await self._search()
             if self.unavailable is not None:
-                log.info("no copies on GPUs: %s", self.unavailable)
+                log.info("the mount uses no GPU: %s", self.unavailable)
             await self._adopt_all()
             try:
                 await trio.sleep_forever()
@@ -102,31 +102,31 @@ class GpuCopies:
             for device in found:
                 log.info("device %s: %s, %d bytes", device.uuid, device.name, device.total)
                 self._add(device)
-        self._place_recorded()
+        self._add_recorded()
         self._searched.set()
 
     def _add(self, device: cuda.DeviceInfo) -> None:
         if self._options.gpu_headroom >= device.total:
-            log.warning("device %s: --gpu-headroom leaves no room for copies: lower it", device.uuid)
+            log.warning("device %s: --gpu-headroom exceeds its memory: lower it", device.uuid)
         self.pools[device.uuid] = Pool(
             device,
             budget=int(device.total * self._options.gpu_memory),
             headroom=self._options.gpu_headroom,
             policy=POLICIES[self._options.gpu_policy],
             is_pinned=self._is_pinned,
-            let_go=self.ledger.let_go,
+            before_free=self.ledger.let_go,
         )
 
     async def _is_pinned(self, generation: Generation) -> bool:
         try:
             return (await self._disk.residency(generation)).pinned
         except CacheUnusableError:
-            return True  # as long as it cannot be told
+            return True  # a copy stays while nobody knows
 
     # Copies of an earlier server
 
-    def _place_recorded(self) -> None:
-        """Have whoever asks for them wait until they are here again."""
+    def _add_recorded(self) -> None:
+        """Add the recorded copies to their pools: requests for them wait until they are adopted."""
         for copy in self.ledger.copies:
             pool = self.pools.get(copy.device)
             if pool is not None:
@@ -137,8 +137,8 @@ class GpuCopies:
         for copy in recorded:
             pool = self.pools.get(copy.device)
             await self._adopt(copy, pool)
-            if pool is not None and not copy.leases:  # it may have ended before there was a device
-                self._background.start(self._idle, pool, copy)
+            if pool is not None and not copy.leases:  # the last lease may have ended before the device was found
+                self._background.start(self._after_use, pool, copy)
 
     async def _adopt(self, copy: Copy, pool: Pool | None) -> None:
         try:
@@ -146,29 +146,29 @@ class GpuCopies:
                 raise DeviceError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
             assert copy.descriptor is not None
             copy.memory = await pool.device.adopt(copy.size, copy.descriptor)
-            log.info("/%s: taken over: %d bytes on %s", copy.generation.key, copy.size, copy.device)
+            log.info("/%s: took over %d bytes on %s", copy.generation.key, copy.size, copy.device)
         except (TrimsError, CudaError) as error:
             log.warning("%s", error)
             copy.error, copy.gone = DeviceError(str(error)), True
             self.ledger.let_go(copy)
             if pool is not None:
-                pool.disown(copy)
+                pool.drop_lost(copy)
         finally:
             copy.done.set()
 
-    # Lending
+    # Leases
 
     async def lease(self, generation: Generation, request: CopyRequest, holder: Holder) -> Lease:
-        """Load a copy unless it is there, and keep it until the lease is given to `release`.
+        """Lease a copy, which is loaded first if it is not there; `release` ends the lease.
 
-        Raises NoSuchEntryError when there is no such device or no tensor is meant, DeviceFullError, DeviceError,
-        InUseError when too many wait, and what a read of the file does.
+        Raises NoSuchEntryError when no device or no tensor matches, DeviceFullError, DeviceError, InUseError when too
+        many requests wait, and as a read of the file does.
         """
-        with self._place(holder.uid):
+        with self._waiting_request(holder.uid):
             pool = await self._pool(request.device)
             key = self._key(generation, request, self._domain(holder))
-            copy = await self._found_or_begun(pool, key, generation)
-            lease = pool.lend(copy, holder)
+            copy = await self._find_or_load(pool, key, generation)
+            lease = pool.lease(copy, holder)
             try:
                 await copy.done.wait()
                 if copy.error is not None:
@@ -181,32 +181,34 @@ class GpuCopies:
             return lease
 
     @contextmanager
-    def _place(self, uid: int) -> Iterator[None]:
-        """A place for a request of a user, each of which takes one of the server's tasks while it waits."""
+    def _waiting_request(self, uid: int) -> Iterator[None]:
+        """Count a waiting request of a user, as each takes one of the server's tasks. Raises InUseError."""
         if self._waiting.total() >= MOST_WAITING or self._waiting[uid] >= MOST_WAITING_OF_USER:
-            raise InUseError(f"too many requests for copies on GPUs wait already, {self._waiting[uid]} of uid {uid}")
+            raise InUseError(
+                f"too many requests for GPU copies are waiting, {self._waiting[uid]} of them of uid {uid}: try again"
+            )
         self._waiting[uid] += 1
         try:
             yield
         finally:
             self._waiting[uid] -= 1
 
-    async def _found_or_begun(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
+    async def _find_or_load(self, pool: Pool, key: CopyKey, generation: Generation) -> Copy:
         copy = pool.find(key)
         if copy is None:
             layout = await self._layout(generation, key.pattern)
-            copy = pool.find(key)  # somebody else may have begun meanwhile
+            copy = pool.find(key)  # another request may have begun it meanwhile
             if copy is None:
-                return self._begin(pool, key, generation, layout)
+                return self._start_loading(pool, key, generation, layout)
         if key.pattern is not None and not matching(copy.layout.tensors, key.pattern):
             raise _no_tensor(generation, key.pattern)
         pool.counts.hits += 1
         return copy
 
     def release(self, lease: Lease) -> None:
-        """A lease has ended: its copy may make way."""
+        """End a lease; the copy may be evicted after its last."""
         copy = lease.copy
-        self.ledger.returned(lease)
+        self.ledger.forget_lease(lease)
         copy.leases.discard(lease)
         pool = self.pools.get(copy.device)
         if copy.leases or pool is None or not self._background.running:
@@ -214,36 +216,36 @@ class GpuCopies:
         if copy.unwanted and not copy.done.is_set():
             self._background.start(self._abandon, pool, copy)
         else:
-            self._background.start(self._idle, pool, copy)
+            self._background.start(self._after_use, pool, copy)
 
     async def _abandon(self, pool: Pool, copy: Copy) -> None:
-        """Load a copy no further, unless somebody comes for it: who was interrupted by a signal often does."""
+        """Cancel a load after LINGER_S, unless it is requested again, as by a program that a signal interrupted."""
         with trio.move_on_after(LINGER_S):
             await copy.done.wait()
         if copy.unwanted and not copy.done.is_set():
             pool.abandon(copy)
 
-    async def _idle(self, pool: Pool, copy: Copy) -> None:
-        """Give up what nobody can ask for any more, and what the policy does not keep."""
+    async def _after_use(self, pool: Pool, copy: Copy) -> None:
+        """Free a copy without leases if it cannot be leased again, and what the policy does not keep."""
         await copy.done.wait()
         if copy.leases or copy.checked_by:
             return
         if self._options.gpu_sharing == "none":
             await pool.drop(copy)
-        elif not pool.lends(copy):
+        elif not pool.serves(copy):
             await pool.discard(copy)
         await pool.tidy()
 
-    def again(self, lease: Lease, holder: Holder) -> Lease:
-        """Another lease of the same copy."""
-        return self.pools[lease.copy.device].keep(lease.copy, holder)
+    def share(self, lease: Lease, holder: Holder) -> Lease:
+        """Make another lease of the same copy."""
+        return self.pools[lease.copy.device].add_lease(lease.copy, holder)
 
     def may_share(self, uid: int, other: int) -> bool:
-        """Whether two users may have the same copy."""
+        """Whether two users may use the same copy."""
         return self._options.gpu_sharing == "all" or uid == other
 
     def handle(self, generation: Generation, device: str, uid: int) -> bytes | None:
-        """The handle of a copy that is on a device already and that a user may share; it gives no lease."""
+        """The IPC handle of a loaded copy that a user may share, without a lease; None when there is none."""
         pool = self.pools.get(device)
         if pool is None or self._options.gpu_sharing == "none":
             return None
@@ -263,7 +265,7 @@ class GpuCopies:
         return CopyKey(token=token, domain=domain, memory=request.memory.value, pattern=request.pattern)
 
     def _domain(self, holder: Holder) -> str:
-        """Those with the same may share a copy."""
+        """The sharing domain of a holder: those in the same may share a copy."""
         match self._options.gpu_sharing:
             case "all":
                 return "all"
@@ -282,7 +284,7 @@ class GpuCopies:
 
     # Loading
 
-    def _begin(self, pool: Pool, key: CopyKey, generation: Generation, layout: Layout) -> Copy:
+    def _start_loading(self, pool: Pool, key: CopyKey, generation: Generation, layout: Layout) -> Copy:
         copy = Copy(key=key, device=pool.device.uuid, generation=generation, layout=layout, size=rounded(layout.nbytes))
         pool.add(copy)
         self._background.start(self._load, pool, copy)
@@ -290,19 +292,19 @@ class GpuCopies:
 
     async def _load(self, pool: Pool, copy: Copy) -> None:
         await self._loader.load(pool, copy)
-        if copy.error is None and not copy.leases:  # all who waited have gone
-            await self._idle(pool, copy)
+        if copy.error is None and not copy.leases:  # all that waited have gone
+            await self._after_use(pool, copy)
 
     # Commands
 
     async def warm(self, generation: Generation, request: CopyRequest, holder: Holder, *, models_only: bool) -> bool:
-        """Load a copy for a user before it is asked for. Raises as `lease`, and InvalidRequestError.
+        """Load a copy for a user ahead of time. Raises as `lease`, and InvalidRequestError.
 
-        With *models_only*, False for a file of no known format, which is left out.
+        With *models_only*, returns False for a file of unknown format, and loads nothing.
         """
         if self._options.gpu_sharing == "none":
             raise InvalidRequestError(
-                f"{generation.key}: no copy is shared, by --gpu-sharing none: nobody would use it"
+                f"{generation.key}: --gpu-sharing none gives each program a copy of its own: none can be loaded ahead"
             )
         if models_only and await self._tables.tensors(generation) is None:
             return False
@@ -310,31 +312,29 @@ class GpuCopies:
         return True
 
     def check_idle(self, generation: Generation) -> None:
-        """Raises InUseError when a copy of a file, whatever its generation, is in use."""
+        """Raises InUseError when a copy of any generation of a file is in use."""
         for pool in self.pools.values():
             for copy in pool.of_file(generation.key):
                 if copy.in_use:
                     raise _in_use(copy)
 
     async def evict(self, generation: Generation) -> None:
-        """Evict the copies of a file, whatever its generation. Raises InUseError when one is in use."""
+        """Evict the copies of all generations of a file. Raises InUseError when one is in use."""
         for pool in self.pools.values():
             for copy in pool.of_file(generation.key):
                 if not await pool.drop(copy):
                     raise _in_use(copy)
 
     async def compare(self, generation: Generation) -> int:
-        """Compare all copies of a generation with the file, byte by byte. One that differs is lent to nobody anew.
+        """Compare all copies of a generation with the file, byte by byte; returns their number.
 
-        How many there were.
-
-        Raises CopyDamagedError, and what a read of the file does.
+        A copy that differs is leased to nobody again. Raises CopyDamagedError, and as a read of the file does.
         """
         differing: list[str] = []
         compared = 0
         async with self._disk.using(generation) as blob:
             for pool in self.pools.values():
-                async with pool.comparing:  # one at a time: each takes two of the device's slots
+                async with pool.comparing:  # one at a time: each takes two of the device's staging buffers
                     for copy in pool.of(generation.token(self._disk.store)):
                         await copy.done.wait()
                         if copy.memory is None:
@@ -344,7 +344,7 @@ class GpuCopies:
                             differing.append(copy.device)
         if differing:
             raise CopyDamagedError(
-                f"{generation.key}: its copy on {', '.join(differing)} differs from the file: it is not lent any more: "
+                f"{generation.key}: its copy on {', '.join(differing)} differs from the file and is leased no more: "
                 "end the programs that use it"
             )
         return compared
@@ -360,10 +360,10 @@ class GpuCopies:
             if place is not None:
                 pool.forget(copy)
                 self.ledger.let_go(copy)
-            if not copy.leases and not pool.lends(copy):
-                self._background.start(self._idle, pool, copy)
+            if not copy.leases and not pool.serves(copy):
+                self._background.start(self._after_use, pool, copy)
         if place is not None:
-            log.error("/%s: the copy on %s differs at byte %d", copy.generation.key, copy.device, place)
+            log.error("/%s: the copy on %s differs from the file at byte %d", copy.generation.key, copy.device, place)
         return place is not None
 
     def resident(self, generation: Generation) -> dict[str, int]:
@@ -378,4 +378,4 @@ def _in_use(copy: Copy) -> InUseError:
 
 
 def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:
-    return NoSuchEntryError(f"{generation.key}: no tensor's name matches {pattern}")
+    return NoSuchEntryError(f"{generation.key}: no tensor name matches {pattern}")

@@ -1,7 +1,7 @@
-"""What outlives a server of its copies: the keeper holds their memory, and the ledger tells what is in it.
+"""Hands GPU copies to the next server: the keeper holds their memory, and the ledger describes them and their leases.
 
-A copy that is lent by descriptor stays in the device's memory for as long as anybody has a descriptor of it. One that
-is lent by handle goes with the server.
+Memory that is shared by descriptor (vmm) lives while anybody has a descriptor of it. Memory that is shared by IPC
+handle ends with the server that allocated it.
 """
 
 import itertools
@@ -17,29 +17,32 @@ from trimsfs.tiers.gpu.layout import Layout, Part
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease
 from trimsfs.types import Generation
 
-_MADE, _HELD = 1, 2
-"""Counts of a copy in the ledger: the keeper may hold it, or does."""
+_SENDING, _HELD = 1, 2
+"""The count of a copy in the ledger: its descriptor is being handed to the keeper, or the keeper holds it."""
 
 
 class DescriptorStore(Protocol):
-    """Who keeps descriptors when a server dies, by numbers: the keeper."""
+    """Keeps descriptors, by number, when a server dies: the keeper."""
 
     async def hold(self, number: int, descriptor: int) -> bool:
-        """Keep a descriptor; False when that is not possible."""
+        """Store a descriptor; False when the keeper cannot."""
 
     def let_go(self, number: int, done: Callable[[], None]) -> None:
-        """Keep it no longer, soon, and call *done* then."""
+        """Close it soon, and call *done* then."""
 
     async def recall(self, number: int) -> int | None:
-        """A descriptor that is kept; None when it is not."""
+        """A stored descriptor; None when there is none of this number."""
 
 
 class CopyLedger:
-    """The copies and leases of one server, in a ledger, as far as they can be gone on with."""
+    """The copies and leases of one server, recorded in the ledger for the next one.
+
+    ``copies`` are those that the server before has recorded.
+    """
 
     def __init__(self, ledger: Ledger, custodian: DescriptorStore) -> None:
         self._ledger = ledger
-        self._store = custodian
+        self._descriptors = custodian
         self._lease_slots: dict[Lease, int] = {}
         self.copies: list[Copy] = []
         self._leases: dict[int, list[Lease]] = {}
@@ -68,23 +71,23 @@ class CopyLedger:
             self._leases.setdefault(record.number, []).append(lease)
 
     def leases(self, handle: int) -> list[Lease]:
-        """The leases that an open file has since before this server was started; they are told once."""
+        """The leases of a file that an earlier server opened; the second call for a handle finds none."""
         return self._leases.pop(handle, [])
 
     def unclaimed(self) -> Iterator[Lease]:
-        """Leases of files that are not open any more."""
+        """The leases of files that are not open any more."""
         while self._leases:
             _, leases = self._leases.popitem()
             yield from leases
 
-    async def made(self, copy: Copy) -> None:
-        """A copy has been loaded: have it kept, if it can be."""
+    async def record_copy(self, copy: Copy) -> None:
+        """Record a loaded copy, and hand its descriptor to the keeper if the keeper can hold it."""
         if copy.descriptor is None:
             return
         number = next(self._numbers)
-        slot = self._ledger.add(RecordKind.GPU_COPY, number, _packed(copy), count=_MADE)
+        slot = self._ledger.add(RecordKind.GPU_COPY, number, _packed(copy), count=_SENDING)
         try:
-            held = await self._store.hold(number, copy.descriptor)
+            held = await self._descriptors.hold(number, copy.descriptor)
         except BaseException:
             self._let_go(number, slot)
             raise
@@ -93,12 +96,12 @@ class CopyLedger:
             copy.number, copy.slot = number, slot
 
     async def recall(self, copy: Copy) -> bool:
-        """Have the descriptor of an earlier server's copy again; False when it is lost."""
-        copy.descriptor = await self._store.recall(copy.number)
+        """Get the descriptor of an earlier server's copy back from the keeper; False when it is lost."""
+        copy.descriptor = await self._descriptors.recall(copy.number)
         return copy.descriptor is not None
 
     def let_go(self, copy: Copy) -> None:
-        """A copy is about to be freed."""
+        """Close the descriptor of a copy that is to be freed, and have the keeper close its own."""
         descriptor, copy.descriptor = copy.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -107,24 +110,24 @@ class CopyLedger:
             copy.number = 0
 
     def _let_go(self, number: int, slot: int) -> None:
-        self._ledger.set(slot, _MADE)  # whatever happens, it is not to be taken over
-        self._store.let_go(number, lambda: self._ledger.set(slot, 0))
+        self._ledger.set(slot, _SENDING)  # if this server dies now, the next one must not adopt the copy
+        self._descriptors.let_go(number, lambda: self._ledger.set(slot, 0))
 
-    def lent(self, lease: Lease, handle: int) -> None:
-        """An open file has a lease."""
+    def record_lease(self, lease: Lease, handle: int) -> None:
+        """Record a lease of an open file."""
         if lease.copy.number:
             content = {"copy": lease.copy.number, "holder": asdict(lease.holder), "since": lease.since}
             self._lease_slots[lease] = self._ledger.add(RecordKind.GPU_LEASE, handle, json.dumps(content).encode())
 
-    def returned(self, lease: Lease) -> None:
-        """A lease has ended."""
+    def forget_lease(self, lease: Lease) -> None:
+        """Remove a lease that has ended."""
         slot = self._lease_slots.pop(lease, None)
         if slot is not None:
             self._ledger.set(slot, 0)
 
 
 def _packed(copy: Copy) -> bytes:
-    """A copy for the ledger."""
+    """A copy as the ledger stores it."""
     content: dict[str, Any] = {
         "device": copy.device,
         "size": copy.size,

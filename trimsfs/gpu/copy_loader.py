@@ -1,4 +1,4 @@
-"""Loading copies: from the blob, as it comes, to the device."""
+"""Loads copies: from the blob, while it arrives from the store, to the device."""
 
 import logging
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CopyLoader:
-    """Fills copies from blobs, whose files are *in_memory* or not."""
+    """Fills copies from blobs. *in_memory* says that the cache directory is in memory, as on a tmpfs."""
 
     def __init__(self, disk: DiskTier, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
         self._disk = disk
@@ -27,22 +27,22 @@ class CopyLoader:
         self._in_memory = in_memory
 
     async def load(self, pool: Pool, copy: Copy) -> None:
-        """Load a copy that is on its way in a pool; its ``done`` tells when, and its ``error`` whether not."""
+        """Load a copy that a pool has added; sets its ``done`` at the end, and its ``error`` when loading failed."""
         key, began = copy.generation.key, trio.current_time()
-        copy.error = DeviceError(f"{key}: loading was given up")
+        copy.error = DeviceError(f"{key}: loading was cancelled")
         try:
             with copy.scope:
                 await self._fill(pool, copy)
-                await self._ledger.made(copy)
+                await self._ledger.record_copy(copy)
                 copy.error = None
         except TrimsError as error:
             copy.error = error
-        except CudaError as error:  # of pinned memory of the host
+        except CudaError as error:  # no pinned host memory
             copy.error = DeviceFullError(f"{key}: {error}")
         except OSError as error:
-            copy.error = CacheUnusableError(f"{key}: cannot be read from the cache: {error}")
+            copy.error = CacheUnusableError(f"{key}: the cache file cannot be read: {error}")
         except Exception as error:  # a defect: it ends this load, not the server
-            log.exception("/%s", key)
+            log.exception("/%s: loading to %s failed", key, copy.device)
             copy.error = DeviceError(f"{key}: internal error: {error!r}")
         finally:
             copy.load_s = trio.current_time() - began
@@ -56,30 +56,30 @@ class CopyLoader:
             else:
                 if not copy.scope.cancelled_caught:
                     pool.counts.failed_loads += 1
-                    log.info("not loaded to %s: %s", copy.device, copy.error)  # whoever waits for it tells
+                    log.info("load to %s failed: %s", copy.device, copy.error)  # the caller logs at its own level
                 with trio.CancelScope(shield=True):
                     await pool.discard(copy)
             copy.done.set()
 
     async def _fill(self, pool: Pool, copy: Copy) -> None:
         async with self._disk.using(copy.generation) as blob:
-            self._fetcher.hold(blob)  # what is not here yet is on its way before it is asked for
+            self._fetcher.hold(blob)  # prefetches what is missing
             try:
                 await pool.allocate(copy)
                 assert copy.memory is not None
                 await pool.device.clear(copy.memory)
                 await fill(pool.device, copy.memory.address, copy.layout, self.source(blob))
-                await pool.device.run(_lendable, copy)
+                await pool.device.run(_make_shareable, copy)
             finally:
                 self._fetcher.unhold(blob)
 
     def source(self, blob: Blob) -> BlobSource:
-        """A blob that the caller uses as what copies are made of."""
+        """The source of copies of a blob, which the caller keeps in use."""
         return BlobSource(blob, self._fetcher, in_memory=self._in_memory)
 
 
-def _lendable(copy: Copy) -> None:
-    """Have this process write to a loaded copy no more, and make what it is lent by. For the device's thread."""
+def _make_shareable(copy: Copy) -> None:
+    """Write-protect a loaded copy, and create the descriptor or handle that shares it. For the device's thread."""
     match copy.memory:
         case VmmMemory():
             copy.memory.protect(writable=False)

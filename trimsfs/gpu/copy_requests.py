@@ -1,4 +1,4 @@
-"""What a program may ask for, as the name of a control file: ``DEVICE[.ipc][@PATTERN]``."""
+"""Parses what programs request: control files ``DEVICE[.ipc][@PATTERN]``, warm commands and attributes."""
 
 import enum
 import fnmatch
@@ -15,7 +15,7 @@ _ATTRIBUTE = re.compile(r"gpu\.(GPU-[0-9a-f-]{36})\.ipc_handle")
 
 
 class MemoryKind(enum.StrEnum):
-    """How a copy is lent: by a descriptor, to be mapped for reading, or by a handle of 64 bytes, also for writing."""
+    """How copies are shared: by descriptor, mapped read-only (vmm), or by CUDA IPC handle, writable (ipc)."""
 
     VMM = "vmm"
     IPC = "ipc"
@@ -23,7 +23,7 @@ class MemoryKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CopyRequest:
-    """A copy on a device, by its UUID, of the tensors whose names match a pattern, None for all of the file."""
+    """A request for the tensors whose names match *pattern*, or for the whole file, on the device of this UUID."""
 
     device: str
     memory: MemoryKind = MemoryKind.VMM
@@ -31,9 +31,9 @@ class CopyRequest:
 
 
 def parse_request(name: str) -> CopyRequest | None:
-    """What the name of a control file asks for; None when it is no such name.
+    """The request in a control file's name; None for another name.
 
-    ``MIG`` is what `nvidia-smi` calls a part of a device; the driver makes no difference.
+    `nvidia-smi` writes ``MIG-`` for a part of a device; the driver uses ``GPU-`` for both.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -46,25 +46,25 @@ def parse_request(name: str) -> CopyRequest | None:
 
 @dataclass(frozen=True, slots=True)
 class WarmRequest:
-    """What a command is to load, and for which user, None for who gives the command."""
+    """A request to load a copy ahead, for a user id; None stands for the user who gives the command."""
 
     request: CopyRequest
     uid: int | None
 
 
 def parse_warm_command(name: str) -> WarmRequest | None:
-    """What the name of a command ``warm-[UID~]DEVICE...`` is to load; None when it is no such name."""
+    """The request in a command's name ``warm-[UID~]DEVICE...``; None for another name."""
     match = _WARM.fullmatch(name)
     asked = parse_request(match[2]) if match else None
     return WarmRequest(asked, int(match[1]) if match[1] else None) if match and asked else None
 
 
 def device_of_attribute(name: str) -> str | None:
-    """The device that such an attribute is about; None for another attribute."""
+    """The device in an attribute's name ``gpu.UUID.ipc_handle``; None for another attribute."""
     match = _ATTRIBUTE.fullmatch(name)
     return match[1] if match else None
 
 
 def matching(tensors: Iterable[Tensor], pattern: str | None) -> list[Tensor]:
-    """The tensors whose names match a pattern, of a file in which that makes sense."""
+    """The tensors whose names match a pattern; all of them for None."""
     return [tensor for tensor in tensors if pattern is None or fnmatch.fnmatchcase(tensor.name, pattern)]

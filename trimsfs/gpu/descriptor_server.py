@@ -1,7 +1,7 @@
-"""Descriptors of copies for those who have a lease: over a Unix socket, whose listening end the keeper holds.
+"""Serves descriptors of copies to holders of a lease, over a Unix socket whose listening end the keeper holds.
 
-A client sends ``{"token": ...}``, which it has from its control file, and gets ``{"size": ...}`` with a descriptor of
-the memory, or ``{"error": ..., "kind": ...}``. The connection is a lease of its own until it is closed.
+A client sends ``{"token": ...}``, which it has read from its control file. It receives ``{"size": ...}`` and a
+descriptor of the memory, or ``{"error": ..., "kind": ...}``. The connection is another lease until it is closed.
 """
 
 import logging
@@ -23,19 +23,21 @@ log = logging.getLogger(__name__)
 
 MOST_CONNECTIONS, MOST_OF_USER = 1024, 256
 PATIENCE_S = 10.0
-"""How long a client may take to say what it wants."""
+"""How long a client may take to send its request."""
 
-Lend = Callable[[Lease, Holder], Lease]
+Share = Callable[[Lease, Holder], Lease]
 
 
 class DescriptorServer:
-    """Tokens of leases, and the socket where they are worth a descriptor.
+    """Issues tokens for leases, and sends a descriptor to whoever presents one.
 
-    *lend* makes another lease of the same copy, *release* ends it. ``path`` is None where clients cannot connect.
+    *share* makes another lease of the same copy, *release* ends it. ``path`` is None where clients cannot connect.
     """
 
-    def __init__(self, lend: Lend, release: Callable[[Lease], None], *, may_share: Callable[[int, int], bool]) -> None:
-        self._lend = lend
+    def __init__(
+        self, share: Share, release: Callable[[Lease], None], *, may_share: Callable[[int, int], bool]
+    ) -> None:
+        self._share = share
         self._release = release
         self._may_share = may_share
         self._leases: dict[str, Lease] = {}
@@ -44,7 +46,7 @@ class DescriptorServer:
         self.path: Path | None = None
 
     def token(self, lease: Lease) -> str:
-        """The token of a lease; nobody can guess it."""
+        """The token of a lease, which nobody can guess."""
         token = self._known.get(lease)
         if token is None:
             token = self._known[lease] = secrets.token_hex(16)
@@ -52,7 +54,7 @@ class DescriptorServer:
         return token
 
     def ended(self, lease: Lease) -> None:
-        """The token of a lease is worth nothing any more."""
+        """Revoke the token of a lease that has ended."""
         token = self._known.pop(lease, None)
         if token is not None:
             del self._leases[token]
@@ -60,43 +62,43 @@ class DescriptorServer:
     async def run(
         self, path: Path, listener: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Answer whoever connects, for as long as the server runs."""
+        """Answer clients until the server ends."""
         self.path = path
         task_status.started()
-        places = trio.Semaphore(MOST_CONNECTIONS)
+        connections = trio.Semaphore(MOST_CONNECTIONS)
         listening = trio.socket.from_stdlib_socket(socket.socket(fileno=listener))
         async with trio.open_nursery() as nursery:
             while True:
-                await places.acquire()
+                await connections.acquire()
                 try:
                     end, _ = await listening.accept()
                 except OSError as error:
-                    places.release()
-                    log.error("no client of GPU copies can connect: %s", error)
+                    connections.release()
+                    log.error("the socket for GPU clients accepts no connections: %s: retrying in 1 s", error)
                     await trio.sleep(1)
                     continue
-                nursery.start_soon(self._serve, end, places)
+                nursery.start_soon(self._serve, end, connections)
 
-    async def _serve(self, end: trio.socket.SocketType, places: trio.Semaphore) -> None:
+    async def _serve(self, end: trio.socket.SocketType, connections: trio.Semaphore) -> None:
         channel = Channel(socket.socket(fileno=end.detach()))
         try:
             pid, uid = channel.peer()
-            with self._place_of(uid) as free:
-                if free:
+            with self._admit(uid) as admitted:
+                if admitted:
                     await self._answer(channel, holder_of(uid, pid))
                 else:
-                    await channel.refuse({"error": "too many connections of this user", "kind": "InUseError"})
+                    await channel.refuse({"error": "this user has too many connections", "kind": "InUseError"})
         except (ChannelClosedError, OSError):
-            pass  # it has gone
-        except Exception:  # a defect: it ends this connection, not the server
-            log.exception("a connection failed")
+            pass  # the client has gone
+        except Exception:  # a bug: it ends this connection, not the server
+            log.exception("a connection of a GPU client failed")
         finally:
             channel.close()
-            places.release()
+            connections.release()
 
     @contextmanager
-    def _place_of(self, uid: int) -> Iterator[bool]:
-        """Whether a user may have another connection, for the length of the block."""
+    def _admit(self, uid: int) -> Iterator[bool]:
+        """Count a connection of a user during the block; False when the user has too many."""
         if self._connections[uid] >= MOST_OF_USER:
             yield False
             return
@@ -113,15 +115,15 @@ class DescriptorServer:
         token = message.get("token") if isinstance(message, dict) else None
         given = self._leases.get(token) if isinstance(token, str) else None
         if given is not None:
-            with trio.move_on_after(PATIENCE_S):  # it may be on its way from an earlier server
+            with trio.move_on_after(PATIENCE_S):  # the copy of an earlier server may still be being adopted
                 await given.copy.done.wait()
         if given is None or not given.copy.ready or given.copy.descriptor is None:
-            await channel.send({"error": "no lease has this token, or not any more", "kind": "NoSuchEntryError"})
+            await channel.send({"error": "no lease has this token", "kind": "NoSuchEntryError"})
         elif not self._may_share(given.holder.uid, holder.uid):
-            log.warning("uid %d has a token of uid %d", holder.uid, given.holder.uid)
-            await channel.send({"error": "the token is another user's", "kind": "NotPermittedError"})
+            log.warning("uid %d presented a token of uid %d: refused", holder.uid, given.holder.uid)
+            await channel.send({"error": "the token belongs to another user", "kind": "NotPermittedError"})
         else:
-            lease = self._lend(given, holder)
+            lease = self._share(given, holder)
             try:
                 await channel.send({"size": given.copy.size}, [given.copy.descriptor])
                 while True:
@@ -131,7 +133,7 @@ class DescriptorServer:
 
 
 async def _receive(channel: Channel) -> Message:
-    """The next message; descriptors that nobody has asked for are closed."""
+    """The next message; descriptors that come with it are closed."""
     message, descriptors = await channel.receive()
     for descriptor in descriptors:
         os.close(descriptor)

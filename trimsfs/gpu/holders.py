@@ -1,4 +1,4 @@
-"""Who holds a lease, for operators to see."""
+"""Identifies the holder of a lease for operators: user, process and container."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from trimsfs.tiers.gpu.pool import Holder
 
 _PROCESS = re.compile(r"^Tgid:\s*([0-9]+)$", re.MULTILINE)
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
-"""The identifier of a container in the name of its control group, by the engines' common habit."""
+"""The container's identifier, which engines put into the name of its control group."""
 
 
 def holder_of(uid: int, thread: int) -> Holder:
-    """A user and a process, by one of its threads, 0 for one of another PID namespace; with its container."""
+    """The holder with this user id and thread; a *thread* of 0 is one of another PID namespace."""
     if thread == 0:
         return Holder(uid=uid)
     process = _found(_PROCESS, thread, "status")
@@ -19,7 +19,7 @@ def holder_of(uid: int, thread: int) -> Holder:
 
 
 def _found(pattern: re.Pattern[str], thread: int, file: str) -> str | None:
-    """What a pattern finds in a file of a thread in /proc; None when that is gone."""
+    """The group that a pattern matches in a thread's file in /proc; None when the thread is gone."""
     try:
         found = pattern.search(Path(f"/proc/{thread}/{file}").read_text(errors="replace"))
     except OSError:

@@ -1,10 +1,11 @@
-"""How programs ask for copies: control files, attributes and ioctls."""
+"""How programs use GPU copies: control files, attributes and ioctls; and the facts about them for operators."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from cachetools import LRUCache
 
 from trimsfs.errors import LookUpAgainError
 from trimsfs.formats.table import Tensor
@@ -16,15 +17,15 @@ from trimsfs.tiers.gpu.pool import Copy, CopyKey, Lease, Pool
 from trimsfs.types import Generation
 
 DIRECTORY = "gpu"
-"""The control directory of a model file whose files are its copies, by device."""
+"""The control directory of a model file that has one file for each device and copy."""
 
 RENDERED = 16
-"""Descriptions of tensors that are kept, as they are read piece by piece."""
+"""Tensor listings that are kept, as clients read them piece by piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IoctlAnswer:
-    """What an ioctl gives: bytes of the memory, bytes used of it, and what it is opened by."""
+    """The answer to ``TRIMSFS_IOC_GPU``: bytes of the memory, bytes used, and a handle, or a token and a socket."""
 
     size: int
     nbytes: int
@@ -34,7 +35,7 @@ class IoctlAnswer:
 
 
 class LeaseFile:
-    """An open control file: a lease. Reading it tells what the copy is opened by."""
+    """An open control file, which is a lease. Its content describes the copy and how to open it."""
 
     def __init__(self, surface: "GpuInterface", lease: Lease, pattern: str | None) -> None:
         self.lease = lease
@@ -42,7 +43,7 @@ class LeaseFile:
         self._pattern = pattern
 
     async def read(self, offset: int, size: int) -> bytes:
-        # Without a wait, which no signal could end: a copy of an earlier server is told of before it is here again.
+        # Without waiting, which no signal could interrupt: it describes a copy that is still being adopted, too.
         copy = self.lease.copy
         if copy.done.is_set() and not copy.ready:
             raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
@@ -61,35 +62,35 @@ class GpuInterface:
 
     def __init__(self, copies: GpuCopies) -> None:
         self._copies = copies
-        self.descriptors = DescriptorServer(copies.again, copies.release, may_share=copies.may_share)
+        self.descriptors = DescriptorServer(copies.share, copies.release, may_share=copies.may_share)
         self._by_handle: dict[int, list[Lease]] = {}
-        self._rendered: OrderedDict[tuple[CopyKey, str | None], bytes] = OrderedDict()
+        self._rendered: LRUCache[tuple[CopyKey, str | None], bytes] = LRUCache(RENDERED)
 
     def devices(self) -> list[str]:
-        """The devices of this host that copies can be on."""
+        """The UUIDs of the devices that copies can be on."""
         return sorted(self._copies.pools)
 
     def knows(self, name: str) -> bool:
-        """Whether there may be such a control file; whether there is a device is found when it is opened."""
+        """Whether a control file may have this name; opening it finds out whether there is such a device."""
         return parse_request(name) is not None
 
     async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LeaseFile:
-        """Load the copy that a name asks for, and keep it. Raises as `GpuCopies.lease`."""
+        """Lease the copy that a control file's name requests. Raises as `GpuCopies.lease`."""
         asked = parse_request(name)
         assert asked is not None
         return LeaseFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
 
     def assign_handle(self, file: LeaseFile, handle: int) -> None:
-        """The handle that a control file has got."""
-        self._copies.ledger.lent(file.lease, handle)
+        """Record the lease of a control file that has been opened under *handle*."""
+        self._copies.ledger.record_lease(file.lease, handle)
 
     def restored(self, handle: int, name: str) -> LeaseFile | None:
-        """A control file that an earlier server has opened; None when its copy is lost."""
+        """A control file that an earlier server opened; None when its copy is lost."""
         leases, asked = self._copies.ledger.leases(handle), parse_request(name)
         return LeaseFile(self, leases[0], asked.pattern) if leases and asked is not None else None
 
     def ended(self, lease: Lease) -> None:
-        """A lease is given back."""
+        """End a lease."""
         self.descriptors.ended(lease)
         self._copies.release(lease)
 
@@ -98,12 +99,12 @@ class GpuInterface:
     async def lend(
         self, generation: Generation, handle: int, uid: int, pid: int, device: str, memory: MemoryKind
     ) -> IoctlAnswer:
-        """Load a copy, and keep it for as long as a model file is open. Raises as `GpuCopies.lease`."""
-        lease = self._had_already(handle, uid, device, memory)
+        """Lease a copy for as long as a model file is open. Raises as `GpuCopies.lease`."""
+        lease = self._existing_lease(handle, uid, device, memory)
         if lease is None:
             lease = await self._copies.lease(generation, CopyRequest(device, memory), holder_of(uid, pid))
             self._by_handle.setdefault(handle, []).append(lease)
-            self._copies.ledger.lent(lease, handle)
+            self._copies.ledger.record_lease(lease, handle)
         copy = lease.copy
         token = self.descriptors.token(lease) if copy.handle is None else ""
         return IoctlAnswer(
@@ -114,8 +115,8 @@ class GpuInterface:
             socket=str(self.descriptors.path or "") if token else "",
         )
 
-    def _had_already(self, handle: int, uid: int, device: str, memory: MemoryKind) -> Lease | None:
-        """The lease that an open file has of such a copy: asked for again and again, it is one."""
+    def _existing_lease(self, handle: int, uid: int, device: str, memory: MemoryKind) -> Lease | None:
+        """The lease of such a copy that an open file has already: repeated requests share it."""
         for lease in self._by_handle.get(handle, ()):
             copy = lease.copy
             if copy.ready and (lease.holder.uid, copy.device, copy.key.memory) == (uid, device, memory):
@@ -123,40 +124,40 @@ class GpuInterface:
         return None
 
     def closed(self, handle: int) -> None:
-        """A model file has been closed."""
+        """End the leases of a model file that has been closed."""
         for lease in self._by_handle.pop(handle, ()):
             self.ended(lease)
 
     def restore_file(self, handle: int) -> None:
-        """A model file is open since before this server was started."""
+        """Take over the leases of a model file that an earlier server opened."""
         leases = self._copies.ledger.leases(handle)
         if leases:
             self._by_handle[handle] = leases
 
     def all_restored(self) -> None:
-        """What else had leases is not open any more."""
+        """End the leases of files that are not open any more, after all others are taken over."""
         for lease in self._copies.ledger.unclaimed():
             self.ended(lease)
 
     def xattr(self, generation: Generation, name: str, uid: int) -> bytes | None:
-        """The value of an attribute, without its prefix; None when it is not one of ours, or there is no copy."""
+        """The value of an attribute, named without its prefix; None for another attribute, and without a copy."""
         device = device_of_attribute(name)
         return self._copies.handle(generation, device, uid) if device is not None else None
 
-    # Telling
+    # Descriptions
 
     def resident(self, generation: Generation) -> dict[str, int]:
         """Bytes of a generation on each device that has any."""
         return self._copies.resident(generation)
 
     def generations(self) -> dict[str, Generation]:
-        """Those of which there are copies, by their tokens."""
+        """The generations that have copies, by token."""
         return {copy.key.token: copy.generation for pool in self._copies.pools.values() for copy in pool.copies}
 
     def description(self, lease: Lease, pattern: str | None) -> tuple[bytes, ...]:
-        """A copy as one line of JSON, for who has the lease, in pieces."""
+        """The description of a copy for the holder of a lease: one line of JSON, in pieces."""
         copy = lease.copy
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "device": copy.device,
             "generation": copy.key.token,
             "memory": copy.key.memory,
@@ -165,23 +166,21 @@ class GpuInterface:
             "format": copy.layout.format,
         }
         if copy.handle is not None:
-            told["ipc_handle"] = copy.handle.hex()
+            description["ipc_handle"] = copy.handle.hex()
         else:
-            told |= {"socket": str(self.descriptors.path or ""), "token": self.descriptors.token(lease)}
-        return json.dumps(told).encode()[:-1], b', "tensors": ', self._tensors(copy, pattern), b"}\n"
+            description |= {"socket": str(self.descriptors.path or ""), "token": self.descriptors.token(lease)}
+        return json.dumps(description).encode()[:-1], b', "tensors": ', self._tensors(copy, pattern), b"}\n"
 
     def _tensors(self, copy: Copy, pattern: str | None) -> bytes:
-        """The tensors of a copy, with where they are in it; those that are asked for, of a copy of the whole file."""
+        """The tensors of a copy with their offsets in it; of a copy of the whole file, those that match."""
         key = (copy.key, pattern)
         rendered = self._rendered.get(key)
         if rendered is None:
             rendered = self._rendered[key] = _rendered(matching(copy.layout.tensors, pattern))
-            if len(self._rendered) > RENDERED:
-                self._rendered.popitem(last=False)
         return rendered
 
     def facts(self) -> dict[str, object]:
-        """The devices, for operators."""
+        """The facts about devices, for operators."""
         return {
             "unavailable": self._copies.unavailable,
             "socket": str(self.descriptors.path) if self.descriptors.path is not None else None,
@@ -189,8 +188,10 @@ class GpuInterface:
         }
 
     def copies(self, may_tell: Callable[[Generation], bool], uid: int | None) -> list[dict[str, object]]:
-        """The devices with the copies on them that *may_tell* lets through: those that a user can have, with that
-        user's leases; of everybody for None."""
+        """The devices with the copies on them for which *may_tell* is true.
+
+        For a user, only the copies that the user can lease, and the user's own leases; for None, all.
+        """
         return [
             _device(pool)
             | {

@@ -1,4 +1,4 @@
-"""What the copies on GPUs do, in numbers."""
+"""Statistics of the copies on GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from trimsfs.tiers.gpu.pool import Pool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuStatistics:
-    """Of each device: bytes that copies take and may take, copies and leases now, and counts since the server started.
+    """For each device: bytes that copies use and may use, copies and leases now, and counts since the server started.
 
-    A hit is a request for a copy that was there or on its way.
+    A hit is a request for a copy that was loaded or loading.
     """
 
     device_used_bytes: dict[str, int]
@@ -27,7 +27,7 @@ class GpuStatistics:
 
 
 def statistics_of(pools: Mapping[str, Pool]) -> GpuStatistics:
-    """The statistics of some devices, by their UUIDs."""
+    """The statistics of the devices, by UUID."""
     return GpuStatistics(
         device_used_bytes={uuid: pool.used for uuid, pool in pools.items()},
         device_budget_bytes={uuid: pool.budget for uuid, pool in pools.items()},

@@ -1,4 +1,4 @@
-"""Tensor tables of model files, as JSON: parsed when asked for, of what has to be fetched for that and no more."""
+"""Parses the tensor tables of model files on demand, and fetches no more of a file than that needs."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 2
 REMEMBERED, LONGEST_REMEMBERED = 64, 1 << 20
-"""Tables that are kept, and the bytes of the longest of them."""
+"""The number of tables that are cached, and the bytes of the longest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A table, as long as the bytes are those that it was made of: they may have gone wrong on the way."""
+    """A cached table, valid while the blob's health has this revision: its bytes may have been corrupt."""
 
     blob: "weakref.ref[Blob]"
     revision: int
@@ -32,7 +32,7 @@ class _Known:
 
 
 class TensorTables:
-    """What tensors the files of a mount hold."""
+    """The tensor tables of a mount's files."""
 
     def __init__(self, disk: DiskTier, fetcher: Fetcher) -> None:
         self._disk = disk
@@ -41,24 +41,24 @@ class TensorTables:
         self._known = LRUCache[str, _Known](maxsize=REMEMBERED)
 
     async def table(self, generation: Generation) -> bytes:
-        """The table of a file as JSON; of one that has none, why. Raises what a read does."""
+        """The table of a file as JSON; for a file without one, the reason. Raises as a read does."""
         async with self._disk.using(generation) as blob:
             known = self._known.get(blob.token)
             if known is not None and known.blob() is blob and known.revision == blob.health.revision:
                 return known.table
             revision = blob.health.revision
             try:
-                told = (await self._parse(blob)).as_dict()
+                table = (await self._parse(blob)).as_dict()
             except FormatError as error:
-                told = {"format": None, "error": str(error)}
-            found = json.dumps(told).encode()
+                table = {"format": None, "error": str(error)}
+            found = json.dumps(table).encode()
             self._known.pop(blob.token, None)
             if len(found) <= LONGEST_REMEMBERED:
                 self._known[blob.token] = _Known(weakref.ref(blob), revision, found)
         return found
 
     async def tensors(self, generation: Generation) -> TensorTable | None:
-        """The table of a file; None when it is of no known format. Raises what a read does."""
+        """The table of a file; None for an unknown format. Raises as a read does."""
         try:
             async with self._disk.using(generation) as blob:
                 return await self._parse(blob)
@@ -71,7 +71,7 @@ class TensorTables:
 
 
 class _BlobSource:
-    """The bytes of a blob, for a thread."""
+    """The bytes of a blob, for the parser's thread."""
 
     def __init__(self, blob: Blob, fetcher: Fetcher) -> None:
         self._blob = blob

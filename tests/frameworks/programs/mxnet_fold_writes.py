@@ -56,10 +56,10 @@ def fold_all_the_time(library: str, scratch: Path) -> list[int]:
     replace(
         folding.Foldable,
         _derived=lambda _self, _path, number: derived if number == 0 else scratch / "none",
-        _pass_on=pass_on,
+        _upload=pass_on,
         fold=fold_anew,
     )
-    replace(mxnet_folding, FIRST_S=0.02, LAST_S=0.02, MOST_REST=0)
+    replace(mxnet_folding, FIRST_S=0.02, LAST_S=0.02, MOST_SKIPPED=0)
     return counted
 
 

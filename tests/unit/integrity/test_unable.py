@@ -25,7 +25,7 @@ async def forgotten(server: Server, directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [CudaError("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"), OSError("the file is shorter than it was")]
+    "error", [CudaError("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"), OSError("the file has been truncated")]
 )
 async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
     serving: Serving, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -18,13 +18,13 @@ _TRIES = 3
 def load(
     path: Path, file: io.FileIO, device: str | int, tensors: str | Iterable[str] | None, memory: str
 ) -> DeviceModel:
-    """As `trimsfs.client.model.Model.to`, for the *file* that is open at *path*."""
+    """Lease copies of the *file* that is open at *path*, as `trimsfs.client.model.Model.to` describes."""
     found = find(device)
     patterns = [tensors] if tensors is None or isinstance(tensors, str) else list(dict.fromkeys(tensors))
     if not patterns:
-        raise ValueError("no pattern of names of tensors")
+        raise ValueError("tensors: give at least one pattern of tensor names")
     for _ in range(_TRIES):
         copies = [map_copy(path, file, found, pattern, memory) for pattern in patterns]
         if len({copy.description.generation for copy in copies}) == 1:
             return DeviceModel(path, copies)
-    raise GpuError(f"{path}: it changes again and again: its parts are not of one generation")
+    raise GpuError(f"{path}: the file was replaced {_TRIES} times while its parts were loaded: try again")

@@ -1,4 +1,4 @@
-"""The server's socket, which gives a descriptor of a copy's memory to whoever knows the token of a lease."""
+"""Receives the descriptor of a copy's memory over the server's socket, for the token of a lease."""
 
 import array
 import json
@@ -11,28 +11,28 @@ from trimsfs.client.gpu import fork_safety
 from trimsfs.client.gpu.errors import GpuError
 
 TIMEOUT_S = 30.0
-"""How long a server may take for each step: another may be taking its place."""
+"""How long the server may take for each step: a takeover may be under way."""
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTOR = array.array("i").itemsize
 _MOST_DESCRIPTORS = 4
 _UNKNOWN = "NoSuchEntryError"
-"""The kind of error that a token is which no server has given, or another one."""
+"""The error kind for a token that this server does not know."""
 
 
 class NotYetError(GpuError):
-    """What a server refuses that may only have begun: the lease tells another token, or a socket, in a moment."""
+    """A refusal by a server that may just have started: the lease soon shows another token, or a socket."""
 
 
 def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
-    """A descriptor of the memory, to be closed by the caller, and the memory's size in bytes.
+    """A descriptor of the memory, for the caller to close, and the memory's size in bytes.
 
     Raises GpuError, NotYetError.
     """
     if not path:
-        raise NotYetError("the mount has no socket for clients of GPU memory: its log tells why")
+        raise NotYetError("the mount has no socket for GPU clients: its log says why")
     with fork_safety.guard:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = fork_safety.Descriptor(connection.fileno())  # a child would hold on the lease that a connection is
+        kept = fork_safety.Descriptor(connection.fileno())  # a forked child would keep its lease
     try:
         message, descriptors = _answer(connection, path, token)
     except (ConnectionResetError, BrokenPipeError) as error:
@@ -55,11 +55,11 @@ def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
 
 def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, list[fork_safety.Descriptor]]:
     """Raises OSError."""
-    # Not settimeout(), with which a server that many connect to at once is an error and not waited for.
+    # Not settimeout(): with it, connect() fails instead of waiting while the server's backlog is full.
     limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     connection.connect(path)
-    with suppress(BrokenPipeError):  # it has refused already
+    with suppress(BrokenPipeError):  # the server has refused already
         connection.send(json.dumps({"token": token}).encode())
     waiting = select.poll()
     waiting.register(connection, select.POLLIN)
@@ -69,7 +69,7 @@ def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, li
 
 
 def _received(connection: socket.socket) -> tuple[bytes, list[fork_safety.Descriptor]]:
-    """What is there. ``socket.recv_fds`` ignores flags, and a program started meanwhile would have the descriptors."""
+    """Receive without waiting. ``socket.recv_fds`` ignores flags, and a program started meanwhile would inherit."""
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _DESCRIPTOR)
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     message, ancillary, _, _ = connection.recvmsg(_MESSAGE_SIZE, room, flags)
@@ -83,7 +83,7 @@ def _received(connection: socket.socket) -> tuple[bytes, list[fork_safety.Descri
 def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor]) -> tuple[fork_safety.Descriptor, int]:
     """Raises GpuError, NotYetError."""
     if not message:
-        raise NotYetError(f"{path}: the server has closed the connection")
+        raise NotYetError(f"{path}: the server closed the connection")
     try:
         told = json.loads(message)
         if "error" not in told:
@@ -91,7 +91,7 @@ def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor])
         kind = NotYetError if told.get("kind") == _UNKNOWN else GpuError
         error = kind(f"{path}: {told['error']}")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        error = GpuError(f"{path}: an answer that is not understood: are client and server of one version?")
+        error = GpuError(f"{path}: invalid answer: update client and server to one version")
     raise error
 
 
@@ -100,7 +100,7 @@ def _unreachable(path: str, error: OSError) -> str:
         case BlockingIOError():
             return f"{path}: no answer within {TIMEOUT_S:.0f} s: see the log of the mount"
         case FileNotFoundError() | ConnectionRefusedError():
-            return f"{path}: {error.strerror}: give a container the socket (docs/containers.md); else no server runs"
+            return f"{path}: {error.strerror}: mount the socket into the container (docs/containers.md)"
         case PermissionError():
-            return f"{path}: {error.strerror}: this user may not ask the server for memory"
+            return f"{path}: {error.strerror}: this user may not use the socket"
     return f"{path}: {error.strerror or error}"

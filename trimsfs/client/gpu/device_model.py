@@ -1,4 +1,4 @@
-"""A model in a device's memory: one copy, which the server has loaded, mapped by every process that asks."""
+"""A model in a device's memory: the server loads one copy, and every process maps it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class DeviceModel:
-    """A model, or parts of it, in a device's memory. Tensors keep the memory, and the lease of it, while they live.
+    """A model, or parts of it, in a device's memory. Tensors keep the memory and its lease while they live.
 
-    ``tensors`` has them by name; there are none of a file of unknown format, which has an `image` only. ``device`` is
-    the device's UUID, ``ordinal`` its place among those of this process, ``generation`` that of the file, and
-    ``format`` the name of its format or None.
+    ``tensors`` maps names to tensors; it is empty for a file of unknown format, which has only an `image`. ``device``
+    is the device's UUID, ``ordinal`` its number in this process, ``generation`` the file's generation, and ``format``
+    the name of its format or None.
     """
 
     def __init__(self, path: Path, copies: Sequence[MappedCopy]) -> None:
-        """A model of *copies* of its parts, all of one generation."""
+        """*copies* are of parts of one generation."""
         self.path = path
         self._copies = tuple(copies)
         first = copies[0]
@@ -48,19 +48,19 @@ class DeviceModel:
 
     @property
     def image(self) -> DeviceTensor:
-        """All of the copy, as bytes: of a file of unknown format, the file. Raises GpuError for several parts.
+        """The whole copy as bytes; for a file of unknown format, the file. Raises GpuError for several parts.
 
-        Of a part it is all of the file's copy where that is lent in its place, as it is when it is there already.
+        A part that the server serves from a loaded copy of the whole file has that copy as its image.
         """
         if len(self._copies) > 1:
             raise GpuError(
-                f"{self.path}: {len(self._copies)} patterns were asked for, and each has an image of its own"
+                f"{self.path}: {len(self._copies)} patterns were given, and each has an image of its own: give one"
             )
         (copy,) = self._copies
         return DeviceTensor(Tensor("", "uint8", (copy.description.nbytes,), 0, copy.description.nbytes), copy)
 
     def check(self) -> None:
-        """Raises GpuLostError when the memory is lost, or nothing keeps it: load the model again then."""
+        """Raises GpuLostError when the memory or its lease is lost: load the model again then."""
         for copy in self._copies:
             copy.lease.check()
 

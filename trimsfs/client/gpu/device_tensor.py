@@ -1,4 +1,4 @@
-"""A tensor in a device's memory, which frameworks take as it is: by DLPack or by CUDA's array interface."""
+"""A tensor in a device's memory, which frameworks take without a copy by DLPack or the CUDA array interface."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class DeviceTensor:
-    """A dense tensor in C order: ``nbytes`` bytes at ``address`` of the device with that ordinal in this process.
+    """A dense tensor in C order: ``nbytes`` bytes at ``address`` of device ``device_ordinal`` of this process.
 
-    Whatever is made of it keeps the memory. ``dtype`` is a key of DTYPE_BITS, or GGUF's name of blocks of quantised
-    weights, which frameworks get as bytes.
+    Framework tensors made of it keep the memory. ``dtype`` is a key of DTYPE_BITS, or GGUF's name of blocks of
+    quantised weights, which frameworks get as bytes.
     """
 
     __slots__ = ("_copy", "address", "device_ordinal", "dtype", "name", "nbytes", "shape")
 
     def __init__(self, tensor: Tensor, copy: MappedCopy) -> None:
-        """A *tensor* of a copy, whose offset is that in the copy's allocation."""
+        """*tensor* has its offset in the copy's allocation."""
         self._copy = copy
         self.name = tensor.name
         self.dtype = tensor.dtype
@@ -39,7 +39,7 @@ class DeviceTensor:
 
     @property
     def read_only(self) -> bool:
-        """Whether writes fault. Else they succeed, and every process sees them."""
+        """Whether writes fault; otherwise they succeed, and every process sees them."""
         return self._copy.read_only
 
     def raw(self) -> Self:
@@ -48,7 +48,7 @@ class DeviceTensor:
         return type(self)(Tensor(self.name, "uint8", (self.nbytes,), offset, self.nbytes), self._copy)
 
     def plain(self) -> Self:
-        """This, or its bytes if it is of blocks of quantised weights."""
+        """This tensor; for blocks of quantised weights, its bytes."""
         return self if self.dtype in DTYPE_BITS else self.raw()
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -62,12 +62,12 @@ class DeviceTensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A capsule. Nothing needs to wait for a *stream*: all was written before it was handed out.
+        """A DLPack capsule. No *stream* needs to wait: the copy was complete before it was leased.
 
-        Raises BufferError when a copy is asked for, or another device.
+        Raises BufferError for a copy and for another device.
         """
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
-            raise BufferError(f"tensor {self.name!r} is not copied, nor to another device: numpy() copies to the host")
+            raise BufferError(f"tensor {self.name!r} cannot be copied by DLPack: numpy() copies it to the host")
         versioned = max_version is not None and max_version[0] >= 1
         plain = self.plain()
         address = self.address if self.nbytes else 0
@@ -78,7 +78,7 @@ class DeviceTensor:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. Raises AttributeError for types that NumPy lacks; they can be had as `raw`."""
+        """Version 3. Raises AttributeError for types that NumPy lacks; use `raw` for them."""
         plain = self.plain()
         if plain.dtype not in NUMPY:
             raise AttributeError(f"tensor {self.name!r} of {self.dtype}: NumPy has no such type; use raw()")
@@ -92,15 +92,15 @@ class DeviceTensor:
         }
 
     def __array__(self, *_: object, **__: object) -> "np.ndarray[Any, Any]":
-        """NumPy would else make an array with this one object in it. Raises TypeError."""
-        raise TypeError(f"tensor {self.name!r} is in a device's memory: numpy() copies it to the host's")
+        """Raises TypeError: NumPy would make an array of this one object."""
+        raise TypeError(f"tensor {self.name!r} is in a device's memory: numpy() copies it to the host")
 
     def numpy(self) -> "np.ndarray[Any, Any]":
-        """A copy in this process's memory. Types that NumPy lacks, such as bfloat16, are those of ml_dtypes.
+        """A copy in the host's memory. Types that NumPy lacks, such as bfloat16, come from ml_dtypes.
 
-        Raises TypeError for types that neither has, and GpuError.
+        Raises TypeError for types that both lack, and GpuError.
         """
-        import numpy as np  # noqa: PLC0415 - only where it is used: the client itself needs no library
+        import numpy as np  # noqa: PLC0415 - the client itself needs no library
 
         plain = self.plain()
         dtype = numpy_dtype(plain.name, plain.dtype)

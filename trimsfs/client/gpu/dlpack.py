@@ -1,4 +1,4 @@
-"""Capsules of DLPack for frameworks, as of version 0 and of 1.1.
+"""DLPack capsules for frameworks, of versions 0 and 1.1.
 
 By https://github.com/dmlc/dlpack, ``include/dlpack/dlpack.h``.
 """
@@ -12,7 +12,7 @@ from trimsfs.client.native import library
 from trimsfs.formats import DTYPE_BITS
 
 CUDA = 2
-"""The type of a device."""
+"""DLPack's code for CUDA devices."""
 _INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
 _CODES = {
     "bool": _BOOL,
@@ -42,10 +42,10 @@ def capsule(
     versioned: bool,
     read_only: bool,
 ) -> object:
-    """A capsule of a dense tensor at an address of a *device*, which is its type and its number.
+    """A capsule of a dense tensor at an address of a *device*, given by its type and number.
 
-    *dtype* is a key of DTYPE_BITS. *owner* is kept until whoever takes the tensor needs it no more, or else for as long
-    as the capsule lives. Only a *versioned* one tells whether it is *read_only*.
+    *dtype* is a key of DTYPE_BITS. The capsule keeps a reference to *owner* until its consumer frees the tensor, or
+    until the capsule is freed unconsumed. Only a *versioned* capsule carries *read_only*.
     """
     made: object = _function()(
         owner,
@@ -62,9 +62,9 @@ def capsule(
 
 @cache
 def _function() -> Callable[..., Any]:
-    """Raises OSError without the library of what is in C."""
+    """Raises OSError without the native library."""
     loaded = library()
-    function = ctypes.PyDLL(loaded._name, handle=loaded._handle).trimsfs_capsule  # called with the GIL
+    function = ctypes.PyDLL(loaded._name, handle=loaded._handle).trimsfs_capsule  # PyDLL: called with the GIL
     function.restype = ctypes.py_object
     pointer = ctypes.c_void_p
     function.argtypes = (ctypes.py_object, *[pointer] * 4, ctypes.c_int32, ctypes.c_int, ctypes.c_int)

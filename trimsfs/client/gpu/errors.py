@@ -1,22 +1,22 @@
-"""What can go wrong between a program and a copy in a device's memory.
+"""The errors of models in a device's memory.
 
 ::
 
-    GpuError               the copy cannot be had
+    GpuError               the copy cannot be loaded or mapped
     ├── GpuFullError       the device has no room for it
-    └── GpuLostError       it was there, and is no more
+    └── GpuLostError       it was mapped, and has been lost
 
-Messages are one line: the thing, the cause and, where there is one, the remedy.
+Messages are one line: the subject, the cause and, where there is one, the remedy.
 """
 
 
 class GpuError(Exception):
-    """A model cannot be had in a device's memory."""
+    """A model cannot be loaded to a device, or its copy cannot be mapped."""
 
 
 class GpuFullError(GpuError):
-    """The device has no room for a model beside what is in use there."""
+    """The device has no room for a copy beside those in use."""
 
 
 class GpuLostError(GpuError):
-    """A model that was had in a device's memory is not there any more, or nothing keeps it there."""
+    """A copy that this process leased is lost, or its lease is."""

@@ -1,8 +1,8 @@
-"""Descriptors that a forked child has no use for, as what CUDA has mapped is not in it: it closes them at once.
+"""Closes descriptors of leases and GPU memory in forked children, where CUDA's mappings do not exist.
 
-It would else hold leases on, and memory; the parent loses nothing. Other threads may be opening or closing some when a
-process is forked. Steps that do not wait are taken with the `guard`. An open that waits for a copy to be loaded is not,
-as it would keep the process from forking for as long; what it has opened just then is found by its path.
+A child would otherwise keep leases and memory in use. The parent loses nothing. Another thread may open or close a
+descriptor while the process forks: short steps hold the `guard`. An open that waits until a copy is loaded cannot hold
+it, as nobody could fork meanwhile: the child finds that descriptor by its path.
 """
 
 import os
@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 guard = threading.RLock()
-"""Nobody forks this process meanwhile. Of a kind that is taken again, as a finalizer may do at any time."""
+"""While it is held, nobody forks this process. Reentrant: a finalizer may take it at any time."""
 _DELETED = " (deleted)"
 _DESCRIPTORS = "/proc/self/fd"
 
 
 class Descriptor:
-    """An open descriptor of this process, closed in a child. To be made with the `guard`, beside what opens it."""
+    """An open descriptor that forked children close. Create it under the same `guard` as the descriptor."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -26,7 +26,7 @@ class Descriptor:
 
     @property
     def number(self) -> int:
-        """-1 when it is closed."""
+        """The descriptor; -1 after `close`."""
         return self._number
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class Descriptor:
 
 
 def open_file(path: Path) -> Descriptor:
-    """Open a file for reading, which may take long. Raises OSError."""
+    """Open a file for reading; the open may take long. Raises OSError."""
     name = str(path)
     with guard:
         _opening.append(name)

@@ -1,6 +1,6 @@
-"""Tensors in a device's memory as those of frameworks, without a copy; what is made of one keeps the memory.
+"""Converts tensors in a device's memory to those of frameworks, without a copy; each result keeps the memory.
 
-Each raises TypeError for a type that the framework lacks. Blocks of quantised weights are bytes to all of them.
+Each function raises TypeError for a type that the framework lacks. Blocks of quantised weights become bytes.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from trimsfs.client.dtypes import attribute, check_whole_bytes, numpy_dtype
 from trimsfs.client.gpu.device_tensor import DeviceTensor
 
 _MXNET = {"uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64"}
-"""What MXNet 1.9 takes by DLPack."""
+"""The types that MXNet 1.9 accepts by DLPack."""
 
 if TYPE_CHECKING:
     from cupy import ndarray as CupyArray  # noqa: N812 - named as the others
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def torch(tensor: DeviceTensor) -> "TorchTensor":
-    """A PyTorch tensor. Taken as bytes, for DLPack has had codes of 8-bit floats only since version 1.1."""
-    import torch as library  # noqa: PLC0415 - only where it is used
+    """A PyTorch tensor, passed as bytes: DLPack has codes for 8-bit floats only since version 1.1."""
+    import torch as library  # noqa: PLC0415 - the client itself needs no framework
 
     tensor = tensor.plain()
     dtype = attribute(tensor.name, tensor.dtype, "torch")

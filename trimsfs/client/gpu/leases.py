@@ -1,4 +1,4 @@
-"""A lease of a copy: its open control file, which tells where the copy is; the kernel closes it with the process."""
+"""Takes leases of copies: an open control file is a lease, describes the copy, and closes with the process."""
 
 import errno
 import io
@@ -16,16 +16,16 @@ from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
 from trimsfs.formats import DTYPE_BITS, Tensor
 
 _PIECE = 1 << 20
-_LOST = "the mount does not keep it any more: open the model again"
+_LOST = "the mount has ended this lease: open the model again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyDescription:
-    """Where a copy is: an allocation of ``size`` bytes, of which the first ``nbytes`` are used.
+    """A copy: an allocation of ``size`` bytes, of which the first ``nbytes`` are used.
 
-    ``format`` is None, and there are no tensors, for an image of a file of unknown format. Offsets of tensors are in
-    the allocation. ``memory`` is ``"vmm"``, with a ``socket`` that gives a descriptor for the ``token``, or ``"ipc"``,
-    with a ``handle``.
+    For a file of unknown format, ``format`` is None and there are no tensors. Tensor offsets are in the allocation.
+    ``memory`` is ``"vmm"``, where the server at ``socket`` sends a descriptor for the ``token``, or ``"ipc"``, where
+    ``handle`` is a CUDA IPC handle.
     """
 
     device: str
@@ -48,10 +48,10 @@ class Lease:
         self._descriptor = descriptor
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"{self._path}: another process takes a lease of its own: open the model there")
+        raise TypeError(f"{self._path}: a lease cannot be pickled: open the model in the other process")
 
     def description(self) -> CopyDescription:
-        """Where the copy is, now. Raises GpuError, GpuLostError."""
+        """Read the description of the copy. Raises GpuError, GpuLostError."""
         data = bytearray()
         try:
             while piece := os.pread(self._held_descriptor(), _PIECE, len(data)):
@@ -61,10 +61,12 @@ class Lease:
         try:
             return _description(json.loads(data))
         except (ValueError, KeyError, TypeError) as error:
-            raise GpuError(f"{self._path}: not understood: {error!r}: are client and server of one version?") from None
+            raise GpuError(
+                f"{self._path}: invalid description: {error!r}: update client and server to one version"
+            ) from None
 
     def check(self) -> None:
-        """Raises GpuLostError when the copy is not kept any more."""
+        """Raises GpuLostError when the mount has ended the lease."""
         try:
             os.pread(self._held_descriptor(), 1, 0)
         except OSError as error:
@@ -72,32 +74,29 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds it: not one that was forked since."""
+        """Whether this process holds the lease; a forked child does not."""
         return self._descriptor.number >= 0
 
     def close(self) -> None:
-        """Give it back. A second call does nothing."""
+        """End the lease. A second call does nothing."""
         self._descriptor.close()
 
     def _held_descriptor(self) -> int:
         if not self.held:
-            raise GpuLostError(f"{self._path}: this process was forked from the one that has it: open the model here")
+            raise GpuLostError(f"{self._path}: this process was forked from its holder: open the model here")
         return self._descriptor.number
 
     def _lost(self, error: OSError) -> GpuError:
         if error.errno == errno.ESTALE:
             return GpuLostError(f"{self._path}: {_LOST}")
         if error.errno in {errno.ENOTCONN, errno.ECONNABORTED}:
-            return GpuLostError(f"{self._path}: the mount is gone, and nothing keeps the copy: mount it again")
+            return GpuLostError(f"{self._path}: the mount is gone, and its leases with it: mount it again")
         return GpuError(f"{self._path}: {error.strerror}")
 
 
 def take(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str | None, memory: str) -> Lease:
-    """Take a lease of the copy of a *model*, whose open *file* tells whether it is on a mount.
-
-    Waits until the copy is there. Raises GpuError, GpuFullError.
-    """
-    there = Path(os.path.realpath(model))  # a link's neighbours are others
+    """Lease the copy of a *model*, which is open as *file*; waits until it is loaded. Raises GpuError, GpuFullError."""
+    there = Path(os.path.realpath(model))  # a symbolic link has other neighbours
     path = there.parent / ".trims" / there.name / "gpu" / _name(device.uuid, pattern, memory)
     try:
         return Lease(path, fork_safety.open_file(path))
@@ -109,7 +108,7 @@ def _name(uuid: str, pattern: str | None, memory: str) -> str:
     if memory not in {"vmm", "ipc"}:
         raise ValueError(f"memory is 'vmm' or 'ipc', not {memory!r}")
     if pattern == "" or (pattern is not None and "\0" in pattern):
-        raise ValueError(f"not a pattern of names of tensors: {pattern!r}")
+        raise ValueError(f"tensors: {pattern!r} is no pattern of tensor names")
     quoted = "" if pattern is None else "@" + pattern.replace("%", "%25").replace("/", "%2F")
     return f"{uuid}{'.ipc' if memory == 'ipc' else ''}{quoted}"
 
@@ -118,26 +117,24 @@ def _refused(error: OSError, model: Path, file: io.FileIO, path: Path, pattern: 
     where, device = path.parent, path.name.partition("@")[0].removesuffix(".ipc")
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR if not on_mount(file):
-            return GpuError(f"{model}: not on a trimsfs mount: only models on one are shared in a device's memory")
+            return GpuError(f"{model} is on no trimsfs mount: only models on a mount are shared in GPU memory")
         case errno.ENOENT | errno.ENOTDIR:
             known = ", ".join(_names(where))
             if not os.path.exists(where.parent):
-                return GpuError(
-                    f"{model}: only the file is here: have the directory that it is in brought here as well"
-                )
+                return GpuError(f"{model}: only the file is mounted here: bind-mount its directory instead")
             if not known:
-                return GpuError(f"{model}: its mount lends nothing on GPUs: trimsfs status tells why")
+                return GpuError(f"{model}: its mount serves no copies on GPUs: `trimsfs status` says why")
             if device in known and pattern is not None:
-                return GpuError(f"{model}: no tensor's name matches {pattern!r}")
-            return GpuError(f"{model}: its mount lends on {known}, and not on {device}; or the model is gone")
+                return GpuError(f"{model}: no tensor name matches {pattern!r}")
+            return GpuError(f"{model}: its mount serves copies on {known}, not on {device}; or the model was deleted")
         case errno.ENOMEM:
-            return GpuFullError(f"{model}: no room on {device}: the log of the mount tells what fills it")
+            return GpuFullError(f"{model}: {device} is full: the log of the mount lists what fills it")
         case errno.EACCES | errno.EPERM:
-            return GpuError(f"{model}: {error.strerror}: who may read a model may not always have it on {device}")
+            return GpuError(f"{model}: {error.strerror}: this user may read the model, but not lease it on {device}")
         case errno.ENAMETOOLONG:
-            return GpuError(f"{model}: the pattern is too long for a name of a file: give several shorter ones")
+            return GpuError(f"{model}: the pattern is too long for a file name: give several shorter ones")
         case errno.EIO:
-            return GpuError(f"{model}: it could not be loaded to {device}: the log of the mount tells why")
+            return GpuError(f"{model}: the server could not load it to {device}: the log of the mount says why")
     return GpuError(f"{path}: {error.strerror}")
 
 
@@ -176,11 +173,11 @@ def _description(told: dict[str, Any]) -> CopyDescription:
 
 
 def _check(tensor: Tensor, description: CopyDescription) -> None:
-    """Raises ValueError: frameworks would go by a shape into memory that is another's."""
-    end = description.nbytes if tensor.nbytes else description.size  # what is empty may be said to be behind the last
+    """Raises ValueError: a wrong shape would lead frameworks into the memory of others."""
+    end = description.nbytes if tensor.nbytes else description.size  # an empty tensor may lie behind the last
     if not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= end:
         raise ValueError(f"tensor {tensor.name!r} outside of the allocation")
-    bits = DTYPE_BITS.get(tensor.dtype)  # None for blocks of quantised weights
+    bits = DTYPE_BITS.get(tensor.dtype)  # None: blocks of quantised weights
     if min(tensor.shape, default=0) < 0 or tensor.nbytes < 0:
         raise ValueError(f"tensor {tensor.name!r} of a negative size")
     if bits is not None and -(-math.prod(tensor.shape) * bits // 8) != tensor.nbytes:

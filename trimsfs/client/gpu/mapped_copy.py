@@ -1,4 +1,4 @@
-"""Copies of models in a device's memory, mapped in this process for as long as anything uses them."""
+"""Maps copies of models in a device's memory in this process, for as long as anything refers to them."""
 
 import io
 import logging
@@ -15,15 +15,15 @@ from trimsfs.client.gpu.leases import CopyDescription, Lease, take
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 2.0
-"""For how long a server that refuses a lease's token is asked again: another may just have taken its place."""
+"""How long the client retries when a server refuses a lease's token: a takeover may be under way."""
 _INTERVAL_S = 0.05
 
 
 class MappedCopy:
-    """A lease of a copy, and its memory mapped. Both end with the last that refers to this, in whatever thread.
+    """A lease of a copy, and the copy's memory, mapped. Both end with the last reference to this, in any thread.
 
-    Not at the end of the process, nor in a child that was forked: the driver and the kernel see to the one, and the
-    other has nothing mapped.
+    They are not released at the end of the process, when the driver and the kernel do it, nor in a forked child, which
+    has nothing mapped.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MappedCopy:
 
 
 def map_copy(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str | None, memory: str) -> MappedCopy:
-    """Take a lease of a copy on a device and map it. Raises GpuError, GpuFullError, GpuLostError."""
+    """Lease a copy on a device and map it. Raises GpuError, GpuFullError, GpuLostError."""
     lease = take(model, file, device, pattern, memory)
     try:
         with _context(device.ordinal):
@@ -56,7 +56,7 @@ def map_copy(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str
             return MappedCopy(lease, description, device, mapped)
     except cuda.CudaError as error:
         lease.close()
-        raise GpuError(f"{model}: it cannot be mapped on {device.uuid}: {error}") from None
+        raise GpuError(f"{model}: the copy on {device.uuid} cannot be mapped: {error}") from None
     except BaseException:
         lease.close()
         raise
@@ -72,7 +72,7 @@ def _mapped_soon(lease: Lease, ordinal: int) -> tuple[CopyDescription, cuda.Devi
         except descriptor_client.NotYetError as error:
             if time.monotonic() > deadline:
                 raise GpuError(str(error)) from None
-            log.debug("once more: %s", error)
+            log.debug("the server refused the lease's token: retrying: %s", error)
         time.sleep(_INTERVAL_S)
 
 
@@ -83,9 +83,8 @@ def _mapped(description: CopyDescription, ordinal: int) -> cuda.DeviceMemory:
     descriptor, size = descriptor_client.receive(description.socket, description.token)
     try:
         if size != description.size:
-            raise GpuError(
-                f"{description.socket}: {size} bytes, and not {description.size}: are client and server of one version?"
-            )
+            sizes = f"{size} bytes, and not {description.size}"
+            raise GpuError(f"{description.socket}: {sizes}: update client and server to one version")
         return cuda.VmmMemory.adopt(ordinal, size, descriptor.number)
     finally:
         descriptor.close()
@@ -96,15 +95,15 @@ def _release(lease: Lease, memory: cuda.DeviceMemory, ordinal: int) -> None:
         return
     try:
         with _context(ordinal):
-            cuda.synchronize()  # what was asked of the device may still read it
+            cuda.synchronize()  # work that the program has queued may still read it
             memory.close()
-    except cuda.CudaError as error:  # what may still be mapped has to stay leased, until the process ends
-        log.warning("a model stays in the device's memory: %s", error)
+    except cuda.CudaError as error:  # what may still be mapped must stay leased until the process ends
+        log.warning("a model stays in the memory of cuda:%d until this process ends: %s", ordinal, error)
         return
     lease.close()
 
 
 @cache
 def _context(ordinal: int) -> cuda.Context:
-    """The context of a device, kept until the process ends: frameworks keep it as well."""
+    """The context of a device, kept until the process ends, as frameworks keep it."""
     return cuda.Context(ordinal)

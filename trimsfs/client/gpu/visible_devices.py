@@ -1,4 +1,4 @@
-"""Which device is meant: by its place among those that this process sees, or by its UUID."""
+"""Finds a device among those that this process sees, by its ordinal or UUID."""
 
 import re
 
@@ -9,10 +9,12 @@ _DEVICE = re.compile(r"(?:cuda:)?(?P<ordinal>\d+)|(?P<first>cuda)|(?P<uuid>GPU-[
 
 
 def find(device: str | int) -> cuda.DeviceInfo:
-    """The device that is meant by ``"cuda"``, ``"cuda:N"``, ``N`` or ``"GPU-…"``. Raises GpuError."""
+    """The device for ``"cuda"``, ``"cuda:N"``, ``N`` or ``"GPU-…"``. Raises GpuError."""
     meant = _DEVICE.fullmatch(str(device))
     if meant is None:
-        raise GpuError(f"no device {str(device)!r}: give 'cuda', 'cuda:N', N or a UUID as nvidia-smi -L lists them")
+        raise GpuError(
+            f"unknown device {str(device)!r}: give 'cuda', 'cuda:N', N or a UUID as nvidia-smi -L lists them"
+        )
     try:
         devices = cuda.devices()
     except cuda.CudaError as error:
@@ -23,14 +25,14 @@ def find(device: str | int) -> cuda.DeviceInfo:
         found = [each for each in devices if each.ordinal == int(meant["ordinal"] or 0)]
     if not found:
         seen = ", ".join(f"cuda:{each.ordinal} is {each.uuid}" for each in devices) or "none"
-        raise GpuError(f"no device {device} in this process, which sees {seen}: look at CUDA_VISIBLE_DEVICES")
+        raise GpuError(f"no device {device} in this process, which sees {seen}: check CUDA_VISIBLE_DEVICES")
     return found[0]
 
 
 def _cause(error: cuda.CudaError) -> str:
     if "CUDA_ERROR_NOT_INITIALIZED" in str(error):
         return (
-            "CUDA does not survive a fork, and this process was forked from one that uses it: start it anew, as "
-            "multiprocessing does with 'spawn'"
+            "this process was forked from one that uses CUDA, and CUDA does not survive a fork: start a new process, "
+            "as multiprocessing does with 'spawn'"
         )
     return str(error)

@@ -1,4 +1,4 @@
-"""MXNet's arrays over mapped files. For MXNet 1.9, whose files of the usual kind are read in C."""
+"""Makes MXNet's arrays over mapped files. Written for MXNet 1.9; the native library parses the usual ``.params``."""
 
 import ctypes
 import itertools
@@ -28,9 +28,8 @@ RECORD = np.dtype(
         ("unused", np.uint16),
     ]
 )
-"""An array to be made: where its bytes and its shape, of 64 bits a number, are in memory, and its type by DLPack's
-number of a kind and bits; its name's offset in the file. Once it is made, only ``data`` and ``nbytes`` are of use. As
-in ``_params.c``."""
+"""An array to be made, as in ``_params.c``: the addresses of its bytes and of its shape (int64), its type by DLPack's
+code and bits, and the offset of its name in the file. Afterwards, only ``data`` and ``nbytes`` are valid."""
 Records = np.ndarray[Any, np.dtype[np.void]]
 
 _KINDS = {
@@ -43,11 +42,11 @@ _KINDS = {
     "float32": (2, 32),
     "float64": (2, 64),
 }
-"""DLPack's number of the kind and bits of the types that MXNet takes over."""
+"""DLPack's code and bits of the types that MXNet accepts."""
 _numbers = itertools.count(1)
 _held: dict[int, mmap.mmap] = {}
-"""Mappings that arrays are over. These may go when Python cannot be called any more, and so hold nothing of its."""
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_held))  # nor is anything unmapped when the interpreter clears its modules
+"""The mappings under arrays. MXNet may free an array when no Python can run any more, so arrays hold no reference."""
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_held))  # the interpreter must not unmap them when it clears its modules
 _AT_ONCE = 64
 _MOST = 1 << 16
 _MOST_DIMENSIONS = 32
@@ -55,26 +54,26 @@ _GPU = 2
 
 
 def read(mapping: mmap.mmap, name: str) -> tuple[list[Any], list[str] | None, Records] | None:
-    """Arrays over a mapped file of MXNet's, their names if they have any, and where they are, as `RECORD`.
+    """The arrays of a mapped ``.params`` file, their names if they have any, and their records.
 
-    None where MXNet would make other arrays of it. Raises FormatError, and MXNetError.
+    None where MXNet itself would make other arrays. Raises FormatError, and MXNetError.
     """
     found = _scan(mapping)
     if found is not None:
         records, names = found
-        return lend(mapping, records), names, records
+        return make_arrays(mapping, records), names, records
     table = parse(BufferSource(memoryview(mapping)), name)
     usual = table.format == params.NAME and not _new(mapping, table.tensors)
     if not usual or not all(_possible(mapping, tensor) for tensor in table.tensors):
         return None
-    if any("\0" in tensor.name for tensor in table.tensors):  # MXNet ends a name there
+    if any("\0" in tensor.name for tensor in table.tensors):  # MXNet ends the name there
         return None
     arrays, records = over(mapping, table.tensors)
     return arrays, [tensor.name for tensor in table.tensors] if table.named and arrays else None, records
 
 
 def _scan(mapping: mmap.mmap) -> tuple[Records, list[str] | None] | None:
-    """What a file has that is of the usual kind; None of others, and of those that are wrong."""
+    """The records and names of a file in the usual layout; None for others, and for malformed files."""
     count = int.from_bytes(mapping[16:24], "little")
     if count > _MOST:
         return None
@@ -91,12 +90,12 @@ def _scan(mapping: mmap.mmap) -> tuple[Records, list[str] | None] | None:
 
 
 def _new(mapping: mmap.mmap, tensors: Sequence[Tensor]) -> bool:
-    """Whether it was saved with NumPy's shapes, so that MXNet refuses to load it without them."""
+    """Whether the file was saved with NumPy's shapes: MXNet refuses to load it without them."""
     return bool(tensors) and struct.unpack_from("<I", mapping, params.FIRST_ARRAY) == (params.V3,)
 
 
 def _possible(mapping: mmap.mmap, tensor: Tensor) -> bool:
-    """Whether MXNet would make this array in the memory of the host."""
+    """Whether MXNet would make this array in the host's memory."""
     if not fits(tensor):
         return False
     (device,) = struct.unpack_from("<i", mapping, tensor.offset - params.BEHIND_DEVICE)
@@ -104,13 +103,13 @@ def _possible(mapping: mmap.mmap, tensor: Tensor) -> bool:
 
 
 def fits(tensor: Tensor) -> bool:
-    """Whether an array can lie where a tensor's bytes are in its file."""
+    """Whether an array can lie over a tensor's bytes: type, shape and alignment suit MXNet."""
     known = tensor.dtype in _KINDS and bool(tensor.nbytes) and 0 < len(tensor.shape) <= _MOST_DIMENSIONS
     return known and tensor.file is None and tensor.offset % (DTYPE_BITS[tensor.dtype] // 8) == 0
 
 
 def over(mapping: mmap.mmap, tensors: Sequence[Tensor]) -> tuple[list[Any], Records]:
-    """Arrays over parts of a mapping that fit, and where they are. Raises MXNetError."""
+    """Make arrays over tensors of a mapping that all `fits`; returns them and their records. Raises MXNetError."""
     records = np.zeros(len(tensors), RECORD)
     shapes = [np.array(tensor.shape, np.int64) for tensor in tensors]
     start = address_of(mapping) if tensors else 0
@@ -118,14 +117,17 @@ def over(mapping: mmap.mmap, tensors: Sequence[Tensor]) -> tuple[list[Any], Reco
         kind = _KINDS[tensor.dtype]
         place = (start + tensor.offset, tensor.nbytes, _address(shape))
         records[number] = (*place, 0, 0, len(shape), *kind, 0)
-    arrays = lend(mapping, records)
-    records["shape"] = 0  # they are no more
+    arrays = make_arrays(mapping, records)
+    records["shape"] = 0  # the shapes are freed now
     return arrays, records
 
 
-def lend(mapping: mmap.mmap, records: Records) -> list[Any]:
-    """Arrays over a mapping, which lives as long as any of them, and then until `give_back`. Raises MXNetError."""
-    give_back()
+def make_arrays(mapping: mmap.mmap, records: Records) -> list[Any]:
+    """Make arrays over a mapping, which stays mapped while any of them lives, and then until `unmap_unused`.
+
+    Raises MXNetError.
+    """
+    unmap_unused()
     handles = np.zeros(len(records), np.uint64)
     make = ctypes.cast(_LIB.MXNDArrayFromDLPackEx, ctypes.c_void_p)
     number = next(_numbers)
@@ -140,8 +142,8 @@ def lend(mapping: mmap.mmap, records: Records) -> list[Any]:
     return arrays
 
 
-def give_back() -> bool:
-    """Unmap what no array is over any more; whether there is anything else."""
+def unmap_unused() -> bool:
+    """Unmap what no array lies over any more; returns whether any mapping is left."""
     numbers = np.zeros(_AT_ONCE, np.uint64)
     told = _AT_ONCE
     while told == _AT_ONCE:
@@ -152,12 +154,12 @@ def give_back() -> bool:
 
 
 def zeros(dtype: str, shape: Sequence[int]) -> Any:
-    """An array whose memory nobody has touched, as that is all zeros."""
+    """An array of zeros over untouched anonymous memory."""
     tensor = Tensor("", dtype, tuple(shape), 0, math.prod(shape) * DTYPE_BITS[dtype] // 8)
     (array,), _ = over(mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE), [tensor])
     return array
 
 
 def _address(array: Any) -> int:
-    """Where a NumPy array of one dimension is; that of an empty one is none."""
+    """The address of a NumPy array of one dimension; 0 for an empty one."""
     return ctypes.addressof(ctypes.c_char.from_buffer(array)) if len(array) else 0

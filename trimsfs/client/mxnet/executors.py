@@ -1,8 +1,8 @@
-"""MXNet's executors for inference, and so its Modules: parameters from a mount are mapped where they would be copied.
+"""Wraps MXNet's executors for inference, and so its Modules: parameters from a mount are mapped, not copied.
 
-An executor has arrays of its own, which parameters are copied to. Here these lie in memory that nobody has touched, in
-the layout of a file that has been loaded. A parameter that still is what the file has at that place is then not copied:
-the file is mapped there, privately, so that writing to one array changes no other. All else is left to MXNet.
+MXNet copies parameters into arrays that the executor owns. Here these arrays lie in reserved, untouched memory, laid
+out as in a file that has been loaded. A parameter that still equals the file is not copied: the file is mapped there
+privately, so that a write to one array changes no other. MXNet does everything else.
 """
 
 import contextlib
@@ -34,46 +34,46 @@ from trimsfs.formats import Tensor
 log = logging.getLogger(__name__)
 
 LEAST = 16 * PAGE
-"""Bytes of an array that is worth mapping: one or two pages of each are copied in any case."""
+"""Bytes of the smallest array that is mapped: of each, one or two pages are copied in any case."""
 
 _get_data = _LIB["MXNDArrayGetData"]
-"""A function of its own: folding ends where a program calls the one of this name, as it might write there."""
-_rooms: "weakref.WeakKeyDictionary[Any, tuple[mmap.mmap, Records, list[Any]]]" = weakref.WeakKeyDictionary()
-"""Of executors: memory where parameters lie as in a file, and these; until something has been mapped there."""
+"""A separate function object: a call of MXNet's own attribute ends folding, as programs may write there."""
+_reserved: "weakref.WeakKeyDictionary[Any, tuple[mmap.mmap, Records, list[Any]]]" = weakref.WeakKeyDictionary()
+"""For each executor, the reserved memory and its arrays; until something is mapped there."""
 
 
 def install() -> None:
-    """Wrap what allocates parameters, and what copies them."""
-    mxnet.symbol.Symbol.simple_bind = _binding(mxnet.symbol.Symbol.simple_bind)
-    Executor.copy_params_from = _copying(Executor.copy_params_from)
-    mxnet_module.Module.init_params = _initialising(mxnet_module.Module.init_params)
-    mxnet_module.zeros = _postponing(mxnet_module.zeros)
+    """Wrap the functions that allocate and copy an executor's parameters."""
+    mxnet.symbol.Symbol.simple_bind = _wrap_simple_bind(mxnet.symbol.Symbol.simple_bind)
+    Executor.copy_params_from = _wrap_copy_params_from(Executor.copy_params_from)
+    mxnet_module.Module.init_params = _wrap_init_params(mxnet_module.Module.init_params)
+    mxnet_module.zeros = _wrap_zeros(mxnet_module.zeros)
 
 
-def _binding(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Symbol.simple_bind``, which takes from ``shared_buffer`` the arrays that it finds there by their names."""
+def _wrap_simple_bind(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Symbol.simple_bind``, which uses the arrays in ``shared_buffer`` that have its parameters' names."""
 
     @functools.wraps(original)
     def simple_bind(self: Any, ctx: Any, grad_req: Any = "write", *others: Any, **named: Any) -> Any:
         executor = None
         if not others and ctx == mxnet.cpu() and _null(grad_req) and not is_np_array() and not is_np_shape():
             try:
-                executor = _bound(functools.partial(original, self, ctx, grad_req), self, named)
-            except Exception as error:  # what is wrong is MXNet's to say
-                log.debug("parameters will be copied: %s", error)
+                executor = _bind_reserved(functools.partial(original, self, ctx, grad_req), self, named)
+            except Exception as error:  # MXNet itself reports what is wrong
+                log.debug("the executor copies its parameters: %s", error)
         return original(self, ctx, grad_req, *others, **named) if executor is None else executor
 
     return simple_bind
 
 
 def _null(grad_req: Any) -> bool:
-    """Whether no argument is to have a gradient."""
+    """Whether no argument gets a gradient."""
     requests = list(grad_req.values()) if isinstance(grad_req, dict) else grad_req
     return requests == "null" or (isinstance(requests, list) and 0 < requests.count("null") == len(requests))
 
 
-def _bound(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
-    """An executor whose parameters lie as in a file; None where no file is like it, or it shares them with another."""
+def _bind_reserved(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
+    """An executor with reserved parameters; None where no file fits it, or it shares parameters with another."""
     buffer, names = named.get("shared_buffer"), named.get("shared_arg_names")
     usual = isinstance(buffer, dict | None) and isinstance(names, list | None)
     if not usual or named.get("shared_exec") is not None or named.get("group2ctx"):
@@ -83,7 +83,7 @@ def _bound(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
         return None
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
     with contextlib.suppress(OSError):
-        mapping.madvise(mmap.MADV_NOHUGEPAGE)  # what is copied into it is little, here and there
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)  # few pages are written, far apart
     made, records = over(mapping, list(tensors.values()))
     arrays = dict(zip(tensors, made, strict=True))
     lent = (buffer or {}) | arrays
@@ -91,12 +91,12 @@ def _bound(bind: Callable[..., Any], symbol: Any, named: dict[str, Any]) -> Any:
     executor = bind(**named | {"shared_buffer": lent, "shared_arg_names": others})
     if buffer is not None:
         buffer.update((name, array) for name, array in lent.items() if name not in (names or []))
-    _rooms[executor] = mapping, records, [executor.arg_dict[name] for name in tensors]
+    _reserved[executor] = mapping, records, [executor.arg_dict[name] for name in tensors]
     return executor
 
 
 def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """Parameters as they lie in that file which has most of them, and its size."""
+    """The parameters as they lie in the file that holds most of their bytes, and the file's size."""
     names = symbol.list_arguments()
     if not mapped_files.files or len(set(names)) < len(names):
         return {}, 0
@@ -104,28 +104,28 @@ def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) ->
     all_shapes, _, _ = symbol.infer_shape_partial(**known)
     all_types, _, _ = symbol.infer_type_partial(**{name: types[name] for name in types if name in names})
     kinds = [(np.dtype(dtype or np.float32).name, shape) for dtype, shape in zip(all_types, all_shapes, strict=True)]
-    wanted = dict(zip(names, kinds, strict=True))
+    expected = dict(zip(names, kinds, strict=True))
     best: dict[str, Tensor] = {}
     size = most = 0
-    for source in list(mapped_files.files):
-        by_name = {tensor.name.removeprefix("arg:"): tensor for tensor in source.tensors if tensor.nbytes >= LEAST}
-        fitting = {name: of for name, of in by_name.items() if wanted.get(name) == (of.dtype, of.shape)}
+    for mapped_file in list(mapped_files.files):
+        by_name = {tensor.name.removeprefix("arg:"): tensor for tensor in mapped_file.tensors if tensor.nbytes >= LEAST}
+        fitting = {name: of for name, of in by_name.items() if expected.get(name) == (of.dtype, of.shape)}
         nbytes = sum(tensor.nbytes for tensor in fitting.values())
         if nbytes > most:
-            best, size, most = fitting, source.status.st_size, nbytes
+            best, size, most = fitting, mapped_file.status.st_size, nbytes
     return best, size
 
 
-class _Lying(NamedTuple):
-    """A file, opened, and the places in it of arrays that are what it has there, by their names."""
+class _Match(NamedTuple):
+    """An open file, and the tensors of it that arrays still equal, by the arrays' names."""
 
-    source: MappedFile
+    mapped_file: MappedFile
     file: io.FileIO
     tensors: dict[str, Tensor]
 
 
-def _lying(arrays: Mapping[str, Any]) -> _Lying | None:
-    """Those of the arrays that are of one file, which has most of them, and are what it has."""
+def _best_match(arrays: Mapping[str, Any]) -> _Match | None:
+    """The file that most of the arrays lie over, with those that still equal it; None when there is no such file."""
     found: dict[MappedFile, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         if type(array) is not NDArray or array.context != mxnet.cpu():
@@ -133,70 +133,70 @@ def _lying(arrays: Mapping[str, Any]) -> _Lying | None:
         dtype = np.dtype(array.dtype)
         nbytes = array.size * dtype.itemsize
         address = _address(array) if nbytes >= LEAST else 0
-        for source in list(mapped_files.files):
-            here = source.start <= address < source.start + source.status.st_size
-            if here and source.mapping() is not None:  # else another is mapped there by now
-                tensor = Tensor(name, dtype.name, array.shape, address - source.start, nbytes)
-                found.setdefault(source, {})[name] = tensor
+        for mapped_file in list(mapped_files.files):
+            here = mapped_file.start <= address < mapped_file.start + mapped_file.status.st_size
+            if here and mapped_file.mapping() is not None:  # else another file may be mapped there by now
+                tensor = Tensor(name, dtype.name, array.shape, address - mapped_file.start, nbytes)
+                found.setdefault(mapped_file, {})[name] = tensor
     if found:
-        most = max(found, key=lambda source: len(found[source]))
+        most = max(found, key=lambda mapped_file: len(found[mapped_file]))
         with contextlib.suppress(OSError):
-            return _Lying(source=most, tensors=most.unwritten(found[most]), file=most.open())
+            return _Match(mapped_file=most, tensors=most.unwritten(found[most]), file=most.open())
     return None
 
 
-class _Copied(dict[str, Any]):
-    """Parameters to be copied: of its items those are left out that *deal* has mapped when it is their turn."""
+class _CopiedParameters(dict[str, Any]):
+    """Parameters to be copied: its items leave out each one that *mapped_instead* maps when its turn comes."""
 
-    def __init__(self, arrays: dict[str, Any], deal: Callable[[str, Any], bool]) -> None:
+    def __init__(self, arrays: dict[str, Any], mapped_instead: Callable[[str, Any], bool]) -> None:
         super().__init__(arrays)
-        self._deal = deal
+        self._mapped_instead = mapped_instead
         self.mapped = 0
 
     def items(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]
         for name, array in super().items():
-            if self._deal(name, array):
+            if self._mapped_instead(name, array):
                 self.mapped += 1
             else:
                 yield name, array
 
 
-def _copying(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Executor.copy_params_from``, which goes through the items of what it is given."""
+def _wrap_copy_params_from(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Executor.copy_params_from``, which iterates over the items of its argument."""
 
     @functools.wraps(original)
     def copy_params_from(self: Any, arg_params: Any, *others: Any, **named: Any) -> Any:
-        room = _rooms.get(self)
-        lying = _lying(arg_params) if room is not None and type(arg_params) is dict else None
-        if room is None or lying is None or _rooms.pop(self, None) is None:
+        reserved = _reserved.get(self)
+        match = _best_match(arg_params) if reserved is not None and type(arg_params) is dict else None
+        if reserved is None or match is None or _reserved.pop(self, None) is None:
             return original(self, arg_params, *others, **named)
-        copied = _Copied(arg_params, functools.partial(_map, room[0], self, lying))
+        copied = _CopiedParameters(arg_params, functools.partial(_map, reserved[0], self, match))
         try:
-            with lying.file:
+            with match.file:
                 return original(self, copied, *others, **named)
         finally:
-            if copied.mapped:  # from now on it may be folded, and so is not for us to map
-                folder.watch(lying.source, *room)
+            if copied.mapped:  # folding may change it from now on, so nothing is mapped there again
+                folder.watch(match.mapped_file, *reserved)
             else:
-                _rooms[self] = room
+                _reserved[self] = reserved
 
     return copy_params_from
 
 
-def _map(room: mmap.mmap, executor: Any, lying: _Lying, name: str, array: Any) -> bool:
-    """Have an executor's array in the room be like a given one, which is what the file has there; whether it is so."""
-    tensor, target = lying.tensors.get(name), executor.arg_dict.get(name)
-    if tensor is None or target is None or len(room) != lying.source.status.st_size:
+def _map(reserved: mmap.mmap, executor: Any, match: _Match, name: str, array: Any) -> bool:
+    """Map the file over an executor's reserved array, instead of copying a given array; returns whether it did."""
+    tensor, target = match.tensors.get(name), executor.arg_dict.get(name)
+    if tensor is None or target is None or len(reserved) != match.mapped_file.status.st_size:
         return False
-    here, there = pages.address_of(room), lying.source.start
+    here, there = pages.address_of(reserved), match.mapped_file.start
     begin, end = here + tensor.offset, here + tensor.offset + tensor.nbytes
     if (target.dtype, target.shape) != (array.dtype, array.shape) or _address(target) != begin:
         return False
-    # Counts as a write, so that operators do not keep what they have made of the array.
+    # Counts as a write, so that operators drop what they have cached of the array.
     check_call(_LIB.MXNDArrayWaitToWrite(target.handle))
     first, last = pages.rounded(begin), end // PAGE * PAGE
     with contextlib.suppress(OSError):
-        pages.map_over(first, last - first, lying.file.fileno(), first - here)
+        pages.map_over(first, last - first, match.file.fileno(), first - here)
         for part, after in ((begin, first), (last, end)):
             ctypes.memmove(part, part - here + there, after - part)
         return True
@@ -204,45 +204,45 @@ def _map(room: mmap.mmap, executor: Any, lying: _Lying, name: str, array: Any) -
 
 
 def _address(array: Any) -> int:
-    """Where an array lies, in the layout in which files have arrays, once all that is to write to it has done so."""
+    """The address of an array in the default layout, once all pending writes to it are done."""
     address = ctypes.c_void_p()
     check_call(_get_data(array.handle, ctypes.byref(address)))
     return address.value or 0
 
 
-def _initialising(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Module.init_params``, which copies parameters to arrays of the Module's, unless they are these arrays."""
+def _wrap_init_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Module.init_params``, which copies parameters into the Module's arrays, unless they are these arrays."""
 
     @functools.wraps(original)
     def init_params(self: Any, *arguments: Any, **named: Any) -> Any:
         given = named.get("arg_params")
         first = self.binded and not self.params_initialized and not self.for_training
         if first and type(given) is dict:
-            again = _again(given, self._arg_params)
-            self._arg_params |= again  # whose arrays nobody has got yet
-            named["arg_params"] = given | again
+            remapped = _map_again(given, self._arg_params)
+            self._arg_params |= remapped  # nobody has the Module's arrays yet
+            named["arg_params"] = given | remapped
         return original(self, *arguments, **named)
 
     return init_params
 
 
-def _again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays to take the place of those present: what is given, in another mapping of its file."""
+def _map_again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays to replace the present ones: the given parameters, in another mapping of their file."""
     if not all(type(given.get(name)) is NDArray and given[name].shape == present[name].shape for name in present):
-        return {}  # MXNet may raise an error, and has to have got as far as ever
+        return {}  # MXNet may raise, and must have done as much as ever before
     alike = [name for name, of in present.items() if (of.dtype, of.context) == (given[name].dtype, given[name].context)]
-    lying = _lying({name: given[name] for name in alike})
-    if lying is None:
+    match = _best_match({name: given[name] for name in alike})
+    if match is None:
         return {}
-    with lying.file as file:
+    with match.file as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    mapped_files.register(lying.source.path, lying.source.status, mapping)
-    made, _ = over(mapping, list(lying.tensors.values()))
-    return dict(zip(lying.tensors, made, strict=True))
+    mapped_files.register(match.mapped_file.path, match.mapped_file.status, mapping)
+    made, _ = over(mapping, list(match.tensors.values()))
+    return dict(zip(match.tensors, made, strict=True))
 
 
-def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``zeros``, as a Module uses it to make arrays that it is going to write to in any case."""
+def _wrap_zeros(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``zeros``, by which a Module makes arrays that it overwrites: their memory stays untouched until then."""
 
     @functools.wraps(original)
     def postponed(shape: Any, ctx: Any = None, dtype: Any = None, stype: Any = None, **named: Any) -> Any:

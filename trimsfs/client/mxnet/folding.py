@@ -1,7 +1,7 @@
-"""Folding under MXNet, whose oneDNN writes weights in a layout of its own: a thread sees to it.
+"""Folding in MXNet programs, whose oneDNN rewrites weights in a layout of its own: a thread folds them.
 
-MXNet's engine knows who reads and writes which array, and executes what it is given in turn. So it is given the steps
-of folding too, as operators that write to the arrays there; all else goes on.
+MXNet's engine tracks the readers and writers of each array, and schedules operators accordingly. The thread pushes each
+folding step as an operator that writes to the arrays there, and nothing else has to wait.
 """
 
 import _thread
@@ -26,7 +26,7 @@ from mxnet.base import _LIB, check_call
 
 from trimsfs.client import native, pages
 from trimsfs.client.folding import LEAST, Foldable
-from trimsfs.client.mxnet.arrays import Records, give_back
+from trimsfs.client.mxnet.arrays import Records, unmap_unused
 from trimsfs.client.mxnet.mapped_files import MappedFile
 from trimsfs.client.native import Step
 from trimsfs.client.pages import Region
@@ -34,19 +34,19 @@ from trimsfs.client.pages import Region
 log = logging.getLogger(__name__)
 
 WRITING = ("MXNDArraySyncCopyFromCPU", "MXNDArraySyncCopyFromNDArray")
-"""Functions of MXNet that write to an array in the calling thread, once the engine is done with it."""
-LENDING = ("MXNDArrayGetData", "MXNDArrayToDLPack")
-"""Those that tell where an array's memory is, so that others can write to it behind the engine's back."""
+"""Functions of MXNet that write to an array in the calling thread, outside of the engine."""
+EXPOSING = ("MXNDArrayGetData", "MXNDArrayToDLPack")
+"""Functions that expose an array's memory: the program may then write to it without the engine's knowledge."""
 FIRST_S, LAST_S, GROWTH = 1.0, 5.0, 1.2
-"""Seconds between two looks at the mappings, soon after a change and when nothing has changed for long. A model that
-the program has dropped is freed at the next look, or when the next model is loaded."""
-MOST_REST = 64
+"""Seconds between two checks of the mappings: after a change, at most, and the factor between them. The next check or
+load frees a model that the program has dropped."""
+MOST_SKIPPED = 64
 PATIENCE_S = 30.0
-"""How long a step waits for what the engine has to execute before it."""
+"""How long the thread waits until the engine has executed a step."""
 END_S = 2.0
-"""How long a program that ends waits for a look that is under way."""
+"""How long the end of a program waits for a check that is under way."""
 NAIVE = "NaiveEngine"
-"""It executes everything in the calling thread, side by side with what others call."""
+"""An engine that executes everything in the calling thread, and so cannot keep steps apart from writers."""
 
 
 class _Context(ctypes.Structure):
@@ -58,16 +58,15 @@ _CPU = _Context(1, 0)
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """A mapping, as far as it lives, and the arrays in it, None of those that nobody has any more.
+    """A mapping while it lives, and the arrays in it; None for arrays that the program has dropped.
 
-    ``regions`` are where the arrays are, in order, and their numbers,
-    from the first look on. ``seen`` is how many bytes of the mapping were the process's own at the last look,
-    ``checksum`` that of what would have been passed on, and ``tries`` how often nothing has come of folding these:
-    another process was at it, or they change, as in training. It is tried ever less often: ``rest`` is how many looks
-    are left out next.
+    ``regions`` are the addresses of the arrays, in order, and their numbers, from the first check on. ``seen`` is the
+    number of private bytes at the last check, and ``checksum`` that of the bytes that would have been uploaded.
+    ``tries`` counts folds in vain: another process uploads, or the bytes change, as in training. After each, more
+    checks are ``skipped``.
     """
 
-    source: MappedFile
+    file: MappedFile
     mapping: "weakref.ref[mmap.mmap]"
     records: Records
     arrays: list[Any]
@@ -75,25 +74,25 @@ class _Watched:
     seen: int = -1
     tries: int = 0
     checksum: int | None = None
-    rest: int = 0
+    skipped: int = 0
 
     def sort(self) -> None:
-        """What is left for when nobody waits for the model any more. A process forked meanwhile does it all again."""
+        """Find the regions, later than the load, which is not to wait for it. A forked child does it again."""
         if not self.regions and self.arrays:
-            _ = self.source.parts  # asked for before anything is folded
+            _ = self.file.parts  # must be known before anything is folded
             begins, sizes = (self.records[field].tolist() for field in ("data", "nbytes"))
             regions = zip(begins, sizes, range(len(begins)), strict=True)
             self.regions = sorted((begin, begin + size, number) for begin, size, number in regions)
 
     def drop(self) -> bool:
-        """Drop arrays that nobody else has; whether any is left."""
+        """Drop the arrays that only this object refers to; returns whether any is left."""
         for number in range(len(self.arrays)):
             if sys.getrefcount(self.arrays[number]) == 2:  # the list and the argument
                 self.arrays[number] = None
         return any(array is not None for array in self.arrays)
 
     def settled(self, regions: Sequence[Region]) -> bool:
-        """Whether the bytes there are what they were when it was last asked: weights in training are not."""
+        """Whether the bytes are the same as at the last call: those of weights in training are not."""
         checksum = 0
         for start, end in regions:
             checksum = zlib.crc32(pages.view(start, end), checksum)
@@ -103,9 +102,9 @@ class _Watched:
 
 @dataclass(slots=True, eq=False)
 class Folder:
-    """Folds the mappings it is told of, and unmaps what nobody uses any more, for as long as there are any.
+    """Folds the mappings that it watches, and unmaps what the program has dropped, while there is any mapping.
 
-    Threads wait for each other nowhere: finalizers may load models, whatever they run in the middle of.
+    No method waits for a lock: a finalizer may load a model at any point of any of them.
     """
 
     _watched: list[_Watched] = field(default_factory=list)
@@ -120,33 +119,33 @@ class Folder:
         atexit.register(self._end)
 
     def install(self) -> None:
-        """Begin, and keep what writes to arrays past the engine apart from folding."""
+        """Begin to watch, and wrap the functions that write to arrays outside of the engine."""
         self._folding = os.environ.get("MXNET_ENGINE_TYPE") != NAIVE
         if self._folding:
             for name in WRITING:
                 setattr(_LIB, name, native.writing(getattr(_LIB, name)))
-            for name in LENDING:
-                setattr(_LIB, name, self._lending(getattr(_LIB, name)))
+            for name in EXPOSING:
+                setattr(_LIB, name, self._wrap_exposing(getattr(_LIB, name)))
 
-    def watch(self, source: MappedFile, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
-        """Fold a mapping of a file once the process has rewritten it; the arrays are those of the records."""
+    def watch(self, file: MappedFile, mapping: mmap.mmap, records: Records, arrays: Sequence[Any]) -> None:
+        """Fold a mapping once the process has rewritten it; *arrays* are those of *records*."""
         if self._folding:
             self._drop()
-            self._watched.append(_Watched(source, weakref.ref(mapping), records, list(arrays)))
+            self._watched.append(_Watched(file, weakref.ref(mapping), records, list(arrays)))
             self._wait_s = FIRST_S
         self.start()
 
     def start(self) -> None:
-        """Have the thread, until nothing is mapped any more. Were two started at once, they would take turns."""
+        """Start the thread unless it runs; it ends when nothing is mapped. Two started at once would take turns."""
         if not self._running:
             self._running = True
             try:
-                _thread.start_new_thread(self._run, ())  # returns at once, unlike that of threading
-            except RuntimeError as error:  # the next model may have more luck
-                log.info("no thread to fold and unmap: %s", error)
+                _thread.start_new_thread(self._run, ())  # does not wait for the thread to begin, unlike threading
+            except RuntimeError as error:  # the next load tries again
+                log.info("models are neither folded nor unmapped: no thread can be started: %s", error)
                 self._running = False
 
-    def _lending(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_exposing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def call(*arguments: Any) -> Any:
             self._stop()
@@ -155,21 +154,21 @@ class Folder:
         return call
 
     def _forked(self) -> None:
-        """This is a child process, without the thread."""
+        """Continue in a forked child, which has no such thread."""
         self._active = threading.Lock()
         self._running = False
         self._pending.clear()
-        if give_back():
+        if unmap_unused():
             self.start()
 
     def _stop(self) -> None:
-        """Fold no more. A step that is under way ends first, those that wait for their turn do nothing."""
+        """Stop folding for good. A step under way ends first; pushed steps do nothing."""
         if self._folding:
             self._folding = False
             native.library().trimsfs_stop()
 
     def _end(self) -> None:
-        """The program ends, and with it MXNet: the thread is to call nothing of its any more."""
+        """The interpreter ends: keep the thread from calling MXNet any more."""
         self._stop()
         self._active.acquire(timeout=END_S)
 
@@ -177,45 +176,45 @@ class Folder:
         while True:
             time.sleep(self._wait_s)
             with self._active:
-                self._look_at_all()
+                self._check_all()
             self._running = False
-            if not self._watched and not give_back():  # what comes from now on finds that there is no thread
+            if not self._watched and not unmap_unused():  # a load from now on starts a new thread
                 return
             self._running = True
 
-    def _look_at_all(self) -> None:
+    def _check_all(self) -> None:
         if not self._folding:
             self._watched.clear()
         self._drop()
         self._pending[:] = [other for other in self._pending if other[0].shared is None]
-        give_back()
+        unmap_unused()
         try:
             watched = list(self._watched)
             for each in watched:
                 each.sort()
-            changed = [self._look(each) for each in watched]
+            changed = [self._check(each) for each in watched]
             self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
-        except Exception as error:  # the program is to go on as it would without us
-            log.info("weights are not shared any more once they have been rewritten: %r", error)
+        except Exception as error:  # the program must go on as without trimsfs
+            log.info("folding ends in this process: %r", error)
             self._stop()
 
     def _drop(self) -> None:
-        """Free what nobody else has any more."""
+        """Forget mappings whose arrays the program has dropped."""
         for each in list(self._watched):
             if not each.drop():
                 with suppress(ValueError):  # another thread was first
                     self._watched.remove(each)
 
-    def _look(self, watched: _Watched) -> bool:
-        """Fold a mapping if nothing was written to new pages since the last look; whether there is more to come."""
+    def _check(self, watched: _Watched) -> bool:
+        """Fold a mapping unless it has new private pages since the last check; returns whether anything changed."""
         mapping = watched.mapping()
         if mapping is None:
             return False
-        if watched.rest:
-            watched.rest -= 1
+        if watched.skipped:
+            watched.skipped -= 1
             return False
         regions = [(start, end) for start, end, _ in watched.regions]
-        foldable = Foldable(watched.source.path, watched.source.status.st_ino, mapping, regions)
+        foldable = Foldable(watched.file.path, watched.file.status.st_ino, mapping, regions)
         own = foldable.own()
         if own != watched.seen:
             watched.seen, watched.tries = own, 0
@@ -223,24 +222,23 @@ class Folder:
         if own < LEAST:
             return False
         folded = foldable.fold(functools.partial(self._execute, watched), watched.settled)
-        log.info("%s: %s", watched.source.path, folded)
+        log.info("%s: %s", watched.file.path, folded)
         watched.seen, watched.tries = folded.own, 0 if folded.shared else watched.tries + 1
-        watched.rest = min((1 << watched.tries) >> 2, MOST_REST)
+        watched.skipped = min((1 << watched.tries) >> 2, MOST_SKIPPED)
         return True
 
     def _execute(self, watched: _Watched, step: Step) -> None:
-        """Have the engine execute a step when all else that uses the array there has been; wait until it has.
+        """Push a step to the engine, behind all operators that use the array there, and wait until it is executed.
 
-        The engine does not take an operator on several arrays in one go: two threads that push such operators can each
-        wait for the other.
+        A step lies in one array: pushing an operator on several is not atomic, and two threads could deadlock.
         """
         _, _, number = watched.regions[bisect_right(watched.regions, (step.start, sys.maxsize)) - 1]
         array = watched.arrays[number]
         if not self._folding or array is None:
-            native.library().trimsfs_release(step.pointer)  # nobody will execute it
+            native.library().trimsfs_release(step.pointer)  # the engine will not
             return
         execute, release = native.engine_functions()
-        self._pending.append((step, array))  # memory and array stay until it is executed, however long that takes
+        self._pending.append((step, array))  # keeps memory and array until the engine has executed it
         check_call(
             _LIB.MXEnginePushSyncND(
                 *(execute, step.pointer, release, ctypes.byref(_CPU)),
@@ -254,4 +252,4 @@ class Folder:
 
 
 folder = Folder()
-"""This process's."""
+"""The folder of this process."""

@@ -1,7 +1,7 @@
-"""MXNet: parameters that are loaded from a mount are arrays over the mapped file, without a copy.
+"""Wraps MXNet's loaders: parameters that a program loads from a mount are arrays over the mapped file.
 
-`install` replaces ``mx.nd.load`` and what Gluon and Modules do with what it gives. Off a mount, and for files or
-contexts that this cannot serve, MXNet's own code runs. Written for MXNet 1.9, whose functions it wraps.
+`install` replaces ``mx.nd.load``, and Gluon's functions that take its result. MXNet's own code runs off a mount, and
+for files and contexts that a mapping cannot serve. Written for MXNet 1.9.
 """
 
 import functools
@@ -32,15 +32,15 @@ from trimsfs.formats import FormatError, TensorTable
 log = logging.getLogger(__name__)
 
 
-class _Lent(threading.local):
-    """Arrays that the load under way in this thread has made, and that nobody else has: by ``id``."""
+class _Fresh(threading.local):
+    """The arrays, by ``id``, that the load under way in this thread made and that the program cannot have yet."""
 
     arrays: dict[int, Any] | None = None
     taken = False
-    """Whether the parameter that is being initialised has got one of them."""
+    """Whether the parameter that is being initialised takes one of them."""
 
 
-_lent = _Lent()
+_fresh = _Fresh()
 
 
 def installed() -> bool:
@@ -49,52 +49,52 @@ def installed() -> bool:
 
 
 def install() -> None:
-    """Wrap what loads parameters. Raises OSError without the library of what is in C."""
+    """Wrap MXNet's loaders. Raises OSError without the native library."""
     library()
-    load = _loading(mxnet.ndarray.utils.load)
+    load = _wrap_load(mxnet.ndarray.utils.load)
     mxnet.ndarray.load = mxnet.ndarray.utils.load = load
-    Block.load_parameters = _lending(Block.load_parameters)
-    ParameterDict.load = _lending(ParameterDict.load)
-    Parameter._init_impl = _taking(Parameter._init_impl)
-    Parameter._init_grad = _postponing(Parameter._init_grad)
+    Block.load_parameters = _wrap_load_parameters(Block.load_parameters)
+    ParameterDict.load = _wrap_load_parameters(ParameterDict.load)
+    Parameter._init_impl = _wrap_init_impl(Parameter._init_impl)
+    Parameter._init_grad = _wrap_init_grad(Parameter._init_grad)
     folder.install()
 
 
-def _loading(original: Callable[[str], Any]) -> Callable[[str], Any]:
+def _wrap_load(original: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.wraps(original)
     def load(fname: str) -> Any:
-        legacy = not is_np_array() and not is_np_shape()  # what files with other shapes give is MXNet's to say
+        legacy = not is_np_array() and not is_np_shape()  # with NumPy's shapes, MXNet decides what a file gives
         if not legacy:
-            log.debug("%s: left to MXNet: NumPy's semantics are set", fname)
-        found = _mapped(fname) if legacy and isinstance(fname, str) else None
+            log.debug("%s: not mapped: MXNet runs with NumPy semantics", fname)
+        found = _load_mapped(fname) if legacy and isinstance(fname, str) else None
         return original(fname) if found is None else found
 
     load.__trimsfs__ = True  # type: ignore[attr-defined]
     return load
 
 
-def _mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
-    """What MXNet would have loaded, over the mapped file; None when it has to load it itself."""
+def _load_mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
+    """What MXNet would have loaded, over the mapped file; None when MXNet must load it itself."""
     try:
         with open(fname, "rb", buffering=0) as file:
             common = ensure_local(file)
             if common is None:
-                log.debug("%s: left to MXNet: it is on no mount", fname)
+                log.debug("%s: not mapped: it is on no mount", fname)
                 return None
             path = Path(fname).absolute()
             status, mapping = os.fstat(file.fileno()), mapped(path, file, common=common)
         found = read(mapping, path.name) if isinstance(mapping, mmap.mmap) else None
     except (OSError, FormatError, MXNetError) as error:
-        log.debug("%s: left to MXNet: %s", fname, error)
+        log.debug("%s: not mapped: %s", fname, error)
         return None
     if found is None or isinstance(mapping, bytes):
-        log.debug("%s: left to MXNet: its format or its types", fname)
+        log.debug("%s: not mapped: unsupported format or types", fname)
         return None
     made, names, records = found
-    log.debug("%s: %d arrays are mapped", fname, len(made))
+    log.debug("%s: mapped %d arrays", fname, len(made))
     folder.watch(register(path, status, mapping), mapping, records, made)
-    if _lent.arrays is not None:
-        _lent.arrays |= {id(array): array for array in made}
+    if _fresh.arrays is not None:
+        _fresh.arrays |= {id(array): array for array in made}
     return made if names is None else dict(zip(names, made, strict=True))
 
 
@@ -110,29 +110,29 @@ def arrays(table: TensorTable, mapping: mmap.mmap | bytes) -> dict[str, Any]:
     return dict(zip((tensor.name for tensor in tensors), made, strict=True))
 
 
-def _lending(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that loads arrays only to give them to parameters: these may have them for themselves."""
+def _wrap_load_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function that loads arrays only to set parameters: the parameters may keep the arrays."""
 
     @functools.wraps(original)
     def load(*arguments: Any, **named: Any) -> Any:
-        with _lending_here():
+        with _tracking():
             return original(*arguments, **named)
 
     return load
 
 
 @contextmanager
-def _lending_here() -> Iterator[None]:
-    outer = _lent.arrays
-    _lent.arrays = {} if outer is None else outer
+def _tracking() -> Iterator[None]:
+    outer = _fresh.arrays
+    _fresh.arrays = {} if outer is None else outer
     try:
         yield
     finally:
-        _lent.arrays = outer
+        _fresh.arrays = outer
 
 
-class _Own:
-    """An array as one that gives itself where a copy is asked for."""
+class _Uncopied:
+    """Wraps an array: ``copyto`` returns the array itself."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -141,32 +141,31 @@ class _Own:
         return self._array
 
 
-def _taking(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Parameter._init_impl``, which copies its data to every context: to the one it is in it need not."""
+def _wrap_init_impl(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Parameter._init_impl``, which copies the data to each context: the array is used as it is in its own."""
 
     @functools.wraps(original)
     def init_impl(self: Any, data: Any, ctx_list: Any) -> Any:
-        arrays, contexts = _lent.arrays, list(ctx_list)
+        arrays, contexts = _fresh.arrays, list(ctx_list)
         if arrays is None or contexts != [data.ctx] or arrays.pop(id(data), None) is None:
             return original(self, data, contexts)
-        _lent.taken = True
+        _fresh.taken = True
         try:
-            return original(self, _Own(data), contexts)
+            return original(self, _Uncopied(data), contexts)
         finally:
-            _lent.taken = False
+            _fresh.taken = False
 
     return init_impl
 
 
-def _postponing(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``Parameter._init_grad``, which writes zeros for the gradient of each parameter: pages that nobody has touched
-    are zeros."""
+def _wrap_init_grad(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Parameter._init_grad``, which writes zeros for each gradient: untouched pages are zeros already."""
 
     @functools.wraps(original)
     def init_grad(self: Any) -> Any:
         array = self._data[0]
         dtype = WITH_GRADIENT.get(array.dtype)
-        if not _lent.taken or dtype is None or self._grad_stype != "default" or self.grad_req == "null":
+        if not _fresh.taken or dtype is None or self._grad_stype != "default" or self.grad_req == "null":
             return original(self)
         self._grad = [zeros(dtype, array.shape)]
         return autograd.mark_variables(self._check_and_get(self._data, list), self._grad, self.grad_req)

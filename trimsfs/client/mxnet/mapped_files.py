@@ -1,4 +1,4 @@
-"""Files of a mount that MXNet's arrays have been made of: what they have, and where in memory that still is so."""
+"""The mapped files that MXNet's arrays lie over, and which parts of memory still equal the file."""
 
 import io
 import mmap
@@ -13,7 +13,7 @@ from trimsfs.client import pages
 from trimsfs.formats import BufferSource, Tensor, parse
 
 files: "list[MappedFile]" = []
-"""The files that arrays have been made of, as far as they are mapped."""
+"""The files that are mapped now."""
 
 
 def register(path: Path, status: os.stat_result, mapping: mmap.mmap) -> "MappedFile":
@@ -25,28 +25,28 @@ def register(path: Path, status: os.stat_result, mapping: mmap.mmap) -> "MappedF
 
 
 class _Part(NamedTuple):
-    """A part of memory, and the part of a file that is mapped there."""
+    """One mapping of the kernel: a part of memory, and the part of a file that is mapped there."""
 
     start: int
     end: int
     file: tuple[str, str, int]
-    """Its device, its inode, and how far before that the file would begin."""
+    """Its device, its inode, and the address at which the file's first byte would be."""
 
 
 class MappedFile:
-    """A file of a mount, which never changes, and where it is mapped."""
+    """One generation of a file of a mount, and where it is mapped."""
 
     def __init__(self, path: Path, status: os.stat_result, mapping: mmap.mmap) -> None:
         self.path, self.status = path, status
         self.start = pages.address_of(mapping)
         self._end = self.start + len(mapping)
         self.mapping = weakref.ref(mapping)
-        # What is read when it is needed. No lock, which a process forked meanwhile would find held: the first counts.
+        # Computed on first use. Without a lock, which a forked child could find held: the first result counts.
         self._read: dict[str, Any] = {}
 
     @property
     def tensors(self) -> Sequence[Tensor]:
-        """Its arrays; none once it is mapped no more."""
+        """The tensors of the file; none after it has been unmapped."""
         found: Sequence[Tensor] | None = self._read.get("tensors")
         if found is None:
             mapping = self.mapping()
@@ -56,10 +56,10 @@ class MappedFile:
 
     @property
     def parts(self) -> Sequence[_Part]:
-        """What is mapped there, some of it from other files with the same bytes.
+        """What was mapped there at first: the file, or other files that share its blocks.
 
-        Reading this takes longer than all else of loading a model. It has been asked for before anything of that is
-        folded, and so it never tells of what folding maps.
+        Finding this takes longer than the rest of a load, so it happens later, but before anything is folded: it never
+        contains what folding maps.
         """
         found: Sequence[_Part] | None = self._read.get("parts")
         if found is None:
@@ -67,7 +67,7 @@ class MappedFile:
         return found
 
     def open(self) -> io.FileIO:
-        """The same file. Raises OSError, also where the path leads to another by now."""
+        """Open the same generation again. Raises OSError, also when the path leads to another by now."""
         file = self.path.open("rb", buffering=0)
         if not os.path.samestat(os.fstat(file.fileno()), self.status):
             file.close()
@@ -75,10 +75,7 @@ class MappedFile:
         return file
 
     def unwritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the tensors that are in memory what they are in the file.
-
-        Raises OSError where the kernel cannot tell.
-        """
+        """The tensors whose bytes in memory still are those of the file. Raises OSError before Linux 6.7."""
         regions = {name: (self.start + of.offset, self.start + of.offset + of.nbytes) for name, of in tensors.items()}
         whole = {name: (a // pages.PAGE * pages.PAGE, pages.rounded(b)) for name, (a, b) in regions.items()}
         kept = [name for name in tensors if not pages.own(*whole[name])]
@@ -88,7 +85,7 @@ class MappedFile:
         return {name: tensors[name] for name in kept if _covered(whole[name], unchanged)}
 
     def _unchanged(self) -> Iterator[pages.Region]:
-        """Where the same is mapped as at first."""
+        """Where the mapping is as at first."""
         before = {part.start: part for part in self.parts}
         starts = sorted(before)
         for start, end, file in _parts(self.start, self._end):
@@ -98,9 +95,9 @@ class MappedFile:
 
 
 def _parts(start: int, end: int) -> Iterator[_Part]:
-    """What is mapped in a part of memory."""
+    """The mappings of a part of memory, from ``/proc/self/maps``."""
     lines = Path("/proc/self/maps").read_bytes()
-    for line in io.BytesIO(lines[max(0, lines.find(b"%08x-" % start)) :]):  # they are many, and in order
+    for line in io.BytesIO(lines[max(0, lines.find(b"%08x-" % start)) :]):  # the file is long, and in order of address
         first = int(line[: line.index(b"-")], 16)
         if first >= end:
             return
@@ -110,5 +107,5 @@ def _parts(start: int, end: int) -> Iterator[_Part]:
 
 
 def _covered(region: pages.Region, parts: Sequence[pages.Region]) -> bool:
-    """Whether parts, which do not overlap, cover a region."""
+    """Whether *parts*, which do not overlap, cover a region."""
     return sum(max(0, min(region[1], end) - max(region[0], start)) for start, end in parts) == region[1] - region[0]

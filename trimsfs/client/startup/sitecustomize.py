@@ -1,9 +1,9 @@
 """Run by every Python that `trimsfs run` starts, before its program: see ``trimsfs.client.import_hook``.
 
-The interpreter may be any, with libraries of its own: only ``trimsfs`` itself is made importable.
+The interpreter may be of any environment. Only ``trimsfs`` itself is made importable, none of its dependencies.
 """
 
-import os  # and no pathlib, which would be in the way of every program
+import os  # not pathlib, which would slow every program down
 import sys
 from importlib.machinery import PathFinder
 
@@ -13,7 +13,7 @@ _TAIL = _HERE.split(os.sep)[-3:]
 
 
 class _Trimsfs:
-    """Finds ``trimsfs`` where no other has."""
+    """Finds ``trimsfs`` when no other finder does."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
@@ -21,8 +21,8 @@ class _Trimsfs:
 
 
 def _start() -> None:
-    if sys.version_info < (3, 11):  # noqa: UP036 - it is not ours that this is run by
-        print("trimsfs: not used: its client needs Python 3.11", file=sys.stderr)
+    if sys.version_info < (3, 11):  # noqa: UP036 - any interpreter may run this
+        print("trimsfs: not used in this program: the client needs Python 3.11", file=sys.stderr)
         return
     sys.meta_path.append(_Trimsfs)
     import trimsfs.client.import_hook  # noqa: PLC0415
@@ -31,8 +31,8 @@ def _start() -> None:
 
 
 def _pass_on() -> None:
-    """Run the sitecustomize that this one hides."""
-    # Also those of other installations, each of which would find this one again.
+    """Run the sitecustomize module that this one hides."""
+    # Without the startup directories of other installations, which would find this one again.
     others = [place for place in sys.path if place.rstrip(os.sep).split(os.sep)[-3:] != _TAIL]
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
@@ -44,5 +44,5 @@ def _pass_on() -> None:
 try:
     _start()
 except Exception as error:
-    print(f"trimsfs: not used: {error!r}", file=sys.stderr)
+    print(f"trimsfs: not used in this program: {error!r}", file=sys.stderr)
 _pass_on()

@@ -1,6 +1,6 @@
-"""A device: its memory, and what copies to and from it. Every call of the driver is made here or in ``trimsfs.cuda``.
+"""A GPU: runs calls of the driver in a thread of its own, and owns the staging buffers for copies.
 
-The driver is asked for one thing at a time, in a thread, so that one that hangs holds up its device alone.
+Each device executes one call at a time, so that a driver that hangs blocks only its own device.
 """
 
 import logging
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STAGING_BUFFERS = 8
-"""Copies under way at once. Each takes a chunk of pinned memory, from its first use until the server ends."""
+"""Copies under way at once. Each takes CHUNK_SIZE of pinned memory, from first use until the server ends."""
 _FATAL = frozenset(
     f"CUDA_ERROR_{name}"
     for name in (
@@ -41,11 +41,11 @@ _FATAL = frozenset(
         *("MISALIGNED_ADDRESS", "NO_DEVICE", "NVLINK_UNCORRECTABLE", "SYSTEM_NOT_READY", "UNKNOWN"),
     )
 )
-"""Errors after which the driver does nothing more for this process. Others are about one call."""
+"""Errors after which the driver fails every call of this process. Other errors concern one call."""
 
 
 class StagingBuffer:
-    """A buffer of pinned memory, and the stream of the copies from and to it."""
+    """A buffer of pinned memory, and the stream for copies from and to it."""
 
     def __init__(self) -> None:
         self._buffer: PinnedBuffer | None = None
@@ -53,7 +53,7 @@ class StagingBuffer:
 
     @property
     def view(self) -> memoryview:
-        """CHUNK_SIZE bytes, for whoever has prepared the buffer."""
+        """CHUNK_SIZE bytes; valid after `prepare`."""
         assert self._buffer is not None
         return self._buffer.view
 
@@ -66,26 +66,26 @@ class StagingBuffer:
         self._stream.synchronize()
 
     def write(self, address: int, size: int) -> None:
-        """Begin to copy the first bytes of ``view`` to the device. For its thread."""
+        """Begin to copy the first bytes of ``view`` to the device. For the device's thread."""
         assert self._buffer is not None
         assert self._stream is not None
         self._stream.to_device(address, self._buffer.address, size)
 
     def read(self, address: int, size: int) -> None:
-        """Copy bytes of the device to the beginning of ``view``. For its thread."""
+        """Copy bytes of the device to the beginning of ``view``, and wait. For the device's thread."""
         assert self._buffer is not None
         assert self._stream is not None
         self._stream.to_host(self._buffer.address, address, size)
         self._stream.synchronize()
 
     def finish(self) -> None:
-        """Wait until what was begun is done. For the device's thread."""
+        """Wait until the copies that were begun are done. For the device's thread."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
 class Device:
-    """A device of this host. Nothing is done with it, and no memory of it taken, before it is first used.
+    """A device of this host. Its context and memory are created at the first use.
 
     Once it has failed, every later call fails, and ``failure`` says why; *on_failure* is called once, then.
     """
@@ -106,13 +106,10 @@ class Device:
             self._returned.send_nowait(staged)
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """What a function gives, called in the device's thread and context.
-
-        Raises DeviceError, and CudaError when there is too little memory.
-        """
+        """Call a function in the device's thread and context. Raises DeviceError, and CudaError when out of memory."""
         if self.failure is not None:
             raise DeviceError(f"{self.uuid}: {self.failure}")
-        # What has begun is finished, whatever is cancelled meanwhile: books stay right.
+        # A call that has begun is awaited, whatever is cancelled: the accounts stay right.
         with trio.CancelScope(shield=True) as call:
             self._calls.add(call)
             try:
@@ -127,19 +124,19 @@ class Device:
                 raise DeviceError(f"{self.uuid}: {error}") from error
             finally:
                 self._calls.discard(call)
-        raise DeviceError(f"{self.uuid}: the server ends")
+        raise DeviceError(f"{self.uuid}: the server is ending")
 
     def abandon(self) -> None:
-        """The server ends: wait for nothing that is under way, which may never end."""
-        self.failure = self.failure or "the server ends"
+        """Stop waiting for calls under way, which may never return: the server is ending."""
+        self.failure = self.failure or "the server is ending"
         for call in self._calls:
             call.cancel()
 
     def fail(self, reason: str) -> None:
-        """The device is lost."""
+        """Mark the device as failed, for good."""
         if self.failure is None:
-            self.failure = f"{reason}: see `nvidia-smi`, then `mountctl restart`"
-            log.error("device %s has failed: %s", self.uuid, self.failure)
+            self.failure = f"{reason}: check `nvidia-smi`, then run `mountctl restart`"
+            log.error("device %s failed: %s", self.uuid, self.failure)
             self._on_failure()
 
     def _in_context(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -149,30 +146,30 @@ class Device:
             return function(*arguments)
 
     async def free_bytes(self) -> int:
-        """Bytes that nobody on this host uses. Raises DeviceError."""
+        """Bytes of the device that are free. Raises DeviceError."""
         free, _ = await self.run(free_and_total)
         return free
 
     async def allocate(self, size: int, *, shared: bool) -> DeviceMemory:
-        """Memory to be lent by descriptor when it is *shared*, else by handle. Raises as `run`."""
+        """Allocate memory, shared by descriptor if *shared*, else by IPC handle. Raises as `run`."""
         if shared:
             return await self.run(VmmMemory.allocate, self.info.ordinal, size)
         return await self.run(IpcMemory.allocate, size)
 
     async def adopt(self, size: int, descriptor: int) -> VmmMemory:
-        """Memory that an earlier server has allocated. Raises as `run`."""
+        """Map memory that an earlier server allocated. Raises as `run`."""
         return await self.run(VmmMemory.adopt, self.info.ordinal, size, descriptor)
 
     async def clear(self, memory: DeviceMemory) -> None:
-        """Have zeros in all of some memory, which may hold what was there before. Raises DeviceError."""
+        """Zero memory, which may contain data of other programs. Raises DeviceError."""
         await self.run(clear, memory.address, memory.size)
 
     async def free(self, memory: DeviceMemory) -> None:
-        """Free memory, once nothing is copied to it any more; a device that has failed has no memory."""
+        """Free memory after all copies to it; on a failed device, do nothing."""
         try:
             await self.run(self._free, memory)
         except (DeviceError, CudaError) as error:
-            log.info("memory of %s is not freed: %s", self.uuid, error)
+            log.info("device %s: memory is not freed: %s", self.uuid, error)
 
     def _free(self, memory: DeviceMemory) -> None:
         self._finish()

@@ -1,4 +1,4 @@
-"""Where the tensors of a file lie in a device's memory, and in what batches they get there. Pure logic."""
+"""Lays out the tensors of a file in a device's memory, and the batches in which they are copied. Pure logic."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import NamedTuple
 from trimsfs.formats.table import Tensor, TensorTable
 
 ALIGNMENT = 256
-"""Bytes: what CUDA's own allocations are aligned to, and its libraries' kernels expect."""
+"""Bytes: the alignment of CUDA's own allocations, which its libraries' kernels expect."""
 MOST_PARTS = 1000
-"""Of a run: one system call takes no more than 1024 buffers."""
+"""Parts of a run: one system call accepts 1024 buffers."""
 
 
 class Part(NamedTuple):
-    """``length`` bytes at ``source`` of the file go to ``offset`` of the copy."""
+    """``length`` bytes from offset ``source`` of the file go to ``offset`` of the copy."""
 
     source: int
     offset: int
@@ -28,18 +28,18 @@ class Run:
 
     @property
     def start(self) -> int:
-        """Where the run begins in the file."""
+        """Offset in the file of the first byte."""
         return self.parts[0].source
 
     @property
     def stop(self) -> int:
-        """Where it ends."""
+        """Offset in the file behind the last byte."""
         return self.parts[-1].source + self.parts[-1].length
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is copied to the device at once: the bytes ``[offset, offset + length)`` of the copy."""
+    """The bytes ``[offset, offset + length)`` of the copy, copied to the device at once."""
 
     offset: int
     length: int
@@ -48,9 +48,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The contents of a copy: ``nbytes`` bytes, of a file in the ``format``, None when it is an image of the file.
+    """The contents of a copy: ``nbytes`` bytes. ``format`` is the file's, None for an image of a file without one.
 
-    The offsets of ``tensors`` are those in the copy; ``parts``, in order of their offsets, tell where all comes from.
+    The offsets of ``tensors`` are in the copy. ``parts``, in order of offset, map the copy to the file.
     """
 
     format: str | None
@@ -59,7 +59,7 @@ class Layout:
     nbytes: int
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All of it in batches of at most *size* bytes, a multiple of ALIGNMENT."""
+        """The whole copy in batches of at most *size* bytes, a multiple of ALIGNMENT."""
         waiting: list[Part] = []
         for part in self.parts:
             begin, left = part.offset, part.length
@@ -76,10 +76,10 @@ class Layout:
 
 
 def lay_out(table: TensorTable | None, size: int) -> Layout:
-    """The layout of a file of *size* bytes: its tensors in their order in the file, or its image without a *table*.
+    """The layout of a file of *size* bytes: its tensors in file order or, without a *table*, its image.
 
-    Tensors that have bytes in common share them in the copy as well; those in other files are left out. Each lies at a
-    multiple of ALIGNMENT, or as far behind the one that it has bytes in common with as in the file.
+    Tensors in other files are left out. Each tensor begins at a multiple of ALIGNMENT. Tensors that overlap in the file
+    overlap in the copy in the same way.
     """
     if table is None:
         return Layout(format=None, tensors=(), parts=(Part(0, 0, size),) if size else (), nbytes=size)
@@ -90,7 +90,7 @@ def lay_out(table: TensorTable | None, size: int) -> Layout:
         begin, end = tensor.offset, tensor.offset + tensor.nbytes
         last = parts[-1] if parts else Part(0, 0, 0)
         known = last.source + last.length
-        if tensor.nbytes and begin < known:  # it has bytes in common with the one before
+        if tensor.nbytes and begin < known:  # it overlaps the one before
             parts[-1] = last._replace(length=max(end, known) - last.source)
         elif tensor.nbytes:
             parts.append(Part(begin, -(-(last.offset + last.length) // ALIGNMENT) * ALIGNMENT, tensor.nbytes))

@@ -1,4 +1,4 @@
-"""The copies on one device: who uses them, how much room they take, and which of them make way."""
+"""The copies on one device: their leases, the memory they use, and which are evicted."""
 
 import itertools
 import logging
@@ -21,12 +21,12 @@ GRANULARITY = 2 << 20
 """Bytes that a device allocates at a time."""
 FREE_CHECKS, FREE_INTERVAL_S = 25, 0.02
 LOAD_RATE = 1e10
-"""Bytes a second: a guess at what loading a copy again costs."""
+"""Bytes a second: the estimated rate of loading a copy again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who uses a copy, as the host sees them; the process is only told to operators, and may be another by now."""
+    """Who uses a copy, as the host sees it. The process id is for operators only, and may be reused by now."""
 
     uid: int
     pid: int = 0
@@ -35,7 +35,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
-    """A reason to keep a copy."""
+    """Keeps a copy from eviction."""
 
     copy: "Copy"
     holder: Holder
@@ -44,7 +44,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyKey:
-    """What makes a copy another than the next: the content, who may share it, how it is lent, and which tensors."""
+    """Identifies a copy: content, sharing domain, kind of memory, and pattern of tensors."""
 
     token: str
     domain: str
@@ -56,9 +56,9 @@ class CopyKey:
 class Copy:
     """A copy of a file, or of some of its tensors, on a device, by its UUID.
 
-    ``done`` is set when it is loaded, or will not be, for the reason ``error``. ``memory`` is None before and, once it
-    is ``gone``, after. ``descriptor`` is that of its memory, or ``handle`` opens it. ``checked_by`` counts what
-    compares it. ``number`` is what the keeper knows it by, and ``slot`` where the ledger has it.
+    ``done`` is set when it is loaded, or when loading failed with ``error``. ``memory`` is None before, and after it is
+    ``gone``. Either ``descriptor`` or ``handle`` shares the memory. ``checked_by`` counts the comparisons under way.
+    ``number`` is its number at the keeper, and ``slot`` its record in the ledger.
     """
 
     key: CopyKey
@@ -84,23 +84,23 @@ class Copy:
 
     @property
     def unwanted(self) -> bool:
-        """Whether nobody waits for it, though it is being loaded, or was."""
+        """Whether nobody waits for it, and no keeper holds it."""
         return not (self.leases or self.checked_by or self.number)
 
     @property
     def in_use(self) -> bool:
-        """Whether it must stay: it is leased, compared, or being loaded."""
+        """Whether it must stay: it is leased, being compared, or loading."""
         return bool(self.leases or self.checked_by or not self.done.is_set())
 
     @property
     def ready(self) -> bool:
-        """Whether it can be lent."""
+        """Whether it can be leased."""
         return self.done.is_set() and self.error is None and not self.gone
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a pool has done since the server started."""
+    """Counts of a pool since the server started."""
 
     hits: int = 0
     loads: int = 0
@@ -112,13 +112,13 @@ class Counts:
 
 
 class Pool:
-    """The copies on a device: at most *budget* bytes, leaving *headroom* for what else runs there.
+    """The copies on a device: at most *budget* bytes, with *headroom* left for other programs.
 
-    A copy that is leased, compared, still loading or pinned is never evicted. *is_pinned* tells of a generation;
-    *let_go* has whoever else keeps a copy let go of it before it is freed.
+    A copy that is leased, being compared, loading or pinned is never evicted. *before_free* is called before a copy's
+    memory is freed, so that the keeper releases it too.
 
-    Invariants: ``_all`` has every copy until its memory is freed. ``_used`` counts one from the moment room was made
-    for it until then. A copy that is not in ``_copies`` any more is lent to nobody anew.
+    Invariants: ``_all`` contains every copy until its memory is freed. ``_used`` counts a copy from the moment that its
+    memory is reserved until then. A copy that has left ``_copies`` is leased to nobody again.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Pool:
         headroom: int,
         policy: Policy,
         is_pinned: Callable[[Generation], Awaitable[bool]],
-        let_go: Callable[[Copy], None],
+        before_free: Callable[[Copy], None],
     ) -> None:
         self.device = Device(info, on_failure=self.lose)
         self.budget = budget
@@ -137,7 +137,7 @@ class Pool:
         self._headroom = headroom
         self._policy = policy
         self._is_pinned = is_pinned
-        self._let_go = let_go
+        self._before_free = before_free
         self.comparing = trio.Lock()
         self._copies: dict[CopyKey, Copy] = {}
         self._all: set[Copy] = set()
@@ -147,16 +147,16 @@ class Pool:
 
     @property
     def used(self) -> int:
-        """Bytes of the device that copies take."""
+        """Bytes of the device that copies use."""
         return self._used
 
     @property
     def copies(self) -> list[Copy]:
-        """All that is here, or on its way."""
+        """The copies that are loaded or loading, and can be leased."""
         return list(self._copies.values())
 
     def find(self, key: CopyKey) -> Copy | None:
-        """The copy that a key names, or one of the whole file in its place."""
+        """The copy with this key, or else one of the whole file."""
         whole = CopyKey(token=key.token, domain=key.domain, memory=key.memory, pattern=None)
         return self._copies.get(key) or self._copies.get(whole)
 
@@ -165,46 +165,46 @@ class Pool:
         return [copy for copy in self._copies.values() if copy.key.token == generation_token]
 
     def of_file(self, key: str) -> list[Copy]:
-        """The copies of a file, also of what it was before it was replaced."""
+        """The copies of all generations of a file."""
         return [copy for copy in self._copies.values() if copy.generation.key == key]
 
     def add(self, copy: Copy) -> None:
-        """A copy is on its way."""
+        """Add a copy that is to be loaded."""
         assert copy.key not in self._copies
         self._copies[copy.key] = copy
         self._all.add(copy)
         copy.loaded = copy.last_used = next(self._numbers)
 
-    def lend(self, copy: Copy, holder: Holder) -> Lease:
-        """Keep a copy for somebody."""
+    def lease(self, copy: Copy, holder: Holder) -> Lease:
+        """Lease a copy to a holder, and count the use."""
         copy.uses += 1
         copy.last_used = next(self._numbers)
-        return self.keep(copy, holder)
+        return self.add_lease(copy, holder)
 
-    def keep(self, copy: Copy, holder: Holder) -> Lease:
-        """The same for who has it already: it is no other use."""
+    def add_lease(self, copy: Copy, holder: Holder) -> Lease:
+        """Make another lease for one that has a lease already: no new use."""
         lease = Lease(copy, holder)
         copy.leases.add(lease)
         return lease
 
     def adopt(self, copy: Copy) -> None:
-        """A copy of an earlier server has its memory already."""
+        """Add a copy of an earlier server, which has its memory already."""
         self.add(copy)
         self._used += copy.size
 
-    def disown(self, copy: Copy) -> None:
-        """The memory of such a copy is lost."""
+    def drop_lost(self, copy: Copy) -> None:
+        """Remove an adopted copy whose memory is lost."""
         self.forget(copy)
         self._all.discard(copy)
         self._used -= copy.size
 
     def abandon(self, copy: Copy) -> None:
-        """Load a copy no further, which nobody wants any more."""
+        """Cancel the load of a copy that nobody waits for."""
         self.forget(copy)
         copy.scope.cancel()
 
     async def allocate(self, copy: Copy) -> None:
-        """Make room for a copy and take its memory. Raises DeviceFullError, DeviceError."""
+        """Evict as needed, and allocate the memory of a copy. Raises DeviceFullError, DeviceError."""
         shared = copy.key.memory == "vmm"
         async with self._lock:
             await self._make_room(copy)
@@ -213,9 +213,9 @@ class Pool:
                 try:
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
                 except CudaError:
-                    # Somebody else was faster than the look at what is free.
+                    # Another program has allocated what was free.
                     await self._evict(await self._victims(copy.size))
-                    await self._comes_free(copy.size)
+                    await self._wait_until_free(copy.size)
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
             except CudaError:
                 self._used -= copy.size
@@ -227,36 +227,36 @@ class Pool:
             copy.size = copy.memory.size
 
     async def _make_room(self, copy: Copy) -> None:
-        """Evict for a copy, and nothing when even that would not do. Raises DeviceFullError, DeviceError."""
+        """Evict for a copy; nothing, when all evictions would not suffice. Raises DeviceFullError, DeviceError."""
         if copy.size > self.budget:
             raise DeviceFullError(
-                f"{copy.generation.key}: {_mb(copy.size)} are more than the {_mb(self.budget)} that copies may take of "
-                f"{self.device.uuid}: raise --gpu-memory, or ask for some of its tensors"
+                f"{copy.generation.key}: {_mb(copy.size)} exceed the {_mb(self.budget)} that copies may use of "
+                f"{self.device.uuid}: raise --gpu-memory, or request some of its tensors"
             )
         needed = copy.size + self._headroom
         missing = max(self._used + copy.size - self.budget, needed - await self.device.free_bytes())
         if missing <= 0:
             return
         victims = await self._victims(missing)
-        if sum(victim.size for victim in victims) < missing and await self._unwanted_have_left(copy):
+        if sum(victim.size for victim in victims) < missing and await self._abandon_unwanted(copy):
             missing = max(self._used + copy.size - self.budget, needed - await self.device.free_bytes())
             victims = await self._victims(missing)
         if sum(victim.size for victim in victims) < missing:
             raise await self._full(copy)
         await self._evict(victims)
-        if not await self._comes_free(needed):
+        if not await self._wait_until_free(needed):
             raise await self._full(copy)
 
-    async def _unwanted_have_left(self, copy: Copy) -> bool:
-        """Give up what is being loaded and nobody waits for; whether there was any."""
+    async def _abandon_unwanted(self, copy: Copy) -> bool:
+        """Cancel loads that nobody waits for; returns whether there were any."""
         unwanted = [one for one in self._all if one is not copy and not one.done.is_set() and one.unwanted]
         for one in unwanted:
             self.abandon(one)
             await one.done.wait()
         return bool(unwanted)
 
-    async def _comes_free(self, needed: int) -> bool:
-        """Whether so many bytes are free, now or once all who kept what was evicted have let go of it."""
+    async def _wait_until_free(self, needed: int) -> bool:
+        """Wait until so many bytes are free, as holders release what was evicted; False when they do not in time."""
         for _ in range(FREE_CHECKS):
             if await self.device.free_bytes() >= needed:
                 return True
@@ -273,7 +273,7 @@ class Pool:
         )
 
     async def tidy(self) -> None:
-        """With the policy eager, give up all that is idle."""
+        """With the policy eager, evict all idle copies."""
         if self._policy is eager:
             async with self._lock:
                 await self._evict(await self._victims(1))
@@ -281,47 +281,47 @@ class Pool:
     async def drop(self, copy: Copy) -> bool:
         """Evict a copy; False when it is in use."""
         async with self._lock:
-            if not self.lends(copy):
+            if not self.serves(copy):
                 return True
             if copy.in_use:
                 return False
             await self._free(copy)
         return True
 
-    def lends(self, copy: Copy) -> bool:
-        """Whether a copy may still be lent to others."""
+    def serves(self, copy: Copy) -> bool:
+        """Whether a copy can still be leased."""
         return self._copies.get(copy.key) is copy
 
     def forget(self, copy: Copy) -> None:
-        """Lend a copy to nobody anew; what uses it goes on."""
-        if self.lends(copy):
+        """Lease a copy to nobody again; its holders keep it."""
+        if self.serves(copy):
             del self._copies[copy.key]
 
     async def discard(self, copy: Copy) -> None:
-        """Free what a copy has, one that nobody uses and that is not lent any more."""
+        """Free the memory of a copy that nobody uses."""
         self.forget(copy)
         self._all.discard(copy)
         copy.gone = True
-        self._let_go(copy)
+        self._before_free(copy)
         memory, copy.memory = copy.memory, None
         if memory is not None:
             await self.device.free(memory)
             self._used -= copy.size
 
     def lose(self) -> None:
-        """The device has failed: nothing is on it any more."""
+        """Drop all copies of a device that has failed."""
         for copy in list(self._all):
             if copy.done.is_set():
                 self.forget(copy)
                 self._all.discard(copy)
                 copy.gone = True
-                self._let_go(copy)
+                self._before_free(copy)
                 if copy.memory is not None:
                     copy.memory = None
                     self._used -= copy.size
 
     async def _victims(self, wanted: int) -> list[Copy]:
-        """What the policy gives up for so many bytes, which may be less."""
+        """The copies that the policy evicts for so many bytes; all idle ones may be fewer bytes."""
         idle = {str(number): copy for number, copy in enumerate(self.copies) if not copy.in_use}
         entries = [
             Evictable(
@@ -340,7 +340,7 @@ class Pool:
 
     async def _evict(self, victims: list[Copy]) -> None:
         for copy in victims:
-            if not copy.in_use and self.lends(copy):
+            if not copy.in_use and self.serves(copy):
                 await self._free(copy)
 
     async def _free(self, copy: Copy) -> None:
@@ -356,5 +356,5 @@ def _mb(size: int) -> str:
 
 
 def rounded(nbytes: int) -> int:
-    """What a copy of so many bytes takes of a device, about."""
+    """The bytes that a device allocates for so many, approximately."""
     return -(-max(1, nbytes) // GRANULARITY) * GRANULARITY

@@ -1,4 +1,4 @@
-"""Copies between a blob and a device: filling a copy, and comparing one with what it was filled with."""
+"""Copies bytes between blobs and a device through staging buffers: fills a copy, or compares one with its file."""
 
 import ctypes
 import logging
@@ -19,28 +19,28 @@ from trimsfs.types import CHUNK_SIZE, Buffer
 log = logging.getLogger(__name__)
 
 PARTS_AT_ONCE = 64
-"""Copies from registered memory that are begun in one go."""
+"""Copies from registered memory that one call of the driver's thread begins."""
 
 
 class CopySource(Protocol):
     """The file that a copy is made of."""
 
     async def bytes_of(self, start: int, stop: int) -> Buffer | None:
-        """Wait until the bytes ``[start, stop)`` are here and have been checked; None when they are in the file.
+        """Wait until the bytes ``[start, stop)`` are local and checked; None when they are in the file.
 
         Raises StoreError.
         """
 
     def fileno(self) -> int:
-        """The descriptor of the file that `bytes_of` speaks of."""
+        """The descriptor of the file that `bytes_of` refers to."""
 
     @property
     def registrable(self) -> int:
-        """The size of the file if all of it is here, and in memory that a device can be given; else 0."""
+        """The size of the file if it is complete and in memory that the driver may register; else 0."""
 
 
 async def fill(device: Device, address: int, layout: Layout, source: CopySource) -> None:
-    """Copy all that a layout names to the memory at *address*, as it comes; several batches are under way at once.
+    """Copy the contents of a layout to the memory at *address* while they arrive, several batches at once.
 
     Raises StoreError, DeviceError, and OSError when the file cannot be read.
     """
@@ -68,7 +68,7 @@ async def fill(device: Device, address: int, layout: Layout, source: CopySource)
 
 
 async def differs(device: Device, address: int, layout: Layout, source: CopySource) -> int | None:
-    """The first offset at which a copy is not what its file is; None when it is all right.
+    """The first offset at which a copy differs from its file; None when all bytes are equal.
 
     Raises as `fill`.
     """
@@ -84,7 +84,7 @@ async def differs(device: Device, address: int, layout: Layout, source: CopySour
 
 
 def _first_difference(left: memoryview, right: memoryview) -> int:
-    """Where two buffers of one length, which are not equal, first differ."""
+    """The first offset at which two unequal buffers of one length differ."""
     low, high = 0, len(left)
     while high - low > 1:
         middle = (low + high) // 2
@@ -93,34 +93,34 @@ def _first_difference(left: memoryview, right: memoryview) -> int:
 
 
 async def _stage(view: memoryview, batch: Batch, source: CopySource) -> None:
-    """Put the bytes of a batch into a buffer, and nothing of what was there between them."""
+    """Write the bytes of a batch to a buffer, and zeros to the gaps between its parts."""
     end = 0
     for run in batch.runs:
         data = await source.bytes_of(run.start, run.stop)
-        places = [_place(view, batch, part) for part in run.parts]
+        views = [_view_of(view, batch, part) for part in run.parts]
         if data is None:
-            await trio.to_thread.run_sync(_read_fully, source.fileno(), places, run.start)
+            await trio.to_thread.run_sync(_read_fully, source.fileno(), views, run.start)
         else:
-            for place, part in zip(places, run.parts, strict=True):
-                place[:] = data[part.source - run.start : part.source - run.start + part.length]
+            for destination, part in zip(views, run.parts, strict=True):
+                destination[:] = data[part.source - run.start : part.source - run.start + part.length]
         for part in run.parts:
             begin = part.offset - batch.offset
             view[end:begin] = bytes(begin - end)
             end = begin + part.length
 
 
-def _place(view: memoryview, batch: Batch, part: Part) -> memoryview:
+def _view_of(view: memoryview, batch: Batch, part: Part) -> memoryview:
     begin = part.offset - batch.offset
     return view[begin : begin + part.length]
 
 
-def _read_fully(descriptor: int, places: Sequence[memoryview], offset: int) -> None:
-    """Read what follows an offset of a file into places, in their order. Raises OSError."""
-    left = list(places)
+def _read_fully(descriptor: int, views: Sequence[memoryview], offset: int) -> None:
+    """Read a file from an offset on into views, in their order. Raises OSError."""
+    left = list(views)
     while left:
         count = os.preadv(descriptor, left, offset)
         if count == 0:
-            raise OSError("the file is shorter than it was")
+            raise OSError("the file has been truncated")
         offset += count
         while left and count >= len(left[0]):
             count -= len(left.pop(0))
@@ -128,21 +128,21 @@ def _read_fully(descriptor: int, places: Sequence[memoryview], offset: int) -> N
             left[0] = left[0][count:]
 
 
-# Where the cache is in memory, a device can copy from there by itself.
+# When the cache is in memory, the device can copy from there by itself.
 
 
 async def _from_registered(device: Device, address: int, layout: Layout, source: CopySource) -> bool:
-    """Copy straight from the file's pages; False when the driver will not have them."""
-    for run in _whole(layout):
+    """Copy from the file's pages by DMA; False when the driver cannot register them."""
+    for run in _runs(layout):
         await source.bytes_of(run.start, run.stop)
-    mapping = mmap.mmap(source.fileno(), source.registrable)  # the driver wants to be able to write, but does not
+    mapping = mmap.mmap(source.fileno(), source.registrable)  # the driver requires write access, but does not write
     first = ctypes.c_char.from_buffer(mapping)
     host = ctypes.addressof(first)
     try:
         try:
             await device.run(cuda.register, host, len(mapping))
         except (DeviceError, CudaError) as error:
-            log.debug("not registered: %s", error)
+            log.debug("the driver cannot register the file's pages: %s", error)
             return False
         try:
             for index in range(0, len(layout.parts), PARTS_AT_ONCE):
@@ -156,7 +156,7 @@ async def _from_registered(device: Device, address: int, layout: Layout, source:
     return True
 
 
-def _whole(layout: Layout) -> Iterator[Run]:
+def _runs(layout: Layout) -> Iterator[Run]:
     for batch in layout.batches(CHUNK_SIZE):
         yield from batch.runs
 
