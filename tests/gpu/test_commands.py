@@ -258,7 +258,7 @@ def test_status_tells_that_a_device_has_failed(single: Scene) -> None:
     fails(15, "CUDA_ERROR", "warm", single.folder / "symbol.json", "--to", "gpu")
     told = trimsfs("status", single.mount.path).stdout
     assert f"{single.devices[0]} (Emulated device 0, no GPU): failed: " in told
-    assert "see `nvidia-smi`" in told
+    assert "check `nvidia-smi`" in told
 
 
 def test_ls_shows_what_copies_take(scene: Scene) -> None:

@@ -23,9 +23,9 @@ _READERS = {
 
 
 def parse(source: Source, name: str) -> TensorTable:
-    """The tensors of a model file: MXNet's, safetensors, GGUF, NumPy's, PyTorch's or, by its *name*, ONNX.
+    """The tensors of a model file: MXNet, safetensors, GGUF, NumPy, PyTorch or, by the suffix of its *name*, ONNX.
 
-    Raises FormatError for any other file and for one that breaks the rules of its format, and OSError from the source.
+    Raises FormatError for any other file and for a malformed one, and OSError from the source.
     """
     begin = bytes(source.read(0, min(_PROBED, source.size)))
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= source.size:
@@ -35,17 +35,17 @@ def parse(source: Source, name: str) -> TensorTable:
             return _reader(form)(source)
     if name.endswith(".onnx"):
         return _reader("onnx")(source)
-    raise FormatError("not a format that is known: MXNet, safetensors, GGUF, npy, npz, PyTorch or ONNX")
+    raise FormatError("unknown format: none of MXNet, safetensors, GGUF, npy, npz, PyTorch and ONNX")
 
 
 def load_readers() -> None:
-    """Import the readers of all formats now, for a process that cannot later."""
+    """Import the parsers of all formats, for a process whose sandbox forbids it later."""
     for form in {*_READERS.values(), "safetensors", "onnx"}:
         _reader(form)
-    codecs.lookup("cp437")  # for names in archives
+    codecs.lookup("cp437")  # for names in zip archives
 
 
 def _reader(form: str) -> Callable[[Source], TensorTable]:
-    """Imported when it is needed: programs wait for it."""
+    """The parser of a format, imported on first use: each would slow the start of programs."""
     function: Callable[[Source], TensorTable] = importlib.import_module(f"trimsfs.formats.{form}").parse
     return function

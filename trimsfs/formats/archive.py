@@ -1,4 +1,4 @@
-"""Zip archives inside a source: ``.npz`` and PyTorch's files."""
+"""Reads the member list of zip archives: ``.npz`` and PyTorch's files."""
 
 import io
 import struct
@@ -8,44 +8,44 @@ from trimsfs.formats.source import HEADER_LIMIT, Source
 from trimsfs.formats.table import FormatError
 
 MEMBER_LIMIT = 16 << 20
-"""Most bytes of a member that describes others."""
+"""Most bytes of a member that is read as a description of tensors."""
 MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = 30
 _ENCRYPTED = 1
 
 
 class Archive:
-    """The members of a zip archive. Raises FormatError when it is none, and OSError from the source."""
+    """The members of a zip archive. Raises FormatError for another file, and OSError from the source."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         try:
             with zipfile.ZipFile(_File(source)) as archive:
                 self._members = archive.infolist()
-        # A list of members that is cut or makes no sense fails in one of these ways.
+        # zipfile raises one of these for a truncated or malformed member list.
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
-            raise FormatError(f"it is no whole zip archive: {error}") from None
+            raise FormatError(f"invalid zip archive: {error}") from None
 
     def members(self) -> list[zipfile.ZipInfo]:
         """All members, in the archive's order."""
         return self._members
 
     def span(self, member: zipfile.ZipInfo) -> range:
-        """Where the bytes of a member that is stored lie in the file."""
+        """The offsets of a stored member's bytes in the file."""
         size = self._source.size
         if member.flag_bits & _ENCRYPTED:
             raise FormatError(f"member {member.filename!r} is encrypted")
         if not 0 <= member.header_offset <= size - _LOCAL_HEADER:
-            raise FormatError(f"member {member.filename!r} lies outside of the file")
+            raise FormatError(f"member {member.filename!r} lies outside the file")
         header = bytes(self._source.read(member.header_offset, _LOCAL_HEADER))
         name_length, extra_length = struct.unpack("<HH", header[26:])
         start = member.header_offset + _LOCAL_HEADER + name_length + extra_length
         if not header.startswith(MAGIC) or not start <= start + member.file_size <= size:
-            raise FormatError(f"member {member.filename!r} lies outside of the file")
+            raise FormatError(f"member {member.filename!r} lies outside the file")
         return range(start, start + member.file_size)
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
-        """The bytes of a stored member that describes others."""
+        """The bytes of a stored member."""
         span = self.span(member)
         if len(span) > MEMBER_LIMIT:
             raise FormatError(f"member {member.filename!r} is longer than {MEMBER_LIMIT >> 20} MiB")
@@ -53,7 +53,7 @@ class Archive:
 
 
 class _File(io.RawIOBase):
-    """A source as a file object for zipfile, which reads no more than a header may be long."""
+    """A source as a file object for zipfile, limited to reading HEADER_LIMIT bytes."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _File(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._source.size}[whence]
         if base + offset < 0:
-            raise ValueError("a place before the beginning")
+            raise ValueError("a negative offset")
         self._offset = base + offset
         return self._offset
 
@@ -82,7 +82,7 @@ class _File(io.RawIOBase):
         count = left if size < 0 else min(size, left)
         self._taken += count
         if self._taken > HEADER_LIMIT:
-            raise ValueError(f"its list of members is longer than {HEADER_LIMIT >> 20} MiB")
+            raise ValueError(f"the member list exceeds {HEADER_LIMIT >> 20} MiB")
         data = bytes(self._source.read(self._offset, count)) if count else b""
         self._offset += count
         return data

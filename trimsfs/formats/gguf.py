@@ -1,4 +1,4 @@
-"""GGUF: facts about the model, descriptions of the tensors, the bytes.
+"""Parses GGUF: metadata of the model, descriptions of the tensors, the bytes.
 
 By https://github.com/ggml-org/ggml, ``docs/gguf.md``; versions 2 and 3, little-endian.
 """
@@ -15,72 +15,72 @@ _VERSIONS = (2, 3)
 _ALIGNMENT_KEY, _ALIGNMENT = "general.alignment", 32
 _MOST_DIMENSIONS = 8
 _LEAST_TENSOR = 24
-"""Bytes that the shortest description of a tensor takes."""
+"""Bytes of the shortest description of a tensor."""
 _MOST_NESTED = 4
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """A type of tensor: *block* elements take *nbytes* bytes."""
+class _TensorType:
+    """A tensor type: *block* elements take *nbytes* bytes."""
 
     name: str
     block: int
     nbytes: int
 
 
-def _plain(name: str) -> _Kind:
-    return _Kind(name, 1, DTYPE_BITS[name] // 8)
+def _plain(name: str) -> _TensorType:
+    return _TensorType(name, 1, DTYPE_BITS[name] // 8)
 
 
-_KINDS = {
+_TYPES = {
     0: _plain("float32"),
     1: _plain("float16"),
-    2: _Kind("q4_0", 32, 18),
-    3: _Kind("q4_1", 32, 20),
-    6: _Kind("q5_0", 32, 22),
-    7: _Kind("q5_1", 32, 24),
-    8: _Kind("q8_0", 32, 34),
-    9: _Kind("q8_1", 32, 40),
-    10: _Kind("q2_k", 256, 84),
-    11: _Kind("q3_k", 256, 110),
-    12: _Kind("q4_k", 256, 144),
-    13: _Kind("q5_k", 256, 176),
-    14: _Kind("q6_k", 256, 210),
-    15: _Kind("q8_k", 256, 292),
-    16: _Kind("iq2_xxs", 256, 66),
-    17: _Kind("iq2_xs", 256, 74),
-    18: _Kind("iq3_xxs", 256, 98),
-    19: _Kind("iq1_s", 256, 50),
-    20: _Kind("iq4_nl", 32, 18),
-    21: _Kind("iq3_s", 256, 110),
-    22: _Kind("iq2_s", 256, 82),
-    23: _Kind("iq4_xs", 256, 136),
+    2: _TensorType("q4_0", 32, 18),
+    3: _TensorType("q4_1", 32, 20),
+    6: _TensorType("q5_0", 32, 22),
+    7: _TensorType("q5_1", 32, 24),
+    8: _TensorType("q8_0", 32, 34),
+    9: _TensorType("q8_1", 32, 40),
+    10: _TensorType("q2_k", 256, 84),
+    11: _TensorType("q3_k", 256, 110),
+    12: _TensorType("q4_k", 256, 144),
+    13: _TensorType("q5_k", 256, 176),
+    14: _TensorType("q6_k", 256, 210),
+    15: _TensorType("q8_k", 256, 292),
+    16: _TensorType("iq2_xxs", 256, 66),
+    17: _TensorType("iq2_xs", 256, 74),
+    18: _TensorType("iq3_xxs", 256, 98),
+    19: _TensorType("iq1_s", 256, 50),
+    20: _TensorType("iq4_nl", 32, 18),
+    21: _TensorType("iq3_s", 256, 110),
+    22: _TensorType("iq2_s", 256, 82),
+    23: _TensorType("iq4_xs", 256, 136),
     24: _plain("int8"),
     25: _plain("int16"),
     26: _plain("int32"),
     27: _plain("int64"),
     28: _plain("float64"),
-    29: _Kind("iq1_m", 256, 56),
+    29: _TensorType("iq1_m", 256, 56),
     30: _plain("bfloat16"),
-    34: _Kind("tq1_0", 256, 54),
-    35: _Kind("tq2_0", 256, 66),
-    39: _Kind("mxfp4", 32, 17),
+    34: _TensorType("tq1_0", 256, 54),
+    35: _TensorType("tq2_0", 256, 66),
+    39: _TensorType("mxfp4", 32, 17),
 }
 
 
 def parse(source: Source) -> TensorTable:
-    """The table of a GGUF file; shapes are in C order, so reversed. Raises FormatError, and OSError from the source."""
+    """The table of a GGUF file, with shapes reversed to C order. Raises FormatError, and OSError from the source."""
     cursor = Cursor(source)
     if bytes(cursor.take(4)) != MAGIC:
-        raise FormatError("it does not begin as GGUF")
+        raise FormatError("no GGUF file: wrong magic")
     version = cursor.number("I")
     if version not in _VERSIONS:
-        raise FormatError(f"GGUF of version {version} is not known")
+        raise FormatError(f"unsupported GGUF version {version}")
     count, facts = cursor.unpack("QQ")
     if count > min(source.size, HEADER_LIMIT) // _LEAST_TENSOR:
-        raise FormatError(f"{count} tensors are more than it has room for")
+        raise FormatError(f"the file is too small for {count} tensors")
     alignment = _ALIGNMENT
     for _ in range(facts):
         key, kind = cursor.text(cursor.number("Q")), cursor.number("I")
@@ -89,7 +89,7 @@ def parse(source: Source) -> TensorTable:
         else:
             _skip(cursor, kind)
     if alignment == 0 or alignment & (alignment - 1):
-        raise FormatError(f"an alignment of {alignment} is no power of two")
+        raise FormatError(f"alignment {alignment} is no power of two")
     described = [_tensor(cursor) for _ in range(count)]
     base = -(-cursor.offset // alignment) * alignment
     return table(
@@ -99,29 +99,29 @@ def parse(source: Source) -> TensorTable:
     )
 
 
-def _tensor(cursor: Cursor) -> tuple[str, _Kind, tuple[int, ...], int, int]:
-    """The next tensor: its name, type, shape, offset from the first one's and size in bytes."""
+def _tensor(cursor: Cursor) -> tuple[str, _TensorType, tuple[int, ...], int, int]:
+    """The next tensor: its name, type, shape, offset from the first tensor, and size in bytes."""
     name, dimensions = cursor.text(cursor.number("Q")), cursor.number("I")
     if dimensions > _MOST_DIMENSIONS:
         raise FormatError(f"tensor {name!r}: {dimensions} dimensions")
     shape = checked_shape(name, cursor.unpack(f"{dimensions}Q")[::-1])
     number, offset = cursor.unpack("IQ")
-    kind = _KINDS.get(number)
+    kind = _TYPES.get(number)
     if kind is None:
         raise FormatError(f"tensor {name!r}: unknown type {number}")
     elements = math.prod(shape)
     if (shape[-1] if shape else 1) % kind.block:
-        raise FormatError(f"tensor {name!r}: rows that are not whole blocks of {kind.name}")
+        raise FormatError(f"tensor {name!r}: its rows are not whole blocks of {kind.name}")
     return name, kind, shape, offset, elements // kind.block * kind.nbytes
 
 
 def _skip(cursor: Cursor, kind: int, nested: int = 0) -> None:
-    """Go on after a value."""
+    """Skip a metadata value."""
     if kind == _STRING:
         cursor.skip(cursor.number("Q"))
     elif kind == _ARRAY:
         if nested == _MOST_NESTED:
-            raise FormatError(f"arrays in arrays at {cursor.offset}")
+            raise FormatError(f"arrays nested too deeply at {cursor.offset}")
         inner, count = cursor.unpack("IQ")
         if inner in _SIZES:
             cursor.skip(count * _SIZES[inner])
@@ -131,4 +131,4 @@ def _skip(cursor: Cursor, kind: int, nested: int = 0) -> None:
     elif kind in _SIZES:
         cursor.skip(_SIZES[kind])
     else:
-        raise FormatError(f"unknown type {kind} of a value at {cursor.offset}")
+        raise FormatError(f"unknown value type {kind} at {cursor.offset}")

@@ -1,6 +1,6 @@
-"""MXNet's ``.params``: NDArrays one after the other, each with a header, then their names.
+"""Parses MXNet's ``.params``: consecutive NDArrays, each with a header, then their names.
 
-By MXNet 1.9, ``src/ndarray/ndarray.cc``: ``NDArray::Save``, ``NDArray::LegacyLoad``. Sparse arrays are not mapped.
+By MXNet 1.9, ``src/ndarray/ndarray.cc``: ``NDArray::Save``, ``NDArray::LegacyLoad``. Sparse arrays are not supported.
 """
 
 from trimsfs.formats.source import HEADER_LIMIT, Cursor, Source
@@ -11,12 +11,12 @@ MAGIC = (0x112).to_bytes(8, "little")
 _V1, _V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DENSE = 0
 FIRST_ARRAY = 24
-"""Where the first array begins, if there is any."""
+"""Offset of the first array."""
 BEHIND_DEVICE = 12
-"""Bytes from where an array's header tells the type of device that it was on to the array's own."""
+"""Bytes from the device type in an array's header to the array's data."""
 _MOST_DIMENSIONS = 32
 _LEAST_ENTRY = 8
-"""Bytes that the shortest array takes."""
+"""Bytes of the shortest array."""
 _DTYPES = (
     "float32",
     "float64",
@@ -35,16 +35,16 @@ _DTYPES = (
 
 
 def parse(source: Source) -> TensorTable:
-    """The table of a ``.params`` file. Arrays without names are called by their numbers.
+    """The table of a ``.params`` file. Arrays without names are named by their numbers.
 
     Raises FormatError, and OSError from the source.
     """
     cursor = Cursor(source)
     if bytes(cursor.take(8)) != MAGIC:
-        raise FormatError("it does not begin as a list of NDArrays")
+        raise FormatError("no list of NDArrays: wrong magic")
     _, count = cursor.unpack("QQ")
     if count > min(source.size, HEADER_LIMIT) // _LEAST_ENTRY:
-        raise FormatError(f"{count} arrays are more than it has room for")
+        raise FormatError(f"the file is too small for {count} arrays")
     arrays = [_array(cursor, number) for number in range(count)]
     named = cursor.number("Q")
     if named not in {0, count}:
@@ -56,13 +56,13 @@ def parse(source: Source) -> TensorTable:
 
 def _array(cursor: Cursor, number: int) -> Tensor:
     begin = cursor.offset
-    magic, storage, dimensions = cursor.unpack("Iii")  # no array is shorter
+    magic, storage, dimensions = cursor.unpack("Iii")  # the shortest array has these
     if magic in {_V2, V3}:
         if storage != _DENSE:
             raise FormatError(f"array {number} is sparse (storage type {storage})")
-        # Before there were shapes of none, a shape of no dimensions meant that there is no array.
+        # Before V3, a shape without dimensions meant that there is no array.
         nothing, size = dimensions == (0 if magic == _V2 else -1), "q"
-    else:  # the oldest have no magic: it is the number of dimensions
+    else:  # the oldest have no magic, but the number of dimensions there
         dimensions, size, header = (storage, "q", 8) if magic == _V1 else (magic, "I", 4)
         nothing = dimensions == 0
         cursor.offset = begin + header
@@ -70,7 +70,7 @@ def _array(cursor: Cursor, number: int) -> Tensor:
         raise FormatError(f"array {number} is empty")
     if not 0 <= dimensions <= _MOST_DIMENSIONS:
         raise FormatError(f"{dimensions} dimensions at {begin}")
-    *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # the device that it was on is between
+    *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # the two numbers skipped are the device
     if not 0 <= kind < len(_DTYPES):
         raise FormatError(f"array {number}: unknown dtype {kind}")
     tensor = dense(str(number), _DTYPES[kind], shape, cursor.offset)

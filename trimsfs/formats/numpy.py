@@ -1,6 +1,6 @@
-"""NumPy's ``.npy``, and ``.npz`` whose members are stored, not compressed.
+"""Parses NumPy's ``.npy``, and ``.npz`` whose members are stored, not compressed.
 
-By ``numpy.lib.format``. Arrays of objects, which are pickles, and arrays in Fortran order are not mapped.
+By ``numpy.lib.format``. Arrays of objects, which are pickles, and arrays in Fortran order are not supported.
 """
 
 import ast
@@ -48,7 +48,7 @@ def _members(source: Source, archive: Archive) -> Iterator[Tensor]:
     cursor = Cursor(source)
     for member in archive.members():
         if not member.filename.endswith(SUFFIX):
-            raise FormatError(f"member {member.filename!r} is no array")
+            raise FormatError(f"member {member.filename!r} is no .npy array")
         if member.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"member {member.filename!r} is compressed: save it with numpy.savez")
         span = archive.span(member)
@@ -60,11 +60,11 @@ def _members(source: Source, archive: Archive) -> Iterator[Tensor]:
 
 def _array(name: str, cursor: Cursor) -> Tensor:
     if bytes(cursor.take(len(MAGIC))) != MAGIC:
-        raise FormatError(f"array {name!r} does not begin as .npy")
+        raise FormatError(f"array {name!r} is no .npy: wrong magic")
     major, _ = cursor.unpack("BB")
     length = cursor.number("H" if major == 1 else "I")
     if length > _LONGEST:
-        raise FormatError(f"array {name!r}: a header of {length} bytes")
+        raise FormatError(f"array {name!r}: its header of {length} bytes is too long")
     text = cursor.text(length)
     try:
         header = ast.literal_eval(text.strip())
@@ -74,9 +74,9 @@ def _array(name: str, cursor: Cursor) -> Tensor:
         case {"descr": str(descr), "fortran_order": bool(fortran), "shape": tuple(shape)}:
             sizes = checked_shape(name, shape)
         case _:
-            raise FormatError(f"array {name!r}: of a structured type, or its header is incomplete")
+            raise FormatError(f"array {name!r}: its type is structured, or its header is incomplete")
     if fortran and sum(size > 1 for size in sizes) > 1:
         raise FormatError(f"array {name!r} is in Fortran order")
     if descr[:1] not in _NATIVE or descr[1:] not in _DTYPES:
-        raise FormatError(f"array {name!r}: dtype {descr!r} is not mapped")
+        raise FormatError(f"array {name!r}: dtype {descr!r} is not supported")
     return dense(name, _DTYPES[descr[1:]], sizes, cursor.offset)

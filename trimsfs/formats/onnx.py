@@ -1,7 +1,7 @@
-"""ONNX: initialisers, in the file or in files beside it.
+"""Parses ONNX: initializers, in the file or in files beside it.
 
-By https://github.com/onnx/onnx, ``onnx.proto3``, read as protocol buffers: numbered fields, of which few matter here.
-Only what is stored as raw bytes is mapped.
+By https://github.com/onnx/onnx, ``onnx.proto3``, read as protocol buffers, of which few fields matter here. Only
+initializers that are stored as raw bytes are listed.
 """
 
 from collections.abc import Iterator
@@ -45,11 +45,11 @@ _DTYPES = {
 
 
 def parse(source: Source) -> TensorTable:
-    """The table of a model's initialisers that are stored as raw bytes. Raises FormatError, and OSError."""
+    """The table of a model's initializers that are stored as raw bytes. Raises FormatError, and OSError."""
     cursor = Cursor(source)
     graphs = [span for number, span in _fields(cursor, source.size) if number == _GRAPH and isinstance(span, range)]
     if len(graphs) != 1:
-        raise FormatError("it is no ONNX model: it holds no graph")
+        raise FormatError("no ONNX model: it has no graph")
     tensors: list[Tensor] = []
     cursor = cursor.at(graphs[0].start)
     for number, span in _fields(cursor, graphs[0].stop, entered=_INITIALIZER):
@@ -61,9 +61,9 @@ def parse(source: Source) -> TensorTable:
 
 
 def _fields(cursor: Cursor, stop: int, entered: int | None = None) -> Iterator[tuple[int, int | range]]:
-    """The numbers and values of the fields up to *stop*: of bytes, where they lie.
+    """The numbers and values of the fields up to *stop*; for fields of bytes, their offsets.
 
-    The cursor is behind each, but for fields of the number *entered*: whoever takes one moves it there.
+    The cursor skips each field, except those of the number *entered*, which the caller must skip.
     """
     while cursor.offset < stop:
         key = _varint(cursor)
@@ -75,16 +75,16 @@ def _fields(cursor: Cursor, stop: int, entered: int | None = None) -> Iterator[t
             length = _varint(cursor)
             value = range(cursor.offset, cursor.offset + length)
             if value.stop > stop:
-                raise FormatError(f"field {number} at {value.start} is longer than what it is in")
+                raise FormatError(f"field {number} at {value.start} exceeds its message")
             if number != entered:
                 cursor.skip(length)
         elif kind in {_FIXED64, _FIXED32}:
             cursor.skip(8 if kind == _FIXED64 else 4)
         else:
-            raise FormatError(f"field {number} at {cursor.offset} is of unknown type {kind}")
+            raise FormatError(f"field {number} at {cursor.offset} has unknown wire type {kind}")
         yield number, value
     if cursor.offset > stop:
-        raise FormatError(f"what ends at {stop} holds a field that is longer")
+        raise FormatError(f"a field exceeds the message that ends at {stop}")
 
 
 def _varint(cursor: Cursor) -> int:
@@ -94,11 +94,11 @@ def _varint(cursor: Cursor) -> int:
         value |= (byte & 0x7F) << 7 * position
         if not byte & 0x80:
             return value
-    raise FormatError(f"a number at {cursor.offset} is too long")
+    raise FormatError(f"the varint at {cursor.offset} is too long")
 
 
 def _tensor(cursor: Cursor, span: range) -> Tensor | None:
-    """The tensor of a TensorProto, which the cursor then is behind; None when its bytes are not raw."""
+    """The tensor of a TensorProto, which the cursor skips; None when its bytes are not raw."""
     name, dtype, location = "", 0, 0
     shape: list[int] = []
     raw: range | None = None
@@ -128,10 +128,10 @@ def _tensor(cursor: Cursor, span: range) -> Tensor | None:
 
 
 def _external(name: str, dtype: str, shape: list[int], entries: dict[str, str]) -> Tensor:
-    """A tensor whose bytes are in another file."""
+    """A tensor whose bytes lie in another file."""
     location = PurePosixPath(entries.get("location", ""))
     if not location.parts or location.is_absolute() or ".." in location.parts:
-        raise FormatError(f"tensor {name!r} is in {str(location)!r}, which is not below the model")
+        raise FormatError(f"tensor {name!r} is in {str(location)!r}, which is no file below the model")
     tensor = dense(name, dtype, shape, _number(name, entries.get("offset", "0")), file=str(location))
     if "length" in entries and _number(name, entries["length"]) != tensor.nbytes:
         raise FormatError(f"tensor {name!r}: {entries['length']} bytes where its shape needs {tensor.nbytes}")
@@ -140,7 +140,7 @@ def _external(name: str, dtype: str, shape: list[int], entries: dict[str, str]) 
 
 def _number(name: str, text: str) -> int:
     if not text.isdecimal() or len(text) > 19:
-        raise FormatError(f"tensor {name!r}: {text[:32]!r} is no number of bytes")
+        raise FormatError(f"tensor {name!r}: {text[:32]!r} is no size in bytes")
     return int(text)
 
 
@@ -154,7 +154,7 @@ def _entry(cursor: Cursor, stop: int) -> tuple[str, str]:
 
 
 def _packed(cursor: Cursor, stop: int) -> list[int]:
-    """Numbers that follow each other."""
+    """The numbers of a packed field."""
     numbers: list[int] = []
     while cursor.offset < stop and len(numbers) <= _MOST_DIMENSIONS:
         numbers.append(_varint(cursor))

@@ -1,6 +1,6 @@
-"""Reading a pickle without running it: what is called stays a description of the call.
+"""Reads a pickle without running it: calls become descriptions.
 
-By the opcodes of ``pickletools``. Nothing is imported, and nothing is hashed that the pickle chose.
+By the opcodes of ``pickletools``. Nothing is imported, and no value of the pickle is hashed.
 """
 
 import pickletools
@@ -15,14 +15,14 @@ MEMO_LIMIT = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Something of a module, not imported: ``torch.FloatStorage``."""
+    """A global, not imported: ``torch.FloatStorage``."""
 
     text: str
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call that is not made."""
+    """A call, not made."""
 
     function: Any
     arguments: Any
@@ -30,37 +30,37 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """What the writer keeps outside of the pickle."""
+    """A persistent id: an object that the writer stored outside of the pickle."""
 
     identity: Any
 
 
 @dataclass(slots=True, eq=False)
 class Items:
-    """A list, set or dictionary: its elements, or pairs of keys and values."""
+    """A list, set or dictionary: its elements, or its pairs of keys and values."""
 
     pairs: bool
     elements: list[Any] = field(default_factory=list)
 
 
 def describe(data: bytes) -> Any:
-    """What a pickle holds: plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
+    """The content of a pickle: plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
 
-    Raises FormatError for what is no pickle.
+    Raises FormatError for an invalid pickle.
     """
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(data):
             machine.step(opcode.name, argument)
         (value,) = machine.stack
-    # All that genops and the steps below raise for opcodes and arguments that make no sense.
+    # genops and the steps below raise one of these for invalid opcodes and arguments.
     except (ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
-        raise FormatError(f"its pickle cannot be read: {error}") from None
+        raise FormatError(f"invalid pickle: {error}") from None
     return value
 
 
 class _Machine:
-    """The stack and the memo of the machine that a pickle is a program for."""
+    """The pickle machine: its stack and memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -77,7 +77,7 @@ class _Machine:
         else:
             step = self._STEPS.get(name)
             if step is None:
-                raise ValueError(f"opcode {name} is not known")
+                raise ValueError(f"unknown opcode {name}")
             step(self, argument)
 
     def _pop(self, count: int) -> list[Any]:
@@ -90,7 +90,7 @@ class _Machine:
         return taken
 
     def _pop_mark(self) -> list[Any]:
-        """All values above the last mark, which goes."""
+        """All values above the last mark; removes the mark."""
         begin = self._marks.pop()
         taken = self.stack[begin:]
         del self.stack[begin:]
@@ -133,7 +133,7 @@ class _Machine:
         self.stack.append(Call(function, arguments))
 
     def _state(self, _: Any) -> None:
-        self._pop(1)  # what an object would make of it is its own affair
+        self._pop(1)  # the state of an object is not interpreted
 
     def _reference(self, argument: Any) -> None:
         self.stack.append(Reference(argument))
@@ -176,18 +176,18 @@ class _Machine:
         container = self._top()
         if isinstance(container, Items) and container.pairs == pairs:
             container.elements.extend(elements)
-        elif not isinstance(container, Call):  # what a call would make takes them, or not
-            raise ValueError("elements for what is no container")
+        elif not isinstance(container, Call):  # the result of a call may be a container
+            raise ValueError("elements for a value that is no container")
 
     def _remember(self, argument: int | None) -> None:
         index = len(self._memo) if argument is None else argument
         if not 0 <= index < MEMO_LIMIT:
-            raise ValueError(f"a memo of {index}")
+            raise ValueError(f"memo index {index}")
         self._memo[index] = self._top()
 
     def _recall(self, argument: int) -> None:
         if argument not in self._memo:
-            raise ValueError(f"nothing was remembered as {argument}")
+            raise ValueError(f"memo {argument} is empty")
         self.stack.append(self._memo[argument])
 
     _STEPS: ClassVar[dict[str, Callable[["_Machine", Any], None]]] = {
@@ -241,5 +241,5 @@ _DICTIONARIES = frozenset({"collections.OrderedDict", "collections.defaultdict"}
 
 
 def _paired(values: list[Any]) -> list[Any]:
-    """Pairs of keys and values that follow each other."""
+    """Pairs of alternating keys and values."""
     return list(zip(values[::2], values[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""safetensors: the length of a JSON header, the header, the bytes.
+"""Parses safetensors: the length of a JSON header, the header, the bytes.
 
 By https://github.com/huggingface/safetensors, "Format".
 """
@@ -62,7 +62,7 @@ def _tensors(header: dict[str, Any], base: int) -> Iterator[Tensor]:
             ):
                 tensor = dense(name, _DTYPES.get(dtype, dtype), shape, base + begin)
             case _:
-                raise FormatError(f"tensor {name!r}: its entry in the header is not complete or impossible")
+                raise FormatError(f"tensor {name!r}: its entry in the header is incomplete or invalid")
         if end - begin != tensor.nbytes:
             raise FormatError(f"tensor {name!r}: {end - begin} bytes where its shape needs {tensor.nbytes}")
         yield tensor

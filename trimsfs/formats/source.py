@@ -1,4 +1,4 @@
-"""Reading a file piece by piece, never beyond its end and never more than a header may be long."""
+"""Reads a file in pieces, never beyond its end and never more than HEADER_LIMIT bytes."""
 
 import functools
 import struct
@@ -7,8 +7,9 @@ from typing import NoReturn, Protocol
 from trimsfs.formats.table import FormatError
 
 HEADER_LIMIT = 32 << 20
-"""Most bytes that all that describes the tensors of a file may take."""
+"""Most bytes of a file that may describe its tensors."""
 COST = 16
+"""Bytes that each piece counts besides its own, so that time is bounded too."""
 BLOCK = 64 << 10
 """Bytes read at a time."""
 
@@ -22,11 +23,11 @@ class Source(Protocol):
     def size(self) -> int: ...
 
     def read(self, offset: int, count: int) -> Bytes:
-        """The bytes ``[offset, offset + count)``, all of which are in the file. Raises OSError."""
+        """The bytes ``[offset, offset + count)``, which lie in the file. Raises OSError."""
 
 
 class BufferSource:
-    """A file that is in memory or mapped."""
+    """A file in memory, or mapped."""
 
     def __init__(self, buffer: Bytes) -> None:
         self._view = memoryview(buffer)
@@ -45,10 +46,10 @@ def _little_endian(layout: str) -> struct.Struct:
 
 
 class Cursor:
-    """Reads on from a place in a source, block by block.
+    """Reads from an offset of a source on, block by block.
 
-    Raises FormatError at the end of the source, and when all that was taken, also by the cursors made with `at`, comes
-    to more than HEADER_LIMIT; each piece counts for COST bytes more than it has, so that the time is bounded as well.
+    Raises FormatError at the end of the source, and when it has read more than HEADER_LIMIT together with all cursors
+    made with `at`. Each piece counts COST bytes more than it has.
     """
 
     def __init__(self, source: Source, offset: int = 0) -> None:
@@ -60,7 +61,7 @@ class Cursor:
         self.offset = offset
 
     def at(self, offset: int) -> "Cursor":
-        """A cursor at another place, under the same limit."""
+        """A cursor at another offset, which counts against the same limit."""
         other = Cursor(self._source, offset)
         other._budget, other._block, other._block_offset = self._budget, self._block, self._block_offset
         return other
@@ -71,22 +72,22 @@ class Cursor:
         return self._block[begin : begin + count]
 
     def skip(self, count: int) -> None:
-        """Go on after *count* bytes that need not be read."""
+        """Skip *count* bytes without reading them."""
         self._check(count)
         self.offset += count
 
     def unpack(self, layout: str) -> tuple[int, ...]:
-        """The next integers, little-endian, by a format of struct."""
+        """The next integers, little-endian, by a format string of struct."""
         fields = _little_endian(layout)
         begin = self._next(fields.size)
         return fields.unpack_from(self._block, begin)
 
     def _next(self, count: int) -> int:
-        """Have the next *count* bytes in the block, and go on after them; where they begin."""
+        """Load and skip the next *count* bytes; returns where they begin in the block."""
         begin = self.offset - self._block_offset
         if begin < 0 or count < 0 or begin + count > len(self._block):
             self._check(count)
-            if count + COST > self._budget.left:  # before it is read
+            if count + COST > self._budget.left:  # checked before reading
                 self._budget.exceeded()
             length = min(max(count, BLOCK), self._size - self.offset)
             self._block, self._block_offset, begin = self._source.read(self.offset, length), self.offset, 0
@@ -98,7 +99,7 @@ class Cursor:
 
     def _check(self, count: int) -> None:
         if not 0 <= count <= self._size - self.offset:
-            raise FormatError(f"{count} bytes are to follow at {self.offset}, but the file has {self._size}")
+            raise FormatError(f"{count} bytes at {self.offset} exceed the file of {self._size} bytes")
 
     def number(self, layout: str) -> int:
         """The next integer."""
@@ -109,14 +110,14 @@ class Cursor:
         try:
             return str(self.take(length), "utf-8")
         except UnicodeDecodeError:
-            raise FormatError(f"the name at {self.offset - length} is not UTF-8") from None
+            raise FormatError(f"the text at {self.offset - length} is not UTF-8") from None
 
 
 class _Budget:
-    """How much may still be taken."""
+    """The bytes that may still be read, shared by cursors."""
 
     def __init__(self, left: int) -> None:
         self.left = left
 
     def exceeded(self) -> NoReturn:
-        raise FormatError(f"what describes its tensors is longer than {HEADER_LIMIT >> 20} MiB")
+        raise FormatError(f"the description of its tensors exceeds {HEADER_LIMIT >> 20} MiB")

@@ -1,4 +1,4 @@
-"""What a model file holds: its tensors and where their bytes are."""
+"""The tensor table: the tensors of a model file and the offsets of their bytes."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class FormatError(ValueError):
-    """A file that is not of a known format, or breaks the rules of its own."""
+    """A file is of an unknown format, or malformed."""
 
 
 DTYPE_BITS: dict[str, int] = {
@@ -37,7 +37,7 @@ DTYPE_BITS: dict[str, int] = {
     "uint4": 4,
     "int4": 4,
 }
-"""Bits of an element, by the names that numpy and ml_dtypes use."""
+"""Bits of an element, by type names of NumPy and ml_dtypes."""
 
 
 MOST_DIMENSIONS = 64
@@ -61,7 +61,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TensorTable:
-    """The tensors of one model file, in the file's own order; those of a list are *named* for their places."""
+    """The tensors of a model file, in file order. If not *named*, the file is a list, and names are positions."""
 
     format: str
     tensors: tuple[Tensor, ...]
@@ -73,7 +73,7 @@ class TensorTable:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def as_dict(self) -> dict[str, object]:
-        """The table as JSON has it."""
+        """The table as JSON represents it."""
         return {
             "format": self.format,
             "tensors": [
@@ -100,20 +100,20 @@ def dense(name: str, dtype: str, shape: Iterable[int], offset: int, *, file: str
 
 
 def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
-    """A shape of a tensor that can exist. Raises FormatError."""
+    """A shape, checked for plausible sizes. Raises FormatError."""
     sizes = tuple(shape)
     if len(sizes) > MOST_DIMENSIONS:
         raise FormatError(f"tensor {name!r}: {len(sizes)} dimensions")
     for size in sizes:
         if type(size) is not int or not 0 <= size < 1 << 63:
-            raise FormatError(f"tensor {name!r}: an impossible size")
+            raise FormatError(f"tensor {name!r}: an invalid size")
     if math.prod(size or 1 for size in sizes) >= 1 << 63:
-        raise FormatError(f"tensor {name!r}: more elements than there can be")
+        raise FormatError(f"tensor {name!r}: too many elements")
     return sizes
 
 
 def table(name: str, tensors: Iterable[Tensor], size: int, *, named: bool = True) -> TensorTable:
-    """A table whose tensors lie inside a file of *size* bytes and have names of their own. Raises FormatError."""
+    """A table, checked: tensors lie within a file of *size* bytes, and names are unique. Raises FormatError."""
     checked: list[Tensor] = []
     for tensor in tensors:
         if len(checked) == MOST_TENSORS:
@@ -122,8 +122,8 @@ def table(name: str, tensors: Iterable[Tensor], size: int, *, named: bool = True
         if tensor.file is None and not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= size:
             raise FormatError(
                 f"tensor {tensor.name!r}: its bytes [{tensor.offset}, {tensor.offset + tensor.nbytes}) "
-                f"are not in a file of {size}"
+                f"exceed the file of {size} bytes"
             )
     if len({tensor.name for tensor in checked}) != len(checked):
-        raise FormatError("two tensors have one name")
+        raise FormatError("two tensors have the same name")
     return TensorTable(name, tuple(checked), named)

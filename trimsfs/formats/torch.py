@@ -1,4 +1,4 @@
-"""PyTorch's zip files, as ``torch.save`` has made them since 1.6: a pickle, and each storage as a member beside it.
+"""Parses PyTorch's zip files of ``torch.save`` since 1.6: a pickle, and each storage as a member beside it.
 
 By ``torch.serialization`` and ``torch._utils``.
 """
@@ -45,7 +45,7 @@ def parse(source: Source, archive: Archive) -> TensorTable:
     members = {member.filename: member for member in archive.members()}
     pickles = [name for name in members if name.endswith(PICKLE) and name.count("/") == 1]
     if len(pickles) != 1:
-        raise FormatError("it does not hold one data.pkl")
+        raise FormatError("it has no data.pkl, or several")
     prefix = pickles[0].removesuffix(PICKLE)
     order = members.get(f"{prefix}/byteorder")
     if order is not None and archive.read(order) != b"little":
@@ -54,12 +54,12 @@ def parse(source: Source, archive: Archive) -> TensorTable:
     described = describe(archive.read(members[pickles[0]]))
     found = table(NAME, (storages.tensor(name, call) for name, call in _tensors(described)), source.size)
     if not found.tensors:
-        raise FormatError("it holds no dictionary of tensors")
+        raise FormatError("it has no dictionary of tensors")
     return found
 
 
 def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
-    """The calls that make tensors, by name; a container that is in two places is looked into once."""
+    """The calls that make tensors, by name; a container in two places is visited once."""
     seen: set[int] = set()
     left: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     while left:
@@ -83,18 +83,18 @@ def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
 
 
 def _calls(value: Call, functions: frozenset[str]) -> bool:
-    """Whether it is a call of one of these, with arguments."""
+    """Whether this is a call of one of these functions, with arguments."""
     known = isinstance(value.function, Name) and value.function.text in functions
     return known and isinstance(value.arguments, tuple) and len(value.arguments) > 0
 
 
 def _children(value: "Items | tuple[Any, ...]") -> Iterator[tuple[Any, Any]]:
-    """The values inside of a container, with keys that may be part of a name."""
+    """The values in a container, with the keys that form names."""
     if isinstance(value, tuple):
         return iter(enumerate(value))
     if not value.pairs:
         return iter(enumerate(value.elements))
-    # A number that is too long cannot even be written.
+    # A longer number could not even be printed.
     return (
         (key, inner)
         for key, inner in value.elements
@@ -110,7 +110,7 @@ class _Storages:
         self._spans: dict[str, range] = {}
 
     def tensor(self, name: str, call: Call) -> Tensor:
-        """Where the bytes of a tensor are."""
+        """The tensor that a call makes, with the offset of its bytes."""
         match call.arguments:
             case (
                 Reference(("storage", Name(kind), str(key), str(), int())),
@@ -121,20 +121,20 @@ class _Storages:
             ):
                 pass
             case _:
-                raise FormatError(f"tensor {name!r} is made in an unknown way")
+                raise FormatError(f"tensor {name!r} is made by an unknown call")
         if call.function.text == _TENSOR_OF_DTYPE:
             match rest:
                 case [_, _, Name(text), *notes]:
                     dtype = text.removeprefix("torch.")
                 case _:
-                    raise FormatError(f"tensor {name!r} is made in an unknown way")
+                    raise FormatError(f"tensor {name!r} is made by an unknown call")
         else:
             dtype, notes = _STORAGES.get(kind, kind), rest[2:]
         if any(isinstance(note, Items) and note.elements for note in notes):
-            raise FormatError(f"tensor {name!r} is a view that its bytes alone do not give")
+            raise FormatError(f"tensor {name!r} is a view that its bytes alone do not describe")
         sizes = checked_shape(name, shape)
         if not 0 <= first < 1 << 63:
-            raise FormatError(f"tensor {name!r} begins nowhere")
+            raise FormatError(f"tensor {name!r} has an invalid offset")
         if not _contiguous(sizes, stride):
             raise FormatError(f"tensor {name!r} is not contiguous")
         span = self._span(key)
@@ -144,7 +144,7 @@ class _Storages:
         return tensor
 
     def _span(self, key: str) -> range:
-        """Where the bytes of a storage are."""
+        """The offsets of a storage's bytes in the file."""
         span = self._spans.get(key)
         if span is None:
             member = self._members.get(self._prefix + key)
@@ -155,7 +155,7 @@ class _Storages:
 
 
 def _contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether elements follow each other in C order."""
+    """Whether elements are contiguous in C order."""
     if len(shape) != len(stride) or not all(type(step) is int for step in stride):
         return False
     if math.prod(shape) == 0:

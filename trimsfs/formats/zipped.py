@@ -1,4 +1,4 @@
-"""Zip archives: PyTorch's, told by their pickle, and npz."""
+"""Parses zip archives: PyTorch's, recognised by their pickle, and npz."""
 
 from trimsfs.formats import numpy, torch
 from trimsfs.formats.archive import Archive
