@@ -1,6 +1,6 @@
 # Everything from nothing on Debian 13 with root, Python 3.11 or newer, pip and apt:
 #   make demo    runs the main job: two processes load a ResNet-50 through a mount
-#   make test    passes the tests
+#   make test    passes the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
 #   make reliability  injects faults and prints a table of what was survived
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
@@ -38,7 +38,7 @@ demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
 test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
-	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
 
 test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
