@@ -37,7 +37,9 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
+# Compiled first, as hundreds of servers are started that cannot write what they compile.
 test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
+	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
 
 test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint

@@ -10,9 +10,8 @@ from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
-from trimsfs.stores.s3 import S3Store
 
-__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "S3Store", "Store", "open_store"]
+__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store"]
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -26,6 +25,8 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
             raise ConfigurationError(f"store {url!r}: {bucket!r} is no bucket: write s3://BUCKET[/PREFIX]")
+        from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 takes long to load, which other stores do without
+
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)))
