@@ -14,10 +14,12 @@ from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
 from tests.support.chunks import SMALL_CHUNK
-from tests.support.mounts import MountedStore, let_in, mounted
+from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
 
 pytest_plugins = ["tests.support.parallel"]
+
+MODES = ["--passthrough", "--no-passthrough"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,7 +44,27 @@ def store_directory(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture(params=["--passthrough", "--no-passthrough"])
+@pytest.fixture(scope="module", params=MODES)
+def module_mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnDirectory]:
+    """A directory, mounted in either mode for all tests of a module."""
+    directory = tmp_path_factory.mktemp("module")
+    store = directory / "store"
+    store.mkdir()
+    with mounted(store, directory, "--metadata-ttl", "0.2", request.param) as mount:
+        yield OwnDirectory(store, mount.path, mount)
+
+
+@pytest.fixture
+def own_directory(module_mount: OwnDirectory) -> OwnDirectory:
+    """An empty directory of the test's own below the mount of its module, which takes no mount of its own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    own = OwnDirectory(module_mount.store / name, module_mount.path / name, module_mount.mount)
+    own.store.mkdir()
+    wait_until(own.path.exists)
+    return own
+
+
+@pytest.fixture(params=MODES)
 def directory_mount(request: pytest.FixtureRequest, store_directory: Path, tmp_path: Path) -> Iterator[MountedStore]:
     """The store directory, mounted in either mode; names are believed for a moment only, so that tests see changes."""
     with mounted(store_directory, tmp_path, "--metadata-ttl", "0.2", request.param) as mount:

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def podman(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod
     engine("rm", "--all", "--force", "--time", "0")
     shutil.rmtree(directory, ignore_errors=True)
     for path in made:
-        path.rmdir()
+        with suppress(OSError):  # another process of the tests may have it
+            path.rmdir()
 
 
 @pytest.fixture

@@ -148,6 +148,7 @@ def test_devices_of_two_mounts_do_not_hide_each_other(
         assert (done.returncode, "name one of" in done.stderr) == (2, True)
 
 
+@pytest.mark.alone  # asks all mounts of the host
 def test_the_only_mount_need_not_be_named(models: MountedStore) -> None:
     """In a mount namespace in which those of others are unmounted."""
     others = f"awk '/ - fuse.trimsfs / && $5 != \"{models.path}\" {{print $5}}' /proc/self/mountinfo"

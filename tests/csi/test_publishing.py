@@ -216,6 +216,7 @@ def test_the_binding_of_another_mount_than_was_asked_for_is_given_up(directory: 
     assert len(volumes(driver.pods)) == 1
 
 
+@pytest.mark.alone  # asks all mounts of the host
 def test_volumes_are_no_mounts_to_those_who_look_at_mounts(directory: Path, driver: Driver) -> None:
     target = driver.publish("a", path="resnet50")
     for command in ("status", "ls"):

@@ -66,6 +66,7 @@ def lose(mount: MountedStore) -> None:
 
 
 @needs_root
+@pytest.mark.alone  # measures time
 def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
     with models_mount(directory) as mount, running(directory) as driver:
         target = driver.publish("a", path="resnet50")

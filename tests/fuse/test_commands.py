@@ -8,24 +8,36 @@ from pathlib import Path
 import pytest
 import xattr
 
-from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 STRANGER = ["--reuid=12345", "--regid=12345", "--clear-groups"]
 
 
-@pytest.fixture
-def model(store_directory: Path) -> Path:
+def write_model(store: Path) -> Path:
     """A model of two files in the store."""
-    directory = store_directory / "resnet50"
+    directory = store / "resnet50"
     directory.mkdir()
     (directory / "params").write_bytes(os.urandom(17 * MIB))
     (directory / "symbol.json").write_text("{}")
     return directory
 
 
-def test_attributes_tell_generation_and_residency(model: Path, directory_mount: MountedStore) -> None:
-    path = directory_mount.path / "resnet50/params"
+@pytest.fixture
+def model(store_directory: Path) -> Path:
+    """A model in the store of a mount of the test's own."""
+    return write_model(store_directory)
+
+
+@pytest.fixture
+def own_model(own_directory: OwnDirectory) -> OwnDirectory:
+    """A directory of the test's own with a model in it."""
+    write_model(own_directory.store)
+    return own_directory
+
+
+def test_attributes_tell_generation_and_residency(own_model: OwnDirectory) -> None:
+    path = own_model.path / "resnet50/params"
     attributes = xattr.xattr(path)
 
     assert sorted(attributes.list()) == [
@@ -39,19 +51,20 @@ def test_attributes_tell_generation_and_residency(model: Path, directory_mount: 
     with pytest.raises(OSError, match="No data available"):
         attributes.get("user.trims.absent")
     generation = attributes["user.trims.generation"]
-    (model / "params").write_bytes(b"other")
-    (model / "params").touch()
+    (own_model.store / "resnet50/params").write_bytes(b"other")
+    (own_model.store / "resnet50/params").touch()
     wait_until(lambda: xattr.getxattr(path, "user.trims.generation") != generation)
 
 
-def test_control_directory_can_be_reached_but_is_not_listed(model: Path, directory_mount: MountedStore) -> None:
-    assert ".trims" not in os.listdir(directory_mount.path)
-    assert ".trims" not in os.listdir(directory_mount.path / "resnet50")
-    assert set(os.listdir(directory_mount.path / ".trims")) == {"control", "gpu", "metrics", "models"}
-    assert "info" in os.listdir(directory_mount.path / "resnet50/.trims/params")
-    assert directory_mount.info("resnet50/params")["size"] == 17 * MIB
+def test_control_directory_can_be_reached_but_is_not_listed(own_model: OwnDirectory) -> None:
+    mount = own_model.mount
+    assert ".trims" not in os.listdir(mount.path)
+    assert ".trims" not in os.listdir(own_model.path / "resnet50")
+    assert set(os.listdir(mount.path / ".trims")) == {"control", "gpu", "metrics", "models"}
+    assert "info" in os.listdir(own_model.path / "resnet50/.trims/params")
+    assert mount.info(f"{own_model.path.name}/resnet50/params")["size"] == 17 * MIB
     with pytest.raises(FileNotFoundError):
-        (directory_mount.path / ".trims/absent").stat()
+        (mount.path / ".trims/absent").stat()
 
 
 def test_metrics_are_prometheus_text(model: Path, directory_mount: MountedStore) -> None:
@@ -65,8 +78,8 @@ def test_metrics_are_prometheus_text(model: Path, directory_mount: MountedStore)
     assert metrics["trimsfs_disk_used_bytes"] == 17 * MIB
 
 
-def test_warm_pin_evict_and_ls(model: Path, directory_mount: MountedStore) -> None:
-    folder = directory_mount.path / "resnet50"
+def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
+    folder = own_model.path / "resnet50"
 
     assert trimsfs("warm", folder, "--to", "disk").returncode == 0
     assert _listed(folder) == {"files": 2, "size": 17 * MIB + 2, "disk": 17 * MIB + 2, "open": 0, "pinned": 0}
@@ -83,27 +96,27 @@ def test_warm_pin_evict_and_ls(model: Path, directory_mount: MountedStore) -> No
         assert (refused.returncode, "is in use" in refused.stderr) == (12, True)
     assert trimsfs("evict", folder).returncode == 0
     assert _listed(folder)["disk"] == 0
-    assert "resnet50" in trimsfs("ls", directory_mount.path).stdout
+    assert "resnet50" in trimsfs("ls", own_model.path).stdout
     assert "params" in trimsfs("ls", "--files", folder).stdout
 
 
-def test_status_shows_the_mount(directory_mount: MountedStore) -> None:
-    (facts,) = json.loads(trimsfs("status", directory_mount.path, "--json").stdout)
+@pytest.mark.alone  # asks all mounts of the host
+def test_status_shows_the_mount(module_mount: OwnDirectory) -> None:
+    (facts,) = json.loads(trimsfs("status", module_mount.path, "--json").stdout)
 
-    assert facts["mountpoint"] == str(directory_mount.path)
+    assert facts["mountpoint"] == str(module_mount.path)
     assert facts["metrics"]["trimsfs_files_open_handles"] == 0
-    assert str(directory_mount.path) in trimsfs("status").stdout
+    assert str(module_mount.path) in trimsfs("status").stdout
 
 
-def test_a_bind_mount_of_a_part_is_no_mount_of_its_own(
-    model: Path, directory_mount: MountedStore, tmp_path: Path
-) -> None:
+@pytest.mark.alone  # asks all mounts of the host
+def test_a_bind_mount_of_a_part_is_no_mount_of_its_own(own_model: OwnDirectory, tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.mkdir()
-    subprocess.run(["mount", "--bind", directory_mount.path / "resnet50", given], check=True, timeout=30)
+    subprocess.run(["mount", "--bind", own_model.path / "resnet50", given], check=True, timeout=30)
     try:
         shown = [facts["mountpoint"] for facts in json.loads(trimsfs("status", "--json").stdout)]
-        assert str(directory_mount.path) in shown
+        assert str(own_model.mount.path) in shown
         assert str(given) not in shown
         assert str(given) not in trimsfs("ls").stdout
         assert str(given) not in trimsfs("doctor").stdout
@@ -111,25 +124,25 @@ def test_a_bind_mount_of_a_part_is_no_mount_of_its_own(
         subprocess.run(["umount", given], check=True, timeout=30)
 
 
-def test_commands_on_other_paths_fail_clearly(tmp_path: Path, directory_mount: MountedStore) -> None:
+def test_commands_on_other_paths_fail_clearly(tmp_path: Path, module_mount: OwnDirectory) -> None:
     elsewhere = trimsfs("warm", tmp_path)
-    absent = trimsfs("warm", directory_mount.path / "absent")
+    absent = trimsfs("warm", module_mount.path / "absent")
 
     assert (elsewhere.returncode, "not on a trimsfs mount" in elsewhere.stderr) == (10, True)
     assert (absent.returncode, "No such file" in absent.stderr) == (13, True)
     assert len(absent.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin", "unpin", "evict", "verify"])
-def test_other_users_may_look_but_not_command(command: str, model: Path, directory_mount: MountedStore) -> None:
+def test_other_users_may_look_but_not_command(own_model: OwnDirectory) -> None:
     def as_other(name: str) -> "subprocess.CompletedProcess[bytes]":
-        path = directory_mount.path / "resnet50/.trims/params" / name
+        path = own_model.path / "resnet50/.trims/params" / name
         return subprocess.run(["setpriv", *STRANGER, "cat", str(path)], capture_output=True, check=False)
 
-    refused = as_other(command)
-    assert (refused.returncode, b"Operation not permitted" in refused.stderr) == (1, True)
+    for command in ("warm-disk", "warm-host", "pin", "unpin", "evict", "verify"):
+        refused = as_other(command)
+        assert (refused.returncode, b"Operation not permitted" in refused.stderr) == (1, True), command
     assert as_other("info").returncode == 0
-    path = directory_mount.path / "resnet50/params"
+    path = own_model.path / "resnet50/params"
     look = [
         "setpriv",
         *STRANGER,

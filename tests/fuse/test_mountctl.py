@@ -54,6 +54,7 @@ log_file = "{tmp_path / f"{name}.log"}"'''
     return mountpoint
 
 
+@pytest.mark.alone  # asks all mounts of the host
 def test_declared_mounts_go_up_and_down(
     mountctl: Mountctl, declared: Path, store_directory: Path, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.mounts import TRIMSFS, MountedStore, OwnDirectory, mounted, trimsfs, unmount, wait_until
 from tests.support.processes import alive
 from trimsfs.mountinfo import mount_at
 
@@ -22,14 +22,14 @@ AS_NOBODY = [
 ]
 
 
-def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(directory_mount: MountedStore) -> None:
-    line = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(directory_mount.path) in line)
+def test_mount_is_read_only_and_honours_neither_set_uid_nor_devices(module_mount: OwnDirectory) -> None:
+    line = next(line for line in Path("/proc/mounts").read_text().splitlines() if str(module_mount.path) in line)
     assert {"ro", "nosuid", "nodev", "default_permissions", "allow_other"} <= set(line.split()[3].split(","))
     assert line.split()[2] == "fuse.trimsfs"
 
 
-def test_read_ahead_is_deep(directory_mount: MountedStore) -> None:
-    mount = mount_at(directory_mount.path)
+def test_read_ahead_is_deep(module_mount: OwnDirectory) -> None:
+    mount = mount_at(module_mount.path)
     assert mount is not None
     assert Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").read_text() == "16384\n"
 
@@ -78,23 +78,21 @@ def test_what_cannot_be_mounted_gives_one_line_and_its_exit_code(
     assert mount_at(mountpoint) is None
 
 
-def test_mounting_twice_is_refused(store_directory: Path, tmp_path: Path, directory_mount: MountedStore) -> None:
-    done = trimsfs("mount", directory_mount.path, "--store", store_directory, "--cache-dir", tmp_path / "other")
+def test_mounting_twice_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:
+    done = trimsfs("mount", module_mount.path, "--store", module_mount.store, "--cache-dir", tmp_path / "other")
 
     assert (done.returncode, "already mounted" in done.stderr) == (4, True)
 
 
-def test_cache_directory_in_use_is_refused(
-    store_directory: Path, tmp_path: Path, directory_mount: MountedStore
-) -> None:
+def test_cache_directory_in_use_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:
     other = tmp_path / "other"
     other.mkdir()
 
-    done = trimsfs("mount", other, "--store", store_directory, "--cache-dir", directory_mount.cache)
+    done = trimsfs("mount", other, "--store", module_mount.store, "--cache-dir", module_mount.mount.cache)
 
     assert done.returncode == 8
-    server = directory_mount.control()["server_pid"]
-    assert f"{directory_mount.cache} is in use by another server (pid {server})" in done.stderr
+    server = module_mount.mount.control()["server_pid"]
+    assert f"{module_mount.mount.cache} is in use by another server (pid {server})" in done.stderr
     assert mount_at(other) is None
 
 
@@ -174,6 +172,7 @@ def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_direct
     assert "Traceback" not in errors
 
 
+@pytest.mark.alone  # lists all mounts of the host, and some are not for this user
 def test_unprivileged_user_mounts_through_fusermount3(store_directory: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     models = home / ".local/share/trimsfs/models"
@@ -217,6 +216,7 @@ def test_a_mount_that_can_keep_nothing_says_so(store_directory: Path, tmp_path: 
         unmount(mountpoint)
 
 
+@pytest.mark.alone  # asks all mounts of the host
 def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_path: Path) -> None:
     good = trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache")
     bad = trimsfs("doctor", "--store", "/nonexistent", "--cache-dir", tmp_path / "cache", "--share-chunks")

@@ -65,6 +65,7 @@ def test_files_opened_one_after_the_other_are_all_released(
 
 
 def test_killing_the_server_does_not_disturb_a_reader_of_a_resident_file(mount: MountedStore) -> None:
+    assert (mount.path / "model").read_bytes() == MODEL
     with (mount.path / "model").open("rb", buffering=0) as file:
         mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         facts = mount.control()
@@ -160,6 +161,7 @@ def page_cache_bytes() -> int:
     return int(text.partition("\nCached:")[2].split()[0]) * 1024
 
 
+@pytest.mark.alone  # measures the page cache of the host
 def test_eight_processes_share_one_copy_in_memory(store_directory: Path, tmp_path: Path) -> None:
     size = 256 * MIB
     with (store_directory / "model").open("wb") as file:

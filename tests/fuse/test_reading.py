@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, wait_until
 
 MIB = 1 << 20
 
@@ -23,20 +23,20 @@ def read_as_another_user(path: Path) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(command, capture_output=True, check=False)
 
 
-def test_files_and_directories_appear_as_they_are(store_directory: Path, directory_mount: MountedStore) -> None:
-    (store_directory / "resnet50").mkdir()
-    (store_directory / "resnet50/params").write_bytes(b"weights")
-    (store_directory / "single file").write_bytes(b"")
+def test_files_and_directories_appear_as_they_are(own_directory: OwnDirectory) -> None:
+    (own_directory.store / "resnet50").mkdir()
+    (own_directory.store / "resnet50/params").write_bytes(b"weights")
+    (own_directory.store / "single file").write_bytes(b"")
 
-    assert sorted(os.listdir(directory_mount.path)) == ["resnet50", "single file"]
-    assert (directory_mount.path / "resnet50/params").read_bytes() == b"weights"
-    assert (directory_mount.path / "single file").read_bytes() == b""
-    source, shown = ((root / "resnet50/params").stat() for root in (store_directory, directory_mount.path))
+    assert sorted(os.listdir(own_directory.path)) == ["resnet50", "single file"]
+    assert (own_directory.path / "resnet50/params").read_bytes() == b"weights"
+    assert (own_directory.path / "single file").read_bytes() == b""
+    source, shown = ((root / "resnet50/params").stat() for root in (own_directory.store, own_directory.path))
     assert (shown.st_size, shown.st_mtime_ns) == (7, source.st_mtime_ns)
     assert shown.st_mode & 0o777 == 0o444
-    assert (directory_mount.path / "resnet50").stat().st_mode & 0o777 == 0o555
+    assert (own_directory.path / "resnet50").stat().st_mode & 0o777 == 0o555
     with pytest.raises(FileNotFoundError):
-        (directory_mount.path / "resnet50/absent").stat()
+        (own_directory.path / "resnet50/absent").stat()
 
 
 def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, streaming_mount: MountedStore) -> None:
@@ -57,12 +57,12 @@ def test_random_reads_are_byte_exact_cold_and_warm(store_directory: Path, stream
         assert trimsfs("warm", path).returncode == 0
 
 
-def test_mapping_shows_the_content(store_directory: Path, directory_mount: MountedStore) -> None:
+def test_mapping_shows_the_content(own_directory: OwnDirectory) -> None:
     content = random.Random(4).randbytes(9 * MIB)
-    (store_directory / "model").write_bytes(content)
+    (own_directory.store / "model").write_bytes(content)
 
     with (
-        (directory_mount.path / "model").open("rb") as file,
+        (own_directory.path / "model").open("rb") as file,
         mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping,
     ):
         assert hashlib.sha256(mapping).digest() == hashlib.sha256(content).digest()
@@ -86,10 +86,10 @@ def test_cold_mapping_faulted_by_64_threads_does_not_hang(store_directory: Path,
     assert done.stdout.strip() == hashlib.sha256(content).hexdigest()
 
 
-def test_other_users_read_what_root_mounted(store_directory: Path, directory_mount: MountedStore) -> None:
-    (store_directory / "model").write_bytes(b"weights")
+def test_other_users_read_what_root_mounted(own_directory: OwnDirectory) -> None:
+    (own_directory.store / "model").write_bytes(b"weights")
 
-    done = read_as_another_user(directory_mount.path / "model")
+    done = read_as_another_user(own_directory.path / "model")
 
     assert (done.returncode, done.stdout) == (0, b"weights")
 
@@ -115,26 +115,24 @@ def test_owner_group_and_mode_are_as_told(store_directory: Path, tmp_path: Path)
     assert b"Permission denied" in done.stderr
 
 
-def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(
-    store_directory: Path, directory_mount: MountedStore
-) -> None:
-    (store_directory / "model").write_bytes(b"weights")
-    (store_directory / "folder").mkdir()
-    model, folder = directory_mount.path / "model", directory_mount.path / "folder"
+def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(own_directory: OwnDirectory) -> None:
+    (own_directory.store / "model").write_bytes(b"weights")
+    (own_directory.store / "folder").mkdir()
+    model, folder = own_directory.path / "model", own_directory.path / "folder"
     attempts: dict[str, Callable[[], object]] = {
-        "create": (directory_mount.path / "new").touch,
+        "create": (own_directory.path / "new").touch,
         "write": lambda: model.open("r+b"),
         "append": lambda: model.open("ab"),
         "truncate": lambda: os.truncate(model, 0),
         "unlink": model.unlink,
-        "rename": lambda: model.rename(directory_mount.path / "other"),
-        "mkdir": (directory_mount.path / "new").mkdir,
+        "rename": lambda: model.rename(own_directory.path / "other"),
+        "mkdir": (own_directory.path / "new").mkdir,
         "rmdir": folder.rmdir,
         "chmod": lambda: model.chmod(0o777),
         "chown": lambda: os.chown(model, 1, 1),
         "utime": lambda: os.utime(model),
-        "link": lambda: os.link(model, directory_mount.path / "new"),
-        "symlink": lambda: os.symlink("model", directory_mount.path / "new"),
+        "link": lambda: os.link(model, own_directory.path / "new"),
+        "symlink": lambda: os.symlink("model", own_directory.path / "new"),
         "setxattr": lambda: os.setxattr(model, "user.other", b"x"),
         "setxattr of ours": lambda: os.setxattr(model, "user.trims.pinned", b"true"),
         "removexattr": lambda: os.removexattr(model, "user.trims.pinned"),
@@ -162,18 +160,16 @@ def test_replaced_file_gives_estale_to_old_handles_and_new_content_to_new_ones(
         os.close(descriptor)
 
 
-def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(
-    store_directory: Path, directory_mount: MountedStore
-) -> None:
+def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(own_directory: OwnDirectory) -> None:
     old, new = (random.Random(seed).randbytes(12 * MIB) for seed in (8, 9))
-    (store_directory / "model").write_bytes(old)
-    with (directory_mount.path / "model").open("rb", buffering=0) as file:
+    (own_directory.store / "model").write_bytes(old)
+    with (own_directory.path / "model").open("rb", buffering=0) as file:
         assert file.read(4) == old[:4]
-        wait_until(lambda: directory_mount.info("model")["verified"])
-        (store_directory / "new").write_bytes(new)
-        (store_directory / "new").replace(store_directory / "model")
+        wait_until(lambda: own_directory.mount.info(f"{own_directory.path.name}/model")["verified"])
+        (own_directory.store / "new").write_bytes(new)
+        (own_directory.store / "new").replace(own_directory.store / "model")
         time.sleep(0.3)
-        assert (directory_mount.path / "model").read_bytes() == new
+        assert (own_directory.path / "model").read_bytes() == new
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
         assert file.read(len(old)) == old
@@ -194,14 +190,14 @@ def test_listing_100_000_files_and_looking_one_up(store_directory: Path, tmp_pat
         assert mount.metrics()["trimsfs_store_requests_total"] - requests <= 2
 
 
-def test_page_cache_is_kept_from_one_open_to_the_next(store_directory: Path, directory_mount: MountedStore) -> None:
-    (store_directory / "model").write_bytes(bytes(MIB))
-    path = directory_mount.path / "model"
+def test_page_cache_is_kept_from_one_open_to_the_next(own_directory: OwnDirectory) -> None:
+    (own_directory.store / "model").write_bytes(bytes(MIB))
+    path = own_directory.path / "model"
     path.read_bytes()
-    reads = directory_mount.metrics()["trimsfs_files_reads_total"]
+    reads = own_directory.mount.metrics()["trimsfs_files_reads_total"]
     for _ in range(10):
         path.read_bytes()
-    assert directory_mount.metrics()["trimsfs_files_reads_total"] == reads
+    assert own_directory.mount.metrics()["trimsfs_files_reads_total"] == reads
 
 
 def test_streaming_open_fetches_nothing_before_the_first_read(

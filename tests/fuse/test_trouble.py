@@ -117,6 +117,7 @@ def test_foreground_mount_that_fails_exits_as_one_in_the_background(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # asks all mounts of the host
 def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: MountedStore) -> None:
     facts = directory_mount.control()
     os.kill(facts["server_pid"], signal.SIGSTOP)
@@ -158,6 +159,7 @@ def test_root_without_sysfs_can_mount(store_directory: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.alone  # asks all mounts of the host
 def test_one_mount_that_fails_does_not_hide_the_others(
     store_directory: Path, tmp_path: Path, directory_mount: MountedStore
 ) -> None:

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.gpu.scene import MIB, Program, Scene, scene
 from tests.support.mounts import wait_until
 
@@ -76,6 +78,7 @@ class User(threading.Thread):
         return True
 
 
+@pytest.mark.alone  # counts what is done in a time
 def test_bytes_are_right_and_books_are_kept_whatever_happens(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()

@@ -52,6 +52,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
+@pytest.mark.alone  # drops caches of the kernel
 def test_a_mount_does_as_the_model_says(profile: settings, survived: Survived) -> None:
     with survival(f"what {profile.max_examples} sequences of rules hold, on mounts", Machine.totals, survived):
         run_state_machine_as_test(cast(type[Real], real), settings=profile)

@@ -233,6 +233,7 @@ def test_a_cache_that_cannot_be_used_at_the_start_is_told(
         assert Looks(mount, store).read() == 0
 
 
+@pytest.mark.alone  # whoever calls sync(2) waits meanwhile
 def test_a_frozen_disk_holds_up_only_what_has_to_be_written(
     image: Image, store: Path, tmp_path: Path, survived: Survived
 ) -> None:

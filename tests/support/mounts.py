@@ -68,6 +68,15 @@ class MountedStore:
         return log_beside(self.path.parent).read_text()
 
 
+@dataclass(frozen=True, slots=True)
+class OwnDirectory:
+    """A directory of a test's own, in the store and below a mount that other tests use as well."""
+
+    store: Path
+    path: Path
+    mount: MountedStore
+
+
 @contextmanager
 def mounted(
     store: str | Path,

@@ -237,6 +237,7 @@ class _Shelf(MemoryStore):
             return Page(objects=objects, prefixes=(), next_token=str(last) if last < len(self._all) else None)
 
 
+@pytest.mark.alone  # measures time
 async def test_100_000_entries_are_listed_and_then_looked_up_without_a_request(autojump_clock: MockClock) -> None:
     store = _Shelf(100_000)
     namespace = namespace_of(store)
