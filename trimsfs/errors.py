@@ -116,7 +116,7 @@ class SignatureError(TrimsError):
     @classmethod
     def other_content(cls, key: str) -> Self:
         """The error of a file of which other bytes have been signed."""
-        return cls(f"{key}: is not the file that has been signed: look at who can write to the store")
+        return cls(f"{key}: digest differs from the signed one: check who can write to the store")
 
 
 class InUseError(TrimsError):

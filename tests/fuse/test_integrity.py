@@ -130,7 +130,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
         for name, exit_code in (("signed/params", 0), ("changed/params", 19), ("unsigned", 19)):
             assert trimsfs("warm", mount.path / name).returncode == exit_code
             assert trimsfs("pin", mount.path / name).returncode == exit_code
-        assert "changed/params: is not the file that has been signed" in mount.log()
+        assert "changed/params: digest differs from the signed one" in mount.log()
         assert "unsigned/params: no model.sig in any directory above it" in mount.log()
 
 

@@ -53,24 +53,24 @@ def other_payload() -> str:
 @pytest.mark.parametrize(
     ("bundle", "message"),
     [
-        (b"", "is no signature of a model"),
-        (b"[" * 100_000, "is no signature of a model"),
-        (b"[" + b"[]," * 1_000_000 + b"[]]", "is no signature of a model"),
-        (b"\xff", "is no signature of a model"),
-        (b"[]", "is no signature of a model"),
-        (b'{"dsseEnvelope": {}}', "is no signature of a model"),
-        (changed(lambda envelope: envelope.update(signatures=[])), "is no signature of a model"),
-        (changed(lambda envelope: envelope.update(payload="?")), "is no signature of a model"),
-        (changed(lambda envelope: envelope.update(payload=other_payload())), "is not signed with"),
-        (changed(lambda envelope: envelope.update(payloadType="text/plain")), "is not signed with"),
-        (changed(lambda envelope: envelope.update(payloadType="\ud800")), "is no signature of a model"),
-        (changed(lambda envelope: envelope["signatures"][0].update(sig="AAAA")), "is not signed with"),
-        (sign(new_key(), FILES), "is not signed with the --signing-key"),
-        (sign(KEY, FILES, kind="text/plain"), "is the signature of something else"),
-        (sign(KEY, FILES, payload={}), "has a content that is not known here"),
-        (sign(KEY, FILES, payload=[]), "has a content that is not known here"),
-        (sign(KEY, FILES, payload=statement(FILES) | {"predicateType": "other"}), "predicate of type 'other'"),
-        (sign(KEY, FILES, payload=statement(FILES) | {"subject": []}), "contradicts itself"),
+        (b"", "not a model signature"),
+        (b"[" * 100_000, "not a model signature"),
+        (b"[" + b"[]," * 1_000_000 + b"[]]", "not a model signature"),
+        (b"\xff", "not a model signature"),
+        (b"[]", "not a model signature"),
+        (b'{"dsseEnvelope": {}}', "not a model signature"),
+        (changed(lambda envelope: envelope.update(signatures=[])), "not a model signature"),
+        (changed(lambda envelope: envelope.update(payload="?")), "not a model signature"),
+        (changed(lambda envelope: envelope.update(payload=other_payload())), "not signed with the --signing-key"),
+        (changed(lambda envelope: envelope.update(payloadType="text/plain")), "not signed with the --signing-key"),
+        (changed(lambda envelope: envelope.update(payloadType="\ud800")), "not a model signature"),
+        (changed(lambda envelope: envelope["signatures"][0].update(sig="AAAA")), "not signed with the --signing-key"),
+        (sign(new_key(), FILES), "not signed with the --signing-key"),
+        (sign(KEY, FILES, kind="text/plain"), "the signature is not of a model"),
+        (sign(KEY, FILES, payload={}), "manifest of an unknown form"),
+        (sign(KEY, FILES, payload=[]), "manifest of an unknown form"),
+        (sign(KEY, FILES, payload=statement(FILES) | {"predicateType": "other"}), "predicate type is 'other'"),
+        (sign(KEY, FILES, payload=statement(FILES) | {"subject": []}), "manifest contradicts itself"),
     ],
 )
 def test_what_is_no_signature_of_the_key_is_refused(bundle: bytes, message: str) -> None:
@@ -81,7 +81,7 @@ def test_what_is_no_signature_of_the_key_is_refused(bundle: bytes, message: str)
 def test_digests_of_another_kind_are_told() -> None:
     payload: Any = statement(FILES)
     payload["predicate"]["serialization"]["method"] = "shards"
-    with pytest.raises(SignatureError, match="has digests of shards by sha256: sign SHA-256 of files"):
+    with pytest.raises(SignatureError, match="digests are of shards by sha256: sign SHA-256 of files"):
         read_manifest(sign(KEY, FILES, payload=payload), KEY.public_key())
 
 

@@ -1,4 +1,4 @@
-"""How many requests to keep under way: as many as the store serves without queueing them."""
+"""An adaptive limit of concurrent requests: as many as the store serves without queueing them."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Tasks that outlive who starts them."""
+"""Background tasks, which outlive their callers."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple
@@ -9,13 +9,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class Background:
-    """Carries tasks for as long as `run` does: none before it and none after it."""
+    """Runs tasks for as long as `run` does: none before it and none after it."""
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry what is started, until cancelled."""
+        """Run what is started, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -26,7 +26,7 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether what is started is carried."""
+        """Whether tasks can be started."""
         return self._nursery is not None
 
     def start(self, function: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:

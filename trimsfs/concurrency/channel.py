@@ -44,9 +44,9 @@ class Channel:
             raise ChannelClosedError(str(error)) from error
 
     async def refuse(self, message: Message) -> None:
-        """Send the last message to a process that is not listened to. Raises ChannelClosedError."""
+        """Send a last message to a process whose own messages are not read. Raises ChannelClosedError."""
         try:
-            # Where something is left unread when an end is closed, the kernel resets the other before it reads this.
+            # Closing an end with unread messages would reset the other before it reads this one.
             self._end.shutdown(socket.SHUT_RD)
             while self._end.recv(1):
                 pass
@@ -87,7 +87,7 @@ class Channel:
         except (ValueError, RecursionError) as error:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise ChannelClosedError("a message that cannot be read") from error
+            raise ChannelClosedError("invalid message") from error
 
     def peer(self) -> tuple[int, int]:
         """The process at the other end when it connected, 0 in another PID namespace, and its user. Raises OSError."""

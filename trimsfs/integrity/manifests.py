@@ -56,7 +56,7 @@ class Manifests:
             if manifest is not None:
                 digest = manifest.get(key[len(directory) :])
                 if digest is None:
-                    raise SignatureError(f"{key}: is not in /{directory}{NAME}: sign the model anew")
+                    raise SignatureError(f"{key}: not in /{directory}{NAME}: sign the model again")
                 return digest
         if self._required:
             raise SignatureError(f"{key}: no {NAME} in any directory above it: sign the model")
@@ -72,7 +72,7 @@ class Manifests:
                 return await self._manifest(found)
             except ObjectChangedError:  # the manifest, not the file whose digest it has
                 self._namespace.replaced(found.key)
-        raise StoreUnavailableError(f"{directory}{NAME}: is replaced again and again")
+        raise StoreUnavailableError(f"{directory}{NAME}: replaced again and again while it is read")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
         token = generation.token(self._disk.store)
@@ -87,7 +87,7 @@ class Manifests:
 
     async def _read(self, generation: Generation) -> "Mapping[str, Digest] | _Invalid":
         if generation.size > LARGEST:
-            raise SignatureError(f"{generation.key}: is larger than a manifest may be, {LARGEST} bytes")
+            raise SignatureError(f"{generation.key}: larger than {LARGEST} bytes, the largest manifest that is read")
         async with self._disk.using(generation) as blob:
             revision = blob.health.revision
             content = bytes(await self._fetcher.read(blob, 0, generation.size)) if generation.size else b""

@@ -1,6 +1,6 @@
 """Signed manifests of models, in the format of OpenSSF Model Signing (``model_signing sign key``).
 
-A manifest is the file ``model.sig`` of a model's directory: the digests of the files below it, signed by a key.
+A manifest is the file ``model.sig`` of a model's directory: the digests of the files below it, signed with a key.
 The only home of cryptography.
 """
 
@@ -22,8 +22,8 @@ from trimsfs.stores.digests import Digest
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_PARTS = 1000
-"""JSON values in an envelope, of which only what is signed is long: what nobody has signed is not to cost time."""
-_NONE = "is no signature of a model: sign the model anew"
+"""JSON values in an envelope, whose only long one is what is signed: a forged one must not cost time."""
+_NONE = "not a model signature: sign the model again"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
@@ -57,32 +57,32 @@ def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Di
     try:
         key.verify(signature_bytes, signed, ECDSA(_HASHES[key.curve.key_size]))
     except InvalidSignature:
-        raise SignatureError("is not signed with the --signing-key: look at who has signed it") from None
+        raise SignatureError("not signed with the --signing-key: check who signed it") from None
     if kind != _PAYLOAD_TYPE:
-        raise SignatureError("is the signature of something else than a model")
+        raise SignatureError("the signature is not of a model")
     return _manifest(payload)
 
 
 def _signed_bytes(kind: str, payload: bytes) -> bytes:
-    """What is signed of an envelope: see the protocol of DSSE."""
+    """The bytes of an envelope that are signed: see the protocol of DSSE."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
 def _manifest(payload: bytes) -> Mapping[str, Digest]:
-    """What a key that we trust has signed; even so it may be of a form that is not known here."""
+    """The digests in a payload whose signature is right. Raises SignatureError when its form is unknown."""
     try:
         statement: Any = json.loads(payload)
         if statement["predicateType"] != _PREDICATE_TYPE:
-            raise SignatureError(f"has a predicate of type {statement['predicateType']!r}, not {_PREDICATE_TYPE!r}")
+            raise SignatureError(f"predicate type is {statement['predicateType']!r}, not {_PREDICATE_TYPE!r}")
         predicate = statement["predicate"]
         method = predicate["serialization"]["method"]
         algorithms = {resource["algorithm"] for resource in predicate["resources"]}
         if method != "files" or not algorithms <= {"sha256"}:
-            raise SignatureError(f"has digests of {method} by {', '.join(sorted(algorithms))}: sign SHA-256 of files")
+            raise SignatureError(f"digests are of {method} by {', '.join(sorted(algorithms))}: sign SHA-256 of files")
         values = {resource["name"]: bytes.fromhex(resource["digest"]) for resource in predicate["resources"]}
         whole = hashlib.sha256(b"".join(values.values())).hexdigest()
         if [subject["digest"]["sha256"] for subject in statement["subject"]] != [whole]:
-            raise SignatureError("contradicts itself")
+            raise SignatureError("manifest contradicts itself")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SignatureError("has a content that is not known here") from None
+        raise SignatureError("manifest of an unknown form") from None
     return {name: Digest(algorithm="sha256", value=value, signed=True) for name, value in values.items()}

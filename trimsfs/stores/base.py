@@ -1,4 +1,4 @@
-"""What the rest of trimsfs asks of a store."""
+"""The protocol of a store: list, stat, read and digest objects."""
 
 import errno
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PAGE_LIMIT = 1000
 _LATEST_NS = (1 << 63) - 1
 
 Sink = Callable[[Buffer], None]
-"""Takes the bytes that are read, piece after piece, in the thread that reads. A piece is not used after the call."""
+"""Takes the bytes that are read, piece after piece, in the thread that reads. It keeps no piece after the call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Page:
     empty: bool = False
 
     def __len__(self) -> int:
-        """How much it names."""
+        """How many names it has."""
         return len(self.objects) + len(self.prefixes)
 
     @property
@@ -42,7 +42,7 @@ class Page:
 
 
 def moment(nanoseconds: int) -> int:
-    """A time since the epoch as near as 64 bits can tell it: stores tell what their writers wish."""
+    """A time since the epoch, cut to 64 bits: writers choose the times of objects freely in some stores."""
     return max(-_LATEST_NS, min(nanoseconds, _LATEST_NS))
 
 
@@ -65,14 +65,14 @@ class Store(Protocol):
 
     @property
     def streaming(self) -> bool:
-        """Whether what `read` passes on is right at once, or only when the whole read has succeeded."""
+        """Whether bytes that `read` passes on are right at once, or only when the whole read has succeeded."""
 
     @property
     def forkable(self) -> bool:
         """Whether the store, not used so far, works in a forked process as well."""
 
     async def probe(self) -> None:
-        """Check that the store can be reached, exists and can be listed.
+        """Check that the store answers, exists and can be listed.
 
         Raises BucketNotFoundError when there is no such bucket or directory.
         """
@@ -95,9 +95,9 @@ class Store(Protocol):
         """
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        """The digest of all bytes of the generation, as the store tells it; None when it tells none.
+        """The store's digest of all bytes of the generation; None when it has none.
 
-        Unless it is to be *certain*, what is most likely one will do. Raises as `read` does.
+        Unless it must be *certain*, what is most likely one will do. Raises as `read` does.
         """
 
     async def aclose(self) -> None:

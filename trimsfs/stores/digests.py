@@ -1,4 +1,4 @@
-"""Digests of whole objects, as stores tell them: of all bytes, or of the digests of parts."""
+"""Digests of whole objects, as stores have them: of all bytes, or of the digests of parts."""
 
 import hashlib
 import mmap
@@ -25,10 +25,10 @@ _CRCS: dict[str, tuple[Crc, int]] = {"crc32": (crc32, 4), "crc32c": (crc32c, 4),
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """What a store says that the digest of an object's bytes is.
+    """The digest of an object's bytes, according to the store or, if ``signed``, to a manifest.
 
-    With *parts*, an object uploaded in so many, it is the digest of their digests; ``part_size`` is None where the
-    store does not tell it. One that is not *certain* may mean something else, as an ETag that looks like a digest may.
+    ``parts`` is not 0 for an object uploaded in so many parts: it is the digest of their digests, and ``part_size`` is
+    None where the store does not tell it. A digest that is not ``certain`` may be none, as some ETags.
     """
 
     algorithm: Algorithm
@@ -40,29 +40,29 @@ class Digest:
 
     @property
     def at_once(self) -> bool:
-        """Whether it is compared before a file is used: it has been signed, or takes next to no time to compute."""
+        """Whether it is compared before a file is opened: it is signed, or takes next to no time to compute."""
         return self.signed or self.algorithm in _CRCS
 
     @property
     def binding(self) -> bool:
-        """Whether bytes that have another digest are wrong, whatever else there may be to be said for them. Parts need
-        not all be of one size."""
+        """Whether bytes that have another digest are certainly wrong. Of parts that is not certain: they need not all
+        be of one size."""
         return self.certain and not self.parts
 
     @property
     def of_nothing(self) -> bytes:
-        """What it would be for no bytes at all."""
+        """The digest of no bytes at all."""
         return _new(self.algorithm).digest()
 
     def part_sizes(self, size: int) -> list[int]:
-        """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: it has none."""
+        """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: without parts."""
         if not self.parts:
             return [0]
         if self.part_size is not None:
             return [self.part_size]
         usual = [guess for guess in USUAL_PART_SIZES if -(-size // guess) == self.parts]
         smallest = -(-size // self.parts)
-        rounded = -(-smallest // MIB) * MIB  # what programs choose that must keep to 10,000 parts
+        rounded = -(-smallest // MIB) * MIB  # what programs choose for objects that would have more than 10,000 parts
         if rounded not in usual and -(-size // rounded) == self.parts:
             usual.append(rounded)
         return usual[:MOST_GUESSES]

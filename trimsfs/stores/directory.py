@@ -46,7 +46,7 @@ class DirectoryStore:
 
     @property
     def streaming(self) -> bool:
-        return False  # that a file has not changed is known afterwards
+        return False  # only afterwards is it known that the file has not changed
 
     @property
     def forkable(self) -> bool:
@@ -80,7 +80,7 @@ class DirectoryStore:
             raise TransientStoreError(f"{self._named(error)}: {error.strerror}") from error
 
     def _named(self, error: OSError) -> object:
-        """The file that an error is about; calls on descriptors do not tell."""
+        """The file that an error is about; errors of calls on descriptors name none."""
         return self._root if isinstance(error.filename, int | None) else error.filename
 
     def _probe(self) -> None:

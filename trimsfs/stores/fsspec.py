@@ -53,8 +53,8 @@ TIME_FIELDS = (
 class FsspecStore:
     """The files below a URL of fsspec.
 
-    fsspec has no conditional reads. So each read looks at the file afterwards, one more request, and a file that has
-    changed meanwhile is noticed as far as its ETag, checksum or times tell.
+    fsspec has no conditional reads. So each read looks at the file afterwards, in one more request: a file that has
+    changed meanwhile is noticed by its ETag, checksum or times.
     """
 
     def __init__(self, url: str, *, max_requests: int) -> None:
@@ -76,7 +76,7 @@ class FsspecStore:
 
     @property
     def streaming(self) -> bool:
-        return False  # that a file has not changed is known afterwards
+        return False  # only afterwards is it known that the file has not changed
 
     @property
     def forkable(self) -> bool:
@@ -167,7 +167,7 @@ class FsspecStore:
         if self._stat(generation.key) != generation:
             raise ObjectChangedError(f"{generation.key}: the file in {self._url} has changed")
         if len(data) != length:
-            raise TransientStoreError(f"asked for {length} bytes, was sent {len(data)}")
+            raise TransientStoreError(f"asked for {length} bytes, got {len(data)}")
         sink(data)
 
     def _path(self, key: str) -> str:
@@ -179,7 +179,7 @@ class FsspecStore:
 def _generation(key: str, info: Mapping[str, Any]) -> Generation:
     identity = [(field, str(info[field])) for field in (*CONTENT_FIELDS, *TIME_FIELDS) if info.get(field) is not None]
     if not identity or info.get("size") is None:
-        raise StoreUnavailableError(f"{key}: this store tells neither checksum nor time of its files: not to be cached")
+        raise StoreUnavailableError(f"{key}: not cached: this store gives neither checksum nor time of its files")
     times = [info[field] for field in TIME_FIELDS if info.get(field) is not None]
     return Generation(
         key=key,

@@ -1,4 +1,4 @@
-"""Retries around any store."""
+"""Retries of requests that fail for a passing reason, around any store."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -48,12 +48,12 @@ class Retrying:
         return StoreStatistics(requests=self._requests, failed_attempts=self._failures)
 
     async def call(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What *attempt* gives at last; *subject* names in messages what it is about."""
+        """The result of the first *attempt* that succeeds; messages name its *subject*."""
         self._requests += 1
         deadline = trio.current_time() + self.deadline_s
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientStoreError),
-            # The last attempt is at the deadline itself: who waits for this store relies on the whole time.
+            # The last attempt is at the deadline itself: a store that comes back before it is not missed.
             wait=lambda state: min(_BACKOFF(state), max(0.0, deadline - trio.current_time())),
             stop=lambda _: trio.current_time() >= deadline,
             sleep=trio.sleep,
@@ -61,7 +61,7 @@ class Retrying:
             reraise=True,
         )
 
-        async def once() -> T:  # tenacity awaits what an async function gives, but not what a lambda does
+        async def once() -> T:  # tenacity awaits the result of an async function, but not that of a lambda
             return await attempt()
 
         try:
@@ -80,7 +80,7 @@ class Retrying:
 
 
 class RetryingStore:
-    """A store whose requests for names are tried again. Reads are not: their caller knows what has come of one."""
+    """A store whose requests are retried. Reads are not: their caller knows which bytes have come."""
 
     def __init__(self, store: Store, retrying: Retrying) -> None:
         self._store = store

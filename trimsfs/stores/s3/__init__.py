@@ -28,7 +28,7 @@ KEY_MAX = 1024
 VERSION_MAX = 1024
 """Characters in the longest version id that S3 knows."""
 PIECE = 1 << 18
-"""Most bytes read from a response at a time: progress is looked at after each."""
+"""Most bytes read from a response at a time: a stall is looked for after each."""
 SMALL = 8 << 20
 """Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
 SLOWEST_RATE = 64 * 1024
@@ -81,11 +81,11 @@ class S3Store:
 
     async def stat(self, key: str) -> Generation:
         if not _possible(self._prefix + key):
-            raise ObjectNotFoundError(f"{key!r} cannot be a key")
+            raise ObjectNotFoundError(f"{key!r} is not a valid key")
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # Two calls, so that one which is given up passes nothing on afterwards, however late its answer begins.
+        # Two calls: one that is given up passes nothing on afterwards, however late its answer begins.
         get = partial(self._get, generation, offset, length)
         body, version = await self._ask(get, generation.key, limiter=self._reads)
         receive = partial(self._receive, body, length, sink)
@@ -97,7 +97,7 @@ class S3Store:
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain else digest_by_etag(generation.etag)
         if likely is not None and not likely.parts and generation.size <= SMALL:
-            return likely  # which takes no request
+            return likely  # this takes no request
         digest = await self._ask(partial(self._digest, generation), generation.key)
         return None if certain and digest is not None and not digest.certain else digest
 
@@ -105,9 +105,9 @@ class S3Store:
         self._client.close()
 
     async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """A request up to where a large body begins, in a thread: given up when it takes much longer than a stall.
+        """Make a request in a thread, up to where a large body begins; given up when it takes twice the stall timeout.
 
-        The thread itself goes on until it notices: no timeout of the SDK ends an answer that comes byte by byte.
+        The thread goes on until it notices: no timeout of the SDK ends an answer that comes byte by byte.
         """
         timeout_s = 2 * self._stall_timeout_s
         try:
@@ -118,7 +118,7 @@ class S3Store:
                     abandon_on_cancel=True,
                 )
         except trio.TooSlowError:
-            raise StoreStalledError(f"bucket {self._bucket}: no whole answer in {timeout_s:g} s") from None
+            raise StoreStalledError(f"bucket {self._bucket}: no complete answer in {timeout_s:g} s") from None
 
     def _list(self, prefix: str, token: str | None, limit: int) -> Page:
         continuation: _Continuation = {} if token is None else {"ContinuationToken": token}
@@ -132,9 +132,9 @@ class S3Store:
         strip = len(self._prefix)
         contents, common = answer.get("Contents", ()), answer.get("CommonPrefixes", ())
         if len(contents) + len(common) < answer.get("KeyCount", 0):
-            raise TransientStoreError(f"the listing has lost names: it was to have {answer['KeyCount']}")
+            raise TransientStoreError(f"the listing has fewer names than its count says, {answer['KeyCount']}")
         if answer["IsTruncated"] and not answer.get("NextContinuationToken"):
-            raise TransientStoreError("the listing is truncated, and does not say where it goes on")
+            raise TransientStoreError("the listing is truncated, without a continuation token")
         return Page(
             objects=tuple(
                 Generation(
@@ -171,12 +171,12 @@ class S3Store:
         try:
             first = head(PartNumber=1)["ContentLength"]
         except botocore.exceptions.ClientError:
-            return digest  # this server knows no parts
+            return digest  # this server does not support PartNumber
         fits = first > 0 and -(-generation.size // first) == digest.parts
         return replace(digest, part_size=first) if fits else digest
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
-        """The body of an answer that has begun as it should, and the version that it is of."""
+        """The body of an answer whose headers are right, and its version id."""
         last = offset + length - 1
         answer = self._client.get_object(
             Bucket=self._bucket,
@@ -188,10 +188,10 @@ class S3Store:
         try:
             expected, sent = f"bytes {offset}-{last}/{generation.size}", answer.get("ContentRange")
             if sent != expected:
-                raise TransientStoreError(f"asked for {expected}, was sent {sent or 'no range'}")
+                raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
             etag = answer.get("ETag")
             if etag is None:
-                raise TransientStoreError(f"{generation.key}: was sent no ETag")
+                raise TransientStoreError(f"{generation.key}: got no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
         except BaseException:
@@ -222,7 +222,7 @@ class S3Store:
 
 
 def _condition(generation: Generation) -> _Condition:
-    """What keeps the bytes of two contents of a key apart."""
+    """The condition that the object is still of this generation."""
     condition: _Condition = {"IfMatch": generation.etag}
     if generation.version_id is not None:
         condition["VersionId"] = generation.version_id
@@ -238,7 +238,7 @@ def _possible(key: str) -> bool:
 
 
 def _seconds(modified: datetime) -> int:
-    """A time in nanoseconds, but of whole seconds: some servers tell more in listings than of an object."""
+    """A time in nanoseconds, but of whole seconds: the listings of some servers are finer than their HEAD."""
     return moment(int(modified.timestamp()) * 1_000_000_000)
 
 
@@ -246,5 +246,5 @@ def _version(value: str | None) -> str | None:
     if value is None or value == "null":
         return None
     if len(value) > VERSION_MAX or not value.isprintable():
-        raise ValueError("a version id that is none")
+        raise ValueError("invalid version id")
     return value

@@ -1,4 +1,4 @@
-"""Answers that the SDK reads whole: listings, and what errors say. They are not read without end."""
+"""Bounds on the answers that the SDK reads whole, as listings and errors: in size and in time."""
 
 import time
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ _PIECE = 1 << 16
 
 
 def bound(client: "S3Client", timeout_s: float) -> None:
-    """Have a client read no more of an answer than there can be, and for no longer than *timeout_s*.
+    """Have a client read no more than ANSWER_LIMIT bytes of an answer, and for no longer than *timeout_s*.
 
-    The SDK reads what it is sent, into memory, and waits for as long as a byte comes now and then.
+    The SDK alone would read everything into memory, and wait for as long as a byte comes now and then.
     """
     session = client._endpoint.http_session  # type: ignore[attr-defined]  # the SDK has no other way to it
-    send: Any = partial(_send, session, timeout_s)  # what it returns is taken for the answer
+    send: Any = partial(_send, session, timeout_s)  # botocore takes what it returns for the answer
     client.meta.events.register("before-send.s3", send)
 
 
@@ -46,9 +46,9 @@ def _received(raw: Any, timeout_s: float) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > ANSWER_LIMIT:
-                raise TransientStoreError(f"an answer of more than {ANSWER_LIMIT >> 20} MiB")
+                raise TransientStoreError(f"answer larger than {ANSWER_LIMIT >> 20} MiB")
             if time.monotonic() > deadline:
-                raise StoreStalledError(f"no whole answer in {timeout_s:g} s")
+                raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
     except BaseException:
         raw.close()
         raise

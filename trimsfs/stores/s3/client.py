@@ -1,4 +1,4 @@
-"""A boto3 client as the mount's options want it."""
+"""The boto3 client for a mount's options."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
     if options.endpoint_url is not None:
         _check_endpoint(options.endpoint_url)
     if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
-        raise ConfigurationError(f"S3: region {options.region!r} cannot be a region")
+        raise ConfigurationError(f"S3: region {options.region!r} is not a region")
     config = Config(
         signature_version=UNSIGNED if options.anonymous else None,
         connect_timeout=CONNECT_TIMEOUT_S,

@@ -1,4 +1,4 @@
-"""What S3 tells of the digest of an object: a checksum of its own, or an ETag that is one."""
+"""The digest of an object in S3's answers: a checksum of its own, or an ETag that is one."""
 
 import base64
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from trimsfs.stores.digests import Algorithm, Digest
 
 _CHECKSUMS: tuple[Algorithm, ...] = ("crc64nvme", "crc32c", "crc32", "sha256", "sha1")
-"""Those that take no time come first."""
+"""The fastest to compute come first."""
 _CHECKSUM = re.compile(r"((?:[A-Za-z0-9+/]{4})+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)(?:-([1-9][0-9]{0,4}))?")
 _ETAG = re.compile(r'"?([0-9a-f]{32})(?:-([1-9][0-9]{0,4}))?"?')
 _OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
@@ -23,14 +23,14 @@ def digest_of(head: Mapping[str, Any]) -> Digest | None:
             continue
         match = _CHECKSUM.fullmatch(told)
         if match is None:
-            return None  # none that we could compute
+            return None  # not one that we could compute
         return Digest(algorithm=algorithm, value=base64.b64decode(match[1]), parts=int(match[2] or 0))
     encrypted = head.get("ServerSideEncryption") in _OTHER_ETAGS or head.get("SSECustomerAlgorithm") is not None
     return None if encrypted else digest_by_etag(head["ETag"])
 
 
 def digest_by_etag(etag: str) -> Digest | None:
-    """The digest that an ETag is, most likely."""
+    """The digest that an ETag most likely is; None when it does not look like one."""
     match = _ETAG.fullmatch(etag)
     if match is None:
         return None

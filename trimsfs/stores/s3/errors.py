@@ -1,4 +1,4 @@
-"""What the SDK raises, as trimsfs's own errors."""
+"""Errors of the SDK become trimsfs's own."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -54,10 +54,10 @@ _NO_CREDENTIALS = (
 )
 _MALFORMED = (
     *(botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError),
-    *(ArithmeticError, RuntimeError),  # of times that are none
+    *(ArithmeticError, RuntimeError),  # of invalid times
 )
 _TEXT_LIMIT = 500
-"""Characters of what a server says that are passed on."""
+"""Characters of a server's message that are passed on."""
 
 
 def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
@@ -73,7 +73,7 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
     except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, *_MALFORMED) as error:
         if "header value" in str(error):
             # Without the cause, whose text is the header: it holds the access key or the token.
-            message = f"{subject}: the credentials hold a character that cannot be sent: check them"
+            message = f"{subject}: the credentials contain a character that cannot be sent: check them"
             raise StoreAccessError(message) from None
         raise _sdk_error(error, subject) from error
     except botocore.exceptions.ClientError as error:
@@ -81,7 +81,7 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
 
 
 def one_line(text: object) -> str:
-    """Text of others as one line, and not a long one."""
+    """Foreign text as one line of bounded length."""
     return " ".join(str(text)[: 2 * _TEXT_LIMIT].split())[:_TEXT_LIMIT]
 
 
@@ -89,7 +89,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
     """What went wrong on this side of the connection, or with it."""
     said = one_line(error)
     if isinstance(error, _TIMEOUTS):
-        return StoreStalledError(f"no answer in time: {said}")
+        return StoreStalledError(f"timeout: {said}")
     if isinstance(error, _NETWORK_ERRORS):
         return TransientStoreError(said)
     if isinstance(error, _NO_CREDENTIALS):
