@@ -42,7 +42,7 @@ class Blob:
         self.backing_id = 0
         self.health = Health()
         self.resizes = 0
-        """How often the file was given its size back: what was being written at that time may be gone."""
+        """How often the size of the file was restored: what was being written at that time may be lost."""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
 
@@ -128,12 +128,12 @@ class Blob:
         return 0 if self._descriptor is None else os.fstat(self._descriptor).st_size - self.generation.size
 
     def restore_size(self) -> None:
-        """Give the file its size back; what was truncated reads as zeros. Raises OSError."""
+        """Restore the size of the file; what was truncated reads as zeros. Raises OSError."""
         self.resizes += 1
         os.truncate(self.fileno(), self.generation.size)
 
     def detach(self) -> None:
-        """Close the file. Views that are still in use keep the mapping until they are gone."""
+        """Close the file. Views that are still in use keep its mapping."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -178,7 +178,7 @@ class Blob:
                 yield ChunkRecord(chunk=chunk, length=self.length_of(chunk), crc=self._crcs[chunk])
 
     def forget(self, chunk: int) -> None:
-        """The chunk's bytes are wrong or gone: fetch them again."""
+        """The chunk's bytes are wrong or lost: it is missing."""
         self._verified -= self.states[chunk] == ChunkState.VERIFIED
         self.states[chunk] = ChunkState.MISSING
 

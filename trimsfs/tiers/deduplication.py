@@ -1,4 +1,4 @@
-"""Deduplication: equal bytes of blobs take one place on the disk where the file system shares blocks (XFS, btrfs).
+"""Deduplication: equal bytes of blobs are on the disk once where the file system shares blocks (XFS, btrfs).
 
 Fine-tuned models have most of their bytes in common. The index says which chunks have the same checksum, and the
 kernel compares the bytes before it shares them. Where chunks of related blobs differ, their equal parts are shared.
@@ -114,7 +114,7 @@ class Deduplication:
         return related[0] if related else None
 
     async def _share_parts(self, token: str, chunks: Sequence[int], other: str) -> bool:
-        """Share parts of chunks with those at the same place of another blob; whether there are any."""
+        """Share parts of chunks with those at the same offset of another blob; whether there are any."""
         common = 0
         for number, chunk in enumerate(chunks):
             if number == PROBES and not common:

@@ -8,7 +8,7 @@ class Health:
 
     def __init__(self, digest: str | None = None) -> None:
         self.digest = digest
-        """The store's digest of all bytes, which they have; empty: the store tells none; None: not compared yet."""
+        """The store's digest, which all bytes have; empty where the store has none; None before they were compared."""
         self.quarantine: TrimsError | None = None
         """Why nobody gets the bytes any more; None while they may be served."""
         self.revision = 0

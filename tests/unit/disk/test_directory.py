@@ -120,28 +120,28 @@ async def test_a_cache_that_can_be_used_again_is_told_of(cache: Path, chunk_size
 def test_another_directory_at_its_place_is_for_another_server_to_try(cache: Path) -> None:
     cache.mkdir()
     make_unusable(cache)
-    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
-        assert place.problem is not None
-        assert not place.usable()
+    with locked(cache) as lock, closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+        assert directory.problem is not None
+        assert not directory.usable()
         shutil.rmtree(cache)
-        assert not place.usable()
+        assert not directory.usable()
         cache.mkdir()
-        assert place.usable()
+        assert directory.usable()
 
 
 def test_a_directory_that_was_made_anew_is_locked_again(cache: Path) -> None:
     with locked(cache) as lock:
-        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
-            assert not place.gone()
+        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+            assert not directory.removed()
             shutil.rmtree(cache)
-            assert place.gone()
-        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
-            assert place.problem is None
+            assert directory.removed()
+        with closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+            assert directory.problem is None
             assert not is_lock_of(lock, cache)
             with pytest.raises(CacheInUseError):
                 lock_directory(cache)
-        with locked(cache), closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as place:
-            assert "in use by another server" in (place.problem or "")
+        with locked(cache), closing(CacheDirectory(cache, os.dup(lock), chunk_size=SMALL_CHUNK)) as directory:
+            assert "in use by another server" in (directory.problem or "")
 
 
 async def running_out(tier: DiskTier) -> CacheUnusableError:

@@ -67,8 +67,7 @@ class CrashRecovery:
 
 
 def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
-    """The recorded chunks that a file cannot have: it is gone or truncated, or it has holes, as it was made anew before
-    power was lost."""
+    """The recorded chunks that a file cannot have: it is removed or truncated, or has holes where power was lost."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:

@@ -51,7 +51,7 @@ class Damage:
             await self._discard(blob, range(len(blob.states)))
 
     async def not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
-        """What was written to a blob has not reached the disk: the kernel may give other bytes from now on."""
+        """Chunks of a blob did not reach the disk: the kernel may return other bytes from now on."""
         key = blob.generation.key
         self._state.budget.found_failing()
         async with self._state.lock, self._state.journal.recording:

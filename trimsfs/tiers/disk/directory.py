@@ -17,7 +17,7 @@ class CacheDirectory:
     """The directory of a disk tier. Raises CacheInUseError and CacheUnusableError.
 
     With *lock*, the descriptor by which an earlier server locked it, a directory that cannot be used by now is no
-    error: ``problem`` tells why, and the ``index`` is one in memory.
+    error: ``problem`` says why, and the ``index`` is one in memory.
     """
 
     def __init__(self, directory: Path, lock: int | None, *, chunk_size: int) -> None:
@@ -65,7 +65,7 @@ class CacheDirectory:
         for descriptor in self._locks:
             os.close(descriptor)
 
-    def gone(self) -> bool:
+    def removed(self) -> bool:
         """Whether somebody has removed the directory, or the blobs in it. Blocks on the disk."""
         try:
             self.blobs.stat()
@@ -95,7 +95,7 @@ class CacheDirectory:
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
-    """Device and inode number, which tell a directory from another at its path; None when there is none to look at."""
+    """Device and inode number, by which a directory is known from another at its path; None if there is none."""
     with suppress(OSError):
         status = os.stat(directory)
         return status.st_dev, status.st_ino

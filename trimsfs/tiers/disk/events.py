@@ -1,4 +1,4 @@
-"""What a disk tier tells other components of its blobs."""
+"""The events of a disk tier that other components hear of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class Evictor:
         return True
 
     async def remove(self, token: str, key: str) -> int | None:
-        """Remove a blob that nobody uses or has pinned; None when somebody has. The bytes freed, none if it is gone.
+        """Remove a blob; the bytes freed. None when it is in use or pinned.
 
         Raises OSError and sqlite3.Error.
         """

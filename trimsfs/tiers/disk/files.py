@@ -29,8 +29,7 @@ def is_full(error: OSError | sqlite3.Error) -> bool:
 class BlobFiles:
     """The blobs of a store in a directory. All methods but `path` block on the disk.
 
-    *usable* tells whether files can be made, and those that are there be used; *compares* whether blobs are compared
-    with what the store says of them.
+    *usable* says whether files can be made and used, *compares* whether blobs are compared with the store's digests.
     """
 
     def __init__(

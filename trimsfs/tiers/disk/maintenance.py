@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 PATIENCE_S = 2.0
-"""For how long the index may fail before the server gives the directory up."""
+"""For how long the index may fail before the server ends."""
 LOOK_INTERVAL_S = 5.0
 """How often a directory that cannot be used is tried again."""
 
@@ -27,8 +27,7 @@ LOOK_INTERVAL_S = 5.0
 class Maintenance:
     """Looks after the directory of a disk tier; *open_blob* opens a blob by its token.
 
-    ``failing`` is set by who finds that the disk fails, ``unfinished`` has the blobs of which a chunk has not come
-    whole.
+    ``failing`` is set once the disk was found to fail; ``unfinished`` has the blobs with a chunk whose fetch failed.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Maintenance:
             await self._free_unfinished()
             if due:
                 await self._state.journal.sync()
-                if await self._state.threads.run(self._state.directory.gone):
+                if await self._state.threads.run(self._state.directory.removed):
                     self.failing.set()
                 synced = trio.current_time()
             if self.failing.is_set() or self._state.journal.failing_s > PATIENCE_S:

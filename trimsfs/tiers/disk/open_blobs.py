@@ -20,7 +20,7 @@ DESCRIPTORS_OF_A_BLOB = 2
 
 
 class OpenBlobs:
-    """Opens and closes the blobs of a tier; *space* makes room for the file of a new one on a full disk."""
+    """Opens and closes the blobs of a tier; on a full disk *space* evicts for the file of a new one."""
 
     def __init__(self, state: TierState, space: DiskSpace) -> None:
         self._state = state
@@ -60,7 +60,7 @@ class OpenBlobs:
             return blob, full
 
     def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
-        """A blob has been loaded, and chunks found *lost* of it: what was known to be *gone* counts no more."""
+        """A blob was loaded, with *lost* chunks that its file does not have; those known to be *gone* count no more."""
         state = self._state
         for chunk in gone:
             blob.forget(chunk)

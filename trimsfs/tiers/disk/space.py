@@ -20,8 +20,8 @@ HEADROOM_CHUNKS = 4
 class DiskSpace:
     """Keeps a disk tier within its limits, and evicts some chunks more than it has to.
 
-    *candidates* gives the blobs that could go, and raises sqlite3.Error; *evict* removes one by its token and key, and
-    tells whether the disk could be written.
+    *candidates* returns the blobs that may be evicted, and raises sqlite3.Error; *evict* removes one by its token and
+    key, and returns whether the disk could be written.
     """
 
     def __init__(

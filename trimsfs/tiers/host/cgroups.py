@@ -16,7 +16,7 @@ def lockable_bytes(root: Path = ROOT, own: Path = OWN) -> int | None:
 
 
 def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
-    """The limit of each group that has one, and what of it cannot be given back."""
+    """The limit of each group that has one, and how much of it cannot be reclaimed."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -49,7 +49,7 @@ def populate(descriptor: int, start: int, stop: int) -> None:
     try:
         _libc.madvise(address, stop - start, MADV_HUGEPAGE)
         if _libc.madvise(address, stop - start, MADV_POPULATE_READ) != 0:
-            # A kernel before 5.14, or a failing disk: a plain read tells which.
+            # A kernel before 5.14, or a failing disk: a plain read shows which.
             os.pread(descriptor, stop - start, start)
     finally:
         _libc.munmap(address, stop - start)
@@ -67,7 +67,7 @@ def lock(descriptor: int, size: int) -> int:
 
 def _map(descriptor: int, start: int, size: int) -> int:
     """Map a part of a file for reading; the address. Raises OSError."""
-    # Python's own mmap holds the GIL while it faults pages in, and does not tell its address.
+    # Python's own mmap holds the GIL while it faults pages in, and hides its address.
     address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
     if address == _MAP_FAILED or address is None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -32,7 +32,7 @@ READ_RATE = 1e9
 class HostStatistics:
     """Bytes brought into memory and not evicted since, of those bytes locked, and evictions since the server started.
 
-    The kernel may have reclaimed some of the bytes that are not locked: the residency of a file tells.
+    The kernel may have reclaimed some of the bytes that are not locked: see the residency of a file.
     """
 
     used_bytes: int
@@ -57,7 +57,7 @@ class _Hosted:
 class HostTier:
     """Blobs in memory: at most *budget* bytes (None: as many as the kernel keeps), but for what is open.
 
-    A blob in use or pinned is never evicted; one that is opened comes in even when the others leave no room. Locked
+    A blob in use or pinned is never evicted; one that is opened is loaded even when the others leave no room. Locked
     bytes never exceed the budget. Loading a blob delays no other: locks are held to evict and to pin only.
     """
 

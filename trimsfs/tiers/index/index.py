@@ -1,7 +1,7 @@
 """The SQLite index of the disk tier: which blobs exist, and which of their chunks are on the disk.
 
 The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted
-before its blob is. ``synced`` tells that the bytes had reached the disk. A chunk that is not synced survives a
+before its blob is. ``synced`` says that the bytes had reached the disk. A chunk that is not synced survives a
 killed server (the page cache has it) but not a boot, so opening the index after a boot forgets those.
 
 All methods block on the disk and are called from worker threads, one at a time.
@@ -44,7 +44,7 @@ class BlobRecord:
 
 
 class BlobIndex:
-    """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor made anew.
+    """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor rebuilt.
 
     *trusted* says that an earlier process has checked it since the host was started, *strict* that records are dropped
     that no disk tier with chunks of *chunk_size* bytes makes.

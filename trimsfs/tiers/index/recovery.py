@@ -1,7 +1,7 @@
-"""Opening the index of a disk tier: made where there is none, checked, and made anew where it is damaged.
+"""Opening the index of a disk tier: it is made where there is none, checked, and rebuilt where it is damaged.
 
-What is wrong is dropped: a chunk without a record is fetched again. What is left need not be believed, as all bytes
-have to pass their checksums before their first use.
+Wrong records are dropped: a chunk without a record is fetched again. A wrong record that is left does no harm, as all
+bytes have to pass their checksums before their first use.
 """
 
 import logging
@@ -72,13 +72,13 @@ _DROP_CHUNKS = (
 def open_index(
     path: Path, boot_id: str, *, chunk_size: int, checked: bool, strict: bool
 ) -> tuple[sqlite3.Connection, bool]:
-    """An index, and whether it was made anew because it was damaged. Raises sqlite3.Error and OSError.
+    """An index, and whether it was rebuilt because it was damaged. Raises sqlite3.Error and OSError.
 
     One that is not *checked* yet is; *strict* says that records are dropped that no such tier makes.
     """
     damaged = Path(f"{path}{_DAMAGED}")
     if damaged.exists():
-        _remove(path)  # it was being made anew, and is not whole
+        _remove(path)  # its rebuilding was interrupted
     else:
         try:
             return _opened(path, boot_id, chunk_size if strict else None, checked=checked), False
