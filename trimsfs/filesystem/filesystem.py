@@ -1,6 +1,7 @@
 """The read-only file system over a store, put together from its names, files, ioctls and the takeover of what is open.
 
-The path of one read: `names` looks the path up; `files` opens what it finds and reads it.
+The path of one read: `names` looks the path up. `files` opens what it finds, in the way that `trimsfs.opening.opener`
+decides, and reads it. `trust` reads again what may not be given yet, and `trimsfs.fetch.fetcher` gets what is missing.
 """
 
 from collections.abc import Callable

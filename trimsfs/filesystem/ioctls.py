@@ -52,8 +52,8 @@ class Ioctls:
         return inode.generation.size, here.disk_bytes, host, flags
 
     def state(self, handle: int) -> int:
-        """Whether every byte of an open file is here and has been checked, and whether the mount tells what it has in
-        common with others: flags as in ``trimsfs.h``."""
+        """Whether every byte of an open file is here and verified, and whether the mount has control files of what it
+        has in common with others: flags as in ``trimsfs.h``."""
         file = self._handles.files.get(handle)
         verified = IS_VERIFIED if file is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)

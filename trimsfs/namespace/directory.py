@@ -72,7 +72,7 @@ class Directory:
         self.restored[name] = entry
 
     def answered(self, name: bytes, entry: Entry, asked: float) -> None:
-        """The store has told what a name is, asked at a time."""
+        """Keep the store's answer for a name, to a request of the time *asked*, unless it is outdated."""
         if asked > max(self.distrusted, self.outdated.get(name, LONG_AGO)):
             self.names[name] = entry, asked
             self.restored.pop(name, None)

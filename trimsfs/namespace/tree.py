@@ -159,8 +159,8 @@ class Namespace:
         if directory.may_be_outdated(name):
             return None
         if name in directory.names:
-            entry, told = directory.names[name]
-            left = told + self._ttl(entry) - now
+            entry, asked = directory.names[name]
+            left = asked + self._ttl(entry) - now
             if left > 0:
                 return entry, left
         entry = directory.entries.get(name, NonObject.ABSENT)

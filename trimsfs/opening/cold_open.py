@@ -36,7 +36,7 @@ class ColdOpener:
     when the whole fetch should take no longer than PATIENCE_S, by the recent rate and then by its own.
 
     *compared* means that no whole blob may be opened before it has been compared with the store's digest.
-    *fetching* hears of each blob that an open is about to wait for.
+    *fetching* is called with each blob that an open is about to wait for.
     """
 
     def __init__(
