@@ -1,6 +1,7 @@
 """Which module may import what: every import runs down the list of ranks."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -66,12 +67,17 @@ MODULES = {**sources("trimsfs"), **sources("mountctl")}
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """The dotted names that a file imports, anywhere in it; of ``from a import b`` both a and a.b.
 
     A string that is the name of a module counts too, as ``importlib`` may import it. Programs that are started by
     their names are not imported.
     """
+    return frozenset(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
