@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimsfs.configuration import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import canonical
+from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 
 DIRECTORY = Path("/etc/trimsfs/mounts.d")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -20,8 +20,8 @@ from mountctl.csi.tenants import check_tenant
 from tests.csi.driver import is_dead, kill_together, needs_root
 from tests.csi.driver import publication as request_of
 from tests.support.mounts import TRIMSFS, unmount, wait_until
-from trimsfs.configuration import load_options
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mount_at
+from trimsfs.options import load_options
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "packaging/kubernetes"

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from mountctl.keeper.control_socket import ask
 from tests.support.mounts import MountedStore, wait_until
-from trimsfs.configuration import keeper_order, load_options
+from trimsfs.options import keeper_order, load_options
 
 
 def keeper(mount: MountedStore) -> dict[str, object]:

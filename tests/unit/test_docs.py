@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trimsfs.configuration import declared_mountpoint, load_options
 from trimsfs.exit_codes import EXIT_CODES
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, declared_mountpoint, load_options
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -49,7 +49,7 @@ def test_what_is_joined_is_parted_again(items: list[tuple[str, bool]]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimsfs.configuration.DEFAULT_CONFIG", Path("/nonexistent"))
+    monkeypatch.setattr("trimsfs.options.sources.DEFAULT_CONFIG", Path("/nonexistent"))
 
 
 def parsed(text: str, source: str = "s3://models") -> MountOptions:

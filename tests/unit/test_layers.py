@@ -29,6 +29,7 @@ RANKS = {
         {"tiers", "stores"},
         {"client", "handover"},
         {"formats", "concurrency"},
+        {"options"},
     ],
     "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],
 }
@@ -39,7 +40,6 @@ ENTRY_POINTS = {"trimsfs", "trimsfs.__main__", "trimsfs.daemon", "mountctl"}
 KNOWN_TO_MOUNTCTL = {
     "trimsfs",
     "trimsfs.errors",
-    "trimsfs.configuration",
     "trimsfs.exit_codes",
     "trimsfs.mountinfo",
     "trimsfs.options",

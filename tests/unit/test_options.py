@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs import configuration
-from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
 from trimsfs.mountinfo import escape
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, load_options, sources
 
 GIB = 1 << 30
 
@@ -20,7 +18,7 @@ GIB = 1 << 30
 def default_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the default configuration file would be; there is none."""
     path = tmp_path / "etc/config.toml"
-    monkeypatch.setattr(configuration, "DEFAULT_CONFIG", path)
+    monkeypatch.setattr(sources, "DEFAULT_CONFIG", path)
     return path
 
 

@@ -11,12 +11,11 @@ import pytest
 
 from mountctl.linux.mounting import MountIdentity
 from tests.support.keeper_in_process import ORDER
-from trimsfs.configuration import keeper_order
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover.connection import Terms, recorded
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import InodeKind, Inodes
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, keeper_order
 from trimsfs.types import Generation
 
 EARLIER_LEDGER = (

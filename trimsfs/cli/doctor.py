@@ -19,11 +19,10 @@ from trimsfs import cuda
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
-from trimsfs.configuration import ENVIRONMENT_PREFIX
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
-from trimsfs.options import GPU_OFF, MountOptions, default_store
+from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
 from trimsfs.server.sandbox import identity
 from trimsfs.stores import Retrying, RetryingStore, open_store
 from trimsfs.tiers.disk.lock import lock_directory

@@ -15,9 +15,8 @@ import click
 from trimsfs.cli.mount import mount_store
 from trimsfs.cli.mount_options import is_flag
 from trimsfs.cli.output import reported
-from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import SCALARS, MountOptions
+from trimsfs.options import SCALARS, MountOptions, load_options
 
 _OTHERS = re.compile(
     r"""(?x)

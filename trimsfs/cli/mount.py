@@ -17,7 +17,6 @@ import click
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import fail, reported, say
-from trimsfs.configuration import keeper_order
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,
@@ -29,7 +28,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, trimsfs_at
-from trimsfs.options import MountOptions, default_store, flag
+from trimsfs.options import MountOptions, default_store, flag, keeper_order
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0

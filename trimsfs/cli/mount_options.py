@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from trimsfs.configuration import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, load_options
-from trimsfs.options import SCALARS, MountOptions, flag
+from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
 
 _METAVARS = {
     "store": "URL",

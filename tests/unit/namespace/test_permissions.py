@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimsfs.configuration import load_options
 from trimsfs.errors import ConfigurationError
 from trimsfs.namespace.permissions import Ownership, Permissions
-from trimsfs.options import MountOptions
+from trimsfs.options import MountOptions, load_options
 
 
 def access(*rules: dict[str, object], **options: object) -> Permissions:

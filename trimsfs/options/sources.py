@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trimsfs.errors import ConfigurationError
-from trimsfs.options import PASSWORD, SCALARS, TABLES, MountOptions, flag
+from trimsfs.options.schema import PASSWORD, SCALARS, TABLES, MountOptions, flag
 
 MOUNTPOINT = "mountpoint"
 """In a configuration file that declares a mount; it is no option of the mount."""

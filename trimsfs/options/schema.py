@@ -1,6 +1,6 @@
 """The options of a mount: their names, types, limits, defaults and help texts.
 
-One schema serves the configuration file, the environment and the command line; ``trimsfs.configuration`` reads them.
+One schema serves the configuration file, the environment and the command line; ``trimsfs.options.sources`` reads them.
 """
 
 import os

@@ -1,0 +1,41 @@
+"""The options of a mount: their schema, and the file, environment and command line that they are read from."""
+
+from trimsfs.options.schema import (
+    GPU_OFF,
+    SCALARS,
+    AccessRule,
+    MountOptions,
+    PolicyName,
+    Tenant,
+    default_store,
+    default_user,
+    flag,
+    searchable,
+)
+from trimsfs.options.sources import (
+    DEFAULT_CONFIG,
+    ENVIRONMENT_PREFIX,
+    MOUNTPOINT,
+    declared_mountpoint,
+    keeper_order,
+    load_options,
+)
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "ENVIRONMENT_PREFIX",
+    "GPU_OFF",
+    "MOUNTPOINT",
+    "SCALARS",
+    "AccessRule",
+    "MountOptions",
+    "PolicyName",
+    "Tenant",
+    "declared_mountpoint",
+    "default_store",
+    "default_user",
+    "flag",
+    "keeper_order",
+    "load_options",
+    "searchable",
+]
