@@ -1,4 +1,4 @@
-"""The CUDA driver's interface, as far as it is used: by the server, and by programs that take its copies.
+"""Wraps the CUDA driver API for the server and for programs that map its copies.
 
 The only home of cuda-bindings. Nothing here loads a runtime library or a framework, and nothing initialises the driver
 before the first call: an initialised driver does not survive a fork. Addresses are device addresses unless they are
@@ -14,18 +14,18 @@ from typing import Any
 _missing = ""
 try:
     from cuda.bindings import driver
-except ImportError:  # it is an extra
+except ImportError:  # an optional extra
     driver, _missing = None, "cuda-python is not installed: pip install 'trimsfs[cuda]'"
-except (OSError, RuntimeError) as error:  # without ldconfig it looks for libraries by a compiler, which writes files
+except (OSError, RuntimeError) as error:  # without ldconfig, it searches libraries with a compiler, which writes files
     driver = None
-    _missing = f"cuda-python cannot be used: {error}: set TMPDIR to a directory that can be written to"
+    _missing = f"cuda-python cannot be loaded: {error}: set TMPDIR to a writable directory"
 
 LIBRARY = "libcuda.so.1"
 IPC_HANDLE_SIZE = 64
 
 
 class CudaError(Exception):
-    """The driver has refused or failed; ``name`` is what it calls the error, as ``CUDA_ERROR_OUT_OF_MEMORY``."""
+    """A call of the driver failed; ``name`` is the driver's name of the error, as ``CUDA_ERROR_OUT_OF_MEMORY``."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -33,19 +33,19 @@ class CudaError(Exception):
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the device has too little memory left."""
+        """Whether the device lacks memory."""
         return self.name == "CUDA_ERROR_OUT_OF_MEMORY"
 
 
 class CudaUnavailableError(CudaError):
-    """There is no driver, no cuda-python or no device: what is missing, and what to do."""
+    """The driver, cuda-python or a device is missing; the message says which, and the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__("CUDA_ERROR_NO_DEVICE", message)
 
 
 def load_driver() -> None:
-    """Load the driver's library, for a process that cannot do so later; initialises nothing.
+    """Load the driver's library, for a process whose sandbox forbids it later; initialises nothing.
 
     Raises CudaUnavailableError.
     """
@@ -58,10 +58,10 @@ def load_driver() -> None:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """What a function of the driver gives: None, a value or a tuple of values. Raises CudaError."""
+    """Call a function of the driver; returns None, a value or a tuple of values. Raises CudaError."""
     try:
         result, *values = getattr(driver, name)(*arguments)
-    except (OSError, RuntimeError) as error:  # of cuda-bindings: it finds no library, or one that is too old
+    except (OSError, RuntimeError) as error:  # from cuda-bindings: the library is missing or too old
         raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
     if result != driver.CUresult.CUDA_SUCCESS:
         known, text = driver.cuGetErrorString(result)
@@ -72,7 +72,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """A device: its place among those that this process may see, its UUID as `nvidia-smi` has it, and its memory."""
+    """A device: its ordinal in this process, its UUID as `nvidia-smi` shows it, its name and its bytes of memory."""
 
     ordinal: int
     uuid: str
@@ -81,7 +81,7 @@ class DeviceInfo:
 
 
 def devices() -> list[DeviceInfo]:
-    """The devices that this process may see. Raises CudaUnavailableError when there is none, CudaError."""
+    """The devices that this process sees. Raises CudaUnavailableError when there is none, CudaError."""
     load_driver()
     try:
         call("cuInit", 0)
@@ -95,7 +95,7 @@ def devices() -> list[DeviceInfo]:
 
 def _found(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
-    # The second version, which is the only one by now, tells the parts of a partitioned device from each other.
+    # The second version, the only one in new drivers, distinguishes the parts of a partitioned device.
     identity = call("cuDeviceGetUuid_v2" if hasattr(driver, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
     return DeviceInfo(
         ordinal=ordinal,
@@ -106,36 +106,36 @@ def _found(ordinal: int) -> DeviceInfo:
 
 
 class Context:
-    """The primary context of a device, which every library in a process shares."""
+    """The primary context of a device, which all libraries in a process share."""
 
     def __init__(self, ordinal: int) -> None:
         self._device = call("cuDeviceGet", ordinal)
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
 
     def enter(self) -> None:
-        """Make it current in this thread, for good."""
+        """Make it current in this thread."""
         call("cuCtxSetCurrent", self._context)
 
     def __enter__(self) -> None:
-        """Make it current in this thread until the end of the block."""
+        """Make it current in this thread during the block."""
         call("cuCtxPushCurrent", self._context)
 
     def __exit__(self, *_: object) -> None:
         call("cuCtxPopCurrent")
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         call("cuDevicePrimaryCtxRelease", self._device)
 
 
 def free_and_total() -> tuple[int, int]:
-    """Bytes of the current device that nobody uses, and all it has."""
+    """Free and total bytes of the current device."""
     free, total = call("cuMemGetInfo")
     return free, total
 
 
 def synchronize() -> None:
-    """Wait until all that this process has asked of the current device is done."""
+    """Wait for all work that this process has queued on the current device."""
     call("cuCtxSynchronize")
 
 
@@ -143,14 +143,14 @@ def synchronize() -> None:
 
 
 class VmmMemory:
-    """Physical memory of a device, mapped in this process; whoever has a descriptor of it can map it as well.
+    """Physical memory of a device, mapped in this process; other processes map it by a descriptor.
 
-    It lives until every process has unmapped it and closed its descriptors. ``size`` is a multiple of what the device
-    allocates at a time.
+    It lives until every process has unmapped it and closed its descriptors. ``size`` is a multiple of the device's
+    allocation granularity.
     """
 
     def __init__(self, ordinal: int, size: int, handle: Any, *, writable: bool) -> None:
-        """Map what a *handle* of the driver stands for, and let go of the handle."""
+        """Map the memory of a driver's *handle*; takes ownership of the handle."""
         self._location = _location(ordinal)
         self.size = size
         self.address = 0
@@ -173,7 +173,7 @@ class VmmMemory:
 
     @classmethod
     def allocate(cls, ordinal: int, size: int) -> "VmmMemory":
-        """New memory of a device, at least *size* bytes, writable by this process."""
+        """Allocate at least *size* bytes of a device, writable by this process."""
         properties = _properties(ordinal)
         minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity = call("cuMemGetAllocationGranularity", properties, minimum)
@@ -182,12 +182,12 @@ class VmmMemory:
 
     @classmethod
     def adopt(cls, ordinal: int, size: int, descriptor: int) -> "VmmMemory":
-        """Memory that another process has allocated, by a descriptor of it, to be read; the descriptor stays open."""
+        """Map memory of another process read-only, by its *descriptor*, which stays open."""
         handle = call("cuMemImportFromShareableHandle", descriptor, _descriptor_kind())
         return cls(ordinal, size, handle, writable=False)
 
     def protect(self, *, writable: bool) -> None:
-        """Have this process's writes allowed, or fault."""
+        """Let this process's writes succeed, or fault."""
         access = driver.CUmemAccessDesc()
         access.location = self._location
         flags = driver.CUmemAccess_flags
@@ -195,7 +195,7 @@ class VmmMemory:
         call("cuMemSetAccess", self.address, self.size, [access], 1)
 
     def export(self) -> int:
-        """A descriptor of the memory, to be closed by the caller."""
+        """A new descriptor of the memory, for the caller to close."""
         return int(call("cuMemExportToShareableHandle", self._handle, _descriptor_kind(), 0))
 
     def close(self) -> None:
@@ -206,9 +206,9 @@ class VmmMemory:
 
 
 class IpcMemory:
-    """Memory of a device that other processes open by a handle of 64 bytes, always to read and write.
+    """Memory of a device that other processes open by an IPC handle of 64 bytes, readable and writable.
 
-    It lives as long as this process keeps it: others lose it then.
+    It lives until its owner frees it; the others lose it then.
     """
 
     def __init__(self, address: int, size: int, *, owner: bool) -> None:
@@ -218,25 +218,25 @@ class IpcMemory:
 
     @classmethod
     def allocate(cls, size: int) -> "IpcMemory":
-        """New memory of the current device, in whole blocks of 2 MiB: what shares a block is handed out with it."""
+        """Allocate whole blocks of 2 MiB on the current device: a handle exposes everything in its blocks."""
         size = -(-max(1, size) // _BLOCK) * _BLOCK
         return cls(int(call("cuMemAlloc", size)), size, owner=True)
 
     @classmethod
     def open(cls, handle: bytes, size: int) -> "IpcMemory":
-        """Memory of another process, by its handle."""
+        """Open memory of another process by its handle."""
         opaque = driver.CUipcMemHandle()
         ctypes.memmove(opaque.getPtr(), handle, IPC_HANDLE_SIZE)
         flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
         return cls(int(call("cuIpcOpenMemHandle", opaque, int(flag))), size, owner=False)
 
     def handle(self) -> bytes:
-        """The handle by which other processes open it."""
-        opaque = call("cuIpcGetMemHandle", self.address)  # it owns what its pointer leads to
+        """The IPC handle of the memory."""
+        opaque = call("cuIpcGetMemHandle", self.address)  # owns the bytes that getPtr() points to
         return ctypes.string_at(opaque.getPtr(), IPC_HANDLE_SIZE)
 
     def close(self) -> None:
-        """Free it, or let go of another process's."""
+        """Free it, or close the memory of another process."""
         call("cuMemFree" if self._owner else "cuIpcCloseMemHandle", self.address)
 
 
@@ -267,26 +267,26 @@ def _properties(ordinal: int) -> Any:
 
 
 class PinnedBuffer:
-    """Memory of the host that a device copies from and to by itself. ``view`` is all of it."""
+    """Page-locked memory of the host, for DMA. ``view`` is all of it."""
 
     def __init__(self, size: int) -> None:
         self.address = int(call("cuMemHostAlloc", size, 0))
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
 
     def close(self) -> None:
-        """Free it; nobody may use ``view`` any more."""
+        """Free it, and invalidate ``view``."""
         self.view.release()
         call("cuMemFreeHost", self.address)
 
 
 class Stream:
-    """Copies in their order, beside those of other streams."""
+    """A CUDA stream: its copies run in order, concurrently with other streams."""
 
     def __init__(self) -> None:
         self._stream = call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
 
     def to_device(self, address: int, host_address: int, size: int) -> None:
-        """Begin to copy from the host's memory, which has to stay as it is until the copy is done."""
+        """Begin to copy from the host's memory, which must not change until the copy is done."""
         call("cuMemcpyHtoDAsync", address, host_address, size, self._stream)
 
     def to_host(self, host_address: int, address: int, size: int) -> None:
@@ -298,16 +298,16 @@ class Stream:
         call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait for all copies that were begun."""
         call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Wait, and let go of it."""
+        """Wait for its copies, and destroy it."""
         call("cuStreamDestroy", self._stream)
 
 
 def clear(address: int, size: int) -> None:
-    """Have zeros in memory of the device, and wait until they are there."""
+    """Zero memory of the device, and wait."""
     stream = Stream()
     try:
         stream.clear(address, size)
@@ -317,7 +317,7 @@ def clear(address: int, size: int) -> None:
 
 
 def register(host_address: int, size: int) -> None:
-    """Pin memory of the host that is there already. Fails for mappings of files on disk."""
+    """Page-lock existing memory of the host. Fails for mappings of files on disk."""
     call("cuMemHostRegister", host_address, size, 0)
 
 

@@ -1,41 +1,41 @@
-"""What can go wrong, independent of FUSE and of any vendor's library.
+"""The exceptions of trimsfs, independent of FUSE and of any vendor's library.
 
 ::
 
     TrimsError
-    ├── ConfigurationError         an option that cannot be used
-    ├── CommandNotFoundError       there is no such program to run
-    ├── CommandNotRunnableError    a program that cannot be run
+    ├── ConfigurationError         an option has an invalid value
+    ├── CommandNotFoundError       the program to run does not exist
+    ├── CommandNotRunnableError    the program cannot be executed
     ├── FuseUnavailableError       the host cannot mount FUSE file systems
     ├── MountpointError            the directory cannot be mounted on
-    ├── TakeoverError              a mount that another server has begun and this one cannot go on with
-    ├── NotMountedError            there is no trimsfs mount at a path
+    ├── TakeoverError              the state of an earlier server is unusable for a takeover
+    ├── NotMountedError            no trimsfs mount answers at the path
     ├── CacheError
     │   ├── CacheInUseError        another server holds the cache directory
     │   ├── CacheUnusableError     the cache directory cannot be used
-    │   ├── CacheFullError         no room is left and nothing can be evicted
-    │   └── BlobDamagedError       a local copy that is not what the store has
-    ├── NoSuchEntryError           a name that does not exist
-    │   └── NameTooLongError       a name that no file can have
-    ├── LookUpAgainError           a name that leads to another inode by now
-    ├── NotPermittedError          a command the caller may not give
-    ├── SignatureError             a file that has not been signed, or differs from what has
-    ├── InUseError                 a command on a file that is open
-    ├── InvalidRequestError        a request that makes no sense
-    ├── DeviceError                a GPU that cannot be used
-    │   ├── DeviceFullError        no memory of a GPU is left and nothing can be evicted
-    │   └── CopyDamagedError       a copy on a GPU that is not what its file is
+    │   ├── CacheFullError         the cache is full, and nothing can be evicted
+    │   └── BlobDamagedError       a local copy differs from the store
+    ├── NoSuchEntryError           the name does not exist
+    │   └── NameTooLongError       the name is too long for a file
+    ├── LookUpAgainError           the name leads to another inode by now (ESTALE)
+    ├── NotPermittedError          the caller lacks permission for the command
+    ├── SignatureError             the file is unsigned, or differs from what was signed
+    ├── InUseError                 the command needs a file that nobody uses
+    ├── InvalidRequestError        the request has invalid arguments
+    ├── DeviceError                the GPU is missing or has failed
+    │   ├── DeviceFullError        the GPU is full, and nothing can be evicted
+    │   └── CopyDamagedError       a copy on a GPU differs from its file
     └── StoreError
         ├── BucketNotFoundError    the bucket or directory does not exist
-        ├── ObjectNotFoundError    the store said that the object does not exist
-        ├── ObjectChangedError     the object is no longer the generation asked for
-        ├── StoreAccessError       the credentials are missing, wrong or not enough
-        ├── TransientStoreError    may succeed when tried again
-        │   ├── StoreThrottledError    the store asked for fewer requests
-        │   └── StoreStalledError      no bytes came in time
-        └── StoreUnavailableError  still failing after the retries
+        ├── ObjectNotFoundError    the store reported that the object does not exist
+        ├── ObjectChangedError     the store has another generation of the object
+        ├── StoreAccessError       the credentials are missing, wrong or insufficient
+        ├── TransientStoreError    the request may succeed when it is retried
+        │   ├── StoreThrottledError    the store throttles
+        │   └── StoreStalledError      the store sent no bytes in time
+        └── StoreUnavailableError  the request failed until the retries were used up
 
-Messages are one line: the thing, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
+Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
 maps them to errno values, ``trimsfs.cli.output`` to exit codes.
 """
 
@@ -47,15 +47,15 @@ class TrimsError(Exception):
 
 
 class ConfigurationError(TrimsError):
-    """An option has a value that cannot be used."""
+    """An option has an invalid value."""
 
 
 class CommandNotFoundError(TrimsError):
-    """There is no such program to run."""
+    """The program to run does not exist."""
 
 
 class CommandNotRunnableError(TrimsError):
-    """A program that cannot be run."""
+    """The program to run cannot be executed."""
 
 
 class FuseUnavailableError(TrimsError):
@@ -67,7 +67,7 @@ class MountpointError(TrimsError):
 
 
 class TakeoverError(TrimsError):
-    """What an earlier server has left of a mount cannot be used by this one."""
+    """This server cannot take over what an earlier server left of a mount."""
 
 
 class NotMountedError(TrimsError):
@@ -87,48 +87,48 @@ class CacheUnusableError(CacheError):
 
 
 class CacheFullError(CacheError):
-    """The cache has no room and nothing in it may be evicted."""
+    """The cache is full, and nothing in it may be evicted."""
 
 
 class BlobDamagedError(CacheError):
-    """A local copy was not, or is not, what the store has."""
+    """A local copy differs, or differed, from the store."""
 
 
 class NoSuchEntryError(TrimsError):
-    """A name that does not exist, as far as the store says."""
+    """The name does not exist, according to the store."""
 
 
 class NameTooLongError(NoSuchEntryError):
-    """A name that is longer than that of a file can be."""
+    """The name is too long for a file."""
 
 
 class LookUpAgainError(TrimsError):
-    """The inode is no longer what its name leads to; the kernel, told so, looks the name up and tries again."""
+    """The name leads to another inode by now: on ESTALE, the kernel looks it up again and retries."""
 
 
 class NotPermittedError(TrimsError):
-    """The caller may not give this command."""
+    """The caller lacks permission for the command."""
 
 
 class SignatureError(TrimsError):
-    """A file that may not be opened: it has not been signed, or is not what has."""
+    """The file may not be opened: it is unsigned, or differs from what was signed."""
 
     @classmethod
     def other_content(cls, key: str) -> Self:
-        """The error of a file of which other bytes have been signed."""
+        """The error for a file that differs from what was signed."""
         return cls(f"{key}: digest differs from the signed one: check who can write to the store")
 
 
 class InUseError(TrimsError):
-    """The command needs a file that nobody has open."""
+    """The command needs a file that nobody uses."""
 
 
 class InvalidRequestError(TrimsError):
-    """A request whose arguments cannot be right."""
+    """The request has invalid arguments."""
 
 
 class DeviceError(TrimsError):
-    """A GPU that is not there, or has failed."""
+    """A GPU is missing, or has failed."""
 
 
 class DeviceFullError(DeviceError):
@@ -136,7 +136,7 @@ class DeviceFullError(DeviceError):
 
 
 class CopyDamagedError(DeviceError):
-    """A copy on a GPU is not, or no longer, what its file is."""
+    """A copy on a GPU differs from its file."""
 
 
 class StoreError(TrimsError):
@@ -148,11 +148,11 @@ class BucketNotFoundError(StoreError):
 
 
 class ObjectNotFoundError(StoreError):
-    """The store said that there is no such object."""
+    """The store reported that the object does not exist."""
 
 
 class ObjectChangedError(StoreError):
-    """The store holds another generation of the object than the one asked for."""
+    """The store has another generation of the object than the requested one."""
 
 
 class StoreAccessError(StoreError):
@@ -160,11 +160,11 @@ class StoreAccessError(StoreError):
 
 
 class TransientStoreError(StoreError):
-    """The request failed in a way that another attempt may cure."""
+    """The request failed in a way that may pass."""
 
 
 class StoreThrottledError(TransientStoreError):
-    """The store asked for fewer requests."""
+    """The store throttles requests."""
 
 
 class StoreStalledError(TransientStoreError):
@@ -172,4 +172,4 @@ class StoreStalledError(TransientStoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The request kept failing until the retries were used up."""
+    """The request failed until the retries were used up."""

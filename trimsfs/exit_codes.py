@@ -1,4 +1,4 @@
-"""The one table from errors to exit codes, of the command line and of the server process."""
+"""The table from errors to exit codes, for the command line and the server process."""
 
 from trimsfs import errors
 
@@ -27,9 +27,9 @@ EXIT_CODES: dict[str, int] = {
     errors.CommandNotRunnableError.__name__: 126,
     errors.CommandNotFoundError.__name__: 127,
 }
-"""By the name of the error's class, which is also how servers and control files name it."""
+"""By the name of the error's class, which servers and control files use too."""
 
 
 def exit_code(kind: str) -> int:
-    """The exit code for an error class by its name."""
+    """The exit code of an error class, given by name."""
     return EXIT_CODES.get(kind, UNEXPECTED)

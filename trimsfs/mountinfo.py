@@ -1,4 +1,4 @@
-"""Which file systems are mounted, as the kernel lists them: looking there touches no mount."""
+"""Lists and finds mounts by ``/proc/self/mountinfo``, without touching any mount."""
 
 import os
 import re
@@ -10,10 +10,10 @@ FILE_SYSTEM_TYPE = "fuse.trimsfs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A mounted file system. ``device`` is ``major:minor``; ``parent`` is the number of the mount it is mounted in.
+    """A mount. ``device`` is ``major:minor``; ``parent`` is the number of the mount that it is mounted on.
 
-    ``root`` is the directory of the file system that is mounted: ``/``, or what a bind mount shows of it; the kernel
-    writes ``//deleted`` behind one that its name no longer leads to.
+    ``root`` is the directory of the file system that is mounted: ``/``, or a subdirectory for a bind mount. The kernel
+    appends ``//deleted`` when that directory has been removed.
     """
 
     number: int
@@ -26,7 +26,7 @@ class Mount:
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
-    """The mounts of a type, or all, in this mount namespace; what covers a mount point comes after what it covers."""
+    """The mounts of a type, or all, in this mount namespace; a covering mount comes after the one it covers."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
@@ -48,7 +48,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
 
 
 def file_systems() -> list[Mount]:
-    """One mount of each trimsfs file system: the first that shows all of it, else, as in a container, the first."""
+    """One mount of each trimsfs file system: the first of its root; if there is none, as in a container, the first."""
     found: dict[str, Mount] = {}
     for mount in mounts():
         known = found.setdefault(mount.device, mount)
@@ -58,19 +58,19 @@ def file_systems() -> list[Mount]:
 
 
 def canonical(mountpoint: Path) -> Path:
-    """A mount point as the kernel lists it, found without touching what is mounted there."""
+    """A mount point as the kernel lists it, resolved without touching what is mounted there."""
     absolute = Path(os.path.abspath(mountpoint))
     beside = Path(os.path.realpath(absolute.parent), absolute.name)
     return beside if mount_at(beside) is not None else Path(os.path.realpath(absolute))
 
 
 def mount_at(mountpoint: Path) -> Mount | None:
-    """What is mounted at exactly this path, if anything."""
+    """The mount at exactly this path, if any."""
     return next((mount for mount in reversed(mounts(None)) if mount.mountpoint == mountpoint), None)
 
 
 def trimsfs_at(mountpoint: Path) -> Mount | None:
-    """The trimsfs mount at exactly this path, if one is mounted there and nothing over it."""
+    """The trimsfs mount at exactly this path, if any, unless another mount covers it."""
     found = mount_at(mountpoint)
     return found if found is not None and found.kind == FILE_SYSTEM_TYPE else None
 
@@ -82,7 +82,7 @@ def mount_of(path: Path) -> Mount | None:
 
 
 def holding(path: Path) -> Mount | None:
-    """The mount of any type that an absolute path without symbolic links lies on; None for one that is hidden."""
+    """The mount of any type that an absolute path without symbolic links lies on; None for a hidden path."""
     over = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
     numbers = {mount.number for mount in over}
     # From the root down, into whatever is mounted first on the way: a mount below a covered one is not on it.

@@ -10,7 +10,7 @@ Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple
 
 
 def printable(text: str) -> str:
-    """Text as one line that does nothing to a terminal: characters that are not shown as themselves are escaped."""
+    """Text as one line without control characters: whatever is not printable is escaped."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
@@ -25,9 +25,9 @@ def set_process_title(role: str, mountpoint: Path) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """Logs each record as one line, whatever it is about; where it tells a traceback, as indented lines after it.
+    """Formats each record as one line, and a traceback as indented lines after it.
 
-    So nobody who chooses a name can have the log tell what has not happened.
+    So a name that contains line breaks cannot forge log lines.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name

@@ -1,8 +1,8 @@
-"""Derived blobs: what programs have made of a model in memory, kept for other programs of the same user.
+"""Derived blobs: bytes that programs computed from a model in memory, kept for other programs of the same user.
 
-A framework that rewrites weights in place makes the same bytes in every process. One process passes them on, piece by
-piece, through an open file of the model; whole, they are the file ``.trims/FILE/derived-UID-NUMBER``, which only that
-user may read and nobody can change. The others compare it with what they have made, and map it in its place.
+A framework that rewrites weights in place makes the same bytes in every process. One process uploads them in pieces
+through an open file of the model. Complete, they are the file ``.trims/FILE/derived-UID-NUMBER``, which only that user
+may read and nobody can change. The other processes compare it with their own bytes, and map it in their place.
 """
 
 import logging
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 MOST_NUMBERS = 4
 """Derived blobs of one user and generation: frameworks have a few states of the same weights."""
-LEAST = 1 << 20
-"""Bytes of the smallest model of which any is kept."""
+SMALLEST_MODEL = 1 << 20
+"""Bytes of the smallest model that may have derived blobs."""
 SLACK = 64 << 10
-"""Bytes that a derived blob may have more than its model: it tells what is where."""
-UNDER_WAY = 8
-"""Blobs that are being passed on at once, one for a user; each takes a chunk of memory."""
+"""Bytes that a derived blob may exceed its model by: it contains a table of ranges."""
+MOST_UPLOADS = 8
+"""Uploads at once, one for each user; each buffers a chunk in memory."""
 PATIENCE_S, LEAST_RATE = 10.0, 10e6
-"""A program that has not gone on for so long, or passes on fewer bytes a second, makes room for another."""
+"""Another program replaces an upload that pauses for so long, or sends fewer bytes a second."""
 REMOVE_TRIES, REMOVE_INTERVAL_S = 50, 0.1
 _NAME = re.compile(r"derived-([0-9]{1,10})-([0-9])")
 _KEY = re.compile(r"(|.*/)\.trims/([^/]+)/derived-[0-9]+-[0-9]", re.DOTALL)
@@ -51,8 +51,8 @@ class Piece:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Arrival:
-    """A derived blob that is being passed on: what has come and is not in the file yet, and where that begins."""
+class _Upload:
+    """An upload of a derived blob: ``data`` has arrived and is not in the file yet, where it begins at ``offset``."""
 
     key: str
     uid: int
@@ -66,132 +66,130 @@ class _Arrival:
 
     @property
     def stale(self) -> bool:
-        """Whether the program takes too long."""
+        """Whether the program is too slow."""
         now, allowed_s = trio.current_time(), PATIENCE_S + self.blob.generation.size / LEAST_RATE
         return not self.writing and (now - self.last > PATIENCE_S or now - self.began > allowed_s)
 
 
 class DerivedBlobs:
-    """The derived blobs of the models of a mount, none when not *allowed*."""
+    """The derived blobs of a mount; none unless *allowed*."""
 
     def __init__(self, disk: DiskTier, passthrough: Passthrough, *, allowed: bool) -> None:
         self._disk = disk
         self._passthrough = passthrough
         self._allowed = allowed
         self._known: dict[str, Generation] | None = None
-        self._arriving: dict[str, _Arrival] = {}
-        self._beginning = trio.Lock()
+        self._uploads: dict[str, _Upload] = {}
+        self._begin_lock = trio.Lock()
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Remove what has not come whole, for as long as the server runs."""
+        """Remove incomplete blobs, until the server ends."""
         await self._background.run(task_status)
 
     async def find(self, model: Generation, name: str) -> Generation | None:
-        """The derived blob of this file name; None when there is none of the model's generation, or not all of it."""
+        """The derived blob with this file name; None unless a complete one of the model's generation exists."""
         if not self._allowed or owner(name) is None:
             return None
         return await self._find(model, _key(model, name))
 
     async def of(self, model: Generation) -> list[Generation]:
-        """All derived blobs of a file, those of its earlier generations included."""
+        """All derived blobs of a file, including those of earlier generations."""
         return [derived for key, derived in (await self._all()).items() if model_key(key) == model.key]
 
     async def take(self, model: Generation, handle: int, piece: Piece) -> None:
-        """Take the next piece, through an open file of the model; with the last one the blob can be found.
+        """Accept the next piece of an upload through an open file of the model; the last one completes the blob.
 
-        Raises NotPermittedError, InvalidRequestError, InUseError when it is there or on its way through another open
-        file, and CacheFullError.
+        Raises NotPermittedError, InvalidRequestError, InUseError when the blob exists or is being uploaded through
+        another open file, and CacheFullError.
         """
         if not self._allowed:
             raise NotPermittedError("derived blobs are switched off by --no-derived")
         key = _key(model, f"derived-{piece.uid}-{piece.number}")
-        arrival = self._arriving.get(key)
+        upload = self._uploads.get(key)
         if piece.offset == 0:
-            arrival = await self._begin(model, key, handle, piece)
-        elif arrival is None or arrival.handle != handle:
-            raise InvalidRequestError(f"{key}: not begun, or taken over by another program")
-        await self._add(arrival, piece)
+            upload = await self._begin(model, key, handle, piece)
+        elif upload is None or upload.handle != handle:
+            raise InvalidRequestError(f"{key}: the upload was not begun, or another program has replaced it")
+        await self._add(upload, piece)
 
     def closed(self, handle: int) -> None:
-        """An open file has been closed: what has not come through it whole will not be kept."""
-        for arrival in [arrival for arrival in self._arriving.values() if arrival.handle == handle]:
-            self._give_up(arrival)
+        """Discard the incomplete uploads of a file that has been closed."""
+        for upload in [upload for upload in self._uploads.values() if upload.handle == handle]:
+            self._give_up(upload)
 
-    async def _begin(self, model: Generation, key: str, handle: int, piece: Piece) -> _Arrival:
-        sizes = model.size >= LEAST and 0 < piece.size <= model.size + SLACK
+    async def _begin(self, model: Generation, key: str, handle: int, piece: Piece) -> _Upload:
+        sizes = model.size >= SMALLEST_MODEL and 0 < piece.size <= model.size + SLACK
         if not sizes or piece.number >= MOST_NUMBERS:
-            raise InvalidRequestError(f"{key}: {piece.size} bytes, or too many of the kind")
-        async with self._beginning:
-            for known in list(self._arriving.values()):
+            raise InvalidRequestError(f"{key}: {piece.size} bytes, or number {piece.number}, exceed the limits")
+        async with self._begin_lock:
+            for known in list(self._uploads.values()):
                 if known.stale:
                     self._give_up(known)
-            busy = any(piece.uid == known.uid for known in self._arriving.values())
-            if busy or len(self._arriving) >= UNDER_WAY or await self._find(model, key) is not None:
-                raise InUseError(f"{key} is there, or another is on its way")
-            etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # another content is another inode
+            busy = any(piece.uid == known.uid for known in self._uploads.values())
+            if busy or len(self._uploads) >= MOST_UPLOADS or await self._find(model, key) is not None:
+                raise InUseError(f"{key} exists, or another upload is under way")
+            etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # each upload gets an inode of its own
             generation = Generation(key=key, etag=etag, size=piece.size, modified_ns=time.time_ns())
             blob, now = await self._disk.acquire(generation), trio.current_time()
-            arrival = self._arriving[key] = _Arrival(
-                key=key, uid=piece.uid, blob=blob, handle=handle, began=now, last=now
-            )
-            return arrival
+            upload = self._uploads[key] = _Upload(key=key, uid=piece.uid, blob=blob, handle=handle, began=now, last=now)
+            return upload
 
-    async def _add(self, arrival: _Arrival, piece: Piece) -> None:
-        blob, size = arrival.blob, arrival.blob.generation.size
-        here = arrival.offset + len(arrival.data)
+    async def _add(self, upload: _Upload, piece: Piece) -> None:
+        blob, size = upload.blob, upload.blob.generation.size
+        here = upload.offset + len(upload.data)
         end = piece.offset + len(piece.data)
-        room = blob.chunk_size - len(arrival.data)
-        in_order = piece.size == size and piece.offset == here < end <= size and not arrival.writing
+        room = blob.chunk_size - len(upload.data)
+        in_order = piece.size == size and piece.offset == here < end <= size and not upload.writing
         if not in_order:
-            raise InvalidRequestError(f"{arrival.key}: a piece out of order")
-        arrival.last = trio.current_time()
-        arrival.data += piece.data[:room]
-        if len(arrival.data) < blob.chunk_size and end < size:
+            raise InvalidRequestError(f"{upload.key}: pieces must come in order")
+        upload.last = trio.current_time()
+        upload.data += piece.data[:room]
+        if len(upload.data) < blob.chunk_size and end < size:
             return
-        arrival.writing = True
-        blob.users += 1  # whatever becomes of the open file meanwhile
+        upload.writing = True
+        blob.users += 1  # keeps the blob if the file is closed meanwhile
         try:
-            await self._write(arrival)
-            arrival.data += piece.data[room:]
+            await self._write(upload)
+            upload.data += piece.data[room:]
             if end == size:
-                if arrival.data:
-                    await self._write(arrival)
-                await self._complete(arrival)
+                if upload.data:
+                    await self._write(upload)
+                await self._complete(upload)
         except BaseException:
-            self._give_up(arrival)
+            self._give_up(upload)
             raise
         finally:
-            arrival.writing = False
+            upload.writing = False
             self._disk.release(blob)
 
-    async def _write(self, arrival: _Arrival) -> None:
-        """Write a chunk to the file."""
-        blob, data = arrival.blob, bytes(arrival.data)
+    async def _write(self, upload: _Upload) -> None:
+        """Write the buffered chunk to the blob's file."""
+        blob, data = upload.blob, bytes(upload.data)
         if not await self._disk.reserve(blob, len(data)):
-            raise CacheFullError(f"{arrival.key}: no room in the cache")
+            raise CacheFullError(f"{upload.key}: the cache is full")
         try:
-            crc = await trio.to_thread.run_sync(_write, blob, data, arrival.offset)
+            crc = await trio.to_thread.run_sync(_write, blob, data, upload.offset)
         except OSError as error:
             await self._disk.write_failed(blob, len(data), error, last=True)
-            raise CacheFullError(f"{arrival.key}: {error.strerror}") from error
-        self._disk.wrote(blob, ChunkRecord(chunk=arrival.offset // blob.chunk_size, length=len(data), crc=crc))
-        arrival.offset += len(data)
-        arrival.data.clear()
+            raise CacheFullError(f"{upload.key}: {error.strerror}") from error
+        self._disk.wrote(blob, ChunkRecord(chunk=upload.offset // blob.chunk_size, length=len(data), crc=crc))
+        upload.offset += len(data)
+        upload.data.clear()
 
-    async def _complete(self, arrival: _Arrival) -> None:
-        (await self._all())[arrival.key] = arrival.blob.generation
-        await self._passthrough.register(arrival.blob)
-        log.info("/%s: %d bytes", arrival.key, arrival.blob.generation.size)
-        self._give_up(arrival)
+    async def _complete(self, upload: _Upload) -> None:
+        (await self._all())[upload.key] = upload.blob.generation
+        await self._passthrough.register(upload.blob)
+        log.info("/%s: a program uploaded %d bytes", upload.key, upload.blob.generation.size)
+        self._give_up(upload)
 
-    def _give_up(self, arrival: _Arrival) -> None:
-        """Nothing more comes; what is not whole is removed."""
-        if self._arriving.get(arrival.key) is arrival:
-            del self._arriving[arrival.key]
-            self._disk.release(arrival.blob)
-            if not arrival.blob.complete and self._background.running:
-                self._background.start(self._remove, arrival.blob.generation)
+    def _give_up(self, upload: _Upload) -> None:
+        """End an upload, and remove an incomplete blob."""
+        if self._uploads.get(upload.key) is upload:
+            del self._uploads[upload.key]
+            self._disk.release(upload.blob)
+            if not upload.blob.complete and self._background.running:
+                self._background.start(self._remove, upload.blob.generation)
 
     async def _remove(self, generation: Generation) -> None:
         for _ in range(REMOVE_TRIES):
@@ -200,7 +198,7 @@ class DerivedBlobs:
             except InUseError:
                 await trio.sleep(REMOVE_INTERVAL_S)  # a chunk is still being written, or synced
             except CacheError as error:
-                log.warning("%s: not removed: %s", generation.key, error)
+                log.warning("/%s: the incomplete blob is not removed: %s", generation.key, error)
                 return
             else:
                 return
@@ -214,11 +212,11 @@ class DerivedBlobs:
         if here.disk_bytes == derived.size:
             return derived
         if known.get(key) is derived:
-            del known[key]  # evicted, or found damaged
+            del known[key]  # evicted, or corrupt
         return None
 
     async def _all(self) -> dict[str, Generation]:
-        """By key, what was here when the server started and what has come since."""
+        """All complete derived blobs, by key."""
         if self._known is None:
             found: dict[str, Generation] = {}
             for here in await self._disk.residencies():
@@ -232,7 +230,7 @@ class DerivedBlobs:
 
 
 def owner(name: str) -> int | None:
-    """The user whose derived blob has this file name; None when it is no such name."""
+    """The user id in the file name of a derived blob; None for another name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -242,13 +240,13 @@ def _identity(model: Generation) -> str:
 
 
 def _key(model: Generation, name: str) -> str:
-    """The key of a derived blob: no object is shown below a ``.trims``."""
+    """The key of a derived blob; no object of the store is visible below a ``.trims``."""
     prefix, slash, file = model.key.rpartition("/")
     return f"{prefix}{slash}.trims/{file}/{name}"
 
 
 def model_key(key: str) -> str | None:
-    """The key of the model that a derived blob is of; None for what is no key of one: no store has any."""
+    """The key of the model of a derived blob; None for any other key."""
     match = _KEY.fullmatch(key)
     return f"{match[1]}{match[2]}" if match else None
 

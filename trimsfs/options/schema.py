@@ -24,13 +24,13 @@ from pydantic import (
 from trimsfs.mountinfo import escape
 
 FALLBACK_UID = 60874
-"""A user id that Debian and systemd give to nobody."""
+"""A user id that Debian and systemd assign to nobody."""
 GPU_OFF = "switched off by --gpu off"
-"""Why no GPU is used, where nobody wants that."""
+"""The reason that is shown when --gpu off disables GPUs."""
 
 
 def _parse_mode(value: object) -> object:
-    """Permission bits are written in octal wherever they come from as text."""
+    """Parse permission bits, which are octal in text from any source."""
     if isinstance(value, str):
         try:
             return int(value, 8)
@@ -46,7 +46,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def _inner_path(value: str) -> str:
-    """A path on the mount, or a pattern of some, without slashes at its ends."""
+    """A path on the mount, or a pattern of paths, without slashes at its ends."""
     path = value.strip("/")
     if not path or any(part in {"", ".", ".."} for part in path.split("/")):
         raise ValueError("is not a path below the mount point")
@@ -61,7 +61,7 @@ PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 
 
 class AccessRule(BaseModel):
-    """Owner, group and permission bits of what a pattern of paths names, and of all below; later rules win."""
+    """Owner, group and permission bits of the paths that match a pattern, and of all below; later rules win."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,7 @@ class AccessRule(BaseModel):
 
 
 class Tenant(BaseModel):
-    """A directory whose models have a share of the disk and of memory that no other model can take."""
+    """A directory whose models have a quota of disk and memory that no other model can use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,7 +83,7 @@ class Tenant(BaseModel):
 
 
 class MountOptions(BaseModel):
-    """Everything a mount can be told. Sizes are in bytes (``10GiB`` is understood), times in seconds."""
+    """The options of a mount. Sizes are in bytes (``10GiB`` is accepted), times in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -204,7 +204,7 @@ class MountOptions(BaseModel):
         return self
 
     def resolved(self, mountpoint: Path) -> "MountOptions":
-        """These options with every default that depends on the user and the mount point filled in."""
+        """These options, with the defaults that depend on the user and the mount point filled in."""
         root = os.geteuid() == 0
         cache = Path("/var/cache/trimsfs") if root else platformdirs.user_cache_path("trimsfs")
         cache_dir = self.cache_dir or cache / escape(mountpoint)
@@ -227,9 +227,9 @@ class MountOptions(BaseModel):
 
 
 TABLES = ("access", "tenants")
-"""The options that are tables of a file, ``[[access]]``."""
+"""The options that are tables of a configuration file, such as ``[[access]]``."""
 SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES)
-"""The options that the environment and the command line have as well."""
+"""The options that the environment and the command line accept too."""
 
 
 def default_user() -> str:
@@ -250,13 +250,13 @@ def _mapped(uid: int) -> bool:
 
 
 def searchable(mode: int) -> int:
-    """The permission bits of directories whose files have these: who may read may search."""
+    """The permission bits of directories whose files have *mode*: who may read may search."""
     read_bits = mode & 0o444
     return read_bits | read_bits >> 2
 
 
 def default_store() -> Path:
-    """The embedded store: a local directory, used when no store is told and made by the first mount."""
+    """The default store: a local directory that the first mount without --store creates."""
     root = os.geteuid() == 0
     return (Path("/var/lib/trimsfs") if root else platformdirs.user_data_path("trimsfs")) / "models"
 
@@ -266,5 +266,5 @@ def _absolute(store: str) -> str:
 
 
 def flag(name: str) -> str:
-    """How the command line names an option."""
+    """The name of an option on the command line."""
     return "--" + name.replace("_", "-")

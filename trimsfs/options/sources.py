@@ -24,7 +24,7 @@ ENVIRONMENT_PREFIX = "TRIMSFS_"
 
 
 def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
-    """What a keeper is told to do: mount there, and run a server with these options, which are resolved."""
+    """The order for a keeper: where to mount, and the server to run, with *options* that are resolved."""
     return {
         "mountpoint": str(mountpoint),
         "source": options.store,
@@ -36,7 +36,7 @@ def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -
 
 
 def declared_mountpoint(file: Path) -> Path:
-    """Where the mount that a configuration file declares is to be. Raises ConfigurationError."""
+    """The mount point of the mount that a configuration file declares. Raises ConfigurationError."""
     mountpoint = _read_toml(file, needed=True).get(MOUNTPOINT)
     if not isinstance(mountpoint, str) or not mountpoint.startswith("/"):
         raise ConfigurationError(f'{file}: no mountpoint: write mountpoint = "/models", an absolute path')
@@ -49,9 +49,9 @@ def load_options(
     configs: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
 ) -> MountOptions:
-    """Merge the sources; *arguments* holds what the command line gave, without what it left out.
+    """Merge the sources; *arguments* contains only the options that are set on the command line.
 
-    Of several configuration files, later ones win; DEFAULT_CONFIG is read when none is told.
+    Of several configuration files, later ones win. Without any, DEFAULT_CONFIG is read if it exists.
 
     Raises ConfigurationError naming the option, where it came from and what is wrong with it.
     """
@@ -83,7 +83,7 @@ def load_options(
 
 
 def _spelling(name: str, value: object, source: str) -> str:
-    """An option as it was written where it comes from, but for a password in a URL."""
+    """An option as it is spelled in its source, with a password in a URL masked."""
     value = PASSWORD.sub("***", value) if isinstance(value, str) else value
     match source:
         case "command line":
@@ -95,7 +95,7 @@ def _spelling(name: str, value: object, source: str) -> str:
 
 
 def _cause(name: str, error: ErrorDetails) -> str:
-    """What is wrong with a value, in words that continue its spelling."""
+    """What is wrong with a value, as the rest of a sentence that begins with its spelling."""
     context = error.get("ctx", {})
     kind = error["type"]
     if kind.startswith("byte_size"):
@@ -137,6 +137,6 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
         for name in ("mode", "dir_mode"):
             value = table.get(name) if isinstance(table, dict) else None
             if isinstance(value, int) and set(str(value)) <= set("01234567"):
-                # 444 is a decimal number, and hardly meant as one; of octal literals, 0o444 and most others pass.
+                # TOML reads 444 as decimal, which nobody means; 0o444 and most other octal literals pass.
                 raise ConfigurationError(f'option {name} = {value} in {path}: write it as text, such as "0444"')
     return values
