@@ -119,7 +119,7 @@ def test_a_directory_is_warmed_to_the_device_that_is_named(scene: Scene) -> None
     done = trimsfs("warm", scene.folder, "--to", f"gpu:{scene.devices[1]}")
 
     assert done.returncode == 0, done.stderr
-    left_out = "left out 1 of 2 files, of no known format: name one to load it all the same"
+    left_out = "left out 1 of 2 files of unknown format: name one to load it anyway"
     assert done.stdout == f"{scene.folder}: {left_out}\n"
     assert not scene.copies(0)
     assert {copy["path"]: (copy["state"], copy["domain"]) for copy in scene.copies(1)} == {
@@ -169,7 +169,7 @@ def test_what_cannot_be_warmed_is_told_in_a_line(scene: Scene, store: Path, tmp_
     fails(2, f"several devices: --to gpu:UUID, one of {one}, {other}", "warm", params, "--to", "gpu")
     fails(2, "option --to gpu:: must be disk, host, gpu", "warm", params, "--to", "gpu:")
     fails(2, "option --to tape: must be disk, host, gpu", "warm", params, "--to", "tape")
-    fails(2, "only copies on GPUs are a user's", "warm", params, "--for-uid", "1")
+    fails(2, "only copies on GPUs belong to a user", "warm", params, "--for-uid", "1")
     fails(16, "raise --gpu-memory", "warm", scene.mount.path / "large", "--to", f"gpu:{scene.devices[1]}")
     fails(10, "is not on a trimsfs mount", "warm", tmp_path, "--to", "gpu")
     fails(13, "No such file", "warm", scene.folder / "absent", "--to", "gpu")
@@ -225,7 +225,7 @@ def test_status_shows_devices_copies_and_who_uses_them(scene: Scene) -> None:
     assert "1 copy, 1 lease, 1 hit, 1 load at " in line
     assert line.endswith("B/s, 0 evictions")
     copy, lease, other = told[told.index(line) + 1 :][:3]
-    assert copy == f"{'':16}/resnet50/params: 6.3 MB, loaded, lent by vmm to uid 0, 2 uses"
+    assert copy == f"{'':16}/resnet50/params: 6.3 MB, loaded, leased by vmm to uid 0, 2 uses"
     assert lease.startswith(f"{'':18}uid 0, pid {os.getpid()}")
     assert other == (
         f"{'':14}{second} (Emulated device 1, no GPU): 0 bytes of 26.8 MB (of 33.6 MB), "

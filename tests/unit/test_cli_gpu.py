@@ -67,7 +67,7 @@ def test_where_nothing_can_be_warmed_is_refused(to: str) -> None:
 
 def test_where_a_part_of_a_mount_is_seen_the_reason_is_elsewhere(directory: Path) -> None:
     (directory / f"warm-{UUID}").unlink()
-    with pytest.raises(DeviceError, match="`trimsfs status` says why, where all of it is seen"):
+    with pytest.raises(DeviceError, match="`trimsfs status` on the host says why"):
         warming("gpu", None)(directory)
 
 
@@ -86,7 +86,7 @@ def test_devices_that_are_still_looked_for_are_waited_for(directory: Path, monke
     assert len(asked) == 2
     (directory / f"warm-{UUID}").unlink()
     monkeypatch.setattr(gpu, "SEARCH_TIMEOUT_S", 0)
-    with pytest.raises(DeviceError, match="/models uses no GPU: its server is still looking for them"):
+    with pytest.raises(DeviceError, match="/models uses no GPU: its server is still searching"):
         gpu.verifying(directory)
 
 
@@ -100,7 +100,7 @@ def test_metrics_are_parted_by_their_labels() -> None:
     ("unavailable", "told"),
     [
         ("no CUDA driver: install the driver of the GPU", "none: no CUDA driver: install the driver of the GPU"),
-        (None, "none: they are still being looked for"),
+        (None, "none: the server is still searching"),
         (GPU_OFF, "none: switched off by --gpu off"),
     ],
 )
@@ -116,7 +116,7 @@ def test_copies_and_their_leases_have_a_line_each() -> None:
     copies = [copy(leased=3, leases=leases), copy(tensors="*.weight")]
     _, first, unseen, contained, others, second = lines({"unavailable": None, "devices": [device(copies=copies)]})
 
-    assert first == "  /net/params: 2.0 kB, loading, lent by ipc to all, 1 use"
+    assert first == "  /net/params: 2.0 kB, loading, leased by ipc to all, 1 use"
     assert unseen.startswith("    uid 7, since 19")
     assert contained.startswith("    uid 8, pid 9, container 0123456789ab, since 19")
     assert others == "    1 lease of others"

@@ -1,4 +1,4 @@
-"""``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: commands by control file, with a progress bar."""
+"""``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: run commands of a mount, with a progress bar."""
 
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,20 @@ _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, typ
     metavar="disk|host|gpu[:UUID][.ipc]",
     default="host",
     show_default=True,
-    help="How near: the cache directory, the host's memory as well, or a GPU, which is told by its UUID where there "
-    "are several; .ipc for programs that open copies by CUDA IPC.",
+    help="The tier: the cache directory, the host's memory as well, or a GPU, by UUID where there are several; "
+    ".ipc for programs that open copies by CUDA IPC.",
 )
 @click.option(
     "--for-uid",
     "uid",
     type=click.IntRange(0, (1 << 32) - 2),
     metavar="N",
-    help="The user whose programs are to share the copy on the GPU. Default: who gives the command.",
+    help="The user whose programs share the copy on the GPU. Default: the user who gives the command.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> None:
-    """Fetch models before they are needed; a directory means all below it, on a GPU those files that are models."""
+    """Fetch models before they are needed; a directory means all files below it, for a GPU only the models."""
     _command(warming(tier, uid), paths, "warming", quiet)
 
 
@@ -54,7 +54,7 @@ def pin(paths: tuple[Path, ...], quiet: bool) -> None:
 @_paths
 @reported
 def unpin(paths: tuple[Path, ...]) -> None:
-    """Let models be evicted again."""
+    """Allow eviction of pinned models again."""
     _command(lambda _: "unpin", paths, "unpinning", quiet=True)
 
 
@@ -62,7 +62,7 @@ def unpin(paths: tuple[Path, ...]) -> None:
 @_paths
 @reported
 def evict(paths: tuple[Path, ...]) -> None:
-    """Remove models from the disk tier and from GPUs; what is open, pinned or in use is refused."""
+    """Remove models from the disk tier and from GPUs; refuses those that are open, pinned or in use."""
     _command(lambda _: "evict", paths, "evicting", quiet=True)
 
 
@@ -78,17 +78,17 @@ def evict(paths: tuple[Path, ...]) -> None:
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
 def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
-    """Check local copies of models; a directory means all below it.
+    """Check local copies of models; a directory means all files below it.
 
-    In the cache: all that is here has the checksums that it had when it came and, if it is whole, the digest that the
-    store tells. What has not is fetched again. On GPUs: copies are compared with the files, byte by byte; one that
-    differs is lent to no program from then on.
+    In the cache, trimsfs compares every chunk with its checksum and complete models with the store's digest, and
+    refetches what differs. On GPUs, it compares copies with the files, byte by byte; a copy that differs is leased to
+    no program again.
     """
     _command(verifying if tier == "gpu" else lambda _: "verify", paths, "verifying", quiet)
 
 
 def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
-    """Give a command for each path; exits with the code of the first that fails, after trying all."""
+    """Give a command for each path, and exit with the code of the first failure after all."""
     failures: list[tuple[str, str]] = []
     told: list[str] = []
     files: dict[Path, Path] = {}
@@ -111,7 +111,7 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
                 failures.append((type(error).__name__, str(error)))
                 continue
             if line is None or line["state"] == "running":
-                failures.append(("", f"{path}: the command ended early"))
+                failures.append(("", f"{path}: the command ended without a result: see the log of the mount"))
             elif line["state"] == "failed":
                 failures.append((line["kind"], line["error"] + _extent(line)))
             else:
@@ -126,20 +126,20 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
 
 
 def _notes(command: str, path: Path, line: dict[str, Any]) -> list[str]:
-    """What there is to say of a command that has succeeded."""
+    """The messages of a command that has succeeded."""
     notes = []
-    if command == VERIFY_GPU and "compared_copies" in line:  # not of a server of an earlier version
+    if command == VERIFY_GPU and "compared_copies" in line:  # absent from a server of an earlier version
         notes.append(f"{path}: {counted(line['compared_copies'], 'copy')} compared, no difference")
     if line.get("left_out_files"):
         notes.append(
-            f"{path}: left out {line['left_out_files']} of {line['total_files']} files, of no known format: name one "
-            "to load it all the same"
+            f"{path}: left out {line['left_out_files']} of {line['total_files']} files of unknown format: name one "
+            "to load it anyway"
         )
     return notes
 
 
 def _extent(line: dict[str, Any]) -> str:
-    """How much of a command for a directory has failed."""
+    """How many files of a command for a directory have failed."""
     if line["total_files"] <= 1:
         return ""
     return f" ({line['failed_files']} of {line['total_files']} files failed, the others are done)"

@@ -1,4 +1,4 @@
-"""Finding and reading the control files of a mount."""
+"""Finds and reads the control files of a mount."""
 
 import errno
 import json
@@ -23,9 +23,9 @@ ANSWER_TIMEOUT_S = 10.0
 
 
 def mount_of_path(path: Path) -> Mount:
-    """The mount that a path lies on, which answers. Raises NotMountedError."""
+    """The mount that a path lies on, checked to answer. Raises NotMountedError."""
     for candidate in (os.path.abspath, os.path.realpath):
-        # The first asks nothing of a mount that may not answer.
+        # abspath comes first: it does not touch a mount that may hang.
         mount = mount_of(Path(candidate(path)))
         if mount is not None:
             check_answers(mount.mountpoint)
@@ -34,8 +34,8 @@ def mount_of_path(path: Path) -> Mount:
 
 
 def check_answers(mountpoint: Path) -> None:
-    """Ask a mount for something. Raises NotMountedError when there is no answer in ANSWER_TIMEOUT_S."""
-    # By another process: one that waits for a mount that does not answer cannot be ended.
+    """Check that a mount answers. Raises NotMountedError when it does not in ANSWER_TIMEOUT_S."""
+    # In a child process: one that waits for a hanging mount cannot be killed.
     process = subprocess.Popen(
         ["stat", "-f", "--", mountpoint],
         env={**os.environ, "LC_ALL": "C"},
@@ -52,11 +52,11 @@ def check_answers(mountpoint: Path) -> None:
         cause = message.strip().rpartition(": ")[2]
         if cause == "Permission denied":
             raise NotPermittedError(f"{mountpoint}: {cause}: it is another user's mount")
-        raise NotMountedError(f"{mountpoint}: {cause}: its server is gone; unmount it with `trimsfs umount --lazy`")
+        raise NotMountedError(f"{mountpoint}: {cause}: its server is gone: unmount it with `trimsfs umount --lazy`")
 
 
 def control_directory(path: Path) -> Path:
-    """The directory with the control files about a file or directory. Raises NotMountedError, NoSuchEntryError."""
+    """The directory with the control files of a file or directory. Raises NotMountedError, NoSuchEntryError."""
     mount_of_path(path)
     path = Path(os.path.realpath(path))
     try:
@@ -69,12 +69,12 @@ def control_directory(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a control file says."""
+    """The first line of a control file, parsed."""
     return next(read_lines(path))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a command's control file as they come. Closing the iterator ends the command."""
+    """The lines of a command's control file as they arrive. Closing the iterator cancels the command."""
     try:
         with path.open("rb", buffering=0) as file:
             text = b""
@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
 
 
 def translated(error: OSError, path: Path) -> TrimsError:
-    """What an error of a path on a mount means."""
+    """The TrimsError for an OSError of a path on a mount."""
     message = f"{path}: {error.strerror}"
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR:
@@ -106,6 +106,6 @@ def translated(error: OSError, path: Path) -> TrimsError:
         case errno.ESTALE:
             return ObjectChangedError(f"{message}: replaced or deleted in the store: try again")
         case errno.ENOTCONN:
-            return NotMountedError(f"{message}: its server is gone; unmount it with `trimsfs umount --lazy`")
+            return NotMountedError(f"{message}: its server is gone: unmount it with `trimsfs umount --lazy`")
         case _:
             return StoreUnavailableError(f"{message}: see the log of the mount")

@@ -1,7 +1,7 @@
-"""``mount.trimsfs``, by which ``mount -t trimsfs`` and lines of ``/etc/fstab`` mount.
+"""``mount.trimsfs``, the helper of ``mount -t trimsfs`` and ``/etc/fstab``.
 
 Called as ``mount.trimsfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS]``, see mount(8). Options are those of
-``trimsfs mount``, with - or _, besides those that are for mount itself and for systemd.
+``trimsfs mount``, with - or _. Options for mount itself and for systemd are ignored.
 """
 
 import re
@@ -25,18 +25,17 @@ _OTHERS = re.compile(
     | (x-|X-|comment=|user=|uhelper=|helper=).*
     """
 )
-"""Options of every mount, for mount(8) itself, systemd or people: a trimsfs mount is read-only, nosuid, nodev and
-noatime whatever they say."""
+"""Options for mount(8) itself, systemd or people. A trimsfs mount is always read-only, nosuid, nodev and noatime."""
 
 
 @click.command("mount.trimsfs")
 @click.argument("source")
 @click.argument("mountpoint", type=Path)
 @click.option("-o", "texts", multiple=True, metavar="OPTIONS", help="Options, with commas between them.")
-@click.option("-s", "sloppy", is_flag=True, help="Ignore options that are not known.")
-@click.option("-f", "fake", is_flag=True, help="Do all but mount.")
-@click.option("-n", is_flag=True, help="Do not write /etc/mtab: nobody does.", expose_value=False)
-@click.option("-v", is_flag=True, help="Tell more: there is no more.", expose_value=False)
+@click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
+@click.option("-f", "fake", is_flag=True, help="Do everything except mount.")
+@click.option("-n", is_flag=True, help="Do not write /etc/mtab: trimsfs never does.", expose_value=False)
+@click.option("-v", is_flag=True, help="Verbose: has no effect.", expose_value=False)
 @click.option("-N", "namespace", help="Not supported.")
 @click.option("-t", "_kind", help="The type, trimsfs.")
 @reported
@@ -54,10 +53,10 @@ def main(
 
 
 def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions, bool]:
-    """The options of a mount from an option list of mount(8), and whether it is to stay in the foreground.
+    """Parse an option list of mount(8) into options, and whether the mount stays in the foreground.
 
-    A value with commas is quoted, ``store="a,b"``. The source ``none`` or ``trimsfs`` stands for none: the store is
-    then an option, or the default one. Raises ConfigurationError.
+    A value with commas is quoted, ``store="a,b"``. With the source ``none`` or ``trimsfs``, the store is an option, or
+    the default one. Raises ConfigurationError.
     """
     given: dict[str, Any] = {} if source in {"none", "trimsfs"} else {"store": source.strip()}
     configs: list[Path] = []
@@ -82,7 +81,7 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
 
 
 def split(text: str) -> Iterator[str]:
-    """The options in a list: commas part them, except in double quotes, which are taken off."""
+    """Split an option list at commas outside double quotes, and remove the quotes."""
     for match in re.finditer(r'((?:"[^"]*"|[^",])*)(,|$|")', text):
         item, end = match[1], match[2]
         if end == '"':

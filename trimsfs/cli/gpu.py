@@ -1,4 +1,4 @@
-"""The GPUs of a mount: how commands name them, and what is told of them."""
+"""The GPUs of a mount on the command line: names in commands, and the lines of `trimsfs status`."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from trimsfs.errors import ConfigurationError, DeviceError, NoSuchEntryError
 from trimsfs.mountinfo import mount_of
 
 SEARCH_TIMEOUT_S = 30.0
-"""How long a server that has just begun may take to find its devices."""
+"""How long a server may take to find its devices after its start."""
 _SEARCH_INTERVAL_S = 0.1
 VERIFY_GPU = "verify-gpu"
 _WARM = "warm-"
@@ -24,17 +24,17 @@ _IPC = ".ipc"
 _METRICS = "trimsfs_gpu_device_"
 
 Naming = Callable[[Path], str]
-"""Names the command to give in a control directory."""
+"""Returns the name of the command to give in a control directory."""
 
 
 def warming(to: str, uid: int | None) -> Naming:
-    """What brings models to where ``--to`` says, for the user *uid*. Raises ConfigurationError.
+    """The naming of the command that loads models to the tier *to*, for the user *uid*. Raises ConfigurationError.
 
-    The name of the command is found when it is given: which devices there are is the mount's to say.
+    The name depends on the mount's devices, and so is determined for each control directory.
     """
     if to in {"disk", "host"}:
         if uid is not None:
-            raise ConfigurationError(f"option --for-uid {uid}: only copies on GPUs are a user's: --to gpu")
+            raise ConfigurationError(f"option --for-uid {uid}: only copies on GPUs belong to a user: add --to gpu")
         return lambda _: f"{_WARM}{to}"
     whole = to.removesuffix(_IPC)
     tier, colon, device = whole.partition(":")
@@ -45,13 +45,13 @@ def warming(to: str, uid: int | None) -> Naming:
 
 
 def verifying(directory: Path) -> str:
-    """What compares copies on GPUs with their files. Raises DeviceError where there is no GPU."""
+    """The naming of the command that compares GPU copies with files. Raises DeviceError on a mount without a GPU."""
     _wait_for_devices(directory)
     return VERIFY_GPU
 
 
 def devices(directory: Path) -> list[str]:
-    """The devices of a mount, as one of its control directories tells: also where only a part of it is mounted."""
+    """The devices of a mount, by a control directory: works where only a part of the mount is visible, too."""
     try:
         names = os.listdir(directory)
     except OSError as error:
@@ -60,7 +60,7 @@ def devices(directory: Path) -> list[str]:
 
 
 def _chosen(directory: Path, device: str) -> str:
-    """The device that is meant; the only one, if none is told. Raises DeviceError, ConfigurationError."""
+    """The given device; the only one, if none is given. Raises DeviceError, ConfigurationError."""
     found = _wait_for_devices(directory)
     told = ", ".join(found)
     if device and device not in found:
@@ -69,28 +69,26 @@ def _chosen(directory: Path, device: str) -> str:
         raise ConfigurationError(f"option --to gpu: this mount has several devices: --to gpu:UUID, one of {told}")
     facts = _facts(directory)
     if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
-        raise ConfigurationError(
-            f"{facts['mountpoint']} is mounted with --gpu-sharing none: no program would get what is loaded ahead"
-        )
+        raise ConfigurationError(f"{facts['mountpoint']} is mounted with --gpu-sharing none: none can be loaded ahead")
     return device or found[0]
 
 
 def _wait_for_devices(directory: Path) -> list[str]:
-    """The devices of a mount, once it has looked for them. Raises DeviceError when there is none."""
+    """Wait until the server has searched for devices. Raises DeviceError when there is none."""
     deadline = time.monotonic() + SEARCH_TIMEOUT_S
     while not (found := devices(directory)):
         facts = _facts(directory)
         if facts is None:
-            raise DeviceError(f"{directory}: the mount has no GPU: `trimsfs status` says why, where all of it is seen")
-        reason = facts["gpu"]["unavailable"] if "gpu" in facts else "its server is of an earlier version"
+            raise DeviceError(f"{directory}: the mount has no GPU: `trimsfs status` on the host says why")
+        reason = facts["gpu"]["unavailable"] if "gpu" in facts else "its server has an earlier version"
         if reason is not None or time.monotonic() > deadline:
-            raise DeviceError(f"{facts['mountpoint']} uses no GPU: {reason or 'its server is still looking for them'}")
+            raise DeviceError(f"{facts['mountpoint']} uses no GPU: {reason or 'its server is still searching'}")
         time.sleep(_SEARCH_INTERVAL_S)
     return found
 
 
 def _facts(directory: Path) -> dict[str, Any] | None:
-    """The facts on the server; None where only a part of the mount is seen, as in a container."""
+    """The facts of the server; None where only a part of the mount is visible, as in a container."""
     mount = mount_of(directory)
     try:
         return read_json(mount.mountpoint / ".trims/control") if mount is not None else None
@@ -99,7 +97,7 @@ def _facts(directory: Path) -> dict[str, Any] | None:
 
 
 def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: bool) -> None:
-    """Add to the facts on GPUs what the metrics count of each device, and the *copies* on it if they are wanted."""
+    """Add the metrics of each device to the facts on GPUs and, with *copies*, the copies on it."""
     if copies and gpu["devices"]:
         gpu["devices"] = read_json(mountpoint / ".trims/gpu")["devices"]
     counts = labelled(metrics, "device")
@@ -108,15 +106,15 @@ def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: 
 
 
 def lines(gpu: dict[str, Any]) -> Iterator[str]:
-    """The facts on GPUs for people: a line for each device, with the copies on it as far as they are there."""
+    """The facts on GPUs as lines for people: one for each device, and for each copy and lease on it."""
     if not gpu["devices"]:
-        yield f"none: {gpu['unavailable'] or 'they are still being looked for'}"
+        yield f"none: {gpu['unavailable'] or 'the server is still searching'}"
     for device in gpu["devices"]:
         yield _device(device)
         copies = device.get("copies", ())
         contents = Counter(path for path, _ in {(copy["path"], copy["generation"]) for copy in copies})
         for copy in copies:
-            # Of a file that has been replaced there may be copies of both contents.
+            # A file that has been replaced may have copies of both generations.
             which = f" ({copy['generation'][:8]})" if contents[copy["path"]] > 1 else ""
             yield f"  {_copy(copy, which)}"
             yield from (f"    {_lease(lease)}" for lease in copy["leases"])
@@ -145,7 +143,7 @@ def _device(device: dict[str, Any]) -> str:
 
 
 def counted(number: float, noun: str) -> str:
-    """So many of something, as in a sentence."""
+    """A number and a noun, in the plural where needed."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:.0f} {noun if number == 1 else plural}"
 
@@ -153,7 +151,7 @@ def counted(number: float, noun: str) -> str:
 def _copy(copy: dict[str, Any], which: str) -> str:
     part = f", tensors {copy['tensors']}" if copy["tensors"] is not None else ""
     return (
-        f"/{copy['path']}{which}{part}: {decimal(copy['bytes'])}, {copy['state']}, lent by {copy['memory']} "
+        f"/{copy['path']}{which}{part}: {decimal(copy['bytes'])}, {copy['state']}, leased by {copy['memory']} "
         f"to {copy['domain']}, {counted(copy['uses'], 'use')}"
     )
 

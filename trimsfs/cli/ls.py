@@ -31,7 +31,7 @@ PIPE_WIDTH = 1000
 
 @dataclass(slots=True)
 class _Row:
-    """A model: a directory with files in it, or a file that stands alone. Sizes in bytes, ``gpu`` by device."""
+    """A model: a directory with files, or a single file. Sizes in bytes, ``gpu`` by device."""
 
     files: int = 0
     size: int = 0
@@ -48,8 +48,8 @@ class _Row:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def ls(path: Path | None, files: bool, as_json: bool) -> None:
-    """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, who uses
-    them."""
+    """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, and how many
+    files are open or pinned."""
     rows: dict[str, _Row] = {}
     has_device = False
     if path is not None:
@@ -81,7 +81,7 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
             str(row.open or ""),
             "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
         )
-    # What is piped is not folded to a terminal's width.
+    # Output to a pipe is not folded to a terminal's width.
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
@@ -113,7 +113,7 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
 
 
 def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What is here of a file: of one that has been replaced in the store, of the content that it has now."""
+    """The cached model that is the current generation of a file; others have been replaced in the store."""
     if not models:
         return None
     try:
@@ -124,7 +124,7 @@ def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:
-    """The files below a path and their sizes; directories *below* it that the caller may not list are left out."""
+    """The files below a path and their sizes, without directories *below* it that the caller may not list."""
     try:
         if root.is_file():
             yield root, root.stat().st_size
@@ -149,5 +149,5 @@ def _share(part: int, whole: int) -> str:
 
 
 def _bytes(number: int) -> str:
-    # A share would be no measure: several devices and users can each have a copy, also of some tensors only.
+    # Bytes, not a percentage: several devices and users can each have a copy, or one of some tensors.
     return decimal(number) if number else "-"

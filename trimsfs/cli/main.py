@@ -19,11 +19,11 @@ _HOMES = {
     "run": "run",
     "doctor": "doctor",
 }
-"""The module of each subcommand, imported when it is given: `trimsfs run` is in the way of every program's start."""
+"""The module of each subcommand, imported on use: `trimsfs run` delays the start of every program."""
 
 
 class _Commands(click.Group):
-    """In the order of their first use."""
+    """The subcommands, listed in the order of first use."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(_HOMES)

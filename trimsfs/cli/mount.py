@@ -49,7 +49,7 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
 
 def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
-    """Mount, and return when the mount answers; in the foreground, not at all. Raises TrimsError, or exits."""
+    """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
     mountpoint = _check(mountpoint)
     options = options.resolved(mountpoint)
     _check_apart(mountpoint, options)
@@ -67,7 +67,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
 
 
 def _check(mountpoint: Path) -> Path:
-    """The mount point as an absolute path without links, fit to be mounted on. Raises MountpointError."""
+    """The mount point as an absolute path without links, checked to be mountable. Raises MountpointError."""
     mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is not None:
@@ -94,7 +94,7 @@ def _check(mountpoint: Path) -> Path:
 
 
 def _check_apart(mountpoint: Path, options: MountOptions) -> None:
-    """The server must never need its own mount, nor find it in its store. Raises ConfigurationError."""
+    """Check that the server's files and store lie outside its own mount. Raises ConfigurationError."""
     own = {"cache_dir": options.cache_dir, "log_file": options.log_file}
     store = (options.store or "").removeprefix("file://")
     if "://" not in store:
@@ -110,24 +110,24 @@ def _check_apart(mountpoint: Path, options: MountOptions) -> None:
 
 
 def _warn_of_full_disk(options: MountOptions) -> None:
-    """Say so when models will not be kept for want of space."""
+    """Warn when the disk is too full to cache models."""
     assert options.cache_dir is not None
     try:
         place = next(place for place in (options.cache_dir, *options.cache_dir.parents) if place.is_dir())
         status = os.statvfs(place)
     except OSError:
-        return  # whoever needs it will tell
+        return  # the server will report it
     available = status.f_bavail * status.f_frsize
     if available <= options.min_free:
         click.echo(
             f"trimsfs: warning: {options.cache_dir}: {available >> 20} MiB available and --min-free keeps "
-            f"{options.min_free >> 20}: new models are not kept: free some space, lower --min-free or set --cache-dir",
+            f"{options.min_free >> 20}: models are not cached: free some space, lower --min-free or set --cache-dir",
             err=True,
         )
 
 
 def _make_default_store(store: Path) -> None:
-    """Make the embedded default store, so that `trimsfs mount` works on a bare machine; no other."""
+    """Create the default store, and no other, so that `trimsfs mount` works without any setup."""
     if store == default_store():
         with suppress(OSError):
             store.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _become(keeper: list[str], order: dict[str, object]) -> NoReturn:
 
 
 def _open_log(path: Path) -> BinaryIO:
-    """Open the log, which nobody else may have put there. Raises CacheUnusableError."""
+    """Open the log, and refuse one that another user has placed. Raises CacheUnusableError."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -154,12 +154,12 @@ def _open_log(path: Path) -> BinaryIO:
     ours = stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
     if not ours or path.parent.stat().st_uid not in {0, os.geteuid()}:
         os.close(descriptor)
-        raise CacheUnusableError(f"log file {path}: it, or its directory, is another user's: set --log-file")
+        raise CacheUnusableError(f"log file {path}: it, or its directory, belongs to another user: set --log-file")
     return os.fdopen(descriptor, "ab")
 
 
 def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -> None:
-    """Start the keeper in the background and wait for its first word."""
+    """Start the keeper in the background, and wait until the mount is ready or has failed."""
     assert options.log_file is not None
     receiver, sender = os.pipe()
     with _open_log(options.log_file) as log_file:
@@ -207,7 +207,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         if "not found in" in done.stderr or "must be superuser" in done.stderr:
-            raise NotPermittedError(f"{mountpoint} is mounted by another user: ask them, or root")
+            raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
         if "busy" in done.stderr:
             raise InUseError(
                 f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
@@ -222,7 +222,7 @@ def umount(mountpoint: Path, lazy: bool) -> None:
 
 
 def _processes(mountpoint: Path) -> list[int]:
-    """Descriptors of the mount's processes, as far as it still answers."""
+    """Pidfds of the mount's processes; none if it does not answer."""
     descriptors: list[int] = []
     try:
         check_answers(mountpoint)

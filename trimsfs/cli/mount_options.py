@@ -1,4 +1,4 @@
-"""The mount options as options of commands, made from their one schema."""
+"""Turns the schema of mount options into options of a command."""
 
 import types
 import typing
@@ -28,7 +28,7 @@ _METAVARS = {
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the mount options; it gets those that were set as one MountOptions, ``options``."""
+    """Decorate a command with the mount options; it receives them as one argument, ``options``."""
 
     def wrapped(config: tuple[Path, ...], **arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in SCALARS}
@@ -60,7 +60,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_flag(name: str) -> bool:
-    """Whether an option is one that is set, or not, without a value."""
+    """Whether an option takes no value."""
     return _holds(MountOptions.model_fields[name].annotation, bool)
 
 

@@ -1,4 +1,4 @@
-"""How commands fail: one line and a documented exit code."""
+"""Prints lines, and ends commands that fail with one line and a documented exit code."""
 
 import functools
 import sys
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Print one line, whatever names are in it."""
+    """Print text as one line, whatever names it contains."""
     click.echo(printable(line), err=error)
 
 
@@ -26,7 +26,7 @@ def fail(kind: str, message: str) -> NoReturn:
 
 
 def reported(function: Callable[P, None]) -> Callable[P, None]:
-    """A command whose TrimsErrors end it with one line and their exit code."""
+    """Decorate a command: a TrimsError ends it with one line and the exit code of its class."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> None:

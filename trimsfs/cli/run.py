@@ -1,4 +1,4 @@
-"""``trimsfs run``: a program whose frameworks share what they load from mounts."""
+"""``trimsfs run``: runs a program whose frameworks map models from mounts."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ STARTUP = Path(trimsfs.client.__file__).with_name("startup")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-v", "--verbose", is_flag=True, help="Say of each model whether it was mapped, and if not, why.")
+@click.option("-v", "--verbose", is_flag=True, help="Log for each model whether it is mapped and, if not, why.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @reported
 def run(command: tuple[str, ...], *, verbose: bool) -> None:
-    """Run COMMAND, a Python program or what starts one, with models from mounts loaded without a copy.
+    """Run COMMAND, a Python program or a program that starts one, with models from mounts loaded without a copy.
 
-    MXNet's own loaders then map a file that lies on a mount instead of reading it; nothing else changes. Python
-    programs started by COMMAND are included, unless they ignore PYTHONPATH, as `python -E` and `python -I` do.
+    MXNet's own loaders then map files that lie on a mount instead of reading them; nothing else changes. This includes
+    all Python programs that COMMAND starts, unless they ignore PYTHONPATH, as `python -E` and `python -I` do.
     `trimsfs run -- python app.py`.
     """
     places = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,4 +1,4 @@
-"""``trimsfs status``: the mounts of this host: their servers, caches, requests and GPUs."""
+"""``trimsfs status``: the mounts of this host, with their servers, caches, requests and GPUs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from trimsfs.mountinfo import file_systems
 
 @click.command()
 @click.argument("mountpoint", type=Path, required=False)
-@click.option("--gpu", "with_copies", is_flag=True, help="Also the copies on GPUs, and who uses them.")
+@click.option("--gpu", "with_copies", is_flag=True, help="Show the copies on GPUs, and who uses them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
@@ -30,7 +30,7 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
             facts = read_json(mount.mountpoint / ".trims/control")
             metrics = read_text(mount.mountpoint / ".trims/metrics")
             facts["metrics"] = parse(metrics)
-            if "gpu" in facts:  # a server of an earlier version knows of none
+            if "gpu" in facts:  # absent from a server of an earlier version
                 add_details(facts["gpu"], metrics, mount.mountpoint, copies=with_copies or as_json)
         except TrimsError as error:
             facts = {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(error)}
@@ -58,7 +58,7 @@ def _show(facts: dict[str, Any]) -> None:
     limit = f" of {decimal(budget)}" if budget else ""
     say(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
     if facts.get("cache_problem"):
-        say(f"  cache       is done without: {facts['cache_problem']}")
+        say(f"  cache       not used: {facts['cache_problem']}")
     else:
         say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
     say(
