@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 200
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derived_blobs, "LEAST", 1)
+    monkeypatch.setattr(derived_blobs, "SMALLEST_MODEL", 1)
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ async def test_a_program_that_is_slow_for_long_makes_room(server: Server, monkey
 
 
 async def test_small_models_have_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(derived_blobs, "LEAST", 1 << 20)
+    monkeypatch.setattr(derived_blobs, "SMALLEST_MODEL", 1 << 20)
     with pytest.raises(InvalidRequestError):
         await pass_on(server)
 

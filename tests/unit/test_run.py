@@ -74,7 +74,7 @@ def test_another_python_gets_the_client_and_nothing_else() -> None:
 def test_what_the_package_has_comes_when_it_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no model")
     model = trimsfs.open(tmp_path / "file")
-    with pytest.raises(trimsfs.FormatError, match=f"^{tmp_path}/file: not a format that is known"):
+    with pytest.raises(trimsfs.FormatError, match=f"^{tmp_path}/file: unknown format"):
         model.numpy()
     assert trimsfs.client.FormatError is trimsfs.FormatError
 
