@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from trimsfs.handover.keeper_client import Keeper
+from trimsfs.handover.keeper_client import KeeperClient
 from trimsfs.server import daemon, lifecycle
 
 SEED = 7
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PTRACE_ATTACH = 16
 
 
-class TakenOver(Keeper):
+class TakenOver(KeeperClient):
     """Serves, and then does what it should not."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -163,5 +163,5 @@ if __name__ == "__main__":
     ACT, REPORT = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     VICTIMS = json.loads(Path(sys.argv[3]).read_text())
     del sys.argv[1:4]
-    vars(lifecycle)["Keeper"] = TakenOver
+    vars(lifecycle)["KeeperClient"] = TakenOver
     daemon.main()

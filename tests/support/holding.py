@@ -9,13 +9,13 @@ import socket
 
 import trio
 
-from trimsfs.handover.keeper_client import Keeper
+from trimsfs.handover.keeper_client import KeeperClient
 from trimsfs.server import daemon, lifecycle
 
 NUMBER = 7
 
 
-class Holding(Keeper):
+class Holding(KeeperClient):
     """Asks its keeper for what servers with GPU copies will."""
 
     async def run(self) -> None:
@@ -38,5 +38,5 @@ class Holding(Keeper):
 
 
 if __name__ == "__main__":
-    vars(lifecycle)["Keeper"] = Holding
+    vars(lifecycle)["KeeperClient"] = Holding
     daemon.main()

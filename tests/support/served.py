@@ -449,7 +449,7 @@ async def served(
             if backing is not None:
                 await passthrough.restore(None)
             await filesystem.takeover.restore()
-            ledger.forget_taken()
+            ledger.forget_inherited()
         await nursery.start(commands.run)
         nursery.start_soon(integrity.run)
         server = Server(

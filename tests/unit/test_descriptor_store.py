@@ -24,7 +24,7 @@ from mountctl.linux import sockets
 from mountctl.linux.sd_notify import Notifier
 from mountctl.linux.sockets import ListenError, gpu_path, listen_at, socket_path
 from trimsfs.concurrency.channel import Channel, pair
-from trimsfs.handover.keeper_client import Keeper
+from trimsfs.handover.keeper_client import KeeperClient
 
 MOUNTPOINT = Path("/models")
 Message = Hold | LetGo | Recall | Listen
@@ -374,12 +374,12 @@ def test_a_stored_socket_that_nobody_can_reach_is_made_anew(
 
 
 @asynccontextmanager
-async def serving(keeping: DescriptorStore, *, delay_s: float = 0) -> AsyncIterator[Keeper]:
+async def serving(keeping: DescriptorStore, *, delay_s: float = 0) -> AsyncIterator[KeeperClient]:
     """A server's end of a channel, at whose other end the rest of the keeper is stood in for."""
     ours, theirs = pair()
     with ours, theirs:
         async with trio.open_nursery() as nursery:
-            server = Keeper(ours)
+            server = KeeperClient(ours)
             nursery.start_soon(answering, Channel(theirs), keeping, delay_s)
             nursery.start_soon(server.run)
             yield server
@@ -422,7 +422,7 @@ async def test_a_server_is_told_when_it_is_not_held(keeping: DescriptorStore, ca
     async with serving(keeping) as server:
         with socket.socket(socket.AF_UNIX) as other:
             assert not await server.hold(5, other.fileno())
-    assert "another server will not have GPU copy 5: neither a device nor a pipe" in caplog.text
+    assert "GPU copy 5 will be lost when this server ends: neither a device nor a pipe" in caplog.text
 
 
 async def test_servers_listen_at_the_same_socket(keeping: DescriptorStore, path: Path) -> None:
@@ -444,7 +444,7 @@ async def test_without_a_socket_a_server_goes_on(
     path.parent.write_text("a file")
     async with serving(keeping) as server:
         assert await server.listen() is None
-    assert "no client can ask for GPU copies" in caplog.text
+    assert "GPU clients cannot connect" in caplog.text
     path.parent.unlink()
 
 
@@ -452,7 +452,7 @@ async def test_without_a_keeper_a_server_goes_on() -> None:
     ours, theirs = pair()
     theirs.close()
     with ours:
-        server = Keeper(ours)
+        server = KeeperClient(ours)
         content = copy(b"")
         assert not await server.hold(1, content)
         os.close(content)

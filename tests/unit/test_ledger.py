@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trimsfs.errors import TakeoverError
 from trimsfs.handover import ledger as ledgers
-from trimsfs.handover.ledger import NOWHERE, Ledger, Record, RecordKind
+from trimsfs.handover.ledger import UNRECORDED, Ledger, Record, RecordKind
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def opened(memory: int) -> Ledger:
 def taken(memory: int) -> dict[int, Record]:
     """Everything that a successor finds, by number."""
     ledger = opened(memory)
-    return {entry.number: entry for kind in RecordKind for entry in ledger.taken(kind)}
+    return {entry.number: entry for kind in RecordKind for entry in ledger.inherited(kind)}
 
 
 def test_a_successor_finds_what_is_in_use(memory: int) -> None:
     ledger = opened(memory)
     slots = {number: ledger.add(RecordKind.INODE, number, b"x" * number, count=number) for number in (1, 50, 500)}
-    ledger.set(slots[50], 0)
-    ledger.set(slots[500], 7)
+    ledger.set_count(slots[50], 0)
+    ledger.set_count(slots[500], 7)
     ledger.add(RecordKind.HANDLE, 2, b"")
 
     found = taken(memory)
@@ -56,7 +56,7 @@ def test_it_holds_what_was_last_said(steps: list[tuple[int, int, int]]) -> None:
         said: dict[int, tuple[int, bytes]] = {}
         for turn, (number, size, count) in enumerate(steps):
             if number in slots:
-                ledger.set(slots[number], count)
+                ledger.set_count(slots[number], count)
                 said[number] = count, said[number][1]
                 if count == 0:
                     del slots[number], said[number]
@@ -75,14 +75,14 @@ def test_it_holds_what_was_last_said(steps: list[tuple[int, int, int]]) -> None:
 def test_space_is_used_again(memory: int) -> None:
     ledger = opened(memory)
     for number in range(10_000):
-        ledger.set(ledger.add(RecordKind.REOPEN, number, b"a path"), 0)
+        ledger.set_count(ledger.add(RecordKind.REOPEN, number, b"a path"), 0)
     assert ledger._end < 1024
 
 
 def test_space_of_what_is_large_is_used_again_for_other_sizes(memory: int) -> None:
     ledger = opened(memory)
     for size in range(100_000, 120_000, 10):
-        ledger.set(ledger.add(RecordKind.GPU_COPY, 1, bytes(size)), 0)
+        ledger.set_count(ledger.add(RecordKind.GPU_COPY, 1, bytes(size)), 0)
 
     assert (
         len({ledger.add(RecordKind.GPU_COPY, 2, bytes(100_000)), ledger.add(RecordKind.GPU_COPY, 3, bytes(131_000))})
@@ -95,10 +95,10 @@ def test_a_full_ledger_records_no_more(memory: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ledgers, "_CAPACITY", 4096)
     ledger = opened(memory)
     slots = [ledger.add(RecordKind.INODE, number, bytes(100)) for number in range(1, 100)]
-    kept = sum(slot != NOWHERE for slot in slots)
+    kept = sum(slot != UNRECORDED for slot in slots)
     assert 0 < kept < 99
     for slot in slots:
-        ledger.set(slot, 2)
+        ledger.set_count(slot, 2)
     assert {entry.count for entry in taken(memory).values()} == {2}
     assert len(taken(memory)) == kept
 
@@ -122,9 +122,9 @@ def changes(ledger: Ledger, slots: list[int]) -> None:
     """What a server does all the time, without an end."""
     draw, number = random.Random(), 1000
     while True:
-        ledger.set(slots[draw.randrange(len(slots))], draw.randrange(1, 1 << 40))
+        ledger.set_count(slots[draw.randrange(len(slots))], draw.randrange(1, 1 << 40))
         number += 1
-        ledger.set(ledger.add(RecordKind.REOPEN, number, bytes(draw.randrange(100))), 0)
+        ledger.set_count(ledger.add(RecordKind.REOPEN, number, bytes(draw.randrange(100))), 0)
 
 
 def test_killed_at_any_moment_a_server_leaves_all_that_it_had(memory: int) -> None:
@@ -152,8 +152,8 @@ def test_a_word_is_never_seen_half_written(memory: int) -> None:
     if child == 0:
         try:
             while True:
-                ledger.set(slot, 1)
-                ledger.set(slot, (1 << 63) + 1)
+                ledger.set_count(slot, 1)
+                ledger.set_count(slot, (1 << 63) + 1)
         finally:
             os._exit(1)
     try:

@@ -51,4 +51,4 @@ async def test_what_does_not_come_back_is_forgotten(ledger: Callable[[], Ledger]
     assert not first.request(5, "dir/file")
     await trio.sleep(REOPENED_WITHIN_S)
     assert first.request(6, "dir/file")
-    assert [record.number for record in ledger().taken(RecordKind.REOPEN)] == [6]
+    assert [record.number for record in ledger().inherited(RecordKind.REOPEN)] == [6]

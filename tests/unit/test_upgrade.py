@@ -12,7 +12,7 @@ import pytest
 from mountctl.linux.mounting import MountIdentity
 from tests.support.keeper_in_process import ORDER
 from trimsfs.filesystem.handles import Handles
-from trimsfs.handover.connection import Terms, recorded
+from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import InodeKind, Inodes
 from trimsfs.options import MountOptions, keeper_order
@@ -61,5 +61,7 @@ def test_a_ledger_of_an_earlier_version_says_what_it_said() -> None:
     assert (control.kind, control.control, control.lookups) == (InodeKind.CONTROL_FILE, "info", 3)
     assert handles.restore(inodes) == {1: directory, 2: directory}
     assert [handles.resent(request) for request in (78, 77)] == [None, 1]
-    assert [(record.number, record.content) for record in ledger.taken(RecordKind.REOPEN)] == [(5, b"dir/model")]
-    assert recorded(ledger) == Terms(passthrough=True, overlay=False, mounted_ns=9, init="00ff", refusal=None)
+    assert [(record.number, record.content) for record in ledger.inherited(RecordKind.REOPEN)] == [(5, b"dir/model")]
+    assert ConnectionSettings.read(ledger) == ConnectionSettings(
+        passthrough=True, overlay=False, mounted_ns=9, init="00ff", refusal=None
+    )

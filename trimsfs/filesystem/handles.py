@@ -68,7 +68,7 @@ class Handles:
         self.files: dict[int, OpenFile] = {}
         self.controls: dict[int, ControlHandle] = {}
         self.directories: dict[int, OpenDirectory] = {}
-        before = ledger.taken(RecordKind.HANDLE_NUMBERS)
+        before = ledger.inherited(RecordKind.HANDLE_NUMBERS)
         self._next = self._reserved = before[0].count if before else 1
         self._numbers = before[0].slot if before else ledger.add(RecordKind.HANDLE_NUMBERS, 0, b"", count=1)
 
@@ -93,7 +93,7 @@ class Handles:
     def _new(self, inode: Inode, backing_id: int = 0) -> int:
         if self._next == self._reserved:
             self._reserved += _RESERVE
-            self._ledger.set(self._numbers, self._reserved)
+            self._ledger.set_count(self._numbers, self._reserved)
         handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
         self._next += 1
         # Room for the number of the open request, which is known when it is answered.
@@ -104,14 +104,14 @@ class Handles:
         """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
         slot = self._slots.get(handle)
         if slot is not None:
-            self._ledger.write(slot, _INODE_SIZE, request)
-            self._ledger.set(slot, _OFFERED)
+            self._ledger.set_word(slot, _INODE_SIZE, request)
+            self._ledger.set_count(slot, _OFFERED)
 
     def delivered(self, handle: int) -> None:
         """The kernel has got a handle."""
         slot = self._slots.get(handle)
         if slot is not None:
-            self._ledger.set(slot, _DELIVERED)
+            self._ledger.set_count(slot, _DELIVERED)
 
     def resent(self, request: int) -> int | None:
         """The kernel sends an open again; the handle that an earlier server may have made for it, and nobody has."""
@@ -127,7 +127,7 @@ class Handles:
         """Nobody has a handle any more; the file that it was of, if it was one."""
         slot = self._slots.pop(handle, None)
         if slot is not None:
-            self._ledger.set(slot, 0)
+            self._ledger.set_count(slot, 0)
         control = self.controls.pop(handle, None)
         if control is not None:
             control.close()
@@ -143,11 +143,11 @@ class Handles:
         can go on.
         """
         found = {}
-        for record in self._ledger.taken(RecordKind.HANDLE):
+        for record in self._ledger.inherited(RecordKind.HANDLE):
             number, request = _HANDLE.unpack(record.content)
             handle, inode = record.number, inodes.get(number)
             if inode is None or record.count == _MADE:  # the kernel has not got it
-                self._ledger.set(record.slot, 0)
+                self._ledger.set_count(record.slot, 0)
                 continue
             self._slots[handle] = record.slot
             if inode.kind is InodeKind.CONTROL_FILE:

@@ -19,7 +19,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.operations import Operations
 from trimsfs.gpu.copy_requests import MemoryKind
-from trimsfs.handover.connection import Terms
+from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.models.derived_blobs import Piece
 
 log = logging.getLogger(__name__)
@@ -56,16 +56,16 @@ class Connection:
 class Session:
     """Answers the kernel's requests by calls of a file system."""
 
-    def __init__(self, filesystem: Filesystem, terms: Terms) -> None:
+    def __init__(self, filesystem: Filesystem, settings: ConnectionSettings) -> None:
         self._filesystem = filesystem
-        self._terms = terms
+        self._settings = settings
         self._descriptor: int | None = None
         self._agreed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._operations = Operations(filesystem, self._agreed)
         _libfuse.configure(
-            passthrough=terms.passthrough,
-            stack_depth=int(terms.overlay),
+            passthrough=settings.passthrough,
+            stack_depth=int(settings.overlay),
             max_background=MAX_BACKGROUND,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
@@ -102,7 +102,7 @@ class Session:
     def resume(self) -> None:
         """Take over the connection of the server before: the kernel sends again what that left unanswered."""
         assert self._descriptor is not None
-        _libfuse.replay_init(bytes.fromhex(self._terms.init))
+        _libfuse.replay_init(bytes.fromhex(self._settings.init))
         os.write(self._descriptor, _RESEND)
 
     async def serve(self) -> None:

@@ -52,18 +52,18 @@ class CopyLedger:
 
     def _restore(self) -> None:
         by_number: dict[int, Copy] = {}
-        for record in self._ledger.taken(RecordKind.GPU_COPY):
+        for record in self._ledger.inherited(RecordKind.GPU_COPY):
             self._last = max(self._last, record.number)
             if record.count != _HELD:
                 self._let_go(record.number, record.slot)
                 continue
             by_number[record.number] = _unpacked(record)
             self.copies.append(by_number[record.number])
-        for record in self._ledger.taken(RecordKind.GPU_LEASE):
+        for record in self._ledger.inherited(RecordKind.GPU_LEASE):
             content = json.loads(record.content)
             copy = by_number.get(content["copy"])
             if copy is None:
-                self._ledger.set(record.slot, 0)
+                self._ledger.set_count(record.slot, 0)
                 continue
             lease = Lease(copy, Holder(**content["holder"]), content["since"])
             copy.leases.add(lease)
@@ -91,7 +91,7 @@ class CopyLedger:
         except BaseException:
             self._let_go(number, slot)
             raise
-        self._ledger.set(slot, _HELD if held else 0)
+        self._ledger.set_count(slot, _HELD if held else 0)
         if held:
             copy.number, copy.slot = number, slot
 
@@ -110,8 +110,8 @@ class CopyLedger:
             copy.number = 0
 
     def _let_go(self, number: int, slot: int) -> None:
-        self._ledger.set(slot, _SENDING)  # if this server dies now, the next one must not adopt the copy
-        self._descriptors.let_go(number, lambda: self._ledger.set(slot, 0))
+        self._ledger.set_count(slot, _SENDING)  # if this server dies now, the next one must not adopt the copy
+        self._descriptors.let_go(number, lambda: self._ledger.set_count(slot, 0))
 
     def record_lease(self, lease: Lease, handle: int) -> None:
         """Record a lease of an open file."""
@@ -123,7 +123,7 @@ class CopyLedger:
         """Remove a lease that has ended."""
         slot = self._lease_slots.pop(lease, None)
         if slot is not None:
-            self._ledger.set(slot, 0)
+            self._ledger.set_count(slot, 0)
 
 
 def _packed(copy: Copy) -> bytes:

@@ -1,6 +1,6 @@
-"""The server's end of the channel to its keeper, who does what takes its privileges and keeps what outlives a server.
+"""The server's end of the channel to its keeper, which has the privileges and holds what outlives a server.
 
-The keeper's end, with what each message may hold, is ``mountctl.keeper.protocol``.
+The keeper's end, and what each message may contain, is in ``mountctl.keeper.protocol``.
 """
 
 import errno
@@ -26,10 +26,11 @@ _DESCRIPTORS = ("ledger", "lock", "fuse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """What a server is given when its turn comes. Descriptors are None for the first one of a mount, which mounts.
+class Promotion:
+    """What the keeper sends to a standby that it promotes. The first server of a mount gets no ``lock`` and ``fuse``.
 
-    ``unclaimed`` is a backing id that the server before may not have heard of.
+    ``unclaimed`` is a backing id that the server before may have died without hearing of, ``restarts`` how many servers
+    this mount has had before.
     """
 
     ledger: int
@@ -39,36 +40,36 @@ class Turn:
     restarts: int
 
 
-def stand_by(end: socket.socket) -> Turn | None:
-    """Tell the keeper that this process could serve, and wait for its turn; None when it is not needed any more."""
+def stand_by(end: socket.socket) -> Promotion | None:
+    """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it."""
     end.send(json.dumps({"type": "standing-by", "ledger": VERSION}).encode())
     data, descriptors, _, _ = socket.recv_fds(end, 4096, len(_DESCRIPTORS))
     if not data:
         return None
-    turn = json.loads(data)
+    promotion = json.loads(data)
     given: dict[str, int | None] = dict.fromkeys(_DESCRIPTORS)
-    given.update(zip(turn["descriptors"], descriptors, strict=True))
+    given.update(zip(promotion["descriptors"], descriptors, strict=True))
     assert given["ledger"] is not None
-    return Turn(
+    return Promotion(
         ledger=given["ledger"],
         lock=given["lock"],
         fuse=given["fuse"],
-        unclaimed=turn["unclaimed"],
-        restarts=turn["restarts"],
+        unclaimed=promotion["unclaimed"],
+        restarts=promotion["restarts"],
     )
 
 
-class Keeper:
-    """The keeper, to be asked for what it alone may do."""
+class KeeperClient:
+    """Asks the keeper to do what only it may do."""
 
     def __init__(self, end: socket.socket) -> None:
         self._channel = Channel(end)
         self._asking = trio.Lock()
-        self._later, self._to_tell = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
+        self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self.pid = os.getppid()
 
     async def mount(self, lock: int) -> int:
-        """Have the file system mounted and the lock of the cache directory kept; the /dev/fuse descriptor.
+        """Have the keeper mount, and keep the lock of the cache directory; the /dev/fuse descriptor.
 
         Raises FuseUnavailableError, MountpointError.
         """
@@ -87,60 +88,60 @@ class Keeper:
         return number
 
     def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
-        """Give a backing id up, soon, and call *done* then."""
-        self._later.send_nowait(({"type": "backing-close", "id": backing_id}, done))
+        """Have a backing id unregistered, soon, and call *done* then."""
+        self._queue.send_nowait(({"type": "backing-close", "id": backing_id}, done))
 
     async def hold(self, number: int, descriptor: int) -> bool:
-        """Have a descriptor of a GPU copy kept for later servers; False if it is not.
+        """Have a descriptor of a GPU copy stored for later servers; False if the keeper refuses.
 
-        What is kept and nobody knows of stays until the mount ends: a number is to be in the ledger before it is held,
-        until it has been let go, and is not to be used again.
+        A descriptor whose number is lost leaks until the unmount: record a number in the ledger before it is held and
+        until it has been let go, and never use it again.
         """
         answer, _ = await self._ask_if_there({"type": "hold", "number": number}, [descriptor])
         if "error" in answer:
-            log.warning("another server will not have GPU copy %d: %s", number, answer["error"])
+            log.warning("GPU copy %d will be lost when this server ends: %s", number, answer["error"])
         return "error" not in answer
 
     def let_go(self, number: int, done: Callable[[], None] = lambda: None) -> None:
-        """Have what is held under a number let go, soon, and call *done* then; nothing may be."""
-        self._later.send_nowait(({"type": "let-go", "number": number}, done))
+        """Have the descriptor of a number closed, soon, and call *done* then; there may be none."""
+        self._queue.send_nowait(({"type": "let-go", "number": number}, done))
 
     async def recall(self, number: int) -> int | None:
-        """A descriptor of what is held under a number, and still is; None if nothing is."""
+        """A descriptor that is stored under a number, and stays stored; None if there is none."""
         _, descriptors = await self._ask_if_there({"type": "recall", "number": number})
         return descriptors[0] if descriptors else None
 
     async def listen(self) -> tuple[Path, int] | None:
-        """The socket to which clients of GPU copies connect, the same one for each server of a mount, and its path.
+        """The path and the descriptor of the non-blocking socket of GPU clients, the same for each server of a mount.
 
-        It does not block. None if there can be none.
+        None if the keeper cannot make it.
         """
         answer, descriptors = await self._ask_if_there({"type": "listen"})
         if not descriptors:
-            log.warning("no client can ask for GPU copies: %s", answer.get("error", os.strerror(errno.EMFILE)))
+            log.warning("GPU clients cannot connect: %s", answer.get("error", os.strerror(errno.EMFILE)))
             return None
         return Path(answer["path"]), descriptors[0]
 
     async def run(self) -> None:
-        """Pass on what `close` and `let_go` were told, and that the server is alive, for as long as it runs."""
+        """Send what `close` and `let_go` have queued, and that the server is alive, for as long as it runs."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pass_on)
+            nursery.start_soon(self._send_queued)
             while True:
                 await trio.sleep(ALIVE_INTERVAL_S)
                 if not await self._tell({"type": "alive"}):
                     nursery.cancel_scope.cancel()
 
-    async def _pass_on(self) -> None:
-        async for message, done in self._to_tell:
+    async def _send_queued(self) -> None:
+        async for message, done in self._queued:
             if await self._tell(message):
                 done()
 
     async def ready(self, *, resends: bool) -> None:
-        """Tell that the mount answers, and whether another server could go on with it."""
+        """Tell the keeper that the mount answers, and whether another server could take it over."""
         await self._tell({"type": "ready", "resends": resends})
 
     async def _tell(self, message: Message) -> bool:
-        """Whether the keeper could be told. Without it, what is evicted keeps its space until the next mount."""
+        """Send a message; False if the keeper is gone. Then evicted files keep their space until the next mount."""
         try:
             async with self._asking:
                 await self._channel.send(message)
@@ -151,7 +152,7 @@ class Keeper:
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:
             async with self._asking:
-                with trio.CancelScope(shield=True):  # the next answer would else be taken for that of the next question
+                with trio.CancelScope(shield=True):  # else a later question would get the answer to this one
                     await self._channel.send(message, descriptors)
                     answer = await self._channel.receive()
         except ChannelClosedError as error:
@@ -166,20 +167,20 @@ class Keeper:
 
 
 def tell_failure(end: socket.socket, error: TrimsError) -> None:
-    """Tell the keeper, when all else has ended, why there is no mount, or no longer."""
+    """Tell the keeper why this server ends."""
     end.setblocking(True)
     message = {"type": "failed", "kind": type(error).__name__, "error": str(error)[:4096]}
     try:
         end.send(json.dumps(message).encode())
     except OSError:
-        return  # it is gone, or has stopped listening
+        return  # the keeper is gone, or receives no more
 
 
 def _why_no_backing(number: int, text: str) -> str:
-    """Why the kernel refuses a backing file, and what to do."""
+    """Why the kernel refuses a backing file, and the remedy."""
     return {
-        errno.EPERM: "passthrough takes CAP_SYS_ADMIN: mount as root",
-        errno.ENOTTY: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
-        errno.EOPNOTSUPP: "this kernel has no FUSE passthrough: Linux 6.9 or newer has",
-        errno.ELOOP: "the cache directory lies on a stacked file system: choose a --cache-dir on ext4, xfs or tmpfs",
+        errno.EPERM: "passthrough needs CAP_SYS_ADMIN: mount as root",
+        errno.ENOTTY: "this kernel has no FUSE passthrough: use Linux 6.9 or newer",
+        errno.EOPNOTSUPP: "this kernel has no FUSE passthrough: use Linux 6.9 or newer",
+        errno.ELOOP: "the cache directory is on a stacked file system: set --cache-dir to one on ext4, xfs or tmpfs",
     }.get(number, f"the kernel refuses a backing file: {text}")

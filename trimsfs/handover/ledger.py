@@ -1,12 +1,12 @@
-"""The ledger: what the kernel has been told, in memory that outlives the server.
+"""The ledger: what the kernel knows of the mount, recorded in memory that outlives the server.
 
-The keeper holds the descriptor of the memory and never looks inside; a server writes what its successor has to know:
-the inodes and open files that the kernel goes on to use by their numbers, and the terms of the connection. Writing
-takes no system call, so every lookup and every open can be recorded.
+The keeper holds the descriptor of the memory and never looks inside. A server records what the next one has to know:
+the inodes and open files that the kernel uses by their numbers, and the settings of the connection. Recording takes no
+system call, so a server records every lookup and every open.
 
-The memory is a row of slots, of words ``size, kind, number, count, length`` and content. A slot whose count is 0 is
-free to be used again, in its size for ever. Every word is written by one instruction, the count last, and the size of a
-new slot after that: a server that is killed between two instructions leaves each slot free or whole.
+The memory is a row of slots: the words ``size, kind, number, count, length``, then the content. A slot with a count of
+0 is free for another record of its size. One instruction writes each word, the count last, and the size of a new slot
+after that: a server that is killed between two instructions leaves each slot either free or whole.
 """
 
 import enum
@@ -21,14 +21,14 @@ from trimsfs.errors import TakeoverError
 log = logging.getLogger(__name__)
 
 VERSION = "2"
-"""Changes when a server could not read what one of before has written."""
+"""Changes when a server could not read what an earlier version has written."""
 _MAGIC = int.from_bytes(b"trimsfs" + VERSION.encode(), "little")
 _CAPACITY = 1 << 30
-"""Bytes that can be used; those that are not take no memory."""
+"""Bytes of the mapping; unused ones take no memory."""
 _WORD, _HEAD, _GRAIN, _LARGE = 8, 40, 64, 4096
 _SIZE, _KIND, _NUMBER, _COUNT, _LENGTH = range(5)
-NOWHERE = 0
-"""The slot of what could not be recorded, because the ledger is full: a successor will not know of it."""
+UNRECORDED = 0
+"""The slot of what did not fit into a full ledger: the next server will not know of it."""
 
 
 class RecordKind(enum.IntEnum):
@@ -47,7 +47,7 @@ class RecordKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A slot in use: where it begins, and what it holds."""
+    """A slot in use: its offset, and what it holds."""
 
     slot: int
     kind: RecordKind
@@ -57,7 +57,7 @@ class Record:
 
 
 class Ledger:
-    """The slots in the memory of a descriptor, which is closed, or in memory of its own. For one thread.
+    """The slots in the memory of a *descriptor*, which is closed, or in new memory. Not thread-safe.
 
     Raises TakeoverError for memory that holds something else.
     """
@@ -81,12 +81,12 @@ class Ledger:
             raise TakeoverError("the ledger is of another version: unmount and mount again")
         self._records = list(self._scan())
 
-    def taken(self, kind: RecordKind) -> list[Record]:
-        """The records of a kind that were there when this ledger was opened."""
+    def inherited(self, kind: RecordKind) -> list[Record]:
+        """The records of a kind that earlier servers left."""
         return [record for record in self._records if record.kind is kind]
 
-    def forget_taken(self) -> None:
-        """Let go of what `taken` gives."""
+    def forget_inherited(self) -> None:
+        """Free the memory of what `inherited` returns."""
         self._records.clear()
 
     def _scan(self) -> Iterator[Record]:
@@ -116,8 +116,8 @@ class Ledger:
         free = self._free.get(size)
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):
-            log.warning("the ledger is full: another server will not know all that is open")
-            return NOWHERE
+            log.warning("the ledger is full: the next server will not know of all open files")
+            return UNRECORDED
         words, at = self._words, slot // _WORD
         words[at + _KIND] = kind
         words[at + _NUMBER] = number
@@ -129,20 +129,20 @@ class Ledger:
             self._end += size
         return slot
 
-    def write(self, slot: int, offset: int, word: int) -> None:
-        """Change a word of what a slot holds, at an offset that is a multiple of 8."""
-        if slot != NOWHERE:
+    def set_word(self, slot: int, offset: int, word: int) -> None:
+        """Change a word of a slot's content, at an offset that is a multiple of 8."""
+        if slot != UNRECORDED:
             self._words[(slot + _HEAD + offset) // _WORD] = word
 
-    def set(self, slot: int, count: int) -> None:
-        """Change the count of a slot; 0 gives it up."""
-        if slot == NOWHERE:
+    def set_count(self, slot: int, count: int) -> None:
+        """Change the count of a slot; 0 frees it."""
+        if slot == UNRECORDED:
             return
         self._words[slot // _WORD + _COUNT] = count
         if count == 0:
             self._free.setdefault(self._words[slot // _WORD + _SIZE], []).append(slot)
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Unmap the memory."""
         self._words.release()
         self._memory.close()

@@ -60,7 +60,7 @@ class Inodes:
         self._ledger = ledger
         self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._by_number = {ROOT_INODE: self._root}
-        for record in ledger.taken(RecordKind.INODE):
+        for record in ledger.inherited(RecordKind.INODE):
             self._by_number[record.number] = _unpacked(record)
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class Inodes:
         """The kernel is about to get an inode once more."""
         inode.lookups += 1
         if inode.slot is not None:
-            self._ledger.set(inode.slot, inode.lookups)
+            self._ledger.set_count(inode.slot, inode.lookups)
         elif inode is not self._root:
             inode.slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
 
@@ -128,7 +128,7 @@ class Inodes:
             return
         inode.lookups = max(inode.lookups - lookups, 0)
         if inode.slot is not None:
-            self._ledger.set(inode.slot, inode.lookups)
+            self._ledger.set_count(inode.slot, inode.lookups)
         if inode.lookups == 0:
             del self._by_number[number]
 

@@ -93,7 +93,7 @@ class Passthrough:
         """
         assert self._backing is not None
         known: list[tuple[Record, Generation]] = []
-        for record in self._ledger.taken(RecordKind.BACKING):
+        for record in self._ledger.inherited(RecordKind.BACKING):
             self._slots[record.number] = record.slot
             if record.count in {_REGISTERED, _QUARANTINED}:
                 known.append((record, Generation(**json.loads(record.content))))
@@ -204,7 +204,7 @@ class Passthrough:
         """Record for the next server whether a blob is in quarantine."""
         slot = self._slots.get(blob.backing_id)
         if slot is not None:
-            self._ledger.set(slot, _QUARANTINED if blob.health.quarantined else _REGISTERED)
+            self._ledger.set_count(slot, _QUARANTINED if blob.health.quarantined else _REGISTERED)
 
     def ready(self, blob: Blob) -> bool:
         """Whether an open of a blob can be passed through at once."""
@@ -226,8 +226,8 @@ class Passthrough:
 
     def _close(self, backing_id: int) -> None:
         assert self._backing is not None
-        self._ledger.set(self._slots[backing_id], _CLOSING)
+        self._ledger.set_count(self._slots[backing_id], _CLOSING)
         self._backing.close(backing_id, partial(self._closed, backing_id))
 
     def _closed(self, backing_id: int) -> None:
-        self._ledger.set(self._slots.pop(backing_id), 0)
+        self._ledger.set_count(self._slots.pop(backing_id), 0)

@@ -49,7 +49,7 @@ class Reopens:
 
     def restore(self) -> None:
         """Take over the reopens that the server before this one expected."""
-        for record in self._ledger.taken(RecordKind.REOPEN):
+        for record in self._ledger.inherited(RecordKind.REOPEN):
             self._expect(record.number, os.fsdecode(record.content), record.slot)
 
     def request(self, thread: int, path: str, *, keep: Blob | None = None) -> bool:
@@ -84,7 +84,7 @@ class Reopens:
                 reopen.since = now
                 self._expected[key] = reopen
             else:
-                self._ledger.set(reopen.slot, 0)
+                self._ledger.set_count(reopen.slot, 0)
 
     async def _keep(self, blob: Blob, arrived: trio.Event) -> None:
         try:
@@ -126,4 +126,4 @@ class Reopens:
         """The kernel has got the handle of a reopen: the next open by the thread is an open of its own."""
         reopen = self._expected.pop((thread, path), None)
         if reopen is not None:
-            self._ledger.set(reopen.slot, 0)
+            self._ledger.set_count(reopen.slot, 0)

@@ -23,8 +23,8 @@ from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
-from trimsfs.handover.connection import Terms
-from trimsfs.handover.keeper_client import Keeper, Turn
+from trimsfs.handover.connection_settings import ConnectionSettings
+from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
@@ -82,10 +82,10 @@ class Parts:
 def assemble(
     options: MountOptions,
     mountpoint: Path,
-    keeper: Keeper,
-    turn: Turn,
+    keeper: KeeperClient,
+    promotion: Promotion,
     ledger: Ledger,
-    terms: Terms,
+    settings: ConnectionSettings,
     spawner: Spawner,
     raw_store: Store,
     no_gpu: str | None,
@@ -115,7 +115,7 @@ def assemble(
         load_cost=speed.load_cost,
         compares=options.digests != "off",
         events=TierEvents(removed=removed, suspected=suspected),
-        lock=turn.lock,
+        lock=promotion.lock,
     )
     host = HostTier(
         pool.populate,
@@ -175,7 +175,7 @@ def assemble(
         "host": host.statistics,
         "integrity": integrity.statistics,
         "names": namespace.statistics,
-        "server": lambda: ServerStatistics(restarts=turn.restarts, started=started),
+        "server": lambda: ServerStatistics(restarts=promotion.restarts, started=started),
         "sharing": sharing.statistics,
         "store": retrying.statistics,
     }
@@ -188,7 +188,7 @@ def assemble(
             "server_pid": os.getpid(),
             "keeper_pid": keeper.pid,
             "started": started,
-            "restarts": turn.restarts,
+            "restarts": promotion.restarts,
             "cache_dir": str(options.cache_dir),
             "cache_problem": disk.unusable,
             "log_file": str(options.log_file),
@@ -242,7 +242,7 @@ def assemble(
         siblings,
         Opener(fetcher, passthrough, cold_opener, reopens),
         Trust(disk, fetcher, passthrough, compared=compared, signature_policy=signature_policy),
-        Mount(ledger=ledger, mounted_ns=terms.mounted_ns, invalidate=invalidate),
+        Mount(ledger=ledger, mounted_ns=settings.mounted_ns, invalidate=invalidate),
     )
     sources["files"] = filesystem.statistics
     later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run, integrity.run]

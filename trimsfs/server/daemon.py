@@ -91,15 +91,15 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        turn = stand_by(keeper_end)
-        if turn is not None and turn.fuse is None and cache_fails is not None:
+        promotion = stand_by(keeper_end)
+        if promotion is not None and promotion.fuse is None and cache_fails is not None:
             raise cache_fails
-        if turn is not None:
-            held = [keeper_end.fileno(), turn.ledger, *filter(None, (turn.lock, turn.fuse))]
+        if promotion is not None:
+            held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
             spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
             _step_forward()
-            trio.run(serve, options, mountpoint, keeper_end, turn, spawner, store, no_gpu, read_manifest)
+            trio.run(serve, options, mountpoint, keeper_end, promotion, spawner, store, no_gpu, read_manifest)
     except* TrimsError as group:
         failure = _first(group)
     if failure is not None:

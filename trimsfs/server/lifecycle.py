@@ -17,8 +17,8 @@ from trimsfs.fetch.workers import Spawner
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
 from trimsfs.gpu.interface import GpuInterface
-from trimsfs.handover.connection import Terms, recorded
-from trimsfs.handover.keeper_client import Keeper, Turn
+from trimsfs.handover.connection_settings import ConnectionSettings
+from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.opening.passthrough import Passthrough
@@ -38,7 +38,7 @@ async def serve(
     options: MountOptions,
     mountpoint: Path,
     keeper_end: socket.socket,
-    turn: Turn,
+    promotion: Promotion,
     spawner: Spawner,
     raw_store: Store,
     no_gpu: str | None,
@@ -46,16 +46,18 @@ async def serve(
 ) -> None:
     """Run the server until the file system is unmounted. *options* are resolved; *no_gpu* tells why no GPU
     can be used, *read_manifest* reads what has been signed, where that matters. Raises TrimsError."""
-    ledger = Ledger(turn.ledger)
-    terms = recorded(ledger) or Terms(
+    ledger = Ledger(promotion.ledger)
+    settings = ConnectionSettings.read(ledger) or ConnectionSettings(
         passthrough=options.passthrough, overlay=_lies_on_overlay(options), mounted_ns=time.time_ns()
     )
-    keeper = Keeper(keeper_end)
-    parts = assemble(options, mountpoint, keeper, turn, ledger, terms, spawner, raw_store, no_gpu, read_manifest)
+    keeper = KeeperClient(keeper_end)
+    parts = assemble(
+        options, mountpoint, keeper, promotion, ledger, settings, spawner, raw_store, no_gpu, read_manifest
+    )
     try:
-        if turn.fuse is None:
+        if promotion.fuse is None:
             await _probe(raw_store, options)
-        await _serve(options, mountpoint, keeper, turn, parts, ledger, terms, no_gpu)
+        await _serve(options, mountpoint, keeper, promotion, parts, ledger, settings, no_gpu)
     finally:
         with trio.CancelScope(shield=True):
             await parts.disk.aclose()
@@ -70,16 +72,16 @@ def _lies_on_overlay(options: MountOptions) -> bool:
 async def _serve(
     options: MountOptions,
     mountpoint: Path,
-    keeper: Keeper,
-    turn: Turn,
+    keeper: KeeperClient,
+    promotion: Promotion,
     parts: Parts,
     ledger: Ledger,
-    terms: Terms,
+    settings: ConnectionSettings,
     no_gpu: str | None,
 ) -> None:
     disk = parts.disk
-    session = Session(parts.filesystem, terms)
-    with session.on(await keeper.mount(disk.lock_descriptor) if turn.fuse is None else turn.fuse):
+    session = Session(parts.filesystem, settings)
+    with session.on(await keeper.mount(disk.lock_descriptor) if promotion.fuse is None else promotion.fuse):
         async with trio.open_nursery() as nursery:
             for start in parts.first:
                 await nursery.start(start)
@@ -87,15 +89,15 @@ async def _serve(
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             if no_gpu is None:
                 await nursery.start(_hand_out, keeper, parts.lending)
-            if turn.fuse is None:
-                nursery.start_soon(_begin, session, keeper, parts.passthrough, disk, terms, ledger)
+            if promotion.fuse is None:
+                nursery.start_soon(_begin, session, keeper, parts.passthrough, disk, settings, ledger)
             else:
-                await _go_on(session, keeper, parts.passthrough, parts.filesystem, terms, turn)
+                await _go_on(session, keeper, parts.passthrough, parts.filesystem, settings, promotion)
                 nursery.start_soon(_settle, parts.filesystem)
             if _ownership_has_changed(options, ledger):
                 numbers = [inode.number for inode in parts.namespace.inodes]
                 nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
-            ledger.forget_taken()
+            ledger.forget_inherited()
             for run in parts.later:
                 nursery.start_soon(run)
             log.info("serving %s at %s", options.store, mountpoint)
@@ -105,7 +107,7 @@ async def _serve(
 
 
 async def _hand_out(
-    keeper: Keeper, lending: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    keeper: KeeperClient, lending: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Let clients of GPU copies connect, if that is possible; what tells them where begins after that."""
     listener = await keeper.listen()
@@ -116,12 +118,17 @@ async def _hand_out(
 
 
 async def _begin(
-    session: Session, keeper: Keeper, passthrough: Passthrough, disk: DiskTier, terms: Terms, ledger: Ledger
+    session: Session,
+    keeper: KeeperClient,
+    passthrough: Passthrough,
+    disk: DiskTier,
+    settings: ConnectionSettings,
+    ledger: Ledger,
 ) -> None:
     """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
     connection = await session.agreed()
     refusal = None
-    if not terms.passthrough:
+    if not settings.passthrough:
         refusal = "switched off by --no-passthrough"
     elif not connection.passthrough:
         refusal = why_no_passthrough()
@@ -130,7 +137,7 @@ async def _begin(
             keeper.close(await keeper.open(disk.lock_descriptor))
         except FuseUnavailableError as error:
             refusal = str(error)
-    replace(terms, init=connection.init.hex(), refusal=refusal).record(ledger)
+    replace(settings, init=connection.init.hex(), refusal=refusal).record(ledger)
     if refusal is None:
         passthrough.enable(keeper)
     else:
@@ -139,14 +146,19 @@ async def _begin(
 
 
 async def _go_on(
-    session: Session, keeper: Keeper, passthrough: Passthrough, filesystem: Filesystem, terms: Terms, turn: Turn
+    session: Session,
+    keeper: KeeperClient,
+    passthrough: Passthrough,
+    filesystem: Filesystem,
+    settings: ConnectionSettings,
+    promotion: Promotion,
 ) -> None:
     """Take up what the server before has left, before the first request is answered."""
-    if terms.refusal is None:
+    if settings.refusal is None:
         passthrough.enable(keeper)
-        await passthrough.restore(turn.unclaimed)
+        await passthrough.restore(promotion.unclaimed)
     else:
-        passthrough.disable(terms.refusal)
+        passthrough.disable(settings.refusal)
     await filesystem.takeover.restore()
     session.resume()
     await keeper.ready(resends=True)
@@ -162,11 +174,11 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     """Whether files have other owners or modes than an earlier server has told the kernel."""
     names = {"uid", "gid", "mode", "dir_mode", "access"}
     content = options.model_dump_json(include=names).encode()
-    before = ledger.taken(RecordKind.OWNERSHIP)
+    before = ledger.inherited(RecordKind.OWNERSHIP)
     if [entry.content for entry in before] == [content]:
         return False
     for entry in before:
-        ledger.set(entry.slot, 0)
+        ledger.set_count(entry.slot, 0)
     ledger.add(RecordKind.OWNERSHIP, 0, content)
     return bool(before)
 

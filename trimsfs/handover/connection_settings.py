@@ -1,0 +1,30 @@
+"""The settings of a FUSE connection: what its first server negotiated, and later servers have to keep to."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from trimsfs.handover.ledger import Ledger, RecordKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """Whether ``passthrough`` was requested, with backing files on an ``overlay``, and when it was mounted.
+
+    ``init`` is the kernel's INIT message in hexadecimal digits, ``refusal`` the reason why passthrough is off.
+    """
+
+    passthrough: bool
+    overlay: bool
+    mounted_ns: int
+    init: str = ""
+    refusal: str | None = None
+
+    def record(self, ledger: Ledger) -> None:
+        """Record the settings for later servers."""
+        ledger.add(RecordKind.CONNECTION, 0, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def read(cls, ledger: Ledger) -> "ConnectionSettings | None":
+        """The settings that the first server recorded; None for the first server itself."""
+        records = ledger.inherited(RecordKind.CONNECTION)
+        return cls(**json.loads(records[0].content)) if records else None
