@@ -223,10 +223,10 @@ async def test_without_a_backing_opens_of_what_is_in_memory_do_no_work_twice(
     async with serving(backing=None) as server:
         await warm(server, "b")
 
-        async def bring(_blob: Blob) -> None:
+        async def load(_blob: Blob) -> None:
             raise AssertionError("it is in memory")
 
-        monkeypatch.setattr(server.host, "bring", bring)
+        monkeypatch.setattr(server.host, "load", load)
         await server.open("b")
 
 
