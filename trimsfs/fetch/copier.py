@@ -100,7 +100,7 @@ class ThreadCopier:
         writer = _ChunkWriter(
             extent,
             landed if streaming else whole.append,
-            arrived if streaming and arrived is not None else _nobody,
+            arrived if streaming and arrived is not None else _ignore,
             first,
             buffer,
         )
@@ -128,7 +128,7 @@ class ThreadCopier:
         return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
-def _nobody(_offset: int) -> None:
+def _ignore(_offset: int) -> None:
     """No reader waits for the bytes."""
 
 

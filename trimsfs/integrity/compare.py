@@ -32,7 +32,7 @@ class Match(enum.Enum):
     UNSTABLE = enum.auto()
     """It has another one, and the store gives other bytes each time."""
     UNKNOWN = enum.auto()
-    """Nobody can tell: the parts of the object have no usual size."""
+    """It cannot be known: the parts of the object have no usual size."""
 
 
 class DigestTrust:

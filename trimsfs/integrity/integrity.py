@@ -180,7 +180,7 @@ class Integrity:
                     if self._uncompared(blob):
                         await self._compare_now(blob)
                 except (ObjectChangedError, ObjectNotFoundError, SignatureError):
-                    self._done_with(blob)  # the store has it no more, or nobody may open it
+                    self._done_with(blob)  # the object was replaced or deleted, or the file is not signed
                 except TrimsError as error:
                     self._not_yet(blob, error)
                     await trio.sleep(RETRY_INTERVAL_S)

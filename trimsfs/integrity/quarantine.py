@@ -1,4 +1,4 @@
-"""Quarantine: local copies that are wrong and could not be repaired. Nobody is given their bytes."""
+"""Quarantine: local copies that are wrong and could not be repaired. Reads of them fail."""
 
 import logging
 import math
