@@ -136,7 +136,7 @@ class Device:
         """Mark the device as failed, for good."""
         if self.failure is None:
             self.failure = f"{reason}: check `nvidia-smi`, then run `mountctl restart`"
-            log.error("device %s failed: %s", self.uuid, self.failure)
+            log.error("device %s has failed: %s", self.uuid, self.failure)
             self._on_failure()
 
     def _in_context(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
