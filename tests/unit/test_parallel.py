@@ -33,6 +33,7 @@ def test_a_test_that_is_alone_runs_last_and_beside_no_other(tmp_path: Path) -> N
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(FILE)
     command: list[str | Path] = [sys.executable, "-m", "pytest", "-n", "2", "-p", "tests.support.parallel", tmp_path]
+    command += [f"--basetemp={tmp_path / 'temporary'}"]  # not that of these tests, which it would close to servers
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
