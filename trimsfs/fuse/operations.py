@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from trimsfs.control.files import Caller
+from trimsfs.control.authorisation import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem.attributes import FOREVER_S, Attributes
 from trimsfs.filesystem.filesystem import Filesystem

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.parts import until
 from tests.support.served import CONTROL_GID, Server
-from trimsfs.control.files import Caller
+from trimsfs.control.authorisation import Caller
 
 COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
 ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")

@@ -9,7 +9,7 @@ from tests.support.served import OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
 from trimsfs.control import metrics
-from trimsfs.control.files import Caller
+from trimsfs.control.authorisation import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
 
 # Attributes

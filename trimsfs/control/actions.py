@@ -1,0 +1,179 @@
+"""What a command does to one file: warm, pin, unpin, evict or verify it."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
+
+import trio
+
+from trimsfs.control.progress import Progress
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.gpu.copies import GpuCopies
+from trimsfs.gpu.copy_requests import WarmRequest
+from trimsfs.integrity.integrity import Integrity
+from trimsfs.integrity.signature_policy import SignaturePolicy
+from trimsfs.models.derived_blobs import DerivedBlobs
+from trimsfs.opening.passthrough import Passthrough
+from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.gpu.pool import Holder
+from trimsfs.tiers.host.tier import HostTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
+"""How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
+
+
+class Actions:
+    """Brings files into tiers and removes them. All methods raise TrimsError."""
+
+    def __init__(
+        self,
+        disk: DiskTier,
+        host: HostTier,
+        fetcher: Fetcher,
+        passthrough: Passthrough,
+        derived: DerivedBlobs,
+        gpu: GpuCopies,
+        integrity: Integrity,
+        signature_policy: SignaturePolicy | None,
+    ) -> None:
+        self._disk = disk
+        self._host = host
+        self._fetcher = fetcher
+        self._passthrough = passthrough
+        self._derived = derived
+        self._gpu = gpu
+        self._integrity = integrity
+        self._signature_policy = signature_policy
+        self._pins = trio.Lock()
+
+    def devices(self) -> list[str]:
+        """The GPUs that files can be loaded to."""
+        return list(self._gpu.pools)
+
+    async def restore_pins(self) -> None:
+        """Have what was pinned before the server started in memory again."""
+        try:
+            found = await self._disk.residencies()
+        except TrimsError as error:
+            log.error("what is pinned is not known: %s", error)
+            return
+        for here in found:
+            if here.pinned:
+                try:
+                    await self.pin(here.generation, Progress(here.generation.key), again=True)
+                except TrimsError as error:
+                    log.warning("%s is pinned, but not all here: %s", here.generation.key, error)
+
+    async def warm_disk(self, generation: Generation, progress: Progress) -> None:
+        """Bring a file to the disk."""
+        async with self._arriving(generation, progress) as blob:
+            await self._fetch(blob)
+
+    async def warm_host(self, generation: Generation, progress: Progress) -> None:
+        """Bring a file to the disk and into memory."""
+        async with self._arriving(generation, progress) as blob:
+            await self._fetch(blob)
+            await self._in_memory(partial(self._host.load, again=True), blob)
+            await self._passthrough.register(blob)
+
+    async def _fetch(self, blob: Blob) -> None:
+        await self._admit(blob)
+        await self._fetcher.fetch_all(blob)
+        blob.health.check()
+
+    async def _admit(self, blob: Blob) -> None:
+        """Raises SignatureError for what nobody could open."""
+        if self._signature_policy is not None:
+            await self._signature_policy.admit(blob, nullcontext)
+
+    async def _in_memory(self, function: Callable[[Blob], Awaitable[None]], blob: Blob) -> None:
+        if not blob.attached:
+            return  # it is empty
+        try:
+            await function(blob)
+        except OSError as error:
+            raise CacheUnusableError(f"{blob.generation.key}: cannot be read from the cache: {error}") from error
+
+    async def pin(self, generation: Generation, progress: Progress, *, again: bool = False) -> None:
+        """Pin a file, *again* if it has not been unpinned meanwhile."""
+        async with self._arriving(generation, progress) as blob:
+            await self._fetch(blob)
+            await self._in_memory(partial(self._host.load, again=True), blob)
+            async with self._pinning():
+                if again and not blob.pinned:
+                    return
+                await self._in_memory(self._host.pin, blob)
+                try:
+                    await self._disk.pin(blob, True)
+                except BaseException:
+                    if not blob.pinned:
+                        await self._host.unpin(blob)
+                    raise
+            await self._passthrough.register(blob)
+
+    @asynccontextmanager
+    async def _pinning(self) -> AsyncIterator[None]:
+        """One at a time, and to its end: what is locked in memory is what is pinned."""
+        async with self._pins:
+            with trio.CancelScope(shield=True):
+                yield
+
+    @asynccontextmanager
+    async def _arriving(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
+        """The blob of a generation, whose arrival counts as progress for the length of the block."""
+        async with self._disk.using(generation) as blob:
+            progress.arriving.add(blob)
+            try:
+                yield blob
+            finally:
+                progress.arriving.discard(blob)
+
+    async def unpin(self, generation: Generation, progress: Progress) -> None:
+        """Let a file be evicted again."""
+        del progress
+        async with self._disk.using(generation) as blob, self._pinning():
+            await self._disk.pin(blob, False)
+            await self._host.unpin(blob)
+
+    async def evict(self, generation: Generation, progress: Progress) -> None:
+        """Remove a file, its copies on GPUs, and what was derived from it. Raises InUseError while it is open."""
+        del progress
+        for _ in range(RELEASE_CHECKS):
+            here = await self._disk.residency(generation)
+            if here.users == 0 or here.pinned:
+                break
+            await trio.sleep(RELEASE_INTERVAL_S)
+        self._gpu.check_idle(generation)
+        await self._disk.evict(generation)
+        await self._gpu.evict(generation)
+        for derived in await self._derived.of(generation):
+            with suppress(InUseError):  # its programs go on; it is evicted as others are
+                await self._disk.evict(derived)
+
+    async def warm_gpu(
+        self, wanted: WarmRequest, uid: int, models_only: bool, generation: Generation, progress: Progress
+    ) -> None:
+        """Load a copy of a file to a GPU; *models_only* leaves out a file without tensors."""
+        holder = Holder(uid=uid if wanted.uid is None else wanted.uid)
+        async with self._arriving(generation, progress) as blob:
+            await self._admit(blob)
+            if not await self._gpu.warm(generation, wanted.request, holder, models_only=models_only):
+                progress.left_out_files += 1
+
+    async def verify(self, generation: Generation, progress: Progress) -> None:
+        """Check a file on the disk and in memory, and compare it with the store. Raises BlobDamagedError."""
+        del progress
+        damaged = await self._integrity.verify(generation)
+        if damaged:
+            raise BlobDamagedError(f"{generation.key}: damaged chunks of its local copy, fetched again: {damaged}")
+
+    async def verify_gpu(self, generation: Generation, progress: Progress) -> None:
+        """Compare the copies of a file on GPUs with the file."""
+        compared = await self._gpu.compare(generation)  # others count meanwhile
+        progress.compared_copies += compared

@@ -1,0 +1,43 @@
+"""Who may command a mount, and who may learn of which file."""
+
+from dataclasses import dataclass
+
+from trimsfs.models.derived_blobs import owner
+from trimsfs.namespace.directory import CONTROL_NAME
+from trimsfs.namespace.permissions import Permissions
+from trimsfs.options import MountOptions
+
+CONTROL_PART = f"{CONTROL_NAME.decode()}/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who opened a control file: ids as the host sees them, the thread's 0 when it is in another PID namespace."""
+
+    uid: int
+    groups: frozenset[int]
+    pid: int = 0
+
+
+class Authorisation:
+    """Decides by the options of the mount. ``permissions`` has the owners and modes of its files."""
+
+    def __init__(self, options: MountOptions) -> None:
+        self.permissions = Permissions(options)
+        self._owner = options.uid
+        self._control_gid = options.control_gid
+
+    def may_command(self, caller: Caller) -> bool:
+        """Whether a caller may give commands: root, the owner of the mount, and who is in its control group."""
+        return caller.uid in {0, self._owner} or self._control_gid in caller.groups
+
+    def may_read(self, key: str, caller: Caller) -> bool:
+        """Whether a caller may read a file; what was derived from one is for its maker."""
+        made_by = owner(key.rpartition("/")[2]) if CONTROL_PART in key else None
+        if made_by is not None and caller.uid not in {0, made_by}:
+            return False
+        return self.permissions.may_read(key, caller.uid, caller.groups)
+
+    def same_tenant(self, key: str, other: str) -> bool:
+        """Whether a file belongs to no tenant, or to the same one as another."""
+        return self.permissions.tenant(key) in {None, self.permissions.tenant(other)}
