@@ -81,7 +81,9 @@ class Outcomes:
 async def server_on(cache: Path) -> AsyncIterator[Server]:
     """A server at work on a cache directory."""
     async with (
-        served(MemoryStore(dict(CONTENTS)), cache, chunk_size=CHUNK, budget=BUDGET, backing=FakeBacking()) as server,
+        served(
+            MemoryStore(dict(CONTENTS)), cache, chunk_size=CHUNK, cache_size=BUDGET, backing=FakeBacking()
+        ) as server,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(server.disk.run)

@@ -179,9 +179,9 @@ def serving(directory: Path, chunk_size: int, cold_open: ColdOpen) -> AbstractAs
         chunk_size=chunk_size,
         backing=FakeBacking(),
         cold_open=cold_open,
-        ttl_s=60,
-        budget=4 * chunk_size,
-        host_budget=4 * chunk_size,
+        metadata_ttl=60,
+        cache_size=4 * chunk_size,
+        host_size=4 * chunk_size,
     )
 
 

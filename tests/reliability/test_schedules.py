@@ -226,12 +226,11 @@ async def playing(directory: Path, chunk_size: int, seed: int, cold_open: ColdOp
         chunk_size=chunk_size,
         backing=FakeBacking(),
         cold_open=cold_open,
-        ttl_s=draw.choice((0, 0.1, 60)),
-        budget=draw.choice((None, 3 * chunk_size, 6 * chunk_size, 12 * chunk_size)),
-        policy=POLICIES[draw.choice(sorted(POLICIES))],
-        host_budget=draw.choice((None, 3 * chunk_size)),
-        host_policy=POLICIES[draw.choice(sorted(POLICIES))],
-        siblings=draw.random() < 0.3,
+        metadata_ttl=draw.choice((0, 0.1, 60)),
+        cache_size=draw.choice((None, 3 * chunk_size, 6 * chunk_size, 12 * chunk_size)),
+        cache_policy=draw.choice(sorted(POLICIES)),
+        host_size=draw.choice((None, 3 * chunk_size)),
+        host_policy=draw.choice(sorted(POLICIES)),
     ) as server:
         yield server
 

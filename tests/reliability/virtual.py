@@ -24,7 +24,6 @@ from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.policies import POLICIES
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -118,11 +117,11 @@ class VirtualDriver:
             self._store,
             directory,
             chunk_size=chunk_size,
-            budget=self.budget,
-            host_budget=3 * chunk_size,
-            ttl_s=ttl_s,
+            cache_size=self.budget,
+            host_size=3 * chunk_size,
+            metadata_ttl=ttl_s,
             cold_open=cold_open,
-            policy=POLICIES[policy],
+            cache_policy=policy,
         )
         self._loop.call(self._lives.mount)
 

@@ -2,58 +2,45 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import trio
 
 from tests.support.chunks import REQUESTS_PER_CHUNK
-from tests.support.parts import copier, opened, until
+from tests.support.parts import copier, until
 from tests.support.stores import MemoryStore, as_store
-from trimsfs.control import metrics
-from trimsfs.control.commands import Commands
-from trimsfs.control.files import Caller, Control
-from trimsfs.errors import FuseUnavailableError, LookUpAgainError, TrimsError
-from trimsfs.fetch.fetcher import Fetcher, max_requests
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.files import Control
+from trimsfs.errors import FuseUnavailableError, LookUpAgainError
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.attributes import Attributes
-from trimsfs.filesystem.filesystem import Filesystem, Mount
+from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
-from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copies import GpuCopies
-from trimsfs.gpu.copy_ledger import CopyLedger
-from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.ledger import Ledger
-from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import ROOT_INODE
 from trimsfs.namespace.tree import Namespace
-from trimsfs.opening.cold_open import ColdOpen, ColdOpener, Interruptible
-from trimsfs.opening.opener import Opener
+from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
-from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
-from trimsfs.prefetch.siblings import Siblings
-from trimsfs.server.late_binding import LateBound
-from trimsfs.stores.digests import Digest
-from trimsfs.stores.retrying import Retrying, RetryingStore
-from trimsfs.tiers.blob import Blob
-from trimsfs.tiers.deduplication import Deduplication
+from trimsfs.server.assembly import assemble
+from trimsfs.server.components import Components
+from trimsfs.server.environment import Environment
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
-from trimsfs.tiers.policies import Policy, lru
-from trimsfs.types import Generation
 
 OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
 CONTROL_GID = 3000
+MOUNTPOINT = Path("/models")
 MOUNTED_NS = 1_700_000_000_000_000_000
 
 
@@ -115,7 +102,7 @@ def as_backing(backing: FakeBacking) -> Backing:
     return backing
 
 
-class NoCustodian:
+class NoDescriptorStore:
     """Keeps nothing."""
 
     async def hold(self, number: int, descriptor: int) -> bool:
@@ -126,12 +113,6 @@ class NoCustodian:
 
     async def recall(self, number: int) -> int | None:
         return None
-
-
-def gpu_less(disk: DiskTier, fetcher: Fetcher, tables: TensorTables, options: MountOptions) -> GpuCopies:
-    """The GPU tier of a host without a GPU."""
-    records = CopyLedger(Ledger(), NoCustodian())
-    return GpuCopies(disk, fetcher, tables, records, options, unavailable="there is none", in_memory=False)
 
 
 class Signal:
@@ -164,20 +145,51 @@ class Server:
     """
 
     store: MemoryStore
-    namespace: Namespace
-    disk: DiskTier
-    host: HostTier
-    fetcher: Fetcher
-    passthrough: Passthrough
-    control: Control
-    derived: DerivedBlobs
-    gpu: GpuCopies
-    integrity: Integrity
-    filesystem: Filesystem
+    components: Components
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
     handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
+
+    @property
+    def namespace(self) -> Namespace:
+        return self.components.namespace
+
+    @property
+    def disk(self) -> DiskTier:
+        return self.components.disk
+
+    @property
+    def host(self) -> HostTier:
+        return self.components.host
+
+    @property
+    def fetcher(self) -> Fetcher:
+        return self.components.fetcher
+
+    @property
+    def passthrough(self) -> Passthrough:
+        return self.components.passthrough
+
+    @property
+    def control(self) -> Control:
+        return self.components.control
+
+    @property
+    def derived(self) -> DerivedBlobs:
+        return self.components.derived
+
+    @property
+    def gpu(self) -> GpuCopies:
+        return self.components.gpu
+
+    @property
+    def integrity(self) -> Integrity:
+        return self.components.integrity
+
+    @property
+    def filesystem(self) -> Filesystem:
+        return self.components.filesystem
 
     async def find(self, path: str, *, thread: int = 1) -> Attributes:
         """Walk to a path as the kernel does for a thread: what it is."""
@@ -295,189 +307,86 @@ class Server:
         assert self.filesystem.statistics().open_handles == 0
 
 
+def mount_options(store: MemoryStore, directory: Path, chunk_size: int, **options: Any) -> MountOptions:
+    """The options of a mount, some of which no user could give: tests are small, and in a hurry."""
+    defaults = {
+        "store": store.identity,
+        "cache_dir": directory,
+        "min_free": 0,
+        "memory_limit": 16 * chunk_size,
+        "cold_open": "stream",
+        "uid": OWNER.uid,
+        "control_gid": CONTROL_GID,
+        "scrub_interval": 0.0,
+        "scrub_rate": 1 << 30,
+        "server_user": None,
+    }
+    unknown = options.keys() - MountOptions.model_fields.keys()
+    assert not unknown, unknown
+    return MountOptions().resolved(MOUNTPOINT).model_copy(update=defaults | options)
+
+
 @asynccontextmanager
 async def served(
     store: MemoryStore,
     directory: Path,
     *,
     chunk_size: int,
-    budget: int | None = None,
-    ttl_s: float = 60.0,
-    policy: Policy = lru,
-    host_budget: int | None = None,
-    host_policy: Policy = lru,
     backing: FakeBacking | None = None,
-    cold_open: ColdOpen = "stream",
-    siblings: bool = False,
-    deadline_s: float = 15.0,
     ledger: Ledger | None = None,
-    digests: Literal["auto", "wait", "off"] = "auto",
-    scrub_interval_s: float = 0.0,
     read_manifest: ReadManifest | None = None,
-    required: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
 
-    One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it.
+    One with a *ledger* goes on with what is in it. Nothing is closed at its end: another may go on after it. Other
+    arguments are `MountOptions`; *read_manifest* counts where they have ``signatures`` checked.
     """
-    options = MountOptions(uid=OWNER.uid, control_gid=CONTROL_GID, digests=digests).model_copy(
-        update={"scrub_interval": scrub_interval_s, "scrub_rate": 1 << 30}
-    )
     invalidated: list[tuple[int, bytes]] = []
-    removed = LateBound[[Blob], None]("removed")
-    suspected = LateBound[[Blob, TrimsError], None]("suspected")
-    approve = LateBound[[Blob], Awaitable[bool]]("approve")
-    expected = LateBound[[Generation], Awaitable[Digest | None]]("expected")
-    memory_limit = 16 * chunk_size
-    speed = StoreSpeed(max_requests=max_requests(memory_limit, request_memory=chunk_size // REQUESTS_PER_CHUNK))
-    retrying = Retrying(deadline_s=deadline_s, on_failure=speed.request_failed)
-    async with (
-        opened(
-            directory,
-            chunk_size=chunk_size,
-            budget=budget,
-            policy=policy,
-            load_cost=speed.load_cost,
-            compares=digests != "off",
-            removed=removed,
-            suspected=suspected,
-        ) as disk,
-        trio.open_nursery() as nursery,
-    ):
-        transfer = copier(store)
-        host = HostTier(transfer.populate, budget=host_budget, policy=host_policy)
-        passthrough = Passthrough(disk, host, ledger or Ledger(), approve=approve, compared=digests == "wait")
-        removed.bind(passthrough.unregister)
-        fetcher = Fetcher(
-            transfer,
-            disk,
-            retrying,
-            speed,
-            memory_limit=memory_limit,
-            streaming=store.streaming,
-            completed=passthrough.register,
-        )
-        names = RetryingStore(as_store(store), retrying)
-        namespace = Namespace(names, ttl_s=ttl_s, impatient=as_store(store), ledger=ledger)
-        sources: dict[str, metrics.Source] = {
-            "disk": disk.statistics,
-            "fetch": fetcher.statistics,
-            "host": host.statistics,
-        }
-        derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
-        tables = TensorTables(disk, fetcher)
-        gpu = gpu_less(disk, fetcher, tables, options)
-        digest_prefetch = DigestPrefetch(as_store(store), names)
-
-        async def repaired(generation: Generation) -> None:
-            await gpu.compare(generation)
-
-        integrity = Integrity(
-            disk,
-            fetcher,
-            transfer,
-            retrying,
-            passthrough,
-            options,
-            ask_digest=digest_prefetch.digest
-            if read_manifest is None
-            else signed_first(expected, digest_prefetch.digest),
-            repaired=repaired,
-        )
-        approve.bind(integrity.approve)
-        suspected.bind(integrity.quarantine.suspect)
-        cold_opener = ColdOpener(
-            fetcher,
-            passthrough,
-            mode=cold_open,
-            compared=digests == "wait",
-            fetching=digest_prefetch.expect if read_manifest is None else lambda _blob: None,
-        )
-        reopens = Reopens(ledger or Ledger(), disk.release)
-        signature_policy = None
-        if read_manifest is not None:
-            signature_policy = SignaturePolicy(
-                namespace,
-                disk,
-                fetcher,
-                read_manifest,
-                required=required,
-                fetch=cold_opener.fetch,
-                compare=integrity.comparer.compare,
-                compare_later=integrity.compare_later,
-            )
-            expected.bind(signature_policy.expected)
-        commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
-        control = Control(
-            disk,
-            passthrough,
-            tables,
-            Deduplication(disk),
-            commands,
-            GpuInterface(gpu),
-            options,
-            metrics=metrics.renderer(sources),
-            facts=lambda: {"store": store.identity},
-        )
-        watching = Siblings(namespace, disk, fetcher, passthrough)
-        filesystem = Filesystem(
-            namespace,
-            disk,
-            control,
-            derived,
-            watching,
-            Opener(fetcher, passthrough, cold_opener, reopens),
-            Trust(disk, fetcher, passthrough, compared=digests == "wait", signature_policy=signature_policy),
-            Mount(
-                ledger=ledger or Ledger(),
-                mounted_ns=MOUNTED_NS,
-                invalidate=lambda number, name: invalidated.append((number, name)),
-            ),
-        )
-        if backing is None:
-            passthrough.disable("not wanted")
-        else:
-            passthrough.enable(as_backing(backing))
-        await nursery.start(passthrough.run)
-        await nursery.start(fetcher.run)
-        await nursery.start(digest_prefetch.run)
-        await nursery.start(reopens.run)
-        await nursery.start(derived.run)
-        if siblings:
-            await nursery.start(watching.run)
-        if ledger is not None:
+    mount = mount_options(store, directory, chunk_size, **options)
+    environment = Environment(
+        mountpoint=MOUNTPOINT,
+        mounted_ns=MOUNTED_NS,
+        started=time.time(),
+        restarts=0,
+        keeper_pid=os.getppid(),
+        descriptors=NoDescriptorStore(),
+        ledger=ledger or Ledger(),
+        lock=None,
+        store=as_store(store),
+        copier=copier(store),
+        no_gpu="there is none",
+        read_manifest=None if mount.signatures == "off" else read_manifest,
+        invalidate=lambda number, name: invalidated.append((number, name)),
+        forget_pages=lambda _number: None,
+        chunk_size=chunk_size,
+        request_memory=chunk_size // REQUESTS_PER_CHUNK,
+    )
+    components = assemble(mount, environment)
+    try:
+        async with trio.open_nursery() as nursery:
+            await components.start(nursery)
+            refusal = "not wanted" if backing is None else None
+            components.decide_passthrough(as_backing(backing or FakeBacking()), refusal)
+            if ledger is not None:
+                await components.take_over(unclaimed=None)
+                ledger.forget_inherited()
+            await components.start_maintenance(nursery)
+            server = Server(store=store, components=components, backing=backing, invalidated=invalidated)
             if backing is not None:
-                await passthrough.restore(None)
-            await filesystem.takeover.restore()
-            ledger.forget_inherited()
-        await nursery.start(commands.run)
-        nursery.start_soon(integrity.run)
-        server = Server(
-            store=store,
-            namespace=namespace,
-            disk=disk,
-            host=host,
-            fetcher=fetcher,
-            passthrough=passthrough,
-            control=control,
-            derived=derived,
-            gpu=gpu,
-            integrity=integrity,
-            filesystem=filesystem,
-            backing=backing,
-            invalidated=invalidated,
-        )
-        if backing is not None:
-            backing.in_use = server.passes_through
-        try:
-            yield server
-            if ledger is None:
-                await server.idle()
-            assert backing is None or backing.violations == []
-        finally:
-            if backing is not None and ledger is None:
-                backing.dispose()
-        nursery.cancel_scope.cancel()
+                backing.in_use = server.passes_through
+            try:
+                yield server
+                if ledger is None:
+                    await server.idle()
+                assert backing is None or backing.violations == []
+            finally:
+                if backing is not None and ledger is None:
+                    backing.dispose()
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await components.disk.aclose()
 
 
 Serving = Callable[..., AbstractAsyncContextManager[Server]]

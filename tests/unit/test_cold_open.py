@@ -64,8 +64,11 @@ async def server(serving: Serving) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-def clock(mock_clock: MockClock) -> MockClock:
+def clock(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> MockClock:
     """Time that passes while nothing else happens; what threads do, takes none."""
+    # It jumps no further than to the next look of a tier at itself.
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.FLUSH_INTERVAL_S", 10.0)
+    monkeypatch.setattr("trimsfs.tiers.host.tier.CHECK_INTERVAL_S", 10.0)
     mock_clock.autojump_threshold = 0.05
     return mock_clock
 
@@ -185,7 +188,7 @@ async def test_what_an_open_is_sent_back_for_is_what_the_store_has(
     serving: Serving, store: MemoryStore, sent_back: str
 ) -> None:
     """The kernel looks the name up again only once, however long it would have been believed."""
-    async with serving(cold_open="wait", ttl_s=1) as server:
+    async with serving(cold_open="wait", metadata_ttl=1) as server:
         number = await server.number("a")
         await server.command("warm-host", "a")
         if sent_back == "it was evicted":
@@ -348,7 +351,7 @@ async def test_auto_goes_by_what_came_of_late(
 async def test_waiting_waits_however_long_it_takes(serving: Serving, store: MemoryStore, clock: MockClock) -> None:
     del clock
     store.delay(10 * PATIENCE_S, method="read")
-    async with serving(cold_open="wait", deadline_s=1) as server:
+    async with serving(cold_open="wait", retry_deadline=1) as server:
         assert passed_through(await server.open("a"))
 
 
@@ -429,7 +432,7 @@ async def test_an_object_that_was_replaced_fails_the_open_and_is_looked_up_again
 async def test_a_file_that_does_not_fit_is_served_as_it_comes(
     serving: Serving, store: MemoryStore, content: bytes, mode: str, chunk_size: int
 ) -> None:
-    async with serving(cold_open=mode, budget=2 * chunk_size) as server:
+    async with serving(cold_open=mode, cache_size=2 * chunk_size) as server:
         handle = await server.open("a")
         assert not passed_through(handle)
         assert await server.read(handle) == content
@@ -441,7 +444,7 @@ async def test_a_file_that_was_resident_and_does_not_fit_any_more_fails_the_open
     serving: Serving, store: MemoryStore, chunk_size: int
 ) -> None:
     store.put("b", content_of("b", CHUNKS * chunk_size))
-    async with serving(cold_open="wait", budget=CHUNKS * chunk_size) as server:
+    async with serving(cold_open="wait", cache_size=CHUNKS * chunk_size) as server:
         await server.command("warm-host", "a")
         number = await server.number("a")
         assert await server.outcome("evict", "a") == ("done", None)

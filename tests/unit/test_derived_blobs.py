@@ -190,7 +190,7 @@ async def test_one_that_is_found_damaged_is_not_served(store: MemoryStore, tmp_p
 
 
 async def test_without_room_there_is_none(store: MemoryStore, tmp_path: Path, chunk_size: int) -> None:
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size, budget=5 * chunk_size) as server:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, cache_size=5 * chunk_size) as server:
         await server.content(MODEL)
         with pytest.raises(CacheFullError):
             await pass_on(server)  # the model itself is open

@@ -42,7 +42,7 @@ def store(old: bytes) -> MemoryStore:
 @pytest.fixture
 async def watchful(serving: Serving) -> AsyncIterator[Server]:
     """A server that asks the store at every lookup."""
-    async with serving(ttl_s=0) as server:
+    async with serving(metadata_ttl=0) as server:
         yield server
 
 
@@ -236,7 +236,7 @@ async def test_directory_cannot_be_opened_as_a_file(server: Server) -> None:
 
 async def test_space_is_what_the_cache_may_hold(serving: Serving, old: bytes, chunk_size: int) -> None:
     budget = 10 * chunk_size
-    async with serving(budget=budget) as server:
+    async with serving(cache_size=budget) as server:
         assert server.filesystem.space() == (budget, budget)
         await cached(server, "dir/model")
         assert server.filesystem.space() == (budget, budget - len(old))
@@ -472,7 +472,7 @@ async def test_content_that_is_still_there_is_read_after_its_first_version_is_go
     store.put("model", old, version_id="v1")
     for chunk in range(1, CHUNKS):
         store.fail(down(), times=float("inf"), method="read", offset=chunk * chunk_size)
-    async with served(store, tmp_path / "cache", chunk_size=chunk_size, ttl_s=0) as server:
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, metadata_ttl=0) as server:
         handle = await server.open("model")
         assert await server.read(handle, 0, 100) == old[:100]
         store.put("model", old, version_id="v2")

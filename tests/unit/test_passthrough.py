@@ -353,7 +353,7 @@ async def test_opening_the_resident_number_fails_with_the_store_and_leaves_nothi
 
 
 async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, chunk_size: int) -> None:
-    async with serving(budget=(CHUNKS + 1) * chunk_size) as server:
+    async with serving(cache_size=(CHUNKS + 1) * chunk_size) as server:
         for _ in range(3):
             await warm(server, "dir/a")
             await warm(server, "b")
@@ -366,7 +366,7 @@ async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, ch
 async def test_a_file_that_left_memory_is_brought_back_by_its_next_open_with_the_same_id(
     serving: Serving, backing: FakeBacking, contents: dict[str, bytes], chunk_size: int
 ) -> None:
-    async with serving(host_budget=CHUNKS * chunk_size) as server:
+    async with serving(host_size=CHUNKS * chunk_size) as server:
         await warm(server, "dir/a")
         number = await server.number("dir/a")
         await warm(server, "b")
@@ -442,7 +442,7 @@ async def test_pinned_files_are_brought_back_and_locked_by_the_next_server(
 async def test_a_new_generation_is_announced_beside_the_old_which_reads_on(
     serving: Serving, store: MemoryStore, backing: FakeBacking, contents: dict[str, bytes]
 ) -> None:
-    async with serving(ttl_s=0) as server:
+    async with serving(metadata_ttl=0) as server:
         await warm(server, "b")
         old = await server.open("b")
         store.put("b", contents["dir/a"])

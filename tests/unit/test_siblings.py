@@ -35,7 +35,6 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
         chunk_size=chunk_size,
         backing=FakeBacking(),
         cold_open="wait",
-        siblings=True,
     )
 
 
@@ -104,7 +103,7 @@ async def test_what_fails_unasked_is_nobodys_error(
 
 
 async def test_without_room_nothing_is_fetched_unasked(serving: Serving, store: MemoryStore) -> None:
-    async with serving(budget=0) as server:
+    async with serving(cache_size=0) as server:
         for number in range(3):
             await server.content(f"dir/{number:02}")
         await quiet(server)

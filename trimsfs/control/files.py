@@ -54,7 +54,7 @@ class Control:
         self._commands = commands
         self.gpu = gpu
         self._reports = reports
-        self._authorisation = authorisation
+        self.authorisation = authorisation
         self.tells_common = tells_common
         self._root_files: dict[str, Callable[[Caller], Awaitable[bytes]]] = {
             "control": reports.mount,
@@ -125,7 +125,7 @@ class Control:
         """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""
         name = inode.control
         if self._commands.knows(name):
-            if not self._authorisation.may_command(caller):
+            if not self.authorisation.may_command(caller):
                 raise NotPermittedError(f"{name} /{inode.path}: uid {caller.uid} may not command this mount")
             return self._commands.start(name, inode, caller.uid)
         directory, _, asked = name.partition("/")

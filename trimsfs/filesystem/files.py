@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimsfs.control.files import Caller, Control
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
 from trimsfs.filesystem.handles import Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls

@@ -7,7 +7,8 @@ decides, and reads it. `trust` reads again what may not be given yet, and `trims
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimsfs.control.files import XATTR_PREFIX, Caller, Control
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.files import XATTR_PREFIX, Control
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, passed_through
@@ -66,7 +67,9 @@ class Filesystem:
         self._opener = opener
         self._trust = trust
         self.handles = handles = Handles(mount.ledger)
-        describe = Describer(namespace.inodes, control.permissions, opener.passthrough, mounted_ns=mount.mounted_ns)
+        describe = Describer(
+            namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
+        )
         self.names = Names(
             namespace, disk, control, derived, opener.reopens, describe, handles, invalidate=mount.invalidate
         )

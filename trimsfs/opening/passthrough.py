@@ -112,6 +112,11 @@ class Passthrough:
             else:  # somebody changed files in the cache directory
                 self._close(record.number)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the kernel accepts backing files, as far as is known."""
+        return self._backing is not None
+
     def facts(self) -> dict[str, object]:
         """Whether passthrough is used on this mount, and why not."""
         return {"used": True} if self._backing is not None else {"used": False, "reason": self._reason}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from trimsfs.types import Generation
 
 SMALL = 1 << 20
-"""Bytes in the largest file that is prefetched."""
+"""Bytes in the largest file that is prefetched: an eighth of a chunk."""
 FIRST_WINDOW = 32
 LAST_WINDOW = 512
 LEAST_WINDOW = 4
@@ -18,9 +18,11 @@ class DirectoryReadahead:
 
     ``window`` is how many are chosen at a time. It doubles when half of the last ones have been opened, which is
     also when the next are chosen, and halves when a file is opened that was not chosen. ``chosen`` holds the ETags,
-    by name, of what was opened or chosen so far; ``awaited`` the names chosen last, of which ``met`` were opened.
+    by name, of what was opened or chosen so far; ``awaited`` the names chosen last, of which ``met`` were opened. Files
+    up to ``small`` bytes are.
     """
 
+    small: int = SMALL
     window: int = FIRST_WINDOW
     chosen: dict[bytes, str] = field(default_factory=dict)
     awaited: set[bytes] = field(default_factory=set)
@@ -31,7 +33,7 @@ class DirectoryReadahead:
 
         *entries* are those of the directory, in order of name.
         """
-        if generation.size > SMALL:
+        if generation.size > self.small:
             return []
         if name in self.awaited:
             self.awaited.remove(name)
@@ -57,6 +59,6 @@ class DirectoryReadahead:
             entry = entries[other]
             if len(wanted) == self.window:
                 break
-            if isinstance(entry, Generation) and 0 < entry.size <= SMALL and self.chosen.get(other) != entry.etag:
+            if isinstance(entry, Generation) and 0 < entry.size <= self.small and self.chosen.get(other) != entry.etag:
                 wanted[other] = entry
         return wanted

@@ -30,6 +30,7 @@ class Siblings:
         self._disk = disk
         self._fetcher = fetcher
         self._passthrough = passthrough
+        self._small = min(SMALL, disk.chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
@@ -41,7 +42,7 @@ class Siblings:
     def record_open(self, inode: Inode, *, here: bool) -> None:
         """A file is opened; *here*: all of it is on disk."""
         assert inode.generation is not None
-        if inode.generation.size > SMALL:
+        if inode.generation.size > self._small:
             return
         prefix, slash, name = inode.path.rpartition("/")
         prefix += slash
@@ -49,7 +50,7 @@ class Siblings:
         if readahead is None:
             if here:
                 return
-            readahead = self._directories[prefix] = DirectoryReadahead()
+            readahead = self._directories[prefix] = DirectoryReadahead(small=self._small)
         wanted = readahead.record_open(
             name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
         )

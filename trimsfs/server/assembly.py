@@ -1,34 +1,32 @@
-"""The components of a server, put together."""
+"""Builds the components of a server from the options of its mount and from the world outside of it.
+
+Tests build their servers here, too, in an environment of their own.
+"""
 
 import os
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from trimsfs import __version__
 from trimsfs.control import metrics
+from trimsfs.control.actions import Actions
+from trimsfs.control.authorisation import Authorisation
 from trimsfs.control.commands import Commands
 from trimsfs.control.files import Control
+from trimsfs.control.reports import Reports
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.fetch.speed import StoreSpeed
-from trimsfs.fetch.workers import Spawner, WorkerPool
 from trimsfs.filesystem.filesystem import Filesystem, Mount
 from trimsfs.filesystem.trust import Trust
-from trimsfs.fuse.session import forget_pages, invalidate
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
-from trimsfs.handover.connection_settings import ConnectionSettings
-from trimsfs.handover.keeper_client import KeeperClient, Promotion
-from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
-from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
@@ -40,8 +38,10 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.siblings import Siblings
+from trimsfs.server.components import Components, Service
+from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
@@ -53,9 +53,6 @@ from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 
-Starting = Callable[..., Awaitable[Any]]
-"""Runs for as long as the server does, and tells when it has begun."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatistics:
@@ -65,47 +62,126 @@ class ServerStatistics:
     started: float
 
 
+class Calls:
+    """Calls from components to those that are built after them."""
+
+    def __init__(self) -> None:
+        self.blob_removed = LateBound[[Blob], None]("blob_removed")
+        self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
+        self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
+        self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
+        self.render_metrics = LateBound[[], bytes]("render_metrics")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """A server's components, as far as they are spoken to, and what runs as long as it does: what is there before the
-    first request is answered, and what evicts, and so needs to know what is open."""
+class Tiers:
+    """Where the bytes of files are kept on this host, but for GPUs."""
 
     disk: DiskTier
-    namespace: Namespace
+    host: HostTier
     passthrough: Passthrough
-    filesystem: Filesystem
-    lending: GpuInterface
-    first: tuple[Starting, ...]
-    later: tuple[Callable[[], Awaitable[None]], ...]
 
 
-def assemble(
-    options: MountOptions,
-    mountpoint: Path,
-    keeper: KeeperClient,
-    promotion: Promotion,
-    ledger: Ledger,
-    settings: ConnectionSettings,
-    spawner: Spawner,
-    raw_store: Store,
-    no_gpu: str | None,
-    read_manifest: ReadManifest | None,
-) -> Parts:
-    """The components of the server of a mount; *no_gpu* tells why no GPU can be used, *read_manifest* reads what has
-    been signed, where that matters."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetching:
+    """What is known of the store's files, and their bytes."""
+
+    retrying: Retrying
+    namespace: Namespace
+    fetcher: Fetcher
+    tables: TensorTables
+    digest_prefetch: DigestPrefetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """What a file has to pass before it is opened, and later."""
+
+    integrity: Integrity
+    cold_opener: ColdOpener
+    signature_policy: SignaturePolicy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The copies of files on GPUs, and what lends them."""
+
+    copies: GpuCopies
+    interface: GpuInterface
+
+
+def assemble(options: MountOptions, environment: Environment) -> Components:
+    """The components of the server of a mount; *options* are resolved. Raises CacheError and TakeoverError."""
+    calls = Calls()
+    speed = StoreSpeed(max_requests=max_requests(options.memory_limit, request_memory=environment.request_memory))
+    tiers = _tiers(options, environment, calls, speed)
+    fetching = _fetching(options, environment, tiers, speed)
+    gpu = _gpu(options, environment, tiers, fetching)
+    checks = _checks(options, environment, calls, tiers, fetching, gpu)
+    derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
+    deduplication = Deduplication(tiers.disk)
+    commands = _commands(tiers, fetching, gpu, checks, derived)
+    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands)
+    siblings = Siblings(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough)
+    reopens = Reopens(environment.ledger, tiers.disk.release)
+    filesystem = Filesystem(
+        fetching.namespace,
+        tiers.disk,
+        control,
+        derived,
+        siblings,
+        Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
+        Trust(
+            tiers.disk,
+            fetching.fetcher,
+            tiers.passthrough,
+            compared=_always_compared(options),
+            signature_policy=checks.signature_policy,
+        ),
+        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, invalidate=environment.invalidate),
+    )
+    statistics = _statistics(environment, tiers, fetching, gpu, checks)
+    statistics |= {"files": filesystem.statistics, "sharing": deduplication.statistics}
+    calls.render_metrics.bind(metrics.renderer(statistics))
+    maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
+    if options.share_chunks:
+        maintenance.append(deduplication.run)
+    return Components(
+        disk=tiers.disk,
+        host=tiers.host,
+        passthrough=tiers.passthrough,
+        fetcher=fetching.fetcher,
+        namespace=fetching.namespace,
+        derived=derived,
+        gpu=gpu.copies,
+        gpu_interface=gpu.interface,
+        integrity=checks.integrity,
+        commands=commands,
+        control=control,
+        filesystem=filesystem,
+        services=(
+            tiers.passthrough.run,
+            fetching.fetcher.run,
+            fetching.digest_prefetch.run,
+            reopens.run,
+            siblings.run,
+            derived.run,
+            gpu.copies.run,
+        ),
+        maintenance=tuple(maintenance),
+    )
+
+
+def _always_compared(options: MountOptions) -> bool:
+    """Whether nothing may be opened before it has been compared with the store's digest."""
+    return options.digests == "wait"
+
+
+def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed: StoreSpeed) -> Tiers:
     assert options.cache_dir is not None
-    started = time.time()
-    speed = StoreSpeed(max_requests=max_requests(options.memory_limit))
-    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed)
-    store = RetryingStore(raw_store, retrying)
-    pool = WorkerPool(spawner, count=options.fetch_processes or 2)
-    removed = LateBound[[Blob], None]("removed")
-    suspected = LateBound[[Blob, TrimsError], None]("suspected")
-    approve = LateBound[[Blob], Awaitable[bool]]("approve")
-    expected = LateBound[[Generation], Awaitable[Digest | None]]("expected")
     disk = DiskTier(
         options.cache_dir,
-        store=raw_store.identity,
+        store=environment.store.identity,
         limits=DiskLimits(
             budget=options.cache_size,
             min_free=options.min_free,
@@ -114,162 +190,192 @@ def assemble(
         ),
         load_cost=speed.load_cost,
         compares=options.digests != "off",
-        events=TierEvents(removed=removed, suspected=suspected),
-        lock=promotion.lock,
+        events=TierEvents(removed=calls.blob_removed, suspected=calls.blob_suspected),
+        lock=environment.lock,
+        chunk_size=environment.chunk_size,
     )
     host = HostTier(
-        pool.populate,
+        environment.copier.populate,
         budget=options.host_size,
         policy=POLICIES[options.host_policy],
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
-    compared = options.digests == "wait"
-    passthrough = Passthrough(disk, host, ledger, approve=approve, compared=compared)
-    removed.bind(passthrough.unregister)
+    passthrough = Passthrough(disk, host, environment.ledger, approve=calls.approve, compared=_always_compared(options))
+    calls.blob_removed.bind(passthrough.unregister)
+    return Tiers(disk=disk, host=host, passthrough=passthrough)
+
+
+def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed) -> Fetching:
+    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed)
+    store = RetryingStore(environment.store, retrying)
     fetcher = Fetcher(
-        pool,
-        disk,
+        environment.copier,
+        tiers.disk,
         retrying,
         speed,
         memory_limit=options.memory_limit,
-        streaming=raw_store.streaming,
-        completed=passthrough.register,
+        streaming=environment.store.streaming,
+        completed=tiers.passthrough.register,
     )
-    namespace = Namespace(store, ttl_s=options.metadata_ttl, impatient=raw_store, ledger=ledger)
-    derived = DerivedBlobs(disk, passthrough, allowed=options.derived)
-    tables = TensorTables(disk, fetcher)
-    gpu = GpuCopies(
-        disk,
-        fetcher,
-        tables,
-        CopyLedger(ledger, keeper),
+    return Fetching(
+        retrying=retrying,
+        namespace=Namespace(store, ttl_s=options.metadata_ttl, impatient=environment.store, ledger=environment.ledger),
+        fetcher=fetcher,
+        tables=TensorTables(tiers.disk, fetcher),
+        digest_prefetch=DigestPrefetch(environment.store, store),
+    )
+
+
+def _gpu(options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching) -> Gpu:
+    copies = GpuCopies(
+        tiers.disk,
+        fetching.fetcher,
+        fetching.tables,
+        CopyLedger(environment.ledger, environment.descriptors),
         options,
-        unavailable=no_gpu,
-        in_memory=lies_on(disk.directory, "tmpfs"),
+        unavailable=environment.no_gpu,
+        in_memory=lies_on(tiers.disk.directory, "tmpfs"),
     )
-    lending = GpuInterface(gpu)
+    return Gpu(copies=copies, interface=GpuInterface(copies))
 
-    async def repaired(generation: Generation) -> None:
-        number = namespace.inodes.cached_number(generation)
-        if number is not None:
-            await trio.to_thread.run_sync(forget_pages, number, abandon_on_cancel=True)
-        await gpu.compare(generation)
 
-    digest_prefetch = DigestPrefetch(raw_store, store)
+def _checks(
+    options: MountOptions, environment: Environment, calls: Calls, tiers: Tiers, fetching: Fetching, gpu: Gpu
+) -> Checks:
+    prefetch = fetching.digest_prefetch
+    signed = environment.read_manifest is not None
     integrity = Integrity(
-        disk,
-        fetcher,
-        pool,
-        retrying,
-        passthrough,
+        tiers.disk,
+        fetching.fetcher,
+        environment.copier,
+        fetching.retrying,
+        tiers.passthrough,
         options,
-        ask_digest=digest_prefetch.digest if read_manifest is None else signed_first(expected, digest_prefetch.digest),
-        repaired=repaired,
+        ask_digest=signed_first(calls.expected_digest, prefetch.digest) if signed else prefetch.digest,
+        repaired=_repaired(environment, fetching, gpu),
     )
-    approve.bind(integrity.approve)
-    suspected.bind(integrity.quarantine.suspect)
-    sharing = Deduplication(disk)
-    sources: dict[str, metrics.Source] = {
-        "disk": disk.statistics,
-        "fetch": fetcher.statistics,
-        "host": host.statistics,
-        "integrity": integrity.statistics,
-        "names": namespace.statistics,
-        "server": lambda: ServerStatistics(restarts=promotion.restarts, started=started),
-        "sharing": sharing.statistics,
-        "store": retrying.statistics,
-    }
-
-    def facts() -> dict[str, object]:
-        return {
-            "version": __version__,
-            "mountpoint": str(mountpoint),
-            "store": options.store,
-            "server_pid": os.getpid(),
-            "keeper_pid": keeper.pid,
-            "started": started,
-            "restarts": promotion.restarts,
-            "cache_dir": str(options.cache_dir),
-            "cache_problem": disk.unusable,
-            "log_file": str(options.log_file),
-            "passthrough": passthrough.facts(),
-            "gpu": lending.facts(),
-            "options": options.model_dump(mode="json", exclude_none=True),
-        }
-
-    sources["gpu"] = gpu.statistics
+    calls.approve.bind(integrity.approve)
+    calls.blob_suspected.bind(integrity.quarantine.suspect)
     cold_opener = ColdOpener(
-        fetcher,
-        passthrough,
-        mode="wait" if compared else options.cold_open,
-        compared=compared,
-        # What has been signed counts for more than what the store tells.
-        fetching=digest_prefetch.expect if read_manifest is None else _ask_nothing,
+        fetching.fetcher,
+        tiers.passthrough,
+        mode="wait" if _always_compared(options) else options.cold_open,
+        compared=_always_compared(options),
+        fetching=_ask_nothing if signed else prefetch.expect,
     )
-    reopens = Reopens(ledger, disk.release)
-    signature_policy = None
-    if read_manifest is not None:
-        signature_policy = SignaturePolicy(
-            namespace,
-            disk,
-            fetcher,
-            read_manifest,
+    policy = None
+    if environment.read_manifest is not None:
+        policy = SignaturePolicy(
+            fetching.namespace,
+            tiers.disk,
+            fetching.fetcher,
+            environment.read_manifest,
             required=options.signatures == "require",
             fetch=cold_opener.fetch,
             compare=integrity.comparer.compare,
             compare_later=integrity.compare_later,
         )
-        expected.bind(signature_policy.expected)
-        sources["signatures"] = signature_policy.statistics
-    commands = Commands(namespace, disk, host, fetcher, passthrough, derived, gpu, integrity, signature_policy)
-    control = Control(
-        disk,
-        passthrough,
-        tables,
-        sharing,
-        commands,
-        lending,
-        options,
-        metrics=metrics.renderer(sources),
-        facts=facts,
-    )
-    siblings = Siblings(namespace, disk, fetcher, passthrough)
-    filesystem = Filesystem(
-        namespace,
-        disk,
-        control,
-        derived,
-        siblings,
-        Opener(fetcher, passthrough, cold_opener, reopens),
-        Trust(disk, fetcher, passthrough, compared=compared, signature_policy=signature_policy),
-        Mount(ledger=ledger, mounted_ns=settings.mounted_ns, invalidate=invalidate),
-    )
-    sources["files"] = filesystem.statistics
-    later: list[Callable[[], Awaitable[None]]] = [disk.run, host.run, commands.run, integrity.run]
-    if options.share_chunks:
-        later.append(sharing.run)
-    return Parts(
-        disk=disk,
-        namespace=namespace,
-        passthrough=passthrough,
-        filesystem=filesystem,
-        lending=lending,
-        first=(
-            pool.run,
-            passthrough.run,
-            fetcher.run,
-            digest_prefetch.run,
-            reopens.run,
-            siblings.run,
-            derived.run,
-            gpu.run,
-        ),
-        later=tuple(later),
-    )
+        calls.expected_digest.bind(policy.expected)
+    return Checks(integrity=integrity, cold_opener=cold_opener, signature_policy=policy)
 
 
 def _ask_nothing(_blob: Blob) -> None:
-    """No digest is asked for early."""
+    """The store's digest is not asked for early where a signed one counts for more."""
+
+
+def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
+    async def repaired(generation: Generation) -> None:
+        """The bytes of a file were wrong: the kernel's pages and the GPUs' copies may be, too."""
+        number = fetching.namespace.inodes.cached_number(generation)
+        if number is not None:
+            await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
+        await gpu.copies.compare(generation)
+
+    return repaired
+
+
+def _commands(tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs) -> Commands:
+    actions = Actions(
+        tiers.disk,
+        tiers.host,
+        fetching.fetcher,
+        tiers.passthrough,
+        derived,
+        gpu.copies,
+        checks.integrity,
+        checks.signature_policy,
+    )
+    return Commands(fetching.namespace, tiers.disk, actions)
+
+
+def _control(
+    options: MountOptions,
+    environment: Environment,
+    calls: Calls,
+    tiers: Tiers,
+    fetching: Fetching,
+    gpu: Gpu,
+    deduplication: Deduplication,
+    commands: Commands,
+) -> Control:
+    authorisation = Authorisation(options)
+    reports = Reports(
+        tiers.disk,
+        tiers.passthrough,
+        deduplication,
+        gpu.interface,
+        authorisation,
+        metrics=calls.render_metrics,
+        facts=_facts(options, environment, tiers, gpu),
+    )
+    return Control(
+        tiers.disk,
+        fetching.tables,
+        commands,
+        gpu.interface,
+        reports,
+        authorisation,
+        tells_common=options.share_chunks,
+    )
+
+
+def _facts(options: MountOptions, environment: Environment, tiers: Tiers, gpu: Gpu) -> Callable[[], dict[str, object]]:
+    """What the control file ``control`` tells about the mount."""
+    return lambda: {
+        "version": __version__,
+        "mountpoint": str(environment.mountpoint),
+        "store": options.store,
+        "server_pid": os.getpid(),
+        "keeper_pid": environment.keeper_pid,
+        "started": environment.started,
+        "restarts": environment.restarts,
+        "cache_dir": str(options.cache_dir),
+        "cache_problem": tiers.disk.unusable,
+        "log_file": str(options.log_file),
+        "passthrough": tiers.passthrough.facts(),
+        "gpu": gpu.interface.facts(),
+        "options": options.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _statistics(
+    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
+) -> dict[str, metrics.Source]:
+    """What is counted, by the first word of the metrics' names."""
+    server = ServerStatistics(restarts=environment.restarts, started=environment.started)
+    sources: dict[str, metrics.Source] = {
+        "disk": tiers.disk.statistics,
+        "fetch": fetching.fetcher.statistics,
+        "gpu": gpu.copies.statistics,
+        "host": tiers.host.statistics,
+        "integrity": checks.integrity.statistics,
+        "names": fetching.namespace.statistics,
+        "server": lambda: server,
+        "store": fetching.retrying.statistics,
+    }
+    if checks.signature_policy is not None:
+        sources["signatures"] = checks.signature_policy.statistics
+    return sources
 
 
 def lies_on(directory: Path, kind: str) -> bool:

@@ -21,11 +21,7 @@ import trio
 
 from trimsfs import cuda
 from trimsfs.cuda import CudaUnavailableError
-from trimsfs.errors import (
-    CacheUnusableError,
-    ConfigurationError,
-    TrimsError,
-)
+from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
 from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.fetcher import max_requests
@@ -34,7 +30,7 @@ from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
-from trimsfs.server.lifecycle import serve
+from trimsfs.server.lifecycle import Loaded, serve
 from trimsfs.server.sandbox import (
     HIGHEST_NICE,
     RLIMIT_NICE,
@@ -98,10 +94,11 @@ def main() -> None:
             held = [keeper_end.fileno(), promotion.ledger, *filter(None, (promotion.lock, promotion.fuse))]
             set_process_title("server", mountpoint)
             spawner = Spawner(partial(_make_copier, options, store), mountpoint=mountpoint, not_for_it=held)
-            _step_forward()
-            trio.run(serve, options, mountpoint, keeper_end, promotion, spawner, store, no_gpu, read_manifest)
+            _raise_priority()
+            loaded = Loaded(store=store, spawner=spawner, no_gpu=no_gpu, read_manifest=read_manifest)
+            trio.run(serve, options, mountpoint, keeper_end, promotion, loaded)
     except* TrimsError as group:
-        failure = _first(group)
+        failure = _first_error(group)
     if failure is not None:
         log.error("%s", failure)
         tell_failure(keeper_end, failure)
@@ -142,7 +139,7 @@ def _confine(options: MountOptions) -> CacheUnusableError | None:
         if raised(RLIMIT_NICE, HIGHEST_NICE):
             os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
         else:
-            _step_forward()  # there is no other chance
+            _raise_priority()  # there is no other chance
         user = identity(options.server_user)
         try:
             give(options.cache_dir, user)
@@ -161,8 +158,8 @@ def _confine(options: MountOptions) -> CacheUnusableError | None:
     return fails
 
 
-def _step_forward() -> None:
-    """Have a core at once, as far as that is allowed: every open of every program waits for this process."""
+def _raise_priority() -> None:
+    """Get a core before other processes, as far as that is allowed: the opens of all programs wait for this one."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, SERVER_NICENESS)
         if os.getsid(0) == os.getppid():  # the keeper's own session, not a user's
@@ -175,7 +172,7 @@ def _make_copier(options: MountOptions, store: Store) -> ThreadCopier:
     return ThreadCopier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
 
 
-def _first(group: BaseExceptionGroup[TrimsError]) -> TrimsError:
+def _first_error(group: BaseExceptionGroup[TrimsError]) -> TrimsError:
     """The first error in a group."""
     error: TrimsError | BaseExceptionGroup[TrimsError] = group
     while isinstance(error, BaseExceptionGroup):

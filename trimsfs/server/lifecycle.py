@@ -1,131 +1,141 @@
-"""A server's life: it begins a mount or goes on with one, answers, and ends with it."""
+"""A server's life: it begins a mount or takes one over, answers requests, and ends with the mount."""
 
 import logging
 import signal
 import socket
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
-from trimsfs.errors import (
-    FuseUnavailableError,
-    StoreUnavailableError,
-)
-from trimsfs.fetch.workers import Spawner
-from trimsfs.filesystem.filesystem import Filesystem
-from trimsfs.fuse.session import Session, forget_attributes, why_no_passthrough
+from trimsfs.errors import FuseUnavailableError, StoreUnavailableError
+from trimsfs.fetch.workers import Spawner, WorkerPool
+from trimsfs.filesystem.takeover import Takeover
+from trimsfs.fuse.session import Session, forget_attributes, forget_pages, invalidate, why_no_passthrough
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.handover.connection_settings import ConnectionSettings
 from trimsfs.handover.keeper_client import KeeperClient, Promotion
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.integrity.manifests import ReadManifest
-from trimsfs.opening.passthrough import Passthrough
 from trimsfs.options import MountOptions
-from trimsfs.server.assembly import Parts, assemble, lies_on
+from trimsfs.server.assembly import assemble, lies_on
+from trimsfs.server.components import Components
+from trimsfs.server.environment import Environment
 from trimsfs.stores import Retrying, RetryingStore, Store
-from trimsfs.tiers.disk.tier import DiskTier
 
 log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 10.0
+"""After which a server has seen all requests that the one before it did not answer: the kernel sends them at once."""
 PROBE_DEADLINE_S = 5.0
 """How long a mount tries to reach its store before it gives up."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a server's process loads before it gives up its privileges.
+
+    ``no_gpu`` tells why no GPU can be used, if so; ``read_manifest`` reads signed manifests, where files must be what
+    is signed.
+    """
+
+    store: Store
+    spawner: Spawner
+    no_gpu: str | None
+    read_manifest: ReadManifest | None
+
+
 async def serve(
-    options: MountOptions,
-    mountpoint: Path,
-    keeper_end: socket.socket,
-    promotion: Promotion,
-    spawner: Spawner,
-    raw_store: Store,
-    no_gpu: str | None,
-    read_manifest: ReadManifest | None,
+    options: MountOptions, mountpoint: Path, keeper_end: socket.socket, promotion: Promotion, loaded: Loaded
 ) -> None:
-    """Run the server until the file system is unmounted. *options* are resolved; *no_gpu* tells why no GPU
-    can be used, *read_manifest* reads what has been signed, where that matters. Raises TrimsError."""
+    """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
+    assert options.cache_dir is not None
     ledger = Ledger(promotion.ledger)
     settings = ConnectionSettings.read(ledger) or ConnectionSettings(
-        passthrough=options.passthrough, overlay=_lies_on_overlay(options), mounted_ns=time.time_ns()
+        passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
     )
     keeper = KeeperClient(keeper_end)
-    parts = assemble(
-        options, mountpoint, keeper, promotion, ledger, settings, spawner, raw_store, no_gpu, read_manifest
+    pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
+    environment = Environment(
+        mountpoint=mountpoint,
+        mounted_ns=settings.mounted_ns,
+        started=time.time(),
+        restarts=promotion.restarts,
+        keeper_pid=keeper.pid,
+        descriptors=keeper,
+        ledger=ledger,
+        lock=promotion.lock,
+        store=loaded.store,
+        copier=pool,
+        no_gpu=loaded.no_gpu,
+        read_manifest=loaded.read_manifest,
+        invalidate=invalidate,
+        forget_pages=forget_pages,
     )
+    components = assemble(options, environment)
     try:
         if promotion.fuse is None:
-            await _probe(raw_store, options)
-        await _serve(options, mountpoint, keeper, promotion, parts, ledger, settings, no_gpu)
+            await _probe(loaded.store, options)
+        await _serve(options, environment, components, keeper, promotion, settings, pool)
     finally:
         with trio.CancelScope(shield=True):
-            await parts.disk.aclose()
-        await raw_store.aclose()
-
-
-def _lies_on_overlay(options: MountOptions) -> bool:
-    assert options.cache_dir is not None
-    return lies_on(options.cache_dir, "overlay")
+            await components.disk.aclose()
+        await loaded.store.aclose()
 
 
 async def _serve(
     options: MountOptions,
-    mountpoint: Path,
+    environment: Environment,
+    components: Components,
     keeper: KeeperClient,
     promotion: Promotion,
-    parts: Parts,
-    ledger: Ledger,
     settings: ConnectionSettings,
-    no_gpu: str | None,
+    pool: WorkerPool,
 ) -> None:
-    disk = parts.disk
-    session = Session(parts.filesystem, settings)
-    with session.on(await keeper.mount(disk.lock_descriptor) if promotion.fuse is None else promotion.fuse):
+    session = Session(components.filesystem, settings)
+    fuse = promotion.fuse
+    if fuse is None:
+        fuse = await keeper.mount(components.disk.lock_descriptor)
+    with session.on(fuse):
         async with trio.open_nursery() as nursery:
-            for start in parts.first:
-                await nursery.start(start)
+            await nursery.start(pool.run)
+            await components.start(nursery)
             nursery.start_soon(keeper.run)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            if no_gpu is None:
-                await nursery.start(_hand_out, keeper, parts.lending)
+            if environment.no_gpu is None:
+                await nursery.start(_serve_descriptors, keeper, components.gpu_interface)
             if promotion.fuse is None:
-                nursery.start_soon(_begin, session, keeper, parts.passthrough, disk, settings, ledger)
+                nursery.start_soon(_begin, session, keeper, components, settings, environment.ledger)
             else:
-                await _go_on(session, keeper, parts.passthrough, parts.filesystem, settings, promotion)
-                nursery.start_soon(_settle, parts.filesystem)
-            if _ownership_has_changed(options, ledger):
-                numbers = [inode.number for inode in parts.namespace.inodes]
+                await _take_over(session, keeper, components, settings, promotion.unclaimed)
+                nursery.start_soon(_settle, components.filesystem.takeover)
+            if _ownership_has_changed(options, environment.ledger):
+                numbers = [inode.number for inode in components.namespace.inodes]
                 nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
-            ledger.forget_inherited()
-            for run in parts.later:
-                nursery.start_soon(run)
-            log.info("serving %s at %s", options.store, mountpoint)
+            environment.ledger.forget_inherited()
+            await components.start_maintenance(nursery)
+            log.info("serving %s at %s", options.store, environment.mountpoint)
             await session.serve()
-            log.info("%s is unmounted", mountpoint)
+            log.info("%s is unmounted", environment.mountpoint)
             nursery.cancel_scope.cancel()
 
 
-async def _hand_out(
-    keeper: KeeperClient, lending: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _serve_descriptors(
+    keeper: KeeperClient, gpu: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Let clients of GPU copies connect, if that is possible; what tells them where begins after that."""
+    """Let clients connect that want descriptors of GPU copies, if the keeper can listen for them."""
     listener = await keeper.listen()
     if listener is None:
         task_status.started()
     else:
-        await lending.descriptors.run(*listener, task_status=task_status)
+        await gpu.descriptors.run(*listener, task_status=task_status)
 
 
 async def _begin(
-    session: Session,
-    keeper: KeeperClient,
-    passthrough: Passthrough,
-    disk: DiskTier,
-    settings: ConnectionSettings,
-    ledger: Ledger,
+    session: Session, keeper: KeeperClient, components: Components, settings: ConnectionSettings, ledger: Ledger
 ) -> None:
-    """Once the kernel has agreed on the connection, find out how files can be served, and tell the keeper."""
+    """Once the kernel has agreed on the connection, find out whether there is passthrough, and tell the keeper."""
     connection = await session.agreed()
     refusal = None
     if not settings.passthrough:
@@ -134,44 +144,32 @@ async def _begin(
         refusal = why_no_passthrough()
     else:
         try:
-            keeper.close(await keeper.open(disk.lock_descriptor))
+            keeper.close(await keeper.open(components.disk.lock_descriptor))
         except FuseUnavailableError as error:
             refusal = str(error)
     replace(settings, init=connection.init.hex(), refusal=refusal).record(ledger)
-    if refusal is None:
-        passthrough.enable(keeper)
-    else:
-        passthrough.disable(refusal)
+    components.decide_passthrough(keeper, refusal)
     await keeper.ready(resends=connection.resends)
 
 
-async def _go_on(
-    session: Session,
-    keeper: KeeperClient,
-    passthrough: Passthrough,
-    filesystem: Filesystem,
-    settings: ConnectionSettings,
-    promotion: Promotion,
+async def _take_over(
+    session: Session, keeper: KeeperClient, components: Components, settings: ConnectionSettings, unclaimed: int | None
 ) -> None:
-    """Take up what the server before has left, before the first request is answered."""
-    if settings.refusal is None:
-        passthrough.enable(keeper)
-        await passthrough.restore(promotion.unclaimed)
-    else:
-        passthrough.disable(settings.refusal)
-    await filesystem.takeover.restore()
+    """Go on with what the server before has left, before the first request is answered."""
+    components.decide_passthrough(keeper, settings.refusal)
+    await components.take_over(unclaimed=unclaimed)
     session.resume()
     await keeper.ready(resends=True)
 
 
-async def _settle(filesystem: Filesystem) -> None:
-    """What was left unanswered comes again at once; whatever has not come by then was answered."""
+async def _settle(takeover: Takeover) -> None:
+    """An open that the kernel has not sent again by then was answered by the server before."""
     await trio.sleep(SETTLED_AFTER_S)
-    filesystem.takeover.all_resent()
+    takeover.all_resent()
 
 
 def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
-    """Whether files have other owners or modes than an earlier server has told the kernel."""
+    """Whether an earlier server has told the kernel other owners or modes of files."""
     names = {"uid", "gid", "mode", "dir_mode", "access"}
     content = options.model_dump_json(include=names).encode()
     before = ledger.inherited(RecordKind.OWNERSHIP)

@@ -143,7 +143,7 @@ async def test_pinned_directory_is_unpinned_as_one(server: Server) -> None:
 async def test_pinned_file_stays_when_others_need_the_room(
     serving: Serving, sizes: dict[str, int], chunk_size: int
 ) -> None:
-    async with serving(budget=6 * chunk_size) as server:
+    async with serving(cache_size=6 * chunk_size) as server:
         await server.command("pin", "other/params")
         for _ in range(2):
             await server.content("net/params")
@@ -155,7 +155,7 @@ async def test_unpinning_reaches_what_has_been_replaced_since(
     serving: Serving, store: MemoryStore, sizes: dict[str, int], of: str
 ) -> None:
     """Nothing else could: it would be on disk, and locked in memory, for ever."""
-    async with serving(ttl_s=0) as server:
+    async with serving(metadata_ttl=0) as server:
         await server.command("pin", "net/params")
         store.put("net/params", b"other content")
         assert server.host.statistics().locked_bytes == sizes["net/params"]
@@ -241,7 +241,7 @@ async def test_what_cannot_be_evicted_does_not_keep_the_rest_of_a_directory(
 
 @pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
 async def test_warming_more_than_the_cache_may_hold_fails(serving: Serving, chunk_size: int, command: str) -> None:
-    async with serving(budget=3 * chunk_size) as server:
+    async with serving(cache_size=3 * chunk_size) as server:
         lines = await server.command(command, "net/params")
         assert (lines[-1]["state"], lines[-1]["kind"]) == ("failed", "CacheFullError")
         assert "net/params" in lines[-1]["error"]
@@ -249,7 +249,7 @@ async def test_warming_more_than_the_cache_may_hold_fails(serving: Serving, chun
 
 
 async def test_what_fits_can_be_warmed_right_after_what_does_not(serving: Serving, chunk_size: int) -> None:
-    async with serving(budget=3 * chunk_size) as server:
+    async with serving(cache_size=3 * chunk_size) as server:
         assert await server.outcome("warm-disk", "net/params") == ("failed", "CacheFullError")
         assert await server.outcome("warm-disk", "other/params") == ("done", None)
 
@@ -265,7 +265,7 @@ async def test_interrupted_pin_is_not_left_pinned(server: Server, store: MemoryS
 
 
 async def test_what_does_not_fit_is_not_left_pinned(serving: Serving, chunk_size: int) -> None:
-    async with serving(budget=3 * chunk_size) as server:
+    async with serving(cache_size=3 * chunk_size) as server:
         assert await server.outcome("pin", "net/params") == ("failed", "CacheFullError")
         assert await server.attribute("net/params", "pinned") == "false"
         await until(lambda: server.users() == 0)  # requests that were under way

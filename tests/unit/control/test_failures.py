@@ -13,7 +13,8 @@ import trio
 from tests.support.parts import content_of
 from tests.support.served import served
 from tests.support.stores import MemoryStore
-from trimsfs.control.files import Caller, Control
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.files import Control
 from trimsfs.fetch import copier as copiers
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob

@@ -1,13 +1,17 @@
 """What attributes and control files tell, and whom."""
 
 import json
+import os
+import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from tests.support.served import OWNER, STRANGER, Server, Serving
+from tests.support.served import MOUNTPOINT, OWNER, STRANGER, Server, Serving
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, ROOT, in_memory, on_disk
+from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
 from trimsfs.errors import NoSuchEntryError, NotPermittedError
@@ -75,7 +79,7 @@ async def test_what_an_earlier_server_left_is_not_verified_until_it_is_read(
 
 
 async def test_new_generation_has_its_own_attributes(serving: Serving, store: MemoryStore) -> None:
-    async with serving(ttl_s=0) as server:
+    async with serving(metadata_ttl=0) as server:
         await server.command("pin", "net/params")
         old = await server.attribute("net/params", "generation")
         store.put("net/params", b"other content")
@@ -125,8 +129,30 @@ async def test_control_file_that_does_not_exist(server: Server, path: str) -> No
         await server.find(path)
 
 
-async def test_control_tells_the_facts(server: Server, store: MemoryStore) -> None:
-    assert json.loads(await server.content(".trims/control")) == {"store": store.identity}
+async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_path: Path) -> None:
+    facts = json.loads(await server.content(".trims/control"))
+    assert facts["options"].pop("store") == facts["store"] == store.identity
+    assert facts.pop("options")["uid"] == OWNER.uid
+    assert time.time() - facts.pop("started") < 60
+    assert facts == {
+        "version": __version__,
+        "mountpoint": str(MOUNTPOINT),
+        "store": store.identity,
+        "server_pid": os.getpid(),
+        "keeper_pid": os.getppid(),
+        "restarts": 0,
+        "cache_dir": str(tmp_path / "cache"),
+        "cache_problem": None,
+        "log_file": facts["log_file"],
+        "passthrough": {"used": False, "reason": "not wanted"},
+        "gpu": {"unavailable": "there is none", "socket": None, "devices": []},
+    }
+
+
+async def test_control_tells_the_options_to_who_may_command_only(server: Server) -> None:
+    facts = json.loads(await server.content(".trims/control", STRANGER))
+    assert "options" not in facts
+    assert facts["mountpoint"] == str(MOUNTPOINT)
 
 
 async def test_metrics_are_those_of_the_moment(server: Server, sizes: dict[str, int]) -> None:

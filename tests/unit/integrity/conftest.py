@@ -32,5 +32,5 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
         chunk_size=chunk_size,
         backing=FakeBacking(),
         cold_open="wait",
-        deadline_s=0.1,
+        retry_deadline=0.1,
     )

@@ -311,7 +311,7 @@ async def test_copies_elsewhere_are_told_of(
     async def repaired(generation: object) -> None:
         told.append(str(generation))
 
-    async with serving(scrub_interval_s=0.0 if command else 0.01) as server:
+    async with serving(scrub_interval=0.0 if command else 0.01) as server:
         monkeypatch.setattr(server.gpu, "compare", repaired)
         server.release(await opened(server))
         flip_byte(blob_files(tmp_path / "cache")[0], 5)
@@ -326,7 +326,7 @@ async def test_scrubbing_finds_damage_by_itself_and_is_no_use(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.01)
-    async with serving(scrub_interval_s=0.05) as server:
+    async with serving(scrub_interval=0.05) as server:
         server.release(await opened(server))
         (file,) = blob_files(tmp_path / "cache")
         uses = (await server.info("a"))["uses"]
@@ -346,7 +346,7 @@ async def test_scrubbing_rests_when_it_cannot_record_what_it_has_done(
         raise sqlite3.OperationalError("attempt to write a readonly database")
 
     monkeypatch.setattr("trimsfs.tiers.index.index.BlobIndex.scrubbed", fails)
-    async with serving(scrub_interval_s=0.2) as server:
+    async with serving(scrub_interval=0.2) as server:
         server.release(await opened(server))
         await trio.sleep(1)
     assert 1 <= sum("readonly database" in message for message in caplog.messages) <= 5

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import content_of
 from tests.support.parts import opened as tier_opened
@@ -72,7 +71,7 @@ async def test_an_answer_that_takes_longer_than_the_object_is_waited_for(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_it)
         await store.arrived(CHUNKS)
-        await wait_all_tasks_blocked(0.05)
+        await trio.sleep(0.1)
         assert handles == []
         gate.set()
     assert await server.read(handles[0]) == content
@@ -90,7 +89,7 @@ async def test_what_could_not_be_told_early_is_asked_again(server: Server, store
 async def test_the_answer_for_what_was_replaced_is_not_taken_for_its_successor(
     serving: Serving, store: MemoryStore, content: bytes, chunk_size: int
 ) -> None:
-    async with serving(ttl_s=0.0) as server:
+    async with serving(metadata_ttl=0.0) as server:
         down(store, method="read")
         with pytest.raises(Exception, match="down"):
             await server.open("a")

@@ -173,7 +173,7 @@ async def test_what_is_scrubbed_can_be_evicted(
     serving: Serving, store: MemoryStore, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
-    async with serving(scrub_interval_s=0.1) as server:
+    async with serving(scrub_interval=0.1) as server:
         server.integrity.scrubber._rate = 2 * chunk_size
         server.release(await opened(server))
         await until(lambda: server.integrity.statistics().scrubbed_bytes >= chunk_size)

@@ -35,7 +35,7 @@ async def test_a_copy_on_a_gpu_that_cannot_be_compared_ends_no_server(
     async def compare(_generation: Generation) -> None:
         raise error
 
-    async with serving(scrub_interval_s=0.2) as server:
+    async with serving(scrub_interval=0.2) as server:
         handle = await opened(server)
         monkeypatch.setattr(server.gpu, "compare", compare)
         flip_byte(blob_files(tmp_path / "cache")[0], 5)

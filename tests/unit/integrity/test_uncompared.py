@@ -88,7 +88,7 @@ async def test_a_bit_that_was_flipped_as_a_scrub_fetched_again_is_found(
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
     store.digests["a"] = digest_of(content, "crc32c")
-    async with serving(scrub_interval_s=0.1) as server:
+    async with serving(scrub_interval=0.1) as server:
         handle = await opened(server)
         assert await server.read(handle) == content
         store.corrupt("a", 77)

@@ -37,7 +37,7 @@ def serving(store: MemoryStore, tmp_path: Path, chunk_size: int, monkeypatch: py
         chunk_size=chunk_size,
         backing=FakeBacking(),
         read_manifest=partial(read_manifest, key=KEY.public_key()),
-        required=True,
-        ttl_s=0.0,
-        deadline_s=0.1,
+        signatures="require",
+        metadata_ttl=0.0,
+        retry_deadline=0.1,
     )

@@ -34,7 +34,7 @@ async def test_what_has_been_signed_is_read(
 async def test_what_has_not_been_signed_is_read_only_where_that_is_not_required(
     serving: Serving, files: dict[str, bytes], required: bool
 ) -> None:
-    async with serving(required=required) as server:
+    async with serving(signatures="require" if required else "check") as server:
         for name, content in files.items():
             if required:
                 with pytest.raises(SignatureError, match=f"other/{name}: no model.sig in any directory above it"):
@@ -49,7 +49,7 @@ async def test_what_differs_from_what_has_been_signed_is_refused(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], name: str, required: bool
 ) -> None:
     store.put(f"signed/{name}", files[name][:-1] + b"?")
-    async with serving(required=required) as server:
+    async with serving(signatures="require" if required else "check") as server:
         for _ in range(3):
             with pytest.raises(SignatureError, match=f"signed/{name}: digest differs from the signed one"):
                 await server.open(f"signed/{name}")
@@ -61,7 +61,7 @@ async def test_what_differs_from_what_has_been_signed_is_refused(
 
 async def test_a_file_that_has_been_added_is_refused(serving: Serving, store: MemoryStore) -> None:
     store.put("signed/more", b"something else")
-    async with serving(required=False) as server:
+    async with serving(signatures="check") as server:
         with pytest.raises(SignatureError, match=r"signed/more: not in /signed/model.sig: sign the model again"):
             await server.open("signed/more")
 
@@ -71,7 +71,7 @@ async def test_what_others_have_signed_is_refused(
 ) -> None:
     store.put("other/model.sig", sign(new_key(), files))
     store.put("signed/deep/model.sig", b"no signature")
-    async with serving(required=False) as server:
+    async with serving(signatures="check") as server:
         with pytest.raises(SignatureError, match=r"other/model.sig: not signed with the --signing-key"):
             await server.open("other/params")
         with pytest.raises(SignatureError, match=r"signed/deep/model.sig: not a model signature"):
@@ -107,7 +107,7 @@ async def test_nothing_of_the_content_is_told_either(serving: Serving) -> None:
 async def test_what_has_been_fetched_unsigned_is_checked_when_it_is_opened(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path
 ) -> None:
-    async with serving(read_manifest=None, backing=FakeBacking()) as server:
+    async with serving(signatures="off", backing=FakeBacking()) as server:
         await server.command("warm-host", "other")
         assert await server.attribute("other/params", "verified") == "true"
     store.put("other/model.sig", sign(KEY, files | {"params": b"another content"}))
@@ -119,7 +119,7 @@ async def test_what_has_been_fetched_unsigned_is_checked_when_it_is_opened(
 
 
 async def test_a_store_that_is_away_is_no_missing_signature(serving: Serving, store: MemoryStore) -> None:
-    async with serving(required=False) as server:
+    async with serving(signatures="check") as server:
         number = await server.number("other/params")
         store.fail(StoreUnavailableError("the store is down"), method="list_page", times=float("inf"))
         store.fail(StoreUnavailableError("the store is down"), method="stat", times=float("inf"))
@@ -131,7 +131,7 @@ async def test_what_does_not_fit_cannot_be_checked(
     serving: Serving, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.opening.cold_open.PATIENCE_S", 0.1)
-    async with serving(budget=2 * chunk_size) as server:
+    async with serving(cache_size=2 * chunk_size) as server:
         with pytest.raises(CacheFullError):
             await server.open("signed/params")
 
@@ -139,7 +139,7 @@ async def test_what_does_not_fit_cannot_be_checked(
 async def test_what_was_signed_and_is_here_does_not_wait_for_the_store(
     serving: Serving, store: MemoryStore, files: dict[str, bytes]
 ) -> None:
-    async with serving(required=False, deadline_s=20.0) as server:
+    async with serving(signatures="check", retry_deadline=20.0) as server:
         names = [f"{model}/{name}" for model in ("signed", "other") for name in files]
         for name in names:
             await server.content(name)

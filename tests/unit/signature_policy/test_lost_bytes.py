@@ -106,7 +106,7 @@ async def test_a_comparison_that_began_before_the_file_was_signed_does_not_deny_
     monkeypatch.setattr("trimsfs.fetch.copier.compute", computed)
     monkeypatch.setattr("trimsfs.integrity.integrity.SMALL", 0)
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
-    async with serving(backing=None, required=False) as server:
+    async with serving(backing=None, signatures="check") as server:
         first = await server.open("other/params")
         assert await server.read(first, 0, chunk_size) == files["params"][:chunk_size]
         await server.read(first, 0, 10**6)
@@ -207,7 +207,7 @@ async def test_a_slow_scrub_does_not_deny_what_it_has_mended(
     """A large file is scrubbed for hours."""
     monkeypatch.setattr("trimsfs.integrity.signature_policy.COMPARED_WITHIN_S", 1.0)
     monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
-    async with serving(backing=None, scrub_interval_s=1.0) as server:
+    async with serving(backing=None, scrub_interval=1.0) as server:
         handle = await server.open("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
         server.integrity.scrubber._rate = chunk_size // 4  # four seconds a chunk

@@ -20,7 +20,7 @@ from trimsfs.handover.ledger import Ledger
 async def test_an_open_file_that_is_here_goes_on_under_the_next_server_while_the_store_is_away(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], what: str, ledger: Callable[[], Ledger]
 ) -> None:
-    serving = partial(serving, backing=None, required=what == "signed")
+    serving = partial(serving, backing=None, signatures="require" if what == "signed" else "check")
     path = "signed/params" if what == "signed" else "other/params"
     async with serving(ledger=ledger()) as server:
         handle = await server.open(path)

@@ -38,7 +38,7 @@ async def test_what_replaces_a_damaged_chunk_of_a_recorded_copy_is_not_read_unch
 async def test_a_manifest_that_has_been_replaced_does_not_keep_files_below_it_from_being_opened(
     serving: Serving, store: MemoryStore, files: dict[str, bytes]
 ) -> None:
-    async with serving(ttl_s=60.0, backing=FakeBacking()) as server:
+    async with serving(metadata_ttl=60.0, backing=FakeBacking()) as server:
         await server.listing("signed")  # names are known from here on
         store.put("signed/model.sig", sign(KEY, files) + b"\n")
         errors = []
@@ -57,7 +57,7 @@ async def test_a_manifest_that_has_been_replaced_does_not_keep_files_below_it_fr
 async def test_what_was_signed_and_is_here_does_not_wait_for_the_store_in_cached_mode(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], name: str
 ) -> None:
-    async with serving(deadline_s=20.0, backing=None) as server:
+    async with serving(retry_deadline=20.0, backing=None) as server:
         assert await server.content(f"signed/{name}") == files[name]
         store.fail(StoreUnavailableError("the store is down"), times=float("inf"))
         with trio.fail_after(5):
@@ -112,7 +112,7 @@ async def test_a_file_whose_admission_is_forgotten_while_the_store_is_slow_is_no
     serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.signature_policy.MOST_ADMITTED", 1)
-    async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
+    async with serving(backing=FakeBacking(), retry_deadline=20.0) as server:
         assert await server.content("signed/params") == files["params"]
         number = await server.number("signed/params")
         blob = blob_of(server.disk, store, "signed/params")
@@ -161,10 +161,10 @@ async def test_what_differs_is_not_fetched_again_for_each_of_those_that_open_it_
 async def test_a_program_with_a_timer_comes_to_open_what_has_to_be_compared(
     serving: Serving, store: MemoryStore, files: dict[str, bytes]
 ) -> None:
-    async with serving(read_manifest=None, backing=FakeBacking()) as server:
+    async with serving(signatures="off", backing=FakeBacking()) as server:
         await server.command("warm-host", "other")
     store.put("other/model.sig", sign(KEY, files))
-    async with serving(backing=FakeBacking(), deadline_s=20.0) as server:
+    async with serving(backing=FakeBacking(), retry_deadline=20.0) as server:
         real, begun = server.integrity.comparer._copier.digest, []
 
         async def slow(*arguments: object) -> object:
@@ -196,7 +196,7 @@ async def test_want_of_descriptors_for_a_moment_does_not_deny_a_file_for_minutes
     serving: Serving, store: MemoryStore, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.digests["other/params"] = digest_of(files["params"], "md5", certain=False)
-    async with serving(read_manifest=None, backing=FakeBacking(), digests="wait", cold_open="wait") as server:
+    async with serving(signatures="off", backing=FakeBacking(), digests="wait", cold_open="wait") as server:
 
         def none(*_: object) -> int:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -218,7 +218,7 @@ async def test_what_is_signed_no_more_is_not_compared_for_ever(
     serving: Serving, store: MemoryStore, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.integrity.scrub.LOOK_INTERVAL_S", 0.05)
-    async with serving(backing=FakeBacking(), scrub_interval_s=0.5) as server:
+    async with serving(backing=FakeBacking(), scrub_interval=0.5) as server:
         server.release(await server.open("signed/params"))
         store.put("signed/model.sig", sign(KEY, {name: data for name, data in files.items() if name != "params"}))
         file = cached(tmp_path, files["params"])

@@ -1,0 +1,46 @@
+"""What a server is given from outside: its store, its keeper, the kernel."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.fetcher import REQUEST_MEMORY
+from trimsfs.gpu.copy_ledger import DescriptorStore
+from trimsfs.handover.ledger import Ledger
+from trimsfs.integrity.manifests import ReadManifest
+from trimsfs.stores import Store
+from trimsfs.types import CHUNK_SIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The world outside of a server: what production connects to, and tests stand in for.
+
+    ``mounted_ns`` and ``started`` are when the mount and this server began, since the epoch; ``restarts`` is how many
+    servers there were before. ``lock`` is that of the cache directory which an earlier server has left.
+
+    ``store`` makes no second attempts; ``copier`` moves its bytes. ``no_gpu`` tells why no GPU can be used, if so;
+    ``read_manifest`` reads signed manifests, where files must be what is signed.
+
+    ``invalidate`` has the kernel look a name of a directory's inode up again, and must not block; ``forget_pages`` has
+    it read a file's inode again, and is called in a worker thread. Chunks, and the memory of a request for one, are
+    smaller in tests.
+    """
+
+    mountpoint: Path
+    mounted_ns: int
+    started: float
+    restarts: int
+    keeper_pid: int
+    descriptors: DescriptorStore
+    ledger: Ledger
+    lock: int | None
+    store: Store
+    copier: Copier
+    no_gpu: str | None
+    read_manifest: ReadManifest | None
+    invalidate: Callable[[int, bytes], None]
+    forget_pages: Callable[[int], None]
+    chunk_size: int = CHUNK_SIZE
+    request_memory: int = REQUEST_MEMORY
