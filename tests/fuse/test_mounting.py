@@ -50,7 +50,7 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         (lambda path: (path / "file").touch(), (), 4, "is not empty"),
         (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
-        (None, ("--store", "s3:///prefix"), 2, "no bucket"),
+        (None, ("--store", "s3:///prefix"), 2, "is not a bucket name"),
         (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
         (None, ("--cache-size", "many"), 2, "--cache-size many"),
         (None, ("--mode", "999"), 2, "not an octal number"),

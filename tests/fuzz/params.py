@@ -22,7 +22,7 @@ ORIGINAL = mxnet(
         "aux:mean": Array("float16", (1, 2, 1), b"mean"),
     }
 )
-LEFT_TO_PYTHON = ("is not UTF-8", "two tensors have one name")
+LEFT_TO_PYTHON = ("is not UTF-8", "two tensors have the same name")
 """What the scanner has no opinion on."""
 MOST = 64
 DTYPES = {
