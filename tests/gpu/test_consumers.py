@@ -111,7 +111,7 @@ for wish in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (2, 0)}):
     try:
         tensor.__dlpack__(**wish)
     except BufferError as error:
-        tell("numpy() copies to the host" in str(error))
+        tell("numpy() copies it to the host" in str(error))
 for wish in ({"copy": False}, {"dl_device": (2, 1)}, {"stream": 1}, {"max_version": (1, 3)}, {"max_version": (0, 8)}):
     tell("versioned" in str(tensor.__dlpack__(**wish)))
 """

@@ -138,7 +138,7 @@ def test_a_process_without_a_place_for_temporary_files(gpu_mount: GpuMount) -> N
     told = json.loads(done.stdout)
     assert told.startswith("cuda-python cannot be loaded: ")
     assert "No usable temporary directory" in told
-    assert told.endswith(": set TMPDIR to a directory that can be written to")
+    assert told.endswith(": set TMPDIR to a writable directory")
 
 
 # The control file
