@@ -13,28 +13,9 @@ import pytest
 
 import mountctl
 import trimsfs
+from tests.support.ranks import RANKS
 
 ROOT = Path(trimsfs.__file__).parent.parent
-RANKS = {
-    "trimsfs": [
-        {"cli"},
-        {"server"},
-        {"fuse"},
-        {"filesystem"},
-        {"control"},
-        {"gpu", "integrity"},
-        {"prefetch", "models"},
-        {"opening"},
-        {"fetch", "namespace"},
-        {"tiers", "stores"},
-        {"client", "handover"},
-        {"formats", "concurrency"},
-        {"options"},
-    ],
-    "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],
-}
-"""The packages of each program from the top down; those of one rank do not import each other. The modules at a
-program's root are below all of them."""
 ENTRY_POINTS = {"trimsfs", "trimsfs.__main__", "trimsfs.daemon", "mountctl"}
 """What is started, or imported by users: above all."""
 KNOWN_TO_MOUNTCTL = {

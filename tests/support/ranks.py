@@ -1,0 +1,22 @@
+"""The packages of both programs, in the order in which they may import each other."""
+
+RANKS = {
+    "trimsfs": [
+        {"cli"},
+        {"server"},
+        {"fuse"},
+        {"filesystem"},
+        {"control"},
+        {"gpu", "integrity"},
+        {"prefetch", "models"},
+        {"opening"},
+        {"fetch", "namespace"},
+        {"tiers", "stores"},
+        {"client", "handover"},
+        {"formats", "concurrency"},
+        {"options"},
+    ],
+    "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],
+}
+"""The packages of each program from the top down; those of one rank do not import each other. The modules at a
+program's root are below all of them."""

@@ -1,0 +1,55 @@
+"""docs/architecture.md tells what the tree is."""
+
+import ast
+from pathlib import Path
+
+from tests.support.ranks import RANKS
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading of docs/architecture.md, without its own head."""
+    section = (ROOT / "docs/architecture.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def modules() -> list[Path]:
+    """The modules and packages of both programs, but for what users never name and what protoc writes."""
+    found = [path for program in ("trimsfs", "mountctl") for path in sorted((ROOT / program).rglob("*.py"))]
+    return [path for path in found if path.stem not in {"__main__", "csi_pb2", "sitecustomize"}]
+
+
+def test_the_map_has_every_package_and_module() -> None:
+    described: dict[str, tuple[str, list[str]]] = {}
+    for package in (path.parent for path in modules() if path.stem == "__init__"):
+        first = (ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or "").split("\n\n")[0]
+        owned = [path.stem for path in modules() if path.parent == package and path.stem != "__init__"]
+        described[f"`{package.relative_to(ROOT)}/`"] = " ".join(first.replace("``", "`").split()), owned
+
+    found = {package: (owns, names.split(", ") if names else []) for package, owns, names in rows("Map")}
+    assert found == described
+
+
+def test_the_map_is_in_the_order_in_which_a_read_passes_through_it() -> None:
+    rooms = [package.strip("`/").split("/") for package, *_ in rows("Map")]
+    order = list(dict.fromkeys(parts[1] for parts in rooms if parts[0] == "trimsfs" and len(parts) > 1))
+    ranks = [sorted(rank) for rank in RANKS["trimsfs"]]
+    assert order == [name for rank in ranks for name in rank]
+
+
+def singular(term: str) -> str:
+    """A term as the table has it."""
+    for plural, one in (("ies", "y"), ("ches", "ch"), ("sses", "ss"), ("ss", "ss"), ("s", "")):
+        if term.endswith(plural):
+            return term.removesuffix(plural) + one
+    return term
+
+
+def test_every_term_that_a_module_is_named_after_has_its_one_meaning() -> None:
+    terms = [singular(term) for words, _ in rows("Words") for term in words.split(", ")]
+    named = {(path.parent.name if path.stem == "__init__" else path.stem).replace("_", " ") for path in modules()}
+
+    assert len(terms) == len(set(terms))
+    assert {name for name in named if singular(name) not in terms} == set()
