@@ -15,7 +15,7 @@ from tests.support.chunks import REQUESTS_PER_CHUNK
 from tests.support.parts import copier, until
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.control.authorisation import Caller
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.errors import FuseUnavailableError, LookUpAgainError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.attributes import Attributes

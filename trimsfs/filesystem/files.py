@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimsfs.control.authorisation import Caller
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
 from trimsfs.filesystem.handles import Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls

@@ -7,8 +7,9 @@ decides, and reads it. `trust` reads again what may not be given yet, and `trims
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from trimsfs.control import xattrs
 from trimsfs.control.authorisation import Caller
-from trimsfs.control.files import XATTR_PREFIX, Control
+from trimsfs.control.control_files import Control
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, passed_through
@@ -90,12 +91,12 @@ class Filesystem:
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
         inode = self._inodes[number]
-        await self._trust.admit_control(inode, name.removeprefix(XATTR_PREFIX))
-        return await self._control.xattr(inode, name, caller)
+        await self._trust.admit_control(inode, name.removeprefix(xattrs.PREFIX))
+        return await self._control.xattrs.value(inode, name, caller)
 
     def xattr_names(self, number: int) -> list[str]:
         """The names of the extended attributes of an inode."""
-        return self._control.xattr_names(self._inodes[number])
+        return self._control.xattrs.names(self._inodes[number])
 
     def space(self) -> tuple[int, int]:
         """Bytes of models that fit on disk, and how many more of them."""

@@ -1,6 +1,6 @@
 """Ioctls of an open file: what of it is here, what programs have derived from it, copies of it on GPUs."""
 
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.errors import InvalidRequestError, NoSuchEntryError
 from trimsfs.filesystem.handles import Handles
 from trimsfs.filesystem.trust import Trust

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 
-from trimsfs.control.files import SUBJECT, Control
+from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles

@@ -1,6 +1,6 @@
 """Takeover: a server goes on with the files that the kernel has open since before it was started."""
 
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, OpenFile
 from trimsfs.namespace.inodes import InodeKind, Inodes

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.control.files import shows_content
+from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
 from trimsfs.integrity.signature_policy import SignaturePolicy

@@ -15,8 +15,9 @@ from trimsfs.control import metrics
 from trimsfs.control.actions import Actions
 from trimsfs.control.authorisation import Authorisation
 from trimsfs.control.commands import Commands
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.control.reports import Reports
+from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher, max_requests
 from trimsfs.fetch.speed import StoreSpeed
@@ -329,7 +330,7 @@ def _control(
         facts=_facts(options, environment, tiers, gpu),
     )
     return Control(
-        tiers.disk,
+        Xattrs(tiers.disk, fetching.tables, gpu.interface, reports),
         fetching.tables,
         commands,
         gpu.interface,

@@ -7,7 +7,7 @@ from typing import Any
 import trio
 
 from trimsfs.control.commands import Commands
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.gpu.copies import GpuCopies

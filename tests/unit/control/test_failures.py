@@ -14,7 +14,7 @@ from tests.support.parts import content_of
 from tests.support.served import served
 from tests.support.stores import MemoryStore
 from trimsfs.control.authorisation import Caller
-from trimsfs.control.files import Control
+from trimsfs.control.control_files import Control
 from trimsfs.fetch import copier as copiers
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.tiers.blob import Blob

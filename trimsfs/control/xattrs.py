@@ -1,0 +1,63 @@
+"""The extended attributes ``user.trims.*`` of files."""
+
+import json
+from collections.abc import Callable
+
+from trimsfs.control.authorisation import Caller
+from trimsfs.control.reports import Reports
+from trimsfs.gpu.interface import GpuInterface
+from trimsfs.models.tensor_tables import TensorTables
+from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.tiers.disk.residency import Residency
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
+
+PREFIX = "user.trims."
+LIMIT = 65536
+"""Bytes of the longest value that the kernel passes on."""
+
+
+class Xattrs:
+    """Answers for the attributes of files. Reading one only looks."""
+
+    def __init__(self, disk: DiskTier, tables: TensorTables, gpu: GpuInterface, reports: Reports) -> None:
+        self._disk = disk
+        self._tables = tables
+        self._gpu = gpu
+        # At once, without a look at what is here.
+        self._of_identity: dict[str, Callable[[Generation], str]] = {
+            "etag": lambda generation: generation.etag,
+            "generation": lambda generation: generation.token(disk.store),
+        }
+        self._of_residency: dict[str, Callable[[Residency], str]] = {
+            "digest": lambda here: here.digest or "",
+            "pinned": lambda here: _boolean(here.pinned),
+            "residency": lambda here: json.dumps(reports.residency(here)),
+            "verified": lambda here: _boolean(here.verified),
+        }
+
+    def names(self, inode: Inode) -> list[str]:
+        """The full names of an inode's attributes."""
+        names = [*self._of_identity, *self._of_residency]
+        return [PREFIX + name for name in names] if inode.kind is InodeKind.OBJECT else []
+
+    async def value(self, inode: Inode, name: str, caller: Callable[[], Caller]) -> bytes | None:
+        """The value of an attribute by its full name; None when there is no such attribute.
+
+        The tensor table, which may have to be fetched, is not among the `names`.
+        """
+        generation, short = inode.generation, name.removeprefix(PREFIX)
+        if short == name or generation is None or inode.kind is not InodeKind.OBJECT:
+            return None
+        if short == "tensors":
+            table = await self._tables.table(generation)
+            return table if len(table) <= LIMIT else None
+        if short in self._of_identity:
+            return self._of_identity[short](generation).encode()
+        if short in self._of_residency:
+            return self._of_residency[short](await self._disk.residency(generation)).encode()
+        return self._gpu.xattr(generation, short, caller().uid)
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
