@@ -29,6 +29,7 @@ from trimsfs.errors import (
 )
 from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, trimsfs_at
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
+from trimsfs.text import printable
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
@@ -63,7 +64,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
     _start(keeper, order, options)
     check_answers(mountpoint)
     _warn_of_full_disk(options)
-    click.echo(f"{options.store} is mounted at {mountpoint} (log: {options.log_file})")
+    click.echo(f"{options.store} is mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
 def _check(mountpoint: Path) -> Path:
