@@ -7,7 +7,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 import trimsfs
 from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses
 from mountctl.csi.errors import StatusError
 from mountctl.csi.mounts_directory import MountsDirectory
 

@@ -13,7 +13,7 @@ import grpc
 
 from mountctl.csi import csi_pb2
 from mountctl.csi.bind_volume import open_directory
-from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses
 from mountctl.csi.errors import StatusError, invalid, precondition, shown, unavailable
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks

@@ -18,7 +18,7 @@ from google.protobuf import descriptor, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from mountctl.csi import DRIVER_NAME, csi_pb2
-from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses
 from mountctl.csi.errors import StatusError
 from mountctl.csi.identity import IdentityService
 from mountctl.csi.mounts_directory import MountsDirectory

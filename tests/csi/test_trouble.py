@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mountctl.csi.child_processes import ChildProcesses
+from mountctl.csi.child_process import ChildProcesses
 from mountctl.csi.errors import StatusError
 from mountctl.csi.mounts_directory import MountsDirectory
 from mountctl.csi.named_locks import NamedLocks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.evaluation.clients import draw
 from tests.evaluation.results import Policy, Results
 from tests.evaluation.setting import BUCKET, Model, Setting, heat
-from trimsfs.tiers.policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES
 
 
 def policies(setting: Setting, models: Sequence[Model], results: Results, *, requests: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.gpu.scene import MIB, digest_of, scene
 from tests.support.mounts import trimsfs, wait_until
-from trimsfs.tiers.policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES
 
 SIZE = 6 * MIB
 NAMES = [f"net{number}.bin" for number in range(6)]

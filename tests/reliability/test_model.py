@@ -16,7 +16,7 @@ from tests.reliability.virtual import VirtualDriver
 from tests.support.survival import Survived
 from tests.support.tmpfs import tmpfs
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES
 
 
 class Virtual(Machine):

@@ -29,7 +29,7 @@ from trimsfs.errors import (
 )
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.opening.cold_open import ColdOpen
-from trimsfs.tiers.policies import POLICIES
+from trimsfs.tiers.eviction_policies import POLICIES
 
 KEYS = ("a", "b", "d/c", "d/e")
 COMMANDS = ("warm-disk", "warm-host", "pin", "unpin", "evict")

@@ -27,7 +27,7 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.tiers.policies import Policy, lru
+from trimsfs.tiers.eviction_policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import ChunkRecord, Generation
 

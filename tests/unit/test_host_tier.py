@@ -17,9 +17,9 @@ from tests.support.parts import content_of, copier, generation_of, until, writte
 from tests.support.stores import MemoryStore
 from trimsfs.errors import CacheFullError
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.host.tier import HostTier
-from trimsfs.tiers.policies import POLICIES
 
 SIZE = 16 * mmap.PAGESIZE
 

@@ -33,7 +33,7 @@ PURE = [
     "trimsfs.prefetch.directory_readahead",
     "trimsfs.ranges",
     "trimsfs.text",
-    "trimsfs.tiers.policies",
+    "trimsfs.tiers.eviction_policies",
     "trimsfs.types",
 ]
 
@@ -148,7 +148,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("prometheus_client", "trimsfs.control.metrics"),
         ("pyfuse3", "trimsfs.fuse"),
         ("sqlite3", "trimsfs.tiers"),
-        ("xattr", "trimsfs.client.attributes"),
+        ("xattr", "trimsfs.client.xattrs"),
     ],
 )
 def test_a_library_has_one_home(library: str, home: str) -> None:

@@ -7,8 +7,8 @@ import pytest
 from tests.support.parts import content_of, copier, fill, generation_of, opened
 from tests.support.stores import MemoryStore
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.eviction_policies import lru
 from trimsfs.tiers.host.tier import HostTier
-from trimsfs.tiers.policies import lru
 from trimsfs.tiers.quotas import REST, Quotas
 
 

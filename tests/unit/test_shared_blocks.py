@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from trimsfs.client import shared_blocks
-from trimsfs.client.attributes import read_attribute
+from trimsfs.client.xattrs import read_attribute
 
 SIZE = 2 << 20
 

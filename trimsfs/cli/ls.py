@@ -21,7 +21,7 @@ from trimsfs.cli.control_files import (
 )
 from trimsfs.cli.gpu import devices
 from trimsfs.cli.output import reported, say
-from trimsfs.client.attributes import read_attribute
+from trimsfs.client.xattrs import read_attribute
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable

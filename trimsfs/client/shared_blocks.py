@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.client import pages
-from trimsfs.client.attributes import read_attribute
+from trimsfs.client.xattrs import read_attribute
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import trio
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
-from trimsfs.fetch.flights import Flight
+from trimsfs.fetch.scheduler import Flight
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState

@@ -18,7 +18,7 @@ from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
-from trimsfs.fetch.flights import HEAD_START_S, Flight, FlightScheduler
+from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.stores.retrying import Retrying

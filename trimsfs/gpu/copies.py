@@ -30,10 +30,10 @@ from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.options import MountOptions
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.gpu.layout import Layout, lay_out
 from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease, Pool, rounded
 from trimsfs.tiers.gpu.staging import differs
-from trimsfs.tiers.policies import POLICIES
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

@@ -49,8 +49,8 @@ from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.host.tier import HostTier
-from trimsfs.tiers.policies import POLICIES
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
 

@@ -16,8 +16,8 @@ from tests.support.parts import (
     states,
 )
 from tests.unit.disk.common import MISSING, here, small, store
+from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index.index import BlobIndex
-from trimsfs.tiers.policies import Evictable
 
 
 async def test_the_least_recently_used_blobs_make_room(cache: Path, chunk_size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.tiers.policies import Evictable
+from trimsfs.tiers.eviction_policies import Evictable
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Set
 import trio
 
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
-from trimsfs.tiers.policies import Evictable, eager
+from trimsfs.tiers.eviction_policies import Evictable, eager
 from trimsfs.tiers.quotas import REST
 
 log = logging.getLogger(__name__)

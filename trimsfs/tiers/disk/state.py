@@ -8,7 +8,7 @@ import trio
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
-from trimsfs.tiers.disk.directory import CacheDirectory
+from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.journal import Journal

@@ -15,9 +15,9 @@ from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, Tri
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
+from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
-from trimsfs.tiers.disk.directory import CacheDirectory
 from trimsfs.tiers.disk.events import TierEvents
 from trimsfs.tiers.disk.evictor import Evictor
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance

@@ -10,9 +10,9 @@ import trio
 
 from trimsfs.cuda import CudaError, DeviceInfo, DeviceMemory
 from trimsfs.errors import DeviceFullError, TrimsError
+from trimsfs.tiers.eviction_policies import Evictable, Policy, eager
 from trimsfs.tiers.gpu.device import Device
 from trimsfs.tiers.gpu.layout import Layout
-from trimsfs.tiers.policies import Evictable, Policy, eager
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)

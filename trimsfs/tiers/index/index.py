@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
+from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index import recovery
-from trimsfs.tiers.policies import Evictable
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

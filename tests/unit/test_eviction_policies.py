@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimsfs.options import MountOptions
-from trimsfs.tiers.policies import POLICIES, Evictable, Policy, cost, eager, fifo, flush, lcu, lru, never
+from trimsfs.tiers.eviction_policies import POLICIES, Evictable, Policy, cost, eager, fifo, flush, lcu, lru, never
 
 
 def some(rows: list[tuple[int, int, int, int, float]]) -> list[Evictable]:
