@@ -93,8 +93,8 @@ async def killed_everywhere(
             directory,
             chunk_size=chunk_size,
             cold_open=cold_open,
-            budget=4 * chunk_size,
-            host_budget=4 * chunk_size,
+            cache_size=4 * chunk_size,
+            host_size=4 * chunk_size,
         )
         await lives.mount()
         await prepare(lives.kernel, warm=warm)
