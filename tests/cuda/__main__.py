@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--transparent", action="store_true", help="the host can use device pointers")
     arguments = parser.parse_args()
     arguments.directory.mkdir(exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with KernelDriver(arguments.directory, [arguments.memory] * arguments.devices) as kernel:
         for name, value in environment(kernel, eager=arguments.eager, transparent=arguments.transparent).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
