@@ -117,10 +117,14 @@ class Scene:
         assert "error" not in told, told
         return program
 
+    def _devices(self) -> list[dict[str, Any]]:
+        devices: list[dict[str, Any]] = json.loads((self.mount.path / ".trims/gpu").read_text())["devices"]
+        return devices
+
     def copies(self, device: int = 0) -> list[dict[str, Any]]:
         """The copies on a device, as operators see them."""
-        devices = json.loads((self.mount.path / ".trims/gpu").read_text())["devices"]
-        found: list[dict[str, Any]] = devices[device]["copies"]
+        wait_until(lambda: len(self._devices()) > device)  # a server that has just taken over looks for them
+        found: list[dict[str, Any]] = self._devices()[device]["copies"]
         return found
 
     def leases(self) -> int:
