@@ -26,8 +26,8 @@ class UncachedChunks:
 
     def forget(self, blob: Blob) -> None:
         """Drop what is kept of a blob: there may be room for it on the disk by now."""
-        for chunk in range(len(blob.states)):
-            self._kept.pop((blob.token, chunk), None)
+        for key in [key for key in self._kept if key[0] == blob.token]:
+            del self._kept[key]
 
     async def fetch(self, blob: Blob, chunk: int, fill: Callable[[int], Awaitable[None]]) -> memoryview:
         """The bytes of a chunk, which *fill* writes to the file of a descriptor, from its beginning.

@@ -10,7 +10,7 @@ import trio
 from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
-from trimsfs.integrity.signature_policy import SignaturePolicy
+from trimsfs.integrity.signature_policy import SignaturePolicy, not_compared_with_signature
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.cold_open import Interruptible, not_compared
 from trimsfs.opening.passthrough import Passthrough
@@ -77,16 +77,20 @@ class Trust:
         - what came for them has not been compared with what was signed.
         """
         error: Callable[[Blob], TrimsError] = lost_repeatedly
+        deadline: float | None = None
         for _ in range(MOST_ATTEMPTS):
             revision = blob.health.revision
             data = await read()
             if data is None:
+                error = lost_repeatedly
                 continue
-            error = not_compared
             if self._must_be_compared(blob, revision) and await self._compare(blob):
+                error = not_compared
                 continue
             if self.signature_policy is not None and not await self.signature_policy.stands(blob):
-                await self.signature_policy.wait_until_it_stands(blob)
+                deadline = deadline or self.signature_policy.deadline()
+                await self.signature_policy.wait_until_it_stands(blob, deadline)
+                error = not_compared_with_signature
                 continue
             return data
         raise error(blob)

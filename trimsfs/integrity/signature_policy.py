@@ -144,13 +144,17 @@ class SignaturePolicy:
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.health.digest == str(digest)
 
-    async def wait_until_it_stands(self, blob: Blob) -> None:
+    def deadline(self) -> float:
+        """Until when, on trio's clock, a read that begins to wait now does so."""
+        return trio.current_time() + COMPARED_WITHIN_S
+
+    async def wait_until_it_stands(self, blob: Blob, deadline: float) -> None:
         """Return once an open file that lost bytes `stands` again: they are refetched, and compared by others.
 
-        Raises why the blob is in quarantine, BlobDamagedError after COMPARED_WITHIN_S, and as `Fetcher.fetch_all` and
-        `stands`.
+        Raises why the blob is in quarantine, BlobDamagedError at the *deadline* of trio's clock, and as
+        `Fetcher.fetch_all` and `stands`.
         """
-        with trio.move_on_after(COMPARED_WITHIN_S):
+        with trio.move_on_at(deadline):
             while True:
                 blob.health.check()
                 with suppress(CacheFullError):  # there may be room in a moment
@@ -159,11 +163,16 @@ class SignaturePolicy:
                         return
                     self._compare_later(blob)
                 await trio.sleep(LOOK_INTERVAL_S)
-        raise BlobDamagedError(f"{blob.generation.key}: refetched bytes not compared yet with the signed digest")
+        raise not_compared_with_signature(blob)
 
     async def expected(self, generation: Generation) -> Digest | None:
         """The digest by which a file was admitted, else the one that is signed for it. Raises SignatureError."""
         return self._admitted.get(generation.token(self._disk.store)) or await self.manifests.signed(generation)
+
+
+def not_compared_with_signature(blob: Blob) -> BlobDamagedError:
+    """What a reader gets when refetched bytes of a signed file are not compared in time."""
+    return BlobDamagedError(f"{blob.generation.key}: refetched bytes not compared yet with the signed digest")
 
 
 def signed_first(

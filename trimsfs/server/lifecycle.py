@@ -51,36 +51,38 @@ async def serve(
 ) -> None:
     """Run the server until the file system is unmounted. *options* are resolved. Raises TrimsError."""
     assert options.cache_dir is not None
-    ledger = Ledger(promotion.ledger)
-    settings = ConnectionSettings.read(ledger) or ConnectionSettings(
-        passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
-    )
-    keeper = KeeperClient(keeper_end)
-    pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
-    environment = Environment(
-        mountpoint=mountpoint,
-        mounted_ns=settings.mounted_ns,
-        started=time.time(),
-        restarts=promotion.restarts,
-        keeper_pid=keeper.pid,
-        descriptors=keeper,
-        ledger=ledger,
-        lock=promotion.lock,
-        store=loaded.store,
-        copier=pool,
-        no_gpu=loaded.no_gpu,
-        read_manifest=loaded.read_manifest,
-        invalidate=invalidate,
-        forget_pages=forget_pages,
-    )
-    components = assemble(options, environment)
     try:
-        if promotion.fuse is None:
-            await _probe(loaded.store, options)
-        await _serve(options, environment, components, keeper, promotion, settings, pool)
+        ledger = Ledger(promotion.ledger)
+        settings = ConnectionSettings.read(ledger) or ConnectionSettings(
+            passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
+        )
+        keeper = KeeperClient(keeper_end)
+        pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
+        environment = Environment(
+            mountpoint=mountpoint,
+            mounted_ns=settings.mounted_ns,
+            started=time.time(),
+            restarts=promotion.restarts,
+            keeper_pid=keeper.pid,
+            descriptors=keeper,
+            ledger=ledger,
+            lock=promotion.lock,
+            store=loaded.store,
+            copier=pool,
+            no_gpu=loaded.no_gpu,
+            read_manifest=loaded.read_manifest,
+            invalidate=invalidate,
+            forget_pages=forget_pages,
+        )
+        components = assemble(options, environment)
+        try:
+            if promotion.fuse is None:
+                await _probe(loaded.store, options)
+            await _serve(options, environment, components, keeper, promotion, settings, pool)
+        finally:
+            with trio.CancelScope(shield=True):
+                await components.disk.aclose()
     finally:
-        with trio.CancelScope(shield=True):
-            await components.disk.aclose()
         await loaded.store.aclose()
 
 
