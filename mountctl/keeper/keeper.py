@@ -154,7 +154,8 @@ class Keeper:
             self._promote(self._standby)
 
     def _notice_unmount(self) -> None:
-        if not self._phase.unmounted and self._connection.mounted and self._connection.gone:
+        served = not self._phase.unmounted and self._phase is not Phase.ENDING
+        if served and self._connection.mounted and self._connection.gone:
             self._phase = Phase.UNMOUNTED
             self._stop_by = time.monotonic() + STOP_TIMEOUT_S
 
@@ -253,7 +254,7 @@ class Keeper:
         self._service_manager.ready()
         if self._phase.replaceable:
             self._reporter.log(f"server {server.pid} has taken over the mount")
-        elif not self._phase.unmounted:
+        elif self._phase is Phase.STARTING:
             self._phase = Phase.REPLACEABLE if resends else Phase.IRREPLACEABLE
             identity = self._connection.identity
             for problem in ["it is no longer mounted"] if identity is None else mounting.tune(identity.device):

@@ -168,6 +168,19 @@ def test_a_keeper_that_is_told_to_stop_ends_whatever_its_phase(scene: Scene) -> 
     assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
 
 
+def test_a_server_that_becomes_ready_does_not_call_off_the_end(scene: Scene) -> None:
+    (first,) = scene.servers
+    scene.say(first, STANDING_BY)
+    scene.keeper._tick()
+    scene.say(first, MOUNT)
+    scene.keeper._on_signals(bytes([signal.SIGTERM]))
+    scene.say(first, RESENDS)
+    assert scene.phase is Phase.ENDING
+    scene.unmount()
+    scene.keeper._notice_unmount()
+    assert (scene.phase, scene.keeper._exit_code) == (Phase.ENDING, 0)
+
+
 def test_servers_that_crash_again_and_again_end_the_keeper(scene: Scene) -> None:
     server = scene.serve()
     while scene.phase is Phase.REPLACEABLE:

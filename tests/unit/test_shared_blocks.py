@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -65,3 +66,9 @@ def test_without_the_package_the_model_is_mapped_by_itself(
         assert (map_shared(model), map_shared(model)) == (0, 0)
     (record,) = caplog.records
     assert "pip install xattr" in record.getMessage()
+
+
+def test_another_module_of_that_name_does_no_harm(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared_blocks._warn_of_missing_package.cache_clear()
+    monkeypatch.setitem(sys.modules, "xattr", ModuleType("xattr"))
+    assert map_shared(model) == 0

@@ -54,7 +54,7 @@ def _generation(descriptor: int) -> str | None:
     """The generation of an open file; None where the package to read it is missing. Raises OSError."""
     try:
         return read_attribute(descriptor, "generation")
-    except ModuleNotFoundError:
+    except ImportError:  # it is missing, cannot be loaded, or is another module of the program
         _warn_of_missing_package()
         return None
 

@@ -11,9 +11,10 @@ PREFIX = "user.trims."
 def read_attribute(file: Path | int, name: str) -> str:
     """The value of ``user.trims.NAME`` of a file, given by its path or an open descriptor.
 
-    Raises OSError, as ENODATA for a file on no mount, and ModuleNotFoundError without the package xattr.
+    Raises OSError, as ENODATA for a file on no mount, and ImportError without the package xattr, or with
+    another module of that name.
     """
-    import xattr  # noqa: PLC0415 - see above
+    from xattr import getxattr  # noqa: PLC0415 - see above
 
-    value: bytes = xattr.getxattr(file, PREFIX + name)
+    value: bytes = getxattr(file, PREFIX + name)
     return value.decode()
