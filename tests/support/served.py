@@ -294,6 +294,12 @@ class Server:
         """How often blobs are in use, by handles, flights and commands."""
         return sum(blob.users for blob in self.disk._state.blobs.values())
 
+    @asynccontextmanager
+    async def without_syncs(self) -> AsyncIterator[None]:
+        """Hold the disk tier's syncs back for the length of the block: a blob that is being synced is in use."""
+        async with self.disk._state.journal.syncing:
+            yield
+
     async def idle(self) -> None:
         """Close everything, and wait until what is under way has ended. Nothing may be left in use."""
         for handle in list(self.handles):

@@ -353,13 +353,10 @@ async def test_opening_the_resident_number_fails_with_the_store_and_leaves_nothi
 
 
 async def test_making_room_closes_ids(serving: Serving, backing: FakeBacking, chunk_size: int) -> None:
-    async with serving(cache_size=(CHUNKS + 1) * chunk_size) as server:
+    async with serving(cache_size=(CHUNKS + 1) * chunk_size) as server, server.without_syncs():
         for _ in range(3):
-            for path in ("dir/a", "b"):
-                for _ in range(50):  # what fills the cache may be in use for a moment, by the tier itself
-                    if await server.outcome("warm-host", path) == ("done", None):
-                        break
-                    await trio.sleep(0.05)
+            await warm(server, "dir/a")
+            await warm(server, "b")
             assert len(backing.open_ids) == 1
             assert await resident(server, "b")
             assert not await resident(server, "dir/a")
