@@ -146,7 +146,10 @@ class Model:
         """
         from trimsfs.client.mxnet.load import arrays  # noqa: PLC0415
 
-        return arrays(self.table, self.mapping)
+        try:
+            return arrays(self.table, self.mapping)
+        except TypeError as error:
+            raise TypeError(f"{self.path}: {error}") from None
 
     def fold(self) -> Folded:
         """Share the pages that this process wrote with processes of the same user that wrote the same bytes.

@@ -37,7 +37,7 @@ class MappedCopy:
         weakref.finalize(self, _release, lease, memory, device.ordinal).atexit = False
 
     def read(self, host_address: int, address: int, size: int) -> None:
-        """MappedCopy a part of it to this process's memory. Raises CudaError."""
+        """Copy a part of it to this process's memory. Raises CudaError."""
         with _context(self.ordinal):
             stream = cuda.Stream()
             try:
