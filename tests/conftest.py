@@ -14,12 +14,18 @@ from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
 from tests.support.chunks import SMALL_CHUNK
-from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, wait_until
+from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
 
 pytest_plugins = ["tests.support.parallel"]
 
 MODES = ["--passthrough", "--no-passthrough"]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Some tests look at all mounts of the host."""
+    if os.geteuid() == 0 and not hasattr(session.config, "workerinput"):
+        unmount_dead()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Mounts made by tests the way a user makes them: with the ``trimsfs`` command."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimsfs import mountinfo
 from trimsfs.control.metrics import parse
 
 TRIMSFS = str(Path(sys.executable).with_name("trimsfs"))
@@ -127,6 +129,26 @@ def unmount(mountpoint: Path) -> None:
     if done.returncode == 12:
         trimsfs("umount", LAZY, mountpoint)
         raise AssertionError(f"{mountpoint} was still in use: {done.stderr}")
+
+
+def unmount_dead() -> None:
+    """Unmount what a run of the tests that was killed has left below its temporary directory, without a server."""
+    for mount in mountinfo.mounts():
+        if Path(tempfile.gettempdir()) in mount.mountpoint.parents and _is_dead(mount.mountpoint):
+            trimsfs("umount", LAZY, mount.mountpoint)
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    # In another process, as one that waits for a server can only be killed.
+    done = subprocess.run(
+        ["stat", mountpoint],
+        env={"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    return os.strerror(errno.ENOTCONN) in done.stderr
 
 
 def wait_until(
