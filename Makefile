@@ -4,7 +4,7 @@
 #   make reliability  injects faults and prints a table of what was survived
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
-#   make bench   measures against a native file, rclone and s3fs
+#   make bench   measures against a native file, rclone, JuiceFS and s3fs
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 # And on a host with an NVIDIA GPU and its driver:
 #   make bench-gpu   measures models on the GPU beside plain copies and other loaders
@@ -25,7 +25,7 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio openssl podman radosgw \
 	runc xfsprogs
-APT_BENCH := rclone s3fs
+APT_BENCH := s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # Packages that are there already are not asked for, so that a user who is not root can go on.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \

@@ -1,1 +1,1 @@
-"""Benchmarks of trimsfs beside a local file, rclone and s3fs: ``python -m tests.benchmarks``, as root."""
+"""Benchmarks of trimsfs beside local files, downloads and other mounts: ``python -m tests.benchmarks``, as root."""

@@ -181,7 +181,7 @@ BUDGETS = (
     ),
     Budget(
         name="cold load beside others",
-        description="speed / speed of the faster of rclone and s3fs",
+        description="speed / speed of the fastest other mount",
         formula=_speed_of(cold.COLD, *PEERS),
         bound=1.5,
         least=True,

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.benchmarks.machine import back_memory
-
 READY_S = 60
 REPOSITORY = Path(__file__).parents[2]
 
@@ -108,15 +106,13 @@ def measure(
     path: Path,
     timeout_s: float,
     *,
-    memory: int = 0,
     count: int = 1,
     threads: int = 1,
     sleep_s: float = 0,
     known: int = 0,
 ) -> dict[str, float]:
-    """The outcome of one action of `reader`, which caches *memory* bytes more; see `back_memory`."""
+    """The outcome of one action of `reader`."""
     with Child("reader", action, path, count=count, threads=threads, sleep_s=sleep_s, known=known) as child:
         child.wait_ready()
-        back_memory(memory)
         child.tell()
         return child.outcome(timeout_s)

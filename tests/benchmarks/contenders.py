@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.results import NATIVE, RCLONE, S3FS, TRIMSFS
-from tests.services import S3Server, run_daemon
+from tests.services import S3Server, installed, run_daemon
 from tests.support.mounts import mounted
 
 START_S = 30
@@ -63,8 +63,8 @@ def trimsfs(*options: str, name: str = TRIMSFS) -> Contender:
     return Contender(name, mount)
 
 
-@contextmanager
-def _rclone(directory: Path, server: S3Server) -> Iterator[Mount]:
+def rclone_environment(server: S3Server) -> dict[str, str]:
+    """The variables by which rclone knows a server as the remote ``bench``."""
     remote = {
         "TYPE": "s3",
         "PROVIDER": "Other",
@@ -73,14 +73,26 @@ def _rclone(directory: Path, server: S3Server) -> Iterator[Mount]:
         "SECRET_ACCESS_KEY": server.secret_key,
         "REGION": server.region,
     }
-    environment = {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in remote.items()}
+    return {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in remote.items()}
+
+
+@contextmanager
+def _rclone(directory: Path, server: S3Server) -> Iterator[Mount]:
     arguments = [
-        *("rclone", "mount", f"bench:{BUCKET}", str(directory / "models"), "--config=", "--read-only", "--allow-other"),
+        *(
+            installed("rclone"),
+            "mount",
+            f"bench:{BUCKET}",
+            str(directory / "models"),
+            "--config=",
+            "--read-only",
+            "--allow-other",
+        ),
         *("--vfs-cache-mode=full", f"--cache-dir={directory / 'cache'}"),
         # Names are believed as long as trimsfs does by default, and need no request for each object.
         *("--dir-cache-time=60s", "--attr-timeout=60s", "--use-server-modtime", "--vfs-fast-fingerprint"),
     ]
-    with _served(RCLONE, arguments, directory, environment) as mount:
+    with served(RCLONE, arguments, directory, rclone_environment(server)) as mount:
         yield mount
 
 
@@ -96,22 +108,26 @@ def _s3fs(directory: Path, server: S3Server) -> Iterator[Mount]:
         *("parallel_count=16", "stat_cache_expire=60", "max_stat_cache_size=200000"),
     ]
     arguments = ["s3fs", BUCKET, str(directory / "models"), "-f", "-o", ",".join(options)]
-    with _served(S3FS, arguments, directory, {}) as mount:
+    with served(S3FS, arguments, directory, {}) as mount:
         yield mount
 
 
 @contextmanager
-def _served(name: str, arguments: list[str], directory: Path, environment: Mapping[str, str]) -> Iterator[Mount]:
+def served(name: str, arguments: list[str], directory: Path, environment: Mapping[str, str]) -> Iterator[Mount]:
     """A FUSE server in the foreground as our child."""
     path = directory / "models"
     path.mkdir(parents=True, exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
-    with run_daemon(name, arguments, directory / f"{name}.log", inherited | dict(environment), STOP_S) as daemon:
+    with run_daemon(name, arguments, directory / f"{name}.log", inherited() | dict(environment), STOP_S) as daemon:
         try:
             daemon.wait_until(lambda: os.path.ismount(path), START_S)
             yield Mount(path, directory / "cache", (daemon.process.pid,))
         finally:
             _unmount(path)
+
+
+def inherited() -> dict[str, str]:
+    """Our environment without what other tools take for settings of theirs: rclone refuses an AWS_CA_BUNDLE."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
 
 
 def _unmount(path: Path) -> None:

@@ -5,7 +5,6 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -16,14 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.benchmarks.contenders import Mount
-from tests.services import SCRATCH
+from tests.benchmarks.contenders import Mount, inherited
+from tests.services import installed
 
 SAMPLE_INTERVAL_S = 0.1
-COPIES = 4
-"""Of each byte: the worst contender caches three."""
-PIECE = 2 << 20
-"""Bytes that the kernel caches in one huge page."""
 
 
 def facts() -> dict[str, str | int]:
@@ -42,19 +37,12 @@ def facts() -> dict[str, str | int]:
 
 def peers() -> dict[str, str]:
     """The versions of what trimsfs is compared with."""
-    return {"rclone": _first_line("rclone", "version"), "s3fs": _first_line("s3fs", "--version")}
-
-
-def back_memory(size: int) -> None:
-    """Have free memory for *size* bytes to be cached, which the host of a virtual machine has really given to it.
-
-    A host that takes free pages back gives them again one by one, at a tenth of the speed of memory. Whoever happened
-    to get such pages for what it caches would measure that. The kernel gives first what a deleted file has left.
-    """
-    piece = os.urandom(min(size, PIECE))
-    with tempfile.TemporaryFile(dir=SCRATCH, buffering=0) as file:
-        for _ in range(-(-COPIES * size // PIECE)):
-            file.write(piece)
+    return {
+        "rclone": _first_line(installed("rclone"), "version"),
+        "juicefs": _first_line(installed("juicefs"), "version"),
+        "s3fs": _first_line("s3fs", "--version"),
+        "seaweedfs": _first_line(installed("weed"), "version"),
+    }
 
 
 def own_memory_bytes(pids: Iterable[int], cache: Path) -> int:
@@ -136,8 +124,10 @@ def settle() -> None:
 
 def missing_programs() -> list[str]:
     """The programs that are measured or needed and are not installed."""
-    return [name for name in ("rclone", "s3fs", "setpriv", "umount") if shutil.which(name) is None]
+    beside = [name for name in ("rclone", "juicefs", "weed") if not Path(installed(name)).exists()]
+    return [*beside, *(name for name in ("s3fs", "setpriv", "umount") if shutil.which(name) is None)]
 
 
 def _first_line(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()[0]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=inherited())
+    return done.stdout.splitlines()[0]

@@ -8,10 +8,17 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.measure import cold, growth, processes, warm
 from tests.benchmarks.measure.references import WHOLE
-from tests.benchmarks.results import BYTES, GETS, NATIVE, RCLONE, S3FS, TRIMSFS, Results
+from tests.benchmarks.results import BYTES, GETS, JUICEFS, NATIVE, RCLONE, S3FS, TRIMSFS, Results
 from tests.benchmarks.scale import MIB
 
-COLORS = {NATIVE: "#888888", TRIMSFS: "#1f77b4", RCLONE: "#ff7f0e", S3FS: "#2ca02c", GETS: "#cccccc"}
+COLORS = {
+    NATIVE: "#888888",
+    TRIMSFS: "#1f77b4",
+    RCLONE: "#ff7f0e",
+    JUICEFS: "#9467bd",
+    S3FS: "#2ca02c",
+    GETS: "#cccccc",
+}
 _BARS = (
     ("cold", ((cold.COLD, WHOLE), (cold.COLD, cold.SCAN), (cold.PROFILE, WHOLE), (cold.PROFILE, cold.SCAN))),
     ("warm", ((warm.WARM, warm.READ), (warm.WARM, warm.TOUCH), (warm.WARM, warm.SCAN))),

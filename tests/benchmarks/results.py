@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-NATIVE, TRIMSFS, RCLONE, S3FS, GETS = "native", "trimsfs", "rclone", "s3fs", "GETs"
-PEERS = (RCLONE, S3FS)
+NATIVE, TRIMSFS, RCLONE, JUICEFS, S3FS, GETS = "native", "trimsfs", "rclone", "JuiceFS", "s3fs", "GETs"
+PEERS = (RCLONE, JUICEFS, S3FS)
 BYTES = frozenset(
     {
         "peak memory",

@@ -8,6 +8,7 @@ import logging
 import random
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,11 @@ class Daemon:
             log.warning("%s ignored SIGTERM for %g s, killing it", self.name, patience)
             self.process.kill()
             self.process.wait()
+
+
+def installed(program: str) -> str:
+    """The path of a program that a package of Python's installs beside the interpreter."""
+    return str(Path(sys.executable).with_name(program))
 
 
 @contextlib.contextmanager

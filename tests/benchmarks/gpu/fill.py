@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.benchmarks.gpu.bench import GpuBench
 from tests.benchmarks.gpu.data import Model
-from tests.benchmarks.machine import back_memory
 from tests.benchmarks.results import TRIMSFS, Key
 from tests.benchmarks.scale import size_text
 from tests.support.mounts import MountedStore
@@ -15,8 +14,6 @@ FILL, FETCH = "fill", "fetch"
 PLAIN, PLAIN_FILE = "pinned copies", "pinned copies of the file"
 TO_DISK, TO_CARD = f"{TRIMSFS}, to disk", f"{TRIMSFS}, to the card"
 ALLOCATED = "device memory taken"
-BACKED = 3
-"""Files that there is to be room for when one is fetched: see `back_memory`."""
 
 
 def fill(bench: GpuBench) -> None:
@@ -51,7 +48,7 @@ def _filled(bench: GpuBench, mount: MountedStore, model: Model) -> Sequence[floa
 
 def fetch(bench: GpuBench) -> None:
     """Each size from an endpoint that answers at once: to the cache only, and to the card as well."""
-    for size in bench.sizes(FETCH, bench.scale.fetches, files=BACKED):
+    for size in bench.sizes(FETCH, bench.scale.fetches):
         model = bench.models.model(size)
         with bench.mounted() as mount:
             command = mount.path / ".trims" / model.name / "warm-disk"
@@ -68,5 +65,4 @@ def fetch(bench: GpuBench) -> None:
 def _fetched(bench: GpuBench, mount: MountedStore, model: Model, action: str, path: Path) -> Sequence[float]:
     bench.evict(mount, model)
     bench.models.heat(model.name)
-    back_memory(model.nbytes)
     return [model.nbytes / bench.ask(action, path)["seconds"]]

@@ -69,14 +69,12 @@ def _read(
     bench: Bench, contender: Contender, server: FastS3, relative: Path, *, known: bool = False
 ) -> Sequence[float]:
     with bench.cold(contender, relative, server) as mount:
-        memory = bench.data.size(relative)
         if known:
             measure("read", mount.path / bench.data.file(SMALL, "other"), bench.scale.timeout_s)
-        outcome = measure("read", mount.path / relative, bench.scale.timeout_s, memory=memory, known=int(known))
+        outcome = measure("read", mount.path / relative, bench.scale.timeout_s, known=int(known))
     return [outcome["first_s"], outcome["seconds"]]
 
 
 def _scan(bench: Bench, contender: Contender, server: FastS3, relative: Path) -> Sequence[float]:
     with bench.cold(contender, relative, server) as mount:
-        memory = bench.data.size(relative)
-        return [measure("scan", mount.path / relative, bench.scale.timeout_s, memory=memory)["seconds"]]
+        return [measure("scan", mount.path / relative, bench.scale.timeout_s)["seconds"]]

@@ -56,8 +56,7 @@ def directories(bench: Bench) -> None:
 
 def _twice(bench: Bench, contender: Contender, relative: Path, action: str, **options: int) -> Sequence[float]:
     with bench.cold(contender, relative, bench.plain) as mount:
-        memory = bench.data.size(relative)
-        cold = measure(action, mount.path / relative, bench.scale.timeout_s, memory=memory, **options)
+        cold = measure(action, mount.path / relative, bench.scale.timeout_s, **options)
         settle()
         warm = measure(action, mount.path / relative, bench.scale.timeout_s, **options)
     return [cold["seconds"], warm["seconds"]]

@@ -10,7 +10,6 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child
 from tests.benchmarks.data import BUCKET
-from tests.benchmarks.machine import back_memory
 from tests.benchmarks.results import GETS, Key
 from tests.benchmarks.scale import KIB, MIB, size_text
 from tests.services.fast import FastS3
@@ -71,7 +70,6 @@ def _fill(bench: Bench, server: FastS3, relative: Path, size: int, at_once: int)
         ]
         for worker in workers:
             worker.wait_ready()
-        back_memory(size)
         for worker in workers:
             worker.tell()
         outcomes = [worker.outcome(bench.scale.timeout_s) for worker in workers]

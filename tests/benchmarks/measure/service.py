@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child, measure
 from tests.benchmarks.contenders import Contender, trimsfs
-from tests.benchmarks.machine import Cost, back_memory, settle
+from tests.benchmarks.machine import Cost, settle
 from tests.benchmarks.results import TRIMSFS
 from tests.benchmarks.scale import GIB, KIB, size_text
 
@@ -52,7 +52,7 @@ def _case(bench: Bench) -> str:
 
 def _cost(bench: Bench, contender: Contender, relative: Path) -> Sequence[float]:
     with bench.cold(contender, relative, bench.plain) as mount, Cost(mount) as cost:
-        measure("read", mount.path / relative, bench.scale.timeout_s, memory=bench.scale.big)
+        measure("read", mount.path / relative, bench.scale.timeout_s)
         # What a server still does after the last byte counts too.
         settle()
     return [cost.cpu_s, cost.cpu_s * GIB / bench.scale.big, cost.peak_bytes]
@@ -68,7 +68,7 @@ def _remount(bench: Bench, contender: Contender, relative: Path) -> Sequence[flo
         begun = time.monotonic()
         with contender.mount(directory, bench.plain) as mount:
             mounted_s = time.monotonic() - begun
-            outcome = measure("read", mount.path / relative, bench.scale.timeout_s, memory=bench.scale.big)
+            outcome = measure("read", mount.path / relative, bench.scale.timeout_s)
             fetched = bench.fetched(bench.plain, relative)
     return [mounted_s, outcome["seconds"], fetched / bench.scale.big]
 
@@ -82,7 +82,6 @@ def _busy(bench: Bench, relative: Path, resident: Path) -> Sequence[float]:
             opener.wait_ready()
             with Child("reader", "read", mount.path / relative) as reader:
                 reader.wait_ready()
-                back_memory(bench.scale.big)
                 opener.tell()
                 reader.tell()
                 reader.outcome(timeout_s)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child
 from tests.benchmarks.data import BUCKET
-from tests.benchmarks.machine import back_memory
 from tests.benchmarks.scale import size_text
 from tests.benchmarks.ways import WAYS
 
@@ -34,7 +33,6 @@ def _fetch(bench: Bench, way: str, relative: Path) -> Sequence[float]:
             file.truncate(size)
         with Child("ways", way, bench.plain.endpoint_url, BUCKET, relative, target=target, size=size) as child:
             child.wait_ready()
-            back_memory(size)
             child.tell()
             outcome = child.outcome(bench.scale.timeout_s)
         if not filecmp.cmp(target, bench.data.native / relative, shallow=False):
