@@ -15,6 +15,7 @@ import trio
 
 from trimsfs.checksums import crc32c
 from trimsfs.errors import StoreError
+from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
 from trimsfs.tiers.host.page_cache import populate
@@ -24,8 +25,8 @@ T = TypeVar("T")
 
 PIECE = 1 << 18
 """Bytes checked at a time: few enough to stay in a core's cache."""
-WRITE_SIZE = 2 << 20
-"""Bytes written at a time: ext4 and xfs then cache them in huge pages, and mapping them costs next to nothing."""
+WRITE_SIZE = HUGE
+"""Most bytes written at a time."""
 POPULATE_SIZE = 8 << 20
 """Bytes brought into memory at a time; a worker that is not needed any more ends between them."""
 FIRST_WRITE_SHARE = 8
@@ -84,6 +85,7 @@ class ThreadCopier:
         self._store = store
         self._limiter = trio.CapacityLimiter(threads)
         self._buffers: list[bytearray] = []
+        self._pages = PageWriter()
 
     async def warm_up(self) -> None:
         """Open a connection, and let the store's library load what it loads at its first request."""
@@ -103,6 +105,7 @@ class ThreadCopier:
             arrived if streaming and arrived is not None else _ignore,
             first,
             buffer,
+            self._pages,
         )
         try:
             version = await self._store.read(generation, extent.start, extent.size, writer)
@@ -142,7 +145,9 @@ class _ChunkWriter:
     *buffer* is used again: the kernel would have to clear the pages of a new one first.
     """
 
-    def __init__(self, extent: Extent, landed: Landed, arrived: Arrived, first: int, buffer: bytearray) -> None:
+    def __init__(
+        self, extent: Extent, landed: Landed, arrived: Arrived, first: int, buffer: bytearray, pages: PageWriter
+    ) -> None:
         self._descriptor = extent.descriptor
         self._offset = extent.start
         self._stop = extent.stop
@@ -155,6 +160,7 @@ class _ChunkWriter:
         self._write_end = extent.start + first
         self._buffer = memoryview(buffer)
         self._filled = 0
+        self._pages = pages
 
     def __call__(self, piece: Buffer) -> None:
         view = memoryview(piece)
@@ -171,7 +177,8 @@ class _ChunkWriter:
             view = view[len(part) :]
             if self._offset == write_end:
                 self._write(self._buffer[: self._filled])
-                self._write_end = write_end - write_end % WRITE_SIZE + WRITE_SIZE
+                size = min(self._pages.size, WRITE_SIZE)
+                self._write_end = write_end - write_end % size + size
             if self._offset == end:
                 chunk, length = self._began // self._chunk_size, end - self._began
                 self._landed(ChunkRecord(chunk=chunk, length=length, crc=self._crc))
@@ -180,11 +187,9 @@ class _ChunkWriter:
                 self._arrived(self._offset)
 
     def _write(self, part: memoryview) -> None:
-        done, position = 0, self._offset + self._shift - len(part)
         self._filled = 0
         try:
-            while done < len(part):
-                done += os.pwrite(self._descriptor, part[done:], position + done)
+            self._pages.write(self._descriptor, part, self._offset + self._shift - len(part))
         except OSError as error:
             raise _FileError(error.errno, error.strerror) from error
 
