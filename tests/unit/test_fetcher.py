@@ -1,6 +1,7 @@
 import gc
 import random
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.support.parts import blob_files, content_of, fetching, flip_byte, ope
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import StoreAccessError, StoreThrottledError
-from trimsfs.fetch.fetcher import Fetcher, max_requests
+from trimsfs.fetch.fetcher import LINGER_S, Fetcher, max_requests
 from trimsfs.tiers.blob import Blob
 
 # The right bytes
@@ -255,6 +256,102 @@ async def test_a_failure_ends_the_prefetch_until_the_next_read(workshop: Worksho
     assert bench.store.count("read") == 3
     await bench.read(blob, 3 * chunk_size, 3 * chunk_size + 1)
     await until(lambda: blob.complete)
+
+
+# Ahead of any reader
+
+
+async def test_what_comes_ahead_comes_in_order_and_after_what_is_open(workshop: Workshop) -> None:
+    for key in ("open", "next", "last"):
+        workshop.put(key, 3)
+    bench = await workshop.bench(requests=1)
+    blobs = {key: await bench.acquire(key) for key in ("open", "next", "last")}
+    gate = bench.store.block()
+    bench.fetcher.hold(blobs["open"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.read, blobs["open"], 0, 1)
+        await wait_all_tasks_blocked()
+        for key in ("next", "last"):
+            nursery.start_soon(partial(bench.fetcher.fetch_all, blobs[key], ahead=True))
+            await wait_all_tasks_blocked()
+        gate.set()
+    assert [request.key for request in bench.store.requests] == ["open"] * 3 + ["next"] * 3 + ["last"] * 3
+
+
+async def test_what_comes_ahead_makes_way_for_who_waits_for_it(workshop: Workshop, chunk_size: int) -> None:
+    content = workshop.put("next", 8)
+    workshop.put("last", 3)
+    bench = await workshop.bench(requests=1)
+    blob, other = await bench.acquire("next"), await bench.acquire("last")
+    gate = bench.store.block()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
+        nursery.start_soon(partial(bench.fetcher.fetch_all, other, ahead=True))
+        await bench.store.arrived(1)
+        nursery.start_soon(bench.fetcher.fetch_all, other)
+        await wait_all_tasks_blocked()
+        gate.set()
+    keys = [request.key for request in bench.store.requests]
+    assert keys[4:] == ["next"] * 7
+    assert sorted(bench.store.reads("next")) == [chunk * chunk_size for chunk in range(8)]
+    assert blob.view(0, len(content)) == content
+
+
+async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, chunk_size: int) -> None:
+    content = workshop.put("a", 20)
+    bench = await workshop.bench(requests=4)
+    blob = await bench.acquire("a")
+    gate = bench.store.block()
+    with trio.move_on_after(1) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
+            await bench.store.arrived(2)
+            scope.cancel()
+    await until(bench.idle)
+    assert not gate.is_set()
+    assert (blob.users, blob.verified_bytes, bench.tier.statistics().used_bytes) == (1, 0, 0)
+    gate.set()
+    assert await bench.read(blob, 0, len(content)) == content
+    assert bench.tier.statistics().used_bytes == len(content)
+
+
+async def test_what_is_wanted_again_in_a_moment_goes_on(workshop: Workshop, chunk_size: int) -> None:
+    workshop.put("a", 3)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    await bench.read(blob, 0, 1)
+    gate = bench.store.block()
+    bench.fetcher.unhold(blob)
+    bench.fetcher.hold(blob)
+    await trio.sleep(2 * LINGER_S)
+    gate.set()
+    await bench.read(blob, 2 * chunk_size, 2 * chunk_size + 1)
+    await until(lambda: blob.complete)
+    assert all(bench.store.reads("a").count(offset) == 1 for _, offset in bench.store.fetched)
+
+
+async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_size: int) -> None:
+    content = workshop.put("a", 20)
+    bench = await workshop.bench(requests=2)
+    blob = await bench.acquire("a")
+    gate = bench.store.block()
+    answers: list[bytes] = []
+
+    async def read(chunk: int) -> None:
+        answers.append(await bench.read(blob, chunk * chunk_size, (chunk + 1) * chunk_size))
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(1) as scope:
+            async with trio.open_nursery() as ahead:
+                ahead.start_soon(partial(bench.fetcher.fetch_all, blob, ahead=True))
+                await bench.store.arrived(2)
+                nursery.start_soon(read, 0)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        await trio.sleep(2 * LINGER_S)
+        gate.set()
+    assert answers == [content[:chunk_size]]
 
 
 # Bounds

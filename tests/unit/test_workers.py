@@ -520,3 +520,16 @@ async def test_jobs_leave_no_descriptor_open(pool: WorkerPool, root: Path, file:
     await jobs(40)
     after = await descriptors()
     assert all(now <= then + 1 for now, then in zip(after, before, strict=True))
+
+
+async def test_a_fetch_that_is_cancelled_ends_and_the_process_goes_on(
+    pool: WorkerPool, file: int, tmp_path: Path
+) -> None:
+    os.truncate(file, len(CONTENT))
+    with trio.move_on_after(0.2):
+        await fetch(pool, odd(f"hang/{SMALL_CHUNK}"), file)
+    assert all(not worker.jobs for worker in pool._workers)
+    model = Generation(key="model", etag="e", size=len(CONTENT), modified_ns=0)
+    with contextlib.suppress(ObjectChangedError):  # as the ETag is none of the directory's
+        await fetch(pool, model, file)
+    assert pool.replaced == 0

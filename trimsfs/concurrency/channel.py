@@ -1,6 +1,7 @@
 """Messages between the processes of a mount: JSON objects, with descriptors, over a pair of Unix sockets."""
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -68,6 +69,11 @@ class Channel:
                 raise ChannelClosedError(str(error)) from error
             else:
                 return
+
+    def try_post(self, message: Message) -> None:
+        """Send a message unless the other end is slow or gone."""
+        with contextlib.suppress(OSError):
+            self._end.send(json.dumps(message).encode())
 
     async def receive(self) -> tuple[Message, list[int]]:
         """The next message and the descriptors that came with it. Raises ChannelClosedError at the end."""

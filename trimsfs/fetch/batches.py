@@ -121,8 +121,8 @@ class BatchFetcher:
 
         def landed(record: ChunkRecord) -> None:
             nonlocal position
-            if blob.resizes != resizes:
-                return  # the file was truncated since: the first bytes may be gone
+            if blob.resizes != resizes or flights[record.chunk].done.is_set():
+                return  # the file was truncated since: the first bytes may be gone; or nobody wants them any more
             position += record.length
             self._disk.wrote(blob, record)
             self._came(record.length)
@@ -144,7 +144,7 @@ class BatchFetcher:
 
         try:
             await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
-        except StoreError:
+        except (StoreError, trio.Cancelled):
             self._disk.unreserve(blob, stop - position)
             raise
 

@@ -5,6 +5,7 @@
 
 import mmap
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,7 +112,9 @@ class ThreadCopier:
             version = await self._store.read(generation, extent.start, extent.size, writer)
         except _FileError as error:
             raise OSError(*error.args) from error
-        # After a read that was cancelled, a thread may go on writing into it for a moment.
+        except trio.Cancelled:
+            writer.close()  # the thread that reads goes on for a moment, and the file may be closed
+            raise
         self._buffers.append(buffer)
         for record in whole:
             landed(record)
@@ -161,9 +164,21 @@ class _ChunkWriter:
         self._buffer = memoryview(buffer)
         self._filled = 0
         self._pages = pages
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Write nothing more, whatever comes."""
+        with self._turn:
+            self._closed = True
 
     def __call__(self, piece: Buffer) -> None:
-        view = memoryview(piece)
+        with self._turn:
+            if self._closed:
+                raise StoreError("no longer wanted")
+            self._take(memoryview(piece))
+
+    def _take(self, view: memoryview) -> None:
         while view:
             end = min(self._stop, (self._offset // self._chunk_size + 1) * self._chunk_size)
             write_end = min(end, self._write_end)

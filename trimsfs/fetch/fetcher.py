@@ -33,6 +33,8 @@ BATCH_LIMIT = 4
 MAX_REQUESTS = 32
 MOST_LOSSES = 8
 """How often a read begins anew because bytes were lost or found wrong while it waited for others."""
+LINGER_S = 0.1
+"""How long what nobody wants any more goes on."""
 REQUEST_MEMORY = 2 << 20
 """Bytes that a request takes in the process that makes it: its buffer."""
 
@@ -91,6 +93,7 @@ class Fetcher:
         )
         self._background = Background()
         self._under_way = 0
+        self._flying: dict[trio.CancelScope, Sequence[Flight]] = {}
         self._pump_is_due = False
         self._succeeded_at = float("-inf")
         self._fetched_bytes = self._fetched = self._failed = 0
@@ -175,19 +178,28 @@ class Fetcher:
         self._scheduler.hold(blob)
 
     def unhold(self, blob: Blob) -> None:
-        """The opposite of `hold`: after the last one, what has not been started is not fetched."""
+        """The opposite of `hold`: after the last one, nothing more is fetched, but for what readers wait for."""
         self._scheduler.unhold(blob)
+        if self._scheduler.prefetch(blob) is None:
+            self._stop_later(blob)
 
-    async def fetch_all(self, blob: Blob) -> None:
-        """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError."""
+    async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
+        """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError.
+
+        *ahead* of any wish for it, it comes after all that somebody waits for or has open.
+        """
         blob.health.check()
         if blob.complete:
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # one that was cancelled meanwhile starts nothing
         prefetch = self._scheduler.hold(blob)
-        prefetch.wanted += 1
+        prefetch.ahead += ahead
+        prefetch.wanted += not ahead
         prefetch.error = None
-        prefetch.demand(-1)
+        if not ahead:
+            prefetch.touched = True  # a caller that gives up may have the file open
+        if not ahead or prefetch.left == 0:
+            prefetch.restart()
         self._uncached.forget(blob)
         try:
             self._pump()
@@ -198,12 +210,13 @@ class Fetcher:
                     raise prefetch.error.with_traceback(None)
                 await self._check_running(blob)
                 if prefetch.left == 0 and not self._scheduler.flying(blob):
-                    prefetch.demand(-1)
+                    prefetch.restart()
                     self._pump()
                 await prefetch.changed()
         finally:
-            prefetch.wanted -= 1
-            self._scheduler.unhold(blob)
+            prefetch.ahead -= ahead
+            prefetch.wanted -= not ahead
+            self.unhold(blob)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         """Get a chunk from the store, even if it is here, into the file of a descriptor, from its beginning.
@@ -263,21 +276,40 @@ class Fetcher:
     async def _fly(self, batch: Sequence[Flight]) -> None:
         blob = batch[0].blob
         try:
-            missing: list[Sequence[Flight]] = []
-            with self._failing(batch):
-                missing = await self._batches.missing(batch)
-            for flights in missing:
-                with self._failing(flights):
-                    await self._batches.fetch(flights)
+            with trio.CancelScope() as scope:
+                self._flying[scope] = batch
+                missing: list[Sequence[Flight]] = []
+                with self._failing(batch):
+                    missing = await self._batches.missing(batch)
+                for flights in missing:
+                    with self._failing(flights):
+                        await self._batches.fetch(flights)
         finally:
-            for flight in batch:
-                if not flight.done.is_set():
-                    flight.error = _stopping(blob)
-                    self._land(flight)
+            del self._flying[scope]
+            self._land_unfinished(batch, _stopping(blob))
             self._under_way -= 1
             if self._under_way == 0:
                 self._throughput.idle()
             self._pump()
+
+    def _land_unfinished(self, batch: Sequence[Flight], error: StoreError) -> None:
+        for flight in batch:
+            if not flight.done.is_set():
+                flight.error = error
+                self._land(flight)
+
+    def _stop_later(self, blob: Blob) -> None:
+        """Stop what is under way of a blob, unless somebody wants it again in a moment: many programs open twice."""
+        if self._background.running and any(batch[0].blob is blob for batch in self._flying.values()):
+            self._background.start(self._stop_unwanted, blob)
+
+    async def _stop_unwanted(self, blob: Blob) -> None:
+        await trio.sleep(LINGER_S)
+        for scope, batch in list(self._flying.items()):
+            if batch[0].blob is blob and self._scheduler.unwanted(batch):
+                # They land first: whoever wants these chunks from now on has them fetched anew.
+                self._land_unfinished(batch, StoreUnavailableError(f"{blob.generation.key}: no longer wanted"))
+                scope.cancel()
 
     @contextmanager
     def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
@@ -299,11 +331,8 @@ class Fetcher:
         self._fetched += 1
 
     def _fail(self, batch: Sequence[Flight], error: StoreError) -> None:
-        for flight in batch:
-            if not flight.done.is_set():
-                self._failed += 1
-                flight.error = error
-                self._land(flight)
+        self._failed += sum(not flight.done.is_set() for flight in batch)
+        self._land_unfinished(batch, error)
         self._stop_prefetch(batch[0].blob, error)
         if not isinstance(error, StoreUnavailableError):
             return

@@ -1,7 +1,8 @@
 """Flights: the chunks that are being fetched or wait for it, and the order in which they start."""
 
+import enum
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -54,17 +55,30 @@ class Flight:
         self._more = trio.Event()
 
 
+class Urgency(enum.IntEnum):
+    """Why the rest of a blob is fetched, the most urgent first."""
+
+    WANTED = 0
+    """A caller waits for all of it."""
+    READ = 1
+    """A reader has it open."""
+    AHEAD = 2
+    """A program may open it soon."""
+
+
 class Prefetch:
     """The chunks of one blob still to prefetch, from the last demanded one onward and round.
 
     ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that a reader wanted bytes;
-    ``wanted`` counts the callers that wait for all of the blob, for whom ``error`` says why the prefetch stopped.
+    ``wanted`` counts the callers that wait for all of the blob, for whom ``error`` says why the prefetch stopped;
+    ``ahead`` counts those that want it before anybody asks for it, and so after all else.
     """
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
         self.holders = 0
         self.wanted = 0
+        self.ahead = 0
         self.touched = False
         self.error: TrimsError | None = None
         self._changed = trio.Event()
@@ -87,15 +101,31 @@ class Prefetch:
                 return chunk
         return None
 
+    @property
+    def urgency(self) -> Urgency | None:
+        """How soon the next chunk should start; None: not at all."""
+        if self.wanted:
+            return Urgency.WANTED
+        if self.touched:
+            return Urgency.READ
+        return Urgency.AHEAD if self.ahead and self.error is None else None
+
     def put_back(self) -> None:
         """The chunk that `next_chunk` gave is not taken after all."""
         self._cursor = (self._cursor - 1) % len(self.blob.states)
         self._left += 1
 
     def demand(self, chunk: int) -> None:
-        """A reader is at *chunk* (-1: before the first): what follows it is the most likely to be wanted next."""
+        """A reader is at *chunk*: what follows it is the most likely to be wanted next."""
         self.touched = True
-        self._cursor = (chunk + 1) % max(1, len(self.blob.states))
+        self._go_to(chunk + 1)
+
+    def restart(self) -> None:
+        """Consider all chunks again, the first one first."""
+        self._go_to(0)
+
+    def _go_to(self, chunk: int) -> None:
+        self._cursor = chunk % max(1, len(self.blob.states))
         self._left = len(self.blob.states)
 
     def stop(self, error: TrimsError) -> None:
@@ -157,6 +187,10 @@ class FlightScheduler:
             found.append(self._demanded.popleft())
         return found
 
+    def unwanted(self, batch: Sequence[Flight]) -> bool:
+        """Whether nobody wants a batch that has started: nobody holds its blob, and no reader waits for it."""
+        return batch[0].blob.token not in self._prefetches and not any(flight.demanded for flight in batch)
+
     def flying(self, blob: Blob) -> bool:
         """Whether there is any flight of a blob."""
         return any(token == blob.token for token, _ in self._flights)
@@ -202,30 +236,37 @@ class FlightScheduler:
         self.head_start = False
         if idle <= 0:
             return []
-        for prefetch in sorted(self._prefetches.values(), key=lambda prefetch: not prefetch.wanted):
-            if (
-                not prefetch.touched
-                or not prefetch.blob.attached
-                or (not prefetch.wanted and full(prefetch.blob.generation))
-            ):
+        for urgency, prefetch in self._by_urgency():
+            if not prefetch.blob.attached or (urgency > Urgency.WANTED and full(prefetch.blob.generation)):
                 continue
-            if self._first_is_demanded(prefetch):
+            if self._first_is_demanded(prefetch, urgency):
                 self.head_start = True
                 continue
             batch = self._take(prefetch, self._share(prefetch.left, idle))
             if batch:
-                self._prefetches.move_to_end(prefetch.blob.token)
+                if urgency < Urgency.AHEAD:  # what comes ahead comes in order
+                    self._prefetches.move_to_end(prefetch.blob.token)
                 return batch
         return []
 
-    def _first_is_demanded(self, prefetch: Prefetch) -> bool:
-        """Whether a reader has just begun to wait for the first bytes of a blob: they have a head start."""
+    def _by_urgency(self) -> list[tuple[Urgency, Prefetch]]:
+        found = [
+            (urgency, prefetch)
+            for prefetch in self._prefetches.values()
+            if (urgency := prefetch.urgency) is not None and prefetch.left
+        ]
+        return sorted(found, key=lambda each: each[0])
+
+    def _first_is_demanded(self, prefetch: Prefetch, urgency: Urgency) -> bool:
+        """Whether a reader has just begun to wait for the first bytes of a blob, or of any before what comes ahead:
+        they have a head start."""
         blob = prefetch.blob
-        if blob.verified_bytes or prefetch.wanted:
+        if urgency is Urgency.WANTED or (urgency is Urgency.READ and blob.verified_bytes):
             return False
         since = trio.current_time() - HEAD_START_S
         return any(
-            flight.blob is blob and flight.demanded and flight.enqueued > since for flight in self._flights.values()
+            flight.demanded and flight.enqueued > since and (flight.blob is blob or urgency is Urgency.AHEAD)
+            for flight in self._flights.values()
         )
 
     def _share(self, pending: int, idle: int) -> int:

@@ -101,12 +101,23 @@ def _stand_back() -> None:
 async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
     """Do jobs until the server is gone."""
     channel, copier = Channel(end), make_copier()
+    scopes: dict[int, trio.CancelScope] = {}
+
+    async def do(job: Message, descriptor: int) -> None:
+        with scopes[job["id"]]:
+            await _do(copier, job, descriptor, channel)
+        del scopes[job["id"]]
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(copier.warm_up)
         with contextlib.suppress(ChannelClosedError):
             while True:
                 message, descriptors = await channel.receive()
-                nursery.start_soon(_do, copier, message, descriptors[0], channel)
+                if message["do"] != "cancel":
+                    scopes[message["id"]] = trio.CancelScope()
+                    nursery.start_soon(do, message, descriptors[0])
+                elif message["id"] in scopes:  # else it has ended
+                    scopes[message["id"]].cancel()
         nursery.cancel_scope.cancel()
 
 
@@ -129,7 +140,7 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
     except Exception as error:  # a defect: it ends this job, not the worker
         answer = {"error": "StoreUnavailableError", "text": f"internal error: {error!r}"[:TEXT_LIMIT]}
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # a copier that was cancelled uses it no more
     with contextlib.suppress(ChannelClosedError):  # the receiving task notices it as well
         channel.post({"id": number, **answer})
 
@@ -230,6 +241,10 @@ class WorkerPool:
             await job.done.wait()
         except ChannelClosedError:
             raise _lost() from None
+        except trio.Cancelled:
+            if job.landed is not None:  # a fetch: the store need not send the rest
+                worker.channel.try_post({"do": "cancel", "id": number})
+            raise
         finally:
             worker.jobs.pop(number, None)
         if "errno" in job.answer:
