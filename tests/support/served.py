@@ -23,6 +23,7 @@ from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.handover.ledger import Ledger
+from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.models.derived_blobs import DerivedBlobs
@@ -41,6 +42,8 @@ OWNER = Caller(uid=1000, groups=frozenset({1000}))
 STRANGER = Caller(uid=2000, groups=frozenset({2000, 2001}))
 CONTROL_GID = 3000
 MOUNTPOINT = Path("/models")
+SOON = Pace(idle_s=0.01)
+"""What is put off to idle time is compared at once, but for what is still under way."""
 MOUNTED_NS = 1_700_000_000_000_000_000
 
 
@@ -341,6 +344,7 @@ async def served(
     backing: FakeBacking | None = None,
     ledger: Ledger | None = None,
     read_manifest: ReadManifest | None = None,
+    pace: Pace = SOON,
     **options: Any,
 ) -> AsyncIterator[Server]:
     """A server on a cache directory, idle at the end; without a *backing*, all files are served in cached mode.
@@ -367,6 +371,7 @@ async def served(
         forget_pages=lambda _number: None,
         chunk_size=chunk_size,
         request_memory=chunk_size // REQUESTS_PER_CHUNK,
+        pace=pace,
     )
     components = assemble(mount, environment)
     try:

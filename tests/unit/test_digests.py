@@ -2,8 +2,13 @@
 
 import base64
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
+import subprocess
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import crc32c
@@ -12,8 +17,10 @@ from awscrt import checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimsfs.stores import digests
 from trimsfs.stores.digests import MIB, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
+from trimsfs.tiers.host.page_cache import resident_bytes
 from trimsfs.types import ChunkRecord
 
 CONTENT = os.urandom(3 * MIB + 12345)
@@ -46,7 +53,69 @@ def test_a_digest_of_parts(descriptor: int, algorithm: Algorithm, function: Any,
     assert compute(descriptor, len(CONTENT), algorithm, part_size) == by_hand
 
 
-@pytest.mark.parametrize("part_size", [0, MIB])
+@pytest.mark.parametrize("part_size", [64, 64 * 1000, MIB // 16, MIB // 2, 100_001])
+@pytest.mark.parametrize("size", [0, 6 * (MIB // 2), 40 * 64 + 1, len(CONTENT)])
+def test_parts_side_by_side(descriptor: int, part_size: int, size: int) -> None:
+    parts = [CONTENT[start : min(size, start + part_size)] for start in range(0, max(1, size), part_size)]
+    by_hand = hashlib.md5(b"".join(hashlib.md5(part).digest() for part in parts)).digest()
+    assert compute(descriptor, size, "md5", part_size) == by_hand
+
+
+def test_parts_side_by_side_on_any_processor(descriptor: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled without AVX2, and without a warning."""
+    library = tmp_path / f"_md5{sysconfig.get_config_var('EXT_SUFFIX')}"
+    flags = ["-O1", "-DPORTABLE", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-psabi", "-fPIC", "-shared"]
+    include = f"-I{sysconfig.get_path('include')}"
+    subprocess.run(["gcc", *flags, include, Path(digests.__file__).with_name("_md5.c"), "-o", library], check=True)
+    loader = importlib.machinery.ExtensionFileLoader("_md5", str(library))
+    specification = importlib.util.spec_from_loader("_md5", loader)
+    assert specification is not None
+    module = importlib.util.module_from_spec(specification)
+    loader.exec_module(module)
+    by_hand = compute(descriptor, len(CONTENT), "md5", MIB // 16)
+    used: list[int] = []
+
+    def update(state: bytearray, data: memoryview) -> None:
+        used.append(len(data))
+        module.update(state, data)
+
+    monkeypatch.setattr(digests, "_md5", SimpleNamespace(update=update))
+    assert compute(descriptor, len(CONTENT), "md5", MIB // 16) == by_hand
+    assert used
+    for state, data in ((bytearray(255), bytes(1024)), (bytearray(256), bytes(1000))):
+        with pytest.raises(ValueError, match="256 bytes"):
+            module.update(state, data)
+
+
+def test_parts_without_the_extension(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_hand = compute(descriptor, len(CONTENT), "md5", MIB // 16)
+    monkeypatch.setattr(digests, "LANES", 0)
+    assert compute(descriptor, len(CONTENT), "md5", MIB // 16) == by_hand
+
+
+def test_a_digest_brings_nothing_into_the_page_cache_and_takes_nothing_out(descriptor: int) -> None:
+    if not _reads_uncached(descriptor):
+        pytest.skip("the kernel or the file system cannot read past the page cache")
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.preadv(descriptor, [bytearray(MIB)], 2 * MIB, digests.RWF_DONTCACHE)
+    assert resident_bytes(descriptor) == 0
+    assert compute(descriptor, len(CONTENT), "md5", 0) == BY_HAND["md5"]
+    assert resident_bytes(descriptor) == 0
+    os.pread(descriptor, len(CONTENT), 0)
+    before = resident_bytes(descriptor)
+    assert compute(descriptor, len(CONTENT), "md5", 0) == BY_HAND["md5"]
+    assert resident_bytes(descriptor) == before
+
+
+def _reads_uncached(descriptor: int) -> bool:
+    try:
+        return bool(os.preadv(descriptor, [bytearray(1)], 0, digests.RWF_DONTCACHE))
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("part_size", [0, MIB // 4, MIB])
 def test_a_file_that_ends_before_has_none(descriptor: int, part_size: int) -> None:
     assert compute(descriptor, len(CONTENT) + 5, "md5", part_size) is None
 

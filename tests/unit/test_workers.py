@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import inspect
 import mmap
 import os
@@ -249,6 +250,54 @@ async def test_workers_give_way_to_the_server(pool: WorkerPool, file: int) -> No
     process, _ = await process_of(pool, file)
     here = os.getpriority(os.PRIO_PROCESS, 0)
     assert os.getpriority(os.PRIO_PROCESS, process) == min(19, here + NICENESS)
+
+
+async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwards(
+    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fetch.workers.LINGER_S", 0.3)
+    os.pwrite(file, CONTENT, 0)
+    expected = hashlib.md5(CONTENT).digest()
+    async with working(late_spawner, count=1) as pool:
+        process, spawner = await process_of(pool, file)
+        assert await pool.digest(file, len(CONTENT), "md5", 0) == expected
+        assert workers(spawner) == {process}
+        assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True) == expected
+        (idle,) = workers(spawner) - {process}
+        assert (os.sched_getscheduler(idle), os.getpriority(os.PRIO_PROCESS, idle)) == (os.SCHED_IDLE, 19)
+        assert os.sched_getscheduler(process) == os.SCHED_OTHER
+        assert await pool.digest(file, len(CONTENT) + 1, "md5", 0, idle=True) is None
+        assert workers(spawner) == {process, idle}
+        await until(lambda: workers(spawner) == {process})
+        assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True) == expected
+        (another,) = workers(spawner) - {process}
+    await until(lambda: ended(another))
+
+
+async def test_a_digest_whose_process_dies_is_tried_again_in_another(late_spawner: Spawner, file: int) -> None:
+    os.pwrite(file, CONTENT, 0)
+    async with working(late_spawner, count=1) as pool:
+        process, spawner = await process_of(pool, file)
+        assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True)
+        (idle,) = workers(spawner) - {process}
+        os.kill(idle, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lost_digest, pool, file)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            os.kill(idle, signal.SIGKILL)
+        assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True) == hashlib.md5(CONTENT).digest()
+        assert pool.replaced == 0
+
+
+async def lost_digest(pool: WorkerPool, descriptor: int) -> None:
+    with pytest.raises(TransientStoreError, match="the fetch process died"):
+        await pool.digest(descriptor, len(CONTENT), "md5", 0, idle=True)
+
+
+def workers(spawner: int) -> set[int]:
+    """The processes that a spawner has forked and that have not ended."""
+    children = map(int, Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split())
+    return {child for child in children if not ended(child)}
 
 
 async def test_chunks_of_a_stream_are_told_of_while_it_goes_on(streaming: WorkerPool, file: int) -> None:

@@ -69,8 +69,11 @@ class Copier(Protocol):
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         """The CRC32C of the bytes ``[start, stop)`` of a file; None when it ends before. Raises OSError."""
 
-    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
-        """The digest of a file's bytes, as `trimsfs.stores.digests.compute` does. Raises OSError."""
+    async def digest(
+        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
+    ) -> bytes | None:
+        """The digest of a file's bytes, as `trimsfs.stores.digests.compute` does; with *idle*, computed while no other
+        process wants a core, if this copier can. Raises OSError and StoreError."""
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
@@ -123,7 +126,9 @@ class ThreadCopier:
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
         return await self._in_thread(partial(_checksum, descriptor, start, stop))
 
-    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+    async def digest(
+        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
+    ) -> bytes | None:
         return await self._in_thread(partial(compute, descriptor, size, algorithm, part_size))
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:

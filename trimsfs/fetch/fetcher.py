@@ -95,7 +95,8 @@ class Fetcher:
         self._under_way = 0
         self._flying: dict[trio.CancelScope, Sequence[Flight]] = {}
         self._pump_is_due = False
-        self._succeeded_at = float("-inf")
+        self._succeeded_at = self._wanted_at = float("-inf")
+        self._waiting_for_all = 0
         self._fetched_bytes = self._fetched = self._failed = 0
 
     def statistics(self) -> FetchStatistics:
@@ -113,6 +114,7 @@ class Fetcher:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry the flights, for as long as the server runs."""
+        self._wanted_at = trio.current_time()  # programs of the server before may go on loading
         try:
             await self._background.run(task_status)
         finally:
@@ -123,6 +125,12 @@ class Fetcher:
     def seconds_for(self, size: int) -> float | None:
         """About how long fetching *size* bytes takes; None before anything was fetched."""
         return self._speed.seconds_for(size)
+
+    def quiet_s(self) -> float:
+        """For how long nothing was fetched, nobody waited for a whole blob and no read was answered."""
+        if self._under_way or self._scheduler.waiting or self._waiting_for_all:
+            return 0.0
+        return trio.current_time() - self._wanted_at
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
@@ -138,6 +146,7 @@ class Fetcher:
 
     async def read_once(self, blob: Blob, start: int, stop: int) -> Buffer | None:
         """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others."""
+        self._wanted_at = trio.current_time()
         blob.health.check()
         if blob.readable(start, stop):
             return blob.view(start, stop)
@@ -195,6 +204,7 @@ class Fetcher:
         prefetch = self._scheduler.hold(blob)
         prefetch.ahead += ahead
         prefetch.wanted += not ahead
+        self._waiting_for_all += not ahead
         prefetch.error = None
         if not ahead:
             prefetch.touched = True  # a caller that gives up may have the file open
@@ -216,6 +226,8 @@ class Fetcher:
         finally:
             prefetch.ahead -= ahead
             prefetch.wanted -= not ahead
+            self._waiting_for_all -= not ahead
+            self._wanted_at = trio.current_time()
             self.unhold(blob)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
@@ -288,6 +300,7 @@ class Fetcher:
             del self._flying[scope]
             self._land_unfinished(batch, _stopping(blob))
             self._under_way -= 1
+            self._wanted_at = trio.current_time()
             if self._under_way == 0:
                 self._throughput.idle()
             self._pump()

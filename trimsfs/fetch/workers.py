@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import trio
 
@@ -27,8 +27,14 @@ from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
+Role = Literal["fetch", "digest"]
+"""What a process is for: all jobs, or those that only idle time is spent on."""
+
 NICENESS = 10
 """Below the server and the programs that use models."""
+LOWEST_NICENESS = 19
+LINGER_S = 5.0
+"""How long the process that computes digests in idle time waits for the next one."""
 REPLACE_AFTER_S = 0.5
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
@@ -55,12 +61,12 @@ class Spawner:
         theirs.close()
         self._socket = ours
 
-    def spawn(self) -> socket.socket:
+    def spawn(self, role: Role = "fetch") -> socket.socket:
         """A socket to a new worker. Raises OSError when there is no spawner any more."""
         ours, theirs = pair()
         with theirs:
             try:
-                socket.send_fds(self._socket, [b"spawn"], [theirs.fileno()])
+                socket.send_fds(self._socket, [role.encode()], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
@@ -82,24 +88,29 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                 orders.close()
                 status = 1
                 try:
-                    set_process_title("fetch", mountpoint)
-                    _stand_back()
-                    trio.run(_work, end, make_copier)
+                    role = data.decode()
+                    set_process_title(role, mountpoint)
+                    _stand_back(idle=role == "digest")
+                    trio.run(_work, end, make_copier, role)
                     status = 0
                 finally:
                     os._exit(status)  # without waiting for threads that wait for a store
 
 
-def _stand_back() -> None:
-    """Give way to the server and to the programs that use models."""
+def _stand_back(*, idle: bool) -> None:
+    """Give way to the server and to the programs that use models: with *idle*, to all that wants a core or the disk."""
+    niceness = LOWEST_NICENESS if idle else NICENESS
     os.setsid()  # where the kernel shares cores by session, niceness counts within one only
-    os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
+        Path("/proc/self/autogroup").write_text(str(niceness))
+    if idle:
+        with contextlib.suppress(OSError):  # of the disk as well: the I/O priority follows
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
-    """Do jobs until the server is gone."""
+async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier], role: str) -> None:
+    """Do jobs until the server is gone, or needs this process no longer."""
     channel, copier = Channel(end), make_copier()
     scopes: dict[int, trio.CancelScope] = {}
 
@@ -109,7 +120,8 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> 
         del scopes[job["id"]]
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(copier.warm_up)
+        if role == "fetch":
+            nursery.start_soon(copier.warm_up)
         with contextlib.suppress(ChannelClosedError):
             while True:
                 message, descriptors = await channel.receive()
@@ -185,6 +197,8 @@ class WorkerPool:
         self._spawner = spawner
         self._workers = [_Worker(spawner.spawn()) for _ in range(count)]
         self._numbers = itertools.count()
+        self._idle: _Worker | None = None
+        self._nursery: trio.Nursery | None = None
         self._stopped = False
         self.replaced = 0
 
@@ -194,8 +208,10 @@ class WorkerPool:
             async with trio.open_nursery() as nursery:
                 for slot in range(len(self._workers)):
                     nursery.start_soon(self._attend, slot)
+                self._nursery = nursery
                 task_status.started()
         finally:
+            self._nursery = None
             # No answer is received any more, and some callers that wait for one cannot be cancelled.
             self._stopped = True
             for worker in self._workers:
@@ -220,19 +236,34 @@ class WorkerPool:
         crc: int | None = await self._give({"do": "checksum", "start": start, "stop": stop}, descriptor, _Job())
         return crc
 
-    async def digest(self, descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
+    async def digest(
+        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
+    ) -> bytes | None:
         message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
-        found: str | None = await self._give(message, descriptor, _Job())
+        worker = self._idle_worker() if idle else None
+        found: str | None = await self._give(message, descriptor, _Job(), worker)
         return None if found is None else bytes.fromhex(found)
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())
 
-    async def _give(self, message: Message, descriptor: int, job: _Job) -> Any:
-        """Give a job to the process with the fewest; its result. Raises OSError and StoreError."""
+    def _idle_worker(self) -> _Worker:
+        """The process that works in idle time, which is there while there are jobs for it. Raises StoreError."""
+        if self._idle is None:
+            if self._nursery is None:
+                raise _lost()
+            try:
+                self._idle = _Worker(self._spawner.spawn("digest"))
+            except OSError:
+                raise _lost() from None
+            self._nursery.start_soon(self._attend_idle, self._idle)
+        return self._idle
+
+    async def _give(self, message: Message, descriptor: int, job: _Job, worker: _Worker | None = None) -> Any:
+        """Give a job to *worker*, or to the one with the fewest; its result. Raises OSError and StoreError."""
         if self._stopped:
             raise _lost()
-        worker = min(self._workers, key=lambda worker: len(worker.jobs))
+        worker = worker or min(self._workers, key=lambda worker: len(worker.jobs))
         number = next(self._numbers)
         worker.jobs[number] = job
         try:
@@ -253,24 +284,26 @@ class WorkerPool:
             raise getattr(errors, job.answer["error"])(job.answer["text"])
         return job.answer["result"]
 
+    async def _attend_idle(self, worker: _Worker) -> None:
+        """Receive the answers of the process that works in idle time, and end it once there is no job for it."""
+        try:
+            with contextlib.suppress(ChannelClosedError):
+                while True:
+                    with trio.move_on_after(LINGER_S) as scope:
+                        _take(worker, (await worker.channel.receive())[0])
+                    if scope.cancelled_caught and not worker.jobs:
+                        break
+        finally:
+            self._idle = None
+            worker.channel.close()
+            _fail_all(worker)
+
     async def _attend(self, slot: int) -> None:
         while True:
             worker = self._workers[slot]
             with contextlib.suppress(ChannelClosedError):
                 while True:
-                    answer, _ = await worker.channel.receive()
-                    job = worker.jobs.get(answer["id"])
-                    if job is None:
-                        continue  # its caller was cancelled
-                    if "landed" in answer:
-                        assert job.landed is not None
-                        job.landed(ChunkRecord(**answer["landed"]))
-                    elif "arrived" in answer:
-                        assert job.arrived is not None
-                        job.arrived(answer["arrived"])
-                    else:
-                        job.answer = answer
-                        job.done.set()
+                    _take(worker, (await worker.channel.receive())[0])
             log.error("fetch process died: starting another")
             self.replaced += 1
             worker.channel.close()
@@ -280,6 +313,22 @@ class WorkerPool:
                 log.error("fetch process not started: %s", error)
             _fail_all(worker)
             await trio.sleep(REPLACE_AFTER_S)
+
+
+def _take(worker: _Worker, answer: Message) -> None:
+    """Tell the job of a worker what it has answered."""
+    job = worker.jobs.get(answer["id"])
+    if job is None:
+        return  # its caller was cancelled
+    if "landed" in answer:
+        assert job.landed is not None
+        job.landed(ChunkRecord(**answer["landed"]))
+    elif "arrived" in answer:
+        assert job.arrived is not None
+        job.arrived(answer["arrived"])
+    else:
+        job.answer = answer
+        job.done.set()
 
 
 def _fail_all(worker: _Worker) -> None:

@@ -4,12 +4,15 @@ import enum
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
+
+import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, SignatureError, StoreError, TrimsError
 from trimsfs.fetch.copier import Copier
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
-from trimsfs.stores.digests import Digest, crc32c_of
+from trimsfs.stores.digests import Algorithm, Digest, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -79,17 +82,18 @@ class Comparer:
         """Whether all of a blob is here, and it is still the one of its generation."""
         return self._disk.known(blob.token) is blob and blob.attached and blob.complete
 
-    async def compare(self, blob: Blob, expected: Digest) -> bool:
+    async def compare(self, blob: Blob, expected: Digest, *, idle_until: float | None = None) -> bool:
         """Compare a whole blob with the digest that it should have, and refetch what differs; whether it may be read.
 
-        Raises CacheError and StoreError when it cannot be compared now.
+        Until *idle_until* of trio's clock the digest is computed in idle time only. Raises CacheError and StoreError
+        when it cannot be compared now.
         """
         quarantine, known = blob.health.quarantine, blob.health.digest
 
         def undisturbed() -> bool:
             return blob.health.quarantine is quarantine and self.whole(blob)
 
-        match = await self._match(blob, expected)
+        match = await self._match(blob, expected, idle_until)
         if match is Match.DIFFERENT and not self.trust.exhausted(expected):
             match = await self._refetch(blob, expected, undisturbed)
         if not undisturbed():
@@ -100,16 +104,16 @@ class Comparer:
 
     # Match
 
-    async def _match(self, blob: Blob, expected: Digest) -> Match:
+    async def _match(self, blob: Blob, expected: Digest, idle_until: float | None = None) -> Match:
         """Whether a blob has a digest, by bytes none of which was exchanged meanwhile. Raises CacheError."""
         for _ in range(MOST_ATTEMPTS):
             revision = blob.health.revision
-            match = await self._match_once(blob, expected)
+            match = await self._match_once(blob, expected, idle_until)
             if blob.health.revision == revision or not self.whole(blob):
                 return match
         raise BlobDamagedError(f"{blob.generation.key}: repaired again and again while it is compared with the store")
 
-    async def _match_once(self, blob: Blob, expected: Digest) -> Match:
+    async def _match_once(self, blob: Blob, expected: Digest, idle_until: float | None) -> Match:
         size = blob.generation.size
         if expected.algorithm == "crc32c" and not expected.parts:
             return Match.SAME if crc32c_of(blob.records()) == expected.value else Match.DIFFERENT
@@ -122,9 +126,7 @@ class Comparer:
             for part_size in part_sizes:
                 found = await self._retrying.call(
                     blob.generation.key,
-                    lambda part_size=part_size: self._copier.digest(  # type: ignore[misc]
-                        descriptor, size, expected.algorithm, part_size
-                    ),
+                    partial(self._digest, descriptor, size, expected.algorithm, part_size, idle_until),
                 )
                 if found == expected.value:
                     return Match.SAME
@@ -135,6 +137,15 @@ class Comparer:
         finally:
             os.close(descriptor)
         return Match.DIFFERENT if part_sizes else Match.UNKNOWN
+
+    async def _digest(
+        self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, idle_until: float | None
+    ) -> bytes | None:
+        """The digest of a file's bytes; computed in ordinary time if it is not known by *idle_until*."""
+        if idle_until is not None:
+            with trio.move_on_at(idle_until):
+                return await self._copier.digest(descriptor, size, algorithm, part_size, idle=True)
+        return await self._copier.digest(descriptor, size, algorithm, part_size)
 
     # Refetch
 

@@ -9,6 +9,7 @@ wrong there. Wrong bytes are refetched and overwritten (*repaired*). A copy that
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import trio
 
@@ -25,12 +26,12 @@ from trimsfs.errors import (
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.integrity.compare import MOST_ATTEMPTS, Comparer
+from trimsfs.integrity.deferred import RETRY_INTERVAL_S, DeferredComparisons, Pace, not_yet
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.integrity.scrub import Scrubber
 from trimsfs.models.derived_blobs import model_key
 from trimsfs.opening.passthrough import Passthrough
-from trimsfs.options import MountOptions
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
@@ -44,8 +45,6 @@ AskDigest = Callable[..., Awaitable[Digest | None]]
 
 SMALL = CHUNK_SIZE
 """Bytes up to which any digest is computed before the file is opened."""
-RETRY_INTERVAL_S = 1.0
-"""After which a store that could not tell a digest is asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +60,16 @@ class IntegrityStatistics:
     to_compare: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When what is compared and checked: *digests* is the option, the scrub has an interval and bytes a second."""
+
+    digests: Literal["auto", "wait", "off"]
+    scrub_interval_s: float
+    scrub_rate: int
+    pace: Pace
+
+
 class Integrity:
     """Decides when the blobs of a disk tier are compared, checked and scrubbed, and has them repaired.
 
@@ -74,14 +83,14 @@ class Integrity:
         copier: Copier,
         retrying: Retrying,
         passthrough: Passthrough,
-        options: MountOptions,
+        schedule: Schedule,
         *,
         ask_digest: AskDigest,
         repaired: Callable[[Generation], Awaitable[object]],
     ) -> None:
         self._disk = disk
         self._ask_digest = ask_digest
-        self._mode = options.digests
+        self._mode = schedule.digests
         self.quarantine = Quarantine(disk, changed=passthrough.health_changed)
         self.repair = Repair(
             disk,
@@ -96,12 +105,15 @@ class Integrity:
         self.scrubber = Scrubber(
             disk,
             self.repair,
-            interval_s=options.scrub_interval,
-            rate=options.scrub_rate,
+            interval_s=schedule.scrub_interval_s,
+            rate=schedule.scrub_rate,
             checked=self._checked,
         )
-        self._later: dict[str, Blob] = {}
-        self._comes_later = trio.Event()
+        self._deferred = DeferredComparisons(
+            schedule.pace, quiet_s=fetcher.quiet_s, uncompared=self._uncompared, compare=self._compare_now
+        )
+        self._soon: dict[str, Blob] = {}
+        self._comes_soon = trio.Event()
 
     def statistics(self) -> IntegrityStatistics:
         return IntegrityStatistics(
@@ -110,16 +122,20 @@ class Integrity:
             repaired_chunks=self.repair.repaired_chunks,
             scrubbed_bytes=self.repair.checked_bytes,
             doubtful=self.quarantine.count,
-            to_compare=len(self._later),
+            to_compare=len(self._deferred.tokens | self._soon.keys()),
         )
 
     async def run(self) -> None:
         """Compare what was put off, scrub, and repair what is in quarantine, for as long as the server runs."""
         for blob in self._disk.complete_blobs():
             if not blob.health.compared:  # an earlier server has not come to it
-                self._put_off(blob)
+                if self._mode == "wait":
+                    self._compare_again(blob)
+                else:
+                    self._deferred.add(blob)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._compare_later)
+            nursery.start_soon(self._deferred.run)
+            nursery.start_soon(self._compare_soon)
             nursery.start_soon(self.quarantine.run, self._repair_quarantined)
             nursery.start_soon(self.scrubber.run)
 
@@ -143,8 +159,8 @@ class Integrity:
                 if not blob.health.quarantined:
                     self.quarantine.add(blob, error)
                 return False
-            self._not_yet(blob, error)
-        self._put_off(blob)
+            not_yet(blob, error)
+        self._deferred.add(blob)
         return True
 
     async def _expected(self, generation: Generation) -> Digest | None:
@@ -155,8 +171,8 @@ class Integrity:
 
     def compare_later(self, blob: Blob) -> None:
         """A blob is read that may not have been compared since bytes of it were lost."""
-        if self._uncompared(blob) and not blob.health.quarantined and blob.token not in self._later:
-            self._put_off(blob)
+        if self._uncompared(blob) and not blob.health.quarantined and blob.token not in self._soon:
+            self._compare_again(blob)
 
     def _uncompared(self, blob: Blob) -> bool:
         """Whether all of a blob is here and not compared."""
@@ -165,45 +181,44 @@ class Integrity:
     def _checked(self, blob: Blob) -> None:
         """A blob was checked: it may have been repaired with other bytes."""
         if self._uncompared(blob) and self._mode != "off":
-            self._put_off(blob)
+            self._compare_again(blob)
 
-    def _put_off(self, blob: Blob) -> None:
-        self._later[blob.token] = blob
-        self._comes_later.set()
+    def _compare_again(self, blob: Blob) -> None:
+        """Have a blob compared now, as its bytes are in doubt or somebody waits for it."""
+        self._soon[blob.token] = blob
+        self._comes_soon.set()
 
-    async def _compare_later(self) -> None:
+    async def _compare_soon(self) -> None:
         while True:
-            await self._comes_later.wait()
-            self._comes_later = trio.Event()
-            for blob in list(self._later.values()):
+            await self._comes_soon.wait()
+            self._comes_soon = trio.Event()
+            for blob in list(self._soon.values()):
                 try:
                     if self._uncompared(blob):
                         await self._compare_now(blob)
                 except (ObjectChangedError, ObjectNotFoundError, SignatureError):
                     self._done_with(blob)  # the object was replaced or deleted, or the file is not signed
                 except TrimsError as error:
-                    self._not_yet(blob, error)
+                    not_yet(blob, error)
                     await trio.sleep(RETRY_INTERVAL_S)
-                    self._comes_later.set()
+                    self._comes_soon.set()
                 else:
                     self._done_with(blob)
 
-    def _not_yet(self, blob: Blob, error: TrimsError) -> None:
-        log.warning("%s: not compared with the store yet: %s", blob.generation.key, error)
-
     def _done_with(self, blob: Blob) -> None:
         """A blob needs no comparing any more; another of its token, which has come meanwhile, may."""
-        if self._later.get(blob.token) is blob:
-            del self._later[blob.token]
+        self._deferred.discard(blob)
+        if self._soon.get(blob.token) is blob:
+            del self._soon[blob.token]
 
-    async def _compare_now(self, blob: Blob) -> None:
+    async def _compare_now(self, blob: Blob, idle_until: float | None = None) -> None:
         known = blob.health.digest
         expected = await self._expected(blob.generation)
         if expected is None:
             if blob.health.digest == known:
                 await self._disk.damage.set_digest(blob, "")
         elif self.comparer.whole(blob):
-            await self.comparer.compare(blob, expected)
+            await self.comparer.compare(blob, expected, idle_until=idle_until)
 
     # Checking a blob on command, and one in quarantine
 

@@ -27,7 +27,7 @@ from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_ledger import CopyLedger
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.integrity.digest_prefetch import DigestPrefetch
-from trimsfs.integrity.integrity import Integrity
+from trimsfs.integrity.integrity import Integrity, Schedule
 from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
@@ -251,7 +251,12 @@ def _checks(
         environment.copier,
         fetching.retrying,
         tiers.passthrough,
-        options,
+        Schedule(
+            digests=options.digests,
+            scrub_interval_s=options.scrub_interval,
+            scrub_rate=options.scrub_rate,
+            pace=environment.pace,
+        ),
         ask_digest=signed_first(calls.expected_digest, prefetch.digest) if signed else prefetch.digest,
         repaired=_repaired(environment, fetching, gpu),
     )

@@ -1,13 +1,14 @@
 """What a server is given from outside: its store, its keeper, the kernel."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.fetcher import REQUEST_MEMORY
 from trimsfs.gpu.copy_ledger import DescriptorStore
 from trimsfs.handover.ledger import Ledger
+from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.stores import Store
 from trimsfs.types import CHUNK_SIZE
@@ -25,7 +26,7 @@ class Environment:
 
     ``invalidate`` has the kernel look a name of a directory's inode up again, and must not block; ``forget_pages`` has
     it read a file's inode again, and is called in a worker thread. Chunks, and the memory of a request for one, are
-    smaller in tests.
+    smaller in tests, and deferred comparisons have another pace.
     """
 
     mountpoint: Path
@@ -44,3 +45,4 @@ class Environment:
     forget_pages: Callable[[int], None]
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
+    pace: Pace = field(default_factory=Pace)

@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, Protocol
@@ -11,11 +11,25 @@ from typing import Literal, Protocol
 from trimsfs.checksums import Crc, combine_crc32c, crc32, crc32c, crc64nvme
 from trimsfs.types import ChunkRecord
 
+try:
+    from trimsfs.stores import _md5
+except ImportError:  # it could not be built: hashlib takes the parts one after the other
+    _md5 = None  # type: ignore[assignment]
+
 Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
 
 PIECE = 1 << 20
 """Bytes digested at a time: few enough to stay in a core's cache."""
 MIB = 1 << 20
+RWF_DONTCACHE = 0x80
+"""Of <linux/fs.h>, since Linux 6.14: pages that a read brings into the page cache leave it afterwards."""
+MD5_BLOCK = 64
+MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
+"""Bytes of a block of MD5, and the words that it begins with."""
+LANES = 0 if _md5 is None else _md5.LANES
+"""Parts of which the MD5s are computed side by side."""
+FEWEST_LANES = 6
+"""With fewer parts left, one after the other is about as fast as side by side."""
 USUAL_PART_SIZES = tuple(size * MIB for size in (8, 16, 5, 64, 10, 15, 32, 50, 100, 128, 256, 512))
 """Of programs that upload in parts, the most common first."""
 MOST_GUESSES = 3
@@ -101,25 +115,77 @@ def _new(algorithm: Algorithm) -> _Hash:
 def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
     """The digest of the first *size* bytes of a file, in parts unless *part_size* is 0; None when it ends before.
 
-    Raises OSError.
+    What the page cache lacks is not brought into it, where the kernel can read so. Raises OSError.
     """
-    buffer = memoryview(mmap.mmap(-1, PIECE))
-    of_parts = _new(algorithm)
-    offset = 0
-    while True:
-        stop = min(size, offset + part_size) if part_size else size
-        part = _new(algorithm)
-        while offset < stop:
-            count = os.preadv(descriptor, [buffer[: stop - offset]], offset)
-            if count == 0:
-                return None
-            part.update(buffer[:count])
-            offset += count
+    file = _File(descriptor)
+    try:
         if not part_size:
-            return part.digest()
-        of_parts.update(part.digest())
-        if offset == size:
-            return of_parts.digest()
+            return file.digest(algorithm, 0, size)
+        of_parts = _new(algorithm)
+        for part in _digests_of_parts(file, size, algorithm, part_size):
+            of_parts.update(part)
+        return of_parts.digest()
+    except EOFError:
+        return None
+
+
+def _digests_of_parts(file: "_File", size: int, algorithm: Algorithm, part_size: int) -> Iterator[bytes]:
+    start = 0
+    while True:
+        count = min(LANES, (size - start) // part_size)
+        if algorithm == "md5" and part_size % MD5_BLOCK == 0 and count >= FEWEST_LANES:
+            yield from file.md5_side_by_side(start, part_size, count)
+            start += count * part_size
+        else:
+            stop = min(size, start + part_size)
+            yield file.digest(algorithm, start, stop)
+            start = stop
+        if start >= size:
+            return
+
+
+class _File:
+    """A file whose bytes are digested, piece by piece. Its methods raise EOFError when it ends too early."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = memoryview(mmap.mmap(-1, PIECE))
+        self._flags = RWF_DONTCACHE
+        try:
+            os.preadv(descriptor, [bytearray(1)], 0, self._flags)
+        except OSError:  # the kernel or the file system is older
+            self._flags = 0
+
+    def digest(self, algorithm: Algorithm, start: int, stop: int) -> bytes:
+        """The digest of the bytes ``[start, stop)``."""
+        found = _new(algorithm)
+        for offset in range(start, stop, PIECE):
+            piece = self._buffer[: min(PIECE, stop - offset)]
+            self._read(piece, offset)
+            found.update(piece)
+        return found.digest()
+
+    def md5_side_by_side(self, start: int, size: int, count: int) -> list[bytes]:
+        """The MD5s of so many parts of a size, from *start* on. Lanes for which there is no part digest anything."""
+        state = bytearray(b"".join(word.to_bytes(4, "little") * LANES for word in MD5_START))
+        most = PIECE // LANES
+        for offset in range(0, size, most):
+            length = min(most, size - offset)
+            for lane in range(count):
+                self._read(self._buffer[lane * length : (lane + 1) * length], start + lane * size + offset)
+            _md5.update(state, self._buffer[: LANES * length])
+        end = b"\x80".ljust(MD5_BLOCK - 8, b"\0") + (8 * size).to_bytes(8, "little")
+        _md5.update(state, end * LANES)
+        words = [state[at : at + 4] for at in range(0, len(state), 4)]
+        return [b"".join(words[lane::LANES]) for lane in range(count)]
+
+    def _read(self, piece: memoryview, offset: int) -> None:
+        """Fill a piece with the bytes from *offset* on."""
+        while piece:
+            count = os.preadv(self._descriptor, [piece], offset, self._flags)
+            if count == 0:
+                raise EOFError
+            piece, offset = piece[count:], offset + count
 
 
 def crc32c_of(chunks: Iterable[ChunkRecord]) -> bytes:

@@ -21,7 +21,7 @@ async def test_a_comparison_while_other_bytes_are_written_does_not_count(
     serving: Serving, store: MemoryStore, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """scrub mends with a flipped bit; meanwhile what was put off is compared (CRC32C of the records)."""
-    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.deferred.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     down(store, method="digest")
     writing, gate = threading.Event(), threading.Event()
@@ -200,7 +200,7 @@ async def test_what_a_verify_that_is_closed_has_mended_is_compared(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.deferred.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "crc32c")
     async with serving() as server:
         handle = await opened(server)

@@ -19,7 +19,7 @@ from trimsfs.stores.digests import compute
 async def test_what_could_not_be_verified_is_still_compared_later(
     serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.integrity.integrity.RETRY_INTERVAL_S", 0.1)
+    monkeypatch.setattr("trimsfs.integrity.deferred.RETRY_INTERVAL_S", 0.1)
     store.digests["a"] = digest_of(content, "md5", certain=False)
     store.corrupt("a", 77)
     down(store, method="digest")

@@ -1,0 +1,136 @@
+"""Deferred comparisons: whole copies wait for their comparison with the store's digest until nobody waits for bytes."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, SignatureError, TrimsError
+from trimsfs.tiers.blob import Blob
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 5.0
+"""How long nothing was fetched, no open waited and the server answered no read before a comparison starts."""
+LATEST_S = 600.0
+"""How long a comparison is deferred on a host that is never idle."""
+LOOKS = 5
+"""How often, in IDLE_S, the server looks whether it is idle."""
+RETRY_INTERVAL_S = 1.0
+"""After which a store that could not tell a digest is asked again."""
+
+Compare = Callable[[Blob, float | None], Awaitable[object]]
+"""Compares a blob: in idle time until an instant of trio's clock and then at low priority, or at low priority."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """When deferred comparisons start, and how many run at once in idle time."""
+
+    idle_s: float = IDLE_S
+    latest_s: float = LATEST_S
+    at_once: int = len(os.sched_getaffinity(0))
+
+
+class _Entry:
+    """A blob that waits; *due* is the instant after which it waits no longer for idle time."""
+
+    def __init__(self, blob: Blob, due: float) -> None:
+        self.blob = blob
+        self.due = due
+        self.not_before = float("-inf")
+        self.running = False
+
+
+class DeferredComparisons:
+    """Starts comparisons once the server is idle, and late ones, one after the other, though it is not.
+
+    *quiet_s* tells for how long nobody has waited for bytes, *uncompared* whether a blob still needs its comparison.
+    """
+
+    def __init__(
+        self, pace: Pace, *, quiet_s: Callable[[], float], uncompared: Callable[[Blob], bool], compare: Compare
+    ) -> None:
+        self._pace = pace
+        self._quiet_s = quiet_s
+        self._uncompared = uncompared
+        self._compare = compare
+        self._entries: dict[str, _Entry] = {}
+        self._changed = trio.Event()
+
+    @property
+    def tokens(self) -> set[str]:
+        """The tokens of the blobs that wait or are being compared."""
+        return set(self._entries)
+
+    def add(self, blob: Blob) -> None:
+        """Have a blob compared later."""
+        entry = self._entries.get(blob.token)
+        if entry is None or entry.blob is not blob:
+            self._entries[blob.token] = _Entry(blob, trio.current_time() + self._pace.latest_s)
+            self._tell()
+
+    def discard(self, blob: Blob) -> None:
+        """A blob needs no comparison any more; another of its token, which has come meanwhile, may."""
+        entry = self._entries.get(blob.token)
+        if entry is not None and entry.blob is blob:
+            del self._entries[blob.token]
+
+    async def run(self) -> None:
+        """Start comparisons for as long as the server runs."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                changed = self._changed
+                self._prune()
+                for entry, in_idle_time in self._startable():
+                    entry.running = True
+                    nursery.start_soon(self._run, entry, in_idle_time)
+                if self._entries:
+                    with trio.move_on_after(self._pace.idle_s / LOOKS):
+                        await changed.wait()
+                else:
+                    await changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _prune(self) -> None:
+        """Let go of blobs that were evicted, or compared otherwise."""
+        for entry in list(self._entries.values()):
+            if not entry.running and not self._uncompared(entry.blob):
+                self.discard(entry.blob)
+
+    def _startable(self) -> list[tuple[_Entry, bool]]:
+        """Which comparisons may start now, the oldest first, and whether in idle time."""
+        now = trio.current_time()
+        waiting = [entry for entry in self._entries.values() if not entry.running and entry.not_before <= now]
+        running = [entry for entry in self._entries.values() if entry.running]
+        started: list[tuple[_Entry, bool]] = []
+        if not any(entry.due <= now for entry in running):
+            started += [(entry, False) for entry in waiting if entry.due <= now][:1]
+        if self._quiet_s() > self._pace.idle_s:
+            room = max(0, self._pace.at_once - len(running) - len(started))
+            started += [(entry, True) for entry in waiting if entry.due > now][:room]
+        return started
+
+    async def _run(self, entry: _Entry, in_idle_time: bool) -> None:
+        try:
+            await self._compare(entry.blob, entry.due if in_idle_time else None)
+        except (ObjectChangedError, ObjectNotFoundError, SignatureError):
+            self.discard(entry.blob)  # the object was replaced or deleted, or the file is not signed
+        except TrimsError as error:
+            not_yet(entry.blob, error)
+            entry.not_before = trio.current_time() + RETRY_INTERVAL_S
+        else:
+            self.discard(entry.blob)
+        finally:
+            entry.running = False
+            self._tell()
+
+
+def not_yet(blob: Blob, error: TrimsError) -> None:
+    """Log why a blob could not be compared now."""
+    log.warning("%s: not compared with the store yet: %s", blob.generation.key, error)
