@@ -125,7 +125,7 @@ class MountOptions(BaseModel):
     digests: Literal["auto", "wait", "off"] = Field(
         "auto",
         description="Whether models are compared with the digests that the store tells of them: auto: before they are "
-        "used where that costs little, else soon after; wait: always before; off: never.",
+        "used where that costs little, else once the server is idle; wait: always before; off: never.",
     )
     signatures: Literal["off", "check", "require"] = Field(
         "off",
