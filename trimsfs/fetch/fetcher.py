@@ -96,7 +96,6 @@ class Fetcher:
         self._flying: dict[trio.CancelScope, Sequence[Flight]] = {}
         self._pump_is_due = False
         self._succeeded_at = self._wanted_at = float("-inf")
-        self._waiting_for_all = 0
         self._fetched_bytes = self._fetched = self._failed = 0
 
     def statistics(self) -> FetchStatistics:
@@ -128,9 +127,7 @@ class Fetcher:
 
     def quiet_s(self) -> float:
         """For how long nothing was fetched, nobody waited for a whole blob and no read was answered."""
-        if self._under_way or self._scheduler.waiting or self._waiting_for_all:
-            return 0.0
-        return trio.current_time() - self._wanted_at
+        return trio.current_time() - self._wanted_at if self._scheduler.idle else 0.0
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
         """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
@@ -204,7 +201,6 @@ class Fetcher:
         prefetch = self._scheduler.hold(blob)
         prefetch.ahead += ahead
         prefetch.wanted += not ahead
-        self._waiting_for_all += not ahead
         prefetch.error = None
         if not ahead:
             prefetch.touched = True  # a caller that gives up may have the file open
@@ -226,8 +222,6 @@ class Fetcher:
         finally:
             prefetch.ahead -= ahead
             prefetch.wanted -= not ahead
-            self._waiting_for_all -= not ahead
-            self._wanted_at = trio.current_time()
             self.unhold(blob)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:

@@ -163,6 +163,11 @@ class FlightScheduler:
         """Demanded flights that have not started."""
         return len(self._demanded)
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no flight, and no caller waits for all of a blob."""
+        return not self._flights and not any(prefetch.wanted for prefetch in self._prefetches.values())
+
     def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
         """The flight of a chunk that a reader waits for, and whether it is a new one."""
         flight = self._flights.get((blob.token, chunk))
