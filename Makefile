@@ -55,7 +55,7 @@ model: apt-test $(MAIN)/ready-dev
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)
 
-bench: apt-bench $(MAIN)/ready-bench
+bench: apt-bench $(MAIN)/ready-bench $(FRAMEWORKS)/ready $(if $(HAS_MXNET),$(MXNET)/ready)
 	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)
 
 eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready

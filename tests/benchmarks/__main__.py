@@ -1,5 +1,7 @@
 """Measure, and write the report: ``python -m tests.benchmarks [--quick] [--only GROUP,...] [--output DIR]``, as root.
 
+Of the group ``models``, ``--programs``, ``--places`` and ``--contenders`` select what is measured.
+
 Exits with 1 when a measurement failed; a budget that is missed is only reported.
 """
 
@@ -11,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +22,8 @@ from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.data import BUCKET, Data
 from tests.benchmarks.measure import cold, growth, processes, service, warm, ways
+from tests.benchmarks.models.loads import Selection
+from tests.benchmarks.models.part import models
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.services import SCRATCH
@@ -38,6 +43,8 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "cold-open": cold.cold_open,
     "ways": ways.ways,
 }
+MODELS = "models"
+NAMES = [*GROUPS, MODELS]
 
 
 def main() -> None:
@@ -52,7 +59,8 @@ def main() -> None:
     # So that everything is unmounted then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     facts = machine.facts() | machine.peers() | {"scale": "quick" if options.quick else "full"}
-    results = _run(QUICK if options.quick else FULL, options.only, console)
+    selection = Selection(options.programs, options.places, options.contenders)
+    results = _run(QUICK if options.quick else FULL, options.only, selection, console)
     report.show(results, console)
     drawn = plots.draw(results, options.output)
     (options.output / "results.json").write_text(report.as_json(results, facts))
@@ -61,7 +69,7 @@ def main() -> None:
     sys.exit(1 if results.failures else 0)
 
 
-def _run(scale: Scale, only: list[str], console: Console) -> Results:
+def _run(scale: Scale, only: list[str], selection: Selection, console: Console) -> Results:
     with ExitStack() as stack:
         scratch = tempfile.TemporaryDirectory(prefix="trimsfs-bench-", dir=SCRATCH, ignore_cleanup_errors=True)
         work = Path(stack.enter_context(scratch))
@@ -70,10 +78,11 @@ def _run(scale: Scale, only: list[str], console: Console) -> Results:
         plain = stack.enter_context(start_fast(data.store))
         profile = stack.enter_context(start_fast(data.store, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
         bench = Bench(scale, work, data, plain, profile, console)
+        groups = GROUPS | {MODELS: partial(models, selection=selection)}
         for name in only:
             begun = time.monotonic()
             try:
-                GROUPS[name](bench)
+                groups[name](bench)
             except FAILURES as error:
                 # What goes wrong outside of one measurement, an unmount say.
                 bench.results.failures.append(f"{name}: {type(error).__name__}: {error}")
@@ -84,16 +93,24 @@ def _run(scale: Scale, only: list[str], console: Console) -> Results:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repetitions")
-    parser.add_argument("--only", type=_groups, default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--only", type=_groups, default=NAMES, help=f"some of {','.join(NAMES)}")
+    for name in ("programs", "places", "contenders"):
+        parser.add_argument(
+            f"--{name}", type=_set, default=frozenset(), help="of the group models, separated by commas"
+        )
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     return parser.parse_args()
 
 
 def _groups(text: str) -> list[str]:
     names = text.split(",")
-    if unknown := set(names) - set(GROUPS):
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(GROUPS)}")
+    if unknown := set(names) - set(NAMES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: none of {', '.join(NAMES)}")
     return names
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split(","))
 
 
 if __name__ == "__main__":

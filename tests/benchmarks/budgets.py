@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from tests.benchmarks.measure import cold, growth, processes, service, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
+from tests.benchmarks.models import formulas
+from tests.benchmarks.models.cases import LLAMA, SMALL
+from tests.benchmarks.models.loads import CPU, SUM, WARM
+from tests.benchmarks.models.ways import DOWNLOADS
 from tests.benchmarks.results import GETS, NATIVE, PEERS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import MIB, size_text
 
@@ -239,5 +243,60 @@ BUDGETS = (
         bound=100e-6,
         unit="µs",
         factor=1e6,
+    ),
+    Budget(
+        name="model, beside downloads",
+        description="first load and inference of the Llama: time / time with the fastest download before it",
+        formula=formulas.beside(SUM, LLAMA, DOWNLOADS, distant=False),
+        bound=0.8,
+    ),
+    Budget(
+        name="model, beside downloads, distant",
+        description="the same, 25 ms and 90 MB/s for each connection",
+        formula=formulas.beside(SUM, LLAMA, DOWNLOADS, distant=True),
+        bound=0.8,
+    ),
+    Budget(
+        name="model, beside other mounts",
+        description="first load and inference of the Llama: time / time with the fastest other mount",
+        formula=formulas.beside(SUM, LLAMA, PEERS, distant=False),
+        bound=0.7,
+    ),
+    Budget(
+        name="model, beside other mounts, distant",
+        description="the same, 25 ms and 90 MB/s for each connection",
+        formula=formulas.beside(SUM, LLAMA, PEERS, distant=True),
+        bound=0.7,
+    ),
+    Budget(
+        name="model, beside the wire",
+        description="that time, distant, less an inference from memory / time of the bytes on the wire",
+        formula=formulas.beside_the_wire,
+        bound=1.1,
+    ),
+    Budget(
+        name="model, processor time",
+        description="of the whole machine for it / with the cheapest download before it",
+        formula=formulas.beside(CPU, LLAMA, DOWNLOADS),
+        bound=1.2,
+    ),
+    Budget(
+        name="one file, beside other mounts",
+        description="read and mapped for the first time: speed / speed of the fastest other mount",
+        formula=formulas.one_file,
+        bound=1.5,
+        least=True,
+    ),
+    Budget(
+        name="small files, cold",
+        description="300 files by name, one after the other: time / time of the fastest other mount",
+        formula=formulas.beside(SUM, SMALL, PEERS),
+        bound=0.7,
+    ),
+    Budget(
+        name="small files, warm",
+        description="the same again",
+        formula=formulas.beside(WARM, SMALL, PEERS),
+        bound=0.2,
     ),
 )

@@ -27,19 +27,23 @@ class ChildError(Exception):
 
 
 class Child:
-    """A process of a module here, with more variables if *environment* has some. It is killed when the context ends."""
+    """A process of a module here, with more variables if *environment* has some, by an interpreter that may be another.
+
+    It is killed when the context ends.
+    """
 
     def __init__(
         self,
         module: str,
         *arguments: str | Path,
         environment: Mapping[str, str] | None = None,
+        python: str | Path = sys.executable,
         **options: float | str | Path,
     ) -> None:
         named = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         self._rest = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.benchmarks.{module}", *map(str, arguments), *named],
+            [python, "-W", "ignore", "-m", f"tests.benchmarks.{module}", *map(str, arguments), *named],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,10 +71,10 @@ class Child:
         """Return once it waits for the word. Raises as `outcome`."""
         self._line(timeout_s)
 
-    def tell(self) -> None:
+    def tell(self, word: str | Path = "") -> None:
         """Give it the word."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{word}\n".encode())
 
     def outcome(self, timeout_s: float) -> dict[str, float]:
         """What it prints next. Raises TooSlowError, or ChildError when it fails."""

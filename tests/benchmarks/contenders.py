@@ -117,7 +117,9 @@ def served(name: str, arguments: list[str], directory: Path, environment: Mappin
     """A FUSE server in the foreground as our child."""
     path = directory / "models"
     path.mkdir(parents=True, exist_ok=True)
-    with run_daemon(name, arguments, directory / f"{name}.log", inherited() | dict(environment), STOP_S) as daemon:
+    log, variables = directory / f"{name}.log", inherited() | dict(environment)
+    # In a directory of its own: s3fs 1.95 may write, as it ends, to a path that it has freed.
+    with run_daemon(name, arguments, log, variables, STOP_S, cwd=directory) as daemon:
         try:
             daemon.wait_until(lambda: os.path.ismount(path), START_S)
             yield Mount(path, directory / "cache", (daemon.process.pid,))

@@ -43,9 +43,9 @@ class Data:
         relative = Path("directories", f"{count}-of-{size}")
         for path in self._both(relative):
             path.mkdir(parents=True)
-            content = _content(size, 0)
+            each = content(size, 0)
             for number in range(count):
-                (path / f"{number:06}").write_bytes(content)
+                (path / f"{number:06}").write_bytes(each)
                 uploaded(path / f"{number:06}")
         return relative
 
@@ -56,7 +56,7 @@ class Data:
     def heat(self, relative: Path) -> None:
         """Bring the objects into the page cache, so that the endpoint never waits for a disk."""
         buffer = bytearray(MIB)
-        for path in _files(self.store / BUCKET / relative):
+        for path in _files(self.store / BUCKET / relative):  # also one that is absolute
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
@@ -73,15 +73,16 @@ class Data:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _write(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for number in range(-(-size // _BLOCK)):
-            file.write(_content(min(_BLOCK, size - number * _BLOCK), number))
+            file.write(content(min(_BLOCK, size - number * _BLOCK), number))
 
 
-def _content(size: int, seed: int) -> bytes:
+def content(size: int, seed: int) -> bytes:
+    """Random bytes, always the same, without the one that scans look for."""
     other = bytes((ABSENT_BYTE - 1,))
     return random.Random(seed).randbytes(size).replace(bytes((ABSENT_BYTE,)), other)

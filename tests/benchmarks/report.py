@@ -70,6 +70,12 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
         "Each cell: the median (least - most) where there are several samples, and the ratio to what is named last.",
         "The S3 endpoint is an emulation that answers from memory (`tests/services/fast.py`).",
         f'"Distant": {PROFILE_TEXT}. "GETs": plain ranged GETs by boto3 into one file.',
+        "",
+        'In the groups "models" a program has imported its framework before the time runs, every mount is at rest, and',
+        "downloads and caches are on one disk. Processor time is all that the machine spends until the program has its",
+        "output, also by the endpoint and the emulated link; with what follows: until nothing is done any more.",
+        '"Less MemAvailable" is by how much memory that can be had fell at worst since before the mount.',
+        '"GETs" are plain GETs there without an SDK that keep nothing; JuiceFS has its metadata on this machine.',
     ]
     parts = ["# Benchmarks", "\n".join(about)]
     parts += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in plots]

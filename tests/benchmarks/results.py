@@ -17,6 +17,7 @@ BYTES = frozenset(
         "PSS of the processes",
         "peak of one process",
         "less MemAvailable",
+        "bytes fetched",
     }
 )
 """Names of what is measured in bytes."""

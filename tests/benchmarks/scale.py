@@ -7,7 +7,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes in bytes, times in seconds, the rest counts."""
+    """Sizes in bytes, times in seconds, the rest counts; *llama* is layers and width."""
 
     big: int
     profile: int
@@ -20,6 +20,12 @@ class Scale:
     operations: int
     idle_operations: int
     timeout_s: float
+    llama: tuple[int, int]
+    onnx: int
+    sparse: int
+    model_repetitions: int
+    model_timeout_s: float
+    quiet_s: float
     small_files: int = 300
     small_size: int = 32 * KIB
 
@@ -36,6 +42,12 @@ FULL = Scale(
     operations=5_000,
     idle_operations=500,
     timeout_s=60,
+    llama=(9, 2048),
+    onnx=256 * MIB,
+    sparse=4 * GIB,
+    model_repetitions=3,
+    model_timeout_s=180,
+    quiet_s=15,
 )
 QUICK = Scale(
     big=64 * MIB,
@@ -49,6 +61,12 @@ QUICK = Scale(
     operations=2_000,
     idle_operations=200,
     timeout_s=20,
+    llama=(4, 1024),
+    onnx=64 * MIB,
+    sparse=512 * MIB,
+    model_repetitions=1,
+    model_timeout_s=60,
+    quiet_s=2,
 )
 
 

@@ -120,9 +120,14 @@ def installed(program: str) -> str:
 
 @contextlib.contextmanager
 def run_daemon(
-    name: str, argv: Sequence[str], log_file: Path, env: Mapping[str, str], patience: float = 10
+    name: str,
+    argv: Sequence[str],
+    log_file: Path,
+    env: Mapping[str, str],
+    patience: float = 10,
+    cwd: Path | None = None,
 ) -> Iterator[Daemon]:
-    """Run `argv` in the background, its output appended to `log_file`, until the context ends.
+    """Run `argv` in the background, in `cwd`, its output appended to `log_file`, until the context ends.
 
     The kernel kills the process should the calling thread die first. Raises OSError when the
     program cannot be started.
@@ -134,6 +139,7 @@ def run_daemon(
             stdout=output,
             stderr=output,
             env=env,
+            cwd=cwd,
             # A Ctrl-C at the terminal is for the tests, which then stop the daemons in order.
             start_new_session=True,
         )

@@ -20,9 +20,10 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
-from . import S3Server, ServiceError, ceph, moto, reserved_ports
+from . import S3Server, ServiceError, ceph, moto, reserved_ports, seaweed
 from .ceph import Ceph, missing_programs, start_ceph
 from .moto import start_moto
+from .seaweed import start_seaweed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -242,3 +243,14 @@ def test_environment_names_this_server_only() -> None:
 def test_reserved_ports_are_disjoint() -> None:
     with reserved_ports() as some, reserved_ports() as others:
         assert set(some).isdisjoint(others)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(seaweed.missing_program() is not None, reason="SeaweedFS comes with the extra bench")
+def test_seaweed_returns_what_was_put() -> None:
+    body = random.Random(11).randbytes(20 * MIB)
+    with start_seaweed() as server, contextlib.closing(server.client()) as client:
+        client.create_bucket(Bucket="bucket")
+        put_in_parts(client, "bucket", "object", body)
+
+        assert check_ranges(client, "bucket", "object", body, 20) > 0

@@ -15,12 +15,16 @@ from tests.benchmarks.gpu import fill, load
 from tests.benchmarks.gpu import report as gpu_report
 from tests.benchmarks.measure import cold, processes, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
+from tests.benchmarks.models import cases, loads, parts
+from tests.benchmarks.models.machine import LowWater, busy_s
+from tests.benchmarks.models.ways import BOTO3, RCLONE_COPY
 from tests.benchmarks.reader import percentile
 from tests.benchmarks.report import value_text
-from tests.benchmarks.results import GETS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
+from tests.benchmarks.results import GETS, JUICEFS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
 from tests.services import S3Server
 from tests.services.fast import PART_SIZE, FastS3, Traffic, start_fast, uploaded
+from tests.services.link import start_link
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -112,6 +116,49 @@ def test_first_byte_is_that_of_the_streaming_mode_if_there_is_one() -> None:
 
     assert measured(results_of(ordinary), "first byte") == (1.5, "missed")
     assert measured(results_of(ordinary | streamed), "first byte") == (1.1, "met")
+
+
+def test_models_are_held_to_the_best_of_the_others_at_the_worst_endpoint() -> None:
+    near, far = loads.group("SeaweedFS"), loads.group("fast endpoint, distant")
+    results = results_of(
+        {
+            (near, loads.SUM, cases.LLAMA, TRIMSFS): [7.0],
+            (near, loads.SUM, cases.LLAMA, BOTO3): [12.0],
+            (near, loads.SUM, cases.LLAMA, RCLONE_COPY): [10.0],
+            (near, loads.SUM, cases.LLAMA, JUICEFS): [9.0],
+            (near, loads.CPU, cases.LLAMA, TRIMSFS): [12.0],
+            (near, loads.CPU, cases.LLAMA, BOTO3): [10.0],
+            (near, loads.SUM, cases.FILE_READ, TRIMSFS): [1.0],
+            (near, loads.SUM, cases.FILE_READ, RCLONE): [2.0],
+            (far, loads.SUM, cases.FILE_MAPPED, TRIMSFS): [1.0],
+            (far, loads.SUM, cases.FILE_MAPPED, S3FS): [1.25],
+            (far, loads.SUM, cases.LLAMA, TRIMSFS): [2.7],
+            (far, loads.SUM, cases.LLAMA, BOTO3): [2.7],
+            (far, loads.INFER, cases.LLAMA, NATIVE): [0.5],
+            (far, parts.WIRE, cases.LLAMA, GETS): [2.0],
+        }
+    )
+
+    assert measured(results, "model, beside downloads") == (0.7, "met")
+    assert measured(results, "model, beside downloads, distant") == (1.0, "missed")
+    assert measured(results, "model, beside other mounts") == (7 / 9, "missed")
+    assert measured(results, "model, beside the wire") == (1.1, "met")
+    assert measured(results, "model, processor time") == (1.2, "met")
+    assert measured(results, "one file, beside other mounts") == (1.25, "missed")
+    assert measured(results, "small files, warm") == (None, "not measured")
+
+
+@pytest.mark.alone
+def test_the_whole_machine_is_watched() -> None:
+    before = busy_s()
+    with LowWater() as memory:
+        held = bytearray(64 << 20)
+        held[:: 1 << 12] = b"x" * (len(held) >> 12)
+        until = time.monotonic() + 5
+        while (memory.taken < len(held) // 2 or busy_s() == before) and time.monotonic() < until:
+            time.sleep(0.02)
+    assert memory.taken >= len(held) // 2
+    assert busy_s() > before
 
 
 def test_budgets_show_their_unit() -> None:
@@ -241,4 +288,17 @@ def test_endpoint_can_be_slow(tmp_path: Path) -> None:
         assert same
         assert first_s >= 0.05
         # The last piece leaves when its turn begins, not when it ends.
+        assert time.monotonic() - begun >= 0.05 + 0.135
+
+
+def test_a_link_is_slow_and_changes_no_byte(server: FastS3) -> None:
+    with start_link(server, latency_ms=50, rate=2_000_000) as linked, contextlib.closing(linked.client()) as client:
+        client.head_bucket(Bucket="bucket")
+        begun = time.monotonic()
+        body = client.get_object(Bucket="bucket", Key="ä ü/+%&.bin")["Body"]
+        first_s = time.monotonic() - begun
+        same = body.read() == BODY
+
+        assert same
+        assert first_s >= 0.05
         assert time.monotonic() - begun >= 0.05 + 0.135

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,8 @@ class GpuBench:
 
     def child(self, module: str, *arguments: str | Path, **options: float | str | Path) -> Child:
         """A process that sees the card."""
-        return Child(f"gpu.{module}", *arguments, environment=self.card.environment, **options)
+        environment, python = self.card.environment, sys.executable
+        return Child(f"gpu.{module}", *arguments, environment=environment, python=python, **options)
 
     def ask(self, action: str, path: Path) -> dict[str, Any]:
         """What one action of `device` tells."""

@@ -1,0 +1,1 @@
+"""First loads of whole models by real programs: from downloads, from trimsfs, and from other mounts."""

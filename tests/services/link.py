@@ -1,0 +1,108 @@
+"""A long link to a server: a proxy that delays what clients send and paces what they get, in a process of its own.
+
+It emulates a distance, as the fast endpoint does by itself. Bytes go from socket to socket by splice(2): the proxy
+takes little of the processor time that is measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
+
+PACE_S = 0.005
+"""Time between two pieces of what is paced."""
+PIECE = 1 << 20
+
+
+@contextlib.contextmanager
+def start_link(server: S3Server, *, latency_ms: float, rate: int) -> Iterator[S3Server]:
+    """The same server over a link until the context ends.
+
+    What a client sends arrives *latency_ms* later, so that each answer does; each connection brings *rate* bytes a
+    second back. Raises ServiceError when the link does not answer within 30 seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="trimsfs-link-", dir=SCRATCH) as directory, reserved_ports() as ports:
+        target = urlsplit(server.endpoint_url).port
+        arguments = {"port": ports[0], "target": target, "latency-ms": latency_ms, "rate": rate}
+        with run_daemon(
+            "link",
+            [sys.executable, "-m", __name__, *(f"--{name}={value}" for name, value in arguments.items())],
+            Path(directory) / "link.log",
+            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        ) as daemon:
+            daemon.wait_until(lambda: accepts(ports[0]), 30)
+            yield dataclasses.replace(server, endpoint_url=f"http://{HOST}:{ports[0]}")
+
+
+def _requests(client: socket.socket, server: socket.socket, latency_s: float) -> None:
+    """Pass on what the client sends, late."""
+    with contextlib.suppress(OSError):
+        while piece := client.recv(PIECE):
+            time.sleep(latency_s)
+            server.sendall(piece)
+    _end(server)
+
+
+def _answers(server: socket.socket, client: socket.socket, rate: int) -> None:
+    """Pass on what the server sends, at a rate: what was not used of it while nothing came is lost."""
+    most = max(1, int(rate * PACE_S))
+    out, into = os.pipe()
+    turn = 0.0
+    try:
+        with contextlib.suppress(OSError):
+            while count := os.splice(server.fileno(), into, most):
+                now = time.monotonic()
+                if turn > now:
+                    time.sleep(turn - now)
+                turn = max(turn, now) + count / rate
+                while count:
+                    count -= os.splice(out, client.fileno(), count)
+    finally:
+        os.close(out)
+        os.close(into)
+        _end(client)
+
+
+def _end(other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        other.shutdown(socket.SHUT_WR)
+
+
+def _serve(client: socket.socket, options: argparse.Namespace) -> None:
+    with client, socket.create_connection((HOST, options.target)) as server:
+        for each in (client, server):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        answers = threading.Thread(target=_answers, args=(server, client, options.rate), daemon=True)
+        answers.start()
+        _requests(client, server, options.latency_ms / 1000)
+        answers.join()
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--target", type=int, required=True)
+    parser.add_argument("--latency-ms", type=float, required=True)
+    parser.add_argument("--rate", type=int, required=True, help="bytes a second for each connection")
+    options = parser.parse_args()
+    with socket.create_server((HOST, options.port), backlog=512) as listener:
+        while True:
+            client, _ = listener.accept()
+            threading.Thread(target=_serve, args=(client, options), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
