@@ -258,10 +258,14 @@ def failing(code: int) -> object:
 async def fail_to_sync(disk: DiskTier, blob: Blob) -> None:
     """What was written to a blob does not reach the disk, and that is found out."""
 
-    def fail() -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    sync = Blob.sync
+
+    def fail(synced: Blob) -> None:
+        if synced is blob:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(synced)
 
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(blob, "sync", fail)
+        context.setattr(Blob, "sync", fail)
         await disk.flush()
         await disk._journal.sync()

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.support.parts import content_of, nothing, until
+from tests.support.parts import blob_files, content_of, nothing, until
 from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import (
@@ -379,20 +379,48 @@ async def test_a_file_that_left_memory_is_brought_back_by_its_next_open_with_the
     assert backing.opened == [1, 2]
 
 
-async def test_idle_files_beyond_the_limit_of_descriptors_are_withdrawn(
+async def test_files_beyond_the_limit_of_descriptors_stay_registered(
     serving: Serving, store: MemoryStore, backing: FakeBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))  # an eighth of which may be idle blobs
-    for number in range(10):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))
+    for number in range(40):
         store.put(f"many/{number}", b"model %d" % number)
     async with serving() as server:
-        for number in range(10):
+        for number in range(40):
             await warm(server, f"many/{number}")
-            await server.disk._journal.sync()
-        assert len(backing.open_ids) <= 5
-        assert sorted(backing.opened) == sorted([*backing.closed, *backing.open_ids])
-        for number in range(10):
-            assert await server.content(f"many/{number}") == b"model %d" % number
+        await server.disk._journal.sync()
+        requests = len(store.requests)
+        handles = [await server.open(f"many/{number}") for number in range(40)]
+        await server.disk._journal.flush()
+        server.disk._open_blobs.close_idle()
+        assert all(map(backing_id, handles))
+        assert backing.closed == []
+        assert len(server.disk._state.open_files) <= 4, "an eighth of the limit"
+        for number, handle in enumerate(handles):
+            assert backing.read(backing_id(handle), 0, 100) == b"model %d" % number
+            server.release(handle)
+        assert len(store.requests) == requests
+
+
+async def test_a_file_that_is_removed_while_it_is_closed_is_fetched_again_and_not_before_all_have_closed_it(
+    serving: Serving, store: MemoryStore, contents: dict[str, bytes], backing: FakeBacking, tmp_path: Path
+) -> None:
+    async with serving() as server:
+        await warm(server, "b")
+        handle = await server.open("b")
+        await server.disk._journal.sync()
+        server.disk._open_blobs._close_files(most=0, looks=1)
+        assert not server.disk._state.open_files
+        (file,) = blob_files(tmp_path / "cache")
+        file.unlink()
+        other = await server.open("b")
+        assert backing.read(backing_id(other), 0, len(contents["b"])) == contents["b"]
+        server.release(other)
+        server.release(handle)
+        await until(lambda: server.users() == 0)
+        assert await server.content("b") == contents["b"]
+        assert blob_files(tmp_path / "cache") == [file]
+        assert file.read_bytes() == contents["b"]
 
 
 async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(

@@ -46,6 +46,7 @@ class Opener:
                     blob.health.check()
                     raise LookUpAgainError(inode.path)
         blob.health.check()
+        blob.passed += 1
         self.passthrough.used(blob)
         self.passthrough_opens += 1
 
@@ -67,10 +68,14 @@ class Opener:
 
     def restore(self, inode: Inode, blob: Blob) -> None:
         """A file is open since before this server was started."""
-        if not inode.passthrough:
+        if inode.passthrough:
+            blob.passed += 1
+        else:
             self._fetcher.hold(blob)
 
     def closed(self, inode: Inode, blob: Blob) -> None:
         """The opposite of `open` and `restore`."""
-        if not inode.passthrough:
+        if inode.passthrough:
+            blob.passed -= 1
+        else:
             self._fetcher.unhold(blob)

@@ -1,14 +1,18 @@
 """A blob: the local file of one generation of an object, and what is known of each of its chunks."""
 
 import enum
-import mmap
+import errno
 import os
+import sys
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
 from trimsfs.tiers.health import Health
+from trimsfs.tiers.mapping import mapped
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 
@@ -21,21 +25,77 @@ class ChunkState(enum.IntEnum):
     VERIFIED = 2
 
 
+class FileChange(enum.Enum):
+    """What others have done to the file of a blob, as far as its status tells."""
+
+    NONE = enum.auto()
+    TOUCHED = enum.auto()
+    """Something was changed while the server had it closed: its bytes must pass their checksums again."""
+    RESIZED = enum.auto()
+    REPLACED = enum.auto()
+    """It was removed, or there is another file in its place."""
+
+
+class OpenFiles(OrderedDict["Blob", None]):
+    """The blobs of a tier whose files are open, the one opened longest ago first; *most* of them at once."""
+
+    most = sys.maxsize
+
+    @property
+    def full(self) -> bool:
+        """Whether no further file should stay open."""
+        return len(self) >= self.most
+
+
 class Blob:
     """A sparse file of the object's size and what is known of its chunks.
 
     Once a chunk is VERIFIED its bytes never change. ``users`` counts handles, flights and commands that need the blob
-    to stay; it is only touched from the event loop. A blob without a file (``attached`` is False: the cache could
-    not make one, or the object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by
-    while opens are passed through to it, else 0.
+    to stay; ``passed`` those of them that are handles whose reads the kernel passes to the file by itself. Both are
+    only touched from the event loop. A blob without a file (``attached`` is False: the cache could not make one, or the
+    object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by while opens are passed
+    through to it, else 0.
+
+    The file of a blob that nobody reads through the server may be closed, which costs nothing of what is known of it:
+    `fileno` opens it again. There are many blobs, so each is small.
     """
 
-    def __init__(self, token: str, generation: Generation, *, chunk_size: int = CHUNK_SIZE) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_crcs",
+        "_descriptor",
+        "_directory",
+        "_identity",
+        "_name",
+        "_open_files",
+        "_verified",
+        "_view",
+        "backing_id",
+        "chunk_size",
+        "generation",
+        "health",
+        "passed",
+        "pinned",
+        "resizes",
+        "states",
+        "token",
+        "users",
+    )
+
+    def __init__(
+        self,
+        token: str,
+        generation: Generation,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        open_files: OpenFiles | None = None,
+    ) -> None:
         self.token = token
         self.generation = generation
         self.chunk_size = chunk_size
         self.pinned = False
         self.users = 0
+        self.passed = 0
         self.states = bytearray(chunk_count(generation.size, chunk_size))
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
@@ -43,17 +103,46 @@ class Blob:
         self.health = Health()
         self.resizes = 0
         """How often the size of the file was restored: what was being written at that time may be lost."""
+        self._directory = self._name = ""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
+        self._identity = (0, 0)
+        """Inode number and time of the last change of the file when it was closed."""
+        self._open_files = OpenFiles() if open_files is None else open_files
 
     @property
     def attached(self) -> bool:
+        return self._name != ""
+
+    @property
+    def opened(self) -> bool:
+        """Whether the server has the file open."""
         return self._descriptor is not None
 
     def fileno(self) -> int:
-        """The file's descriptor, while attached."""
-        assert self._descriptor is not None
-        return self._descriptor
+        """The file's descriptor, while attached; it may be closed once the blob has no user that reads it. From another
+        thread than the event loop's, only while it is open. Raises OSError when the file cannot be opened again."""
+        if self._descriptor is not None:
+            return self._descriptor
+        descriptor = self._reopened()
+        self._has_opened(descriptor)
+        return descriptor
+
+    def _reopened(self) -> int:
+        assert self.attached
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if os.fstat(descriptor).st_ino != self._identity[0]:
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "its file in the cache was replaced by another")
+        return descriptor
+
+    @property
+    def _path(self) -> str:
+        return f"{self._directory}/{self._name}"
+
+    def _has_opened(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._open_files[self] = None
 
     @property
     def complete(self) -> bool:
@@ -112,32 +201,67 @@ class Blob:
         try:
             if not fitting:
                 os.truncate(descriptor, self.generation.size)
-            mapping = mmap.mmap(descriptor, self.generation.size, prot=mmap.PROT_READ)
-        except BaseException as error:
+            elif os.fstat(descriptor).st_size != self.generation.size:
+                raise OSError("its file was truncated just now")
+        except BaseException:
             os.close(descriptor)
-            if isinstance(error, ValueError):
-                raise OSError("its file was truncated just now") from error
             raise
-        self._descriptor = descriptor
-        self._view = memoryview(mapping)
+        self._directory = sys.intern(str(path.parent))
+        self._name = self.token if path.name == self.token else path.name
+        self._has_opened(descriptor)
         return fitting
 
     @property
     def surplus(self) -> int:
         """Bytes that somebody has added to the file; negative when it was truncated. Raises OSError."""
-        return 0 if self._descriptor is None else os.fstat(self._descriptor).st_size - self.generation.size
+        if not self.attached:
+            return 0
+        status = os.stat(self._path) if self._descriptor is None else os.fstat(self._descriptor)
+        return status.st_size - self.generation.size
+
+    def change(self) -> FileChange:
+        """What others have done to the file. Raises OSError."""
+        if self._descriptor is not None:
+            resized = os.fstat(self._descriptor).st_size != self.generation.size
+            return FileChange.RESIZED if resized else FileChange.NONE
+        if not self.attached:
+            return FileChange.NONE
+        try:
+            status = os.lstat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return FileChange.REPLACED
+        inode, changed_ns = self._identity
+        if status.st_ino != inode:
+            return FileChange.REPLACED
+        if status.st_size != self.generation.size:
+            return FileChange.RESIZED
+        return FileChange.NONE if status.st_ctime_ns == changed_ns else FileChange.TOUCHED
 
     def restore_size(self) -> None:
         """Restore the size of the file; what was truncated reads as zeros. Raises OSError."""
         self.resizes += 1
         os.truncate(self.fileno(), self.generation.size)
 
-    def detach(self) -> None:
-        """Close the file. Views that are still in use keep its mapping."""
+    def close_file(self) -> None:
+        """Close the file until somebody needs it. Views that are still in use keep its mapping."""
         if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        self._view = None
+            try:
+                status = os.fstat(self._descriptor)
+                self._identity = status.st_ino, status.st_ctime_ns
+            except OSError:
+                self._identity = (0, 0)  # it counts as replaced
+            self._close(self._descriptor)
+
+    def detach(self) -> None:
+        """Give the file up. Views that are still in use keep its mapping."""
+        if self._descriptor is not None:
+            self._close(self._descriptor)
+        self._directory = self._name = ""
+
+    def _close(self, descriptor: int) -> None:
+        os.close(descriptor)
+        self._descriptor = self._view = None
+        self._open_files.pop(self, None)
 
     def recall(self, records: Iterable[ChunkRecord]) -> None:
         """Take over the chunks that the index has recorded of the file."""
@@ -157,9 +281,18 @@ class Blob:
         return all(self.states[chunk] == ChunkState.VERIFIED for chunk in self.chunks_of(start, stop))
 
     def view(self, start: int, stop: int) -> memoryview:
-        """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping."""
-        assert self._view is not None
-        return self._view[start:stop]
+        """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping. Raises OSError."""
+        if self._view is None and (self._descriptor is not None or not self._open_files.full):
+            with suppress(OSError):  # a process has only so many mappings
+                self._view = mapped(self.fileno(), self.generation.size)
+        return self._read(start, stop) if self._view is None else self._view[start:stop]
+
+    def _read(self, start: int, stop: int) -> memoryview:
+        descriptor = self._reopened() if self._descriptor is None else os.dup(self._descriptor)
+        try:
+            return memoryview(os.pread(descriptor, stop - start, start))
+        finally:
+            os.close(descriptor)
 
     def commit(self, record: ChunkRecord) -> None:
         """The chunk's bytes are written and right: serve them from now on."""
@@ -184,5 +317,5 @@ class Blob:
 
     def sync(self) -> None:
         """Wait until what is written has reached the disk. Raises OSError."""
-        if self._descriptor is not None:
-            os.fdatasync(self._descriptor)
+        if self.attached:
+            os.fdatasync(self.fileno())

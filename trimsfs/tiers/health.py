@@ -6,6 +6,8 @@ from trimsfs.errors import TrimsError
 class Health:
     """What is known of the bytes of one blob beyond the checksums of its chunks. Touched from the event loop only."""
 
+    __slots__ = ("digest", "lost", "quarantine", "revision")
+
     def __init__(self, digest: str | None = None) -> None:
         self.digest = digest
         """The store's digest, which all bytes have; empty where the store has none; None before they were compared."""
@@ -14,7 +16,7 @@ class Health:
         self.revision = 0
         """Grows whenever bytes were found wrong or were lost: what was computed from them at another revision is void.
         """
-        self.lost: set[int] = set()
+        self.lost = frozenset[int]()
         """Chunks that programs map and that did not reach the disk: they are no longer in the index."""
 
     @property

@@ -342,7 +342,7 @@ async def test_a_disk_that_is_full_to_the_brim_still_makes_room(tmp_path: Path, 
 async def test_no_more_blobs_are_open_than_there_are_descriptors_for(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _: (32, 32))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (16, 16))
     contents = {f"k{number}": content_of(f"k{number}", chunk_size) for number in range(12)}
     async with opened(cache) as tier:
         blobs = [await tier.acquire(generation_of(key, content)) for key, content in contents.items()]

@@ -221,11 +221,11 @@ async def test_a_blob_that_does_not_reach_the_disk_may_be_evicted_meanwhile(
         assert blob is not None
         failing = threading.Event()
 
-        def sync() -> None:
+        def sync(_: Blob) -> None:
             assert failing.wait(20)
             raise OSError(errno.EIO, "the disk fails")
 
-        monkeypatch.setattr(blob, "sync", sync)
+        monkeypatch.setattr(Blob, "sync", sync)
         async with trio.open_nursery() as nursery, tier._state.lock:
             nursery.start_soon(tier._journal.sync)
             if not evicted_first:

@@ -19,9 +19,9 @@ async def forgotten(server: Server, directory: Path) -> None:
     assert await server.content("a")
     await server.disk.flush()
     await server.disk._journal.sync()
-    server.disk._open_blobs._close_idle(most=0)
+    server.disk._open_blobs._forget(most=0, looks=1)
     flip_byte(blob_files(directory)[0], 5)
-    server.disk._open_blobs._most = 0
+    server.disk._state.open_files.most = 0
 
 
 @pytest.mark.parametrize(

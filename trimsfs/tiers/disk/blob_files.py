@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation
@@ -30,6 +30,7 @@ class BlobFiles:
     """The blobs of a store in a directory. All methods but `path` block on the disk.
 
     *usable* says whether files can be made and used, *compares* whether blobs are compared with the store's digests.
+    ``open_files`` has the blobs whose files are open.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class BlobFiles:
         self._usable = usable
         self._compares = compares
         self._chunk_size = chunk_size
+        self.open_files = OpenFiles()
 
     @property
     def no_digest(self) -> str | None:
@@ -48,11 +50,11 @@ class BlobFiles:
         return None if self._compares else ""
 
     def load(
-        self, token: str, generation: Generation, *, attach: bool = True
+        self, token: str, generation: Generation, *, attach: bool = True, keep_open: bool = True
     ) -> tuple[Blob, Sequence[ChunkRecord], bool]:
         """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
-        to be in it, and whether it was for a full disk that none could be made."""
-        blob = Blob(token, generation, chunk_size=self._chunk_size)
+        to be in it, and whether it was for a full disk that none could be made. *keep_open* leaves the file open."""
+        blob = Blob(token, generation, chunk_size=self._chunk_size, open_files=self.open_files)
         blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self._usable or not attach:
@@ -81,6 +83,8 @@ class BlobFiles:
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot be cached: %s", generation.key, error)
             full = not blob.attached and is_full(error)
+        if not keep_open:
+            blob.close_file()
         return blob, lost, full
 
     def remove(self, token: str) -> dict[int, int]:

@@ -90,9 +90,10 @@ def _lost_in_hole(descriptor: int, start: int, stop: int, crc: int) -> bool:
     return extents.has_hole(descriptor, start, stop) and crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
-def chunks_in_holes(blob: Blob) -> list[int]:
-    """The chunks of a whole blob that have holes and fail their checksum. Blocks; raises OSError."""
-    descriptor, size = os.dup(blob.fileno()), blob.generation.size  # it may be closed meanwhile
+def chunks_in_holes(blob: Blob, opened: int) -> list[int]:
+    """The chunks of a whole blob that have holes and fail their checksum; *opened* is its descriptor. Blocks; raises
+    OSError."""
+    descriptor, size = os.dup(opened), blob.generation.size  # it may be closed meanwhile
     try:
         if not extents.has_hole(descriptor, 0, size):
             return []

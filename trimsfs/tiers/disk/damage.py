@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TypeVarTuple
 
 from trimsfs.errors import BlobDamagedError
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.types import ChunkRecord, Generation
 
@@ -34,7 +34,7 @@ class Damage:
         """
         key = blob.generation.key
         async with self._state.lock, self._state.journal.recording:
-            if self._state.blobs.get(blob.token) is not blob or not blob.surplus:
+            if self._state.blobs.get(blob.token) is not blob or blob.change() is not FileChange.RESIZED:
                 return  # another open has found it already
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else it is being repaired
@@ -102,7 +102,7 @@ class Damage:
         """A chunk is missing from now on, and counts no more."""
         blob.forget(chunk)
         if chunk in blob.health.lost:
-            blob.health.lost.remove(chunk)  # it counts no more since it was lost
+            blob.health.lost -= {chunk}  # it counts no more since it was lost
         else:
             self._state.budget.add(blob.generation.key, -blob.length_of(chunk))
 
@@ -120,7 +120,7 @@ class Damage:
         if record.crc != blob.crc(record.chunk):
             self._compare_again(blob)  # another comparison may have ended meanwhile
         if record.chunk in blob.health.lost:
-            blob.health.lost.discard(record.chunk)
+            blob.health.lost -= {record.chunk}
             self._state.budget.add(blob.generation.key, record.length)
         blob.commit(record)
         self._state.journal.wrote(blob, record)

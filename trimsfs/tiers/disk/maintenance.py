@@ -2,17 +2,15 @@
 
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
 from trimsfs.errors import CacheUnusableError
-from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.crash_recovery import CrashRecovery, free_unrecorded
+from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
-from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +23,15 @@ LOOK_INTERVAL_S = 5.0
 
 
 class Maintenance:
-    """Looks after the directory of a disk tier; *open_blob* opens a blob by its token.
+    """Looks after the directory of a disk tier.
 
     ``failing`` is set once the disk was found to fail; ``unfinished`` has the blobs with a chunk whose fetch failed.
     """
 
-    def __init__(
-        self, state: TierState, space: DiskSpace, open_blob: Callable[[str, Generation], Awaitable[Blob]]
-    ) -> None:
+    def __init__(self, state: TierState, space: DiskSpace, open_blobs: OpenBlobs) -> None:
         self._state = state
         self._space = space
-        self._open_blob = open_blob
+        self._open_blobs = open_blobs
         self._recovery = CrashRecovery(state.index, state.directory.blobs, state.chunk_size)
         self.failing = trio.Event()
         self.unfinished: set[str] = set()
@@ -60,6 +56,7 @@ class Maintenance:
             await self._free_unfinished()
             if due:
                 await self._state.journal.sync()
+                self._open_blobs.close_idle()
                 if await self._state.threads.run(self._state.directory.removed):
                     self.failing.set()
                 synced = trio.current_time()
@@ -93,6 +90,7 @@ class Maintenance:
                 if blob is None or blob.complete or not blob.attached:
                     continue
                 del self._state.blobs[token]  # so that an open meanwhile waits for the lock
+                blob.users += 1
                 try:
                     await self._state.threads.run(
                         free_unrecorded, blob.fileno(), blob.generation.size, blob.chunk_size, list(blob.records())
@@ -100,6 +98,7 @@ class Maintenance:
                 except OSError as error:
                     log.error("%s: cannot free what a failed fetch has left: %s", blob.generation.key, error)
                 finally:
+                    blob.users -= 1
                     self._state.blobs[token] = blob
 
     async def _recover(self) -> None:
@@ -125,7 +124,7 @@ class Maintenance:
             for token in await self._state.threads.run(self._state.index.unsynced):
                 loaded = await self._state.threads.run(self._state.index.load, token)
                 if loaded is not None:  # else it has been evicted meanwhile
-                    blob = await self._open_blob(token, loaded[0].generation)
+                    blob = await self._open_blobs.open(token, loaded[0].generation)
                     self._state.journal.found_unsynced(
                         blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)
                     )

@@ -1,4 +1,4 @@
-"""Opening the blobs of a disk tier, and closing those that nobody uses, within the limit of open files."""
+"""Opening the blobs of a disk tier, closing the files that the server does not need, and forgetting blobs."""
 
 import logging
 import resource
@@ -12,11 +12,15 @@ from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
-MOST_IDLE = 4096
+MOST_KNOWN = 1 << 17
+"""Blobs that are known at once, about 2 KiB each, and as much again in the kernel: to open another one that nobody uses
+is a search of the index, a checksum and a registration."""
+MOST_IDLE = 1024
+"""Files that are open though the server does not need them: it takes microseconds to open them again."""
+LOOKS = 8
+"""Blobs that are looked at for one to be closed, whenever one is released."""
 SPARE_DESCRIPTORS = 256
 """Descriptors that are not for blobs: a server without any answers nothing."""
-DESCRIPTORS_OF_A_BLOB = 2
-"""Its own, and that of its mapping."""
 
 
 class OpenBlobs:
@@ -27,12 +31,12 @@ class OpenBlobs:
         self._space = space
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_idle = min(MOST_IDLE, descriptors // 8)
-        self._most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_OF_A_BLOB
+        state.open_files.most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS)
 
     async def open(self, token: str, generation: Generation) -> Blob:
         """The blob of a generation, without a file if none can be made; the caller keeps it before it awaits."""
         state, key = self._state, generation.key
-        if len(state.blobs) >= self._most:
+        if state.open_files.full:
             await self._close_some()
         blob, full = await self._load(token, generation)
         if full and not state.budget.full(key):
@@ -42,6 +46,20 @@ class OpenBlobs:
                 state.budget.found_full(key)
         return blob
 
+    def reopen(self, blob: Blob) -> bool:
+        """Have the file of a known blob open, unless the kernel alone reads it; False if that cannot be."""
+        if blob.opened or blob.backing_id or not blob.attached:
+            return True
+        self._close_files(most=self._most_idle, looks=LOOKS)
+        if self._state.open_files.full:
+            return False
+        try:
+            blob.fileno()
+        except OSError as error:
+            log.warning("%s: cannot open its file in the cache again: %s", blob.generation.key, error)
+            return False
+        return True
+
     async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
         """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
         when nobody uses it by now."""
@@ -50,11 +68,11 @@ class OpenBlobs:
             known = state.blobs.get(token)
             if known is not None and (known.attached or known.users or not again):
                 return known, False
-            if len(state.blobs) >= self._most:
+            if state.open_files.full:
                 log.error("%s: not cached: too many files are open: raise the limit (ulimit -n)", generation.key)
             gone = state.journal.gone(token)
             blob, lost, full = await state.threads.run(
-                partial(state.files.load, token, generation, attach=len(state.blobs) < self._most)
+                partial(state.files.load, token, generation, attach=not state.open_files.full)
             )
             self._loaded(blob, lost, gone)
             return blob, full
@@ -81,7 +99,7 @@ class OpenBlobs:
             }
             gone = {token: state.journal.gone(token) for token in wanted}
             loaded = await state.threads.run(
-                lambda: [state.files.load(token, generation) for token, generation in wanted.items()]
+                lambda: [state.files.load(token, generation, keep_open=False) for token, generation in wanted.items()]
             )
             for blob, lost, _ in loaded:
                 self._loaded(blob, lost, gone[blob.token])
@@ -97,23 +115,42 @@ class OpenBlobs:
         if blob.users == 0 and not blob.attached and state.blobs.get(blob.token) is blob:
             del state.blobs[blob.token]  # the next open tries again to make a file for it
         else:
-            self._close_idle(most=self._most_idle)
+            self._close_files(most=self._most_idle, looks=LOOKS)
+            self._forget(most=MOST_KNOWN, looks=LOOKS)
 
-    def _close_idle(self, *, most: int) -> None:
-        """Close blobs that nobody uses, the one used longest ago first, while there are more than *most*."""
+    def _close_files(self, *, most: int, looks: int) -> None:
+        """Close files that the server does not need, the one opened longest ago first, while more than *most* are
+        open."""
+        opened = self._state.open_files
+        for _ in range(looks):
+            if len(opened) <= most:
+                break
+            blob = next(iter(opened))
+            if blob.users == blob.passed and self._state.journal.synced(blob):
+                blob.close_file()
+            else:
+                opened.move_to_end(blob)  # so that others are looked at next
+
+    def _forget(self, *, most: int, looks: int) -> None:
+        """Forget blobs that nobody uses, the one used longest ago first, while more than *most* are known."""
         state = self._state
-        if len(state.blobs) <= most:
-            return
-        for blob in list(state.blobs.values()):
+        for _ in range(looks):
             if len(state.blobs) <= most:
                 break
+            blob = next(iter(state.blobs.values()))
             if blob.users == 0 and not blob.pinned and state.journal.synced(blob):
                 state.close(blob)
+            else:
+                state.blobs.move_to_end(blob.token)
+
+    def close_idle(self) -> None:
+        """Close the files that the server does not need, but for some."""
+        self._close_files(most=self._most_idle, looks=len(self._state.open_files))
 
     async def _close_some(self) -> None:
-        """Close blobs that nobody uses, as too many are open; those that are not on the disk yet if it has to be."""
-        self._close_idle(most=self._most - 1)
-        if len(self._state.blobs) >= self._most:
+        """Close files, as too many are open; those that are not on the disk yet if it has to be."""
+        self.close_idle()
+        if self._state.open_files.full:
             await self._state.journal.flush()
             await self._state.journal.sync()
-            self._close_idle(most=self._most - 1)
+            self.close_idle()

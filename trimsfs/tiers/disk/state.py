@@ -1,11 +1,11 @@
-"""What the parts of a disk tier share: its directory and index, its files, its books, and the blobs that are open."""
+"""What the parts of a disk tier share: its directory and index, its files, its books, and the blobs that it knows."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import trio
 
-from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
@@ -38,6 +38,10 @@ class TierState:
     @property
     def index(self) -> BlobIndex:
         return self.directory.index
+
+    @property
+    def open_files(self) -> OpenFiles:
+        return self.files.open_files
 
     def close(self, blob: Blob) -> None:
         """Close a blob that nobody uses; its file stays."""

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, TypeVarTuple
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
 
 from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
-from trimsfs.tiers.blob import Blob, ChunkState
+from trimsfs.tiers.blob import Blob, ChunkState, FileChange
 from trimsfs.tiers.disk.blob_files import BlobFiles
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
 from trimsfs.tiers.disk.cache_directory import CacheDirectory
@@ -115,7 +115,7 @@ class DiskTier:
             evict=self.evictor.try_remove,
         )
         self._open_blobs = OpenBlobs(self._state, self._space)
-        self._maintenance = Maintenance(self._state, self._space, self._open_blobs.open)
+        self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
         self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -186,7 +186,11 @@ class DiskTier:
     async def inspecting(self, generation: Generation) -> AsyncIterator[Blob]:
         """The blob of a generation, kept for the length of the block without counting as a use."""
         token = generation.token(self.store)
-        blob = self._state.blobs.get(token) or await self._open_blobs.open(token, generation)
+        try:
+            blob = self._unchanged(token)
+        except OSError as error:
+            await self._fails(generation, error)
+        blob = blob or await self._open_blobs.open(token, generation)
         blob.users += 1
         try:
             yield blob
@@ -197,10 +201,13 @@ class DiskTier:
     async def acquire(self, generation: Generation) -> Blob:
         """The blob of a generation, made if need be; it stays open until it is released as often as acquired."""
         token = generation.token(self.store)
-        blob = self._state.blobs.get(token)
-        if blob is not None and await self._has_other_size(blob):
-            await self.damage.size_changed(blob)
-            blob = self._state.blobs.get(token)
+        try:
+            blob = self._unchanged(token)
+            if blob is not None and blob.change() is FileChange.RESIZED:
+                await self.damage.size_changed(blob)
+                blob = self._state.blobs.get(token)
+        except OSError as error:
+            await self._fails(generation, error)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
         if generation.version_id is not None:
@@ -210,14 +217,26 @@ class DiskTier:
         self._journal.used(blob, 1)
         return blob
 
-    async def _has_other_size(self, blob: Blob) -> bool:
-        try:
-            return blob.surplus != 0
-        except OSError as error:
-            log.error("%s: cannot stat its file in the cache: %s", blob.generation.key, error)
+    def _unchanged(self, token: str) -> Blob | None:
+        """The blob of this token, if it is known, and what is known holds for its file. Raises OSError.
+
+        What has happened to a file that is in use while it was closed concerns nobody: the kernel has it open.
+        """
+        blob = self._state.blobs.get(token)
+        if blob is None or blob.opened or blob.users:
+            return blob
+        if blob.change() in {FileChange.TOUCHED, FileChange.REPLACED}:
+            log.warning("%s: somebody has changed its file in the cache: checking it", blob.generation.key)
+        elif self._open_blobs.reopen(blob):
+            return blob
+        self._state.close(blob)
+        return None
+
+    async def _fails(self, generation: Generation, error: OSError) -> NoReturn:
+        log.error("%s: cannot stat its file in the cache: %s", generation.key, error)
         self._maintenance.failing.set()
         await trio.sleep(PATIENCE_S)  # the kernel repeats the request to the next server
-        raise CacheUnusableError(f"{blob.generation.key}: the disk of the cache fails: see the log of the mount")
+        raise CacheUnusableError(f"{generation.key}: the disk of the cache fails: see the log of the mount")
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
@@ -271,14 +290,14 @@ class DiskTier:
         """A whole chunk, for which space was reserved, has been written: serve it from now on."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
             self._budget.add(blob.generation.key, -record.length)  # it was fetched twice at once
-        blob.health.lost.discard(record.chunk)
+        blob.health.lost -= {record.chunk}
         blob.commit(record)
         self._journal.wrote(blob, record)
 
     async def check_holes(self, blob: Blob) -> None:
         """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
         try:
-            gone = await self._threads.run(chunks_in_holes, blob)
+            gone = await self._threads.run(chunks_in_holes, blob, blob.fileno())
         except OSError as error:
             log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return

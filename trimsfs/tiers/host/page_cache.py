@@ -5,13 +5,12 @@ import errno
 import mmap
 import os
 
+from trimsfs.tiers.mapping import map_pages, unmap
+
 MADV_HUGEPAGE, MADV_POPULATE_READ = 14, 22
 _SYS_CACHESTAT = 451  # the same number on every architecture
-_MAP_FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.mlock.argtypes = _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
@@ -45,38 +44,29 @@ def populate(descriptor: int, start: int, stop: int) -> None:
     """
     if os.fstat(descriptor).st_size < stop:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-    address = _map(descriptor, start, stop - start)
+    address = map_pages(descriptor, start, stop - start)
     try:
         _libc.madvise(address, stop - start, MADV_HUGEPAGE)
         if _libc.madvise(address, stop - start, MADV_POPULATE_READ) != 0:
             # A kernel before 5.14, or a failing disk: a plain read shows which.
             os.pread(descriptor, stop - start, start)
     finally:
-        _libc.munmap(address, stop - start)
+        unmap(address, stop - start)
 
 
 def lock(descriptor: int, size: int) -> int:
     """Map a whole file and lock its pages in memory; the mapping's address. Raises OSError when it is not allowed."""
-    address = _map(descriptor, 0, size)
+    address = map_pages(descriptor, 0, size)
     if _libc.mlock(address, size) != 0:
         number = ctypes.get_errno()
-        _libc.munmap(address, size)
+        unmap(address, size)
         raise OSError(number, os.strerror(number))
-    return address
-
-
-def _map(descriptor: int, start: int, size: int) -> int:
-    """Map a part of a file for reading; the address. Raises OSError."""
-    # Python's own mmap holds the GIL while it faults pages in, and hides its address.
-    address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
-    if address == _MAP_FAILED or address is None:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return address
 
 
 def unlock(address: int, size: int) -> None:
     """Undo `lock`; the pages stay in the page cache."""
-    _libc.munmap(address, size)
+    unmap(address, size)
 
 
 def drop(descriptor: int) -> None:

@@ -196,6 +196,8 @@ class Journal:
             async with self.recording:  # what is being recorded is not in the index yet
                 done = chunks - {record.chunk for name, record in self._pending if name == blob.token}
             chunks -= done  # what is written again meanwhile is to be synced again
+            if blob.attached:
+                blob.fileno()  # opened here, if need be, and not in a thread
             await self._threads.run(blob.sync)
             await self._threads.run(self._index.mark_synced, blob.token, done)
             self._marked = True
