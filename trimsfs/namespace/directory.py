@@ -21,6 +21,8 @@ STALE_RETRY_S = 5.0
 """How often the store is asked again while it is down, and cached names are used on."""
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
+LEAST_ASKED = 8
+"""Single names that are asked for, at least, before a directory of several pages is listed for them."""
 LONG_AGO = float("-inf")
 """Before any request."""
 
@@ -42,7 +44,8 @@ class Directory:
     ``entries`` is the last whole listing, ``names`` holds answers for single names, each with its time. ``restored`` is
     what an earlier server knew: it counts only while the store cannot be asked. ``failure`` is why the store could not
     be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are outdated;
-    ``outdated`` has the names of which alone that is so, or may be, and since when.
+    ``outdated`` has the names of which alone that is so, or may be, and since when. A ``large`` directory takes several
+    pages: once ``worth_listing`` single names have been asked for, a listing costs no more than they did.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,8 @@ class Directory:
         self.distrusted = LONG_AGO
         self.complete = False
         self.large = False
+        self.worth_listing = LEAST_ASKED
+        self._asked, self._asked_since = 0, LONG_AGO
         self.names = FIFOCache[bytes, tuple[Entry, float]](maxsize=KNOWN_NAMES)
         self.restored: dict[bytes, Entry] = {}
         self.failure: StoreError | None = None
@@ -76,6 +81,14 @@ class Directory:
         if asked > max(self.distrusted, self.outdated.get(name, LONG_AGO)):
             self.names[name] = entry, asked
             self.restored.pop(name, None)
+
+    def asked(self, within_s: float) -> int:
+        """Count a single name that is asked for; how many have been in this time."""
+        now = trio.current_time()
+        if now - self._asked_since > within_s:
+            self._asked, self._asked_since = 0, now
+        self._asked += 1
+        return self._asked
 
     def clear_names(self) -> None:
         """Single names say nothing any more."""

@@ -16,7 +16,16 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.handover.ledger import Ledger
-from trimsfs.namespace.directory import LONG_AGO, STALE_RETRY_S, Directory, Entry, NonObject, entries_of, possible
+from trimsfs.namespace.directory import (
+    LEAST_ASKED,
+    LONG_AGO,
+    STALE_RETRY_S,
+    Directory,
+    Entry,
+    NonObject,
+    entries_of,
+    possible,
+)
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.stores.base import Store
 from trimsfs.types import Generation
@@ -93,14 +102,14 @@ class Namespace:
             async with directory.lock:
                 answer = self._known(directory, name)
                 if answer is None and not directory.large and not self._fresh(directory):
-                    answer = await self._refreshed(directory, prefix, name)
+                    answer = await self._refreshed(directory, prefix, name, most=1)
         return answer or await self._ask(directory, prefix, name)
 
-    async def _refreshed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
-        """The answer for a name after the directory has been listed, if one page holds it; None if it is too large."""
+    async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
+        """The answer for a name after the directory has been listed, if *most* pages hold it; else None."""
         patient = not directory.complete and directory.stale(name) is NonObject.ABSENT
         try:
-            await self._refresh(directory, prefix, whole=False, patient=patient)
+            await self._refresh(directory, prefix, most=most, patient=patient)
         except StoreError:
             if (stale := directory.stale(name)) is NonObject.ABSENT:
                 raise
@@ -116,7 +125,7 @@ class Namespace:
         if not self._fresh(directory):
             async with directory.lock:
                 if not self._fresh(directory):
-                    await self._refresh(directory, prefix, whole=True, patient=not directory.complete)
+                    await self._refresh(directory, prefix, most=PAGES_LIMIT, patient=not directory.complete)
         return directory.entries
 
     def known_entries(self, prefix: str) -> dict[bytes, Entry]:
@@ -178,6 +187,8 @@ class Namespace:
         known = stale is not NonObject.ABSENT and not directory.may_be_outdated(name)
         if known and asked < directory.retry_at:
             return stale, STALE_RETRY_S
+        if directory.large and (answer := await self._listed(directory, prefix, name)) is not None:
+            return answer
         try:
             directory.raise_recent_failure()
             entry = await self._probe(prefix + os.fsdecode(name), patient=not known)
@@ -190,16 +201,29 @@ class Namespace:
         directory.answered(name, entry, asked)
         return entry, self._ttl(entry)
 
-    async def _refresh(self, directory: Directory, prefix: str, *, whole: bool, patient: bool) -> None:
-        """List a directory anew: all of it, or only if one page holds it; unless *patient* the store is asked once."""
+    async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
+        """The answer for a name of a large directory, if so many are asked for that it was better to list it.
+
+        To ask for a name takes two requests. So many names are asked for first, and so many pages at most are listed
+        then, that all requests are about twice as many as the better of the two ways takes, however many are to come.
+        """
+        asked = directory.asked(self._ttl_s)
+        if asked < directory.worth_listing or self._fresh(directory) or directory.lock.locked():
+            return None
+        directory.worth_listing = 2 * asked  # unless it is listed to its end
+        async with directory.lock:
+            return await self._refreshed(directory, prefix, name, most=2 * asked)
+
+    async def _refresh(self, directory: Directory, prefix: str, *, most: int, patient: bool) -> None:
+        """List a directory anew, if *most* pages hold it; unless *patient* the store is asked once."""
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
             store = self._store if patient else self._impatient
             pages = [await store.list_page(prefix)]
             entries = len(pages[0])
-            while whole and (token := pages[-1].next_token) is not None:
-                if entries > ENTRIES_LIMIT or len(pages) > PAGES_LIMIT:
+            while len(pages) < most and (token := pages[-1].next_token) is not None:
+                if entries > ENTRIES_LIMIT:
                     break
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
                 entries += len(pages[-1])
@@ -213,10 +237,12 @@ class Namespace:
                 # Not only this directory: a path is looked up level by level.
                 self._down_until = trio.current_time() + STALE_RETRY_S
             return
-        directory.large = pages[-1].next_token is not None
-        if whole and directory.large:
+        whole = pages[-1].next_token is None
+        directory.large = len(pages) > 1 or not whole
+        if most == PAGES_LIMIT and not whole:
             raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
-        if not directory.large:
+        if whole:
+            directory.worth_listing = max(LEAST_ASKED, len(pages) // 2)
             directory.entries, self._hidden[prefix] = entries_of(prefix, pages)
             directory.listed = asked if asked > directory.distrusted else LONG_AGO
             directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}

@@ -14,7 +14,7 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.namespace.directory import STALE_RETRY_S, NonObject
+from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S, NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
@@ -38,10 +38,34 @@ async def test_names_in_a_large_directory_looked_up_at_once_list_it_once(
     namespace = namespace_of(large_store)
     large_store.delay(1)
     async with trio.open_nursery() as nursery:
-        for number in range(16):
+        for number in range(LEAST_ASKED - 1):
             nursery.start_soon(look, namespace, f"large/{number:06}")
     assert large_store.count("list_page", "large/") == 1
     assert trio.current_time() == 2
+
+
+@pytest.mark.parametrize("pages", [2, 20])
+async def test_a_large_directory_is_listed_once_for_many_of_its_names(pages: int, autojump_clock: MockClock) -> None:
+    names = [f"large/{number:06}" for number in range(pages * PAGE_LIMIT)]
+    store = MemoryStore(dict.fromkeys(names, b""))
+    namespace = namespace_of(store)
+    for _ in range(3):
+        before = len(store.requests)
+        for name in names[::10]:
+            await look(namespace, name)
+        assert len(store.requests) - before <= 3 * max(pages, LEAST_ASKED) + 2 * LEAST_ASKED
+        await trio.sleep(TTL_S)
+
+
+async def test_a_few_names_of_a_large_directory_now_and_then_do_not_list_it(
+    large_store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    namespace = namespace_of(large_store)
+    for _ in range(5):
+        for number in range(LEAST_ASKED - 1):
+            await look(namespace, f"large/{number:06}")
+        await trio.sleep(TTL_S + 1)
+    assert large_store.count("list_page", "large/") == 1
 
 
 async def test_directory_as_large_as_a_page_is_listed() -> None:
@@ -86,6 +110,7 @@ async def test_only_so_many_names_of_a_large_directory_are_remembered(
     large_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trimsfs.namespace.directory.KNOWN_NAMES", 10)
+    monkeypatch.setattr("trimsfs.namespace.directory.LEAST_ASKED", 100)
     namespace = namespace_of(large_store)
     for number in range(11):
         await look(namespace, f"large/{number:06}")
@@ -155,7 +180,7 @@ async def test_directory_that_grows_large_is_no_longer_listed_for_a_lookup(
     for number in range(PAGE_LIMIT):
         store.put(f"dir/{number:06}", b"")
     await trio.sleep(TTL_S)
-    for number in range(10):
+    for number in range(LEAST_ASKED - 1):
         assert isinstance(await look(namespace, f"dir/{number:06}"), Generation)
     assert store.count("list_page", "dir/") == 2
 
