@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,15 @@ def trimsfs(
     environment: Mapping[str, str] | None = None,
     user: int | None = None,
     timeout_s: float = COMMAND_TIMEOUT_S,
+    before: Sequence[str] = (),
 ) -> "subprocess.CompletedProcess[str]":
-    """Run ``trimsfs`` with these arguments, whatever it returns; TRIMSFS_* variables of the tests do not reach it."""
+    """Run ``trimsfs`` with these arguments, whatever it returns; TRIMSFS_* variables of the tests do not reach it.
+
+    *before* is a program that starts it, and sets limits.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRIMSFS_")}
     return subprocess.run(
-        [TRIMSFS, *map(str, arguments)],
+        [*before, TRIMSFS, *map(str, arguments)],
         env=inherited | {"TRIMSFS_CONFIG": "/dev/null"} | dict(environment or {}),
         capture_output=True,
         text=True,
@@ -85,8 +89,12 @@ def mounted(
     directory: Path,
     *options: str,
     environment: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> Iterator[MountedStore]:
-    """Mount *store* at ``directory/models`` with its cache in ``directory/cache``; unmounted at the end in any case."""
+    """Mount *store* at ``directory/models`` with its cache in ``directory/cache``; unmounted at the end in any case.
+
+    *before* is as of `trimsfs`.
+    """
     mountpoint, cache = directory / "models", directory / "cache"
     mountpoint.mkdir(parents=True, exist_ok=True)
     let_in(directory)
@@ -96,7 +104,7 @@ def mounted(
             if path.is_file() and not path.is_symlink():
                 _allow(path, 0o044)
     places = ("--cache-dir", cache, "--log-file", log_beside(directory))
-    done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment)
+    done = trimsfs("mount", mountpoint, "--store", store, *places, *options, environment=environment, before=before)
     assert done.returncode == 0, done.stderr
     try:
         yield MountedStore(mountpoint, cache)
