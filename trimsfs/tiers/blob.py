@@ -187,13 +187,21 @@ class Blob:
         """The chunks that hold the bytes ``[start, stop)``."""
         return chunks_of(start, stop, self.chunk_size)
 
-    def attach(self, path: Path) -> bool:
-        """Open the file, or make it anew; False when it was not there in its right size.
+    def attach(self, path: Path, *, keep_open: bool = True) -> bool:
+        """Find the file, or make it anew; False when it was not there in its right size. *keep_open* has it open then.
 
         A file of another size is replaced, never changed: programs may still map it.
         """
         flags = os.O_RDWR | os.O_CLOEXEC
-        fitting = path.exists() and path.stat().st_size == self.generation.size
+        try:
+            status = os.stat(path)
+            fitting = status.st_size == self.generation.size
+        except FileNotFoundError:
+            fitting = False
+        if fitting and not keep_open:
+            self._identity = status.st_ino, status.st_ctime_ns
+            self._name_file(path)
+            return True
         if not fitting:
             path.unlink(missing_ok=True)
             flags |= os.O_CREAT | os.O_EXCL
@@ -206,10 +214,13 @@ class Blob:
         except BaseException:
             os.close(descriptor)
             raise
-        self._directory = sys.intern(str(path.parent))
-        self._name = self.token if path.name == self.token else path.name
+        self._name_file(path)
         self._has_opened(descriptor)
         return fitting
+
+    def _name_file(self, path: Path) -> None:
+        self._directory = sys.intern(str(path.parent))
+        self._name = self.token if path.name == self.token else path.name
 
     @property
     def surplus(self) -> int:

@@ -4,17 +4,21 @@ import errno
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
-from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.index.index import BlobIndex, BlobRecord
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
 
+Known = tuple[BlobRecord, list[ChunkRecord]]
+"""What the index has of a blob."""
+Loaded = tuple[Blob, Sequence[ChunkRecord], bool]
+"""A blob, chunks of it that are lost, and whether it has no file as the disk is full."""
 FREED_TRIES, FREED_INTERVAL_S = 20, 0.05
 """How often, and how long, the server waits until the kernel has freed the blocks of a removed file."""
 
@@ -49,25 +53,26 @@ class BlobFiles:
         """The digest of a blob that has not been compared: None where it is to be."""
         return None if self._compares else ""
 
-    def load(
-        self, token: str, generation: Generation, *, attach: bool = True, keep_open: bool = True
-    ) -> tuple[Blob, Sequence[ChunkRecord], bool]:
+    def load(self, token: str, generation: Generation, *, attach: bool = True, known: Known | None = None) -> Loaded:
         """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
-        to be in it, and whether it was for a full disk that none could be made. *keep_open* leaves the file open."""
+        to be in it, and whether it was for a full disk that none could be made.
+
+        The file is open, unless it was there and what the index has of it is *known*.
+        """
         blob = Blob(token, generation, chunk_size=self._chunk_size, open_files=self.open_files)
         blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self._usable or not attach:
             return blob, lost, full
         try:
-            loaded = self._index.load(token)
+            loaded = known or self._index.load(token)
             if loaded is None:
                 self._index.add(token, self._store, generation)
             path = self.path(token)
             if loaded is None:
                 path.unlink(missing_ok=True)  # what an interrupted eviction has left may still be mapped
             try:
-                fitting = blob.attach(path)
+                fitting = blob.attach(path, keep_open=known is None)
             except FileNotFoundError:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 fitting = blob.attach(path)
@@ -77,15 +82,28 @@ class BlobFiles:
                     blob.recall(loaded[1])
                     if self._compares and loaded[0].bytes == generation.size:
                         blob.health.digest = loaded[0].digest
-                    free_unrecorded(blob.fileno(), generation.size, self._chunk_size, loaded[1])
+                    if len(loaded[1]) < len(blob.states):
+                        free_unrecorded(blob.fileno(), generation.size, self._chunk_size, loaded[1])
                 else:
                     lost = loaded[1]
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot be cached: %s", generation.key, error)
             full = not blob.attached and is_full(error)
-        if not keep_open:
-            blob.close_file()
         return blob, lost, full
+
+    def load_all(self, wanted: Mapping[str, Generation]) -> list[Loaded]:
+        """Blobs by their tokens, as of `load`, whose files are closed."""
+        try:
+            known = self._index.load_all(wanted)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            known = {}
+        found = list[Loaded]()
+        for token, generation in wanted.items():
+            loaded = self.load(token, generation, known=known.get(token))
+            loaded[0].close_file()
+            found.append(loaded)
+        return found
 
     def remove(self, token: str) -> dict[int, int]:
         """Remove a blob; the bytes of its chunks that were recorded, by their numbers. Raises OSError and

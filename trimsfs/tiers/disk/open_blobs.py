@@ -98,9 +98,7 @@ class OpenBlobs:
                 if token not in state.blobs
             }
             gone = {token: state.journal.gone(token) for token in wanted}
-            loaded = await state.threads.run(
-                lambda: [state.files.load(token, generation, keep_open=False) for token, generation in wanted.items()]
-            )
+            loaded = await state.threads.run(state.files.load_all, wanted)
             for blob, lost, _ in loaded:
                 self._loaded(blob, lost, gone[blob.token])
                 if checked:

@@ -22,6 +22,8 @@ from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index import recovery
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
+_AT_ONCE = 500
+"""Blobs that one query is about."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -92,6 +94,22 @@ class BlobIndex:
                 "SELECT chunk, bytes, crc FROM chunks WHERE token = ? ORDER BY chunk", (token,)
             ).fetchall()
         return _record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
+
+    def load_all(self, tokens: Iterable[str]) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
+        """The blobs of these tokens that there are, and the chunks they have."""
+        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
+        rest = sorted(tokens)
+        while rest:
+            some, rest = rest[:_AT_ONCE], rest[_AT_ONCE:]
+            which = f"WHERE token IN ({', '.join('?' * len(some))})"
+            with self._lock:
+                rows = self._connection.execute(f"{_SELECT} {which}", some).fetchall()
+                chunks = self._connection.execute(
+                    f"SELECT token, chunk, bytes, crc FROM chunks {which} ORDER BY token, chunk",  # noqa: S608
+                    some,
+                ).fetchall()
+            _gather(found, rows, chunks)
+        return found
 
     def add(self, token: str, store: str, generation: Generation) -> None:
         """Record a blob before its file is made."""
@@ -237,10 +255,8 @@ class BlobIndex:
             chunks = self._connection.execute(
                 "SELECT token, chunk, bytes, crc FROM chunks WHERE token >= ? AND token < ? ORDER BY chunk", part
             ).fetchall()
-        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {row[0]: (_record(row), []) for row in rows}
-        for token, c, n, crc in chunks:
-            if token in found:
-                found[token][1].append(ChunkRecord(chunk=c, length=n, crc=crc))
+        found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
+        _gather(found, rows, chunks)
         return found
 
     def uncompared(self, least: int) -> list[str]:
@@ -341,6 +357,18 @@ _OF_SAME_SIZE = (
     "SELECT token FROM blobs WHERE size = (SELECT size FROM blobs WHERE token = ?) AND token <> ? "
     "AND token IN (SELECT token FROM compared) LIMIT ?"
 )
+
+
+def _gather(
+    found: dict[str, tuple[BlobRecord, list[ChunkRecord]]],
+    blobs: Iterable[Sequence[Any]],
+    chunks: Iterable[Sequence[Any]],
+) -> None:
+    """Add rows of blobs and chunks by token; chunks of other blobs are left out."""
+    found.update((row[0], (_record(row), [])) for row in blobs)
+    for token, chunk, length, crc in chunks:
+        if token in found:
+            found[token][1].append(ChunkRecord(chunk=chunk, length=length, crc=crc))
 
 
 def _record(row: Sequence[Any]) -> BlobRecord:
