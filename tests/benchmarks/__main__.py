@@ -22,8 +22,8 @@ from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.data import BUCKET, Data
 from tests.benchmarks.measure import cold, growth, processes, service, warm, ways
+from tests.benchmarks.models.everything import models
 from tests.benchmarks.models.loads import Selection
-from tests.benchmarks.models.part import models
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.services import SCRATCH

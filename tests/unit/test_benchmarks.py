@@ -15,7 +15,7 @@ from tests.benchmarks.gpu import fill, load
 from tests.benchmarks.gpu import report as gpu_report
 from tests.benchmarks.measure import cold, processes, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
-from tests.benchmarks.models import cases, loads, parts
+from tests.benchmarks.models import cases, loads, partial_reads
 from tests.benchmarks.models.machine import LowWater, busy_s
 from tests.benchmarks.models.ways import BOTO3, RCLONE_COPY
 from tests.benchmarks.reader import percentile
@@ -135,7 +135,7 @@ def test_models_are_held_to_the_best_of_the_others_at_the_worst_endpoint() -> No
             (far, loads.SUM, cases.LLAMA, TRIMSFS): [2.7],
             (far, loads.SUM, cases.LLAMA, BOTO3): [2.7],
             (far, loads.INFER, cases.LLAMA, NATIVE): [0.5],
-            (far, parts.WIRE, cases.LLAMA, GETS): [2.0],
+            (far, partial_reads.WIRE, cases.LLAMA, GETS): [2.0],
         }
     )
 

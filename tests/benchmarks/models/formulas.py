@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tests.benchmarks.models.cases import FILE_MAPPED, FILE_READ, LLAMA
 from tests.benchmarks.models.loads import GROUP, INFER, SUM
-from tests.benchmarks.models.parts import WIRE
+from tests.benchmarks.models.partial_reads import WIRE
 from tests.benchmarks.results import GETS, NATIVE, PEERS, TRIMSFS, Results
 
 Formula = Callable[[Results], float | None]

@@ -2,7 +2,7 @@
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.models.loads import Loads, Selection
-from tests.benchmarks.models.parts import parts
+from tests.benchmarks.models.partial_reads import partial_reads
 from tests.benchmarks.models.places import places
 
 
@@ -10,4 +10,4 @@ def models(bench: Bench, selection: Selection) -> None:
     """First loads of whole models, then of parts of files, from each endpoint."""
     with places(bench, set(selection.places)) as found:
         Loads(bench, selection).measure(found)
-        parts(bench, selection, found)
+        partial_reads(bench, selection, found)

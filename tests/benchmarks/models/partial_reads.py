@@ -28,7 +28,7 @@ WORKERS = (4, 8, 16)
 PART = 8 * MIB
 
 
-def parts(bench: Bench, selection: Selection, places: Sequence[Place]) -> None:
+def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -> None:
     """All that is selected."""
     mounts = [
         way for way in ways(bench) if way.mounts and (not selection.contenders or way.name in selection.contenders)
