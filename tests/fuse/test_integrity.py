@@ -31,7 +31,7 @@ def test_a_whole_copy_is_compared_with_the_etag(ceph: Ceph, bucket: str, tmp_pat
     put(ceph, bucket)
     with mounted(f"s3://{bucket}", tmp_path, environment=ceph.environment()) as mount:
         assert (mount.path / "model").read_bytes() == CONTENT
-        wait_until(lambda: mount.info("model")["verified"])
+        wait_until(lambda: mount.info("model")["verified"], timeout_s=60)
         assert mount.info("model")["digest"].startswith("md5:")
         assert mount.metrics()["trimsfs_integrity_compared_total"] == 1
 
@@ -61,7 +61,7 @@ def test_damage_is_found_by_verify_and_mended_while_it_is_mapped(
     with mounted(f"s3://{bucket}", tmp_path, *options, environment=ceph.environment()) as mount:
         with (mount.path / "model").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
             assert mapping[:] == CONTENT
-            wait_until(lambda: mount.info("model")["verified"])
+            wait_until(lambda: mount.info("model")["verified"], timeout_s=60)
             good = trimsfs("verify", mount.path)
             assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
             flip_byte(blob(mount), 9 * MIB)

@@ -165,7 +165,7 @@ def test_handle_goes_on_with_its_generation_when_its_bytes_are_here(own_director
     (own_directory.store / "model").write_bytes(old)
     with (own_directory.path / "model").open("rb", buffering=0) as file:
         assert file.read(4) == old[:4]
-        wait_until(lambda: own_directory.mount.info(f"{own_directory.path.name}/model")["verified"])
+        wait_until(lambda: own_directory.mount.info(f"{own_directory.path.name}/model")["verified"], timeout_s=60)
         (own_directory.store / "new").write_bytes(new)
         (own_directory.store / "new").replace(own_directory.store / "model")
         time.sleep(0.3)

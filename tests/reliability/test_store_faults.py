@@ -103,7 +103,7 @@ def test_a_bit_that_was_flipped_on_the_way_is_in_no_file_that_is_here(
         assert trimsfs("warm", patient.mount.path / prefix).returncode == 0
         wrong = 0
         for name in names:
-            wait_until(lambda: patient.mount.info(name)["verified"])  # noqa: B023
+            wait_until(lambda: patient.mount.info(name)["verified"], timeout_s=60)  # noqa: B023
             found = (patient.mount.path / name).read_bytes()
             wrong += found != patient.objects.expected(name, len(found), 0, len(found))
     injected = (patient.through.injected() - before).total()
