@@ -50,6 +50,8 @@ STOP_TIMEOUT_S = 10.0
 umount` waits twice as long."""
 SILENCE_LIMIT_S = 30.0
 """A server that has sent nothing for so long hangs, and is replaced."""
+HURRY_AFTER_S = 15.0
+"""How long a standby may load in idle time alone."""
 START_TIMEOUT_S = 60.0
 """A standby that is not ready after so long hangs, and is replaced."""
 
@@ -175,6 +177,8 @@ class Keeper:
         elif now - server.heard_at > silence_limit_s and not server.standing_by and not server.has_message():
             self._reporter.log(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
             server.kill()
+        elif now - server.heard_at > HURRY_AFTER_S:
+            server.hurry()
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
@@ -188,7 +192,8 @@ class Keeper:
     def _start(self) -> None:
         """Start a standby."""
         try:
-            server = ServerProcess(self._replacement.order)
+            spare = self._active is not None and not self._replacement.under_way
+            server = ServerProcess(self._replacement.order, spare=spare)
         except OSError as error:
             self._reporter.log(f"cannot start a server: {error}")
             self._replacement.fail(f"cannot start a server: {error}")
@@ -219,6 +224,7 @@ class Keeper:
         match message:
             case protocol.StandingBy() if server is self._standby:
                 server.standing_by, server.ledger_version = True, message.ledger
+                server.hurry()
                 self._on_standing_by(server)
             case protocol.Failed():
                 self._on_failure(server, message)
@@ -286,6 +292,8 @@ class Keeper:
             self._on_standby_end(server)
             return
         self._active = None
+        if self._standby is not None:
+            self._standby.hurry()
         self._unclaimed = server.unclaimed
         self._notice_unmount()
         if not self._phase.replaceable:

@@ -22,10 +22,11 @@ _DESCRIPTOR = array.array("i").itemsize
 class ServerProcess:
     """A server process and the channel to it. It stands by until it is promoted.
 
-    Raises OSError when it cannot be started.
+    A *spare* one, which nobody waits for, loads in idle time until it is told to `hurry`. Raises OSError when it cannot
+    be started.
     """
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, order: dict[str, Any], *, spare: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order = order
         self.channel = ours
@@ -42,7 +43,8 @@ class ServerProcess:
                 stdin=order_file,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
-                process_group=0,  # signals of a terminal are for the keeper alone
+                # Signals of a terminal are for the keeper alone, and some kernels share cores by session.
+                start_new_session=True,
             )
         except BaseException:
             ours.close()
@@ -50,6 +52,22 @@ class ServerProcess:
         finally:
             os.close(order_file)
             theirs.close()
+        self._in_idle_time = spare and os.geteuid() == 0  # others may not undo it
+        if self._in_idle_time:
+            self._schedule(os.SCHED_IDLE, niceness=19)
+
+    def hurry(self) -> None:
+        """Have it load as fast as any other process, if it does not by now."""
+        if self._in_idle_time:
+            self._in_idle_time = False
+            self._schedule(os.SCHED_OTHER, niceness=0)
+
+    def _schedule(self, policy: int, *, niceness: int) -> None:
+        process = Path(f"/proc/{self.pid}")
+        with contextlib.suppress(OSError):
+            for thread in (process / "task").iterdir():
+                os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+            (process / "autogroup").write_text(str(niceness))
 
     @property
     def pid(self) -> int:

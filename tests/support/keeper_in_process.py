@@ -41,18 +41,22 @@ ORDER: dict[str, Any] = {
 class FakeServer(ServerProcess):
     """A server whose messages come from the test; it has no process."""
 
-    def __init__(self, order: dict[str, Any] = ORDER) -> None:
+    def __init__(self, order: dict[str, Any] = ORDER, *, spare: bool = False) -> None:
         self.channel, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.order = order
         self.standing_by, self.ledger_version, self.heard_at = False, "", time.monotonic()
         self.ready_at: float | None = None
         self.unclaimed: int | None = None
-        self.kills = 0
+        self.spare = spare
+        self.kills = self.hurries = 0
         self.ended_with: int | None = None
 
     @property
     def pid(self) -> int:
         return 0
+
+    def hurry(self) -> None:
+        self.hurries += 1
 
     def kill(self) -> None:
         self.kills += 1

@@ -120,6 +120,20 @@ def test_what_a_server_sends_is_not_for_programs_started_later() -> None:
         server.channel.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_spare_server_loads_in_idle_time_until_it_is_told_to_hurry() -> None:
+    server = ServerProcess({"server": ["sleep", "60"]}, spare=True)
+    try:
+        assert os.sched_getscheduler(server.pid) == os.SCHED_IDLE
+        server.hurry()
+        assert os.sched_getscheduler(server.pid) == os.SCHED_OTHER
+        assert os.getsid(server.pid) == server.pid
+    finally:
+        server.kill()
+        server.wait(20)
+        server.channel.close()
+
+
 def test_a_server_that_hears_nothing_is_not_waited_for() -> None:
     server = ServerProcess({"server": ["sleep", "60"]})
     file = os.open("/dev/null", os.O_RDONLY)

@@ -10,9 +10,9 @@ import pytest
 
 from mountctl.keeper import keeper as keepers
 from mountctl.keeper.connection import Connection
-from mountctl.keeper.keeper import STOP_TIMEOUT_S, Keeper
+from mountctl.keeper.keeper import HURRY_AFTER_S, STOP_TIMEOUT_S, Keeper
 from mountctl.keeper.phase import Phase
-from tests.support.keeper_in_process import FakeServer, keeper_in_process
+from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
 
 STANDING_BY = b'{"type": "standing-by", "ledger": "2"}'
 MOUNT = b'{"type": "mount"}'
@@ -25,9 +25,9 @@ class Scene:
     def __init__(self, keeper: Keeper, first: FakeServer, unmount: Callable[[], None]) -> None:
         self.keeper, self.servers, self.unmount = keeper, [first], unmount
 
-    def start(self, order: dict[str, Any]) -> FakeServer:
+    def start(self, order: dict[str, Any], *, spare: bool) -> FakeServer:
         """What the keeper calls to start a server."""
-        self.servers.append(FakeServer(order))
+        self.servers.append(FakeServer(order, spare=spare))
         return self.servers[-1]
 
     @property
@@ -84,7 +84,7 @@ def test_until_a_server_is_ready_the_keeper_ends_with_it(scene: Scene) -> None:
 def test_a_standby_that_cannot_start_ends_a_keeper_that_never_served(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(order: dict[str, Any]) -> None:
+    def fails(order: dict[str, Any], *, spare: bool) -> None:
         raise FileNotFoundError(2, "No such file", order["server"][0])
 
     (first,) = scene.servers
@@ -115,6 +115,29 @@ def test_a_server_that_ends_is_followed_by_the_standby(scene: Scene) -> None:
     assert (scene.phase, scene.keeper._active) == (Phase.REPLACEABLE, standby)
     scene.say(standby, RESENDS)
     assert scene.keeper._status()["restarts"] == 1
+
+
+def test_a_standby_takes_its_time_until_it_is_needed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scene.serve()
+    scene.keeper._tick()
+    _, standby = scene.servers
+    assert (standby.spare, standby.hurries) == (True, 0)
+    later = time.monotonic() + HURRY_AFTER_S + 1
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "monotonic", lambda: later)
+        scene.keeper._tick()
+    assert standby.hurries == 1
+    first.ended_with = 137
+    scene.keeper._tick()
+    assert standby.hurries == 2
+
+
+def test_a_server_that_an_operator_waits_for_is_no_spare(scene: Scene) -> None:
+    scene.serve()
+    scene.keeper._tick()
+    scene.ask({"do": "replace", "order": dict(ORDER)})
+    scene.keeper._tick()
+    assert [server.spare for server in scene.servers] == [False, True, False]
 
 
 def test_a_server_that_ends_after_the_unmount_is_not_followed(scene: Scene) -> None:

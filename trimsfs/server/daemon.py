@@ -162,7 +162,7 @@ def _raise_priority() -> None:
     """Get a core before other processes, as far as that is allowed: the opens of all programs wait for this one."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, SERVER_NICENESS)
-        if os.getsid(0) == os.getppid():  # the keeper's own session, not a user's
+        if os.getsid(0) == os.getpid():  # its own session
             Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
 
 
