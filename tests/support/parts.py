@@ -19,8 +19,8 @@ from tests.support.chunks import REQUESTS_PER_CHUNK, SMALL_CHUNK
 from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed, ThreadCopier
-from trimsfs.fetch.fetcher import Fetcher, max_requests
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState

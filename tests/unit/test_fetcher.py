@@ -12,8 +12,12 @@ from tests.support.parts import blob_files, content_of, fetching, flip_byte, ope
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import StoreAccessError, StoreThrottledError
-from trimsfs.fetch.fetcher import LINGER_S, Fetcher, max_requests
+from trimsfs.fetch.access_pattern import AccessPattern
+from trimsfs.fetch.fetcher import LINGER_S, Fetcher
+from trimsfs.fetch.speed import max_requests
 from trimsfs.tiers.blob import Blob
+
+PAGE = 4096
 
 # The right bytes
 
@@ -352,6 +356,62 @@ async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_
         await trio.sleep(2 * LINGER_S)
         gate.set()
     assert answers == [content[:chunk_size]]
+
+
+# At random
+
+
+def scattered(workshop: Workshop, count: int, chunks: int = 64) -> list[int]:
+    """Where pages begin that lie far from each other."""
+    return random.Random(7).sample(range(0, chunks * workshop.chunk_size, max(PAGE, 3 * workshop.chunk_size)), count)
+
+
+async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
+    workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.fetch.access_pattern.GAP", PAGE)
+    content = workshop.put("a", 64)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    pattern = AccessPattern()
+    gate = bench.store.block(offset=40 * chunk_size)
+    first, later = scattered(workshop, 20)[:8], scattered(workshop, 20)[8:]
+    for start in first[:-1]:
+        pattern.record(start, start + PAGE)
+    read = partial(bench.fetcher.read_once, pattern=pattern)
+    await read(blob, first[-1], first[-1] + PAGE)
+    gate.set()
+    await until(bench.idle)
+    before = bench.fetcher.statistics().fetched_bytes
+    for start in later:
+        data = await read(blob, start, start + PAGE)
+        assert data is not None
+        assert bytes(data) == content[start : start + PAGE]
+    assert bench.fetcher.statistics().fetched_bytes - before == PAGE * len(later)
+    assert blob.verified_bytes <= before
+    data = await read(blob, 0, chunk_size)  # dense
+    assert data is not None
+    assert bytes(data) == content[:chunk_size]
+    assert blob.readable(0, chunk_size)
+
+
+async def test_a_prefetch_stops_when_reads_turn_out_to_be_random(workshop: Workshop, chunk_size: int) -> None:
+    workshop.put("a", 64)
+    bench = await workshop.bench(requests=2)
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    await bench.read(blob, 0, 1)
+    await until(lambda: bench.fetcher.statistics().in_flight > 0)
+    pattern = AccessPattern()
+    pattern.random = True
+    gate = bench.store.block()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.fetcher.read_once, blob, 63 * chunk_size, 63 * chunk_size + 1, pattern)
+        await trio.sleep(2 * LINGER_S)
+        gate.set()
+    await until(bench.idle)
+    assert not blob.complete
 
 
 # Bounds

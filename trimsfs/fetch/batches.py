@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -10,7 +11,7 @@ from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.scheduler import Flight
-from trimsfs.fetch.uncached import UncachedChunks
+from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
@@ -163,6 +164,15 @@ class BatchFetcher:
     async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
         """Get a chunk from the store into the file of a descriptor, from its beginning. Raises StoreError, OSError."""
         start, stop = blob.span_of(chunk)
+        return await self._get_into(blob, start, stop, descriptor)
+
+    async def fetch_range(self, blob: Blob, start: int, stop: int) -> memoryview:
+        """The bytes ``[start, stop)`` from the store, which are kept nowhere. Raises StoreError."""
+        data = await in_memory(blob, stop - start, partial(self._get_into, blob, start, stop))
+        self._came(stop - start)
+        return data
+
+    async def _get_into(self, blob: Blob, start: int, stop: int, descriptor: int) -> ChunkRecord:
         came: list[ChunkRecord] = []
         await self._retrying.call(
             f"{blob.generation.key} at {start}",

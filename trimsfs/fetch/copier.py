@@ -60,7 +60,7 @@ class Copier(Protocol):
     async def fetch(
         self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
-        """Copy an extent of a generation, which begins where a chunk does.
+        """Copy an extent of a generation. Where it begins or ends within a chunk, the record is of a part of it.
 
         *arrived* is not called for a store that is not streaming. Returns and raises what ``Store.read`` does, and
         OSError.

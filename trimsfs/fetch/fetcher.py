@@ -10,16 +10,18 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import trio
 
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import CacheFullError, StoreError, StoreUnavailableError
+from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
+from trimsfs.fetch.random_reads import RandomReads
 from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler
 from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -30,28 +32,10 @@ log = logging.getLogger(__name__)
 
 BATCH_LIMIT = 4
 """Most chunks in one request: 32 MiB make its own cost small."""
-MAX_REQUESTS = 32
 MOST_LOSSES = 8
 """How often a read begins anew because bytes were lost or found wrong while it waited for others."""
 LINGER_S = 0.1
 """How long what nobody wants any more goes on."""
-REQUEST_MEMORY = 2 << 20
-"""Bytes that a request takes in the process that makes it: its buffer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchStatistics:
-    """Counts since the server started, and requests under way now; ``rate`` is the recent one, in bytes a second."""
-
-    fetched_bytes: int
-    fetched_chunks: int
-    failed_chunks: int
-    verified_chunks: int
-    uncached_chunks: int
-    in_flight: int
-    waiting: int
-    request_limit: int
-    rate: float | None
 
 
 class Fetcher:
@@ -91,6 +75,7 @@ class Fetcher:
             came=self._came,
             refused=self._refused,
         )
+        self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._background = Background()
         self._under_way = 0
         self._flying: dict[trio.CancelScope, Sequence[Flight]] = {}
@@ -141,23 +126,39 @@ class Fetcher:
                 return data
         raise lost_repeatedly(blob)
 
-    async def read_once(self, blob: Blob, start: int, stop: int) -> Buffer | None:
-        """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others."""
+    async def read_once(self, blob: Blob, start: int, stop: int, pattern: AccessPattern | None = None) -> Buffer | None:
+        """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others.
+
+        By the *pattern* of the reader, a big file that is read at random is fetched by what is read, past the disk.
+        """
         self._wanted_at = trio.current_time()
         blob.health.check()
         if blob.readable(start, stop):
             return blob.view(start, stop)
-        pieces = await self._pieces(blob, start, stop)
+        at_random = self._random_reads.record(blob, start, stop, pattern)
+        if pattern is not None and at_random:
+            self._pause(blob)
+            if self._random_reads.are_wise(blob, start, stop, pattern):
+                await self._check_running(blob)
+                return await self._random_reads.read(blob, start, stop)
+        pieces = await self._pieces(blob, start, stop, at_random=at_random)
         if pieces is None:
             return None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _pieces(self, blob: Blob, start: int, stop: int) -> list[Buffer] | None:
+    def _pause(self, blob: Blob) -> None:
+        """A reader wants only what it asks for."""
+        prefetch = self._scheduler.prefetch(blob)
+        if prefetch is not None and prefetch.touched:
+            prefetch.pause()
+            self._stop_later(blob)
+
+    async def _pieces(self, blob: Blob, start: int, stop: int, *, at_random: bool) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
         await self._check_running(blob)
         chunks = blob.chunks_of(start, stop)
         prefetch = self._scheduler.prefetch(blob)
-        if prefetch is not None:
+        if prefetch is not None and not at_random:
             prefetch.demand(chunks[-1])
         flights = {chunk: self._demand(blob, chunk) for chunk in chunks if blob.states[chunk] != ChunkState.VERIFIED}
         self._pump()
@@ -381,11 +382,6 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
     """The error of a read that began anew too often."""
     return StoreUnavailableError(f"{blob.generation.key}: its fetched bytes are lost again and again: see the log")
-
-
-def max_requests(memory_limit: int, *, request_memory: int = REQUEST_MEMORY) -> int:
-    """How many requests may be under way at once within a limit of memory."""
-    return max(1, min(MAX_REQUESTS, memory_limit // 2 // request_memory))
 
 
 def _stopping(blob: Blob) -> StoreUnavailableError:

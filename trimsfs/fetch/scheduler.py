@@ -10,8 +10,9 @@ from trimsfs.errors import StoreError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 
-HEAD_START_S = 0.02
-"""How long the first bytes that a reader waits for have the store for themselves: no prefetch starts meanwhile."""
+HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
+"""How long the first bytes that a reader waits for have the store for themselves, at least and, until they come, at
+most: no prefetch starts meanwhile. Whoever reads a header alone has closed the file by then."""
 
 
 class Flight:
@@ -40,6 +41,10 @@ class Flight:
         """The flight has ended, well or not."""
         self.done.set()
         self._tell()
+
+    def has_head_start(self, now: float) -> bool:
+        """Whether its first bytes have not come yet, or only a moment ago."""
+        return now - self.enqueued < (HEAD_START_S if self._arrived else LONGEST_HEAD_START_S)
 
     def can_be_read(self, count: int) -> bool:
         """Whether the first *count* bytes are readable before the flight has landed: the file still has them."""
@@ -71,7 +76,8 @@ class Prefetch:
 
     ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that a reader wanted bytes;
     ``wanted`` counts the callers that wait for all of the blob, for whom ``error`` says why the prefetch stopped;
-    ``ahead`` counts those that want it before anybody asks for it, and so after all else.
+    ``ahead`` counts those that want it before anybody asks for it, and so after all else. ``paused`` tells that
+    readers want only what they ask for.
     """
 
     def __init__(self, blob: Blob) -> None:
@@ -79,7 +85,7 @@ class Prefetch:
         self.holders = 0
         self.wanted = 0
         self.ahead = 0
-        self.touched = False
+        self.touched = self.paused = False
         self.error: TrimsError | None = None
         self._changed = trio.Event()
         self._cursor = 0
@@ -117,8 +123,12 @@ class Prefetch:
 
     def demand(self, chunk: int) -> None:
         """A reader is at *chunk*: what follows it is the most likely to be wanted next."""
-        self.touched = True
+        self.touched, self.paused = True, False
         self._go_to(chunk + 1)
+
+    def pause(self) -> None:
+        """A reader reads at random: what it does not ask for is not worth fetching for it."""
+        self.touched, self.paused = False, not self.wanted and not self.ahead
 
     def restart(self) -> None:
         """Consider all chunks again, the first one first."""
@@ -193,8 +203,13 @@ class FlightScheduler:
         return found
 
     def unwanted(self, batch: Sequence[Flight]) -> bool:
-        """Whether nobody wants a batch that has started: nobody holds its blob, and no reader waits for it."""
-        return batch[0].blob.token not in self._prefetches and not any(flight.demanded for flight in batch)
+        """Whether nobody wants a batch that has started: no reader waits for it, and no holder wants the rest."""
+        prefetch = self._prefetches.get(batch[0].blob.token)
+        return (prefetch is None or prefetch.paused) and not any(flight.demanded for flight in batch)
+
+    def flight(self, blob: Blob, chunk: int) -> Flight | None:
+        """The flight of a chunk, if there is one."""
+        return self._flights.get((blob.token, chunk))
 
     def flying(self, blob: Blob) -> bool:
         """Whether there is any flight of a blob."""
@@ -268,9 +283,9 @@ class FlightScheduler:
         blob = prefetch.blob
         if urgency is Urgency.WANTED or (urgency is Urgency.READ and blob.verified_bytes):
             return False
-        since = trio.current_time() - HEAD_START_S
+        now = trio.current_time()
         return any(
-            flight.demanded and flight.enqueued > since and (flight.blob is blob or urgency is Urgency.AHEAD)
+            flight.demanded and flight.has_head_start(now) and (flight.blob is blob or urgency is Urgency.AHEAD)
             for flight in self._flights.values()
         )
 

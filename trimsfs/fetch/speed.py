@@ -7,6 +7,9 @@ import trio
 from trimsfs.concurrency.adaptive_limit import AdaptiveLimit
 from trimsfs.errors import TransientStoreError
 
+MAX_REQUESTS = 32
+REQUEST_MEMORY = 2 << 20
+"""Bytes that a request takes in the process that makes it: its buffer."""
 LOAD_LATENCY_S = 0.03
 LOAD_RATE = 1e8
 """Bytes a second: a guess that stands until something was measured."""
@@ -68,3 +71,8 @@ class StoreSpeed:
     def load_cost(self, size: int) -> float:
         """About how many seconds it takes to fetch *size* bytes again, a request's own time included."""
         return LOAD_LATENCY_S + size / (self.throughput.rate or LOAD_RATE)
+
+
+def max_requests(memory_limit: int, *, request_memory: int = REQUEST_MEMORY) -> int:
+    """How many requests may be under way at once within a limit of memory."""
+    return max(1, min(MAX_REQUESTS, memory_limit // 2 // request_memory))

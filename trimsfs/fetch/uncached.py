@@ -34,19 +34,26 @@ class UncachedChunks:
 
         Raises StoreUnavailableError when there is no memory for it.
         """
-        length = blob.length_of(chunk)
         async with self._slots:
-            try:
-                descriptor = os.memfd_create("trimsfs-chunk")
-                try:
-                    os.truncate(descriptor, length)
-                    await fill(descriptor)
-                    # The mapping lives for as long as a view of it is used.
-                    data = memoryview(mmap.mmap(descriptor, length, prot=mmap.PROT_READ))
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
+            data = await in_memory(blob, blob.length_of(chunk), fill)
         self.count += 1
         self._kept[blob.token, chunk] = data
         return data
+
+
+async def in_memory(blob: Blob, length: int, fill: Callable[[int], Awaitable[object]]) -> memoryview:
+    """The *length* bytes of a blob that *fill* writes to the file of a descriptor, from its beginning.
+
+    Raises StoreUnavailableError when there is no memory for them.
+    """
+    try:
+        descriptor = os.memfd_create("trimsfs-chunk")
+        try:
+            os.truncate(descriptor, length)
+            await fill(descriptor)
+            # The mapping lives for as long as a view of it is used.
+            return memoryview(mmap.mmap(descriptor, length, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error

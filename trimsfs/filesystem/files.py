@@ -120,7 +120,7 @@ class Files:
         if offset >= stop:
             return b""
         try:
-            data = await self._trust.read(file.blob, offset, stop)
+            data = await self._trust.read(file.blob, offset, stop, file.pattern)
         except ObjectChangedError:
             self._names.replaced(file.inode)
             raise

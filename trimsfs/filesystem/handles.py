@@ -2,10 +2,11 @@
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
+from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.directory import Entry
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
@@ -29,6 +30,7 @@ class OpenFile:
     inode: Inode
     blob: Blob
     reopened_by: int | None = None
+    pattern: AccessPattern = field(default_factory=AccessPattern)
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import trio
 
 from trimsfs.control.control_files import shows_content
 from trimsfs.errors import CacheFullError, TrimsError
+from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.fetcher import Fetcher, lost_repeatedly
 from trimsfs.integrity.signature_policy import SignaturePolicy, not_compared_with_signature
 from trimsfs.namespace.inodes import Inode
@@ -56,9 +57,11 @@ class Trust:
         if self.signature_policy is not None and inode.generation is not None and shows_content(name):
             await self.signature_policy.admit_file(inode.generation, nullcontext)
 
-    async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
+    async def read(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> Buffer:
         """The bytes ``[start, stop)`` of the blob of an open file. Raises as `Fetcher.read` and `wait`."""
-        return await self._read_until_trusted(blob, partial(self._fetcher.read_once, blob, start, stop))
+        # What is not kept cannot be compared.
+        told = None if self._compared or self.signature_policy is not None else pattern
+        return await self._read_until_trusted(blob, partial(self._fetcher.read_once, blob, start, stop, told))
 
     async def wait(self, blob: Blob) -> None:
         """Return when the blob of an open file may be read.

@@ -19,8 +19,8 @@ from trimsfs.control.control_files import Control
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
-from trimsfs.fetch.fetcher import Fetcher, max_requests
-from trimsfs.fetch.speed import StoreSpeed
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.filesystem.filesystem import Filesystem, Mount
 from trimsfs.filesystem.trust import Trust
 from trimsfs.gpu.copies import GpuCopies

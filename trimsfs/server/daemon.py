@@ -24,7 +24,7 @@ from trimsfs.cuda import CudaUnavailableError
 from trimsfs.errors import CacheUnusableError, ConfigurationError, TrimsError
 from trimsfs.exit_codes import exit_code
 from trimsfs.fetch.copier import ThreadCopier
-from trimsfs.fetch.fetcher import max_requests
+from trimsfs.fetch.speed import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
 from trimsfs.handover.keeper_client import stand_by, tell_failure

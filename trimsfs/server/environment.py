@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trimsfs.fetch.copier import Copier
-from trimsfs.fetch.fetcher import REQUEST_MEMORY
+from trimsfs.fetch.speed import REQUEST_MEMORY
 from trimsfs.gpu.copy_ledger import DescriptorStore
 from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace

@@ -1,0 +1,57 @@
+import random
+
+import pytest
+
+from trimsfs.fetch.access_pattern import STREAMS, WINDOW, AccessPattern
+
+MIB = 1 << 20
+PAGE = 4096
+FILE = 100_000 * MIB
+
+
+def read(pattern: AccessPattern, size: int, *starts: int) -> AccessPattern:
+    for start in starts:
+        pattern.record(start, start + size)
+    return pattern
+
+
+def at_random(count: int, seed: int = 1) -> list[int]:
+    return [random.Random(seed + number).randrange(FILE // PAGE) * PAGE for number in range(count)]
+
+
+def test_random_reads_show_after_a_few() -> None:
+    pattern = read(AccessPattern(), PAGE, *at_random(WINDOW - 1))
+    assert not pattern.random
+    assert read(pattern, PAGE, *at_random(1, seed=50)).random
+
+
+def test_reads_in_order_are_not_random() -> None:
+    assert not read(AccessPattern(), MIB, *range(0, 40 * MIB, MIB)).random
+
+
+def test_reads_ahead_that_overtake_each_other_are_in_order() -> None:
+    starts = [number ^ 1 for number in range(40)]  # each second one comes before its predecessor
+    assert not read(AccessPattern(), MIB, *(start * MIB for start in starts)).random
+
+
+@pytest.mark.parametrize("streams", [4, STREAMS])
+def test_several_programs_that_each_read_in_order_are_soon_in_order(streams: int) -> None:
+    begins = at_random(streams)
+    pattern = AccessPattern()
+    for number in range(4):
+        read(pattern, MIB, *(begin + number * MIB for begin in begins))
+    assert not pattern.random
+
+
+def test_random_reads_may_be_followed_by_reads_in_order_and_the_other_way_round() -> None:
+    pattern = read(AccessPattern(), PAGE, *at_random(20))
+    assert pattern.random
+    assert not read(pattern, MIB, *range(0, WINDOW * MIB, MIB)).random
+    assert read(pattern, PAGE, *at_random(WINDOW, seed=90)).random
+
+
+def test_a_chunk_of_which_much_is_read_is_dense() -> None:
+    pattern = AccessPattern()
+    told = [pattern.dense(3, PAGE, chunk_size=8 * PAGE) for _ in range(4)]
+    assert told == [False, False, False, True]
+    assert not pattern.dense(4, PAGE, chunk_size=8 * PAGE)
