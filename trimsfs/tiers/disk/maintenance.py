@@ -15,7 +15,9 @@ from trimsfs.tiers.disk.state import TierState
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 0.05
-SYNC_INTERVAL_S = 2.0
+SYNC_INTERVAL_S, LONGEST_SYNC_INTERVAL_S = 2.0, 15.0
+"""How often what was written is synced to the disk, at most and at least: not while more is being written, if that does
+not go on for long, as whoever waits for it has a better use for the disk and the processors."""
 PATIENCE_S = 2.0
 """For how long the index may fail before the server ends."""
 LOOK_INTERVAL_S = 5.0
@@ -46,10 +48,13 @@ class Maintenance:
         await self._recover()
         await self._space.keep()
         await self._sync_recorded()
-        synced = trio.current_time()
+        synced = written = trio.current_time()
         while True:
             await trio.sleep(FLUSH_INTERVAL_S)
-            due = trio.current_time() - synced >= SYNC_INTERVAL_S
+            now = trio.current_time()
+            if self._state.journal.pending:
+                written = now
+            due = now - max(synced, written) >= SYNC_INTERVAL_S or now - synced >= LONGEST_SYNC_INTERVAL_S
             if self._state.journal.pending or due:
                 await self._state.journal.flush()
             await self._space.tidy()
