@@ -14,7 +14,7 @@ from tests.benchmarks.models.machine import wait_quiet
 from tests.benchmarks.models.places import Place
 from tests.benchmarks.models.ways import Way, ways
 from tests.benchmarks.results import GETS
-from tests.benchmarks.scale import MIB, size_text
+from tests.benchmarks.scale import size_text
 from tests.services import S3Server
 from tests.services.fast import LISTINGS, FastS3
 
@@ -25,7 +25,6 @@ P50, P99 = f"{PAGES}, p50", f"{PAGES}, p99"
 WIRE = "bytes on the wire"
 READS = 200
 WORKERS = (4, 8, 16)
-PART = 8 * MIB
 
 
 def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -> None:
@@ -45,15 +44,16 @@ def partial_reads(bench: Bench, selection: Selection, places: Sequence[Place]) -
 
 
 def _wire(bench: Bench, place: Place) -> None:
-    """The bytes of the largest model by plain parallel GETs, as many at once as is fastest."""
+    """The bytes of the Llama at the best rate of plain parallel GETs, each of a whole shard."""
 
     def fastest() -> Sequence[float]:
         files = sorted(written(bench, "llama").glob("*.safetensors"))
         place.offer(bench.data.store, Path(BUCKET, "llama"))
         largest = max(files, key=lambda path: path.stat().st_size)
         size, whole = largest.stat().st_size, sum(path.stat().st_size for path in files)
-        times = [_gets(bench, place.server, f"llama/{largest.name}", size, workers) for workers in WORKERS]
-        return [min(times) * whole / size]
+        key = f"llama/{largest.name}"
+        rates = [workers * size / _gets(bench, place.server, key, size, workers) for workers in WORKERS]
+        return [whole / max(rates)]
 
     bench.take(group(place.name), LLAMA, GETS, [WIRE], fastest)
 
@@ -108,11 +108,10 @@ def _page(bench: Bench, place: Place, server: FastS3, way: Way) -> Sequence[floa
 
 
 def _gets(bench: Bench, server: S3Server, key: str, size: int, workers: int) -> float:
-    """Seconds of plain GETs of the first *size* bytes of an object, in parts, so many at once."""
+    """Seconds of so many plain GETs at once, each of the first *size* bytes of an object."""
     with closing(server.client()) as client:
         url = client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": key})
-    part = PART if workers > 1 else size
-    with Child("models.programs.gets", url, size=size, part=part, workers=workers) as child:
+    with Child("models.programs.gets", url, size=size, workers=workers) as child:
         child.wait_ready()
         child.tell()
         return child.outcome(bench.scale.model_timeout_s)["seconds"]
