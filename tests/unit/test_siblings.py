@@ -8,9 +8,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import content_of, until
-from tests.support.served import FakeBacking, Server, Serving, served
+from tests.support.served import OWNER, STRANGER, FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreUnavailableError
+from trimsfs.options import AccessRule
+from trimsfs.prefetch.account import PrefetchStatistics
 from trimsfs.prefetch.directory_readahead import SMALL
 
 FILES = 40
@@ -30,8 +32,8 @@ def store(contents: dict[str, bytes]) -> MemoryStore:
 def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
     return partial(
         served,
-        store,
-        tmp_path / "cache",
+        store=store,
+        directory=tmp_path / "cache",
         chunk_size=chunk_size,
         backing=FakeBacking(),
         cold_open="wait",
@@ -44,22 +46,24 @@ async def quiet(server: Server) -> None:
     await until(lambda: server.fetcher.statistics().in_flight == 0)
 
 
+async def listed(server: Server, path: str) -> None:
+    """A program lists a directory."""
+    server.filesystem.files.release(await server.filesystem.open_directory(await server.number(path), lambda: OWNER))
+
+
+def counted(server: Server) -> PrefetchStatistics:
+    return server.components.prefetcher.statistics()
+
+
 def fetched(store: MemoryStore) -> set[str]:
     return set(store.reads_by_key())
 
 
-async def test_one_file_alone_brings_no_other(server: Server, store: MemoryStore) -> None:
-    await server.content("dir/05")
-    await quiet(server)
-    assert fetched(store) == {"dir/05"}
-
-
-async def test_the_second_brings_those_that_follow_and_no_large_one(
+async def test_the_first_brings_those_that_follow_and_no_large_one(
     server: Server, store: MemoryStore, contents: dict[str, bytes]
 ) -> None:
     await server.content("dir/05")
-    await server.content("dir/06")
-    await until(lambda: len(fetched(store)) >= 34)
+    await until(lambda: len(fetched(store)) >= 33)
     await quiet(server)
     assert fetched(store) <= set(contents)
     assert {f"dir/{number:02}" for number in range(5, FILES - 2)} <= fetched(store)
@@ -82,19 +86,76 @@ async def test_every_file_of_a_directory_is_fetched_once(
     assert all(len(offsets) == 1 for offsets in reads.values())
 
 
-async def test_files_of_two_directories_tell_nothing(server: Server, store: MemoryStore) -> None:
-    await server.content("dir/05")
-    await server.content("other/file")
+async def test_what_was_evicted_comes_ahead_again(
+    server: Server, store: MemoryStore, contents: dict[str, bytes]
+) -> None:
+    for path in contents:
+        await server.content(path)
     await quiet(server)
-    assert fetched(store) == {"dir/05", "other/file"}
+    for path in contents:
+        await server.disk.evict(store.generation(path))
+    store.requests.clear()
+    await server.content("dir/00")
+    await until(lambda: len(fetched(store)) >= 33)
+    await quiet(server)
+
+
+async def test_a_listing_brings_the_first_small_files(server: Server, store: MemoryStore) -> None:
+    await listed(server, "dir")
+    await until(lambda: len(fetched(store)) >= 32)
+    await quiet(server)
+    assert fetched(store) == {f"dir/{number:02}" for number in range(32)}
+
+
+async def test_listings_that_no_open_follows_bring_nothing_any_more(serving: Serving) -> None:
+    store = MemoryStore({f"{directory}/{number}": b"x" for directory in range(8) for number in range(3)})
+    async with serving(store=store) as server:
+        for directory in range(6):
+            await listed(server, str(directory))
+        await quiet(server)
+        assert len(fetched(store)) == 4 * 3
+        await server.content("5/0")
+        await quiet(server)
+        await listed(server, "7")
+        await quiet(server)
+        assert {"5/0", "5/1", "5/2", "7/0", "7/1", "7/2"} <= fetched(store)
+
+
+async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, store: MemoryStore) -> None:
+    rules = (AccessRule(path="dir/1*", uid=5, mode=0o400), AccessRule(path="dir/2*", uid=5, mode=0o400))
+    async with serving(access=rules) as server:
+        await server.content("dir/00", STRANGER)
+        await quiet(server)
+    assert fetched(store) == {f"dir/{number:02}" for number in (*range(10), *range(30, 33))}
+
+
+@pytest.mark.parametrize("options", [{"prefetch": "off"}, {"cache_policy": "eager"}])
+async def test_what_is_switched_off_brings_nothing(
+    serving: Serving, store: MemoryStore, options: dict[str, str]
+) -> None:
+    async with serving(**options) as server:
+        await server.content("dir/05")
+        await listed(server, "dir")
+        await quiet(server)
+    assert fetched(store) == {"dir/05"}
+
+
+async def test_what_came_ahead_is_counted(server: Server, store: MemoryStore) -> None:
+    await server.content("dir/00")
+    await until(lambda: counted(server).ahead_files == 32)
+    assert counted(server).ahead_bytes == sum(range(101, 133))
+    await server.content("dir/05")
+    assert (counted(server).used_files, counted(server).used_bytes) == (1, 105)
+    await quiet(server)
+    await server.disk.evict(store.generation("dir/09"))
+    assert (counted(server).wasted_files, counted(server).wasted_bytes) == (1, 109)
 
 
 async def test_what_fails_unasked_is_nobodys_error(
     server: Server, store: MemoryStore, contents: dict[str, bytes]
 ) -> None:
-    await server.content("dir/00")
     store.fail(StoreUnavailableError("down"), times=float("inf"), key="dir/07")
-    await server.content("dir/01")
+    await server.content("dir/00")
     await until(lambda: len(fetched(store)) >= 30)
     await quiet(server)
     await until(lambda: server.users() == 0)
@@ -114,9 +175,8 @@ async def test_without_room_nothing_is_fetched_unasked(serving: Serving, store: 
 async def test_a_reader_does_not_wait_for_what_is_fetched_unasked(
     server: Server, store: MemoryStore, contents: dict[str, bytes]
 ) -> None:
-    await server.content("dir/00")
     gate = store.block(key="dir/03")
-    await server.content("dir/01")
+    await server.content("dir/00")
     with trio.fail_after(2):
         assert await server.content("dir/30") == contents["dir/30"]
     gate.set()

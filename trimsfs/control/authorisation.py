@@ -1,5 +1,7 @@
 """Who may command a mount, and who may learn of which file."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimsfs.models.derived_blobs import owner
@@ -41,3 +43,9 @@ class Authorisation:
     def same_tenant(self, key: str, other: str) -> bool:
         """Whether a file belongs to no tenant, or to the same one as another."""
         return self.permissions.tenant(key) in {None, self.permissions.tenant(other)}
+
+
+def readable_by(authorisation: Authorisation, caller: Callable[[], Caller]) -> Callable[[str], bool]:
+    """Whether a caller, who is looked at once it matters, may read the file of a key."""
+    known = functools.cache(caller)
+    return lambda key: authorisation.may_read(key, known())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimsfs.control.authorisation import Caller
+from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
 from trimsfs.filesystem.handles import Handles, OpenFile
@@ -13,7 +13,7 @@ from trimsfs.filesystem.trust import Trust
 from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
-from trimsfs.prefetch.siblings import Siblings
+from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
 
@@ -39,7 +39,7 @@ class Files:
         names: Names,
         disk: DiskTier,
         control: Control,
-        siblings: Siblings,
+        prefetcher: Prefetcher,
         opener: Opener,
         trust: Trust,
         handles: Handles,
@@ -48,7 +48,7 @@ class Files:
         self._names = names
         self._disk = disk
         self._control = control
-        self._siblings = siblings
+        self._prefetcher = prefetcher
         self._opener = opener
         self._trust = trust
         self._handles = handles
@@ -69,7 +69,7 @@ class Files:
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
         blob = await self._disk.acquire(inode.generation)
-        self._siblings.record_open(inode, here=blob.complete)
+        self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
             await self._opener.open(inode, blob, interruptible, thread)

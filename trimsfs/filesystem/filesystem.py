@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimsfs.control import xattrs
-from trimsfs.control.authorisation import Caller
+from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.filesystem.attributes import Describer
 from trimsfs.filesystem.files import Files
@@ -21,7 +21,7 @@ from trimsfs.handover.ledger import Ledger
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener
-from trimsfs.prefetch.siblings import Siblings
+from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.tiers.disk.tier import DiskTier
 
 
@@ -57,7 +57,7 @@ class Filesystem:
         disk: DiskTier,
         control: Control,
         derived: DerivedBlobs,
-        siblings: Siblings,
+        prefetcher: Prefetcher,
         opener: Opener,
         trust: Trust,
         mount: Mount,
@@ -67,6 +67,7 @@ class Filesystem:
         self._control = control
         self._opener = opener
         self._trust = trust
+        self._prefetcher = prefetcher
         self.handles = handles = Handles(mount.ledger)
         describe = Describer(
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
@@ -75,7 +76,7 @@ class Filesystem:
             namespace, disk, control, derived, opener.reopens, describe, handles, invalidate=mount.invalidate
         )
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
-        self.files = Files(self.names, disk, control, siblings, opener, trust, handles, self.ioctls)
+        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:
@@ -87,6 +88,12 @@ class Filesystem:
             reads=self.files.reads,
             read_bytes=self.files.read_bytes,
         )
+
+    async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
+        """A handle on the listing of a directory as it is now; its files may be read next."""
+        handle = await self.names.open_directory(number)
+        self._prefetcher.record_listing(self._inodes[number], readable_by(self._control.authorisation, caller))
+        return handle
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an extended attribute; None when there is no such attribute, or not for the caller."""

@@ -89,7 +89,7 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         with self.waiters.waiting(ctx.pid):
-            return pyfuse3.FileHandleT(await self._filesystem.names.open_directory(inode))
+            return pyfuse3.FileHandleT(await self._filesystem.open_directory(inode, partial(_caller, ctx)))
         raise AssertionError("unreachable: a killed thread's request raises")
 
     @_translated

@@ -50,6 +50,7 @@ class Directory:
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
+        self._order: tuple[dict[bytes, Entry], list[bytes]] = {}, []
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
@@ -68,6 +69,13 @@ class Directory:
         if name in self.names:
             return self.names[name][0]
         return self.entries.get(name) or self.restored.get(name, NonObject.ABSENT)
+
+    @property
+    def order(self) -> list[bytes]:
+        """The names of the last whole listing, in order: made once a listing, not once a caller."""
+        if self._order[0] is not self.entries:
+            self._order = self.entries, list(self.entries)
+        return self._order[1]
 
     def restore(self, name: bytes, entry: Entry) -> None:
         """An earlier server gave this of a name to the kernel; of two generations the later one counts."""

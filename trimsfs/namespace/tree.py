@@ -133,6 +133,11 @@ class Namespace:
         directory = self._directories.get(prefix)
         return directory.entries if directory is not None else {}
 
+    def known_names(self, prefix: str) -> list[bytes]:
+        """The names of `known_entries`, by their place; the caller must not change them."""
+        directory = self._directories.get(prefix)
+        return directory.order if directory is not None else []
+
     def replaced(self, key: str) -> None:
         """The store has another generation of an object than its directory says: ask the store at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])

@@ -143,6 +143,11 @@ class MountOptions(BaseModel):
         "auto",
         description="Whether opening a model that is not here waits until it is; auto: if that takes 3 s at most.",
     )
+    prefetch: Literal["auto", "off", "directory"] = Field(
+        "auto",
+        description="What is fetched before it is asked for: auto: what is likely to be opened next; directory: all of "
+        "a directory once a file of it is opened; off: nothing.",
+    )
     fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Processes that fetch. Default: one a core, 2 to 4."
     )

@@ -1,6 +1,7 @@
 """Prefetches the small files beside one that is opened, so that they do not cost a round trip each."""
 
 import logging
+from collections.abc import Sequence
 
 import trio
 from cachetools import FIFOCache
@@ -8,10 +9,10 @@ from cachetools import FIFOCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import TrimsError
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
-from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead
+from trimsfs.prefetch.account import Account
+from trimsfs.prefetch.directory_readahead import SMALL, DirectoryReadahead, Readable
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
@@ -20,18 +21,30 @@ log = logging.getLogger(__name__)
 FILES_AT_ONCE = 16
 DIRECTORIES = 256
 """How many directories are remembered."""
+LISTINGS_IN_VAIN = 4
+"""After so many listings in a row that no open has followed, a listing brings nothing until one does."""
 
 
 class Siblings:
-    """Watches which small files are opened, and prefetches those beside them."""
+    """Watches which small files are opened and listed, and prefetches those beside them."""
 
-    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        passthrough: Passthrough,
+        account: Account,
+    ) -> None:
         self._namespace = namespace
         self._disk = disk
         self._fetcher = fetcher
         self._passthrough = passthrough
-        self._small = min(SMALL, disk.chunk_size // 8)
+        self._account = account
+        self.small = min(SMALL, disk.chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
+        self._listed = FIFOCache[str, None](maxsize=DIRECTORIES)
+        self._in_vain = 0
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
 
@@ -39,39 +52,70 @@ class Siblings:
         """Prefetch in the background, for as long as the server runs."""
         await self._background.run(task_status)
 
-    def record_open(self, inode: Inode, *, here: bool) -> None:
-        """A file is opened; *here*: all of it is on disk."""
-        assert inode.generation is not None
-        if inode.generation.size > self._small:
-            return
-        prefix, slash, name = inode.path.rpartition("/")
-        prefix += slash
+    def record_open(self, generation: Generation, readable: Readable, *, here: bool) -> None:
+        """A small file is opened by somebody who may read what is *readable*; *here*: all of it is on disk."""
+        prefix, name = _split(generation.key)
+        if self._listed.pop(prefix, self) is not self:
+            self._in_vain = 0
         readahead = self._directories.get(prefix)
         if readahead is None:
             if here:
                 return
-            readahead = self._directories[prefix] = DirectoryReadahead(small=self._small)
-        wanted = readahead.record_open(
-            name.encode(errors="surrogateescape"), inode.generation, self._namespace.known_entries(prefix)
-        )
+            readahead = self._directories[prefix] = DirectoryReadahead(small=self.small)
+        names, entries = self._namespace.known_names(prefix), self._namespace.known_entries(prefix)
+        self._start(readahead.record_open(name, generation, names, entries, here=here), readable)
+
+    def record_listing(self, prefix: str, readable: Readable) -> None:
+        """A directory is listed, perhaps because its files are about to be read."""
+        if prefix in self._listed or self._in_vain >= LISTINGS_IN_VAIN:
+            self._listed.setdefault(prefix)
+            return
+        readahead = self._directories.get(prefix) or DirectoryReadahead(small=self.small)
+        wanted = readahead.record_listing(self._namespace.known_names(prefix), self._namespace.known_entries(prefix))
+        if wanted:
+            self._directories[prefix] = readahead
+            self._listed[prefix] = None
+            self._in_vain += 1
+            self._start(wanted, readable)
+
+    def forget(self, generation: Generation) -> None:
+        """A file has left the disk, is closed, or has not come."""
+        prefix, name = _split(generation.key)
+        readahead = self._directories.get(prefix)
+        if readahead is not None:
+            readahead.forget(name)
+
+    def _start(self, wanted: Sequence[Generation], readable: Readable) -> None:
+        wanted = [generation for generation in wanted if readable(generation.key)]
         if wanted and self._background.running:
             self._background.start(self._fetch, wanted)
 
-    async def _fetch(self, wanted: list[Generation]) -> None:
+    async def _fetch(self, wanted: Sequence[Generation]) -> None:
         async with trio.open_nursery() as nursery:
-            for generation in wanted:
+            for number, generation in enumerate(wanted):
                 await self._slots.acquire()
                 if self._disk.full(generation):
                     self._slots.release()
+                    for other in wanted[number:]:
+                        self.forget(other)
                     return
                 nursery.start_soon(self._fetch_one, generation)
 
     async def _fetch_one(self, generation: Generation) -> None:
         try:
             async with self._disk.using(generation) as blob:
-                await self._fetcher.fetch_all(blob)
+                missing = blob.missing_bytes
+                await self._fetcher.fetch_all(blob, ahead=True)
+                self._account.came(blob.token, missing)
                 await self._passthrough.register(blob)
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", generation.key, error)
+            self.forget(generation)
         finally:
             self._slots.release()
+
+
+def _split(key: str) -> tuple[str, bytes]:
+    """The directory of a key, with its closing slash, and its name there."""
+    prefix, slash, name = key.rpartition("/")
+    return prefix + slash, name.encode(errors="surrogateescape")

@@ -38,6 +38,8 @@ from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
+from trimsfs.prefetch.account import Account
+from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.prefetch.siblings import Siblings
 from trimsfs.server.components import Components, Service
 from trimsfs.server.environment import Environment
@@ -123,14 +125,14 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     deduplication = Deduplication(tiers.disk)
     commands = _commands(tiers, fetching, gpu, checks, derived)
     control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands)
-    siblings = Siblings(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough)
+    prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
     filesystem = Filesystem(
         fetching.namespace,
         tiers.disk,
         control,
         derived,
-        siblings,
+        prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
         Trust(
             tiers.disk,
@@ -142,7 +144,11 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, invalidate=environment.invalidate),
     )
     statistics = _statistics(environment, tiers, fetching, gpu, checks)
-    statistics |= {"files": filesystem.statistics, "sharing": deduplication.statistics}
+    statistics |= {
+        "files": filesystem.statistics,
+        "prefetch": prefetcher.statistics,
+        "sharing": deduplication.statistics,
+    }
     calls.render_metrics.bind(metrics.renderer(statistics))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
@@ -154,6 +160,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         fetcher=fetching.fetcher,
         namespace=fetching.namespace,
         derived=derived,
+        prefetcher=prefetcher,
         gpu=gpu.copies,
         gpu_interface=gpu.interface,
         integrity=checks.integrity,
@@ -165,7 +172,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             fetching.fetcher.run,
             fetching.digest_prefetch.run,
             reopens.run,
-            siblings.run,
+            prefetcher.run,
             derived.run,
             gpu.copies.run,
         ),
@@ -202,7 +209,6 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
         quotas=Quotas({f"{tenant.path}/": tenant.host_size for tenant in options.tenants}),
     )
     passthrough = Passthrough(disk, host, environment.ledger, approve=calls.approve, compared=_always_compared(options))
-    calls.blob_removed.bind(passthrough.unregister)
     return Tiers(disk=disk, host=host, passthrough=passthrough)
 
 
@@ -225,6 +231,21 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
         tables=TensorTables(tiers.disk, fetcher),
         digest_prefetch=DigestPrefetch(environment.store, store),
     )
+
+
+def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fetching) -> Prefetcher:
+    account = Account()
+    siblings = Siblings(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough, account)
+    # What nobody has open would go before anybody opened it.
+    mode = "off" if options.cache_policy == "eager" else options.prefetch
+    prefetcher = Prefetcher(siblings, account, mode=mode)
+
+    def removed(blob: Blob) -> None:
+        tiers.passthrough.unregister(blob)
+        prefetcher.removed(blob)
+
+    calls.blob_removed.bind(removed)
+    return prefetcher
 
 
 def _gpu(options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching) -> Gpu:

@@ -16,6 +16,7 @@ from trimsfs.integrity.integrity import Integrity
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Backing, Passthrough
+from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
@@ -37,6 +38,7 @@ class Components:
     fetcher: Fetcher
     namespace: Namespace
     derived: DerivedBlobs
+    prefetcher: Prefetcher
     gpu: GpuCopies
     gpu_interface: GpuInterface
     integrity: Integrity
