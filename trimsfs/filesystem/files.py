@@ -80,6 +80,7 @@ class Files:
                 self._names.replaced(inode)
             raise
         reopened = self._opener.reopens.arrived(thread, inode.path)
+        self._prefetcher.opened(blob)
         handle = self._handles.add_file(OpenFile(inode, blob, thread if reopened else None))
         return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
 
@@ -135,4 +136,5 @@ class Files:
             return
         self._opener.closed(file.inode, file.blob)
         self._ioctls.closed(handle)
+        self._prefetcher.closed(file.blob)
         self._disk.release(file.blob)

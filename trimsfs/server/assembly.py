@@ -38,10 +38,8 @@ from trimsfs.opening.opener import Opener
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
-from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.prefetch.siblings import Siblings
-from trimsfs.server.components import Components, Service
+from trimsfs.server.components import Components, ServerStatistics, Service
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import Retrying, RetryingStore
@@ -55,14 +53,6 @@ from trimsfs.tiers.eviction_policies import POLICIES
 from trimsfs.tiers.host.tier import HostTier
 from trimsfs.tiers.quotas import Quotas
 from trimsfs.types import Generation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStatistics:
-    """How many servers this mount has had before, and when this one was started, in seconds since the epoch."""
-
-    restarts: int
-    started: float
 
 
 class Calls:
@@ -234,11 +224,7 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
 
 
 def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fetching) -> Prefetcher:
-    account = Account()
-    siblings = Siblings(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough, account)
-    # What nobody has open would go before anybody opened it.
-    mode = "off" if options.cache_policy == "eager" else options.prefetch
-    prefetcher = Prefetcher(siblings, account, mode=mode)
+    prefetcher = Prefetcher(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough, mode=options.prefetch)
 
     def removed(blob: Blob) -> None:
         tiers.passthrough.unregister(blob)

@@ -25,8 +25,10 @@ from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
+from trimsfs.tiers.eviction_policies import eager, never
 from trimsfs.tiers.index.index import BlobRecord
 from trimsfs.tiers.index.journal import Journal
+from trimsfs.tiers.index.load_records import LoadRecords
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
@@ -36,6 +38,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DISK_THREADS = 8
+AHEAD_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,9 @@ class DiskTier:
         )
         self._open_blobs = OpenBlobs(self._state, self._space)
         self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
+        self.loads = LoadRecords(self.index, self._threads, store)
+        self._evicts_nothing = limits.policy is never
+        self.keeps_idle = limits.policy is not eager
         self._refused = 0
 
     def statistics(self) -> DiskStatistics:
@@ -293,6 +299,15 @@ class DiskTier:
         blob.health.lost -= {record.chunk}
         blob.commit(record)
         self._journal.wrote(blob, record)
+
+    def room_ahead(self, generation: Generation, here: int) -> int:
+        """Bytes that may come ahead of an object's readers, with those that are *here* of them: what is free, or, where
+        more can be evicted, a quarter of what there is for its tenant."""
+        pool = self._quotas.pool(generation.key)
+        left = self._budget.left(pool)
+        free = self.free_bytes() if left is None else max(0, min(left, self.free_bytes()))
+        share = 0 if self._evicts_nothing else (free + self._budget.used_by(pool)) // AHEAD_SHARE
+        return max(free + here, share)
 
     async def check_holes(self, blob: Blob) -> None:
         """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""

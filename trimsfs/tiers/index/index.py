@@ -113,7 +113,7 @@ class BlobIndex:
 
     def add(self, token: str, store: str, generation: Generation) -> None:
         """Record a blob before its file is made."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             self._sequence += 1
             connection.execute(
                 "INSERT OR IGNORE INTO blobs "
@@ -138,7 +138,7 @@ class BlobIndex:
 
     def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
         """Record chunks whose bytes are written, not yet synced."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO chunks (token, chunk, bytes, crc, synced) VALUES (?, ?, ?, ?, 0)",
                 [(token, record.chunk, record.length, record.crc) for token, record in chunks],
@@ -146,7 +146,7 @@ class BlobIndex:
 
     def mark_synced(self, token: str, chunks: Iterable[int]) -> None:
         """The bytes of these chunks have reached the disk."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 "UPDATE chunks SET synced = 1 WHERE token = ? AND chunk = ?",
                 [(token, chunk) for chunk in chunks],
@@ -154,7 +154,7 @@ class BlobIndex:
 
     def remove_chunks(self, token: str, chunks: Iterable[int]) -> None:
         """Forget chunks, because their bytes turned out to be wrong."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM chunks WHERE token = ? AND chunk = ?",
                 [(token, chunk) for chunk in chunks],
@@ -163,14 +163,14 @@ class BlobIndex:
 
     def set_digests(self, digests: Mapping[str, str | None]) -> None:
         """What all bytes of blobs have, as the store says; None when they are to be compared with it again."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.executemany(
                 _SET_DIGEST, [{"token": token, "digest": digest} for token, digest in digests.items()]
             )
 
     def scrubbed(self, token: str) -> None:
         """What is on the disk of a blob is right."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(_SCRUBBED, {"token": token, "now": time.time()})
 
     def to_scrub(self, store: str, before: float) -> BlobRecord | None:
@@ -181,7 +181,7 @@ class BlobIndex:
 
     def used(self, tokens: Mapping[str, int]) -> None:
         """The blobs were used now, so many times each, in this order."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             for token, times in tokens.items():
                 self._sequence += 1
                 connection.execute(
@@ -201,7 +201,7 @@ class BlobIndex:
 
     def remove(self, token: str) -> dict[int, int]:
         """Forget a blob, before its file is removed; the bytes of its chunks that were recorded, by their numbers."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             freed = dict(connection.execute("DELETE FROM chunks WHERE token = ? RETURNING chunk, bytes", (token,)))
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
             connection.execute("DELETE FROM compared WHERE token = ?", (token,))
@@ -266,7 +266,7 @@ class BlobIndex:
 
     def set_compared(self, token: str, relative: str | None) -> None:
         """A blob has been compared with those that are here, and one of them found to be related."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(_SET_COMPARED, {"token": token, "relative": relative})
 
     def family(self, token: str) -> list[str]:
@@ -304,7 +304,8 @@ class BlobIndex:
             return int(self._connection.execute(query, parameters).fetchone()[0])
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on the index, which ends with the block."""
         with self._lock, self._connection:
             yield self._connection
 

@@ -57,10 +57,16 @@ CREATE TABLE IF NOT EXISTS checks (
     scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
+CREATE TABLE IF NOT EXISTS loads (
+    place TEXT PRIMARY KEY,      -- a directory of a store, hashed
+    files TEXT NOT NULL,         -- what the last load of it read, as trimsfs/prefetch has it; a server may ignore it
+    recorded REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS loads_by_time ON loads (recorded);
 """
 _FILES = ("", "-wal", "-shm")
 _DAMAGED = "-damaged"
-_TABLES = ("meta", "blobs", "chunks", "compared", "checks")
+_TABLES = ("meta", "blobs", "chunks", "compared", "checks", "loads")
 _COUNT_LIMIT = 1 << 53
 _DROP_CHUNKS = (
     "DELETE FROM chunks WHERE NOT coalesce((SELECT typeof(chunk) = 'integer' AND chunk >= 0 AND chunk * :chunk < size "
@@ -185,11 +191,12 @@ def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None
         "blobs": _is_blob,
         "compared": _are_texts,
         "checks": _is_checked,
+        "loads": _is_load,
     }
     count = 0
     with connection:
         for table, is_right in right.items():
-            name = "name" if table == "meta" else "token"
+            name = _wanted_columns()[table][0][1]
             wrong = [(bytes(row[0]),) for row in _rows(connection, table) if not is_right(row)]
             connection.executemany(f"DELETE FROM {table} WHERE CAST({name} AS BLOB) = ?", wrong)  # noqa: S608
             count += len(wrong)
@@ -215,6 +222,11 @@ def _is_checked(row: Row) -> bool:
     token, digest, scrubbed = row
     texts = _text(token) is not None and (digest is None or _text(digest) is not None)
     return texts and isinstance(scrubbed, float)
+
+
+def _is_load(row: Row) -> bool:
+    place, files, recorded = row
+    return _text(place) is not None and _text(files) is not None and isinstance(recorded, float)
 
 
 def _is_blob(row: Row) -> bool:

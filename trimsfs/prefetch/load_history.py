@@ -1,0 +1,69 @@
+"""What the last load of each directory read, kept in the index over restarts: the next one will want the same."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trimsfs.prefetch.load_order import MOST_FILES, is_below
+
+LONGEST = 1 << 16
+"""Bytes of the longest record."""
+MOST_PARTS = 64
+"""Ranges of one file that are told apart; of a file with more, all is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A file that a load wants, by its path below the directory: the ranges ``parts`` of its chunks, None for all."""
+
+    name: str
+    parts: tuple[tuple[int, int], ...] | None = None
+
+
+def packed(wants: Iterable[Want]) -> str:
+    """A record of a load; of a long one its beginning."""
+    found: list[tuple[str, object]] = []
+    size = 2
+    for want in wants:
+        size += len(json.dumps(want.name)) + 16 + 24 * len(want.parts or ())
+        if size > LONGEST or len(found) == MOST_FILES:
+            break
+        found.append((want.name, want.parts))
+    return json.dumps(found)
+
+
+def unpacked(record: str) -> list[Want]:
+    """What a load wanted, as far as its record can be understood: it may be damaged."""
+    try:
+        items = json.loads(record) if len(record) <= LONGEST else None
+    except (ValueError, RecursionError):
+        return []
+    wants = map(_want, items[:MOST_FILES]) if isinstance(items, list) else ()
+    return [want for want in wants if want is not None]
+
+
+def _want(item: object) -> Want | None:
+    match item:
+        case [str(name), None] if is_below(name):
+            return Want(name)
+        case [str(name), list(parts)] if is_below(name) and 0 < len(parts) <= MOST_PARTS and all(map(_is_range, parts)):
+            return Want(name, tuple((start, stop) for start, stop in parts))
+    return None
+
+
+def _is_range(part: object) -> bool:
+    match part:
+        case [int(start), int(stop)]:
+            return 0 <= start < stop
+    return False
+
+
+def ranges(chunks: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
+    """The ranges of some chunks, which are in order; None when there are too many of them."""
+    found: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if found and found[-1][1] == chunk:
+            found[-1] = found[-1][0], chunk + 1
+        else:
+            found.append((chunk, chunk + 1))
+    return tuple(found) if 0 < len(found) <= MOST_PARTS else None

@@ -1,0 +1,120 @@
+"""Which files of a directory a load of a model reads, and in which order: what names and small files tell."""
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+
+LARGEST_INDEX = 2 << 20
+"""Bytes of the longest index of shards that is read; what a longer one names is mostly numbered as well."""
+LARGEST_HINT = 1 << 16
+"""Bytes of the longest hint that is read."""
+HINT = b".trims-prefetch.json"
+"""A publisher's hint: ``{"prefetch": ["a.safetensors", "b.bin"]}``, or ``false`` for nothing."""
+MOST_FILES = 1024
+"""Files of a directory that are brought ahead in one load."""
+MOST_DIGITS = 9
+INDEX_END, SYMBOL_END, PARAMS_END, ONNX_END = b".index.json", b"-symbol.json", b".params", b".onnx"
+
+_NUMBER = re.compile(rb"\d+")
+_EPOCH = re.compile(rb"-(\d{4})\.params")
+
+
+def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
+    """The names that are the same but for one number, in the order of the numbers, those after it first.
+
+    *names* are in order. Only numbers that count from 0 or 1 without a gap are those of parts: others are sizes,
+    versions or precisions. MXNet numbers its ``.params`` by epochs.
+    """
+    if name.endswith(PARAMS_END):
+        return []
+    found = max((_varying(name, match, names) for match in _NUMBER.finditer(name)), key=len, default=[])
+    if len(found) < 2 or found[0][0] > 1 or any(number != found[0][0] + step for step, (number, _) in enumerate(found)):
+        return []
+    ordered = [other for _, other in found]
+    place = ordered.index(name)
+    return (ordered[place + 1 :] + ordered[:place])[:MOST_FILES]
+
+
+def _varying(name: bytes, match: "re.Match[bytes]", names: Sequence[bytes]) -> list[tuple[int, bytes]]:
+    """The names that differ from one in nothing but this number, with their numbers, in order."""
+    before, after = name[: match.start()], name[match.end() :]
+    found: list[tuple[int, bytes]] = []
+    for place in range(bisect_left(names, before), len(names)):
+        other = names[place]
+        if not other.startswith(before) or len(found) > MOST_FILES:
+            break
+        digits = other[len(before) : len(other) - len(after)]
+        if other.endswith(after) and len(other) > len(before) + len(after) and digits.isdigit():
+            if len(digits) > MOST_DIGITS:
+                return []
+            found.append((int(digits), other))
+    return sorted(found)
+
+
+def described(name: bytes, names: Sequence[bytes]) -> list[bytes]:
+    """The large files that a small one is opened for, by its name: ONNX's external data, MXNet's parameters."""
+    if name.endswith(SYMBOL_END):
+        stem = name.removesuffix(SYMBOL_END)
+        epochs = (other for other in _beginning(stem + b"-", names) if _EPOCH.fullmatch(other[len(stem) :]))
+        return list(epochs)[:1]
+    if name.endswith(ONNX_END):
+        stem = name.removesuffix(ONNX_END)
+        rests = (other[len(stem) :] for other in _beginning(stem, names))
+        return [stem + rest for rest in rests if rest in _ONNX_DATA or rest.startswith(b".onnx_data_")]
+    return []
+
+
+_ONNX_DATA = {b".onnx.data", b".onnx_data", b".data"}
+
+
+def _beginning(start: bytes, names: Sequence[bytes]) -> Iterator[bytes]:
+    """The names, which are in order, that begin so; a bounded number of them."""
+    place = bisect_left(names, start)
+    return (other for other in names[place : place + MOST_FILES] if other.startswith(start))
+
+
+def describes(name: bytes) -> bool:
+    """Whether a small file of this name is opened by those who load large ones next."""
+    return name.endswith((INDEX_END, SYMBOL_END, ONNX_END))
+
+
+def indexed(content: bytes) -> list[str]:
+    """The files that an index of shards names, in the order of their first use; none for one that is damaged."""
+    index = _parsed(content)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    return _plain(shards.values()) if isinstance(shards, dict) else []
+
+
+def hinted(content: bytes) -> list[str] | None:
+    """The files that a hint names: none where nothing is to come ahead, None for a hint that is damaged."""
+    hint = _parsed(content)
+    wanted = hint.get("prefetch") if isinstance(hint, dict) else None
+    if wanted is False:
+        return []
+    return _plain(wanted) if isinstance(wanted, list) else None
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        parsed: object = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return parsed
+
+
+def _plain(names: Iterable[object]) -> list[str]:
+    """Those that are paths below the directory, each once."""
+    found: dict[str, None] = {}
+    for name in names:
+        if isinstance(name, str) and is_below(name):
+            found[name] = None
+            if len(found) == MOST_FILES:
+                break
+    return list(found)
+
+
+def is_below(name: str) -> bool:
+    """Whether a name is a relative path that stays below its directory."""
+    parts = name.split("/")
+    return "\0" not in name and not any(part in {"", ".", ".."} or len(part) > 255 for part in parts)

@@ -1,0 +1,110 @@
+"""Plans loads: which files a load is likely to read, by a hint, the last load, an index of shards, or their names."""
+
+import logging
+import os
+
+from trimsfs.errors import StoreError
+from trimsfs.fetch.fetcher import Fetcher
+from trimsfs.namespace.tree import Namespace
+from trimsfs.prefetch.load_history import Want, unpacked
+from trimsfs.prefetch.load_order import (
+    HINT,
+    INDEX_END,
+    LARGEST_HINT,
+    LARGEST_INDEX,
+    MOST_FILES,
+    described,
+    hinted,
+    indexed,
+    numbered,
+)
+from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
+
+log = logging.getLogger(__name__)
+
+MOST_INDEXES = 4
+"""Indexes of a directory that are looked at for one that names a file."""
+MOST_NAMES = 10_000
+"""Names of a directory in which indexes are looked for, and which are brought whole."""
+
+Expected = list[tuple[Want, Generation]]
+
+
+class LoadPlanner:
+    """Knows what may be read next of the directories of a store."""
+
+    def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher) -> None:
+        self._namespace = namespace
+        self._disk = disk
+        self._fetcher = fetcher
+
+    async def expected(self, key: str) -> Expected:
+        """The files of a load that begins with a file, itself among them, in their order. Raises TrimsError."""
+        prefix = key[: key.rfind("/") + 1]
+        name = key[len(prefix) :]
+        wants = await self._hinted(prefix)
+        if wants is None:
+            wants = await self._of_last_load(prefix, name) or await self._by_names(prefix, name)
+        return await self._found(prefix, wants)
+
+    async def directory(self, prefix: str) -> Expected:
+        """All files of a directory. Raises TrimsError."""
+        entries = await self._namespace.entries(prefix)
+        if len(entries) > MOST_NAMES:
+            return []
+        return [(Want(os.fsdecode(name)), entry) for name, entry in entries.items() if isinstance(entry, Generation)]
+
+    async def _hinted(self, prefix: str) -> list[Want] | None:
+        hint = self._namespace.known_entries(prefix).get(HINT)
+        if not isinstance(hint, Generation):
+            return None
+        names = hinted(await self._content(hint, LARGEST_HINT))
+        if names is None:
+            log.warning('%s: not understood: write {"prefetch": [FILE, ...]} or {"prefetch": false}', hint.key)
+            return None
+        return [Want(name) for name in names]
+
+    async def _of_last_load(self, prefix: str, name: str) -> list[Want]:
+        """What the last load read, if it read this file, too."""
+        record = await self._disk.loads.last(prefix)
+        wants = unpacked(record) if record is not None else []
+        return wants if len(wants) > 1 and any(want.name == name for want in wants) else []
+
+    async def _by_names(self, prefix: str, name: str) -> list[Want]:
+        names, encoded = self._namespace.known_names(prefix), os.fsencode(name)
+        if encoded.endswith(INDEX_END):
+            return [Want(shard) for shard in await self._indexed(prefix, encoded)]
+        for index in [other for other in names[:MOST_NAMES] if other.endswith(INDEX_END)][:MOST_INDEXES]:
+            shards = await self._indexed(prefix, index)
+            if name in shards:
+                return [Want(shard) for shard in shards]
+        following = described(encoded, names)
+        if not following and (following := numbered(encoded, names)):
+            following.insert(0, encoded)
+        return [Want(os.fsdecode(other)) for other in following]
+
+    async def _indexed(self, prefix: str, name: bytes) -> list[str]:
+        index = self._namespace.known_entries(prefix).get(name)
+        return indexed(await self._content(index, LARGEST_INDEX)) if isinstance(index, Generation) else []
+
+    async def _content(self, generation: Generation, most: int) -> bytes:
+        """The content of a small file; none of one that is longer. Raises TrimsError."""
+        if not 0 < generation.size <= most:
+            return b""
+        async with self._disk.using(generation) as blob:
+            return bytes(await self._fetcher.read(blob, 0, generation.size))
+
+    async def _found(self, prefix: str, wants: list[Want]) -> Expected:
+        """The files of these names that there are."""
+        found: Expected = []
+        for want in wants[:MOST_FILES]:
+            directory, slash, name = (prefix + want.name).rpartition("/")
+            try:
+                entry, _ = await self._namespace.lookup(directory + slash, os.fsencode(name))
+            except StoreError as error:
+                log.debug("%s%s: not prefetched: %s", prefix, want.name, error)
+                continue
+            if isinstance(entry, Generation):
+                found.append((want, entry))
+        return found
