@@ -41,6 +41,12 @@ class Digests:
 
 
 @pytest.fixture
+def serving(serving: Serving) -> Serving:
+    """Starts a server that compares only what a test has opened."""
+    return partial(serving, prefetch="off")
+
+
+@pytest.fixture
 def shards(store: MemoryStore, content: bytes) -> MemoryStore:
     for name in NAMES:
         store.put(name, content_of(name, len(content)))
