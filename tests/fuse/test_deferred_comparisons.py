@@ -1,5 +1,6 @@
 """Models with MD5 ETags are compared with them once they are loaded, not while others still load."""
 
+import contextlib
 import os
 import random
 import signal
@@ -38,8 +39,9 @@ def titles(mount: MountedStore) -> set[str]:
     """The roles of the processes of a mount."""
     found = set()
     for pid in family(int(str(keeper(mount)["keeper_pid"]))):
-        title = Path(f"/proc/{pid}/cmdline").read_text().split()
-        found |= {title[1]} if title else set()
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            title = Path(f"/proc/{pid}/cmdline").read_text().split()
+            found |= set(title[1:2])
     return found
 
 
