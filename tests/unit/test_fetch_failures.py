@@ -109,7 +109,7 @@ async def test_what_fits_is_kept_and_the_rest_served_from_memory(workshop: Works
 
 
 async def test_a_blob_without_a_file_is_served_from_memory(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bool:
+    def fail(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(Blob, "attach", fail)

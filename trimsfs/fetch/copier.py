@@ -6,6 +6,7 @@
 import mmap
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ PIECE = 1 << 18
 """Bytes checked at a time: few enough to stay in a core's cache."""
 WRITE_SIZE = HUGE
 """Most bytes written at a time."""
+SMALL_BUFFER = 1 << 18
+"""Bytes for which a large buffer is not cleared: that takes longer than to fetch them."""
 POPULATE_SIZE = 8 << 20
 """Bytes brought into memory at a time; a worker that is not needed any more ends between them."""
 FIRST_WRITE_SHARE = 8
@@ -88,7 +91,7 @@ class ThreadCopier:
     def __init__(self, store: Store, *, threads: int) -> None:
         self._store = store
         self._limiter = trio.CapacityLimiter(threads)
-        self._buffers: list[bytearray] = []
+        self._buffers = defaultdict[int, list[bytearray]](list)
         self._pages = PageWriter()
 
     async def warm_up(self) -> None:
@@ -102,7 +105,9 @@ class ThreadCopier:
         whole: list[ChunkRecord] = []
         streaming = self._store.streaming
         first = WRITE_SIZE if arrived is None else WRITE_SIZE // FIRST_WRITE_SHARE
-        buffer = self._buffers.pop() if self._buffers else bytearray(WRITE_SIZE)
+        size = min(SMALL_BUFFER, WRITE_SIZE) if extent.size <= SMALL_BUFFER else WRITE_SIZE
+        buffers = self._buffers[size]
+        buffer = buffers.pop() if buffers else bytearray(size)
         writer = _ChunkWriter(
             extent,
             landed if streaming else whole.append,
@@ -118,7 +123,7 @@ class ThreadCopier:
         except trio.Cancelled:
             writer.close()  # the thread that reads goes on for a moment, and the file may be closed
             raise
-        self._buffers.append(buffer)
+        buffers.append(buffer)
         for record in whole:
             landed(record)
         return version

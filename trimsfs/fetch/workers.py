@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -36,6 +36,7 @@ LOWEST_NICENESS = 19
 LINGER_S = 5.0
 """How long the process that computes digests in idle time waits for the next one."""
 REPLACE_AFTER_S = 0.5
+_GENERATION = tuple(each.name for each in fields(Generation))
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
 
@@ -135,9 +136,14 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier], rol
 
 async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Channel) -> None:
     number = job["id"]
+    alone: Message = {}
 
     def landed(record: ChunkRecord) -> None:
-        channel.post({"id": number, "landed": asdict(record)})
+        told = {"landed": {"chunk": record.chunk, "length": record.length, "crc": record.crc}}
+        if record.length == job["stop"] - job["start"]:
+            alone.update(told)  # told with the end of the job: small files are many
+        else:
+            channel.post({"id": number, **told})
 
     def arrived(offset: int) -> None:
         channel.post({"id": number, "arrived": offset})
@@ -154,7 +160,7 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
     finally:
         os.close(descriptor)  # a copier that was cancelled uses it no more
     with contextlib.suppress(ChannelClosedError):  # the receiving task notices it as well
-        channel.post({"id": number, **answer})
+        channel.post({"id": number, **alone, **answer})
 
 
 async def _perform(
@@ -222,7 +228,7 @@ class WorkerPool:
     ) -> str | None:
         message = {
             "do": "fetch",
-            "generation": asdict(generation),
+            "generation": {name: getattr(generation, name) for name in _GENERATION},
             "start": extent.start,
             "stop": extent.stop,
             "position": extent.position,
@@ -322,11 +328,11 @@ def _take(worker: _Worker, answer: Message) -> None:
         return  # its caller was cancelled
     if "landed" in answer:
         assert job.landed is not None
-        job.landed(ChunkRecord(**answer["landed"]))
-    elif "arrived" in answer:
+        job.landed(ChunkRecord(**answer.pop("landed")))
+    if "arrived" in answer:
         assert job.arrived is not None
         job.arrived(answer["arrived"])
-    else:
+    elif len(answer) > 1:
         job.answer = answer
         job.done.set()
 

@@ -19,6 +19,8 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 16
+FILES_MADE_AT_ONCE = 8
+"""Local files that are looked for, and made, by one switch to a thread; opens wait meanwhile."""
 DIRECTORIES = 256
 """How many directories are remembered."""
 LISTINGS_IN_VAIN = 4
@@ -93,6 +95,8 @@ class Siblings:
     async def _fetch(self, wanted: Sequence[Generation]) -> None:
         async with trio.open_nursery() as nursery:
             for number, generation in enumerate(wanted):
+                if number % FILES_MADE_AT_ONCE == 0:
+                    await self._disk.recall(wanted[number : number + FILES_MADE_AT_ONCE])
                 await self._slots.acquire()
                 if self._disk.full(generation):
                     self._slots.release()

@@ -1,12 +1,13 @@
 """Retries of requests that fail for a passing reason, around any store."""
 
+import itertools
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import tenacity
 import trio
 
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
@@ -20,7 +21,6 @@ T = TypeVar("T")
 
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
-_BACKOFF = tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,30 +51,23 @@ class Retrying:
         """The result of the first *attempt* that succeeds; messages name its *subject*."""
         self._requests += 1
         deadline = trio.current_time() + self.deadline_s
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TransientStoreError),
+        longest_s = FIRST_WAIT_S
+        for number in itertools.count(1):
+            try:
+                return await attempt()
+            except TransientStoreError as error:
+                self._failed(subject, number, error)
+                now = trio.current_time()
+                if now >= deadline:
+                    raise StoreUnavailableError(f"{subject}: {error}") from error
             # The last attempt is at the deadline itself: a store that comes back before it is not missed.
-            wait=lambda state: min(_BACKOFF(state), max(0.0, deadline - trio.current_time())),
-            stop=lambda _: trio.current_time() >= deadline,
-            sleep=trio.sleep,
-            after=lambda state: self._failed(subject, state),
-            reraise=True,
-        )
+            await trio.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
+            longest_s = min(2 * longest_s, LONGEST_WAIT_S)
+        raise AssertionError("unreachable: the attempts are not bounded")
 
-        async def once() -> T:  # tenacity awaits the result of an async function, but not that of a lambda
-            return await attempt()
-
-        try:
-            return await retrying(once)
-        except TransientStoreError as error:
-            raise StoreUnavailableError(f"{subject}: {error}") from error
-
-    def _failed(self, subject: str, state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome is not None else None
-        if not isinstance(error, TransientStoreError):
-            return
+    def _failed(self, subject: str, number: int, error: TransientStoreError) -> None:
         self._failures += 1
-        log.info("%s: attempt %d failed: %s", subject, state.attempt_number, error)
+        log.info("%s: attempt %d failed: %s", subject, number, error)
         if self._on_failure is not None:
             self._on_failure(error)
 

@@ -85,8 +85,12 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # Two calls: one that is given up passes nothing on afterwards, however late its answer begins.
+        # A thread that is given up passes nothing on afterwards, however late its answer begins: hence two calls.
         get = partial(self._get, generation, offset, length)
+        if length <= PIECE:
+            data, version = await self._ask(partial(self._get_small, get, length), generation.key, limiter=self._reads)
+            sink(data)
+            return version
         body, version = await self._ask(get, generation.key, limiter=self._reads)
         receive = partial(self._receive, body, length, sink)
         await trio.to_thread.run_sync(
@@ -198,6 +202,13 @@ class S3Store:
             body.close()
             raise
         return body, _version(answer.get("VersionId"))
+
+    def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
+        """What a request gives, as a whole: another switch of threads takes longer than a few bytes."""
+        body, version = get()
+        data = bytearray()
+        self._receive(body, length, data.extend)
+        return bytes(data), version
 
     def _receive(self, body: Any, length: int, sink: Sink) -> None:
         with closing(body):

@@ -312,7 +312,10 @@ class DiskTier:
     async def check_holes(self, blob: Blob) -> None:
         """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
         try:
-            gone = await self._threads.run(chunks_in_holes, blob, blob.fileno())
+            if len(blob.states) <= 1:  # a look takes less than a thread does
+                gone = chunks_in_holes(blob, blob.fileno())
+            else:
+                gone = await self._threads.run(chunks_in_holes, blob, blob.fileno())
         except OSError as error:
             log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return
