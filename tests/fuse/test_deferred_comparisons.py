@@ -50,7 +50,7 @@ def count(mount: MountedStore, name: str) -> float:
 
 
 def test_a_load_of_several_files_is_over_before_the_first_is_compared(server: S3Server, tmp_path: Path) -> None:
-    with mounted("s3://bucket", tmp_path / "mount", environment=server.environment()) as mount:
+    with mounted("s3://bucket", tmp_path / "mount", "--prefetch=off", environment=server.environment()) as mount:
         for number, name in enumerate(NAMES):
             assert (mount.path / name).read_bytes() == CONTENTS[name]
             wait_until(lambda number=number: count(mount, "to_compare") == number + 1)  # type: ignore[misc]
@@ -72,7 +72,7 @@ def test_a_load_of_several_files_is_over_before_the_first_is_compared(server: S3
 
 
 def test_what_a_killed_server_has_not_compared_its_successor_compares(server: S3Server, tmp_path: Path) -> None:
-    with mounted("s3://bucket", tmp_path / "mount", environment=server.environment()) as mount:
+    with mounted("s3://bucket", tmp_path / "mount", "--prefetch=off", environment=server.environment()) as mount:
         pid = serving(mount)
         for name in NAMES:
             assert (mount.path / name).read_bytes() == CONTENTS[name]

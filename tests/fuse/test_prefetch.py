@@ -1,0 +1,118 @@
+"""What comes before it is asked for, on real mounts of a bucket."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services.fast import FastS3, start_fast
+from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+
+MIB = 1 << 20
+SHARDS = [f"model-{number:05}-of-00010.safetensors" for number in range(1, 11)]
+UNNUMBERED = ["d", "b", "e", "a"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bucket with a model in ten shards and an index, and one without either."""
+    root = tmp_path / "store"
+    (root / "bucket/sharded").mkdir(parents=True)
+    (root / "bucket/plain").mkdir()
+    for number, name in enumerate(SHARDS):
+        (root / "bucket/sharded" / name).write_bytes(random.Random(number).randbytes(2 * MIB))
+    index = {"weight_map": {f"layer.{number}": name for number, name in enumerate(SHARDS)}}
+    (root / "bucket/sharded/model.safetensors.index.json").write_text(json.dumps(index))
+    for name in [*UNNUMBERED, "unused"]:
+        (root / "bucket/plain" / name).write_bytes(random.Random(name).randbytes(2 * MIB))
+    return root
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[FastS3]:
+    with start_fast(root) as server:
+        yield server
+
+
+def fetched(server: FastS3, directory: str) -> set[str]:
+    """The names of the files of a directory of which bytes were sent."""
+    prefix = f"bucket/{directory}/"
+    return {
+        name.removeprefix(prefix)
+        for name, traffic in server.statistics().items()
+        if name.startswith(prefix) and traffic.body_bytes
+    }
+
+
+def test_shards_come_ahead_and_each_once(server: FastS3, root: Path, tmp_path: Path) -> None:
+    with mounted("s3://bucket", tmp_path / "mount", environment=server.environment()) as mount:
+        directory = mount.path / "sharded"
+        json.loads((directory / "model.safetensors.index.json").read_text())
+        with (directory / SHARDS[0]).open("rb"):
+            wait_until(lambda: {*SHARDS[:3]} <= fetched(server, "sharded"))
+        for name in SHARDS:
+            assert (directory / name).read_bytes() == (root / "bucket/sharded" / name).read_bytes()
+        sent = {name: server.statistics()[f"bucket/sharded/{name}"].body_bytes for name in SHARDS}
+        assert sent == dict.fromkeys(SHARDS, 2 * MIB)
+        assert mount.metrics()["trimsfs_prefetch_wasted_files_total"] == 0
+        assert mount.metrics()["trimsfs_prefetch_used_files_total"] >= len(SHARDS) // 2  # others were opened while they came
+
+
+def test_a_reader_of_a_part_of_one_shard_wastes_little(root: Path, tmp_path: Path) -> None:
+    with (
+        start_fast(root, rate=4 * MIB) as server,
+        mounted("s3://bucket", tmp_path / "mount", "--cold-open=stream", environment=server.environment()) as mount,
+    ):
+        with (mount.path / "sharded" / SHARDS[4]).open("rb", buffering=0) as file:
+            assert len(file.read(16)) == 16
+        time.sleep(2)
+        assert fetched(server, "sharded") <= {*SHARDS[4:7], "model.safetensors.index.json"}
+        before = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+        time.sleep(1)
+        assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == before
+
+
+def recorded(mount: MountedStore) -> list[str]:
+    """The names that were recorded of the last load."""
+    with contextlib.closing(sqlite3.connect(mount.cache / "index.sqlite")) as index:
+        rows = index.execute("SELECT files FROM loads").fetchall()
+    return [name for name, _ in json.loads(rows[0][0])] if rows else []
+
+
+def test_the_last_load_is_replayed_by_a_server_that_follows_a_killed_one(server: FastS3, tmp_path: Path) -> None:
+    with mounted("s3://bucket", tmp_path / "mount", environment=server.environment()) as mount:
+        for name in UNNUMBERED:
+            (mount.path / "plain" / name).read_bytes()
+        wait_until(lambda: recorded(mount) == UNNUMBERED, timeout_s=30)
+        killed = mount.control()["server_pid"]
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: mount.control()["server_pid"] != killed)
+        assert trimsfs("evict", mount.path / "plain").returncode == 0
+        server.reset()
+        with (mount.path / "plain" / UNNUMBERED[0]).open("rb"):
+            wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED[:3]})
+        (mount.path / "plain" / UNNUMBERED[1]).read_bytes()
+        wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED})
+
+
+def test_off_brings_nothing(server: FastS3, tmp_path: Path) -> None:
+    options = ["--prefetch=off"]
+    with mounted("s3://bucket", tmp_path / "mount", *options, environment=server.environment()) as mount:
+        (mount.path / "sharded" / SHARDS[0]).read_bytes()
+        time.sleep(0.5)
+        assert fetched(server, "sharded") == {SHARDS[0]}
+
+
+def test_directory_brings_all_of_a_directory(server: FastS3, tmp_path: Path) -> None:
+    options = ["--prefetch=directory"]
+    with mounted("s3://bucket", tmp_path / "mount", *options, environment=server.environment()) as mount:
+        (mount.path / "plain/d").read_bytes()
+        wait_until(lambda: fetched(server, "plain") == {*UNNUMBERED, "unused"})
+        assert not fetched(server, "sharded")
