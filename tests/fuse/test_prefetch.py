@@ -62,7 +62,9 @@ def test_shards_come_ahead_and_each_once(server: FastS3, root: Path, tmp_path: P
         sent = {name: server.statistics()[f"bucket/sharded/{name}"].body_bytes for name in SHARDS}
         assert sent == dict.fromkeys(SHARDS, 2 * MIB)
         assert mount.metrics()["trimsfs_prefetch_wasted_files_total"] == 0
-        assert mount.metrics()["trimsfs_prefetch_used_files_total"] >= len(SHARDS) // 2  # others were opened while they came
+        assert (
+            mount.metrics()["trimsfs_prefetch_used_files_total"] >= len(SHARDS) // 2
+        )  # others were opened while they came
 
 
 def test_a_reader_of_a_part_of_one_shard_wastes_little(root: Path, tmp_path: Path) -> None:

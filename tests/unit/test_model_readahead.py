@@ -97,7 +97,10 @@ async def test_an_index_that_is_opened_brings_the_first_shard(serving: Serving, 
         assert fetched(store) == ["model.safetensors.index.json", "x.bin"]
 
 
-@pytest.mark.parametrize("index", [b"", b"{", b"[]", b'{"weight_map": 3}', b"\xff\x00", b"[" * 10_000])
+SURROGATE = b'{"weight_map": {"a": "\\ud800", "b": "\\u0000", "c": "..", "d": "/etc/passwd"}}'
+
+
+@pytest.mark.parametrize("index", [b"", b"{", b"[]", b'{"weight_map": 3}', b"\xff\x00", b"[" * 10_000, SURROGATE])
 async def test_a_damaged_index_leaves_what_the_names_tell(serving: Serving, chunk_size: int, index: bytes) -> None:
     store = model(SHARDS, chunk_size, {"model.safetensors.index.json": index})
     async with serving(store=store) as server:

@@ -1,6 +1,7 @@
 """Which files of a directory a load of a model reads, and in which order: what names and small files tell."""
 
 import json
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ MOST_FILES = 1024
 MOST_DIGITS = 9
 INDEX_END, SYMBOL_END, PARAMS_END, ONNX_END = b".index.json", b"-symbol.json", b".params", b".onnx"
 
+NAME_MAX = 255
 _NUMBER = re.compile(rb"\d+")
 _EPOCH = re.compile(rb"-(\d{4})\.params")
 
@@ -116,5 +118,8 @@ def _plain(names: Iterable[object]) -> list[str]:
 
 def is_below(name: str) -> bool:
     """Whether a name is a relative path that stays below its directory."""
-    parts = name.split("/")
-    return "\0" not in name and not any(part in {"", ".", ".."} or len(part) > 255 for part in parts)
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return all(0 < len(part) <= NAME_MAX and part not in {b".", b".."} and 0 not in part for part in parts)

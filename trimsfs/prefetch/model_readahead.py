@@ -108,6 +108,7 @@ class ModelReadahead:
 
     def _begin(self, prefix: str, readable: Readable, before: Load | None) -> Load:
         """A load begins; what an earlier one of the directory has opened may be open still."""
+        readable(prefix)  # whoever opens may have ended once it is known what comes next
         load = Load(prefix, readable)
         if before is not None:
             load.handles = before.handles
