@@ -155,7 +155,7 @@ async def test_a_cache_directory_that_is_removed_under_the_server_declines(cache
 async def test_a_blob_without_a_file_is_served_without_being_kept(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bool:
+    def fail(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
 
     a = small("a", chunk_size)
@@ -169,7 +169,7 @@ async def test_a_blob_without_a_file_is_served_without_being_kept(
 async def test_a_blob_whose_file_could_not_be_made_is_tried_again_at_the_next_open(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bool:
+    def fail(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
 
     a = small("a", chunk_size)
@@ -185,7 +185,7 @@ async def test_a_blob_whose_file_could_not_be_made_is_tried_again_at_the_next_op
 async def test_evicting_a_blob_that_could_not_be_attached_frees_what_is_on_disk(
     cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> bool:
+    def fail(*_: object, **__: object) -> bool:
         raise OSError(errno.EMFILE, "Too many open files")
 
     async with opened(cache) as tier:
