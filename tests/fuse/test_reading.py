@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.fast import start_fast
 from tests.support.mounts import MountedStore, OwnDirectory, mounted, trimsfs, wait_until
 
-MIB = 1 << 20
+MIB, PAGE = 1 << 20, 4096
 
 
 def read_as_another_user(path: Path) -> "subprocess.CompletedProcess[bytes]":
@@ -213,3 +214,33 @@ def test_streaming_open_fetches_nothing_before_the_first_read(
         assert fetched() == 0
         file.read(1)
         wait_until(lambda: fetched() == 40 * MIB)
+
+
+def test_a_big_file_that_is_read_at_random_is_fetched_by_what_is_read(store_directory: Path, tmp_path: Path) -> None:
+    draw, pages = random.Random(11), (4 << 30) // PAGE  # more than comes before the pattern shows
+    where = draw.sample(range(pages), 220)
+    contents = {page: draw.randbytes(PAGE) for page in where}
+    bucket = store_directory / "bucket"
+    bucket.mkdir()
+    with (bucket / "big").open("wb") as file:
+        file.truncate(pages * PAGE)
+        for page, content in contents.items():
+            file.seek(page * PAGE)
+            file.write(content)
+    with (
+        start_fast(store_directory) as server,
+        mounted("s3://bucket", tmp_path, environment=server.environment()) as mount,
+    ):
+        descriptor = os.open(mount.path / "big", os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            for page in where[:20]:  # the pattern shows
+                assert os.pread(descriptor, PAGE, page * PAGE) == contents[page]
+            time.sleep(1)  # what was under way comes or is stopped
+            server.reset()
+            for page in where[20:]:
+                assert os.pread(descriptor, PAGE, page * PAGE) == contents[page]
+        finally:
+            os.close(descriptor)
+        fetched = server.statistics()["bucket/big"].body_bytes
+        assert fetched <= 4 * PAGE * len(where[20:])

@@ -218,6 +218,37 @@ async def test_what_an_earlier_server_left_is_checked_and_not_fetched(
     assert store.count("read") == reads
 
 
+# What is known of readers
+
+
+async def test_auto_streams_a_large_file_of_which_nothing_is_known(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.opening.cold_open.GUESSED_RATE", len(content))
+    async with serving(cold_open="auto") as server:
+        handle = await server.open("a")
+        assert (passed_through(handle), store.count("read")) == (False, 0)
+        assert await server.read(handle) == content
+
+
+async def test_auto_waits_for_a_large_file_that_is_fetched_ahead(
+    serving: Serving, store: MemoryStore, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimsfs.opening.cold_open.GUESSED_RATE", len(content))
+    async with serving(cold_open="auto") as server, server.disk.using(store.generation("a")) as blob:
+        gate = store.block(method="read")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(server.fetcher.fetch_all, blob, ahead=True))
+            await store.arrived(1)
+            outcomes: list[object] = []
+            nursery.start_soon(opening, server, await server.number("a"), outcomes)
+            await wait_all_tasks_blocked(0.01)
+            assert outcomes == []
+            gate.set()
+        assert outcomes == [LookUpAgainError]
+        assert passed_through(await server.open("a"))
+
+
 # Signals
 
 
@@ -309,7 +340,7 @@ async def test_auto_gives_up_when_nothing_comes(
 @pytest.mark.parametrize(
     ("chunks", "waits"),
     [
-        (40, True),  # 16 of them in the first trial: all of them in about 1.2 s
+        (28, True),  # 16 of them in the first trial: all of them in about 0.8 s
         (200, False),  # 6 s
     ],
 )

@@ -369,7 +369,7 @@ def scattered(workshop: Workshop, count: int, chunks: int = 64) -> list[int]:
 async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
     workshop: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.access_pattern.GAP", PAGE)
+    monkeypatch.setattr("trimsfs.fetch.access_pattern.LEAST_GAP", PAGE)
     content = workshop.put("a", 64)
     bench = await workshop.bench()
     blob = await bench.acquire("a")

@@ -66,13 +66,23 @@ def test_pages_are_small_where_only_these_are_quick_and_huge_ones_are_tried_agai
     assert memory.write(2 * SPAN)[-1] is Mode.HUGE
 
 
+def test_one_small_page_that_is_slow_says_little(monkeypatch: pytest.MonkeyPatch, file: int) -> None:
+    memory = Memory(monkeypatch, file)
+    memory.slow = {Mode.HUGE}
+    memory.write(HUGE)
+    memory.slow.add(Mode.SMALL)
+    memory.write(SMALL)
+    memory.slow.remove(Mode.SMALL)
+    assert memory.write(SPAN // 2) == [Mode.SMALL]
+
+
 def test_where_all_memory_is_slow_pages_are_populated_before_they_are_written(
     monkeypatch: pytest.MonkeyPatch, file: int
 ) -> None:
     memory = Memory(monkeypatch, file)
     memory.slow = set(Mode)
-    assert memory.write(HUGE + SMALL + 3 * HUGE) == [Mode.HUGE, Mode.SMALL, Mode.POPULATED]
-    first = HUGE + SMALL
+    assert memory.write(2 * HUGE + 3 * HUGE) == [Mode.HUGE, Mode.SMALL, Mode.POPULATED]
+    first = 2 * HUGE
     assert memory.populated == [(first + number * HUGE, first + (number + 1) * HUGE) for number in range(3)]
     memory.slow = {Mode.HUGE, Mode.SMALL}
     assert memory.write(HUGE) == [Mode.POPULATED]

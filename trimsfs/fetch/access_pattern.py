@@ -4,8 +4,9 @@ from collections import deque
 
 STREAMS = 32
 """Places in a file that are remembered, at which reads may go on."""
-GAP = 1 << 20
-"""Bytes that a read may skip and still go on: the kernel's reads ahead overtake each other."""
+LEAST_GAP, GAP_SIZES = 128 << 10, 2
+"""Bytes that a read may skip and still go on, or so many times its own size: the kernel's reads ahead overtake each
+other."""
 WINDOW = 8
 """Reads that are looked at."""
 RANDOM, IN_ORDER = 1, 4
@@ -25,7 +26,8 @@ class AccessPattern:
 
     def record(self, start: int, stop: int) -> None:
         """The program reads the bytes ``[start, stop)``."""
-        before = next((end for end in self._ends if abs(start - end) <= GAP), None)
+        gap = max(LEAST_GAP, GAP_SIZES * (stop - start))
+        before = next((end for end in self._ends if abs(start - end) <= gap), None)
         if before is not None:
             self._ends.remove(before)
         self._ends.append(stop)

@@ -111,7 +111,7 @@ class Fetcher:
         return self._speed.seconds_for(size)
 
     def quiet_s(self) -> float:
-        """For how long nothing was fetched, nobody waited for a whole blob and no read was answered."""
+        """How long nothing was fetched, nobody waited for a whole blob and no read was answered."""
         return trio.current_time() - self._wanted_at if self._scheduler.idle else 0.0
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
@@ -179,6 +179,10 @@ class Fetcher:
         if flight is not None and flight.data is not None:
             return flight.data[low - first : high - first]
         return blob.view(low, high)
+
+    def expected(self, blob: Blob) -> bool:
+        """Whether somebody waits for all of a blob, or has it fetched ahead."""
+        return self._scheduler.expected(blob)
 
     def hold(self, blob: Blob) -> None:
         """The blob is open: once a reader wants bytes of it, prefetch the rest."""

@@ -20,7 +20,7 @@ HUGE = 2 << 20
 SMALL = 256 << 10
 SLOW_RATE = 1e9
 """Bytes a second of processor time that writes exceed several times over when memory is at hand."""
-SPAN = 128 << 20
+SPAN = 16 << 20
 """Bytes after which another mode is tried again."""
 
 
@@ -38,7 +38,8 @@ class PageWriter:
 
     def __init__(self) -> None:
         self.mode = Mode.HUGE
-        self._left = SPAN
+        self._written = self._judged_bytes = 0
+        self._judged_s = 0.0
 
     @property
     def size(self) -> int:
@@ -60,15 +61,21 @@ class PageWriter:
     def _learn(self, mode: Mode, size: int, cpu_s: float) -> None:
         if mode is not self.mode:
             return  # another thread has found out
-        slow = size < cpu_s * SLOW_RATE
-        self._left -= size
+        self._written += size
+        self._judged_bytes += size
+        self._judged_s += cpu_s
+        if self._judged_bytes < HUGE:
+            return
+        slow = self._judged_bytes < self._judged_s * SLOW_RATE
+        self._judged_bytes, self._judged_s = 0, 0.0
+        over = self._written >= SPAN
         if mode is Mode.HUGE:
             self._go_on(Mode.SMALL if slow else mode)
         elif mode is Mode.SMALL:
-            self._go_on(Mode.POPULATED if slow else Mode.HUGE if self._left <= 0 else mode)
+            self._go_on(Mode.POPULATED if slow else Mode.HUGE if over else mode)
         else:
-            self._go_on(Mode.HUGE if not slow else Mode.SMALL if self._left <= 0 else mode)
+            self._go_on(Mode.HUGE if not slow else Mode.SMALL if over else mode)
 
     def _go_on(self, mode: Mode) -> None:
         if mode is not self.mode:
-            self.mode, self._left = mode, SPAN
+            self.mode, self._written = mode, 0

@@ -236,6 +236,11 @@ class FlightScheduler:
         """The prefetch of a blob that somebody holds."""
         return self._prefetches.get(blob.token)
 
+    def expected(self, blob: Blob) -> bool:
+        """Whether somebody waits for all of a blob, or has it fetched ahead."""
+        prefetch = self._prefetches.get(blob.token)
+        return prefetch is not None and (prefetch.wanted > 0 or prefetch.ahead > 0)
+
     # What starts next
 
     def next_demanded(self, idle: int) -> list[Flight]:

@@ -15,8 +15,11 @@ ColdOpen = Literal["auto", "wait", "stream"]
 Interruptible = Callable[[], AbstractContextManager[object]]
 """Makes a block that a signal to the opening thread ends with InterruptedError."""
 
-PATIENCE_S = 3.0
-"""How long a reader of a header is made to wait, at most, for what readers of whole files gain."""
+PATIENCE_S, SHORT_PATIENCE_S = 3.0, 0.5
+"""How long an open waits at most for a file that is expected to be read whole, and for any other: a reader of a header
+pays for what readers of whole files gain."""
+GUESSED_RATE = 512 << 20
+"""Bytes a second, while nothing is known of the store."""
 TRIAL_S = 0.5
 """How long the fetch of one file is watched before its rate is believed."""
 WATCH_INTERVAL_S = 0.05
@@ -32,8 +35,9 @@ class ColdOpener:
     """Waits for blobs that are not registered for passthrough.
 
     A program that reads all of a file has it sooner when its open waits until the file is here and then maps the local
-    file; one that reads only a header has it sooner when bytes are passed on as they come. ``auto`` waits
-    when the whole fetch should take no longer than PATIENCE_S, by the recent rate and then by its own.
+    file, of which there is one copy in memory then; one that reads only a header has it sooner when bytes are passed on
+    as they come. ``auto`` waits if the fetch should take no longer than SHORT_PATIENCE_S, or PATIENCE_S for a file that
+    is fetched ahead or that another waits for; by the recent rate, and then by its own.
 
     *compared* means that no whole blob may be opened before it has been compared with the store's digest.
     *fetching* is called with each blob that an open is about to wait for.
@@ -61,7 +65,7 @@ class ColdOpener:
         Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation,
         StoreError when nothing of the file is here and the store cannot give it, and why the blob is in quarantine.
         """
-        if self._mode == "stream" or not blob.attached or self._hopeless(blob):
+        if self._mode == "stream" or not blob.attached or (self._mode == "auto" and not self._wise(blob)):
             return False
         if self._waiting >= MOST_WAITING and not self._compared:
             return False
@@ -112,12 +116,20 @@ class ColdOpener:
         finally:
             self._waiting -= 1
 
-    def _hopeless(self, blob: Blob) -> bool:
-        missing_s = self._fetcher.seconds_for(blob.missing_bytes)
-        return self._mode == "auto" and missing_s is not None and missing_s > PATIENCE_S
+    def _wise(self, blob: Blob) -> bool:
+        """Whether a blob is likely to be here soon."""
+        missing = blob.missing_bytes
+        missing_s = self._fetcher.seconds_for(missing)
+        if missing_s is None:
+            missing_s = missing / GUESSED_RATE
+        return missing_s <= self._patience_s(blob)
+
+    def _patience_s(self, blob: Blob) -> float:
+        return PATIENCE_S if self._fetcher.expected(blob) else SHORT_PATIENCE_S
 
     async def _fetch(self, blob: Blob) -> bool:
         """Fetch all of a blob; False when it turns out to take too long, and goes on by itself."""
+        patience_s = self._patience_s(blob)
         self._fetching(blob)
         if self._mode == "wait":
             await self._fetcher.fetch_all(blob)
@@ -130,7 +142,7 @@ class ColdOpener:
             # At the rate so far, when would the rest be here?
             elapsed, come = trio.current_time() - began, blob.verified_bytes - already
             left = blob.generation.size - blob.verified_bytes
-            if come == 0 or elapsed + left * elapsed / come > PATIENCE_S:
+            if come == 0 or elapsed + left * elapsed / come > patience_s + TRIAL_S:
                 return False
             wait_s = WATCH_INTERVAL_S
         return True
