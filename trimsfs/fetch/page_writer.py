@@ -3,9 +3,12 @@
 A virtual machine gives large blocks of free memory back to its host, which returns them page by page, at a tenth of the
 speed of memory. Small pages come from what the machine has kept. So the processor time of a write in huge pages tells
 whether the next ones are worth trying: huge pages are quick to map, but nobody should wait for them.
+
+The kernel lets one thread at a time write to a file, and has the others spin. So the threads of a process take turns.
 """
 
 import os
+import threading
 import time
 
 HUGE = 2 << 20
@@ -26,9 +29,14 @@ class PageWriter:
     def __init__(self) -> None:
         self.size = HUGE
         self._left = 0
+        self._turn = threading.Lock()
 
     def write(self, descriptor: int, part: memoryview, position: int) -> None:
         """Write all of *part*. Raises OSError."""
+        with self._turn:
+            self._write(descriptor, part, position)
+
+    def _write(self, descriptor: int, part: memoryview, position: int) -> None:
         began = time.thread_time()
         done = 0
         while done < len(part):
