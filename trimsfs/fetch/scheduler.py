@@ -162,7 +162,7 @@ class FlightScheduler:
     """
 
     def __init__(self, *, batch_limit: int) -> None:
-        self._run_limit = batch_limit
+        self._batch_limit = batch_limit
         self._flights: dict[tuple[str, int], Flight] = {}
         self._demanded: deque[Flight] = deque()
         self._prefetches: OrderedDict[str, Prefetch] = OrderedDict()
@@ -267,7 +267,9 @@ class FlightScheduler:
             if self._first_is_demanded(prefetch, urgency):
                 self.head_start = True
                 continue
-            batch = self._take(prefetch, self._share(prefetch.left, idle))
+            # Whoever waits has what it waits for sooner by many requests; few cost the processors less.
+            most = self._batch_limit if urgency is Urgency.AHEAD else self._share(prefetch.left, idle)
+            batch = self._take(prefetch, most)
             if batch:
                 if urgency < Urgency.AHEAD:  # what comes ahead comes in order
                     self._prefetches.move_to_end(prefetch.blob.token)
@@ -296,7 +298,7 @@ class FlightScheduler:
 
     def _share(self, pending: int, idle: int) -> int:
         """How many of *pending* chunks one of the requests that may still start should take."""
-        return max(1, min(self._run_limit, pending // idle))
+        return max(1, min(self._batch_limit, pending // idle))
 
     def _take(self, prefetch: Prefetch, most: int) -> list[Flight]:
         """Flights for the next chunks of a blob that come in one request."""
