@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 from tests.support.parts import blob_files, content_of, fetching, flip_byte, opened, until
 from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
-from trimsfs.errors import StoreAccessError, StoreThrottledError
+from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.fetcher import LINGER_S, Fetcher
 from trimsfs.fetch.speed import max_requests
@@ -299,6 +299,18 @@ async def test_what_comes_ahead_makes_way_for_who_waits_for_it(workshop: Worksho
     assert keys[4:] == ["next"] * 7
     assert sorted(bench.store.reads("next")) == [chunk * chunk_size for chunk in range(8)]
     assert blob.view(0, len(content)) == content
+
+
+async def test_what_comes_ahead_is_given_up_while_the_disk_has_no_room(workshop: Workshop) -> None:
+    for key in ("first", "second"):
+        workshop.put(key, 2)
+    bench = await workshop.bench(budget=0)
+    for key in ("first", "second"):  # the second one while it is known that there is none
+        blob = await bench.acquire(key)
+        with trio.fail_after(5), pytest.raises(CacheFullError):
+            await bench.fetcher.fetch_all(blob, ahead=True)
+    assert "second" not in [request.key for request in bench.store.requests]
+    assert bench.idle()
 
 
 async def test_what_nobody_wants_any_more_stops_under_way(workshop: Workshop, chunk_size: int) -> None:

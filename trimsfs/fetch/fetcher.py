@@ -19,7 +19,7 @@ from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.fetch.batches import BatchFetcher
 from trimsfs.fetch.copier import Copier
 from trimsfs.fetch.random_reads import RandomReads
-from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler
+from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_room
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
@@ -216,7 +216,7 @@ class Fetcher:
             self._pump()
             while not blob.complete:
                 if not blob.attached:
-                    raise _no_room(blob)
+                    raise no_room(blob)
                 if prefetch.error is not None:
                     raise prefetch.error.with_traceback(None)
                 await self._check_running(blob)
@@ -358,7 +358,7 @@ class Fetcher:
 
     def _refused(self, blob: Blob) -> None:
         """There is no room on disk for a blob."""
-        self._stop_prefetch(blob, _no_room(blob))
+        self._stop_prefetch(blob, no_room(blob))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
         prefetch = self._scheduler.prefetch(blob)
@@ -390,11 +390,3 @@ def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
 
 def _stopping(blob: Blob) -> StoreUnavailableError:
     return StoreUnavailableError(f"{blob.generation.key}: server stopping")
-
-
-def _no_room(blob: Blob) -> CacheFullError:
-    if not blob.attached:
-        return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
-    return CacheFullError(
-        f"{blob.generation.key}: no room in the cache: evict or unpin models, raise --cache-size or lower --min-free"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from trimsfs.errors import StoreError, TrimsError
+from trimsfs.errors import CacheFullError, StoreError, TrimsError
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 
@@ -262,7 +262,11 @@ class FlightScheduler:
         if idle <= 0:
             return []
         for urgency, prefetch in self._by_urgency():
-            if not prefetch.blob.attached or (urgency > Urgency.WANTED and full(prefetch.blob.generation)):
+            if not prefetch.blob.attached:
+                continue
+            if urgency > Urgency.WANTED and full(prefetch.blob.generation):
+                if urgency is Urgency.AHEAD:
+                    prefetch.stop(no_room(prefetch.blob))  # whoever waits would wait for ever
                 continue
             if self._first_is_demanded(prefetch, urgency):
                 self.head_start = True
@@ -321,3 +325,12 @@ def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
     """Whether a chunk can come in one request with the flight of another."""
     states = blob.states
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
+
+
+def no_room(blob: Blob) -> CacheFullError:
+    """The error of a blob for which there is no room on disk."""
+    if not blob.attached:
+        return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
+    return CacheFullError(
+        f"{blob.generation.key}: no room in the cache: evict or unpin models, raise --cache-size or lower --min-free"
+    )

@@ -141,7 +141,8 @@ class MountOptions(BaseModel):
     )
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
-        description="Whether opening a model that is not here waits until it is; auto: if that takes 0.5 s at most, or 3 s for what is fetched ahead.",
+        description="Whether opening a model that is not here waits until it is; auto: if that takes 0.5 s at most, or "
+        "3 s for what is fetched ahead.",
     )
     prefetch: Literal["auto", "off", "directory"] = Field(
         "auto",
