@@ -286,6 +286,7 @@ class Fetcher:
 
     async def _fly(self, batch: Sequence[Flight]) -> None:
         blob = batch[0].blob
+        blob.users += 1  # also while a thread ends whose batch nobody wants any more
         try:
             with trio.CancelScope() as scope:
                 self._flying[scope] = batch
@@ -298,6 +299,7 @@ class Fetcher:
         finally:
             del self._flying[scope]
             self._land_unfinished(batch, _stopping(blob))
+            self._disk.release(blob)
             self._under_way -= 1
             self._wanted_at = trio.current_time()
             if self._under_way == 0:

@@ -88,7 +88,6 @@ class Blob:
         generation: Generation,
         *,
         chunk_size: int = CHUNK_SIZE,
-        open_files: OpenFiles | None = None,
     ) -> None:
         self.token = token
         self.generation = generation
@@ -108,7 +107,7 @@ class Blob:
         self._view: memoryview | None = None
         self._identity = (0, 0)
         """Inode number and time of the last change of the file when it was closed."""
-        self._open_files = OpenFiles() if open_files is None else open_files
+        self._open_files = OpenFiles()
 
     @property
     def attached(self) -> bool:
@@ -143,6 +142,12 @@ class Blob:
     def _has_opened(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._open_files[self] = None
+
+    def join(self, open_files: OpenFiles) -> None:
+        """The blob, loaded in a thread, is one of a tier from now on, whose event loop may close its file."""
+        self._open_files = open_files
+        if self._descriptor is not None:
+            open_files[self] = None
 
     @property
     def complete(self) -> bool:

@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.support.parts import blob_files, content_of, fill, flip_byte, opened, states
+from tests.support.parts import blob_files, content_of, fill, flip_byte, generation_of, opened, states, until
 from tests.unit.disk.common import MISSING, UNVERIFIED, VERIFIED
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
@@ -192,3 +194,30 @@ async def test_a_blob_is_forgotten_beyond_the_number_that_is_known(
         assert [tier.known(generation.token(tier.store)) is not None for generation in generations] == [False] * 5 + [
             True
         ] * 5
+
+
+async def test_a_file_that_a_thread_looks_at_is_not_closed_meanwhile(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number would be that of another file by then."""
+    looked_at, seen = threading.Event(), threading.Event()
+    attach = Blob.attach
+
+    def slow_attach(blob: Blob, path: Path, *, keep_open: bool = True) -> bool:
+        found = attach(blob, path, keep_open=keep_open)
+        if blob.generation.key == "slow":
+            looked_at.set()
+            seen.wait(10)
+        return found
+
+    monkeypatch.setattr(Blob, "attach", slow_attach)
+    async with opened(cache) as tier:
+        tier._open_blobs._most_idle = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tier.acquire, generation_of("slow", b"content"))
+            await until(looked_at.is_set)
+            tier._open_blobs.close_idle()
+            seen.set()
+        (blob,) = [blob for blob in tier._state.blobs.values() if blob.generation.key == "slow"]
+        assert blob.opened
+        assert os.fstat(blob.fileno()).st_size == len(b"content")

@@ -59,7 +59,7 @@ class BlobFiles:
 
         The file is open, unless it was there and what the index has of it is *known*.
         """
-        blob = Blob(token, generation, chunk_size=self._chunk_size, open_files=self.open_files)
+        blob = Blob(token, generation, chunk_size=self._chunk_size)
         blob.health.digest = self.no_digest
         lost, full = list[ChunkRecord](), False
         if generation.size == 0 or not self._usable or not attach:

@@ -80,6 +80,7 @@ class OpenBlobs:
     def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
         """A blob was loaded, with *lost* chunks that its file does not have; those known to be *gone* count no more."""
         state = self._state
+        blob.join(state.open_files)  # not before: a thread used its file
         for chunk in gone:
             blob.forget(chunk)
             blob.health.digest = state.files.no_digest

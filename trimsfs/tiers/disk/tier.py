@@ -311,6 +311,7 @@ class DiskTier:
 
     async def check_holes(self, blob: Blob) -> None:
         """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
+        blob.users += 1  # so that its file stays open
         try:
             if len(blob.states) <= 1:  # a look takes less than a thread does
                 gone = chunks_in_holes(blob, blob.fileno())
@@ -319,6 +320,8 @@ class DiskTier:
         except OSError as error:
             log.warning("%s: cannot look for holes in its file in the cache: %s", blob.generation.key, error)
             return
+        finally:
+            blob.users -= 1
         for chunk in gone:
             await self.damage.check_chunk(blob, chunk, None)
 
