@@ -135,8 +135,8 @@ class Fetcher:
         blob.health.check()
         if blob.readable(start, stop):
             return blob.view(start, stop)
-        at_random = self._random_reads.record(blob, start, stop, pattern)
-        if pattern is not None and at_random:
+        at_random = False
+        if pattern is not None and (at_random := self._random_reads.record(blob, start, stop, pattern)):
             self._pause(blob)
             if self._random_reads.are_wise(blob, start, stop, pattern):
                 await self._check_running(blob)

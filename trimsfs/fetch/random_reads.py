@@ -20,9 +20,9 @@ class RandomReads:
         self._scheduler = scheduler
         self._slots = trio.Semaphore(limit)
 
-    def record(self, blob: Blob, start: int, stop: int, pattern: AccessPattern | None) -> bool:
+    def record(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> bool:
         """A program reads the bytes ``[start, stop)``, in a file with this pattern: whether it reads it at random."""
-        if pattern is None or len(blob.states) < LEAST_CHUNKS:
+        if len(blob.states) < LEAST_CHUNKS:
             return False
         pattern.record(start, stop)
         return pattern.random

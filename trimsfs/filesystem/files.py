@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
+from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.filesystem.handles import Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
@@ -120,6 +121,7 @@ class Files:
         stop = min(offset + size, file.blob.generation.size)
         if offset >= stop:
             return b""
+        file.pattern = file.pattern or AccessPattern()
         try:
             data = await self._trust.read(file.blob, offset, stop, file.pattern)
         except ObjectChangedError:

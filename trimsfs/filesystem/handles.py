@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
@@ -25,12 +25,12 @@ _RESERVE = 1 << 16
 @dataclass(slots=True)
 class OpenFile:
     """An open file; its blob is kept for it. ``reopened_by`` is the thread that reopened it, until the kernel has the
-    handle."""
+    handle; ``pattern`` is that of its reads, once the server has answered one."""
 
     inode: Inode
     blob: Blob
     reopened_by: int | None = None
-    pattern: AccessPattern = field(default_factory=AccessPattern)
+    pattern: AccessPattern | None = None
 
 
 @dataclass(slots=True)
