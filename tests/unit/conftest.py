@@ -46,7 +46,7 @@ def ledger() -> Iterator[Callable[[], Ledger]]:
 @pytest.fixture
 def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
     """Starts a server on the store; always with the same cache."""
-    return partial(served, store, tmp_path / "cache", chunk_size=chunk_size)
+    return partial(served, store=store, directory=tmp_path / "cache", chunk_size=chunk_size)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import content_of, until
-from tests.support.served import STRANGER, FakeBacking, Server, Serving, served
+from tests.support.served import STRANGER, FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.options import AccessRule
 from trimsfs.prefetch import model_readahead
@@ -31,15 +31,9 @@ def store(chunk_size: int) -> MemoryStore:
 
 
 @pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
-    return partial(
-        served,
-        store=store,
-        directory=tmp_path / "cache",
-        chunk_size=chunk_size,
-        backing=FakeBacking(),
-        cold_open="wait",
-    )
+def serving(serving: Serving, backing: FakeBacking) -> Serving:
+    """Starts a server that passes opens through, once their files are here."""
+    return partial(serving, backing=backing, cold_open="wait")
 
 
 def fetched(store: MemoryStore) -> list[str]:

@@ -1,14 +1,13 @@
 """Small files beside one that is opened come before they are asked for."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.support.parts import content_of, until
-from tests.support.served import OWNER, STRANGER, FakeBacking, Server, Serving, served
+from tests.support.served import OWNER, STRANGER, FakeBacking, Server, Serving
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreUnavailableError
 from trimsfs.options import AccessRule
@@ -29,15 +28,9 @@ def store(contents: dict[str, bytes]) -> MemoryStore:
 
 
 @pytest.fixture
-def serving(store: MemoryStore, tmp_path: Path, chunk_size: int) -> Serving:
-    return partial(
-        served,
-        store=store,
-        directory=tmp_path / "cache",
-        chunk_size=chunk_size,
-        backing=FakeBacking(),
-        cold_open="wait",
-    )
+def serving(serving: Serving, backing: FakeBacking) -> Serving:
+    """Starts a server that passes opens through, once their files are here."""
+    return partial(serving, backing=backing, cold_open="wait")
 
 
 async def quiet(server: Server) -> None:
