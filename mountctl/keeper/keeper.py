@@ -192,7 +192,8 @@ class Keeper:
     def _start(self) -> None:
         """Start a standby."""
         try:
-            spare = self._active is not None and not self._replacement.under_way
+            # A server that has died is often followed by another that does.
+            spare = self._active is not None and not self._replacement.under_way and not self._restart_policy.last_end
             server = ServerProcess(self._replacement.order, spare=spare)
         except OSError as error:
             self._reporter.log(f"cannot start a server: {error}")

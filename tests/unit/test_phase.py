@@ -132,6 +132,18 @@ def test_a_standby_takes_its_time_until_it_is_needed(scene: Scene, monkeypatch: 
     assert standby.hurries == 2
 
 
+def test_the_standby_of_a_server_that_follows_a_dead_one_is_no_spare(scene: Scene) -> None:
+    first = scene.serve()
+    scene.keeper._tick()
+    _, standby = scene.servers
+    scene.say(standby, STANDING_BY)
+    first.ended_with = 137
+    scene.keeper._tick()
+    scene.say(standby, RESENDS)
+    scene.keeper._tick()
+    assert [server.spare for server in scene.servers] == [False, True, False]
+
+
 def test_a_server_that_an_operator_waits_for_is_no_spare(scene: Scene) -> None:
     scene.serve()
     scene.keeper._tick()
