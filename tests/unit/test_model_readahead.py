@@ -237,6 +237,23 @@ async def test_the_last_load_is_replayed_after_a_restart_and_an_eviction(serving
         server.release(second)
 
 
+async def test_a_load_that_pauses_is_recorded_and_a_part_of_it_replaces_nothing(
+    serving: Serving, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_readahead, "PAUSES", 200)
+    async with serving() as server:
+        await read(server, *SHARDS[:4])
+        await recorded(server, 4)
+    async with serving() as server:
+        handle = await server.open(f"m/{SHARDS[3]}")
+        await read(server, SHARDS[2])
+        await trio.sleep(0.2)
+        await recorded(server, 4)
+        await read(server, SHARDS[4])
+        await recorded(server, 3)
+        server.release(handle)
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_only_the_used_part_of_a_file_is_replayed(serving: Serving, chunk_size: int) -> None:
     store = MemoryStore({f"m/{name}": content_of(name, 6 * chunk_size) for name in "ab"})

@@ -110,8 +110,7 @@ async def test_listings_that_no_open_follows_bring_nothing_any_more(serving: Ser
         await server.content("5/0")
         await quiet(server)
         await listed(server, "7")
-        await quiet(server)
-        assert {"5/0", "5/1", "5/2", "7/0", "7/1", "7/2"} <= fetched(store)
+        await until(lambda: {"5/0", "5/1", "5/2", "7/0", "7/1", "7/2"} <= fetched(store))
 
 
 async def test_what_the_caller_may_not_read_does_not_come(serving: Serving, store: MemoryStore) -> None:
@@ -142,6 +141,19 @@ async def test_what_came_ahead_is_counted(server: Server, store: MemoryStore) ->
     await quiet(server)
     await server.disk.evict(store.generation("dir/09"))
     assert (counted(server).wasted_files, counted(server).wasted_bytes) == (1, 109)
+
+
+async def test_what_is_opened_while_it_comes_did_not_come_ahead(server: Server, store: MemoryStore) -> None:
+    gate = store.block(method="read", key="dir/05")
+    await server.content("dir/00")
+    await until(lambda: counted(server).ahead_files == 31)
+    assert counted(server).coming_files == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.content, "dir/05")
+        await until(lambda: counted(server).coming_files == 0)
+        gate.set()
+    await quiet(server)
+    assert counted(server).ahead_files == 31
 
 
 async def test_what_fails_unasked_is_nobodys_error(

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 GAUGES = frozenset(
     {
         "budget_bytes",
+        "coming_files",
         "device_budget_bytes",
         "device_copies",
         "device_leases",
@@ -87,6 +88,7 @@ HELP = {
     "names_inodes": "Files and directories that the kernel knows.",
     "names_directories": "Directories whose names are known.",
     "names_hidden_keys": "Keys of the store that cannot be files.",
+    "prefetch_coming_files": "Files that are coming and that nobody has asked for yet.",
     "prefetch_ahead_files": "Files that came, at least in part, before anybody asked for them.",
     "prefetch_ahead_bytes": "Bytes that came before anybody asked for them.",
     "prefetch_used_files": "Files that came ahead and were opened then.",

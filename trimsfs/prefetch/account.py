@@ -1,8 +1,12 @@
 """The account of what was fetched ahead: how much of it was used, and how much was wasted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cachetools import LRUCache
+
+from trimsfs.tiers.blob import Blob
 
 REMEMBERED = 1 << 16
 """Files that are remembered until they are opened or go."""
@@ -10,9 +14,11 @@ REMEMBERED = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefetchStatistics:
-    """Counts since the server started, of files that nobody had asked for: those that came, at least in part; those
-    of them that were opened then; and those that were stopped, evicted or closed before anybody opened them."""
+    """Files that are coming and that nobody has asked for; and counts of such files since the server started: those
+    that came, at least in part; those of them that were opened then; and those that were stopped, evicted or closed
+    before anybody opened them."""
 
+    coming_files: int
     ahead_files: int
     ahead_bytes: int
     used_files: int
@@ -25,6 +31,7 @@ class Account:
     """Counts the files that come ahead, by the tokens of their blobs."""
 
     def __init__(self) -> None:
+        self._coming = set[str]()
         self._unused: LRUCache[str, int] = LRUCache(REMEMBERED)
         self._ahead = [0, 0]
         self._used = [0, 0]
@@ -32,6 +39,7 @@ class Account:
 
     def statistics(self) -> PrefetchStatistics:
         return PrefetchStatistics(
+            coming_files=len(self._coming),
             ahead_files=self._ahead[0],
             ahead_bytes=self._ahead[1],
             used_files=self._used[0],
@@ -40,8 +48,19 @@ class Account:
             wasted_bytes=self._wasted[1],
         )
 
-    def came(self, token: str, size: int) -> None:
-        """So many bytes of a file have come ahead."""
+    @contextmanager
+    def coming(self, blob: Blob) -> Iterator[None]:
+        """A file comes ahead; what somebody opens meanwhile does not."""
+        before = blob.present_bytes
+        self._coming.add(blob.token)
+        try:
+            yield
+        finally:
+            if blob.token in self._coming:
+                self._coming.remove(blob.token)
+                self._came(blob.token, blob.present_bytes - before)
+
+    def _came(self, token: str, size: int) -> None:
         if size > 0:
             self._ahead[0] += token not in self._unused
             self._ahead[1] += size
@@ -49,6 +68,7 @@ class Account:
 
     def opened(self, token: str) -> None:
         """A file is opened."""
+        self._coming.discard(token)
         size = self._unused.pop(token, None)
         if size is not None:
             self._used[0] += 1

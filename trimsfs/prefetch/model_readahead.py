@@ -14,7 +14,7 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.namespace.tree import Namespace
 from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.directory_readahead import Readable
-from trimsfs.prefetch.load_history import Want, packed, ranges
+from trimsfs.prefetch.load_history import Want, packed, ranges, unpacked
 from trimsfs.prefetch.load_plan import LoadPlanner
 from trimsfs.prefetch.load_window import DESCRIBED_FILES, LoadWindow
 from trimsfs.tiers.blob import Blob, ChunkState
@@ -27,6 +27,8 @@ FILES_AT_ONCE = 2
 """Files of one load that come at once: enough to keep the store busy from one to the next."""
 IDLE_S = 10.0
 """A load of which nothing is open ends after so long without an open: programs convert what they have read."""
+PAUSES = 10
+"""A tenth of that is a pause, in which a load is recorded so far: its server may not live to see its end."""
 MOST_LOADS = 256
 """Directories that are being loaded at once."""
 
@@ -205,13 +207,9 @@ class ModelReadahead:
         try:
             with scope:
                 async with self._disk.using(generation) as blob:
-                    before = blob.present_bytes
                     self._advance(load)  # the next one asks after this one, so that they come in order
-                    try:
+                    with self._account.coming(blob):
                         await self._bring_blob(blob, load.parts.get(key))
-                    finally:
-                        if key not in load.window.opened:
-                            self._account.came(blob.token, blob.present_bytes - before)
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", key, error)
         finally:
@@ -240,11 +238,15 @@ class ModelReadahead:
             self._background.start(self._end_when_idle, load)
 
     async def _end_when_idle(self, load: Load) -> None:
+        recorded = 0.0
         while True:
-            left = load.active + IDLE_S - trio.current_time()
-            if left <= 0 and not (self._whole and load.coming):
+            idle = trio.current_time() - load.active
+            if idle >= IDLE_S and not (self._whole and load.coming):
                 break
-            await trio.sleep(max(left, IDLE_S / 10))
+            if idle >= IDLE_S / PAUSES and recorded < load.active:
+                recorded = trio.current_time()
+                await self._record(load, paused=True)
+            await trio.sleep(IDLE_S / PAUSES)
         load.watched = False
         if self._loads.get(load.prefix) is not load:
             return
@@ -266,13 +268,20 @@ class ModelReadahead:
         if load.used and self._background.running:
             self._background.start(self._record, load)
 
-    async def _record(self, load: Load) -> None:
+    async def _record(self, load: Load, *, paused: bool = False) -> None:
+        """Record what was read; of a load that has only *paused*, nothing while it reads a file, nor a part of what the
+        last one read: the rest may follow."""
         for token in load.handles:
             blob = self._disk.known(token)
             if blob is not None:
+                if paused and not blob.complete:
+                    return
                 self._record_use(load, blob)
         record, known = packed(load.used.values()), await self._disk.loads.last(load.prefix)
-        if record != known and (known is None or len(load.used) > 1):
+        if record == known or (len(load.used) < 2 and (paused or known is not None)):
+            return
+        names = {want.name for want in load.used.values()}
+        if not (paused and known is not None and names <= {want.name for want in unpacked(known)}):
             await self._disk.loads.record(load.prefix, record)
 
 

@@ -108,9 +108,8 @@ class Siblings:
     async def _fetch_one(self, generation: Generation) -> None:
         try:
             async with self._disk.using(generation) as blob:
-                missing = blob.missing_bytes
-                await self._fetcher.fetch_all(blob, ahead=True)
-                self._account.came(blob.token, missing)
+                with self._account.coming(blob):
+                    await self._fetcher.fetch_all(blob, ahead=True)
                 await self._passthrough.register(blob)
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", generation.key, error)
