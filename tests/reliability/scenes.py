@@ -127,6 +127,17 @@ def command(path: Path, verb: str, timeout_s: float = LONGEST_S) -> dict[str, An
     raise AssertionError(f"{verb} {path} has not ended in {timeout_s:g} s")
 
 
+def at_rest(mount: MountedStore) -> None:
+    """Nothing is in use, soon, and nothing comes."""
+    used = ("files_open_handles", "disk_open_blobs", "fetch_in_flight", "fetch_waiting", "prefetch_coming_files")
+
+    def rests() -> bool:
+        metrics = mount.metrics()
+        return not any(metrics[f"trimsfs_{name}"] for name in used)
+
+    wait_until(rests, timeout_s=LONGEST_S)
+
+
 @contextlib.contextmanager
 def unharmed(one: Scene) -> Iterator[None]:
     """After the block, the server is the one of before and no defect is in its log."""

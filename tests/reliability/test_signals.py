@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.processes import states
+from tests.reliability.scenes import at_rest
 from tests.services.ceph import Ceph
 from tests.services.fast import start_fast
 from tests.services.switch import Switch, switched
-from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.mounts import MountedStore, mounted
 from tests.support.survival import Survival, Survived
 
 MODEL = random.Random(11).randbytes(20 << 20)
@@ -131,17 +132,6 @@ def test_a_process_that_is_killed_goes_at_once_whatever_it_waits_for(
             recovery_s=took,
         )
     )
-
-
-def at_rest(mount: MountedStore) -> None:
-    """Nothing is in use, soon."""
-    used = ("files_open_handles", "disk_open_blobs", "fetch_in_flight", "fetch_waiting")
-
-    def rests() -> bool:
-        metrics = mount.metrics()
-        return not any(metrics[f"trimsfs_{name}"] for name in used)
-
-    wait_until(rests, timeout_s=20)
 
 
 @pytest.mark.parametrize("cold_open", [pytest.param("stream", marks=pytest.mark.slow), "wait"])

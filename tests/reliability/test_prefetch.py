@@ -1,0 +1,143 @@
+"""Servers killed while something comes ahead, again and again: programs that load models notice nothing."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.caches import disagreements
+from tests.reliability.loader import MIB, UNNUMBERED, UNNUMBERED_MODELS, Loader, models_in
+from tests.reliability.processes import descendants, described
+from tests.reliability.scenes import at_rest
+from tests.services.fast import start_fast
+from tests.support.keepers import keeper, serving
+from tests.support.mounts import MountedStore, mounted, wait_until
+from tests.support.parts import blob_files
+from tests.support.readers import Processes
+from tests.support.survival import Survival, Survived
+
+BUDGET = 72 * MIB
+"""Of the cache: half of what there is."""
+RATE = 6 * MIB
+"""Bytes a second of a connection: a shard takes a fifth of a second, so that most of the time one comes ahead."""
+LOADERS = 3
+FETCH_PROCESSES = 2
+PROCESSES = 4 + FETCH_PROCESSES
+"""The keeper, a server, its spawner, a standby, and those that fetch."""
+COMES_S = 20.0
+BLOCK = 4096
+
+
+class Kills:
+    """Kills the servers of a mount while they fetch ahead; ``used_files`` counts what programs used of it."""
+
+    def __init__(self, mount: MountedStore) -> None:
+        self._mount = mount
+        self._draw = random.Random(2)
+        self.killed = 0
+        self.used_files = 0
+
+    def kill(self) -> None:
+        """Kill the server as something comes ahead, and wait for the next."""
+        pid = int(str(keeper(self._mount)["server_pid"]))
+        if self.killed % 3 == 2:
+            time.sleep(1.1)  # servers that end at once, again and again, are given up
+        wait_until(self._comes, timeout_s=COMES_S)
+        time.sleep(self._draw.uniform(0, 0.05))
+        used = self._used
+        os.kill(pid, signal.SIGKILL)
+        serving(self._mount, not_by=pid)
+        self.killed += 1
+        self.used_files += used
+
+    def _comes(self) -> bool:
+        metrics = self._mount.metrics()
+        self._used = int(metrics["trimsfs_prefetch_used_files_total"])
+        return metrics["trimsfs_prefetch_coming_files"] > 0
+
+
+def recorded(cache: Path) -> list[list[str]]:
+    """The names of the files that are recorded of each load."""
+    with contextlib.closing(sqlite3.connect(cache / "index.sqlite")) as index:
+        return [[name for name, _ in json.loads(files)] for (files,) in index.execute("SELECT files FROM loads")]
+
+
+def load_unnumbered(mount: MountedStore, bucket: Path) -> None:
+    """Load the models of whose order only the record of their last load tells, and wait for that."""
+    loader = Loader(mount.path, bucket, 0)
+    with ThreadPoolExecutor() as pool:
+        for name in UNNUMBERED:
+            list(pool.map(loader.read, [f"{model}/{name}" for model in UNNUMBERED_MODELS]))
+    assert loader.report.wrong == []
+    wait_until(lambda: recorded(mount.cache).count(UNNUMBERED) == len(UNNUMBERED_MODELS))
+
+
+def check_what_is_here(mount: MountedStore, bucket: Path) -> None:
+    """Every file of which something is on the disk can be read, and is right."""
+    loader = Loader(mount.path, bucket, 0)
+    names = [str(path.relative_to(bucket)) for path in sorted(bucket.rglob("*")) if path.is_file()]
+    here = [name for name in names if mount.info(name)["residency"]["disk"]]
+    assert here
+    for name in here:
+        loader.read(name)
+    assert loader.report.wrong == []
+
+
+def allocated(cache: Path) -> int:
+    """Bytes of the disk that blobs take beyond what rounding to blocks does."""
+    files = blob_files(cache)
+    return sum(path.stat().st_blocks * 512 for path in files) - BLOCK * len(files)
+
+
+@pytest.mark.parametrize("cold_open", ["stream", "auto"])
+@pytest.mark.parametrize("kills", [4, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(5400)])])
+def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
+    kills: int, cold_open: str, tmp_path: Path, survived: Survived
+) -> None:
+    bucket = tmp_path / "buckets/bucket"
+    models_in(bucket)
+    options = (
+        *("--cold-open", cold_open, "--cache-size", f"{BUDGET}", "--min-free", "0"),
+        *("--fetch-processes", f"{FETCH_PROCESSES}"),
+    )
+    with start_fast(bucket.parent, rate=RATE) as store:
+        with mounted("s3://bucket", tmp_path / "mount", *options, environment=store.environment()) as mount:
+            load_unnumbered(mount, bucket)
+            keeper_pid = int(str(keeper(mount)["keeper_pid"]))
+            killing = Kills(mount)
+            loaders = Processes(lambda seed: Loader(mount.path, bucket, seed), tmp_path, count=LOADERS)
+            try:
+                for _ in range(kills):
+                    killing.kill()
+            finally:
+                report = loaders.stop()
+            assert (report.errors, report.wrong) == ([], [])
+            at_rest(mount)
+            wait_until(lambda: allocated(mount.cache) <= BUDGET)
+            assert keeper(mount)["restarts"] == kills
+            processes = list(descendants(keeper_pid))
+            assert len(processes) <= PROCESSES, list(map(described, processes))
+            assert "Traceback" not in mount.log()
+        assert disagreements(mount.cache) == []
+        with mounted("s3://bucket", tmp_path / "mount", *options, environment=store.environment()) as mount:
+            check_what_is_here(mount, bucket)
+        assert disagreements(mount.cache) == []
+    print(f"{kills} kills: {killing.used_files} files that came ahead were used")
+    assert killing.used_files > 0
+    survived(
+        Survival(
+            fault=f"server killed while it fetches ahead, cold opens {cold_open}",
+            injected=killing.killed,
+            operations=report.operations,
+            errors=report.unexpected(),
+            wrong=len(report.wrong),
+            recovery_s=max(report.worst_s.values()),
+        )
+    )
