@@ -15,9 +15,12 @@ from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreStalled
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, moment
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.s3.answers import Transport
 from trimsfs.stores.s3.client import make_client
 from trimsfs.stores.s3.digests import digest_by_etag, digest_of
 from trimsfs.stores.s3.errors import translated
+from trimsfs.stores.s3.requests import Condition, ObjectRequests
+from trimsfs.stores.s3.timestamps import parsed
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -33,11 +36,6 @@ SMALL = 8 << 20
 """Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
-
-
-class _Condition(TypedDict, total=False):
-    IfMatch: str
-    VersionId: str
 
 
 class _Continuation(TypedDict, total=False):
@@ -58,6 +56,8 @@ class S3Store:
         self._reads = trio.CapacityLimiter(max_requests)
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
         self._client = make_client(options, max_requests + METADATA_THREADS)
+        transport = Transport(self._client, 2 * options.stall_timeout)
+        self._objects = ObjectRequests(self._client, transport, bucket)
 
     @property
     def identity(self) -> str:
@@ -156,24 +156,22 @@ class S3Store:
         )
 
     def _head(self, key: str) -> Generation:
-        answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        headers = self._objects.head(self._prefix + key).headers
         return Generation(
             key=key,
-            etag=answer["ETag"],
-            size=answer["ContentLength"],
-            modified_ns=_seconds(answer["LastModified"]),
-            version_id=_version(answer.get("VersionId")),
+            etag=headers["etag"],
+            size=int(headers["content-length"]),
+            modified_ns=_seconds(parsed(headers["last-modified"])),
+            version_id=_version(headers.get("x-amz-version-id")),
         )
 
     def _digest(self, generation: Generation) -> Digest | None:
-        head = partial(
-            self._client.head_object, Bucket=self._bucket, Key=self._prefix + generation.key, **_condition(generation)
-        )
-        digest = digest_of(head(ChecksumMode="ENABLED"))
+        head = partial(self._objects.head, self._prefix + generation.key, **_condition(generation))
+        digest = digest_of(head(ChecksumMode="ENABLED").headers)
         if digest is None or not digest.parts:
             return digest
         try:
-            first = head(PartNumber=1)["ContentLength"]
+            first = int(head(PartNumber=1).headers["content-length"])
         except botocore.exceptions.ClientError:
             return digest  # this server does not support PartNumber
         fits = first > 0 and -(-generation.size // first) == digest.parts
@@ -182,26 +180,23 @@ class S3Store:
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
         """The body of an answer whose headers are right, and its version id."""
         last = offset + length - 1
-        answer = self._client.get_object(
-            Bucket=self._bucket,
-            Key=self._prefix + generation.key,
-            Range=f"bytes={offset}-{last}",
-            **_condition(generation),
+        answer = self._objects.get(
+            self._prefix + generation.key, Range=f"bytes={offset}-{last}", **_condition(generation)
         )
-        body: Any = answer["Body"]
+        headers, body = answer.headers, answer.body
         try:
-            expected, sent = f"bytes {offset}-{last}/{generation.size}", answer.get("ContentRange")
+            expected, sent = f"bytes {offset}-{last}/{generation.size}", headers.get("content-range")
             if sent != expected:
                 raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
-            etag = answer.get("ETag")
+            etag = headers.get("etag")
             if etag is None:
                 raise TransientStoreError(f"{generation.key}: got no ETag")
             if etag != generation.etag:
                 raise ObjectChangedError(f"{generation.key}: its ETag is now {etag}")
+            return body, _version(headers.get("x-amz-version-id"))
         except BaseException:
             body.close()
             raise
-        return body, _version(answer.get("VersionId"))
 
     def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
         """What a request gives, as a whole: another switch of threads takes longer than a few bytes."""
@@ -212,8 +207,7 @@ class S3Store:
 
     def _receive(self, body: Any, length: int, sink: Sink) -> None:
         with closing(body):
-            # The SDK's own stream has no read1(); urllib3's below it has.
-            self._pass_on(body._raw_stream, length, sink)
+            self._pass_on(body, length, sink)
 
     def _pass_on(self, stream: Any, length: int, sink: Sink) -> None:
         done = mark = 0
@@ -232,9 +226,9 @@ class S3Store:
                 mark, marked = done, time.monotonic()
 
 
-def _condition(generation: Generation) -> _Condition:
+def _condition(generation: Generation) -> Condition:
     """The condition that the object is still of this generation."""
-    condition: _Condition = {"IfMatch": generation.etag}
+    condition: Condition = {"IfMatch": generation.etag}
     if generation.version_id is not None:
         condition["VersionId"] = generation.version_id
     return condition

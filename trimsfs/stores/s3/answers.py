@@ -1,9 +1,9 @@
 """Bounds on the answers that the SDK reads whole, as listings and errors: in size and in time."""
 
+import threading
 import time
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.awsrequest import AWSResponse
 
@@ -12,29 +12,60 @@ from trimsfs.errors import StoreStalledError, TransientStoreError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
+
 ANSWER_LIMIT = 4 << 20
 """Bytes of the longest answer: 1000 names of 1024 bytes, each of which may be written as three, fit in."""
 _PIECE = 1 << 16
 
 
-def bound(client: "S3Client", timeout_s: float) -> None:
-    """Have a client read no more than ANSWER_LIMIT bytes of an answer, and for no longer than *timeout_s*.
+class Transport:
+    """Sends a client's requests in the SDK's place. Reads no more than ANSWER_LIMIT bytes of an answer that it reads
+    whole, and for no longer than *timeout_s*.
 
     The SDK alone would read everything into memory, and wait for as long as a byte comes now and then.
     """
-    session = client._endpoint.http_session  # type: ignore[attr-defined]  # the SDK has no other way to it
-    send: Any = partial(_send, session, timeout_s)  # botocore takes what it returns for the answer
-    client.meta.events.register("before-send.s3", send)
+
+    def __init__(self, client: "S3Client", timeout_s: float) -> None:
+        self._session: Any = client._endpoint.http_session  # type: ignore[attr-defined]  # there is no other way to it
+        self._timeout_s = timeout_s
+        self._call = _Call()
+        before_send: Any = self._before_send  # botocore takes what it returns for the answer
+        client.meta.events.register("before-send.s3", before_send)
+
+    def send(self, request: Any) -> AWSResponse:
+        """Send a request. A body is left to be read if it is a stream and a success. Raises as the SDK's session does,
+        and TransientStoreError."""
+        streamed, request.stream_output = request.stream_output, True  # the body is not to be read yet
+        response: Any = self._session.send(request)
+        request.stream_output = streamed
+        if streamed and response.status_code < 300:
+            return response  # type: ignore[no-any-return]
+        body = _received(response.raw, self._timeout_s)
+        return AWSResponse(response.url, response.status_code, response.headers, _Body(body))
+
+    def watched(self, call: Callable[[], T], response: AWSResponse | None = None) -> tuple[T, Any]:
+        """What the SDK returns from a call, and the last request that it made for it.
+
+        With a *response*, its first request is not sent: this is the answer.
+        """
+        self._call.response = response
+        try:
+            return call(), self._call.sent
+        finally:
+            self._call.response = self._call.sent = None
+
+    def _before_send(self, request: Any, **_: object) -> AWSResponse:
+        response, self._call.response = self._call.response, None
+        self._call.sent = request
+        return self.send(request) if response is None else response
 
 
-def _send(session: Any, timeout_s: float, request: Any, **_: object) -> Any:
-    """Send a request in the SDK's place. Raises as that, and TransientStoreError."""
-    streamed, request.stream_output = request.stream_output, True  # the body is not to be read yet
-    response: Any = session.send(request)
-    if streamed and response.status_code < 300:
-        return response
-    body = _received(response.raw, timeout_s)
-    return AWSResponse(response.url, response.status_code, response.headers, _Body(body))
+class _Call(threading.local):
+    """The SDK's call in this thread."""
+
+    response: AWSResponse | None = None
+    sent: Any = None
 
 
 def _received(raw: Any, timeout_s: float) -> bytes:

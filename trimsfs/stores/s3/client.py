@@ -11,7 +11,7 @@ from botocore.config import Config
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
-from trimsfs.stores.s3.answers import bound
+from trimsfs.stores.s3.timestamps import parsed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -41,11 +41,12 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
         if session.region_name is None and options.endpoint_url is not None:
             # A server other than AWS seldom cares, but a signature needs some region.
             session = boto3.Session(profile_name=options.profile, region_name="us-east-1")
+        parsers = session._session.get_component("response_parser_factory")
+        parsers.set_parser_defaults(timestamp_parser=parsed)
         client = session.client("s3", endpoint_url=options.endpoint_url, config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
     client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
-    bound(client, 2 * options.stall_timeout)
     return client
 
 

@@ -3,7 +3,6 @@
 import base64
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from trimsfs.stores.digests import Algorithm, Digest
 
@@ -15,18 +14,20 @@ _OTHER_ETAGS = ("aws:kms", "aws:kms:dsse")
 """Ways of encryption whose ETags are no digests."""
 
 
-def digest_of(head: Mapping[str, Any]) -> Digest | None:
+def digest_of(headers: Mapping[str, str]) -> Digest | None:
     """The digest in the answer to a HEAD request with ``ChecksumMode``; None when there is none."""
     for algorithm in _CHECKSUMS:
-        told = head.get(f"Checksum{algorithm.upper()}")
+        told = headers.get(f"x-amz-checksum-{algorithm}")
         if told is None:
             continue
         match = _CHECKSUM.fullmatch(told)
         if match is None:
             return None  # not one that we could compute
         return Digest(algorithm=algorithm, value=base64.b64decode(match[1]), parts=int(match[2] or 0))
-    encrypted = head.get("ServerSideEncryption") in _OTHER_ETAGS or head.get("SSECustomerAlgorithm") is not None
-    return None if encrypted else digest_by_etag(head["ETag"])
+    encryption = headers.get("x-amz-server-side-encryption")
+    customer_key = headers.get("x-amz-server-side-encryption-customer-algorithm")
+    encrypted = encryption in _OTHER_ETAGS or customer_key is not None
+    return None if encrypted else digest_by_etag(headers["etag"])
 
 
 def digest_by_etag(etag: str) -> Digest | None:

@@ -95,6 +95,8 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
     if isinstance(error, _NO_CREDENTIALS):
         remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --profile, or --anonymous"
         return StoreAccessError(f"{subject}: {said}: {remedy}")
+    if isinstance(error, RuntimeError) and "credentials" in said:
+        return StoreAccessError(f"{subject}: {said}: renew the credentials")
     if isinstance(error, botocore.exceptions.ParamValidationError):
         return BucketNotFoundError(f"{subject}: {said}")
     if isinstance(error, botocore.exceptions.BotoCoreError):

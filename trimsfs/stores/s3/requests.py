@@ -1,0 +1,190 @@
+"""GET and HEAD requests for a bucket's objects, without what the SDK works out anew for each call.
+
+The first request of a kind is the SDK's own. Those that follow are copied from it but for key, range and conditions,
+signed by the SDK's signer and sent by its session. The SDK gets every answer that is not a success as if it had sent
+the request: it parses errors, follows redirects, and raises what it always raises.
+"""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from botocore import UNSIGNED
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
+from botocore.utils import percent_encode, percent_encode_sequence
+
+from trimsfs.stores.s3.answers import Transport
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Operation = Literal["get_object", "head_object"]
+
+_HEADERS = {"Range": "Range", "IfMatch": "If-Match", "ChecksumMode": "x-amz-checksum-mode"}
+_QUERY = {"VersionId": "versionId", "PartNumber": "partNumber"}
+_SIGNATURES = {"v4", "s3v4", UNSIGNED}
+"""Those that need nothing but credentials, name and region; all others are left to the SDK."""
+_SIGNATURE = "trimsfs_signature"
+_BY_SIGNER = {"authorization", "date", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"}
+_INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
+_DIFFERENT_EACH_TIME = {"x-amz-date", "x-amz-security-token", _INVOCATION}
+
+
+class Condition(TypedDict, total=False):
+    """The content that a request is for, by the SDK's names."""
+
+    IfMatch: str
+    VersionId: str
+
+
+class Parameters(Condition, total=False):
+    """All that a request may ask for."""
+
+    Range: str
+    ChecksumMode: Literal["ENABLED"]
+    PartNumber: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectAnswer:
+    """A success. The names of ``headers`` are asked for in lower case; ``body`` is urllib3's stream, None for HEAD."""
+
+    headers: Mapping[str, str]
+    body: Any
+
+
+class ObjectRequests:
+    """Requests for the objects of a bucket. Any thread may make one; it raises what the SDK raises."""
+
+    def __init__(self, client: "S3Client", transport: Transport, bucket: str) -> None:
+        self._client = client
+        self._transport = transport
+        self._bucket = bucket
+        self._templates: dict[Operation, _Template | None] = {}
+        client.meta.events.register("before-sign.s3", _note_signature)
+
+    def get(self, key: str, **parameters: Unpack[Parameters]) -> ObjectAnswer:
+        """GET an object. The caller closes the body."""
+        return self._answer("get_object", key, parameters)
+
+    def head(self, key: str, **parameters: Unpack[Parameters]) -> ObjectAnswer:
+        """Ask for an object's headers."""
+        return self._answer("head_object", key, parameters)
+
+    def _answer(self, operation: Operation, key: str, parameters: Parameters) -> ObjectAnswer:
+        template = self._templates.get(operation)
+        if template is None:
+            return self._by_sdk(operation, key, parameters)
+        response = self._transport.send(template.request(self._client, key, parameters))
+        if response.status_code < 300:
+            return ObjectAnswer(response.headers, response.raw)
+        return self._by_sdk(operation, key, parameters, response)
+
+    def _by_sdk(self, operation: Operation, key: str, parameters: Parameters, response: Any = None) -> ObjectAnswer:
+        """Have the SDK make a request, or take *response* for the answer to it; later ones are to be like it."""
+        call: Any = partial(getattr(self._client, operation), Bucket=self._bucket, Key=key, **parameters)
+        result, request = self._transport.watched(call, response)
+        about = result["ResponseMetadata"]
+        # A request that was redirected is no model: the next one goes where the SDK has learnt that the bucket is.
+        redirected = about.get("RetryAttempts") != 0
+        self._templates[operation] = None if redirected else _learned(self._client, request, key, parameters)
+        return ObjectAnswer(about["HTTPHeaders"], result["Body"]._raw_stream if "Body" in result else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Template:
+    """What all requests of an operation share. ``base`` is the URL up to the key; ``headers`` are neither the signer's
+    nor those that say which attempt this is."""
+
+    method: str
+    base: str
+    headers: Mapping[str, str]
+    attempt: str | None
+    signature_version: Any
+    signing_name: str | None
+    region: str | None
+    streamed: bool
+
+    def request(self, client: Any, key: str, parameters: Parameters) -> AWSPreparedRequest:
+        """A request that is ready to be sent. Raises what signing raises: credentials are looked up anew each time."""
+        own = {_HEADERS[name]: value for name, value in parameters.items() if name in _HEADERS}
+        request: Any = AWSRequest(
+            method=self.method,
+            url=self.base + _tail(key, parameters),
+            headers={**own, **self.headers},
+            stream_output=self.streamed,
+        )
+        request.context["client_config"] = client.meta.config
+        if self.signature_version is not UNSIGNED:
+            client._request_signer.get_auth_instance(
+                self.signing_name, self.region, signature_version=self.signature_version
+            ).add_auth(request)
+        if self.attempt is not None:
+            request.headers[_INVOCATION] = str(uuid.uuid4())
+            request.headers[_ATTEMPT] = self.attempt
+        prepared: AWSPreparedRequest = client._endpoint.prepare_request(request)
+        return prepared
+
+
+def _tail(key: str, parameters: Parameters) -> str:
+    """What follows the bucket's URL, quoted as the SDK quotes it."""
+    query = {_QUERY[name]: value for name, value in parameters.items() if name in _QUERY}
+    path: str = percent_encode(key, safe="/~")
+    return f"{path}?{percent_encode_sequence(query)}" if query else path
+
+
+def _note_signature(request: Any, signature_version: Any, **_: object) -> None:
+    """Keep what the SDK tells only before it signs."""
+    request.context[_SIGNATURE] = signature_version
+
+
+def _learned(client: Any, sent: Any, key: str, parameters: Parameters) -> _Template | None:
+    """The template of a request that the SDK has sent; None unless it makes the very same request."""
+    version, tail = sent.context.get(_SIGNATURE), _tail(key, parameters)
+    if version not in _SIGNATURES or not sent.url.endswith(tail):
+        return None
+    headers = _headers(sent)
+    own = {_HEADERS[name].lower() for name in parameters if name in _HEADERS}
+    signing = sent.context.get("signing", {})
+    template = _Template(
+        method=sent.method,
+        base=sent.url.removesuffix(tail),
+        headers={
+            name: value
+            for name, value in ((str(name), _text(value)) for name, value in sent.headers.items())
+            if name.lower() not in _BY_SIGNER | own | {_INVOCATION, _ATTEMPT}
+        },
+        attempt=headers.get(_ATTEMPT),
+        signature_version=version,
+        signing_name=signing.get("signing_name"),
+        region=signing.get("region"),
+        streamed=sent.stream_output,
+    )
+    return template if _same(template.request(client, key, parameters), sent) else None
+
+
+def _same(made: Any, sent: Any) -> bool:
+    """Whether two requests say the same, each at its time."""
+    return (made.method, made.url, made.body, made.stream_output, _comparable(made)) == (
+        *(sent.method, sent.url, sent.body, sent.stream_output),
+        _comparable(sent),
+    )
+
+
+def _comparable(request: Any) -> dict[str, str]:
+    """The headers of a request, without what is different each time: credentials may have been renewed as well."""
+    headers = {name: "" if name in _DIFFERENT_EACH_TIME else value for name, value in _headers(request).items()}
+    if "authorization" in headers:
+        _, _, scope = headers["authorization"].partition("/")
+        headers["authorization"] = scope.partition("Signature=")[0]
+    return headers
+
+
+def _headers(request: Any) -> dict[str, str]:
+    return {str(name).lower(): _text(value) for name, value in request.headers.items()}
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
