@@ -8,6 +8,7 @@ import select
 import stat
 import subprocess
 from collections.abc import Mapping
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,18 @@ class Connection:
         self.identity = mounting.identify(self._mountpoint)
         return {}
 
-    def open_backing(self, files: list[int]) -> dict[str, Any]:
-        """Register a backing file; its id or the error, as the answer to the server."""
+    def open_backings(self, files: list[int], count: int) -> list[dict[str, Any]]:
+        """Register *count* backing files; the id or the error of each, as the answer to the server."""
+        # The kernel drops the descriptors that there is no room for.
+        return [self._open_backing(file) for file in islice(chain(files, repeat(None)), count)]
+
+    def _open_backing(self, file: int | None) -> dict[str, Any]:
         try:
-            if not files:  # the kernel drops a descriptor that there is no room for
+            if file is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            if not _readable(files[0]):
+            if not _readable(file):
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-            return {"id": mounting.open_backing(self._held["fuse"], files[0])}
+            return {"id": mounting.open_backing(self._held["fuse"], file)}
         except OSError as error:
             return {"errno": error.errno, "error": error.strerror}
 

@@ -83,7 +83,7 @@ class Keeper:
         self._phase = Phase.REPLACEABLE if self._connection.mounted else Phase.STARTING
         self._active: ServerProcess | None = None
         self._standby: ServerProcess | None = None
-        self._unclaimed: int | None = None
+        self._unclaimed: list[int] = []
         """A backing id that the last server may have died before hearing of."""
         self._ledger_version: str | None = None
         """Of the server that was ready last; None until one was."""
@@ -215,7 +215,9 @@ class Keeper:
         held = self._connection.for_server()
         promotion = {
             "descriptors": list(held),
-            "unclaimed": self._unclaimed,
+            "unclaimed": self._unclaimed[-1] if self._unclaimed else None,  # for servers of earlier versions
+            "all_unclaimed": self._unclaimed,
+            "backing_limit": protocol.BACKING_LIMIT,
             "restarts": self._restart_policy.restarts,
         }
         server.send(promotion, list(held.values()))
@@ -235,9 +237,9 @@ class Keeper:
                 answer = connection.mount(descriptors.pop())
                 server.send(answer, [connection.for_server()["fuse"]] if connection.mounted else [])
             case protocol.BackingOpen() if connection.mounted:
-                answer = connection.open_backing(descriptors)
-                server.unclaimed = answer.get("id")
-                server.send(answer)
+                answers = connection.open_backings(descriptors, message.count or 1)
+                server.unclaimed = [answer["id"] for answer in answers if "id" in answer]
+                server.send({"answers": answers} if message.count else answers[0])
             case protocol.BackingClose() if connection.mounted:
                 connection.close_backing(message.number)
             case protocol.Hold() | protocol.LetGo() | protocol.Recall() | protocol.Listen():

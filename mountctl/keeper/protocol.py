@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from trimsfs.text import printable
 
 MESSAGE_LIMIT = 8192
-DESCRIPTOR_LIMIT = 1
+BACKING_LIMIT = 32
+"""Most files that one message registers."""
+DESCRIPTOR_LIMIT = BACKING_LIMIT
 _KIND = re.compile(r"[A-Za-z]{1,64}")
 _VERSION = re.compile(r"[0-9a-z.]{1,16}")
 _TEXT_LIMIT = 4096
@@ -37,7 +39,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class BackingOpen:
-    """Register the file of the descriptor that comes with it. Answered with its id, or the error."""
+    """Register the files of *count* descriptors that come with it. Answered with the id of each, or the error; without
+    a count, as earlier versions send it, with that of the only one."""
+
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ _PLAIN: dict[str, Message] = {
     "alive": Alive(),
 }
 _NUMBERED: dict[str, Callable[[int], Message]] = {"hold": Hold, "let-go": LetGo, "recall": Recall}
-_WITH_DESCRIPTOR = (Mount, BackingOpen, Hold)
+_WITH_DESCRIPTOR = (Mount, Hold)
 
 
 def parse(data: bytes) -> Message:
@@ -116,6 +121,8 @@ def parse(data: bytes) -> Message:
         case {"type": "standing-by", "ledger": str(ledger), **nothing} if not nothing:
             if _VERSION.fullmatch(ledger):
                 return StandingBy(ledger)
+        case {"type": "backing-open", "count": count, **nothing} if not nothing and _is_count(count):
+            return BackingOpen(count)
         case {"type": "backing-close", "id": number, **nothing} if not nothing:
             if _is_number(number):
                 return BackingClose(number)
@@ -130,10 +137,16 @@ def parse(data: bytes) -> Message:
     raise ProtocolError("not one of the messages")
 
 
-def _is_number(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
+    return _is_number(value) and value <= BACKING_LIMIT
+
+
+def _is_number(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value <= _NUMBER_LIMIT
 
 
-def takes_descriptor(message: Message) -> bool:
-    """Whether a descriptor comes with a message."""
-    return isinstance(message, _WITH_DESCRIPTOR)
+def most_descriptors(message: Message) -> int:
+    """How many descriptors may come with a message; fewer do where the kernel finds no room for them."""
+    if isinstance(message, BackingOpen):
+        return message.count or 1
+    return 1 if isinstance(message, _WITH_DESCRIPTOR) else 0

@@ -34,8 +34,8 @@ class ServerProcess:
         self.ledger_version = ""
         self.heard_at = time.monotonic()
         self.ready_at: float | None = None
-        self.unclaimed: int | None = None
-        """A backing id that the server may have died before hearing of."""
+        self.unclaimed: list[int] = []
+        """Backing ids that the server may have died before hearing of."""
         order_file = memory_of(json.dumps(order).encode())
         try:
             self._process = subprocess.Popen(
@@ -86,10 +86,10 @@ class ServerProcess:
         if not data:
             return None, []
         self.heard_at = time.monotonic()
-        self.unclaimed = None
+        self.unclaimed = []
         try:
             message = protocol.parse(data)
-            if descriptors and not protocol.takes_descriptor(message):
+            if len(descriptors) > protocol.most_descriptors(message):
                 raise protocol.ProtocolError("a descriptor too many")
         except protocol.ProtocolError:
             for descriptor in descriptors:

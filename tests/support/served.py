@@ -380,7 +380,7 @@ async def served(
             refusal = "not wanted" if backing is None else None
             components.decide_passthrough(as_backing(backing or FakeBacking()), refusal)
             if ledger is not None:
-                await components.take_over(unclaimed=None)
+                await components.take_over(unclaimed=())
                 ledger.forget_inherited()
             await components.start_maintenance(nursery)
             server = Server(store=store, components=components, backing=backing, invalidated=invalidated)

@@ -25,6 +25,7 @@ from tests.support.messages import json_values, near_misses
         (b'{"type": "standing-by", "ledger": "1"}', protocol.StandingBy("1")),
         (b'{"type": "mount"}', protocol.Mount()),
         (b'{"type": "backing-open"}', protocol.BackingOpen()),
+        (b'{"type": "backing-open", "count": 32}', protocol.BackingOpen(32)),
         (b'{"type": "backing-close", "id": 7}', protocol.BackingClose(7)),
         (b'{"type": "hold", "number": 1}', protocol.Hold(1)),
         (b'{"type": "let-go", "number": 2147483647}', protocol.LetGo(2147483647)),
@@ -51,6 +52,9 @@ def test_messages_of_servers(data: bytes, message: protocol.Message) -> None:
         b'{"type": "standing-by"}',
         b'{"type": "standing-by", "ledger": "../x"}',
         b'{"type": "mount", "mountpoint": "/etc"}',
+        b'{"type": "backing-open", "count": 0}',
+        b'{"type": "backing-open", "count": 33}',
+        b'{"type": "backing-open", "count": true}',
         b'{"type": "backing-close"}',
         b'{"type": "backing-close", "id": 0}',
         b'{"type": "backing-close", "id": -1}',
@@ -96,6 +100,8 @@ def test_what_is_nearly_a_message_holds_only_what_it_may(fields: dict[str, Any])
         return
     assert "more" not in fields
     match message:
+        case protocol.BackingOpen(count):
+            assert count is None or 0 < count <= protocol.BACKING_LIMIT
         case protocol.BackingClose(number) | protocol.Hold(number) | protocol.LetGo(number) | protocol.Recall(number):
             assert 0 < number < 1 << 31
         case protocol.Failed(kind, error):

@@ -20,6 +20,7 @@ right = (
     | st.builds(
         lambda kind, number: {"type": kind, "number": number}, st.sampled_from(["hold", "let-go", "recall"]), numbers
     )
+    | st.integers(1, 3).map(lambda count: {"type": "backing-open", "count": count})
     | numbers.map(lambda number: {"type": "backing-close", "id": number})
     | st.booleans().map(lambda resends: {"type": "ready", "resends": resends})
     | st.text(max_size=20).map(lambda text: {"type": "failed", "kind": "StoreError", "error": text})

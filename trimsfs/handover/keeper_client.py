@@ -29,15 +29,17 @@ _DESCRIPTORS = ("ledger", "lock", "fuse")
 class Promotion:
     """What the keeper sends to a standby that it promotes. The first server of a mount gets no ``lock`` and ``fuse``.
 
-    ``unclaimed`` is a backing id that the server before may have died without hearing of, ``restarts`` how many servers
-    this mount has had before.
+    ``unclaimed`` are backing ids that the server before may have died without hearing of, ``restarts`` how many servers
+    this mount has had before, ``backing_limit`` how many files one message may register: None where the keeper, of an
+    earlier version, takes them one by one.
     """
 
     ledger: int
     lock: int | None
     fuse: int | None
-    unclaimed: int | None
+    unclaimed: tuple[int, ...]
     restarts: int
+    backing_limit: int | None
 
 
 def stand_by(end: socket.socket) -> Promotion | None:
@@ -47,6 +49,7 @@ def stand_by(end: socket.socket) -> Promotion | None:
     if not data:
         return None
     promotion = json.loads(data)
+    unclaimed = promotion.get("all_unclaimed", [promotion["unclaimed"]])
     given: dict[str, int | None] = dict.fromkeys(_DESCRIPTORS)
     given.update(zip(promotion["descriptors"], descriptors, strict=True))
     assert given["ledger"] is not None
@@ -54,17 +57,29 @@ def stand_by(end: socket.socket) -> Promotion | None:
         ledger=given["ledger"],
         lock=given["lock"],
         fuse=given["fuse"],
-        unclaimed=promotion["unclaimed"],
+        unclaimed=tuple(number for number in unclaimed if number is not None),
         restarts=promotion["restarts"],
+        backing_limit=promotion.get("backing_limit"),
     )
 
 
-class KeeperClient:
-    """Asks the keeper to do what only it may do."""
+@dataclass(slots=True, eq=False)
+class _Registration:
+    """A file that is to be registered as a backing file, and its id or why it has none."""
 
-    def __init__(self, end: socket.socket) -> None:
+    descriptor: int
+    result: int | FuseUnavailableError | None = None
+
+
+class KeeperClient:
+    """Asks the keeper to do what only it may do; *backing_limit* is that of the promotion."""
+
+    def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
         self._channel = Channel(end)
         self._asking = trio.Lock()
+        self._backing_limit = backing_limit
+        self._registrations: list[_Registration] = []
+        self._registering = trio.Lock()
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self.pid = os.getppid()
 
@@ -80,12 +95,42 @@ class KeeperClient:
         raise kind(answer["error"])
 
     async def open(self, descriptor: int) -> int:
-        """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError."""
-        answer, _ = await self._ask({"type": "backing-open"}, [descriptor])
-        if "error" in answer:
-            raise FuseUnavailableError(_why_no_backing(answer["errno"], answer["error"]))
-        number: int = answer["id"]
-        return number
+        """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError.
+
+        Callers that wait at the same time share one message: each takes two switches between processes.
+        """
+        registration = _Registration(descriptor)
+        self._registrations.append(registration)
+        try:
+            async with self._registering:
+                while registration.result is None:
+                    await self._register_some()
+        except BaseException:
+            if registration in self._registrations:
+                self._registrations.remove(registration)
+            elif isinstance(registration.result, int):
+                self.close(registration.result)
+            raise
+        if isinstance(registration.result, FuseUnavailableError):
+            raise registration.result.with_traceback(None)
+        return registration.result
+
+    async def _register_some(self) -> None:
+        """Register the files whose callers have waited for longest."""
+        count = min(len(self._registrations), self._backing_limit or 1)
+        some, self._registrations = self._registrations[:count], self._registrations[count:]
+        message: Message = {"type": "backing-open"} | ({"count": count} if self._backing_limit else {})
+        results: list[int | FuseUnavailableError]
+        try:
+            answer, _ = await self._ask(message, [registration.descriptor for registration in some])
+            results = [_backing_id(each) for each in (answer["answers"] if self._backing_limit else [answer])]
+        except FuseUnavailableError as error:
+            results = [error] * count
+        except trio.Cancelled:
+            self._registrations = some + self._registrations  # nothing was asked
+            raise
+        for registration, result in zip(some, results, strict=True):
+            registration.result = result
 
     def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
         """Have a backing id unregistered, soon, and call *done* then."""
@@ -174,6 +219,14 @@ def tell_failure(end: socket.socket, error: TrimsError) -> None:
         end.send(json.dumps(message).encode())
     except OSError:
         return  # the keeper is gone, or receives no more
+
+
+def _backing_id(answer: Message) -> int | FuseUnavailableError:
+    """The id of a backing file, or why there is none."""
+    if "error" in answer:
+        return FuseUnavailableError(_why_no_backing(answer["errno"], answer["error"]))
+    number: int = answer["id"]
+    return number
 
 
 def _why_no_backing(number: int, text: str) -> str:

@@ -7,7 +7,7 @@ the same move backwards. The kernel is not notified: it looks the name up again 
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -87,10 +87,10 @@ class Passthrough:
         self._reason = reason
         log.info("files are served in cached mode: %s", reason)
 
-    async def restore(self, unclaimed: int | None) -> None:
+    async def restore(self, unclaimed: Sequence[int]) -> None:
         """Take over the backing files of the server before this one; call `enable` first.
 
-        *unclaimed* is a backing id that the keeper gave to that server, which may not have recorded it.
+        *unclaimed* are backing ids that the keeper gave to that server, which may not have recorded them.
         """
         assert self._backing is not None
         known: list[tuple[Record, Generation]] = []
@@ -100,8 +100,9 @@ class Passthrough:
                 known.append((record, Generation(**json.loads(record.content))))
             else:
                 self._close(record.number)
-        if unclaimed is not None and unclaimed not in self._slots:
-            self._backing.close(unclaimed)
+        for number in unclaimed:
+            if number not in self._slots:
+                self._backing.close(number)
         blobs = await self._disk.recall([generation for _, generation in known], checked=True)
         for (record, _), blob in zip(known, blobs, strict=True):
             if blob.complete and blob.attached:

@@ -1,6 +1,6 @@
 """The components of a server, and the order in which they begin."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,10 @@ class Components:
         else:
             self.passthrough.disable(refusal)
 
-    async def take_over(self, *, unclaimed: int | None) -> None:
+    async def take_over(self, *, unclaimed: Sequence[int]) -> None:
         """Go on with what the ledger tells of the server before; call `decide_passthrough` first.
 
-        *unclaimed* is a backing id that the server before may not have heard of.
+        *unclaimed* are backing ids that the server before may not have heard of.
         """
         if self.passthrough.enabled:
             await self.passthrough.restore(unclaimed)

@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ async def serve(
         settings = ConnectionSettings.read(ledger) or ConnectionSettings(
             passthrough=options.passthrough, overlay=lies_on(options.cache_dir, "overlay"), mounted_ns=time.time_ns()
         )
-        keeper = KeeperClient(keeper_end)
+        keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         environment = Environment(
             mountpoint=mountpoint,
@@ -155,7 +156,11 @@ async def _begin(
 
 
 async def _take_over(
-    session: Session, keeper: KeeperClient, components: Components, settings: ConnectionSettings, unclaimed: int | None
+    session: Session,
+    keeper: KeeperClient,
+    components: Components,
+    settings: ConnectionSettings,
+    unclaimed: Sequence[int],
 ) -> None:
     """Go on with what the server before has left, before the first request is answered."""
     components.decide_passthrough(keeper, settings.refusal)
