@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import trio
 
@@ -314,7 +315,7 @@ class Fetcher:
 
     def _stop_later(self, blob: Blob) -> None:
         """Stop what is under way of a blob, unless somebody wants it again in a moment: many programs open twice."""
-        if self._background.running and any(batch[0].blob is blob for batch in self._flying.values()):
+        if self._background.running and any(map(partial(_is_under_way, blob), self._flying.values())):
             self._background.start(self._stop_unwanted, blob)
 
     async def _stop_unwanted(self, blob: Blob) -> None:
@@ -383,6 +384,11 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
     first, last = blob.span_of(chunk)
     return flight.can_be_read(min(stop, last) - first)
+
+
+def _is_under_way(blob: Blob, batch: Sequence[Flight]) -> bool:
+    """Whether a batch is of a blob, and has not landed."""
+    return batch[0].blob is blob and not batch[-1].done.is_set()
 
 
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:

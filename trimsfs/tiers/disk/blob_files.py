@@ -30,6 +30,12 @@ def is_full(error: OSError | sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
+def _log_failure(generation: Generation, error: OSError | sqlite3.Error) -> bool:
+    """Log why a blob has no file; whether that is a full disk."""
+    log.error("%s: cannot be cached: %s", generation.key, error)
+    return is_full(error)
+
+
 class BlobFiles:
     """The blobs of a store in a directory. All methods but `path` block on the disk.
 
@@ -53,57 +59,73 @@ class BlobFiles:
         """The digest of a blob that has not been compared: None where it is to be."""
         return None if self._compares else ""
 
-    def load(self, token: str, generation: Generation, *, attach: bool = True, known: Known | None = None) -> Loaded:
+    def load(self, token: str, generation: Generation, *, attach: bool = True) -> Loaded:
         """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
-        to be in it, and whether it was for a full disk that none could be made.
+        to be in it, and whether it was for a full disk that none could be made. Its file is open."""
+        if not attach or not self._can_have_file(generation):
+            return self._blob(token, generation), [], False
+        try:
+            known = self._index.load(token)
+            if known is None:
+                self._index.add(token, self._store, generation)
+        except sqlite3.Error as error:
+            return self._blob(token, generation), [], _log_failure(generation, error)
+        return self._attached(token, generation, known)
 
-        The file is open, unless it was there and what the index has of it is *known*.
-        """
+    def load_all(self, wanted: Mapping[str, Generation]) -> list[Loaded]:
+        """Blobs by their tokens, as of `load`; the files of those that were there are closed."""
+        try:
+            known = self._index.load_all(wanted)
+            new = {token: each for token, each in wanted.items() if token not in known and self._can_have_file(each)}
+            self._index.add_all(self._store, new)
+        except sqlite3.Error as error:
+            log.error("cannot read the cache index: %s", error)
+            return [self.load(token, generation) for token, generation in wanted.items()]
+        found = list[Loaded]()
+        for token, generation in wanted.items():
+            if self._can_have_file(generation):
+                found.append(self._attached(token, generation, known.get(token), keep_open=False))
+            else:
+                found.append((self._blob(token, generation), [], False))
+        return found
+
+    def _can_have_file(self, generation: Generation) -> bool:
+        return self._usable and generation.size > 0
+
+    def _blob(self, token: str, generation: Generation) -> Blob:
         blob = Blob(token, generation, chunk_size=self._chunk_size)
         blob.health.digest = self.no_digest
-        lost, full = list[ChunkRecord](), False
-        if generation.size == 0 or not self._usable or not attach:
-            return blob, lost, full
+        return blob
+
+    def _attached(self, token: str, generation: Generation, known: Known | None, *, keep_open: bool = True) -> Loaded:
+        """A blob with its file, as of `load`, by what the index has of it; unless *keep_open*, a new file alone is
+        open."""
+        blob, lost = self._blob(token, generation), list[ChunkRecord]()
+        path = self.path(token)
         try:
-            loaded = known or self._index.load(token)
-            if loaded is None:
-                self._index.add(token, self._store, generation)
-            path = self.path(token)
-            if loaded is None:
+            if known is None:
                 path.unlink(missing_ok=True)  # what an interrupted eviction has left may still be mapped
             try:
-                fitting = blob.attach(path, keep_open=known is None)
+                fitting = blob.attach(path, keep_open=keep_open)
             except FileNotFoundError:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 fitting = blob.attach(path)
-            if loaded is not None:
-                blob.pinned = loaded[0].pinned
+            if known is not None:
+                record, chunks = known
+                blob.pinned = record.pinned
                 if fitting:
-                    blob.recall(loaded[1])
-                    if self._compares and loaded[0].bytes == generation.size:
-                        blob.health.digest = loaded[0].digest
-                    if len(loaded[1]) < len(blob.states):
-                        free_unrecorded(blob.fileno(), generation.size, self._chunk_size, loaded[1])
+                    blob.recall(chunks)
+                    if self._compares and record.bytes == generation.size:
+                        blob.health.digest = record.digest
+                    if len(chunks) < len(blob.states):
+                        free_unrecorded(blob.fileno(), generation.size, self._chunk_size, chunks)
                 else:
-                    lost = loaded[1]
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: cannot be cached: %s", generation.key, error)
-            full = not blob.attached and is_full(error)
-        return blob, lost, full
-
-    def load_all(self, wanted: Mapping[str, Generation]) -> list[Loaded]:
-        """Blobs by their tokens, as of `load`, whose files are closed."""
-        try:
-            known = self._index.load_all(wanted)
-        except sqlite3.Error as error:
-            log.error("cannot read the cache index: %s", error)
-            known = {}
-        found = list[Loaded]()
-        for token, generation in wanted.items():
-            loaded = self.load(token, generation, known=known.get(token))
-            loaded[0].close_file()
-            found.append(loaded)
-        return found
+                    lost = chunks
+                if not keep_open:
+                    blob.close_file()
+        except OSError as error:
+            return blob, lost, _log_failure(generation, error) and not blob.attached
+        return blob, lost, False
 
     def remove(self, token: str) -> dict[int, int]:
         """Remove a blob; the bytes of its chunks that were recorded, by their numbers. Raises OSError and

@@ -63,7 +63,7 @@ class BlobIndex:
     ) -> None:
         self._path = path
         self._chunk_size = chunk_size
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._boot_id = boot_id or BOOT_ID.read_text().strip()
         try:
             self._connection, self.rebuilt = recovery.open_index(
@@ -113,28 +113,38 @@ class BlobIndex:
 
     def add(self, token: str, store: str, generation: Generation) -> None:
         """Record a blob before its file is made."""
+        self.add_all(store, {token: generation})
+
+    def add_all(self, store: str, generations: Mapping[str, Generation]) -> None:
+        """Record blobs by their tokens, before their files are made."""
+        now = time.time()
+        numbered = list(enumerate(generations.items(), self._sequence + 1))
         with self.transaction() as connection:
-            self._sequence += 1
-            connection.execute(
+            connection.executemany(
                 "INSERT OR IGNORE INTO blobs "
                 "(token, store, key, etag, version_id, size, modified_ns, sequence, loaded, last_used) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    token,
-                    os.fsencode(store),
-                    os.fsencode(generation.key),
-                    generation.etag,
-                    generation.version_id,
-                    generation.size,
-                    generation.modified_ns,
-                    self._sequence,
-                    self._sequence,
-                    time.time(),
-                ),
+                [
+                    (
+                        token,
+                        os.fsencode(store),
+                        os.fsencode(generation.key),
+                        generation.etag,
+                        generation.version_id,
+                        generation.size,
+                        generation.modified_ns,
+                        number,
+                        number,
+                        now,
+                    )
+                    for number, (token, generation) in numbered
+                ],
             )
-            connection.execute(
-                "INSERT OR REPLACE INTO checks (token, digest, scrubbed) VALUES (?, NULL, ?)", (token, time.time())
+            connection.executemany(
+                "INSERT OR REPLACE INTO checks (token, digest, scrubbed) VALUES (?, NULL, ?)",
+                [(token, now) for token in generations],
             )
+            self._sequence += len(numbered)
 
     def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
         """Record chunks whose bytes are written, not yet synced."""
@@ -305,9 +315,14 @@ class BlobIndex:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on the index, which ends with the block."""
-        with self._lock, self._connection:
-            yield self._connection
+        """A transaction on the index, which ends with the block, or with the outermost one of several."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            with self._connection:
+                self._connection.execute("BEGIN")
+                yield self._connection
 
     @contextmanager
     def _durably(self) -> Iterator[sqlite3.Connection]:

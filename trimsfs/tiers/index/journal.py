@@ -158,11 +158,11 @@ class Journal:
         uses: dict[str, int],
         digests: dict[str, str | None],
     ) -> None:
-        for token, chunks in gone.items():
-            self._index.remove_chunks(token, chunks)  # first: they may have come again since
-        self._index.add_chunks(pending)
-        self._index.used(uses)
-        if digests:
+        with self._index.transaction():
+            for token, chunks in gone.items():
+                self._index.remove_chunks(token, chunks)  # first: they may have come again since
+            self._index.add_chunks(pending)
+            self._index.used(uses)
             self._index.set_digests(digests)
 
     async def sync(self) -> None:
