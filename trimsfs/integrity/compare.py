@@ -12,17 +12,18 @@ from trimsfs.errors import BlobDamagedError, CacheUnusableError, SignatureError,
 from trimsfs.fetch.copier import Copier
 from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
-from trimsfs.stores.digests import Algorithm, Digest, compute, crc32c_of
+from trimsfs.stores.digests import TINY, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.tiers.host import page_cache
 from trimsfs.tiers.threads import Threads
 
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
 """How often a copy is refetched while that gives other bytes, and digested while its bytes are exchanged."""
-TINY = 128 << 10
+SMALL = 128 << 10
 """Bytes up to which a digest takes less time than asking a fetch process for it."""
 THREADS = 2
 """That compute such digests."""
@@ -148,7 +149,9 @@ class Comparer:
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, idle_until: float | None
     ) -> bytes | None:
         """The digest of a file's bytes; computed in ordinary time if it is not known by *idle_until*."""
-        if size <= TINY:
+        if size <= TINY and (page_cache.resident_bytes(descriptor) or 0) >= size:
+            return compute(descriptor, size, algorithm, part_size)
+        if size <= SMALL:
             return await self._threads.run(compute, descriptor, size, algorithm, part_size)
         if idle_until is not None:
             with trio.move_on_at(idle_until):

@@ -18,6 +18,8 @@ except ImportError:  # it could not be built: hashlib takes the parts one after 
 
 Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
 
+TINY = 1 << 16
+"""Bytes up to which a digest takes less time than handing the work to a thread."""
 PIECE = 1 << 20
 """Bytes digested at a time: few enough to stay in a core's cache."""
 MIB = 1 << 20
@@ -66,7 +68,7 @@ class Digest:
     @property
     def of_nothing(self) -> bytes:
         """The digest of no bytes at all."""
-        return _new(self.algorithm).digest()
+        return _digest_of(self.algorithm, b"")
 
     def part_sizes(self, size: int) -> list[int]:
         """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: without parts."""
@@ -106,6 +108,12 @@ class _CrcHash:
         return self._value.to_bytes(self._width)
 
 
+def _digest_of(algorithm: Algorithm, data: bytes) -> bytes:
+    whole = _new(algorithm)
+    whole.update(data)
+    return whole.digest()
+
+
 def _new(algorithm: Algorithm) -> _Hash:
     if algorithm in _CRCS:
         return _CrcHash(*_CRCS[algorithm])
@@ -115,8 +123,12 @@ def _new(algorithm: Algorithm) -> _Hash:
 def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
     """The digest of the first *size* bytes of a file, in parts unless *part_size* is 0; None when it ends before.
 
-    What the page cache lacks is not brought into it, where the kernel can read so. Raises OSError.
+    What the page cache lacks of more than a few bytes is not brought into it, where the kernel can read so. Raises
+    OSError.
     """
+    if size <= TINY and not part_size:
+        data = os.pread(descriptor, size, 0)
+        return _digest_of(algorithm, data) if len(data) == size else None
     file = _File(descriptor)
     try:
         if not part_size:
