@@ -79,7 +79,6 @@ class KeeperClient:
         self._asking = trio.Lock()
         self._backing_limit = backing_limit
         self._registrations: list[_Registration] = []
-        self._registering = trio.Lock()
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self.pid = os.getppid()
 
@@ -97,23 +96,20 @@ class KeeperClient:
     async def open(self, descriptor: int) -> int:
         """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError.
 
-        Callers that wait at the same time share one message: each takes two switches between processes.
+        Callers that wait at the same time share a message: each takes two switches between processes. None gives up,
+        even if it is cancelled: nobody would have the id.
         """
         registration = _Registration(descriptor)
         self._registrations.append(registration)
-        try:
-            async with self._registering:
+        with trio.CancelScope(shield=True):
+            async with self._asking:
                 while registration.result is None:
                     await self._register_some()
-        except BaseException:
-            if registration in self._registrations:
-                self._registrations.remove(registration)
-            elif isinstance(registration.result, int):
-                self.close(registration.result)
-            raise
-        if isinstance(registration.result, FuseUnavailableError):
-            raise registration.result.with_traceback(None)
-        return registration.result
+        result = registration.result
+        assert result is not None
+        if isinstance(result, FuseUnavailableError):
+            raise result.with_traceback(None)
+        return result
 
     async def _register_some(self) -> None:
         """Register the files whose callers have waited for longest."""
@@ -122,13 +118,10 @@ class KeeperClient:
         message: Message = {"type": "backing-open"} | ({"count": count} if self._backing_limit else {})
         results: list[int | FuseUnavailableError]
         try:
-            answer, _ = await self._ask(message, [registration.descriptor for registration in some])
+            answer, _ = await self._exchange(message, [registration.descriptor for registration in some])
             results = [_backing_id(each) for each in (answer["answers"] if self._backing_limit else [answer])]
         except FuseUnavailableError as error:
             results = [error] * count
-        except trio.Cancelled:
-            self._registrations = some + self._registrations  # nothing was asked
-            raise
         for registration, result in zip(some, results, strict=True):
             registration.result = result
 
@@ -195,14 +188,17 @@ class KeeperClient:
         return True
 
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
+        async with self._asking:
+            with trio.CancelScope(shield=True):  # else a later question would get the answer to this one
+                return await self._exchange(message, descriptors)
+        raise AssertionError("unreachable: a shield swallows nothing")
+
+    async def _exchange(self, message: Message, descriptors: Sequence[int]) -> tuple[Message, list[int]]:
         try:
-            async with self._asking:
-                with trio.CancelScope(shield=True):  # else a later question would get the answer to this one
-                    await self._channel.send(message, descriptors)
-                    answer = await self._channel.receive()
+            await self._channel.send(message, descriptors)
+            return await self._channel.receive()
         except ChannelClosedError as error:
             raise FuseUnavailableError(f"the keeper is gone: {error}") from error
-        return answer
 
     async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:
