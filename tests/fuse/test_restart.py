@@ -24,16 +24,16 @@ READERS = 8
 SIZES = (3 << 20, 100_000, 20 << 20, 9 << 20, 1 << 20)
 
 
-@pytest.fixture
-def store(store_directory: Path) -> Path:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models of several sizes, more than the cache is to hold."""
-    draw = random.Random(1)
+    draw, store = random.Random(1), tmp_path_factory.mktemp("store")
     for model in range(12):
-        directory = store_directory / f"group-{model % 3}/model-{model}"
+        directory = store / f"group-{model % 3}/model-{model}"
         directory.mkdir(parents=True)
         for number, size in enumerate(SIZES):
             (directory / f"part-{number}").write_bytes(draw.randbytes(size + model))
-    return store_directory
+    return store
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def busy(store: Path, tmp_path: Path) -> Iterator[MountedStore]:
 def undisturbed(mount: MountedStore, store: Path, directory: Path) -> None:
     """Show how long operations take under the same load when nothing happens to the server."""
     readers = Readers(mount.path, store, directory, count=READERS)
-    time.sleep(4)
+    time.sleep(2)
     report = readers.stop()
     shown(report, "undisturbed")
     assert (report.errors, report.wrong) == ([], [])
