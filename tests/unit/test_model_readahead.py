@@ -249,9 +249,31 @@ async def test_a_load_that_pauses_is_recorded_and_a_part_of_it_replaces_nothing(
         await read(server, SHARDS[2])
         await trio.sleep(0.2)
         await recorded(server, 4)
+        server.release(handle)
+        await trio.sleep(0.2)
+        await recorded(server, 4)
         await read(server, SHARDS[4])
         await recorded(server, 3)
-        server.release(handle)
+
+
+async def test_a_model_that_is_loaded_again_comes_ahead_again(server: Server, store: MemoryStore) -> None:
+    await read(server, *SHARDS)
+    await evict(server, store, SHARDS)
+    handle = await server.open(f"m/{SHARDS[0]}")
+    await quiet(server)
+    assert fetched(store) == SHARDS[:3]
+    server.release(handle)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_load_that_begins_in_the_middle_replaces_no_record(serving: Serving, chunk_size: int) -> None:
+    async with serving(store=model(NAMES, chunk_size)) as server:
+        await server.disk.loads.record("m/", json.dumps([[name, None] for name in USED]))
+        await read(server, *USED[2:])
+        await trio.sleep(1)
+        await recorded(server, len(USED))
+        await read(server, *USED[:3])
+        await recorded(server, 3)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -22,6 +22,10 @@ class LoadWindow:
     opened: dict[str, None] = field(default_factory=dict)
     _last: str = ""
 
+    def ends_with(self, key: str) -> bool:
+        """Whether all that is expected has been opened, this file last."""
+        return key == self._last and bool(self.order) and self.opened.keys() >= set(self.order)
+
     def record_open(self, key: str) -> None:
         """A file is opened; the files that follow it are expected from now on."""
         if key in self.opened:

@@ -137,6 +137,9 @@ class ModelReadahead:
         load.active = trio.current_time()
         if load.handles or self._whole:
             return
+        if blob.complete and load.window.ends_with(blob.generation.key):
+            self._close(load)  # whoever opens a file of it now loads it once more
+            return
         if not blob.complete:  # it was not read to its end: it is not a load of all
             self._stop(load)
         self._watch(load)
@@ -239,7 +242,7 @@ class ModelReadahead:
 
     async def _end_when_idle(self, load: Load) -> None:
         recorded = 0.0
-        while True:
+        while self._loads.get(load.prefix) is load:
             idle = trio.current_time() - load.active
             if idle >= IDLE_S and not (self._whole and load.coming):
                 break
@@ -253,8 +256,12 @@ class ModelReadahead:
         if load.handles:
             await self._record(load)
         else:
-            del self._loads[load.prefix]
-            self._end(load)
+            self._close(load)
+
+    def _close(self, load: Load) -> None:
+        """Forget a load under way, and end it."""
+        del self._loads[load.prefix]
+        self._end(load)
 
     def _stop(self, load: Load) -> None:
         """Nothing more comes ahead."""
@@ -269,8 +276,7 @@ class ModelReadahead:
             self._background.start(self._record, load)
 
     async def _record(self, load: Load, *, paused: bool = False) -> None:
-        """Record what was read; of a load that has only *paused*, nothing while it reads a file, nor a part of what the
-        last one read: the rest may follow."""
+        """Record what was read; of one that has only *paused*, nothing while it reads a file: the rest may follow."""
         for token in load.handles:
             blob = self._disk.known(token)
             if blob is not None:
@@ -278,11 +284,15 @@ class ModelReadahead:
                     return
                 self._record_use(load, blob)
         record, known = packed(load.used.values()), await self._disk.loads.last(load.prefix)
-        if record == known or (len(load.used) < 2 and (paused or known is not None)):
+        if record == known or not load.used or (len(load.used) < 2 and (paused or known is not None)):
             return
-        names = {want.name for want in load.used.values()}
-        if not (paused and known is not None and names <= {want.name for want in unpacked(known)}):
+        if not self._is_part(load, unpacked(known or ""), paused=paused):
             await self._disk.loads.record(load.prefix, record)
+
+    def _is_part(self, load: Load, last: Sequence[Want], *, paused: bool) -> bool:
+        """Whether it may read, or may have read before this server, what the last load did, and nothing else."""
+        names, known = [want.name for want in load.used.values()], [want.name for want in last]
+        return set(names) <= set(known) and (paused or names[0] != known[0])
 
 
 class _Loads(LRUCache[str, Load]):
