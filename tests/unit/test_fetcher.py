@@ -13,8 +13,9 @@ from tests.support.stores import MemoryStore
 from tests.unit.workshop import Workshop, fill_from
 from trimsfs.errors import CacheFullError, StoreAccessError, StoreThrottledError
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.fetch.fetcher import LINGER_S, Fetcher
+from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.speed import max_requests
+from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob
 
 PAGE = 4096

@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import trio
 
@@ -24,6 +23,7 @@ from trimsfs.fetch.scheduler import HEAD_START_S, Flight, FlightScheduler, no_ro
 from trimsfs.fetch.speed import StoreSpeed
 from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
+from trimsfs.fetch.under_way import BatchesUnderWay
 from trimsfs.stores.retrying import Retrying
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
@@ -35,8 +35,6 @@ BATCH_LIMIT = 4
 """Most chunks in one request: 32 MiB make its own cost small."""
 MOST_LOSSES = 8
 """How often a read begins anew because bytes were lost or found wrong while it waited for others."""
-LINGER_S = 0.1
-"""How long what nobody wants any more goes on."""
 
 
 class Fetcher:
@@ -79,7 +77,7 @@ class Fetcher:
         self._random_reads = RandomReads(self._batches, self._scheduler, limit=self._limit.maximum)
         self._background = Background()
         self._under_way = 0
-        self._flying: dict[trio.CancelScope, Sequence[Flight]] = {}
+        self._batches_under_way = BatchesUnderWay(self._scheduler, self._background, land=self._land_unfinished)
         self._pump_is_due = False
         self._succeeded_at = self._wanted_at = float("-inf")
         self._fetched_bytes = self._fetched = self._failed = 0
@@ -152,7 +150,7 @@ class Fetcher:
         prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None and prefetch.touched:
             prefetch.pause()
-            self._stop_later(blob)
+            self._batches_under_way.unwanted(blob)
 
     async def _pieces(self, blob: Blob, start: int, stop: int, *, at_random: bool) -> list[Buffer] | None:
         """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
@@ -193,7 +191,7 @@ class Fetcher:
         """The opposite of `hold`: after the last one, nothing more is fetched, but for what readers wait for."""
         self._scheduler.unhold(blob)
         if self._scheduler.prefetch(blob) is None:
-            self._stop_later(blob)
+            self._batches_under_way.unwanted(blob)
 
     async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError.
@@ -289,8 +287,7 @@ class Fetcher:
         blob = batch[0].blob
         blob.users += 1  # also while a thread ends whose batch nobody wants any more
         try:
-            with trio.CancelScope() as scope:
-                self._flying[scope] = batch
+            with self._batches_under_way.going_on(batch):
                 missing: list[Sequence[Flight]] = []
                 with self._failing(batch):
                     missing = await self._batches.missing(batch)
@@ -298,7 +295,6 @@ class Fetcher:
                     with self._failing(flights):
                         await self._batches.fetch(flights)
         finally:
-            del self._flying[scope]
             self._land_unfinished(batch, _stopping(blob))
             self._disk.release(blob)
             self._under_way -= 1
@@ -312,19 +308,6 @@ class Fetcher:
             if not flight.done.is_set():
                 flight.error = error
                 self._land(flight)
-
-    def _stop_later(self, blob: Blob) -> None:
-        """Stop what is under way of a blob, unless somebody wants it again in a moment: many programs open twice."""
-        if self._background.running and any(map(partial(_is_under_way, blob), self._flying.values())):
-            self._background.start(self._stop_unwanted, blob)
-
-    async def _stop_unwanted(self, blob: Blob) -> None:
-        await trio.sleep(LINGER_S)
-        for scope, batch in list(self._flying.items()):
-            if batch[0].blob is blob and self._scheduler.unwanted(batch):
-                # They land first: whoever wants these chunks from now on has them fetched anew.
-                self._land_unfinished(batch, StoreUnavailableError(f"{blob.generation.key}: no longer wanted"))
-                scope.cancel()
 
     @contextmanager
     def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
@@ -384,11 +367,6 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
     first, last = blob.span_of(chunk)
     return flight.can_be_read(min(stop, last) - first)
-
-
-def _is_under_way(blob: Blob, batch: Sequence[Flight]) -> bool:
-    """Whether a batch is of a blob, and has not landed."""
-    return batch[0].blob is blob and not batch[-1].done.is_set()
 
 
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
