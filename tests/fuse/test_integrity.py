@@ -45,7 +45,7 @@ def test_a_whole_copy_is_compared_with_the_checksum_before_it_is_read(
         client.create_bucket(Bucket=name)
     put(moto, name, ChecksumAlgorithm=algorithm)
     with (
-        mounted(f"s3://{name}", tmp_path, environment=moto.environment()) as mount,
+        mounted(f"s3://{name}", tmp_path, "--cold-open", "wait", environment=moto.environment()) as mount,
         (mount.path / "model").open("rb") as file,
     ):
         assert mount.info("model")["verified"]
