@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.parts import (
     blob_files,
@@ -14,8 +14,10 @@ from tests.support.parts import (
     opened,
     recorded_bytes,
     states,
+    until,
 )
 from tests.unit.disk.common import MISSING, here, small, store
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index.index import BlobIndex
 
@@ -209,3 +211,39 @@ async def test_a_blob_pinned_while_room_is_made_stays(
                     await pinning.wait()
             go_on.set()
         assert (await tier.residency(generation_of("a", a))).disk_bytes == 2 * chunk_size
+
+
+async def test_a_blob_makes_room_once_it_is_synced(
+    cache: Path, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in use while its bytes are brought to the disk, and nothing else could be evicted."""
+    syncing, go_on = threading.Event(), threading.Event()
+    sync = Blob.sync
+
+    def slow_sync(blob: Blob) -> None:
+        syncing.set()
+        go_on.wait(5)
+        sync(blob)
+
+    monkeypatch.setattr(Blob, "sync", slow_sync)
+    monkeypatch.setattr("trimsfs.tiers.disk.maintenance.SYNC_INTERVAL_S", 0.0)
+    a, b = small("a", chunk_size, 4), small("b", chunk_size, 4)
+    reserved: list[bool] = []
+    async with opened(cache, budget=5 * chunk_size) as tier, trio.open_nursery() as nursery:
+        await fill(tier, "a", a)
+        nursery.start_soon(tier.run)
+        await until(syncing.is_set)
+        async with tier.using(generation_of("b", b)) as blob:
+
+            async def reserve() -> None:
+                reserved.append(await tier.reserve(blob, 4 * chunk_size))
+
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(reserve)
+                await wait_all_tasks_blocked(0.05)
+                assert not reserved
+                go_on.set()
+            assert reserved == [True]
+            tier.unreserve(blob, 4 * chunk_size)
+        assert await here(tier) == {}
+        nursery.cancel_scope.cancel()

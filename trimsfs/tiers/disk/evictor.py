@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.eviction_policies import Evictable
 
@@ -28,13 +29,24 @@ class Evictor:
         return [
             replace(entry, cost_s=self._load_cost(entry.size))
             for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
-            if (blob := self._state.blobs.get(entry.name)) is None or blob.users == 0
+            if (blob := self._state.blobs.get(entry.name)) is None or self._is_idle(blob)
         ]
 
+    def _is_idle(self, blob: Blob) -> bool:
+        return blob.users == 0 or self._state.journal.is_only_user(blob)
+
     async def try_remove(self, token: str, key: str) -> bool:
-        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed."""
+        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed.
+
+        One that is being synced to the disk is removed afterwards.
+        """
+        journal, blob = self._state.journal, self._state.blobs.get(token)
         try:
-            await self.remove(token, key)
+            if blob is not None and journal.is_only_user(blob):
+                async with journal.syncing:
+                    await self.remove(token, key)
+            else:
+                await self.remove(token, key)
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot evict blob %s: %s", key, token, error)
             return False

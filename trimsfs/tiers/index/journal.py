@@ -39,6 +39,7 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
+        self._being_synced: Blob | None = None
         self._on_unsynced = unsynced
         self._failing_since: float | None = None
         self._complaint: tuple[str, float] | None = None
@@ -75,6 +76,10 @@ class Journal:
     def synced(self, blob: Blob) -> bool:
         """Whether all of a blob has been synced to the disk."""
         return blob not in self._unsynced
+
+    def is_only_user(self, blob: Blob) -> bool:
+        """Whether a blob is in use only as it is being synced, which ends with ``syncing``."""
+        return self._being_synced is blob and blob.users == 1
 
     def gone(self, token: str) -> set[int]:
         """Chunks of a blob that are not there any more, though they may still be recorded."""
@@ -191,6 +196,7 @@ class Journal:
         if chunks is None:
             return  # it has been evicted meanwhile
         lost: OSError | None = None
+        self._being_synced = blob
         blob.users += 1
         try:
             async with self.recording:  # what is being recorded is not in the index yet
@@ -210,6 +216,7 @@ class Journal:
             lost = error
         finally:
             blob.users -= 1
+            self._being_synced = None
         if lost is not None:
             log.error("%s: cannot sync its chunks to the disk: %s", blob.generation.key, lost)
             await self._on_unsynced(blob, done)
