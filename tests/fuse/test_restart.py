@@ -70,6 +70,7 @@ def test_readers_of_a_server_that_is_killed_notice_nothing(
         for number in range(kills):
             # Servers that end at once, again and again, are given up.
             time.sleep(draw.uniform(0.1, 1.0) if number % 3 else 1.2)
+            serving(busy)
             kill(busy)
     finally:
         report = readers.stop()

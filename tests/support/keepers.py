@@ -18,22 +18,26 @@ def keeper(mount: MountedStore) -> dict[str, object]:
 
 def serving(mount: MountedStore, *, not_by: object = None) -> int:
     """Wait for a server that is ready, and another one that stands by."""
+    return _serving(mount, not_by, stood_by=True)
 
+
+def kill(mount: MountedStore) -> int:
+    """Kill the server, whether another one stands by yet or not, and wait for the next."""
+    pid = _serving(mount, None)
+    os.kill(pid, signal.SIGKILL)
+    return _serving(mount, pid)
+
+
+def _serving(mount: MountedStore, not_by: object, *, stood_by: bool = False) -> int:
     def ready() -> bool:
         facts = keeper(mount)
-        return facts["state"] == "serving" and bool(facts["standby"]) and facts["server_pid"] != not_by
+        stands_by = bool(facts["standby"]) or not stood_by
+        return facts["state"] == "serving" and stands_by and facts["server_pid"] != not_by
 
     wait_until(ready, timeout_s=30)
     pid = keeper(mount)["server_pid"]
     assert isinstance(pid, int)
     return pid
-
-
-def kill(mount: MountedStore) -> int:
-    """Kill the server, and wait for the next."""
-    pid = serving(mount)
-    os.kill(pid, signal.SIGKILL)
-    return serving(mount, not_by=pid)
 
 
 def have_serve(program: ModuleType, mount: MountedStore, store: Path, *arguments: str) -> None:
