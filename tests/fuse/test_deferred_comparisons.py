@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.services import S3Server
 from tests.services.fast import CHECKSUM, start_fast, uploaded
-from tests.support.keepers import keeper, serving
+from tests.support.keepers import keeper, kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, flip_byte
 from tests.support.processes import family
@@ -73,11 +72,9 @@ def test_a_load_of_several_files_is_over_before_the_first_is_compared(server: S3
 
 def test_what_a_killed_server_has_not_compared_its_successor_compares(server: S3Server, tmp_path: Path) -> None:
     with mounted("s3://bucket", tmp_path / "mount", "--prefetch=off", environment=server.environment()) as mount:
-        pid = serving(mount)
         for name in NAMES:
             assert (mount.path / name).read_bytes() == CONTENTS[name]
-        os.kill(pid, signal.SIGKILL)
-        serving(mount, not_by=pid)
+        kill(mount)
         wait_until(lambda: count(mount, "compared_total") == len(NAMES), timeout_s=60)
         assert count(mount, "to_compare") == 0
         assert all(mount.info(name)["verified"] for name in NAMES)

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -14,7 +12,7 @@ import pytest
 
 from tests.reliability.processes import stacks
 from tests.reliability.sharer import KINDS
-from tests.support.keepers import serving
+from tests.support.keepers import kill, serving
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.survival import Survival, Survived
 
@@ -54,9 +52,7 @@ def test_what_is_open_is_open_for_whoever_has_it(
             assert program.stdout is not None
             assert program.stdout.readline() == "ready\n"
         assert evicted(mount) == 0
-        server = serving(mount)
-        os.kill(server, signal.SIGKILL)
-        serving(mount, not_by=server)
+        kill(mount)
         assert evicted(mount) == 0
         wrong = 0
         for program in programs:
