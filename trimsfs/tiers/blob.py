@@ -15,6 +15,8 @@ from trimsfs.tiers.health import Health
 from trimsfs.tiers.mapping import mapped
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
+_FLAGS = os.O_RDWR | os.O_CLOEXEC
+
 
 class ChunkState(enum.IntEnum):
     """What is known of a chunk of a blob."""
@@ -129,7 +131,7 @@ class Blob:
 
     def _reopened(self) -> int:
         assert self.attached
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(self._path, _FLAGS)
         if os.fstat(descriptor).st_ino != self._identity[0]:
             os.close(descriptor)
             raise OSError(errno.ESTALE, "its file in the cache was replaced by another")
@@ -192,40 +194,51 @@ class Blob:
         """The chunks that hold the bytes ``[start, stop)``."""
         return chunks_of(start, stop, self.chunk_size)
 
-    def attach(self, path: Path, *, keep_open: bool = True) -> bool:
-        """Find the file, or make it anew; False when it was not there in its right size. *keep_open* has it open then.
+    def attach(self, path: str | Path, *, new: bool = False, keep_open: bool = True) -> bool:
+        """Find the file, unless a *new* one is wanted, or make it; False when it was not there in its right size.
 
-        A file of another size is replaced, never changed: programs may still map it.
+        A file that is made is open, one that is found if *keep_open*. Raises OSError.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            status = os.stat(path)
-            fitting = status.st_size == self.generation.size
-        except FileNotFoundError:
-            fitting = False
-        if fitting and not keep_open:
+        status = None
+        if not new:
+            with suppress(FileNotFoundError):
+                status = os.stat(path)
+        if status is None or status.st_size != self.generation.size:
+            self._make_file(path)
+            return False
+        if keep_open:
+            descriptor = os.open(path, _FLAGS)
+            if os.fstat(descriptor).st_size != self.generation.size:
+                os.close(descriptor)
+                raise OSError("its file was truncated just now")
+            self._attached_to(path, descriptor)
+        else:
             self._identity = status.st_ino, status.st_ctime_ns
             self._name_file(path)
-            return True
-        if not fitting:
-            path.unlink(missing_ok=True)
-            flags |= os.O_CREAT | os.O_EXCL
-        descriptor = os.open(path, flags, 0o600)
+        return True
+
+    def _make_file(self, path: str | Path) -> None:
+        """One that is there is replaced, never changed: programs may still map it."""
         try:
-            if not fitting:
-                os.truncate(descriptor, self.generation.size)
-            elif os.fstat(descriptor).st_size != self.generation.size:
-                raise OSError("its file was truncated just now")
+            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            os.unlink(path)
+            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.truncate(descriptor, self.generation.size)
         except BaseException:
             os.close(descriptor)
             raise
+        self._attached_to(path, descriptor)
+
+    def _attached_to(self, path: str | Path, descriptor: int) -> None:
         self._name_file(path)
         self._has_opened(descriptor)
-        return fitting
 
-    def _name_file(self, path: Path) -> None:
-        self._directory = sys.intern(str(path.parent))
-        self._name = self.token if path.name == self.token else path.name
+    def _name_file(self, path: str | Path) -> None:
+        directory, name = os.path.split(path)
+        self._directory = sys.intern(directory)
+        self._name = self.token if name == self.token else name
 
     @property
     def surplus(self) -> int:

@@ -203,8 +203,8 @@ async def test_a_file_that_a_thread_looks_at_is_not_closed_meanwhile(
     looked_at, seen = threading.Event(), threading.Event()
     attach = Blob.attach
 
-    def slow_attach(blob: Blob, path: Path, *, keep_open: bool = True) -> bool:
-        found = attach(blob, path, keep_open=keep_open)
+    def slow_attach(blob: Blob, path: Path, *, new: bool = False, keep_open: bool = True) -> bool:
+        found = attach(blob, path, new=new, keep_open=keep_open)
         if blob.generation.key == "slow":
             looked_at.set()
             seen.wait(10)

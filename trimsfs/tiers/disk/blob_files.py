@@ -2,10 +2,12 @@
 
 import errno
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from trimsfs.tiers.blob import Blob, OpenFiles
@@ -101,15 +103,13 @@ class BlobFiles:
         """A blob with its file, as of `load`, by what the index has of it; unless *keep_open*, a new file alone is
         open."""
         blob, lost = self._blob(token, generation), list[ChunkRecord]()
-        path = self.path(token)
+        attach = partial(blob.attach, self._path(token), new=known is None, keep_open=keep_open)
         try:
-            if known is None:
-                path.unlink(missing_ok=True)  # what an interrupted eviction has left may still be mapped
             try:
-                fitting = blob.attach(path, keep_open=keep_open)
+                fitting = attach()
             except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                fitting = blob.attach(path)
+                os.makedirs(f"{self._directory}/{token[:2]}", 0o700, exist_ok=True)
+                fitting = attach()
             if known is not None:
                 record, chunks = known
                 blob.pinned = record.pinned
@@ -151,4 +151,7 @@ class BlobFiles:
 
     def path(self, token: str) -> Path:
         """The file of a blob, whether or not it is there."""
-        return self._directory / token[:2] / token
+        return Path(self._path(token))
+
+    def _path(self, token: str) -> str:
+        return f"{self._directory}/{token[:2]}/{token}"
