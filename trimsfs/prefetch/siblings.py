@@ -18,8 +18,8 @@ from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
-FILES_AT_ONCE = 16
-FILES_MADE_AT_ONCE = 8
+FILES_AT_ONCE = 32
+FILES_MADE_AT_ONCE = 16
 """Local files that are looked for, and made, by one switch to a thread; opens wait meanwhile."""
 DIRECTORIES = 256
 """How many directories are remembered."""
