@@ -61,9 +61,13 @@ class Describer:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)
 
+    def passed_through(self, generation: Generation) -> bool:
+        """Whether opens of a generation are passed through."""
+        return self._passthrough.has(generation)
+
     def file(self, path: str, generation: Generation, control: str = "") -> Inode:
         """The inode that a name leads to: of the two of an object, the one that it is opened by now."""
-        passthrough = self._passthrough.has(generation)
+        passthrough = self.passed_through(generation)
         return self._inodes.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:

@@ -92,7 +92,8 @@ class Filesystem:
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
         """A handle on the listing of a directory as it is now; its files may be read next."""
         handle = await self.names.open_directory(number)
-        self._prefetcher.record_listing(self._inodes[number], readable_by(self._control.authorisation, caller))
+        readable = readable_by(self._control.authorisation, caller)
+        self.handles.directories[handle].coming = self._prefetcher.record_listing(self._inodes[number], readable)
         return handle
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:

@@ -35,10 +35,12 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """An open directory; ``entries`` is None when it was opened by an earlier server, and is to be listed again."""
+    """An open directory; ``entries`` is None when it was opened by an earlier server, and is to be listed again. Files
+    of up to ``coming`` bytes are about to come."""
 
     inode: Inode
     entries: list[tuple[bytes, Entry]] | None
+    coming: int = 0
 
 
 class _LostControl:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
-from trimsfs.filesystem.handles import Handles
+from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
 from trimsfs.namespace.inodes import Inode, InodeKind
@@ -163,9 +163,20 @@ class Names:
         if inode.kind is InodeKind.CONTROL_DIRECTORY:
             return self._list_control(inode, start)
         return (
-            (name, self._describe.entry(inode.path, name, entry, CONTROL_TTL_S), position)
+            (name, self._describe.entry(inode.path, name, entry, self._listed_ttl_s(directory, entry)), position)
             for position, (name, entry) in enumerate(entries[start:], start + 1)
         )
+
+    def _listed_ttl_s(self, directory: OpenDirectory, entry: Entry) -> float:
+        """How long the kernel may use a name that is listed. That of a file that is about to come leads to another
+        inode soon: an open by this one would be answered in vain."""
+        if (
+            isinstance(entry, Generation)
+            and 0 < entry.size <= directory.coming
+            and not self._describe.passed_through(entry)
+        ):
+            return 0.0
+        return CONTROL_TTL_S
 
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):

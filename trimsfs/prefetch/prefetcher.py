@@ -64,10 +64,12 @@ class Prefetcher:
         """A handle of a file is given back."""
         self._models.closed(blob)
 
-    def record_listing(self, inode: Inode, readable: Readable) -> None:
-        """A directory is listed by somebody who may read what is *readable*."""
-        if self._mode != "off" and inode.kind is InodeKind.DIRECTORY:
-            self._siblings.record_listing(inode.path, readable)
+    def record_listing(self, inode: Inode, readable: Readable) -> int:
+        """A directory is listed by somebody who may read what is *readable*: the bytes up to which files of it are
+        about to come."""
+        if self._mode == "off" or inode.kind is not InodeKind.DIRECTORY:
+            return 0
+        return self._siblings.small if self._siblings.record_listing(inode.path, readable) else 0
 
     def removed(self, blob: Blob) -> None:
         """A blob leaves the disk, or is closed as nobody has used it for long."""

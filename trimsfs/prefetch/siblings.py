@@ -45,7 +45,8 @@ class Siblings:
         self._account = account
         self.small = min(SMALL, disk.chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
-        self._listed = FIFOCache[str, None](maxsize=DIRECTORIES)
+        self._listed = FIFOCache[str, bool](maxsize=DIRECTORIES)
+        """Whether that had files come; of directories from which no file was opened since."""
         self._in_vain = 0
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
@@ -67,18 +68,18 @@ class Siblings:
         names, entries = self._namespace.known_names(prefix), self._namespace.known_entries(prefix)
         self._start(readahead.record_open(name, generation, names, entries, here=here), readable)
 
-    def record_listing(self, prefix: str, readable: Readable) -> None:
-        """A directory is listed, perhaps because its files are about to be read."""
+    def record_listing(self, prefix: str, readable: Readable) -> bool:
+        """A directory is listed, perhaps because its files are about to be read: whether small ones of it come."""
         if prefix in self._listed or self._in_vain >= LISTINGS_IN_VAIN:
-            self._listed.setdefault(prefix)
-            return
+            return self._listed.setdefault(prefix, False)
         readahead = self._directories.get(prefix) or DirectoryReadahead(small=self.small)
         wanted = readahead.record_listing(self._namespace.known_names(prefix), self._namespace.known_entries(prefix))
         if wanted:
             self._directories[prefix] = readahead
-            self._listed[prefix] = None
+            self._listed[prefix] = True
             self._in_vain += 1
             self._start(wanted, readable)
+        return bool(wanted)
 
     def forget(self, generation: Generation) -> None:
         """A file has left the disk, is closed, or has not come."""
