@@ -84,7 +84,7 @@ class Keeper:
         self._active: ServerProcess | None = None
         self._standby: ServerProcess | None = None
         self._unclaimed: list[int] = []
-        """A backing id that the last server may have died before hearing of."""
+        """Backing ids that the last server may have died before hearing of."""
         self._ledger_version: str | None = None
         """Of the server that was ready last; None until one was."""
         self._stop_by = 0.0

@@ -62,6 +62,23 @@ async def test_the_next_shards_come_while_one_is_open(server: Server, store: Mem
     server.release(handle)
 
 
+async def test_a_load_comes_ahead_though_its_first_file_was_looked_at_before(
+    serving: Serving, store: MemoryStore
+) -> None:
+    async with serving(cold_open="stream") as server:
+        for _ in range(2):
+            server.release(await server.open(f"m/{SHARDS[0]}"))  # as who wants to know what kind of file it is
+        await quiet(server)
+        before = fetched(store)
+        handle = await server.open(f"m/{SHARDS[0]}")
+        await server.read(handle)
+        await quiet(server)
+        assert fetched(store) == [*before, *(name for name in SHARDS[:2] if name not in before)]
+        server.release(handle)
+        await read(server, *SHARDS[1:])
+        assert all(len(offsets) == 2 for offsets in store.reads_by_key().values())
+
+
 async def test_more_come_as_they_are_met_and_each_once(server: Server, store: MemoryStore) -> None:
     await read(server, *SHARDS[:2])
     assert fetched(store) == SHARDS

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 FIRST_FILES = 2
 MOST_FILES = 16
+CAUTIOUS_FILES = 1
+"""Files that come where another was closed before all of it had come."""
 DESCRIBED_FILES = 1
 """Files that come once only the small file that describes them has been opened."""
 

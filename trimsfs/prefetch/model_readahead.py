@@ -16,7 +16,7 @@ from trimsfs.prefetch.account import Account
 from trimsfs.prefetch.directory_readahead import Readable
 from trimsfs.prefetch.load_history import Want, packed, ranges, unpacked
 from trimsfs.prefetch.load_plan import LoadPlanner
-from trimsfs.prefetch.load_window import DESCRIBED_FILES, LoadWindow
+from trimsfs.prefetch.load_window import CAUTIOUS_FILES, DESCRIBED_FILES, LoadWindow
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -93,7 +93,7 @@ class ModelReadahead:
         load = self._loads.get(prefix)
         if small and load is None and blob.complete:
             return
-        if load is None or (not blob.complete and trio.current_time() - load.active > IDLE_S):
+        if load is None or load.ended or (not blob.complete and trio.current_time() - load.active > IDLE_S):
             load = self._begin(prefix, readable, load)
         load.active = trio.current_time()
         if not small:
@@ -114,6 +114,8 @@ class ModelReadahead:
         load = Load(prefix, readable)
         if before is not None:
             load.handles = before.handles
+            if before.ended:  # whoever looked at a file may only look at others
+                load.window.files = CAUTIOUS_FILES
             self._end(before)
         load.window.fixed = self._whole
         self._loads[prefix] = load
