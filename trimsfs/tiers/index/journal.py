@@ -204,8 +204,7 @@ class Journal:
             chunks -= done  # what is written again meanwhile is to be synced again
             if blob.attached:
                 blob.fileno()  # opened here, if need be, and not in a thread
-            await self._threads.run(blob.sync)
-            await self._threads.run(self._index.mark_synced, blob.token, done)
+            await self._threads.run(self._sync_file, blob, done)
             self._marked = True
             if done:
                 self._failing_since = None
@@ -222,6 +221,10 @@ class Journal:
             await self._on_unsynced(blob, done)
         elif not chunks and self._unsynced.get(blob) is chunks:
             del self._unsynced[blob]
+
+    def _sync_file(self, blob: Blob, chunks: Collection[int]) -> None:
+        blob.sync()
+        self._index.mark_synced(blob.token, chunks)
 
 
 def _without(pending: list[tuple[str, ChunkRecord]], gone: Mapping[str, set[int]]) -> list[tuple[str, ChunkRecord]]:
