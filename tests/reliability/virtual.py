@@ -23,7 +23,9 @@ from tests.support.parts import blob_files, flip_byte
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from trimsfs.errors import StoreAccessError, StoreError, StoreStalledError, TransientStoreError
+from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.opening.cold_open import ColdOpen
+from trimsfs.tiers.disk.tier import DiskStatistics
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -252,11 +254,15 @@ class VirtualDriver:
         return self._loop.call(look)
 
     async def _books_agree(self) -> bool:
-        """Whether as much is counted as used as is recorded; of what is on its way, nothing can be said."""
-        before = self._server.fetcher.statistics()
+        """Whether as much is counted as used as is recorded; of what comes or goes, nothing can be said."""
+        before = self._counts()
         used = sum(model["residency"]["disk"] for model in await self._models())
-        quiet = before == self._server.fetcher.statistics() and not before.in_flight
+        evicting = self._server.disk._state.lock.locked()
+        quiet = before == self._counts() and not before[0].in_flight and not evicting
         return not quiet or used == self._server.disk.statistics().used_bytes
+
+    def _counts(self) -> tuple[FetchStatistics, DiskStatistics]:
+        return self._server.fetcher.statistics(), self._server.disk.statistics()
 
     def settle(self) -> None:
         async def settle() -> None:
