@@ -32,8 +32,8 @@ _PTRACE_ATTACH = 16
 class TakenOver(KeeperClient):
     """Serves, and then does what it should not."""
 
-    def __init__(self, end: socket.socket) -> None:
-        super().__init__(end)
+    def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
+        super().__init__(end, backing_limit=backing_limit)
         self._end = end
 
     async def ready(self, *, resends: bool) -> None:
@@ -117,8 +117,12 @@ def attack(keeper: TakenOver) -> dict[str, Any]:
             found[f"have {what}"] = errno.errorcode[error.errno or 0]
             continue
         if what != "memory":
-            answer = keeper.ask({"type": "backing-open"}, [file])
-            found[f"have the kernel read {what}"] = errno.errorcode[answer["errno"]] if "errno" in answer else "allowed"
+            answers = [
+                keeper.ask({"type": "backing-open"}, [file]),
+                *keeper.ask({"type": "backing-open", "count": 2}, [file, file])["answers"],
+            ]
+            errors = {errno.errorcode[answer["errno"]] if "errno" in answer else "allowed" for answer in answers}
+            found[f"have the kernel read {what}"] = ", ".join(errors)
         if what != "a device":
             answer = keeper.ask({"type": "hold", "number": 1}, [file])
             found[f"have {what} held"] = answer.get("error", "allowed")
