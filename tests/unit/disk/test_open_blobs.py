@@ -221,3 +221,14 @@ async def test_a_file_that_a_thread_looks_at_is_not_closed_meanwhile(
         (blob,) = [blob for blob in tier._state.blobs.values() if blob.generation.key == "slow"]
         assert blob.opened
         assert os.fstat(blob.fileno()).st_size == len(b"content")
+
+
+async def test_a_directory_that_somebody_has_removed_is_not_made_anew(cache: Path) -> None:
+    """That it is gone would not be noticed."""
+    async with opened(cache) as tier:
+        shutil.rmtree(cache / "blobs")
+        (blob,) = await tier.recall([generation_of("a", b"content")])
+        assert not blob.attached
+        async with tier.using(generation_of("b", b"content")) as blob:
+            assert not blob.attached
+        assert not (cache / "blobs").exists()

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -108,7 +107,7 @@ class BlobFiles:
             try:
                 fitting = attach()
             except FileNotFoundError:
-                os.makedirs(f"{self._directory}/{token[:2]}", 0o700, exist_ok=True)
+                self.path(token).parent.mkdir(mode=0o700, exist_ok=True)  # not what is above: somebody has removed that
                 fitting = attach()
             if known is not None:
                 record, chunks = known
