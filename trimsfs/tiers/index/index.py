@@ -118,8 +118,8 @@ class BlobIndex:
     def add_all(self, store: str, generations: Mapping[str, Generation]) -> None:
         """Record blobs by their tokens, before their files are made."""
         now = time.time()
-        numbered = list(enumerate(generations.items(), self._sequence + 1))
         with self.transaction() as connection:
+            numbered = list(enumerate(generations.items(), self._sequence + 1))
             connection.executemany(
                 "INSERT OR IGNORE INTO blobs "
                 "(token, store, key, etag, version_id, size, modified_ns, sequence, loaded, last_used) "
