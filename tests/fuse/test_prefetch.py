@@ -1,11 +1,7 @@
 """What comes before it is asked for, on real mounts of a bucket."""
 
-import contextlib
 import json
-import os
 import random
-import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.services.fast import FastS3, start_fast
+from tests.support.keepers import kill
 from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.parts import recorded_loads
 
 MIB = 1 << 20
 SHARDS = [f"model-{number:05}-of-00010.safetensors" for number in range(1, 11)]
@@ -84,21 +82,12 @@ def test_a_reader_of_a_part_of_one_shard_wastes_little(root: Path, tmp_path: Pat
         assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == before
 
 
-def recorded(mount: MountedStore) -> list[str]:
-    """The names that were recorded of the last load."""
-    with contextlib.closing(sqlite3.connect(mount.cache / "index.sqlite")) as index:
-        rows = index.execute("SELECT files FROM loads").fetchall()
-    return [name for name, _ in json.loads(rows[0][0])] if rows else []
-
-
 def test_the_last_load_is_replayed_by_a_server_that_follows_a_killed_one(server: FastS3, tmp_path: Path) -> None:
     with mounted("s3://bucket", tmp_path / "mount", environment=server.environment()) as mount:
         for name in UNNUMBERED:
             (mount.path / "plain" / name).read_bytes()
-        wait_until(lambda: recorded(mount) == UNNUMBERED, timeout_s=20)
-        killed = mount.control()["server_pid"]
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: mount.control()["server_pid"] != killed)
+        wait_until(lambda: recorded_loads(mount.cache) == [UNNUMBERED], timeout_s=20)
+        kill(mount)
         assert trimsfs("evict", mount.path / "plain").returncode == 0
         server.reset()
         with (mount.path / "plain" / UNNUMBERED[0]).open("rb"):

@@ -1,11 +1,8 @@
 """Servers killed while something comes ahead, again and again: programs that load models notice nothing."""
 
-import contextlib
-import json
 import os
 import random
 import signal
-import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +16,7 @@ from tests.reliability.scenes import at_rest
 from tests.services.fast import start_fast
 from tests.support.keepers import keeper, serving
 from tests.support.mounts import MountedStore, mounted, wait_until
-from tests.support.parts import blob_files
+from tests.support.parts import blob_files, recorded_loads
 from tests.support.readers import Processes
 from tests.support.survival import Survival, Survived
 
@@ -63,12 +60,6 @@ class Kills:
         return metrics["trimsfs_prefetch_coming_files"] > 0
 
 
-def recorded(cache: Path) -> list[list[str]]:
-    """The names of the files that are recorded of each load."""
-    with contextlib.closing(sqlite3.connect(cache / "index.sqlite")) as index:
-        return [[name for name, _ in json.loads(files)] for (files,) in index.execute("SELECT files FROM loads")]
-
-
 def load_unnumbered(mount: MountedStore, bucket: Path) -> None:
     """Load the models of whose order only the record of their last load tells, and wait for that."""
     loader = Loader(mount.path, bucket, 0)
@@ -76,7 +67,7 @@ def load_unnumbered(mount: MountedStore, bucket: Path) -> None:
         for name in UNNUMBERED:
             list(pool.map(loader.read, [f"{model}/{name}" for model in UNNUMBERED_MODELS]))
     assert loader.report.wrong == []
-    wait_until(lambda: recorded(mount.cache).count(UNNUMBERED) == len(UNNUMBERED_MODELS))
+    wait_until(lambda: recorded_loads(mount.cache).count(UNNUMBERED) == len(UNNUMBERED_MODELS))
 
 
 def check_what_is_here(mount: MountedStore, bucket: Path) -> None:

@@ -2,12 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,6 +145,12 @@ async def fill(tier: DiskTier, key: str, content: bytes) -> Generation:
 async def recorded_bytes(tier: DiskTier) -> int:
     """Bytes on disk as the index has them."""
     return sum(here.disk_bytes for here in await tier.residencies())
+
+
+def recorded_loads(cache: Path) -> list[list[str]]:
+    """The names of the files that are recorded of each load."""
+    with closing(sqlite3.connect(cache / "index.sqlite")) as index:
+        return [[name for name, _ in json.loads(files)] for (files,) in index.execute("SELECT files FROM loads")]
 
 
 async def until(condition: Callable[[], bool]) -> None:
