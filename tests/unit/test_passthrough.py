@@ -388,6 +388,7 @@ async def test_files_beyond_the_limit_of_descriptors_stay_registered(
     async with serving() as server:
         for number in range(40):
             await warm(server, f"many/{number}")
+        await server.disk.flush()
         await server.disk._journal.sync()
         requests = len(store.requests)
         handles = [await server.open(f"many/{number}") for number in range(40)]
@@ -408,6 +409,7 @@ async def test_a_file_that_is_removed_while_it_is_closed_is_fetched_again_and_no
     async with serving() as server:
         await warm(server, "b")
         handle = await server.open("b")
+        await server.disk.flush()
         await server.disk._journal.sync()
         server.disk._open_blobs._close_files(most=0, looks=1)
         assert not server.disk._state.open_files
@@ -435,6 +437,7 @@ async def test_a_pinned_file_stays_in_memory_however_many_others_are_opened(
         assert locked > 0
         for number in range(10):
             await warm(server, f"many/{number}")
+            await server.disk.flush()
             await server.disk._journal.sync()
         assert server.host.statistics().locked_bytes == locked
         assert await server.outcome("unpin", "b") == ("done", None)
