@@ -7,18 +7,10 @@ of a device to be current in the calling thread, see `Context`. Failures of the 
 """
 
 import ctypes
+import functools
 import uuid
 from dataclasses import dataclass
 from typing import Any
-
-_missing = ""
-try:
-    from cuda.bindings import driver
-except ImportError:  # an optional extra
-    driver, _missing = None, "cuda-python is not installed: pip install 'trimsfs[cuda]'"
-except (OSError, RuntimeError) as error:  # without ldconfig, it searches libraries with a compiler, which writes files
-    driver = None
-    _missing = f"cuda-python cannot be loaded: {error}: set TMPDIR to a writable directory"
 
 LIBRARY = "libcuda.so.1"
 IPC_HANDLE_SIZE = 64
@@ -45,27 +37,39 @@ class CudaUnavailableError(CudaError):
 
 
 def load_driver() -> None:
-    """Load the driver's library, for a process whose sandbox forbids it later; initialises nothing.
+    """Load the driver's library and cuda-python, for a process whose sandbox forbids it later; initialises nothing.
 
     Raises CudaUnavailableError.
     """
-    if driver is None:
-        raise CudaUnavailableError(_missing)
     try:
         ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise CudaUnavailableError(f"no CUDA driver: {error}: install the driver of the GPU") from None
+    _driver()
+
+
+@functools.cache
+def _driver() -> Any:
+    """``cuda.bindings.driver``. Imported on use: it takes a tenth of a second, also where there is no GPU."""
+    try:
+        from cuda.bindings import driver  # noqa: PLC0415
+    except ImportError:  # an optional extra
+        raise CudaUnavailableError("cuda-python is not installed: pip install 'trimsfs[cuda]'") from None
+    except (OSError, RuntimeError) as error:  # without ldconfig, it runs a compiler, which writes files
+        message = f"cuda-python cannot be loaded: {error}: set TMPDIR to a writable directory"
+        raise CudaUnavailableError(message) from None
+    return driver
 
 
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the driver; returns None, a value or a tuple of values. Raises CudaError."""
     try:
-        result, *values = getattr(driver, name)(*arguments)
+        result, *values = getattr(_driver(), name)(*arguments)
     except (OSError, RuntimeError) as error:  # from cuda-bindings: the library is missing or too old
         raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
-    if result != driver.CUresult.CUDA_SUCCESS:
-        known, text = driver.cuGetErrorString(result)
-        told = text.decode() if known == driver.CUresult.CUDA_SUCCESS and text else "unknown error"
+    if result != _driver().CUresult.CUDA_SUCCESS:
+        known, text = _driver().cuGetErrorString(result)
+        told = text.decode() if known == _driver().CUresult.CUDA_SUCCESS and text else "unknown error"
         raise CudaError(result.name, f"{name}: {result.name}: {told}")
     return values[0] if len(values) == 1 else tuple(values) or None
 
@@ -96,7 +100,7 @@ def devices() -> list[DeviceInfo]:
 def _found(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
     # The second version, the only one in new drivers, distinguishes the parts of a partitioned device.
-    identity = call("cuDeviceGetUuid_v2" if hasattr(driver, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
+    identity = call("cuDeviceGetUuid_v2" if hasattr(_driver(), "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
     return DeviceInfo(
         ordinal=ordinal,
         uuid=f"GPU-{uuid.UUID(bytes=bytes(identity.bytes))}",
@@ -175,7 +179,7 @@ class VmmMemory:
     def allocate(cls, ordinal: int, size: int) -> "VmmMemory":
         """Allocate at least *size* bytes of a device, writable by this process."""
         properties = _properties(ordinal)
-        minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+        minimum = _driver().CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity = call("cuMemGetAllocationGranularity", properties, minimum)
         size = -(-max(1, size) // granularity) * granularity
         return cls(ordinal, size, call("cuMemCreate", size, properties, 0), writable=True)
@@ -188,9 +192,9 @@ class VmmMemory:
 
     def protect(self, *, writable: bool) -> None:
         """Let this process's writes succeed, or fault."""
-        access = driver.CUmemAccessDesc()
+        access = _driver().CUmemAccessDesc()
         access.location = self._location
-        flags = driver.CUmemAccess_flags
+        flags = _driver().CUmemAccess_flags
         access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
         call("cuMemSetAccess", self.address, self.size, [access], 1)
 
@@ -225,9 +229,9 @@ class IpcMemory:
     @classmethod
     def open(cls, handle: bytes, size: int) -> "IpcMemory":
         """Open memory of another process by its handle."""
-        opaque = driver.CUipcMemHandle()
+        opaque = _driver().CUipcMemHandle()
         ctypes.memmove(opaque.getPtr(), handle, IPC_HANDLE_SIZE)
-        flag = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+        flag = _driver().CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
         return cls(int(call("cuIpcOpenMemHandle", opaque, int(flag))), size, owner=False)
 
     def handle(self) -> bytes:
@@ -245,19 +249,19 @@ _BLOCK = 2 << 20
 
 
 def _descriptor_kind() -> Any:
-    return driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    return _driver().CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 
 def _location(ordinal: int) -> Any:
-    location = driver.CUmemLocation()
-    location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    location = _driver().CUmemLocation()
+    location.type = _driver().CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
     location.id = ordinal
     return location
 
 
 def _properties(ordinal: int) -> Any:
-    properties = driver.CUmemAllocationProp()
-    properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties = _driver().CUmemAllocationProp()
+    properties.type = _driver().CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
     properties.location = _location(ordinal)
     properties.requestedHandleTypes = _descriptor_kind()
     return properties
@@ -283,7 +287,7 @@ class Stream:
     """A CUDA stream: its copies run in order, concurrently with other streams."""
 
     def __init__(self) -> None:
-        self._stream = call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._stream = call("cuStreamCreate", int(_driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
 
     def to_device(self, address: int, host_address: int, size: int) -> None:
         """Begin to copy from the host's memory, which must not change until the copy is done."""

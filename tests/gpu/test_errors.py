@@ -99,7 +99,7 @@ def test_a_device_that_the_program_may_not_see(gpu_mount: GpuMount) -> None:
 @pytest.mark.parametrize(
     ("code", "variables", "message"),
     [
-        ("sys.modules['cuda'] = None", {}, "pip install 'trimsfs[cuda]'"),
+        ("sys.modules['cuda'] = None", environment(None), "pip install 'trimsfs[cuda]'"),
         ("", {}, "no CUDA driver"),
         ("", environment(None), "no CUDA device"),
     ],

@@ -86,6 +86,7 @@ def main() -> None:
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
         gc.freeze()
+        gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         promotion = stand_by(keeper_end)
         if promotion is not None and promotion.fuse is None and cache_fails is not None:
