@@ -8,7 +8,7 @@ from trimsfs import __version__
 
 _HOMES = {
     "mount": "mount",
-    "umount": "mount",
+    "umount": "umount",
     "ls": "ls",
     "status": "status",
     "warm": "cache_commands",

@@ -1,4 +1,4 @@
-"""``trimsfs mount`` and ``trimsfs umount``."""
+"""``trimsfs mount``."""
 
 import json
 import os
@@ -7,27 +7,23 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import click
 
-from trimsfs.cli.control_files import check_answers, read_json
+from trimsfs.cli.control_files import check_answers
 from trimsfs.cli.mount_options import mount_options
-from trimsfs.cli.output import fail, reported, say
+from trimsfs.cli.output import fail, reported
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,
     FuseUnavailableError,
-    InUseError,
     MountpointError,
-    NotMountedError,
     NotPermittedError,
-    TrimsError,
 )
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, trimsfs_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
 from trimsfs.text import printable
 
@@ -188,49 +184,3 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
     process.wait(STOP_TIMEOUT_S)
     message = answer.get("error") or "the keeper ended"
     fail(answer.get("kind", ""), message if "kind" in answer else f"{message}: see {options.log_file}")
-
-
-@click.command()
-@click.argument("mountpoint", type=Path)
-@click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
-@reported
-def umount(mountpoint: Path, lazy: bool) -> None:
-    """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
-    mountpoint = canonical(mountpoint)
-    if trimsfs_at(mountpoint) is None:
-        raise NotMountedError(f"{mountpoint}: no trimsfs mount")
-    processes = [] if lazy else _processes(mountpoint)
-    if os.geteuid() == 0:
-        command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
-    else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
-    environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        if "not found in" in done.stderr or "must be superuser" in done.stderr:
-            raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
-        if "busy" in done.stderr:
-            raise InUseError(
-                f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
-            )
-        raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while processes:
-        ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
-        if not ended:
-            fail("", f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s")
-        processes = [process for process in processes if process not in ended]
-
-
-def _processes(mountpoint: Path) -> list[int]:
-    """Pidfds of the mount's processes; none if it does not answer."""
-    descriptors: list[int] = []
-    try:
-        check_answers(mountpoint)
-        facts = read_json(mountpoint / ".trims/control")
-        for name in ("server_pid", "keeper_pid"):
-            with suppress(OSError):
-                descriptors.append(os.pidfd_open(facts[name]))
-    except TrimsError as error:
-        say(f"trimsfs: not waiting for the server to end: {error}", error=True)
-    return descriptors
