@@ -45,12 +45,15 @@ def load_driver() -> None:
         ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise CudaUnavailableError(f"no CUDA driver: {error}: install the driver of the GPU") from None
-    _driver()
+    bindings()
 
 
 @functools.cache
-def _driver() -> Any:
-    """``cuda.bindings.driver``. Imported on use: it takes a tenth of a second, also where there is no GPU."""
+def bindings() -> Any:
+    """``cuda.bindings.driver``. Imported on use: it takes a tenth of a second, also where there is no GPU.
+
+    Raises CudaUnavailableError.
+    """
     try:
         from cuda.bindings import driver  # noqa: PLC0415
     except ImportError:  # an optional extra
@@ -64,12 +67,12 @@ def _driver() -> Any:
 def call(name: str, *arguments: Any) -> Any:
     """Call a function of the driver; returns None, a value or a tuple of values. Raises CudaError."""
     try:
-        result, *values = getattr(_driver(), name)(*arguments)
+        result, *values = getattr(bindings(), name)(*arguments)
     except (OSError, RuntimeError) as error:  # from cuda-bindings: the library is missing or too old
         raise CudaError("CUDA_ERROR_NOT_FOUND", f"{name}: {error}: install a newer driver") from error
-    if result != _driver().CUresult.CUDA_SUCCESS:
-        known, text = _driver().cuGetErrorString(result)
-        told = text.decode() if known == _driver().CUresult.CUDA_SUCCESS and text else "unknown error"
+    if result != bindings().CUresult.CUDA_SUCCESS:
+        known, text = bindings().cuGetErrorString(result)
+        told = text.decode() if known == bindings().CUresult.CUDA_SUCCESS and text else "unknown error"
         raise CudaError(result.name, f"{name}: {result.name}: {told}")
     return values[0] if len(values) == 1 else tuple(values) or None
 
@@ -100,7 +103,7 @@ def devices() -> list[DeviceInfo]:
 def _found(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
     # The second version, the only one in new drivers, distinguishes the parts of a partitioned device.
-    identity = call("cuDeviceGetUuid_v2" if hasattr(_driver(), "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
+    identity = call("cuDeviceGetUuid_v2" if hasattr(bindings(), "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
     return DeviceInfo(
         ordinal=ordinal,
         uuid=f"GPU-{uuid.UUID(bytes=bytes(identity.bytes))}",
@@ -179,7 +182,7 @@ class VmmMemory:
     def allocate(cls, ordinal: int, size: int) -> "VmmMemory":
         """Allocate at least *size* bytes of a device, writable by this process."""
         properties = _properties(ordinal)
-        minimum = _driver().CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+        minimum = bindings().CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         granularity = call("cuMemGetAllocationGranularity", properties, minimum)
         size = -(-max(1, size) // granularity) * granularity
         return cls(ordinal, size, call("cuMemCreate", size, properties, 0), writable=True)
@@ -192,9 +195,9 @@ class VmmMemory:
 
     def protect(self, *, writable: bool) -> None:
         """Let this process's writes succeed, or fault."""
-        access = _driver().CUmemAccessDesc()
+        access = bindings().CUmemAccessDesc()
         access.location = self._location
-        flags = _driver().CUmemAccess_flags
+        flags = bindings().CUmemAccess_flags
         access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
         call("cuMemSetAccess", self.address, self.size, [access], 1)
 
@@ -229,9 +232,9 @@ class IpcMemory:
     @classmethod
     def open(cls, handle: bytes, size: int) -> "IpcMemory":
         """Open memory of another process by its handle."""
-        opaque = _driver().CUipcMemHandle()
+        opaque = bindings().CUipcMemHandle()
         ctypes.memmove(opaque.getPtr(), handle, IPC_HANDLE_SIZE)
-        flag = _driver().CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+        flag = bindings().CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
         return cls(int(call("cuIpcOpenMemHandle", opaque, int(flag))), size, owner=False)
 
     def handle(self) -> bytes:
@@ -249,19 +252,19 @@ _BLOCK = 2 << 20
 
 
 def _descriptor_kind() -> Any:
-    return _driver().CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    return bindings().CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
 
 
 def _location(ordinal: int) -> Any:
-    location = _driver().CUmemLocation()
-    location.type = _driver().CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    location = bindings().CUmemLocation()
+    location.type = bindings().CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
     location.id = ordinal
     return location
 
 
 def _properties(ordinal: int) -> Any:
-    properties = _driver().CUmemAllocationProp()
-    properties.type = _driver().CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties = bindings().CUmemAllocationProp()
+    properties.type = bindings().CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
     properties.location = _location(ordinal)
     properties.requestedHandleTypes = _descriptor_kind()
     return properties
@@ -287,7 +290,7 @@ class Stream:
     """A CUDA stream: its copies run in order, concurrently with other streams."""
 
     def __init__(self) -> None:
-        self._stream = call("cuStreamCreate", int(_driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._stream = call("cuStreamCreate", int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING))
 
     def to_device(self, address: int, host_address: int, size: int) -> None:
         """Begin to copy from the host's memory, which must not change until the copy is done."""

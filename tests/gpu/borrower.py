@@ -44,7 +44,8 @@ class Borrower:
         return ordinal
 
     def become(self, uid: int) -> dict[str, Any]:
-        """Go on as another user."""
+        """Go on as another user, who may not read what this one has installed."""
+        cuda.bindings()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

@@ -2,8 +2,10 @@
 
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from trimsfs import cuda
 from trimsfs.client.gpu.device_model import DeviceModel
 from trimsfs.client.gpu.device_tensor import DeviceTensor
 from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
@@ -13,6 +15,9 @@ from trimsfs.client.gpu.visible_devices import find
 __all__ = ["DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError", "load"]
 
 _TRIES = 3
+
+with suppress(cuda.CudaUnavailableError):
+    cuda.bindings()  # a program may give up the right to read its libraries before it loads a model
 
 
 def load(
