@@ -16,6 +16,7 @@ from tests.unit.integrity.common import digest_of, opened
 from trimsfs.errors import BlobDamagedError, LookUpAgainError, StoreUnavailableError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.digests import compute
+from trimsfs.tiers.blob import Blob
 
 
 class Gate:
@@ -141,6 +142,27 @@ async def test_a_file_that_has_been_cut_off_is_opened_by_several(
         for thread in (1, 2, 3):
             nursery.start_soon(read, thread)
     assert found == [content] * 3
+
+
+async def test_a_file_that_has_been_cut_off_while_it_is_synced_is_fetched_again(
+    server: Server, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.release(await opened(server))
+    await server.disk.flush()
+    synced = threading.Event()
+
+    async def read() -> None:
+        assert await server.content("a") == content
+
+    monkeypatch.setattr(Blob, "sync", lambda _: synced.wait(20))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.disk._journal.sync)
+        await until(lambda: server.users() == 1)
+        (file,) = blob_files(tmp_path / "cache")
+        os.truncate(file, 100)
+        nursery.start_soon(read)
+        await trio.sleep(0.1)
+        synced.set()
 
 
 async def test_who_gives_up_has_what_was_mended_told(

@@ -32,8 +32,8 @@ class Damage:
 
         A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
         """
-        key = blob.generation.key
-        async with self._state.lock, self._state.journal.recording:
+        key, journal = blob.generation.key, self._state.journal
+        async with journal.syncing, self._state.lock, journal.recording:  # to be synced is no use by anybody
             if self._state.blobs.get(blob.token) is not blob or blob.change() is not FileChange.RESIZED:
                 return  # another open has found it already
             if blob.users and blob.backing_id:
