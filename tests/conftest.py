@@ -1,11 +1,14 @@
 """Fixtures for all tests. Those of services start the real thing once a session and stop it at its end."""
 
 import contextlib
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.loaders
+import botocore.session
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"fuse", "containers", "gpu", "reliability", "security"} & set(item.path.parts) and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """All clients of boto3 in this process share what it reads of its data: for each, that takes a quarter second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture

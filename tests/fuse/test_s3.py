@@ -30,7 +30,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("size", [GIB // 4, pytest.param(GIB, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [GIB // 8, pytest.param(GIB, marks=pytest.mark.slow)])
 def test_an_object_read_by_32_cold_readers_at_once_is_exact_and_fetched_once(
     ceph: Ceph, bucket: str, tmp_path: Path, size: int
 ) -> None:
