@@ -2,7 +2,8 @@
 
 Of the group ``models``, ``--programs``, ``--places`` and ``--contenders`` select what is measured.
 
-Exits with 1 when a measurement failed; a budget that is missed is only reported.
+Exits with 1 when a measurement failed; a budget that is missed is only reported. A run that is interrupted writes what
+it has measured.
 """
 
 import argparse
@@ -56,8 +57,7 @@ def main() -> None:
     if missing := machine.missing_programs():
         sys.exit(f"not installed: {', '.join(missing)}")
     options.output.mkdir(parents=True, exist_ok=True)
-    # So that everything is unmounted then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     facts = machine.facts() | machine.peers() | {"scale": "quick" if options.quick else "full"}
     selection = Selection(options.programs, options.places, options.contenders)
     results = _run(QUICK if options.quick else FULL, options.only, selection, console)
@@ -86,6 +86,9 @@ def _run(scale: Scale, only: list[str], selection: Selection, console: Console) 
             except FAILURES as error:
                 # What goes wrong outside of one measurement, an unmount say.
                 bench.results.failures.append(f"{name}: {type(error).__name__}: {error}")
+            except KeyboardInterrupt:
+                bench.results.failures.append(f"{name}: ended before it was done")
+                break
             console.print(f"{name}: {time.monotonic() - begun:.0f} s", highlight=False)
         return bench.results
 
