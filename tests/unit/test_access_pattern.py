@@ -50,6 +50,12 @@ def test_random_reads_may_be_followed_by_reads_in_order_and_the_other_way_round(
     assert read(pattern, PAGE, *at_random(WINDOW, seed=90)).random
 
 
+def test_a_read_that_neither_goes_on_nor_begins_the_file_is_a_jump() -> None:
+    pattern = AccessPattern()
+    jumped = [read(pattern, MIB, start * MIB).jumped for start in (0, 500, 501, 502, 0, 900, 503)]
+    assert jumped == [False, True, False, False, False, True, False]
+
+
 def test_a_chunk_of_which_much_is_read_is_dense() -> None:
     pattern = AccessPattern()
     told = [pattern.dense(3, PAGE, chunk_size=8 * PAGE) for _ in range(4)]

@@ -409,6 +409,19 @@ async def test_of_a_file_that_is_read_at_random_only_what_is_read_is_fetched(
     assert blob.readable(0, chunk_size)
 
 
+async def test_after_a_jump_nothing_is_prefetched_until_reads_go_on_there(workshop: Workshop, chunk_size: int) -> None:
+    workshop.put("a", 64)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    bench.fetcher.hold(blob)
+    read = partial(bench.fetcher.read_once, pattern=AccessPattern())
+    await read(blob, 30 * chunk_size, 30 * chunk_size + 1)
+    await until(bench.idle)
+    assert blob.verified_bytes == chunk_size
+    await read(blob, 31 * chunk_size, 31 * chunk_size + 1)
+    await until(lambda: blob.complete)
+
+
 async def test_a_prefetch_stops_when_reads_turn_out_to_be_random(workshop: Workshop, chunk_size: int) -> None:
     workshop.put("a", 64)
     bench = await workshop.bench(requests=2)

@@ -16,10 +16,11 @@ DENSE_SHARE = 2
 
 
 class AccessPattern:
-    """The reads of one open file. ``random`` tells that it should be fetched by what is read of it, not whole."""
+    """The reads of one open file. ``random`` tells that it should be fetched by what is read of it, not whole.
+    ``jumped`` tells that the last read neither went on where another ended nor began the file."""
 
     def __init__(self) -> None:
-        self.random = False
+        self.random = self.jumped = False
         self._ends: deque[int] = deque(maxlen=STREAMS)
         self._went_on: deque[bool] = deque(maxlen=WINDOW)
         self._read: dict[int, int] = {}
@@ -32,6 +33,7 @@ class AccessPattern:
             self._ends.remove(before)
         self._ends.append(stop)
         self._went_on.append(before is not None)
+        self.jumped = before is None and start > 0
         if len(self._went_on) < WINDOW:
             return
         together = sum(self._went_on)

@@ -128,7 +128,8 @@ class Fetcher:
     async def read_once(self, blob: Blob, start: int, stop: int, pattern: AccessPattern | None = None) -> Buffer | None:
         """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others.
 
-        By the *pattern* of the reader, a big file that is read at random is fetched by what is read, past the disk.
+        By the *pattern* of the reader, a big file that is read at random is fetched by what is read, past the disk, and
+        after a jump nothing is prefetched until reads go on there.
         """
         self._wanted_at = trio.current_time()
         blob.health.check()

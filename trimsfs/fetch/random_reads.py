@@ -21,15 +21,15 @@ class RandomReads:
         self._slots = trio.Semaphore(limit)
 
     def record(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> bool:
-        """A program reads the bytes ``[start, stop)``, in a file with this pattern: whether it reads it at random."""
+        """A program reads the bytes ``[start, stop)``, in a file with this pattern: whether it may do so at random."""
         if len(blob.states) < LEAST_CHUNKS:
             return False
         pattern.record(start, stop)
-        return pattern.random
+        return pattern.random or pattern.jumped
 
     def are_wise(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> bool:
         """Whether nothing of the bytes ``[start, stop)`` is here or comes, and no more should come than these."""
-        return all(
+        return pattern.random and all(
             blob.states[chunk] == ChunkState.MISSING
             and self._scheduler.flight(blob, chunk) is None
             and not pattern.dense(chunk, stop - start, chunk_size=blob.chunk_size)
