@@ -3,10 +3,10 @@
 import gc
 import os
 
-gc.disable()  # all that a start brings stays: to look through it again and again is a fifth of the start's time
-os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # it would read the metadata of all that is installed
-
-from trimsfs.server.daemon import main  # noqa: E402
-
 if __name__ == "__main__":
+    gc.disable()  # all that a start brings stays: to look through it again and again is a fifth of the start's time
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # it would read the metadata of all that is installed
+
+    from trimsfs.server.daemon import main
+
     main()

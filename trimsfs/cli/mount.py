@@ -16,6 +16,7 @@ import click
 from trimsfs.cli.control_files import check_answers
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import fail, reported
+from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,
@@ -28,7 +29,6 @@ from trimsfs.options import MountOptions, default_store, flag, keeper_order
 from trimsfs.text import printable
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
 
 
 @click.command()

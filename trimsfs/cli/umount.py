@@ -15,6 +15,7 @@ from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPerm
 from trimsfs.mountinfo import canonical, trimsfs_at
 
 STOP_TIMEOUT_S = 20.0
+"""How long the processes of a mount may take to end."""
 
 
 @click.command()

@@ -33,7 +33,7 @@ class Damage:
         A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
         """
         key, journal = blob.generation.key, self._state.journal
-        async with journal.syncing, self._state.lock, journal.recording:  # to be synced is no use by anybody
+        async with journal.syncing, self._state.lock, journal.recording:  # a sync counts as a user
             if self._state.blobs.get(blob.token) is not blob or blob.change() is not FileChange.RESIZED:
                 return  # another open has found it already
             if blob.users and blob.backing_id:
