@@ -133,13 +133,8 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         ),
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, invalidate=environment.invalidate),
     )
-    statistics = _statistics(environment, tiers, fetching, gpu, checks)
-    statistics |= {
-        "files": filesystem.statistics,
-        "prefetch": prefetcher.statistics,
-        "sharing": deduplication.statistics,
-    }
-    calls.render_metrics.bind(metrics.renderer(statistics))
+    others = {"files": filesystem.statistics, "prefetch": prefetcher.statistics, "sharing": deduplication.statistics}
+    calls.render_metrics.bind(metrics.renderer(_statistics(environment, tiers, fetching, gpu, checks) | others))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
-from trimsfs.tiers.index.index import BlobIndex, BlobRecord
+from trimsfs.tiers.index.blob_record import BlobRecord
+from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from trimsfs.tiers.disk.residency import Residency, residency_of
 from trimsfs.tiers.disk.space import DiskSpace
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.eviction_policies import eager, never
-from trimsfs.tiers.index.index import BlobRecord
+from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.journal import Journal
 from trimsfs.tiers.index.load_records import LoadRecords
 from trimsfs.tiers.threads import Threads

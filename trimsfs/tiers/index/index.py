@@ -13,36 +13,18 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.eviction_policies import Evictable
 from trimsfs.tiers.index import recovery
+from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 _AT_ONCE = 500
 """Blobs that one query is about."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlobRecord:
-    """A blob as the index knows it; ``bytes`` is how much of it is on disk, ``digest`` as that of a `Residency`."""
-
-    token: str
-    generation: Generation
-    pinned: bool
-    uses: int
-    last_used: float
-    bytes: int
-    digest: str | None
-
-    @classmethod
-    def empty(cls, token: str, generation: Generation) -> "BlobRecord":
-        """The record of a generation of which nothing is here."""
-        return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0, digest=None)
 
 
 class BlobIndex:
