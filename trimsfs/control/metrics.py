@@ -102,6 +102,8 @@ HELP = {
     "signatures_refusals": "Opens and commands refused, as a file has not been signed or is not what has.",
     "store_requests": "Requests to the store, each with all its attempts.",
     "store_failed_attempts": "Attempts at requests that failed and were made again.",
+    "store_circuit_open": "1 while the store does not answer and requests fail at once, else 0.",
+    "store_circuit_openings": "How often it came to that.",
 }
 """What each number is, by component and field."""
 

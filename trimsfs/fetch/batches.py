@@ -76,7 +76,7 @@ class BatchFetcher:
         blob, chunk = flight.blob, flight.chunk
         start, stop = blob.span_of(chunk)
         try:
-            crc = await self._retrying.call(
+            crc = await self._retrying.call_locally(
                 blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
             )
         except OSError as error:

@@ -131,7 +131,7 @@ class Comparer:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be compared now: {error}") from error
         try:
             for part_size in part_sizes:
-                found = await self._retrying.call(
+                found = await self._retrying.call_locally(
                     blob.generation.key,
                     partial(self._digest, descriptor, size, expected.algorithm, part_size, idle_until),
                 )

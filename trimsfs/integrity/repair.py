@@ -162,7 +162,7 @@ class Repair:
     async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
         """The checksum of a chunk; None when it cannot be read."""
         try:
-            return await self._retrying.call(
+            return await self._retrying.call_locally(
                 blob.generation.key,
                 lambda: self._copier.checksum(descriptor, *blob.span_of(chunk)),
             )

@@ -18,7 +18,7 @@ CONTROL_NAME = b".trims"
 """Reserved in every directory, for the control files."""
 NAME_MAX = 255
 STALE_RETRY_S = 5.0
-"""How often the store is asked again while it is down, and cached names are used on."""
+"""How long a name that has expired is used on before the store is asked again."""
 KNOWN_NAMES = 10_000
 """Single names remembered in a directory that is too large to be listed for a lookup."""
 LEAST_ASKED = 8
@@ -41,9 +41,11 @@ Entry = Generation | NonObject
 class Directory:
     """What is known of one directory, and since when.
 
-    ``entries`` is the last whole listing, ``names`` holds answers for single names, each with its time. ``restored`` is
-    what an earlier server knew: it counts only while the store cannot be asked. ``failure`` is why the store could not
-    be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are outdated;
+    ``entries`` is the last whole listing, which was asked for at ``listed``; ``names`` holds answers for single names,
+    each with its time. ``restored`` is what an earlier server gave to the kernel: it counts only while the store cannot
+    be asked. ``recalled`` tells that the last listing of an earlier server was looked for. ``failure`` is why the store
+    could not be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are
+    outdated;
     ``outdated`` has the names of which alone that is so, or may be, and since when. A ``large`` directory takes several
     pages: once ``worth_listing`` single names have been asked for, a listing costs no more than they did.
     """
@@ -54,7 +56,7 @@ class Directory:
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
-        self.complete = False
+        self.complete = self.recalled = False
         self.large = False
         self.worth_listing = LEAST_ASKED
         self._asked, self._asked_since = 0, LONG_AGO
@@ -64,11 +66,19 @@ class Directory:
         self.retry_at = LONG_AGO
         self.lock = trio.Lock()
 
-    def stale(self, name: bytes) -> Entry:
-        """What a name was when the store was last asked for it."""
-        if name in self.names:
-            return self.names[name][0]
-        return self.entries.get(name) or self.restored.get(name, NonObject.ABSENT)
+    @property
+    def expired(self) -> bool:
+        """Whether the listing is known to be outdated, or there is none."""
+        return not self.complete or self.listed <= self.distrusted
+
+    def stale(self, name: bytes, since: float) -> Entry | None:
+        """What a name was when the store was last asked for it, if that was after a time; None if nobody knows."""
+        entry, asked = self.names.get(name, (None, LONG_AGO))
+        if self.complete and self.listed > asked:
+            entry, asked = self.entries.get(name, NonObject.ABSENT), self.listed
+        if entry is None or asked < since:
+            return self.restored.get(name)
+        return self.restored.get(name, entry) if entry is NonObject.ABSENT else entry
 
     @property
     def order(self) -> list[bytes]:
@@ -97,6 +107,11 @@ class Directory:
             self._asked, self._asked_since = 0, now
         self._asked += 1
         return self._asked
+
+    def recall(self, entries: dict[bytes, Entry], listed: float) -> None:
+        """An earlier server has listed the directory, so long ago that the store is to be asked first."""
+        self.entries, self.listed, self.complete = entries, listed, True
+        self.distrusted = max(self.distrusted, listed)
 
     def clear_names(self) -> None:
         """Single names say nothing any more."""

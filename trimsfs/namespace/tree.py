@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -27,10 +29,14 @@ from trimsfs.namespace.directory import (
     possible,
 )
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
+from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.stores.base import Store
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NEGATIVE_TTL_S = 5.0
 """Longest that a name's absence is cached: a model that has just been uploaded should appear."""
@@ -38,6 +44,10 @@ REST_LIMIT = 100_000
 """Entries that are requested at once after the first page; a store gives as many as it likes."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 """A longer listing is given up: it may have no end, and would fill the memory."""
+PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
+"""How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
+STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
+"""As of the options, by default."""
 _IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
 
 
@@ -54,19 +64,31 @@ class Namespace:
     """The directories of a store, and the inodes. Names are cached for *ttl_s* seconds, absence for at most
     NEGATIVE_TTL_S.
 
-    A name is absent only when the store has said so. When the store cannot be asked, expired answers are used on; a
-    name of which there is none raises StoreUnavailableError. *impatient* is the same store without retries: it is asked
-    where an expired answer would do.
+    While the store fails, expired answers are used on, for at most *stale_for_s* seconds: that a name exists at once,
+    that it does not once the *breaker* is open, by a whole listing or an answer for this name. A name of which nothing
+    is known raises StoreUnavailableError. *impatient* is the same store without retries: it is asked where an expired
+    answer would do. *kept* has listings of earlier servers.
     """
 
     def __init__(
-        self, store: Store, *, ttl_s: float, impatient: Store | None = None, ledger: Ledger | None = None
+        self,
+        store: Store,
+        *,
+        ttl_s: float,
+        stale_for_s: float = STALE_FOR_S,
+        impatient: Store | None = None,
+        breaker: CircuitBreaker | None = None,
+        kept: KeptListings | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._store = store
         self._impatient = impatient or store
-        self._down_until = LONG_AGO
+        self._breaker = breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S)
+        self._kept = kept
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
+        self._stale_for_s = stale_for_s
+        self._patience_s = PATIENCE_S
         self._directories: dict[str, Directory] = {}
         self._hidden: dict[str, int] = {}
         self.inodes = Inodes(ledger or Ledger())
@@ -92,7 +114,7 @@ class Namespace:
     async def lookup(self, prefix: str, name: bytes) -> tuple[Entry, float]:
         """What *name* is in the directory *prefix*, and for how many more seconds that may be cached.
 
-        ABSENT only when the store has said that there is no such name. Raises StoreError when it cannot be asked.
+        Raises StoreError when the store cannot be asked, and nothing that it has said before counts.
         """
         if not possible(name):
             return NonObject.ABSENT, self._negative_ttl_s
@@ -101,32 +123,50 @@ class Namespace:
         if answer is None and not directory.large:
             async with directory.lock:
                 answer = self._known(directory, name)
-                if answer is None and not directory.large and not self._fresh(directory):
+                if answer is None and not directory.large and not self._usable(directory):
                     answer = await self._refreshed(directory, prefix, name, most=1)
         return answer or await self._ask(directory, prefix, name)
 
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
         """The answer for a name after the directory has been listed, if *most* pages hold it; else None."""
-        patient = not directory.complete and directory.stale(name) is NonObject.ABSENT
+        await self._recall(directory, prefix)
+        patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
         try:
             await self._refresh(directory, prefix, most=most, patient=patient)
         except StoreError:
-            if (stale := directory.stale(name)) is NonObject.ABSENT:
+            answer = self._known(directory, name)
+            if answer is None and not directory.complete:
                 raise
-            return stale, STALE_RETRY_S
+            return answer
         return self._known(directory, name)
 
     async def entries(self, prefix: str) -> dict[bytes, Entry]:
         """All entries of a directory by name; the caller must not change them.
 
-        Raises StoreError when the directory is not known and the store cannot be asked.
+        Raises StoreError when the store cannot be asked, and no listing that it has given before counts.
         """
         directory = self._directory(prefix)
-        if not self._fresh(directory):
+        if not self._usable(directory):
             async with directory.lock:
-                if not self._fresh(directory):
-                    await self._refresh(directory, prefix, most=PAGES_LIMIT, patient=not directory.complete)
+                if not self._usable(directory):
+                    await self._recall(directory, prefix)
+                    held = directory.complete and directory.listed >= self._oldest()
+                    try:
+                        await self._refresh(directory, prefix, most=PAGES_LIMIT, patient=not held)
+                    except StoreError:
+                        if not held:
+                            raise
         return directory.entries
+
+    async def _recall(self, directory: Directory, prefix: str) -> None:
+        """Look for the listing that an earlier server got, in case that the store cannot give another."""
+        if self._kept is None or directory.complete or directory.recalled:
+            return
+        directory.recalled = True
+        found = await self._kept.last(prefix)
+        if found is not None:
+            entries, age_s = found
+            directory.recall(entries, trio.current_time() - age_s)
 
     def known_entries(self, prefix: str) -> dict[bytes, Entry]:
         """The entries of a directory as it was last listed, in order of name; none when it was not."""
@@ -141,9 +181,8 @@ class Namespace:
     def replaced(self, key: str) -> None:
         """The store has another generation of an object than its directory says: ask the store at the next lookup."""
         directory = self._directories.get(key[: key.rfind("/") + 1])
-        self._down_until = LONG_AGO
         if directory is not None:
-            directory.listed = directory.retry_at = LONG_AGO
+            directory.retry_at = LONG_AGO
             directory.clear_names()
             directory.distrusted = trio.current_time()
             self.mark_outdated(key)
@@ -161,11 +200,17 @@ class Namespace:
             directory = self._directories[prefix] = Directory()
         return directory
 
-    def _fresh(self, directory: Directory) -> bool:
+    def _usable(self, directory: Directory) -> bool:
         """Whether the listing may be used: it has not expired, or the store has just failed to give another."""
         now = trio.current_time()
-        usable_until = max(directory.listed + self._ttl_s, directory.retry_at, self._down_until)
-        return directory.complete and now < usable_until
+        if not directory.expired and now < directory.listed + self._ttl_s:
+            return True
+        failing = self._breaker.failing or now < directory.retry_at
+        return failing and directory.complete and directory.listed >= self._oldest()
+
+    def _oldest(self) -> float:
+        """When the store must have said what is used on while it cannot be asked."""
+        return trio.current_time() - self._stale_for_s
 
     def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
         """The cached answer for a name, and how long it holds; None when the store must be asked."""
@@ -177,21 +222,34 @@ class Namespace:
             left = asked + self._ttl(entry) - now
             if left > 0:
                 return entry, left
-        entry = directory.entries.get(name, NonObject.ABSENT)
-        left = directory.listed + self._ttl(entry) - now
-        if entry is not NonObject.ABSENT:
-            left = max(left, directory.retry_at - now, self._down_until - now)
-        return (entry, left) if directory.complete and left > 0 else None
+        if not directory.expired:
+            entry = directory.entries.get(name, NonObject.ABSENT)
+            left = directory.listed + self._ttl(entry) - now
+            if left > 0:
+                return entry, left
+        if self._breaker.failing or now < directory.retry_at:
+            return self._stale(directory, name)
+        return None
+
+    def _stale(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
+        """What is told of a name while the store cannot be asked for it: absence only if it is asked for nothing."""
+        entry = directory.stale(name, self._oldest())
+        if entry is None or (entry is NonObject.ABSENT and not self._breaker.open):
+            return None
+        return entry, STALE_RETRY_S
+
+    def _exists(self, entry: Entry | None) -> bool:
+        return entry is not None and entry is not NonObject.ABSENT
 
     def _ttl(self, entry: Entry) -> float:
         return self._negative_ttl_s if entry is NonObject.ABSENT else self._ttl_s
 
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, use an expired answer."""
-        asked, stale = trio.current_time(), directory.stale(name)
-        known = stale is not NonObject.ABSENT and not directory.may_be_outdated(name)
-        if known and asked < directory.retry_at:
-            return stale, STALE_RETRY_S
+        asked = trio.current_time()
+        known = self._exists(directory.stale(name, self._oldest())) and not directory.may_be_outdated(name)
+        if known and asked < directory.retry_at and (answer := self._stale(directory, name)) is not None:
+            return answer
         if directory.large and (answer := await self._listed(directory, prefix, name)) is not None:
             return answer
         try:
@@ -200,9 +258,9 @@ class Namespace:
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
-            if (stale := directory.stale(name)) is NonObject.ABSENT:
+            if (answer := self._stale(directory, name)) is None:
                 raise
-            return stale, STALE_RETRY_S
+            return answer
         directory.answered(name, entry, asked)
         return entry, self._ttl(entry)
 
@@ -213,19 +271,19 @@ class Namespace:
         then, that all requests are about twice as many as the better of the two ways takes, however many are to come.
         """
         asked = directory.asked(self._ttl_s)
-        if asked < directory.worth_listing or self._fresh(directory) or directory.lock.locked():
+        if asked < directory.worth_listing or self._usable(directory) or directory.lock.locked():
             return None
         directory.worth_listing = 2 * asked  # unless it is listed to its end
         async with directory.lock:
             return await self._refreshed(directory, prefix, name, most=2 * asked)
 
     async def _refresh(self, directory: Directory, prefix: str, *, most: int, patient: bool) -> None:
-        """List a directory anew, if *most* pages hold it; unless *patient* the store is asked once."""
+        """List a directory anew, if *most* pages hold it; unless *patient* the store is asked once. Raises StoreError."""
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
             store = self._store if patient else self._impatient
-            pages = [await store.list_page(prefix)]
+            pages = [await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)]
             entries = len(pages[0])
             while len(pages) < most and (token := pages[-1].next_token) is not None:
                 if entries > ENTRIES_LIMIT:
@@ -233,15 +291,10 @@ class Namespace:
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
                 entries += len(pages[-1])
         except StoreError as error:
-            if not directory.complete:
-                directory.failed(error)
-                raise
-            log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
+            if directory.complete:
+                log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
             directory.failed(error)
-            if isinstance(error, StoreUnavailableError | TransientStoreError):
-                # Not only this directory: a path is looked up level by level.
-                self._down_until = trio.current_time() + STALE_RETRY_S
-            return
+            raise
         whole = pages[-1].next_token is None
         directory.large = len(pages) > 1 or not whole
         if most == PAGES_LIMIT and not whole:
@@ -249,10 +302,33 @@ class Namespace:
         if whole:
             directory.worth_listing = max(LEAST_ASKED, len(pages) // 2)
             directory.entries, self._hidden[prefix] = entries_of(prefix, pages)
-            directory.listed = asked if asked > directory.distrusted else LONG_AGO
+            directory.listed = asked
             directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}
             directory.complete = True
             directory.clear_names()
+            if self._kept is not None and not directory.expired:
+                self._kept.keep(prefix, directory.entries)
+
+    async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
+        """What the store answers; unless *patient*, it has to be quick. Messages name the *subject*. Raises StoreError."""
+        if patient:
+            return await request()
+        self._breaker.check(subject)
+        began = trio.current_time()
+        try:
+            with trio.move_on_after(self._patience_s):
+                answer = await request()
+                self._breaker.answered()
+                self._patience_s = min(max(PATIENCE_S, 2 * (trio.current_time() - began)), LONGEST_PATIENCE_S)
+                return answer
+            raise TransientStoreError(f"{subject}: no answer within {self._patience_s:.0f} s")
+        except (TransientStoreError, StoreUnavailableError) as error:
+            self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
+            self._breaker.failed(error, began)
+            raise
+        except StoreError:
+            self._breaker.answered()
+            raise
 
     async def _probe(self, path: str, *, patient: bool) -> Entry:
         """Ask for an object, and whether there is anything below its name. A directory wins."""
@@ -270,13 +346,13 @@ class Namespace:
 
             async def stat() -> None:
                 with failing(), contextlib.suppress(ObjectNotFoundError):
-                    generation = await store.stat(path)
+                    generation = await self._answer(path, partial(store.stat, path), patient=patient)
                     if generation.plausible:
                         found.append(generation)
 
             nursery.start_soon(stat)
             with failing():
-                below = await store.list_page(f"{path}/", limit=1)
+                below = await self._answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
         if failed:
             raise failed[0]
         if below.exists:

@@ -153,6 +153,9 @@ class MountOptions(BaseModel):
         None, description="Processes that fetch. Default: one a core, 2 to 4."
     )
     metadata_ttl: Seconds = Field(60.0, description="Seconds for which names and sizes from the store are believed.")
+    stale_for: Seconds = Field(
+        86400.0, description="Seconds for which they are used on while the store does not answer."
+    )
     retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         15.0, description="Seconds of failing requests after which a read gives EIO."
     )

@@ -6,6 +6,7 @@ Tests build their servers here, too, in an environment of their own.
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -32,6 +33,7 @@ from trimsfs.integrity.signature_policy import SignaturePolicy, signed_first
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.mountinfo import holding
+from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.opener import Opener
@@ -43,6 +45,7 @@ from trimsfs.server.components import Components, ServerStatistics, Service
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
 from trimsfs.stores import Retrying, RetryingStore
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
@@ -80,6 +83,7 @@ class Fetching:
     """What is known of the store's files, and their bytes."""
 
     retrying: Retrying
+    kept_listings: KeptListings
     namespace: Namespace
     fetcher: Fetcher
     tables: TensorTables
@@ -155,6 +159,8 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         services=(
             tiers.passthrough.run,
             fetching.fetcher.run,
+            fetching.kept_listings.run,
+            partial(fetching.retrying.breaker.run, environment.store.probe),
             fetching.digest_prefetch.run,
             reopens.run,
             prefetcher.run,
@@ -198,8 +204,10 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
 
 
 def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed) -> Fetching:
-    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed)
+    breaker = CircuitBreaker(deadline_s=options.retry_deadline)
+    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker)
     store = RetryingStore(environment.store, retrying)
+    kept = KeptListings(tiers.disk.listings)
     fetcher = Fetcher(
         environment.copier,
         tiers.disk,
@@ -211,7 +219,16 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
     )
     return Fetching(
         retrying=retrying,
-        namespace=Namespace(store, ttl_s=options.metadata_ttl, impatient=environment.store, ledger=environment.ledger),
+        kept_listings=kept,
+        namespace=Namespace(
+            store,
+            ttl_s=options.metadata_ttl,
+            stale_for_s=options.stale_for,
+            impatient=environment.store,
+            breaker=breaker,
+            kept=kept,
+            ledger=environment.ledger,
+        ),
         fetcher=fetcher,
         tables=TensorTables(tiers.disk, fetcher),
         digest_prefetch=DigestPrefetch(environment.store, store),

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import StoreUnavailableError, TransientStoreError
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation
 
@@ -25,10 +27,13 @@ LONGEST_WAIT_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
-    """Requests since the server started, each with all its attempts, and attempts that failed for a passing reason."""
+    """Requests since the server started, each with all its attempts, and attempts that failed for a passing reason;
+    whether requests fail at once, and how often it came to that."""
 
     requests: int
     failed_attempts: int
+    circuit_open: int
+    circuit_openings: int
 
 
 class Retrying:
@@ -36,32 +41,61 @@ class Retrying:
 
     What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
     starts after the deadline; one under way is bounded by the store's own timeouts, so that slow progress
-    is not cut. *on_failure*, if any, hears of every failed attempt.
+    is not cut. *on_failure*, if any, hears of every failed attempt. While the *breaker* is open, no attempt starts.
     """
 
-    def __init__(self, *, deadline_s: float, on_failure: Callable[[TransientStoreError], None] | None) -> None:
+    def __init__(
+        self,
+        *,
+        deadline_s: float,
+        on_failure: Callable[[TransientStoreError], None] | None,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
         self.deadline_s = deadline_s
         self._on_failure = on_failure
+        self.breaker = breaker or CircuitBreaker(deadline_s=deadline_s)
         self._requests = self._failures = 0
 
     def statistics(self) -> StoreStatistics:
-        return StoreStatistics(requests=self._requests, failed_attempts=self._failures)
+        return StoreStatistics(
+            requests=self._requests,
+            failed_attempts=self._failures,
+            circuit_open=int(self.breaker.open),
+            circuit_openings=self.breaker.openings,
+        )
 
     async def call(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the first *attempt* that succeeds; messages name its *subject*."""
+        """The result of the first *attempt* at asking the store that succeeds; messages name its *subject*."""
+        return await self._call(subject, attempt, self.breaker)
+
+    async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """`call`, for what does not need the store, but may fail with a fetch process."""
+        return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf))
+
+    async def _call(self, subject: str, attempt: Callable[[], Awaitable[T]], breaker: CircuitBreaker) -> T:
         self._requests += 1
-        deadline = trio.current_time() + self.deadline_s
+        began = trio.current_time()
+        deadline = began + self.deadline_s
         longest_s = FIRST_WAIT_S
         for number in itertools.count(1):
+            breaker.check(subject)
             try:
-                return await attempt()
+                result = await attempt()
             except TransientStoreError as error:
                 self._failed(subject, number, error)
+                breaker.failed(error, began)
                 now = trio.current_time()
                 if now >= deadline:
                     raise StoreUnavailableError(f"{subject}: {error}") from error
+            except StoreError as error:
+                if not isinstance(error, StoreUnavailableError):
+                    breaker.answered()
+                raise
+            else:
+                breaker.answered()
+                return result
             # The last attempt is at the deadline itself: a store that comes back before it is not missed.
-            await trio.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
+            await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
         raise AssertionError("unreachable: the attempts are not bounded")
 

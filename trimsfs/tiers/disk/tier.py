@@ -28,6 +28,7 @@ from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.eviction_policies import eager, never
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.journal import Journal
+from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.index.load_records import LoadRecords
 from trimsfs.tiers.threads import Threads
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
@@ -120,6 +121,7 @@ class DiskTier:
         self._open_blobs = OpenBlobs(self._state, self._space)
         self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
         self.loads = LoadRecords(self.index, self._threads, store)
+        self.listings = ListingRecords(self.index, self._threads, store)
         self._evicts_nothing = limits.policy is never
         self.keeps_idle = limits.policy is not eager
         self._refused = 0

@@ -63,10 +63,16 @@ CREATE TABLE IF NOT EXISTS loads (
     recorded REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS loads_by_time ON loads (recorded);
+CREATE TABLE IF NOT EXISTS listings (
+    place TEXT PRIMARY KEY,      -- a directory of a store, hashed
+    names BLOB NOT NULL,         -- what the store last listed, as trimsfs/namespace has it; a server may ignore it
+    listed REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS listings_by_time ON listings (listed);
 """
 _FILES = ("", "-wal", "-shm")
 _DAMAGED = "-damaged"
-_TABLES = ("meta", "blobs", "chunks", "compared", "checks", "loads")
+_TABLES = ("meta", "blobs", "chunks", "compared", "checks", "loads", "listings")
 _COUNT_LIMIT = 1 << 53
 _DROP_CHUNKS = (
     "DELETE FROM chunks WHERE NOT coalesce((SELECT typeof(chunk) = 'integer' AND chunk >= 0 AND chunk * :chunk < size "
@@ -192,6 +198,7 @@ def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None
         "compared": _are_texts,
         "checks": _is_checked,
         "loads": _is_load,
+        "listings": _is_listing,
     }
     count = 0
     with connection:
@@ -227,6 +234,11 @@ def _is_checked(row: Row) -> bool:
 def _is_load(row: Row) -> bool:
     place, files, recorded = row
     return _text(place) is not None and _text(files) is not None and isinstance(recorded, float)
+
+
+def _is_listing(row: Row) -> bool:
+    place, names, listed = row
+    return _text(place) is not None and isinstance(names, bytes) and isinstance(listed, float)
 
 
 def _is_blob(row: Row) -> bool:

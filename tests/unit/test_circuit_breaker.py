@@ -1,0 +1,160 @@
+"""When requests to a store that fails are no longer made, and when they are again."""
+
+import logging
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from trimsfs.errors import StoreAccessError, StoreUnavailableError, TransientStoreError
+from trimsfs.stores.circuit_breaker import (
+    FORGOTTEN_AFTER_S,
+    PROBE_INTERVAL_S,
+    PROBE_TIMEOUT_S,
+    CircuitBreaker,
+)
+from trimsfs.stores.retrying import Retrying
+
+DEADLINE_S = 15.0
+
+
+@pytest.fixture
+def breaker() -> CircuitBreaker:
+    return CircuitBreaker(deadline_s=DEADLINE_S)
+
+
+async def fail(breaker: CircuitBreaker, *, for_s: float, every_s: float = 1.0) -> None:
+    """One request of a caller that tries again and again."""
+    began = trio.current_time()
+    breaker.failed(TransientStoreError("reset"), began)
+    while trio.current_time() < began + for_s:
+        await trio.sleep(every_s)
+        breaker.failed(TransientStoreError("reset"), began)
+
+
+async def test_a_failure_is_no_outage(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    await fail(breaker, for_s=DEADLINE_S - 1)
+    assert breaker.failing
+    assert not breaker.open
+    breaker.check("a")
+
+
+async def test_it_opens_when_a_request_has_failed_until_its_deadline(
+    breaker: CircuitBreaker, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    await fail(breaker, for_s=DEADLINE_S)
+    assert breaker.open
+    with pytest.raises(StoreUnavailableError, match="^a: reset$"):
+        breaker.check("a")
+    assert breaker.openings == 1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+async def test_it_opens_though_each_attempt_takes_long(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    await fail(breaker, for_s=DEADLINE_S, every_s=FORGOTTEN_AFTER_S + 2)
+    assert breaker.open
+
+
+async def test_any_answer_closes_it(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    await fail(breaker, for_s=DEADLINE_S)
+    breaker.answered()
+    assert not breaker.failing
+    breaker.check("a")
+
+
+async def test_a_request_that_fails_among_others_that_do_not_opens_nothing(
+    breaker: CircuitBreaker, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: fail(breaker, for_s=4 * DEADLINE_S))
+        for _ in range(8):
+            await trio.sleep(DEADLINE_S / 2)
+            breaker.answered()
+            assert not breaker.open
+
+
+async def test_what_was_not_heard_of_for_a_while_is_tried_again(
+    breaker: CircuitBreaker, autojump_clock: MockClock
+) -> None:
+    await fail(breaker, for_s=DEADLINE_S)
+    await trio.sleep(FORGOTTEN_AFTER_S)
+    breaker.check("a")
+
+
+@pytest.mark.parametrize("ends", [None, StoreAccessError("not allowed")], ids=["answers", "refuses"])
+async def test_a_store_that_fails_is_probed_until_it_answers(
+    breaker: CircuitBreaker, ends: StoreAccessError | None, autojump_clock: MockClock
+) -> None:
+    probed = list[float]()
+    down = True
+
+    async def probe() -> None:
+        probed.append(trio.current_time())
+        if down:
+            raise TransientStoreError("reset")
+        if ends is not None:
+            raise ends
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(breaker.run, probe)
+        await trio.sleep(100)
+        assert probed == []
+        began = trio.current_time()
+        breaker.failed(TransientStoreError("reset"), began)
+        await trio.sleep(2 * DEADLINE_S)
+        assert breaker.open
+        assert len(probed) <= 2 * DEADLINE_S / PROBE_INTERVAL_S
+        down = False
+        await trio.sleep(1.1 * PROBE_INTERVAL_S)
+        assert not breaker.failing
+        count = len(probed)
+        await trio.sleep(100)
+        assert len(probed) == count
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_probe_that_is_not_answered_is_given_up(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    assert PROBE_INTERVAL_S + PROBE_TIMEOUT_S < FORGOTTEN_AFTER_S
+    async with trio.open_nursery() as nursery:
+        await nursery.start(breaker.run, trio.sleep_forever)
+        breaker.failed(TransientStoreError("reset"), trio.current_time())
+        await trio.sleep(2 * DEADLINE_S)
+        for _ in range(100):
+            assert breaker.open
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_all_who_wait_fail_as_soon_as_one_has_waited_in_vain(
+    breaker: CircuitBreaker, autojump_clock: MockClock
+) -> None:
+    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None, breaker=breaker)
+    took = list[float]()
+
+    async def attempt() -> None:
+        raise TransientStoreError("reset")
+
+    async def call(after_s: float) -> None:
+        await trio.sleep(after_s)
+        began = trio.current_time()
+        with pytest.raises(StoreUnavailableError, match="reset"):
+            await retrying.call("a", attempt)
+        took.append(trio.current_time() - began)
+
+    async with trio.open_nursery() as nursery:
+        for after_s in (0, 5, 10, DEADLINE_S + 1):
+            nursery.start_soon(call, after_s)
+    assert sorted(took) == pytest.approx([0, 5, 10, DEADLINE_S], abs=0.01)
+
+
+async def test_what_needs_no_store_goes_on(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None, breaker=breaker)
+    await fail(breaker, for_s=DEADLINE_S)
+
+    async def attempt() -> int:
+        return 5
+
+    assert await retrying.call_locally("a", attempt) == 5
+    assert breaker.open
+    with pytest.raises(StoreUnavailableError):
+        await retrying.call("a", attempt)

@@ -1,0 +1,104 @@
+"""Whether a store answers, as all requests to it tell: not each caller has to find out, and to wait for it."""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 1.0, 3.0
+"""How often a store that has failed is asked whether it answers, and how long it may take."""
+FORGOTTEN_AFTER_S = 5.0
+"""How long a failure counts without another one."""
+
+
+class CircuitBreaker:
+    """Hears of every request to a store.
+
+    ``failing`` tells that a request has failed for a passing reason and that none has been answered since: who can do
+    without the store does. ``open`` tells that this has gone on for *deadline_s* seconds: then requests fail at once.
+    Either ends with the first answer, whatever it is, and `run` sees to it that the store is asked.
+    """
+
+    def __init__(self, *, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._answered_at = self._failing_since = self._failed_at = -math.inf
+        self._failure = ""
+        self._was_open = False
+        self.openings = 0
+        """How often requests came to fail at once."""
+        self._changed = trio.Event()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last that was heard of the store, not long ago, is a failure."""
+        return self._failed_at > self._answered_at and trio.current_time() < self._failed_at + FORGOTTEN_AFTER_S
+
+    @property
+    def open(self) -> bool:
+        """Whether requests fail at once."""
+        return self.failing and self._failed_at - self._failing_since >= self._deadline_s
+
+    def check(self, subject: str) -> None:
+        """Raises StoreUnavailableError, which names the *subject*, while requests fail at once."""
+        if self.open:
+            raise StoreUnavailableError(f"{subject}: {self._failure}")
+
+    def answered(self) -> None:
+        """The store has answered a request."""
+        self._answered_at = trio.current_time()
+        if self._was_open:
+            log.warning("the store answers again")
+            self._was_open = False
+            self._tell()
+
+    def failed(self, error: TransientStoreError | StoreUnavailableError, began: float) -> None:
+        """A request that *began* at a time has failed for a passing reason."""
+        if not self.failing:
+            self._failing_since = max(began, self._answered_at)
+            self._tell()
+        self._failed_at, self._failure = trio.current_time(), str(error)
+        if self.open and not self._was_open:
+            log.warning("the store does not answer: requests fail at once until it does: %s", error)
+            self._was_open = True
+            self.openings += 1
+            self._tell()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep until requests fail at once, or so long."""
+        with trio.move_on_after(seconds):
+            while not self.open:
+                await self._changed.wait()
+
+    async def run(
+        self, probe: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Ask the store by a *probe* whether it answers, again and again while it does not."""
+        task_status.started()
+        while True:
+            while not self.failing:
+                await self._changed.wait()
+            await trio.sleep(PROBE_INTERVAL_S)
+            if self.failing:
+                await self._probe(probe)
+
+    async def _probe(self, probe: Callable[[], Awaitable[None]]) -> None:
+        began = trio.current_time()
+        try:
+            with trio.move_on_after(PROBE_TIMEOUT_S):
+                await probe()
+                self.answered()
+                return
+            raise TransientStoreError(f"no answer within {PROBE_TIMEOUT_S:.0f} s")
+        except (TransientStoreError, StoreUnavailableError) as error:
+            self.failed(error, began)
+        except StoreError:
+            self.answered()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
