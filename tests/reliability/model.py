@@ -118,7 +118,9 @@ class Model:
         """Whether somebody may be told that there is nothing: it, or what it is in, was really absent of late."""
         parts = path.split("/")
         paths = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-        return any(ABSENT in self._things(above, begun - self._negative_ttl_s) for above in paths)
+        # While the store does not answer, the last listing counts for as long as it takes.
+        since = -math.inf if begun <= self._blind_until else begun - self._negative_ttl_s
+        return any(ABSENT in self._things(above, since) for above in paths)
 
     def may_be_no_directory(self, path: str, begun: float) -> bool:
         """Whether what should be a directory, on the path or at its end, may be a file."""

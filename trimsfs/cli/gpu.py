@@ -105,6 +105,11 @@ def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: 
         device["metrics"] = counts.get(device["uuid"], {})
 
 
+def has_failed(gpu: dict[str, Any] | None) -> bool:
+    """Whether one of the GPUs has failed, by the facts on them."""
+    return gpu is not None and any(device["failure"] is not None for device in gpu["devices"])
+
+
 def lines(gpu: dict[str, Any]) -> Iterator[str]:
     """The facts on GPUs as lines for people: one for each device, and for each copy and lease on it."""
     if not gpu["devices"]:

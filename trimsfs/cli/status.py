@@ -1,6 +1,7 @@
 """``trimsfs status``: the mounts of this host, with their servers, caches, requests and GPUs."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import click
 from rich.filesize import decimal
 
 from trimsfs.cli.control_files import check_answers, mount_of_path, read_json, read_text
-from trimsfs.cli.gpu import add_details, lines
+from trimsfs.cli.gpu import add_details, has_failed, lines
 from trimsfs.cli.output import reported, say
 from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems
+
+DEGRADED, NOT_ANSWERING = 1, 2
+"""Exit codes."""
 
 
 @click.command()
@@ -21,7 +25,10 @@ from trimsfs.mountinfo import file_systems
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
-    """Show the mounts of this host, or the one that MOUNTPOINT lies on."""
+    """Show the mounts of this host, or the one that MOUNTPOINT lies on.
+
+    Exits 0 when all is well, 1 when a mount serves without its store, its cache or a GPU, 2 when one does not answer.
+    """
     chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
     found: list[dict[str, Any]] = []
     for mount in chosen:
@@ -37,11 +44,19 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
         found.append(facts)
     if as_json:
         click.echo(json.dumps(found, indent=2))
-        return
-    if not found:
-        click.echo("no trimsfs mounts")
-    for facts in found:
-        _show(facts)
+    else:
+        if not found:
+            click.echo("no trimsfs mounts")
+        for facts in found:
+            _show(facts)
+    sys.exit(max(map(_exit_code, found), default=0))
+
+
+def _exit_code(facts: dict[str, Any]) -> int:
+    if "error" in facts:
+        return NOT_ANSWERING
+    problems = (facts.get("store_problem"), facts.get("cache_problem"), has_failed(facts.get("gpu")))
+    return DEGRADED if any(problems) else 0
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -65,10 +80,13 @@ def _show(facts: dict[str, Any]) -> None:
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
         f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"
     )
-    say(
-        f"  store       {number('store_requests_total')} requests, "
-        f"{number('store_failed_attempts_total')} attempts failed"
-    )
+    if facts.get("store_problem"):
+        say(f"  store       does not answer, what is cached is served: {facts['store_problem']}")
+    else:
+        say(
+            f"  store       {number('store_requests_total')} requests, "
+            f"{number('store_failed_attempts_total')} attempts failed"
+        )
     say(f"  open        {number('files_open_handles')} files")
     for index, line in enumerate(lines(facts["gpu"]) if "gpu" in facts else ()):
         say(f"  {'' if index else 'gpu':<11} {line}")

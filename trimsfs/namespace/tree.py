@@ -158,6 +158,12 @@ class Namespace:
                             raise
         return directory.entries
 
+    async def recall_root(self) -> bool:
+        """Whether an earlier server has listed the root, not too long ago: then the store can be done without."""
+        directory = self._directory("")
+        await self._recall(directory, "")
+        return directory.complete and directory.listed >= self._oldest()
+
     async def _recall(self, directory: Directory, prefix: str) -> None:
         """Look for the listing that an earlier server got, in case that the store cannot give another."""
         if self._kept is None or directory.complete or directory.recalled:
@@ -278,7 +284,7 @@ class Namespace:
             return await self._refreshed(directory, prefix, name, most=2 * asked)
 
     async def _refresh(self, directory: Directory, prefix: str, *, most: int, patient: bool) -> None:
-        """List a directory anew, if *most* pages hold it; unless *patient* the store is asked once. Raises StoreError."""
+        """List a directory anew, if *most* pages hold it; unless *patient*, ask the store once. Raises StoreError."""
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
@@ -310,7 +316,7 @@ class Namespace:
                 self._kept.keep(prefix, directory.entries)
 
     async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
-        """What the store answers; unless *patient*, it has to be quick. Messages name the *subject*. Raises StoreError."""
+        """What the store answers; unless *patient*, it has to be quick. Raises StoreError, naming the *subject*."""
         if patient:
             return await request()
         self._breaker.check(subject)

@@ -146,6 +146,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         disk=tiers.disk,
         host=tiers.host,
         passthrough=tiers.passthrough,
+        breaker=fetching.retrying.breaker,
         fetcher=fetching.fetcher,
         namespace=fetching.namespace,
         derived=derived,
@@ -351,7 +352,7 @@ def _control(
         gpu.interface,
         authorisation,
         metrics=calls.render_metrics,
-        facts=_facts(options, environment, tiers, gpu),
+        facts=_facts(options, environment, tiers, fetching, gpu),
     )
     return Control(
         Xattrs(tiers.disk, fetching.tables, gpu.interface, reports),
@@ -364,7 +365,9 @@ def _control(
     )
 
 
-def _facts(options: MountOptions, environment: Environment, tiers: Tiers, gpu: Gpu) -> Callable[[], dict[str, object]]:
+def _facts(
+    options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
+) -> Callable[[], dict[str, object]]:
     """What the control file ``control`` tells about the mount."""
     return lambda: {
         "version": __version__,
@@ -375,6 +378,7 @@ def _facts(options: MountOptions, environment: Environment, tiers: Tiers, gpu: G
         "started": environment.started,
         "restarts": environment.restarts,
         "cache_dir": str(options.cache_dir),
+        "store_problem": fetching.retrying.breaker.problem,
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "passthrough": tiers.passthrough.facts(),

@@ -17,6 +17,7 @@ from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
@@ -43,6 +44,7 @@ class Components:
     disk: DiskTier
     host: HostTier
     passthrough: Passthrough
+    breaker: CircuitBreaker
     fetcher: Fetcher
     namespace: Namespace
     derived: DerivedBlobs

@@ -1,6 +1,7 @@
 """A server's life: it begins a mount or takes one over, answers requests, and ends with the mount."""
 
 import logging
+import math
 import signal
 import socket
 import time
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 10.0
 """After which a server has seen all requests that the one before it did not answer: the kernel sends them at once."""
-PROBE_DEADLINE_S = 5.0
-"""How long a mount tries to reach its store before it gives up."""
+PROBE_DEADLINE_S, KNOWN_PROBE_DEADLINE_S = 5.0, 1.0
+"""How long a mount tries to reach its store before it gives up, or goes on with what is cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ async def serve(
         components = assemble(options, environment)
         try:
             if promotion.fuse is None:
-                await _probe(loaded.store, options)
+                await _reach_store(loaded.store, options, components)
             await _serve(options, environment, components, keeper, promotion, settings, pool)
         finally:
             with trio.CancelScope(shield=True):
@@ -188,12 +189,22 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
     return bool(before)
 
 
-async def _probe(store: Store, options: MountOptions) -> None:
+async def _reach_store(store: Store, options: MountOptions, components: Components) -> None:
+    """Raises StoreError when a store that is not known cannot be used; one whose names are known may be away."""
+    known = await components.namespace.recall_root()
+    deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
     try:
-        await RetryingStore(store, Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)).probe()
+        with trio.move_on_after(deadline_s if known else math.inf):
+            await RetryingStore(store, Retrying(deadline_s=deadline_s, on_failure=None)).probe()
+            return
+        raise StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     except StoreUnavailableError as error:
         remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
-        raise StoreUnavailableError(f"{options.store}: {error}: {remedy}") from error
+        message = f"{options.store}: {error}: {remedy}"
+        if not known:
+            raise StoreUnavailableError(message) from error
+        log.warning("serving what is cached until the store answers: %s", message)
+        components.breaker.give_up(StoreUnavailableError(str(error)))
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:

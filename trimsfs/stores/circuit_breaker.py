@@ -43,6 +43,11 @@ class CircuitBreaker:
         """Whether requests fail at once."""
         return self.failing and self._failed_at - self._failing_since >= self._deadline_s
 
+    @property
+    def problem(self) -> str | None:
+        """Why requests fail at once, if they do."""
+        return self._failure if self.open else None
+
     def check(self, subject: str) -> None:
         """Raises StoreUnavailableError, which names the *subject*, while requests fail at once."""
         if self.open:
@@ -67,6 +72,11 @@ class CircuitBreaker:
             self._was_open = True
             self.openings += 1
             self._tell()
+
+    def give_up(self, error: StoreUnavailableError) -> None:
+        """The store has been asked in vain for long enough: requests fail at once from now on."""
+        self._failed_at = -math.inf
+        self.failed(error, trio.current_time() - self._deadline_s)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep until requests fail at once, or so long."""
