@@ -46,7 +46,12 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
 @pytest.mark.parametrize(
     ("prepare", "options", "code", "message"),
     [
-        (lambda path: path.rmdir(), (), 4, "does not exist: create it"),
+        (
+            lambda path: (path.rmdir(), path.parent.joinpath("models").symlink_to("/nonexistent/models")),
+            (),
+            4,
+            "/nonexistent does not exist: create it",
+        ),
         (lambda path: (path / "file").touch(), (), 4, "is not empty"),
         (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
@@ -76,6 +81,25 @@ def test_what_cannot_be_mounted_gives_one_line_and_its_exit_code(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert mount_at(mountpoint) is None
+
+
+@pytest.mark.parametrize("verb", ["umount", "unmount"])
+def test_a_store_can_be_named_before_the_mount_point_which_is_made(
+    verb: str, store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "params").write_bytes(b"weights")
+    mountpoint = tmp_path / "models"
+    done = trimsfs("mount", store_directory, mountpoint, "--cache-dir", tmp_path / "cache")
+    try:
+        assert done.returncode == 0, done.stderr
+        assert (mountpoint / "params").read_bytes() == b"weights"
+    finally:
+        ended = trimsfs(verb, mountpoint)
+    assert ended.returncode == 0, ended.stderr
+    twice = trimsfs("mount", store_directory, mountpoint, "--store", "/other")
+    assert (twice.returncode, "give one of them" in twice.stderr) == (2, True)
+    nowhere = trimsfs("mount")
+    assert nowhere.returncode == 2
 
 
 def test_mounting_twice_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:

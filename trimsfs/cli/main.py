@@ -9,6 +9,7 @@ from trimsfs import __version__
 _HOMES = {
     "mount": "mount",
     "umount": "umount",
+    "unmount": "umount",
     "ls": "ls",
     "status": "status",
     "warm": "cache_commands",
@@ -20,18 +21,21 @@ _HOMES = {
     "doctor": "doctor",
 }
 """The module of each subcommand, imported on use: `trimsfs run` delays the start of every program."""
+_OTHER_NAMES = {"unmount": "umount"}
+"""Names of subcommands that are taken as well."""
 
 
 class _Commands(click.Group):
     """The subcommands, listed in the order of first use."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        return list(_HOMES)
+        return [name for name in _HOMES if name not in _OTHER_NAMES]
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         if name not in _HOMES:
             return None
-        command: click.Command = getattr(importlib.import_module(f"trimsfs.cli.{_HOMES[name]}"), name)
+        module = importlib.import_module(f"trimsfs.cli.{_HOMES[name]}")
+        command: click.Command = getattr(module, _OTHER_NAMES.get(name, name))
         return command
 
 

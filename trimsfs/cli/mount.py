@@ -31,16 +31,28 @@ from trimsfs.text import printable
 START_TIMEOUT_S = 60.0
 
 
-@click.command()
-@click.argument("mountpoint", type=Path)
+class _SourceFirst(click.Command):
+    """A command whose last argument is required, and the one before it is not."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if ctx.params["mountpoint"] is None:
+            ctx.params["source"], ctx.params["mountpoint"] = None, Path(ctx.params["source"])
+        return rest
+
+
+@click.command(cls=_SourceFirst)
+@click.argument("source", metavar="[STORE]")
+@click.argument("mountpoint", type=Path, metavar="MOUNTPOINT", required=False)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")
 @reported
 @mount_options
 def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
-    """Mount a store of models at MOUNTPOINT, an empty directory.
+    """Mount STORE, a store of models, at MOUNTPOINT, an empty directory.
 
-    Returns when the mount answers. All but --foreground can also be lines of the configuration file (with _ for -) or
-    an environment variable, TRIMSFS_STORE for --store. Credentials for S3 are found as by any AWS tool.
+    A mount point that does not exist is made in a directory that does. Returns when the mount answers. All but
+    --foreground can also be lines of the configuration file (with _ for -) or an environment variable, TRIMSFS_STORE
+    for --store. Credentials for S3 are found as by any AWS tool.
     """
     mount_store(mountpoint, options, foreground=foreground)
 
@@ -75,10 +87,12 @@ def _check(mountpoint: Path) -> Path:
             remedy = "use it, or unmount it with `trimsfs umount`"
         raise MountpointError(f"{mountpoint} is already mounted ({mounted.source}): {remedy}")
     try:
+        with suppress(FileExistsError):
+            mountpoint.mkdir(mode=0o755)
         with os.scandir(mountpoint) as entries:
             empty = next(entries, None) is None
     except FileNotFoundError:
-        raise MountpointError(f"{mountpoint} does not exist: create it with `mkdir -p`") from None
+        raise MountpointError(f"{mountpoint.parent} does not exist: create it with `mkdir -p`") from None
     except OSError as error:
         raise MountpointError(f"{mountpoint}: {error.strerror}") from error
     if not empty:

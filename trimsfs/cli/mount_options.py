@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from trimsfs.errors import ConfigurationError
 from trimsfs.options import DEFAULT_CONFIG, ENVIRONMENT_PREFIX, SCALARS, MountOptions, flag, load_options
 
 _METAVARS = {
@@ -28,11 +29,16 @@ _METAVARS = {
 
 
 def mount_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command with the mount options; it receives them as one argument, ``options``."""
+    """Decorate a command with the mount options; it receives them as one argument, ``options``.
 
-    def wrapped(config: tuple[Path, ...], **arguments: Any) -> None:
+    An argument ``source`` of the command is another way to name the store. Raises ConfigurationError.
+    """
+
+    def wrapped(config: tuple[Path, ...], source: str | None = None, **arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in SCALARS}
         given = {name: value for name, value in given.items() if value is not None}
+        if source is not None and given.setdefault("store", source) != source:
+            raise ConfigurationError(f"store {source} and option --store {given['store']}: give one of them")
         command(options=load_options(given, configs=config), **arguments)
 
     wrapped.__name__ = command.__name__
