@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from trimsfs.cli.control_files import control_directory, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail, reported, say
-from trimsfs.errors import TrimsError
+from trimsfs.errors import CacheFullError, TrimsError
 from trimsfs.text import printable
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
@@ -43,11 +43,15 @@ def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> No
 
 @click.command()
 @_paths
+@click.option("--best-effort", is_flag=True, help="Exit 0 also when models are not locked in memory.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @reported
-def pin(paths: tuple[Path, ...], quiet: bool) -> None:
-    """Fetch models to disk, lock them in memory and never evict them, until `trimsfs unpin`."""
-    _command(lambda _: "pin", paths, "pinning", quiet)
+def pin(paths: tuple[Path, ...], best_effort: bool, quiet: bool) -> None:
+    """Fetch models to disk, lock them in memory and never evict them, until `trimsfs unpin`.
+
+    Models that the host does not let the server lock are pinned on disk alone; the exit code is 9 then.
+    """
+    _command(lambda _: "pin", paths, "pinning", quiet, best_effort=best_effort)
 
 
 @click.command()
@@ -87,7 +91,7 @@ def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
     _command(verifying if tier == "gpu" else lambda _: "verify", paths, "verifying", quiet)
 
 
-def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) -> None:
+def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool, *, best_effort: bool = False) -> None:
     """Give a command for each path, and exit with the code of the first failure after all."""
     failures: list[tuple[str, str]] = []
     told: list[str] = []
@@ -117,6 +121,9 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool) ->
             else:
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
                 told += _notes(file.name, path, line)
+                hindrance = _unlocked(path, line)
+                told += hindrance if best_effort else []
+                failures += [] if best_effort else [(CacheFullError.__name__, each) for each in hindrance]
     for note in told:
         say(note)
     for _, message in failures[1:]:
@@ -136,6 +143,14 @@ def _notes(command: str, path: Path, line: dict[str, Any]) -> list[str]:
             "to load it anyway"
         )
     return notes
+
+
+def _unlocked(path: Path, line: dict[str, Any]) -> list[str]:
+    """The message of a command that has pinned models and could not lock them in memory."""
+    if not line.get("unlocked_files"):
+        return []
+    extent = f"{line['unlocked_files']} of {line['total_files']} files"
+    return [f"{path}: pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"]
 
 
 def _extent(line: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -23,6 +24,8 @@ from trimsfs.tiers.host.tier import HostTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
 """How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
@@ -92,29 +95,32 @@ class Actions:
         if self._signature_policy is not None:
             await self._signature_policy.admit(blob, nullcontext)
 
-    async def _in_memory(self, function: Callable[[Blob], Awaitable[None]], blob: Blob) -> None:
+    async def _in_memory(self, function: Callable[[Blob], Awaitable[T]], blob: Blob) -> T | None:
         if not blob.attached:
-            return  # it is empty
+            return None  # it is empty
         try:
-            await function(blob)
+            return await function(blob)
         except OSError as error:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be read from the cache: {error}") from error
 
     async def pin(self, generation: Generation, progress: Progress, *, again: bool = False) -> None:
-        """Pin a file, *again* if it has not been unpinned meanwhile."""
+        """Pin a file, *again* if it has not been unpinned meanwhile. One that cannot be locked in memory is pinned on
+        the disk alone."""
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
             await self._in_memory(partial(self._host.load, again=True), blob)
             async with self._pinning():
                 if again and not blob.pinned:
                     return
-                await self._in_memory(self._host.pin, blob)
+                hindrance = await self._in_memory(self._host.pin, blob)
                 try:
                     await self._disk.pin(blob, True)
                 except BaseException:
                     if not blob.pinned:
                         await self._host.unpin(blob)
                     raise
+            if hindrance is not None:
+                progress.not_locked(hindrance)
             await self._passthrough.register(blob)
 
     @asynccontextmanager

@@ -19,6 +19,8 @@ class Progress:
         self.total_files = 0
         self.failed_files = 0
         self.left_out_files = 0
+        self.unlocked_files = 0
+        self._hindrance: str | None = None
         self.compared_copies = 0
         self.arriving: set[Blob] = set()
         self.finished = trio.Event()
@@ -28,6 +30,11 @@ class Progress:
         """One file has failed; the first tells why."""
         self.failed_files += 1
         self.error = self.error or error
+
+    def not_locked(self, hindrance: str) -> None:
+        """One file is pinned and not locked in memory; the first tells what hinders it."""
+        self.unlocked_files += 1
+        self._hindrance = self._hindrance or hindrance
 
     def line(self) -> bytes:
         state = "running"
@@ -41,6 +48,8 @@ class Progress:
             "total_files": self.total_files,
             "failed_files": self.failed_files,
             "left_out_files": self.left_out_files,
+            "unlocked_files": self.unlocked_files,
+            "unlocked": self._hindrance,
             "compared_copies": self.compared_copies,
         }
         if self.error is not None:

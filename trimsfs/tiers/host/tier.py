@@ -139,18 +139,20 @@ class HostTier:
         if not self.holds(blob):
             self.adopt(blob)
 
-    async def pin(self, blob: Blob) -> None:
-        """Lock a complete blob, which the caller uses, in memory.
+    async def pin(self, blob: Blob) -> str | None:
+        """Lock a complete blob, which the caller uses, in memory; why the host does not let it, if so.
 
         Raises CacheFullError when the budget forbids it, else as `load`.
         """
         async with self._pinning:
             await self.load(blob, again=True)
             hosted = self._hosted[blob.token]
-            if hosted.address is None:
-                await self._lock_pages(hosted)
+            hindrance = None if hosted.address is not None else await self._lock_pages(hosted)
+        if hindrance is not None:  # it stays on disk and, as far as memory lasts, in memory
+            log.warning("%s: not locked in memory: %s", blob.generation.key, hindrance)
+        return hindrance
 
-    async def _lock_pages(self, hosted: _Hosted) -> None:
+    async def _lock_pages(self, hosted: _Hosted) -> str | None:
         blob, size = hosted.blob, hosted.blob.generation.size
         pool = self._pool(blob)
         limit = self._quotas.limit(pool, self._budget)
@@ -158,21 +160,12 @@ class HostTier:
             raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
         lockable = cgroups.lockable_bytes()
         if lockable is not None and lockable < size:
-            log.warning(
-                "%s: not locked in memory: the control group of the server may hold %d bytes more: raise its limit",
-                blob.generation.key,
-                lockable,
-            )
-            return
+            return f"the control group of the server may hold {lockable} bytes more: raise its memory.max"
         try:
             hosted.address = await trio.to_thread.run_sync(page_cache.lock, blob.fileno(), size)
         except OSError as error:
-            # It stays on disk and, as far as memory lasts, in memory.
-            log.warning(
-                "%s: not locked in memory: %s: raise the limit of locked memory (ulimit -l)",
-                blob.generation.key,
-                error.strerror,
-            )
+            return f"{error.strerror}: raise the limit of locked memory (ulimit -l)"
+        return None
 
     async def unpin(self, blob: Blob) -> None:
         """Leave it to budget and kernel whether a blob stays in memory."""
