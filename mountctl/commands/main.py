@@ -4,6 +4,8 @@ import importlib
 
 import click
 
+from trimsfs import __version__
+
 _HOMES = {
     "up": "mountctl.commands.verbs",
     "down": "mountctl.commands.verbs",
@@ -37,6 +39,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
 def main() -> None:
     """Manage the trimsfs mounts of this host.
 

@@ -28,6 +28,8 @@ def endpoint(tmp_path: Path) -> Iterator[tuple[S3Server, Switch]]:
     model.mkdir(parents=True)
     for name, content in FILES.items():
         (model / name).write_bytes(content)
+    (tmp_path / "buckets/bucket/unlisted").mkdir()
+    (tmp_path / "buckets/bucket/unlisted/x").write_bytes(b"x")
     with start_fast(tmp_path / "buckets") as server, switched(server) as found:
         yield found
 
@@ -78,7 +80,7 @@ def test_a_model_that_is_here_is_loaded_as_if_the_store_answered(
         assert "trimsfs_store_circuit_open 1.0" in (mount.path / ".trims/metrics").read_text()
         assert min(load(mount) for _ in range(3)) < warm_s + 0.5
         with pytest.raises(OSError, match="Input/output error"):
-            (mount.path / "model/below/unknown").stat()
+            (mount.path / "unlisted/other").stat()
         switch.let_go()
         if how == "gone":
             switch.on()

@@ -215,7 +215,7 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
     ceph: Ceph, bucket: str, tmp_path: Path
 ) -> None:
     cached, rest = (random.Random(seed).randbytes(12 * MIB) for seed in (9, 10))
-    put(ceph, bucket, {"m/cached": cached, "m/rest": rest})
+    put(ceph, bucket, {"m/cached": cached, "m/rest": rest, "unlisted/x": b"x"})
     options = ("--retry-deadline", "1", "--metadata-ttl", "1")
     with (
         switched(ceph) as (server, switch),
@@ -231,9 +231,10 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "m/rest").read_bytes()
         assert 1 <= time.monotonic() - began < 10
-        # A name that is not known cannot be called absent while the store cannot say so.
+        assert not (mount.path / "m/other").exists(), "as the last listing says"
+        # A name of which nothing is known cannot be called absent while the store cannot say so.
         with pytest.raises(OSError, match="Input/output error"):
-            (mount.path / "m/other").stat()
+            (mount.path / "unlisted/other").stat()
         assert "read: Input/output error: m/rest at " in mount.log()
         switch.on()
         wait_until(lambda: not (mount.path / "m/other").exists(), tolerate=OSError)

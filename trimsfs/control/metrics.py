@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 GAUGES = frozenset(
     {
         "budget_bytes",
+        "circuit_open",
         "coming_files",
         "device_budget_bytes",
         "device_copies",

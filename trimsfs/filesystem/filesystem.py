@@ -106,6 +106,10 @@ class Filesystem:
         """The names of the extended attributes of an inode."""
         return self._control.xattrs.names(self._inodes[number])
 
+    def known_files(self) -> int:
+        """Files and directories that the kernel knows."""
+        return len(self._inodes)
+
     def space(self) -> tuple[int, int]:
         """Bytes of models that fit on disk, and how many more of them."""
         free = self._disk.free_bytes()

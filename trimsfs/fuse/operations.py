@@ -170,7 +170,8 @@ class Operations(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = BLOCK_SIZE
         data.f_blocks = total // BLOCK_SIZE
         data.f_bfree = data.f_bavail = free // BLOCK_SIZE
-        data.f_files = data.f_ffree = data.f_favail = 0
+        data.f_files = self._filesystem.known_files()
+        data.f_ffree = data.f_favail = 0
         data.f_namemax = 255
         return data
 

@@ -143,6 +143,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "keeper_pid": os.getppid(),
         "restarts": 0,
         "cache_dir": str(tmp_path / "cache"),
+        "store_problem": None,
         "cache_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},

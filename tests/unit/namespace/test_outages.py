@@ -60,8 +60,7 @@ async def took(namespace: Namespace, path: str) -> tuple[Entry | StoreUnavailabl
     began = trio.current_time()
     found: Entry | StoreUnavailableError
     try:
-        with trio.move_on_after(100):
-            found = await look(namespace, path)
+        found = await look(namespace, path)
     except StoreUnavailableError as error:
         found = error
     return found, trio.current_time() - began
@@ -91,7 +90,8 @@ async def test_a_listing_tells_what_is_absent_once_a_request_has_failed_until_it
         await trio.sleep(TTL_S)
         fails(store, "refuses")
         found, wait = await took(namespace, "absent")
-        assert (found, wait) == (NonObject.ABSENT, pytest.approx(DEADLINE_S, abs=0.1))
+        assert found is NonObject.ABSENT
+        assert wait == pytest.approx(DEADLINE_S, abs=0.1)
         for number in range(100):
             assert await took(namespace, f"absent-{number}") == (NonObject.ABSENT, 0)
             assert await took(namespace, "a") == (store.generation("a"), 0)
@@ -111,22 +111,20 @@ async def test_a_passing_failure_makes_no_name_absent(store: MemoryStore, autoju
             assert await look(namespace, "new") == store.generation("new")
 
 
-@OUTAGES
 async def test_what_was_never_listed_is_not_told_absent_and_fails_at_once(
-    store: MemoryStore, how: str, autojump_clock: MockClock
+    store: MemoryStore, autojump_clock: MockClock
 ) -> None:
     async with serving(store) as namespace:
         await namespace.entries("")
-        fails(store, how)
+        fails(store, "refuses")
         await trio.sleep(TTL_S)
         waits = list[float]()
         for number in range(30):
             found, wait = await took(namespace, f"dir/{number}")
-            assert isinstance(found, StoreUnavailableError) or wait >= 100
+            assert isinstance(found, StoreUnavailableError)
             waits.append(wait)
             await trio.sleep(1)
-        if how == "refuses":  # a store that hangs is given up by its own timeouts
-            assert waits == [pytest.approx(DEADLINE_S, abs=0.1), *[0] * 29]
+        assert waits == [pytest.approx(DEADLINE_S, abs=0.1), *[0] * 29]
 
 
 async def test_names_of_a_large_directory_that_were_asked_for_count(
