@@ -1,12 +1,14 @@
 """When requests to a store that fails are no longer made, and when they are again."""
 
 import logging
+import os
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from trimsfs.errors import StoreAccessError, StoreUnavailableError, TransientStoreError
+from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.circuit_breaker import (
     FORGOTTEN_AFTER_S,
     PROBE_INTERVAL_S,
@@ -158,3 +160,16 @@ async def test_what_needs_no_store_goes_on(breaker: CircuitBreaker, autojump_clo
     assert breaker.open
     with pytest.raises(StoreUnavailableError):
         await retrying.call("a", attempt)
+
+
+async def test_the_next_server_does_not_wait_to_find_out(autojump_clock: MockClock) -> None:
+    descriptor = os.memfd_create("ledger")
+    try:
+        first = CircuitBreaker(deadline_s=DEADLINE_S, ledger=Ledger(os.dup(descriptor)))
+        await fail(first, for_s=DEADLINE_S)
+        second = CircuitBreaker(deadline_s=DEADLINE_S, ledger=Ledger(os.dup(descriptor)))
+        assert second.problem == first.problem
+        second.answered()
+        assert not CircuitBreaker(deadline_s=DEADLINE_S, ledger=Ledger(os.dup(descriptor))).open
+    finally:
+        os.close(descriptor)

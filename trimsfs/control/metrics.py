@@ -63,6 +63,7 @@ HELP = {
     "files_cached_opens": "Opens in cached mode.",
     "files_reads": "Reads answered by the server.",
     "files_read_bytes": "Bytes in reads answered by the server.",
+    "files_replaced_while_open": "Times that files were replaced in the store in a directory of which files were open.",
     "gpu_device_used_bytes": "Bytes of each GPU that copies of models take.",
     "gpu_device_budget_bytes": "Most bytes of each GPU that copies may take, by --gpu-memory.",
     "gpu_device_copies": "Copies on each GPU, and on their way there.",

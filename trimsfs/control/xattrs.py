@@ -8,6 +8,7 @@ from trimsfs.control.reports import Reports
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.namespace.tree import Namespace
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -20,7 +21,9 @@ LIMIT = 65536
 class Xattrs:
     """Answers for the attributes of files. Reading one only looks."""
 
-    def __init__(self, disk: DiskTier, tables: TensorTables, gpu: GpuInterface, reports: Reports) -> None:
+    def __init__(
+        self, namespace: Namespace, disk: DiskTier, tables: TensorTables, gpu: GpuInterface, reports: Reports
+    ) -> None:
         self._disk = disk
         self._tables = tables
         self._gpu = gpu
@@ -28,6 +31,7 @@ class Xattrs:
         self._of_identity: dict[str, Callable[[Generation], str]] = {
             "etag": lambda generation: generation.etag,
             "generation": lambda generation: generation.token(disk.store),
+            "replaced": lambda generation: _boolean(namespace.is_replaced(generation)),
         }
         self._of_residency: dict[str, Callable[[Residency], str]] = {
             "digest": lambda here: here.digest or "",

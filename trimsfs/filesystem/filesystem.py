@@ -28,7 +28,7 @@ from trimsfs.tiers.disk.tier import DiskTier
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesystemStatistics:
     """Handles open now, and of those in passthrough mode; opens of each mode, reads answered and bytes handed to the
-    kernel since the server started."""
+    kernel since the server started; and how often files of a directory were replaced while some of it were open."""
 
     open_handles: int
     passthrough_handles: int
@@ -36,16 +36,15 @@ class FilesystemStatistics:
     cached_opens: int
     reads: int
     read_bytes: int
+    replaced_while_open: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """What the file system has of its mount: the ledger for the server after this one, when it was mounted, and a
-    function that makes the kernel look a name in a directory's inode up again, and must not block."""
+    """What the file system has of its mount: the ledger for the server after this one, and when it was mounted."""
 
     ledger: Ledger
     mounted_ns: int
-    invalidate: Callable[[int, bytes], None]
 
 
 class Filesystem:
@@ -72,9 +71,7 @@ class Filesystem:
         describe = Describer(
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
         )
-        self.names = Names(
-            namespace, disk, control, derived, opener.reopens, describe, handles, invalidate=mount.invalidate
-        )
+        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles)
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
         self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
@@ -87,6 +84,7 @@ class Filesystem:
             cached_opens=self._opener.cached_opens,
             reads=self.files.reads,
             read_bytes=self.files.read_bytes,
+            replaced_while_open=self.names.replaced_while_open,
         )
 
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:

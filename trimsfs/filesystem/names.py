@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Names:
-    """The tree of names as the kernel sees it.
-
-    *invalidate* is called with a directory's inode number and a name that the kernel should look up again; it must not
-    block.
-    """
+    """The tree of names as the kernel sees it."""
 
     def __init__(
         self,
@@ -35,8 +31,6 @@ class Names:
         reopens: Reopens,
         describe: Describer,
         handles: Handles,
-        *,
-        invalidate: Callable[[int, bytes], None],
     ) -> None:
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -46,7 +40,9 @@ class Names:
         self._reopens = reopens
         self._describe = describe
         self._handles = handles
-        self._invalidate = invalidate
+        namespace.on_replaced = self._tell_replaced
+        self.replaced_while_open = 0
+        """How often the store was found to have replaced a file of a directory of which programs had files open."""
 
     # Inodes
 
@@ -126,16 +122,25 @@ class Names:
         return self._describe.inode(self._describe.file(derived.key, derived, name), CONTROL_TTL_S)
 
     def replaced(self, inode: Inode) -> None:
-        """The store has replaced an object: the kernel looks its name up again, and the store is asked for it."""
-        if inode.replaced:
+        """The store has replaced an object: the kernel looks it and its siblings up again, and the store is asked."""
+        if inode.replaced or inode.generation is None:
             return
         inode.replaced = True
         log.info("/%s has been replaced in the store", inode.path)
-        self._namespace.replaced(inode.path)
-        prefix, _, name = inode.path.rpartition("/")
-        directory = self._inodes.reference(InodeKind.DIRECTORY, prefix and f"{prefix}/")
-        self._invalidate(directory.number, os.fsencode(name))
-        self._inodes.discard(directory)
+        self._namespace.replaced(inode.generation)
+
+    def _tell_replaced(self, prefix: str) -> None:
+        """Tell who may get files of two versions of a model: programs that had some open when it was replaced."""
+        paths = {file.inode.path for file in self._handles.files.values()}
+        count = sum(path[: path.rfind("/") + 1] == prefix for path in paths)
+        if count:
+            self.replaced_while_open += 1
+            log.warning(
+                "/%s: files have been replaced in the store while programs have %d of them open: these programs keep "
+                "what is open and get the new version of what they open next: start them again",
+                prefix,
+                count,
+            )
 
     # Directories
 

@@ -43,6 +43,7 @@ class RecordKind(enum.IntEnum):
     HANDLE_NUMBERS = 7
     GPU_COPY = 8
     GPU_LEASE = 9
+    STORE_AWAY = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

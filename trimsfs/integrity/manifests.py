@@ -71,7 +71,7 @@ class Manifests:
             try:
                 return await self._manifest(found)
             except ObjectChangedError:  # the manifest, not the file whose digest it has
-                self._namespace.replaced(found.key)
+                self._namespace.replaced(found)
         raise StoreUnavailableError(f"{directory}{NAME}: replaced again and again while it is read")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:

@@ -80,6 +80,14 @@ class Directory:
             return self.restored.get(name)
         return self.restored.get(name, entry) if entry is NonObject.ABSENT else entry
 
+    def has_replaced(self, generation: Generation) -> bool:
+        """Whether the store has told of another content of an object of this directory, and nothing since."""
+        name = os.fsencode(generation.key[generation.key.rfind("/") + 1 :])
+        entry, _ = self.names.get(name, (None, LONG_AGO))
+        if entry is None and not self.expired:
+            entry = self.entries.get(name)
+        return is_replaced(generation, entry)
+
     @property
     def order(self) -> list[bytes]:
         """The names of the last whole listing, in order: made once a listing, not once a caller."""
@@ -94,11 +102,34 @@ class Directory:
             return
         self.restored[name] = entry
 
-    def answered(self, name: bytes, entry: Entry, asked: float) -> None:
-        """Keep the store's answer for a name, to a request of the time *asked*, unless it is outdated."""
-        if asked > max(self.distrusted, self.outdated.get(name, LONG_AGO)):
-            self.names[name] = entry, asked
-            self.restored.pop(name, None)
+    def answered(self, name: bytes, entry: Entry, asked: float) -> bool:
+        """Keep the store's answer for a name, to a request of the time *asked*, unless it is outdated.
+
+        Returns whether it has another content than before: then nothing else that was known of the directory counts.
+        """
+        if asked <= max(self.distrusted, self.outdated.get(name, LONG_AGO)):
+            return False
+        replaced = is_replaced(self.stale(name, LONG_AGO), entry)
+        if replaced:
+            self.distrust(asked)
+        self.names[name] = entry, asked
+        self.restored.pop(name, None)
+        return replaced
+
+    def relisted(self, entries: dict[bytes, Entry], asked: float) -> bool:
+        """Keep a whole listing, which was requested at the time *asked*; whether a name has another content now."""
+        before = self.entries | self.restored | {name: entry for name, (entry, _) in self.names.items()}
+        replaced = any(is_replaced(entry, entries.get(name)) for name, entry in before.items())
+        self.entries, self.listed, self.complete = entries, asked, True
+        self.outdated = {name: since for name, since in self.outdated.items() if since >= asked}
+        self.clear_names()
+        return replaced
+
+    def distrust(self, now: float) -> None:
+        """What was asked before this time may be outdated: the store is to be asked again."""
+        self.retry_at = LONG_AGO
+        self.clear_names()
+        self.distrusted = now
 
     def asked(self, within_s: float) -> int:
         """Count a single name that is asked for; how many have been in this time."""
@@ -140,6 +171,11 @@ class Directory:
         """Spare the caller the wait for the same failure."""
         if self.recent_failure is not None:
             raise self.recent_failure.with_traceback(None)
+
+
+def is_replaced(before: Entry | None, now: Entry | None) -> bool:
+    """Whether an object has another content now; not whether it has come or gone."""
+    return isinstance(before, Generation) and isinstance(now, Generation) and before.etag != now.etag
 
 
 def possible(name: bytes) -> bool:

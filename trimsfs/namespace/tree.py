@@ -20,7 +20,6 @@ from trimsfs.errors import (
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import (
     LEAST_ASKED,
-    LONG_AGO,
     STALE_RETRY_S,
     Directory,
     Entry,
@@ -67,7 +66,8 @@ class Namespace:
     While the store fails, expired answers are used on, for at most *stale_for_s* seconds: that a name exists at once,
     that it does not once the *breaker* is open, by a whole listing or an answer for this name. A name of which nothing
     is known raises StoreUnavailableError. *impatient* is the same store without retries: it is asked where an expired
-    answer would do. *kept* has listings of earlier servers.
+    answer would do. *kept* has listings of earlier servers. *invalidate* is called with a directory's inode number and
+    a name that the kernel should look up again; it must not block.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Namespace:
         breaker: CircuitBreaker | None = None,
         kept: KeptListings | None = None,
         ledger: Ledger | None = None,
+        invalidate: Callable[[int, bytes], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._impatient = impatient or store
@@ -88,6 +89,9 @@ class Namespace:
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
         self._stale_for_s = stale_for_s
+        self._invalidate = invalidate
+        self.on_replaced: Callable[[str], None] = lambda _: None
+        """Called with the prefix of a directory when an object in it is found to be replaced."""
         self._patience_s = PATIENCE_S
         self._directories: dict[str, Directory] = {}
         self._hidden: dict[str, int] = {}
@@ -184,14 +188,33 @@ class Namespace:
         directory = self._directories.get(prefix)
         return directory.order if directory is not None else []
 
-    def replaced(self, key: str) -> None:
-        """The store has another generation of an object than its directory says: ask the store at the next lookup."""
-        directory = self._directories.get(key[: key.rfind("/") + 1])
-        if directory is not None:
-            directory.retry_at = LONG_AGO
-            directory.clear_names()
-            directory.distrusted = trio.current_time()
-            self.mark_outdated(key)
+    def replaced(self, generation: Generation) -> None:
+        """The store has another generation of an object: its directory is asked for at the next lookup in it."""
+        prefix = generation.key[: generation.key.rfind("/") + 1]
+        directory = self._directories.get(prefix)
+        if directory is not None and not directory.has_replaced(generation):
+            directory.distrust(trio.current_time())
+            self.mark_outdated(generation.key)
+            self._forget_siblings(prefix)
+
+    def is_replaced(self, generation: Generation) -> bool:
+        """Whether the directory of an object is known to have another generation of it; the store is not asked."""
+        directory = self._directories.get(generation.key[: generation.key.rfind("/") + 1])
+        return directory is not None and directory.has_replaced(generation)
+
+    def _forget_siblings(self, prefix: str) -> None:
+        """An object of a directory has been replaced: the kernel looks all of its files up again, so that programs
+        which are started from now on get them as they are together."""
+        names = {
+            os.fsencode(inode.path[len(prefix) :])
+            for inode in self.inodes
+            if inode.kind is InodeKind.OBJECT and inode.path[: inode.path.rfind("/") + 1] == prefix
+        }
+        directory = self.inodes.reference(InodeKind.DIRECTORY, prefix)
+        for name in names:
+            self._invalidate(directory.number, name)
+        self.inodes.discard(directory)
+        self.on_replaced(prefix)
 
     def mark_outdated(self, key: str) -> None:
         """The object may not be what the directory says: ask the store for it at the next lookup."""
@@ -267,7 +290,8 @@ class Namespace:
             if (answer := self._stale(directory, name)) is None:
                 raise
             return answer
-        directory.answered(name, entry, asked)
+        if directory.answered(name, entry, asked):
+            self._forget_siblings(prefix)
         return entry, self._ttl(entry)
 
     async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
@@ -290,12 +314,12 @@ class Namespace:
             directory.raise_recent_failure()
             store = self._store if patient else self._impatient
             pages = [await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)]
-            entries = len(pages[0])
+            count = len(pages[0])
             while len(pages) < most and (token := pages[-1].next_token) is not None:
-                if entries > ENTRIES_LIMIT:
+                if count > ENTRIES_LIMIT:
                     break
                 pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
-                entries += len(pages[-1])
+                count += len(pages[-1])
         except StoreError as error:
             if directory.complete:
                 log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
@@ -304,14 +328,12 @@ class Namespace:
         whole = pages[-1].next_token is None
         directory.large = len(pages) > 1 or not whole
         if most == PAGES_LIMIT and not whole:
-            raise StoreUnavailableError(f"/{prefix}: more than {entries} names: too many to list")
+            raise StoreUnavailableError(f"/{prefix}: more than {count} names: too many to list")
         if whole:
             directory.worth_listing = max(LEAST_ASKED, len(pages) // 2)
-            directory.entries, self._hidden[prefix] = entries_of(prefix, pages)
-            directory.listed = asked
-            directory.outdated = {name: since for name, since in directory.outdated.items() if since >= asked}
-            directory.complete = True
-            directory.clear_names()
+            entries, self._hidden[prefix] = entries_of(prefix, pages)
+            if directory.relisted(entries, asked):
+                self._forget_siblings(prefix)
             if self._kept is not None and not directory.expired:
                 self._kept.keep(prefix, directory.entries)
 

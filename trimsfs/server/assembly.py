@@ -135,7 +135,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             compared=_always_compared(options),
             signature_policy=checks.signature_policy,
         ),
-        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns, invalidate=environment.invalidate),
+        Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns),
     )
     others = {"files": filesystem.statistics, "prefetch": prefetcher.statistics, "sharing": deduplication.statistics}
     calls.render_metrics.bind(metrics.renderer(_statistics(environment, tiers, fetching, gpu, checks) | others))
@@ -205,7 +205,7 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
 
 
 def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed) -> Fetching:
-    breaker = CircuitBreaker(deadline_s=options.retry_deadline)
+    breaker = CircuitBreaker(deadline_s=options.retry_deadline, ledger=environment.ledger)
     retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker)
     store = RetryingStore(environment.store, retrying)
     kept = KeptListings(tiers.disk.listings)
@@ -229,6 +229,7 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
             breaker=breaker,
             kept=kept,
             ledger=environment.ledger,
+            invalidate=environment.invalidate,
         ),
         fetcher=fetcher,
         tables=TensorTables(tiers.disk, fetcher),
@@ -355,7 +356,7 @@ def _control(
         facts=_facts(options, environment, tiers, fetching, gpu),
     )
     return Control(
-        Xattrs(tiers.disk, fetching.tables, gpu.interface, reports),
+        Xattrs(fetching.namespace, tiers.disk, fetching.tables, gpu.interface, reports),
         fetching.tables,
         commands,
         gpu.interface,

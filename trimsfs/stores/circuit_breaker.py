@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.handover.ledger import Ledger, RecordKind
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,11 @@ class CircuitBreaker:
 
     ``failing`` tells that a request has failed for a passing reason and that none has been answered since: who can do
     without the store does. ``open`` tells that this has gone on for *deadline_s* seconds: then requests fail at once.
-    Either ends with the first answer, whatever it is, and `run` sees to it that the store is asked.
+    Either ends with the first answer, whatever it is, and `run` sees to it that the store is asked. The server after
+    this one begins as this one ended, by the *ledger*.
     """
 
-    def __init__(self, *, deadline_s: float) -> None:
+    def __init__(self, *, deadline_s: float, ledger: Ledger | None = None) -> None:
         self._deadline_s = deadline_s
         self._answered_at = self._failing_since = self._failed_at = -math.inf
         self._failure = ""
@@ -32,6 +34,11 @@ class CircuitBreaker:
         self.openings = 0
         """How often requests came to fail at once."""
         self._changed = trio.Event()
+        self._ledger = ledger
+        self._record: int | None = None
+        for record in ledger.inherited(RecordKind.STORE_AWAY) if ledger is not None else ():
+            self._record = record.slot
+            self.give_up(StoreUnavailableError(record.content.decode()))
 
     @property
     def failing(self) -> bool:
@@ -59,6 +66,9 @@ class CircuitBreaker:
         if self._was_open:
             log.warning("the store answers again")
             self._was_open = False
+            if self._ledger is not None and self._record is not None:
+                self._ledger.set_count(self._record, 0)
+                self._record = None
             self._tell()
 
     def failed(self, error: TransientStoreError | StoreUnavailableError, began: float) -> None:
@@ -71,6 +81,8 @@ class CircuitBreaker:
             log.warning("the store does not answer: requests fail at once until it does: %s", error)
             self._was_open = True
             self.openings += 1
+            if self._ledger is not None and self._record is None:
+                self._record = self._ledger.add(RecordKind.STORE_AWAY, 0, self._failure.encode(errors="replace"))
             self._tell()
 
     def give_up(self, error: StoreUnavailableError) -> None:
