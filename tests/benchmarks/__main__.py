@@ -1,6 +1,7 @@
 """Measure, and write the report: ``python -m tests.benchmarks [--quick] [--only GROUP,...] [--output DIR]``, as root.
 
-Of the group ``models``, ``--programs``, ``--places`` and ``--contenders`` select what is measured.
+Of the group ``models``, ``--programs``, ``--places`` and ``--contenders`` select what is measured, of ``outages``
+``--programs``.
 
 Exits with 1 when a measurement failed; a budget that is missed is only reported. A run that is interrupted writes what
 it has measured.
@@ -25,6 +26,7 @@ from tests.benchmarks.data import BUCKET, Data
 from tests.benchmarks.measure import cold, growth, processes, service, warm, ways
 from tests.benchmarks.models.everything import models
 from tests.benchmarks.models.loads import Selection
+from tests.benchmarks.models.outages import outages
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
 from tests.services import SCRATCH
@@ -44,8 +46,8 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "cold-open": cold.cold_open,
     "ways": ways.ways,
 }
-MODELS = "models"
-NAMES = [*GROUPS, MODELS]
+SELECTED = {"models": models, "outages": outages}
+NAMES = [*GROUPS, *SELECTED]
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def _run(scale: Scale, only: list[str], selection: Selection, console: Console) 
         plain = stack.enter_context(start_fast(data.store))
         profile = stack.enter_context(start_fast(data.store, latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE))
         bench = Bench(scale, work, data, plain, profile, console)
-        groups = GROUPS | {MODELS: partial(models, selection=selection)}
+        groups = GROUPS | {name: partial(part, selection=selection) for name, part in SELECTED.items()}
         for name in only:
             begun = time.monotonic()
             try:
@@ -99,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", type=_groups, default=NAMES, help=f"some of {','.join(NAMES)}")
     for name in ("programs", "places", "contenders"):
         parser.add_argument(
-            f"--{name}", type=_set, default=frozenset(), help="of the group models, separated by commas"
+            f"--{name}", type=_set, default=frozenset(), help="of the groups models and outages, separated by commas"
         )
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"))
     return parser.parse_args()

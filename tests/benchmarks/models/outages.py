@@ -1,0 +1,117 @@
+"""Loads of models that are here, while their store does not answer: in this server's life and after it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tests.benchmarks.bench import Bench
+from tests.benchmarks.data import BUCKET
+from tests.benchmarks.models.cases import Case, MissingError, cases, interpreter, written
+from tests.benchmarks.models.loads import Selection
+from tests.services import S3Server
+from tests.services.faulty import FaultyS3, Plan, faulty
+from tests.services.switch import Switch, switched
+from tests.support.mounts import MountedStore, mounted, wait_until
+
+GROUP = "outages"
+FIRST, WARM = "the first load", "loads after it"
+RESTARTED, REMOUNTED, REBOOTED = "after a restart of the server", "after a new mount", "after a reboot"
+ANSWERS, REFUSES, HANGS, GONE = "answers", "503", "hangs", "gone"
+STORES = (ANSWERS, REFUSES, HANGS, GONE)
+METADATA_TTL_S = 2
+"""Short, so that names have expired soon after the store went away, as they would have some time into an outage."""
+AGAIN_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A store that can be taken away."""
+
+    server: S3Server
+    faults: FaultyS3
+    switch: Switch
+
+    @contextmanager
+    def is_such(self, store: str) -> Iterator[None]:
+        """It answers, or it does not in one of three ways."""
+        acts: dict[str, Callable[[], None]] = {
+            ANSWERS: lambda: None,
+            REFUSES: lambda: self.faults.inject(Plan(faults=["slow down"])),
+            HANGS: self.switch.hold,
+            GONE: self.switch.off,
+        }
+        acts[store]()
+        try:
+            yield
+        finally:
+            self.faults.heal()
+            self.switch.let_go()
+            if store == GONE:
+                self.switch.on()
+
+
+def outages(bench: Bench, selection: Selection) -> None:
+    """Each program that loads a model, with each kind of outage, in turns."""
+    with faulty(bench.plain) as faults, switched(faults) as (server, switch):
+        endpoint = Endpoint(server, faults, switch)
+        for case in cases(bench):
+            if selection.programs and case.short not in selection.programs:
+                continue
+            try:
+                interpreter(case.environment)
+            except MissingError as missing:
+                bench.results.skipped.append(f"{GROUP}: {case.name}: {missing}")
+                continue
+            for store in STORES:
+                names = [FIRST, *[WARM] * bench.scale.warm_repetitions, RESTARTED, REMOUNTED, REBOOTED]
+                bench.take(GROUP, case.name, store, names, partial(_loads, bench, endpoint, case, store))
+
+
+def _loads(bench: Bench, endpoint: Endpoint, case: Case, store: str) -> list[float]:
+    written(bench, case.directory)
+    with bench.directory() as directory, ExitStack() as outage:
+        with _mounted(endpoint, directory) as mount:
+            for _ in range(2):  # what is here is compared with the store's digest, too
+                _load(bench, case, mount)
+            wait_until(lambda: mount.metrics()["trimsfs_integrity_to_compare"] == 0, AGAIN_S)
+            outage.enter_context(endpoint.is_such(store))
+            time.sleep(METADATA_TTL_S)
+            taken = [_load(bench, case, mount) for _ in range(1 + bench.scale.warm_repetitions)]
+            _kill(mount)
+            taken.append(_load(bench, case, mount))
+        with _mounted(endpoint, directory) as mount:
+            taken.append(_load(bench, case, mount))
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        with _mounted(endpoint, directory) as mount:
+            taken.append(_load(bench, case, mount))
+    return taken
+
+
+@contextmanager
+def _mounted(endpoint: Endpoint, directory: Path) -> Iterator[MountedStore]:
+    options = ("--metadata-ttl", str(METADATA_TTL_S))
+    with mounted(f"s3://{BUCKET}", directory, *options, environment=endpoint.server.environment()) as mount:
+        yield mount
+
+
+def _load(bench: Bench, case: Case, mount: MountedStore) -> float:
+    """Seconds of a load and the first inference, in a process of its own."""
+    with case.child() as child:
+        child.wait_ready()
+        child.tell(mount.path / case.directory)
+        outcome = child.answer(bench.scale.model_timeout_s)
+    load_s, infer_s = outcome["load_s"], outcome.get("infer_s", 0.0)
+    return float(load_s + infer_s)
+
+
+def _kill(mount: MountedStore) -> None:
+    """Kill the server, and wait for the next one."""
+    pid = mount.control()["server_pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: mount.control()["server_pid"] != pid, AGAIN_S, tolerate=(OSError, ValueError))
