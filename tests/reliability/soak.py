@@ -60,6 +60,8 @@ SILENT = {"flipped bit"}
 OVER_S = 10.0
 """How long what a killed server had written and not recorded may take room, until its successor has given it back."""
 KILL_EVERY_S, STORM_EVERY_S, LOOK_EVERY_S = 15.0, 4.0, 0.5
+OUTAGE_EVERY_S, OUTAGE_S = 300.0, (60.0, 150.0)
+"""The store is away for minutes: what is here must be read as if it were not, by the next server as well."""
 
 
 @dataclass(slots=True)
@@ -176,6 +178,7 @@ class Soak:
     def _storm(self, until: float, events: Counter[str]) -> None:
         draw, gateway = self._draw, self._ceph.gateway
         next_plan = next_kill = time.monotonic()
+        next_outage = next_plan + draw.uniform(0.3, 0.7) * OUTAGE_EVERY_S
         while (now := time.monotonic()) < until:
             if now >= next_plan:
                 next_plan = now + draw.uniform(0, 2 * STORM_EVERY_S)
@@ -184,6 +187,11 @@ class Soak:
             if now >= next_kill:
                 next_kill = now + draw.uniform(0.5, 1.5) * KILL_EVERY_S
                 self._kill()
+                events["servers killed"] += 1
+            if now >= next_outage:
+                next_outage = now + draw.uniform(0.7, 1.3) * OUTAGE_EVERY_S
+                self._outage(min(draw.uniform(*OUTAGE_S), max(0.0, until - now)))
+                events["outages of minutes"] += 1
                 events["servers killed"] += 1
             name = draw.choice(self._names["changing"] + self._names["fleeting"])
             if name in self._names["fleeting"] and draw.random() < 0.5:
@@ -209,6 +217,23 @@ class Soak:
         faults = self._draw.sample(possible, self._draw.randint(1, len(possible)))
         share = self._draw.choice([0, 0.05, 0.2, 0.5, 0.5, 1.0])
         return Plan(faults=faults, share=share, seed=self._draw.getrandbits(32))
+
+    def _outage(self, seconds: float) -> None:
+        """Take the store away, and in the middle of it the server."""
+        gateway, halted = self._ceph.gateway, self._draw.random() < 0.5
+        if halted:
+            gateway.halt()
+        else:
+            gateway.kill()
+        try:
+            self._ended.wait(seconds / 2)
+            self._kill()
+            self._ended.wait(seconds / 2)
+        finally:
+            if halted:
+                gateway.resume()
+            else:
+                gateway.start()
 
     def _kill(self) -> None:
         pid = serving(self._stage.mount)
