@@ -125,7 +125,7 @@ class Scene:
         else:
             assert await self.server.outcome("evict", PATH) == ("done", None)
             assert await self.server.outcome("evict", "other") == ("done", None)
-        self.server.namespace.replaced(PATH)  # names are asked for anew
+        self.server.namespace.replaced(self.server.store.generation(PATH))  # names are asked for anew
         self.server.forget()
 
 

@@ -149,8 +149,9 @@ async def test_what_is_there_stays_as_it_is(server: Server) -> None:
 
 async def test_another_generation_of_the_model_has_none(server: Server, store: MemoryStore) -> None:
     await pass_on(server)
+    before = store.generation(MODEL)
     store.put(MODEL, b"new weights" * 8000)
-    server.namespace.replaced(MODEL)
+    server.namespace.replaced(before)
     assert await absent(server, named())
     await pass_on(server, CONTENT[::-1])
     assert await server.content(named()) == CONTENT[::-1]

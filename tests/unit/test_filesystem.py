@@ -431,6 +431,7 @@ async def test_version_is_read_to_its_end_after_it_was_replaced(
     store.heal()
 
     after = await watchful.open("dir/model")
+    watchful.invalidated.clear()
     for offset in range(0, len(old), 4096):
         assert await watchful.read(handle, offset, 4096) == old[offset : offset + 4096]
         assert await watchful.read(after, offset, 4096) == new[offset : offset + 4096]

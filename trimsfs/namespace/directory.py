@@ -45,9 +45,9 @@ class Directory:
     each with its time. ``restored`` is what an earlier server gave to the kernel: it counts only while the store cannot
     be asked. ``recalled`` tells that the last listing of an earlier server was looked for. ``failure`` is why the store
     could not be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are
-    outdated;
-    ``outdated`` has the names of which alone that is so, or may be, and since when. A ``large`` directory takes several
-    pages: once ``worth_listing`` single names have been asked for, a listing costs no more than they did.
+    outdated, and ``replaced`` tells that an object of the listing is known to have been; ``outdated`` has the names of
+    which alone that is so, or may be, and since when. A ``large`` directory takes several pages: once ``worth_listing``
+    single names have been asked for, a listing costs no more than they did.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Directory:
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
-        self.complete = self.recalled = False
+        self.complete = self.recalled = self.replaced = False
         self.large = False
         self.worth_listing = LEAST_ASKED
         self._asked, self._asked_since = 0, LONG_AGO
@@ -117,19 +117,22 @@ class Directory:
         return replaced
 
     def relisted(self, entries: dict[bytes, Entry], asked: float) -> bool:
-        """Keep a whole listing, which was requested at the time *asked*; whether a name has another content now."""
+        """Keep a whole listing, which was requested at the time *asked*; whether it is news that one of its names has
+        another content."""
         before = self.entries | self.restored | {name: entry for name, (entry, _) in self.names.items()}
-        replaced = any(is_replaced(entry, entries.get(name)) for name, entry in before.items())
+        news = not self.replaced and any(is_replaced(entry, entries.get(name)) for name, entry in before.items())
+        self.replaced = False
         self.entries, self.listed, self.complete = entries, asked, True
         self.outdated = {name: since for name, since in self.outdated.items() if since >= asked}
         self.clear_names()
-        return replaced
+        return news
 
     def distrust(self, now: float) -> None:
         """What was asked before this time may be outdated: the store is to be asked again."""
         self.retry_at = LONG_AGO
         self.clear_names()
         self.distrusted = now
+        self.replaced = True
 
     def asked(self, within_s: float) -> int:
         """Count a single name that is asked for; how many have been in this time."""

@@ -20,6 +20,7 @@ from trimsfs.errors import (
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import (
     LEAST_ASKED,
+    LONG_AGO,
     STALE_RETRY_S,
     Directory,
     Entry,
@@ -227,6 +228,8 @@ class Namespace:
         directory = self._directories.get(prefix)
         if directory is None:
             directory = self._directories[prefix] = Directory()
+        if directory.retry_at - STALE_RETRY_S <= self._breaker.closed_at:
+            directory.retry_at = LONG_AGO  # the failure was the outage that is over
         return directory
 
     def _usable(self, directory: Directory) -> bool:

@@ -33,6 +33,8 @@ class CircuitBreaker:
         self._was_open = False
         self.openings = 0
         """How often requests came to fail at once."""
+        self.closed_at = -math.inf
+        """When requests last ceased to fail at once."""
         self._changed = trio.Event()
         self._ledger = ledger
         self._record: int | None = None
@@ -66,6 +68,7 @@ class CircuitBreaker:
         if self._was_open:
             log.warning("the store answers again")
             self._was_open = False
+            self.closed_at = self._answered_at
             if self._ledger is not None and self._record is not None:
                 self._ledger.set_count(self._record, 0)
                 self._record = None

@@ -114,4 +114,4 @@ def _kill(mount: MountedStore) -> None:
     """Kill the server, and wait for the next one."""
     pid = mount.control()["server_pid"]
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: mount.control()["server_pid"] != pid, AGAIN_S, tolerate=(OSError, ValueError))
+    wait_until(lambda: mount.control()["server_pid"] != pid, AGAIN_S, tolerate=OSError)

@@ -197,15 +197,16 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
     assert await look(namespace, "a") == known
     with pytest.raises(StoreUnavailableError):
         await look(namespace, "absent")
+    before = [store.generation(key) for key in ("a", "b")]
     store.put("a", b"another content")
     store.delete("b")
-    for key in ("a", "b"):
-        namespace.replaced(key)
+    for generation in before:
+        namespace.replaced(generation)
     store.fail(TransientStoreError("reset"), times=2)
     assert await look(namespace, "a") == store.generation("a")
     assert await look(namespace, "b") is NonObject.ABSENT
     store.fail(down(), times=float("inf"))
-    namespace.replaced("a")
+    namespace.replaced(store.generation("a"))
     assert await look(namespace, "a") == known  # better than nothing: its content may be here
 
 

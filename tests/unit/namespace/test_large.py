@@ -100,9 +100,10 @@ async def test_replaced_object_of_a_large_directory_is_asked_for(large_store: Me
     for listed in (False, True):
         if listed:
             await namespace.entries("large/")
-        await look(namespace, key)
+        old = await look(namespace, key)
+        assert isinstance(old, Generation)
         large_store.put(key, b"other content %d" % listed)
-        namespace.replaced(key)
+        namespace.replaced(old)
         assert await look(namespace, key) == large_store.generation(key)
 
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore
-from tests.unit.namespace.common import TTL_S, look, namespace_of
+from tests.unit.namespace.common import TTL_S, a_generation, look, namespace_of
 from trimsfs.namespace.directory import NonObject, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.types import Generation
@@ -150,9 +150,10 @@ async def test_replaced_object_is_asked_for_at_the_next_lookup(store: MemoryStor
         old = await look(namespace, key)
         store.put(key, b"other content")
         assert await look(namespace, key) == old
-        namespace.replaced(key)
+        assert isinstance(old, Generation)
+        namespace.replaced(old)
         assert await look(namespace, key) == store.generation(key)
-    namespace.replaced("never/looked/into")
+    namespace.replaced(a_generation("never/looked/into"))
 
 
 # Keys that are no file names

@@ -19,6 +19,7 @@ from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.index.index import BlobIndex
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.tiers.threads import Threads
+from trimsfs.types import Generation
 
 DEADLINE_S = 15.0
 STALE_FOR_S = 600.0
@@ -186,7 +187,8 @@ async def test_what_was_replaced_is_asked_for_and_else_what_is_known_counts(
 ) -> None:
     async with serving(store) as namespace:
         known = await look(namespace, "a")
-        namespace.replaced("a")
+        assert isinstance(known, Generation)
+        namespace.replaced(known)
         fails(store, "refuses")
         found, wait = await took(namespace, "a")
         assert found == known

@@ -89,9 +89,11 @@ async def test_an_answer_for_one_name_counts_for_its_siblings(
     old = await look(kernel.namespace, "model/1")
     if asked_before:
         kernel.namespace.mark_outdated("model/2")
+        await trio.sleep(0.1)
         await look(kernel.namespace, "model/2")
     fill(store, b"new")
     kernel.namespace.mark_outdated("model/1")
+    await trio.sleep(0.1)
     new = await look(kernel.namespace, "model/1")
     assert new != old
     assert kernel.told() == {b"1", b"2"}
