@@ -46,6 +46,8 @@ PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
 """A longer listing is given up: it may have no end, and would fill the memory."""
 PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
 """How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
+ABSENT_AFTER_S = 3.0
+"""How long no request may have been answered, so that a name counts as absent that the last listing did not have."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
 """As of the options, by default."""
 _IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
@@ -65,7 +67,7 @@ class Namespace:
     NEGATIVE_TTL_S.
 
     While the store fails, expired answers are used on, for at most *stale_for_s* seconds: that a name exists at once,
-    that it does not once the *breaker* is open, by a whole listing or an answer for this name. A name of which nothing
+    that it does not after ABSENT_AFTER_S, by a whole listing or an answer for this name. A name of which nothing
     is known raises StoreUnavailableError. *impatient* is the same store without retries: it is asked where an expired
     answer would do. *kept* has listings of earlier servers. *invalidate* is called with a directory's inode number and
     a name that the kernel should look up again; it must not block.
@@ -264,9 +266,9 @@ class Namespace:
         return None
 
     def _stale(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """What is told of a name while the store cannot be asked for it: absence only if it is asked for nothing."""
+        """What is told of a name while the store cannot be asked for it: absence only once it is silent for a while."""
         entry = directory.stale(name, self._oldest())
-        if entry is None or (entry is NonObject.ABSENT and not self._breaker.open):
+        if entry is None or (entry is NonObject.ABSENT and self._breaker.silent_s < ABSENT_AFTER_S):
             return None
         return entry, STALE_RETRY_S
 
@@ -279,9 +281,12 @@ class Namespace:
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
         """Ask the store for one name; when it cannot be asked, use an expired answer."""
         asked = trio.current_time()
-        known = self._exists(directory.stale(name, self._oldest())) and not directory.may_be_outdated(name)
+        stale = None if directory.may_be_outdated(name) else directory.stale(name, self._oldest())
+        known = self._exists(stale)
         if known and asked < directory.retry_at and (answer := self._stale(directory, name)) is not None:
             return answer
+        if stale is NonObject.ABSENT and self._breaker.failing and await self._breaker.is_silent(ABSENT_AFTER_S):
+            return stale, STALE_RETRY_S
         if directory.large and (answer := await self._listed(directory, prefix, name)) is not None:
             return answer
         try:

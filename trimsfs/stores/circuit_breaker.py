@@ -48,6 +48,18 @@ class CircuitBreaker:
         return self._failed_at > self._answered_at and trio.current_time() < self._failed_at + FORGOTTEN_AFTER_S
 
     @property
+    def silent_s(self) -> float:
+        """For how many seconds requests have failed and none was answered; 0 if the last one was."""
+        return trio.current_time() - self._failing_since if self.failing else 0.0
+
+    async def is_silent(self, seconds: float) -> bool:
+        """Whether requests still fail once they have for so long; returns at once when one is answered."""
+        with trio.move_on_after(seconds - self.silent_s):
+            while self.failing:
+                await self._changed.wait()
+        return self.failing
+
+    @property
     def open(self) -> bool:
         """Whether requests fail at once."""
         return self.failing and self._failed_at - self._failing_since >= self._deadline_s
@@ -64,7 +76,10 @@ class CircuitBreaker:
 
     def answered(self) -> None:
         """The store has answered a request."""
+        failing = self.failing
         self._answered_at = trio.current_time()
+        if failing:
+            self._tell()
         if self._was_open:
             log.warning("the store answers again")
             self._was_open = False
@@ -72,7 +87,6 @@ class CircuitBreaker:
             if self._ledger is not None and self._record is not None:
                 self._ledger.set_count(self._record, 0)
                 self._record = None
-            self._tell()
 
     def failed(self, error: TransientStoreError | StoreUnavailableError, began: float) -> None:
         """A request that *began* at a time has failed for a passing reason."""

@@ -13,7 +13,7 @@ from tests.unit.namespace.common import TTL_S, a_generation, look
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S, Entry, NonObject
 from trimsfs.namespace.kept_listings import KeptListings, packed, unpacked
-from trimsfs.namespace.tree import PATIENCE_S, Namespace
+from trimsfs.namespace.tree import ABSENT_AFTER_S, PATIENCE_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.index.index import BlobIndex
@@ -83,16 +83,17 @@ async def test_what_is_there_is_told_at_once(store: MemoryStore, how: str, autoj
         assert sum(waits) <= 2 * PATIENCE_S, "the server asks, nobody waits"
 
 
-async def test_a_listing_tells_what_is_absent_once_a_request_has_failed_until_its_deadline(
-    store: MemoryStore, autojump_clock: MockClock
+@OUTAGES
+async def test_a_listing_tells_what_is_absent_once_nothing_was_answered_for_a_while(
+    store: MemoryStore, how: str, autojump_clock: MockClock
 ) -> None:
     async with serving(store) as namespace:
         await namespace.entries("")
         await trio.sleep(TTL_S)
-        fails(store, "refuses")
+        fails(store, how)
         found, wait = await took(namespace, "absent")
         assert found is NonObject.ABSENT
-        assert wait == pytest.approx(DEADLINE_S, abs=0.1)
+        assert wait == pytest.approx(ABSENT_AFTER_S, abs=0.1)
         for number in range(100):
             assert await took(namespace, f"absent-{number}") == (NonObject.ABSENT, 0)
             assert await took(namespace, "a") == (store.generation("a"), 0)
@@ -107,7 +108,7 @@ async def test_a_passing_failure_makes_no_name_absent(store: MemoryStore, autoju
         store.put("new", b"uploaded")
         for _ in range(20):
             await trio.sleep(TTL_S)
-            store.fail(TransientStoreError("503"), times=4)
+            store.fail(TransientStoreError("503"), times=2)
             assert await look(namespace, "a") == store.generation("a")
             assert await look(namespace, "new") == store.generation("new")
 
