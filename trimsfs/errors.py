@@ -120,7 +120,11 @@ class SignatureError(TrimsError):
 
 
 class InUseError(TrimsError):
-    """The command needs a file that nobody uses."""
+    """The command needs a file that nobody uses. ``key`` is that of one which programs may have open."""
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class InvalidRequestError(TrimsError):

@@ -25,10 +25,11 @@ class Mount:
     root: str = "/"
 
 
-def mounts(kind: str | None = FILE_SYSTEM_TYPE) -> list[Mount]:
-    """The mounts of a type, or all, in this mount namespace; a covering mount comes after the one it covers."""
+def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
+    """The mounts of a type, or all, in the mount namespace of a process, by default this one's; a covering mount comes
+    after the one it covers."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
+    for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
         number, parent, device, root, mountpoint, *_ = fields.split(" ")
         file_system_type, source, *_ = rest.split(" ")

@@ -6,6 +6,9 @@ from types import TracebackType
 
 from setproctitle import setproctitle
 
+TITLE_PREFIX = "trimsfs "
+"""What the titles of a mount's processes begin with."""
+
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -16,12 +19,17 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
+def title(role: str, mountpoint: Path) -> str:
+    """The title of a process of a mount."""
+    return f"{TITLE_PREFIX}{role} {printable(str(mountpoint))}"
+
+
 def set_process_title(role: str, mountpoint: Path) -> None:
     """Have ``ps`` show this process as ``trimsfs ROLE MOUNTPOINT``.
 
     The title overwrites the memory that /proc/PID/cmdline and /proc/PID/environ show; `os.environ` stays as it is.
     """
-    setproctitle(f"trimsfs {role} {printable(str(mountpoint))}")
+    setproctitle(title(role, mountpoint))
 
 
 class LineFormatter(logging.Formatter):

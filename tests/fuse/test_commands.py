@@ -94,6 +94,9 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     with (folder / "params").open("rb"):
         refused = trimsfs("evict", folder / "params")
         assert (refused.returncode, "is in use" in refused.stderr) == (12, True)
+        assert f"(used by pid {os.getpid()} (" in refused.stderr
+        refused = trimsfs("evict", folder)
+        assert (refused.returncode, f"(used by pid {os.getpid()} (" in refused.stderr) == (12, True)
     assert trimsfs("evict", folder).returncode == 0
     assert _listed(folder)["disk"] == 0
     assert "resnet50" in trimsfs("ls", own_model.path).stdout

@@ -116,7 +116,8 @@ def test_cache_directory_in_use_is_refused(tmp_path: Path, module_mount: OwnDire
 
     assert done.returncode == 8
     server = module_mount.mount.control()["server_pid"]
-    assert f"{module_mount.mount.cache} is in use by another server (pid {server})" in done.stderr
+    holder = f"pid {server} (trimsfs server {module_mount.mount.path})"
+    assert f"{module_mount.mount.cache} is in use by another server, {holder}: unmount that" in done.stderr
     assert mount_at(other) is None
 
 

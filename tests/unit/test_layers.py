@@ -24,6 +24,7 @@ KNOWN_TO_MOUNTCTL = {
     "trimsfs.exit_codes",
     "trimsfs.mountinfo",
     "trimsfs.options",
+    "trimsfs.processes",
     "trimsfs.text",
 }
 PURE = [

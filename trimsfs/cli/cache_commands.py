@@ -1,5 +1,6 @@
 """``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: run commands of a mount, with a progress bar."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from trimsfs.cli.control_files import control_directory, read_lines
+from trimsfs.cli.control_files import control_directory, mount_of_path, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail, reported, say
 from trimsfs.errors import CacheFullError, TrimsError
+from trimsfs.processes import usage
 from trimsfs.text import printable
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
@@ -117,7 +119,7 @@ def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool, *,
             if line is None or line["state"] == "running":
                 failures.append(("", f"{path}: the command ended without a result: see the log of the mount"))
             elif line["state"] == "failed":
-                failures.append((line["kind"], line["error"] + _extent(line)))
+                failures.append((line["kind"], line["error"] + _users(path, line) + _extent(line)))
             else:
                 progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
                 told += _notes(file.name, path, line)
@@ -151,6 +153,18 @@ def _unlocked(path: Path, line: dict[str, Any]) -> list[str]:
         return []
     extent = f"{line['unlocked_files']} of {line['total_files']} files"
     return [f"{path}: pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"]
+
+
+def _users(path: Path, line: dict[str, Any]) -> str:
+    """By whom the file is used that a command cannot do anything about."""
+    if not line.get("in_use"):
+        return ""
+    mount = mount_of_path(path)
+    try:
+        file = mount.mountpoint / os.path.relpath(f"/{line['in_use']}", mount.root)
+        return f" (used {usage(mount.device, file.stat().st_ino)})"
+    except OSError:
+        return ""  # the store does not have it any more
 
 
 def _extent(line: dict[str, Any]) -> str:

@@ -121,8 +121,8 @@ def _cache(options: MountOptions) -> str:
         try:
             os.close(lock_directory(directory))
             use = "free"
-        except CacheInUseError:
-            use = "in use by a mount"
+        except CacheInUseError as error:
+            use = str(error).removeprefix(f"cache directory {directory} is ").partition(": unmount that")[0]
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
         raise _ProblemError(f"{directory}: {place} may not be written: set --cache-dir")

@@ -12,7 +12,8 @@ import click
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
-from trimsfs.mountinfo import canonical, trimsfs_at
+from trimsfs.mountinfo import Mount, canonical, mounts, trimsfs_at
+from trimsfs.processes import usage
 
 STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
@@ -25,7 +26,8 @@ STOP_TIMEOUT_S = 20.0
 def umount(mountpoint: Path, lazy: bool) -> None:
     """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
     mountpoint = canonical(mountpoint)
-    if trimsfs_at(mountpoint) is None:
+    mount = trimsfs_at(mountpoint)
+    if mount is None:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount")
     processes = [] if lazy else _processes(mountpoint)
     if os.geteuid() == 0:
@@ -38,16 +40,21 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         if "not found in" in done.stderr or "must be superuser" in done.stderr:
             raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
         if "busy" in done.stderr:
-            raise InUseError(
-                f"{mountpoint} is in use: end what uses it (`fuser -vm {mountpoint}` shows it), or use --lazy"
-            )
+            raise InUseError(f"{mountpoint} is in use {_users(mount)}: end that, or use --lazy")
         raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while processes:
         ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
         if not ended:
-            fail("", f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s")
+            still = f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s"
+            fail("", f"{still}: it is used {usage(mount.device)}")
         processes = [process for process in processes if process not in ended]
+
+
+def _users(mount: Mount) -> str:
+    """Who keeps a mount from being unmounted."""
+    above = [str(each.mountpoint) for each in mounts(None) if each.parent == mount.number]
+    return f"by what is mounted on it, {', '.join(above)}" if above else str(usage(mount.device))
 
 
 def _processes(mountpoint: Path) -> list[int]:
@@ -57,8 +64,9 @@ def _processes(mountpoint: Path) -> list[int]:
         check_answers(mountpoint)
         facts = read_json(mountpoint / ".trims/control")
         for name in ("server_pid", "keeper_pid"):
-            with suppress(OSError):
-                descriptors.append(os.pidfd_open(facts[name]))
+            if facts[name] is not None:  # as of a keeper that is gone
+                with suppress(OSError):
+                    descriptors.append(os.pidfd_open(facts[name]))
     except TrimsError as error:
         say(f"trimsfs: not waiting for the server to end: {error}", error=True)
     return descriptors

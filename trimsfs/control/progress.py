@@ -3,7 +3,7 @@
 import trio
 
 from trimsfs.control.handle import as_json
-from trimsfs.errors import TrimsError
+from trimsfs.errors import InUseError, TrimsError
 from trimsfs.tiers.blob import Blob
 
 PROGRESS_INTERVAL_S = 0.25
@@ -54,6 +54,8 @@ class Progress:
         }
         if self.error is not None:
             line |= {"error": str(self.error), "kind": type(self.error).__name__}
+        if isinstance(self.error, InUseError):
+            line["in_use"] = self.error.key
         return as_json(line)
 
 

@@ -28,6 +28,7 @@ from trimsfs.gpu.copy_requests import CopyRequest, MemoryKind, matching
 from trimsfs.gpu.statistics import GpuStatistics, statistics_of
 from trimsfs.models.tensor_tables import TensorTables
 from trimsfs.options import MountOptions
+from trimsfs.processes import shown
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.eviction_policies import POLICIES
@@ -374,7 +375,10 @@ class GpuCopies:
 
 
 def _in_use(copy: Copy) -> InUseError:
-    return InUseError(f"{copy.generation.key} is in use on {copy.device}: it can be evicted once it is not")
+    holders = {lease.holder for lease in copy.leases}
+    users = sorted({shown(one.pid) if one.pid else f"a process of uid {one.uid}" for one in holders})
+    who = ", ".join(users) or "the server, which loads or compares it"
+    return InUseError(f"{copy.generation.key} is in use on {copy.device} by {who}: it can be evicted once it is not")
 
 
 def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:

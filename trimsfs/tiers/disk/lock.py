@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from trimsfs.errors import CacheInUseError, CacheUnusableError
+from trimsfs.processes import shown
 
 
 def lock_directory(directory: Path) -> int:
@@ -20,9 +21,9 @@ def lock_directory(directory: Path) -> int:
     except BlockingIOError:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        known = f" (pid {holder})" if holder else ""
+        who = shown(int(holder)) if holder.isdecimal() else "whose pid the kernel does not tell"
         raise CacheInUseError(
-            f"cache directory {directory} is in use by another server{known}: unmount that, or set --cache-dir"
+            f"cache directory {directory} is in use by another server, {who}: unmount that, or set --cache-dir"
         ) from None
     except OSError as error:
         os.close(descriptor)

@@ -363,7 +363,8 @@ class DiskTier:
             except (OSError, sqlite3.Error) as error:
                 raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:
-            raise InUseError(f"{generation.key} is in use: it can be evicted once it is closed")
+            message = f"{generation.key} is in use: it can be evicted once it is closed"
+            raise InUseError(message, key=generation.key)
         return freed
 
     async def flush(self) -> None:

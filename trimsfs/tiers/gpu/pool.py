@@ -269,7 +269,8 @@ class Pool:
         return DeviceFullError(
             f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} are free, and "
             f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
-            f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use the device"
+            f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use "
+            "them (`trimsfs status --gpu` names them)"
         )
 
     async def tidy(self) -> None:

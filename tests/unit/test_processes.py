@@ -1,0 +1,41 @@
+"""What is told of processes: in messages, and of this one."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.support.mounts import wait_until
+from trimsfs.processes import SHOWN, Usage, open_descriptors, roles, title_of, usage
+
+
+def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
+    own = f"pid {os.getpid()} ({title_of(os.getpid())})"
+    assert str(Usage()) == "by whom the kernel does not tell"
+    assert str(Usage(hidden=True)) == "by a process that only root can see"
+    assert str(Usage(processes=[os.getpid()], hidden=True)) == f"by {own}"
+    elsewhere = Usage(mounted=[(os.getpid(), Path("/other"))])
+    assert str(elsewhere) == f"by the mount at /other in the namespace of {own}"
+    many = str(Usage(processes=[os.getpid()] * (SHOWN + 3)))
+    assert many == f"by {', '.join([own] * SHOWN)}, 3 more"
+
+
+def test_a_process_is_named_by_its_program_and_one_that_has_ended_so() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        wait_until(lambda: title_of(process.pid) == "sleep")
+        process.kill()
+    assert title_of(process.pid) == "ended"
+
+
+def test_a_file_system_that_is_not_there_is_used_by_nobody() -> None:
+    assert usage("0:1048575").processes == []
+
+
+def test_only_processes_of_a_mount_are_counted_by_role() -> None:
+    assert roles(None) == {}
+
+
+def test_open_descriptors_are_counted() -> None:
+    before = open_descriptors()
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    assert open_descriptors() == before + 1
+    os.close(descriptor)
