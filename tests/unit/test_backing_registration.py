@@ -135,7 +135,7 @@ async def test_who_is_cancelled_has_its_id_all_the_same(kernel: Kernel, tmp_path
     assert {kernel.registered[int(number)] for number in found.values()} == set(kernel.registered.values())
 
 
-async def test_without_a_keeper_nobody_waits(tmp_path: Path) -> None:
+async def test_without_a_keeper_nobody_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.close()
     found: dict[str, int | str] = {}
@@ -144,8 +144,10 @@ async def test_without_a_keeper_nobody_waits(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             for name in ("first", "second", "third"):
                 nursery.start_soon(opened, client, tmp_path / name, found)
-    assert all("the keeper is gone" in str(why) for why in found.values())
+    assert all("the keeper has ended: run `mountctl recover`" in str(why) for why in found.values())
     assert len(found) == 3
+    assert not client.connected()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]  # told once
 
 
 @pytest.mark.parametrize("claimed", [False, True])

@@ -27,7 +27,8 @@ DEGRADED, NOT_ANSWERING = 1, 2
 def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     """Show the mounts of this host, or the one that MOUNTPOINT lies on.
 
-    Exits 0 when all is well, 1 when a mount serves without its store, its cache or a GPU, 2 when one does not answer.
+    Exits 0 when all is well, 1 when a mount serves without its keeper, its store, its cache or a GPU, 2 when one does
+    not answer.
     """
     chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
     found: list[dict[str, Any]] = []
@@ -52,11 +53,21 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     sys.exit(max(map(_exit_code, found), default=0))
 
 
+def _processes(counts: dict[str, int]) -> str:
+    """The processes of a mount, as ``6: keeper, server, 2 fetch``."""
+    kinds = [role if count == 1 else f"{count} {role}" for role, count in counts.items()]
+    return f"{sum(counts.values())}: {', '.join(kinds)}"
+
+
+def _descriptors(counts: dict[str, int]) -> str:
+    return f"the server has {counts['open']} descriptors open of at most {counts['limit']}"
+
+
 def _exit_code(facts: dict[str, Any]) -> int:
     if "error" in facts:
         return NOT_ANSWERING
-    problems = (facts.get("store_problem"), facts.get("cache_problem"), has_failed(facts.get("gpu")))
-    return DEGRADED if any(problems) else 0
+    told = any(facts.get(f"{what}_problem") for what in ("keeper", "store", "cache"))
+    return DEGRADED if told or has_failed(facts.get("gpu")) else 0
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -71,7 +82,12 @@ def _show(facts: dict[str, Any]) -> None:
 
     budget = number("disk_budget_bytes")
     limit = f" of {decimal(budget)}" if budget else ""
-    say(f"  server      pid {facts['server_pid']}, keeper pid {facts['keeper_pid']}, version {facts['version']}")
+    keeper = "no keeper" if facts.get("keeper_problem") else f"keeper pid {facts['keeper_pid']}"
+    say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
+    if facts.get("keeper_problem"):
+        say(f"  keeper      {facts['keeper_problem']}")
+    if "processes" in facts:  # absent from a server of an earlier version
+        say(f"  processes   {_processes(facts['processes'])}; {_descriptors(facts['descriptors'])}")
     if facts.get("cache_problem"):
         say(f"  cache       not used: {facts['cache_problem']}")
     else:

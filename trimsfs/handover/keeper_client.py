@@ -10,6 +10,7 @@ import math
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +44,11 @@ class Promotion:
 
 
 def stand_by(end: socket.socket) -> Promotion | None:
-    """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it."""
-    end.send(json.dumps({"type": "standing-by", "ledger": VERSION}).encode())
-    data, descriptors, _, _ = socket.recv_fds(end, 4096, len(_DESCRIPTORS))
+    """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it or ends."""
+    data, descriptors = b"", list[int]()
+    with suppress(ConnectionError):
+        end.send(json.dumps({"type": "standing-by", "ledger": VERSION}).encode())
+        data, descriptors, _, _ = socket.recv_fds(end, 4096, len(_DESCRIPTORS))
     if not data:
         return None
     promotion = json.loads(data)
@@ -80,7 +83,12 @@ class KeeperClient:
         self._backing_limit = backing_limit
         self._registrations: list[_Registration] = []
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
+        self._gone = False
         self.pid = os.getppid()
+
+    def connected(self) -> bool:
+        """Whether the keeper is there, as far as is known: it is told each few seconds that this server is alive."""
+        return not self._gone
 
     async def mount(self, lock: int) -> int:
         """Have the keeper mount, and keep the lock of the cache directory; the /dev/fuse descriptor.
@@ -184,8 +192,17 @@ class KeeperClient:
             async with self._asking:
                 await self._channel.send(message)
         except ChannelClosedError:
+            self._lost()
             return False
         return True
+
+    def _lost(self) -> None:
+        if not self._gone:
+            self._gone = True
+            log.error(
+                "the keeper, pid %d, has ended: no other server would follow this one: run `mountctl recover`",
+                self.pid,
+            )
 
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         async with self._asking:
@@ -198,7 +215,8 @@ class KeeperClient:
             await self._channel.send(message, descriptors)
             return await self._channel.receive()
         except ChannelClosedError as error:
-            raise FuseUnavailableError(f"the keeper is gone: {error}") from error
+            self._lost()
+            raise FuseUnavailableError("the keeper has ended: run `mountctl recover`") from error
 
     async def _ask_if_there(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         try:

@@ -3,7 +3,6 @@
 Tests build their servers here, too, in an environment of their own.
 """
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,9 +40,10 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.server.components import Components, ServerStatistics, Service
+from trimsfs.server.components import Components, Service
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
+from trimsfs.server.statistics import keeper_statistics, process_facts, server_statistics
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
@@ -374,10 +374,7 @@ def _facts(
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
         "store": options.store,
-        "server_pid": os.getpid(),
-        "keeper_pid": environment.keeper_pid,
-        "started": environment.started,
-        "restarts": environment.restarts,
+        **process_facts(environment),
         "cache_dir": str(options.cache_dir),
         "store_problem": fetching.retrying.breaker.problem,
         "cache_problem": tiers.disk.unusable,
@@ -392,15 +389,15 @@ def _statistics(
     environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
 ) -> dict[str, metrics.Source]:
     """What is counted, by the first word of the metrics' names."""
-    server = ServerStatistics(restarts=environment.restarts, started=environment.started)
     sources: dict[str, metrics.Source] = {
         "disk": tiers.disk.statistics,
         "fetch": fetching.fetcher.statistics,
         "gpu": gpu.copies.statistics,
         "host": tiers.host.statistics,
         "integrity": checks.integrity.statistics,
+        "keeper": partial(keeper_statistics, environment),
         "names": fetching.namespace.statistics,
-        "server": lambda: server,
+        "server": partial(server_statistics, environment),
         "store": fetching.retrying.statistics,
     }
     if checks.signature_policy is not None:

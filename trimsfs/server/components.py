@@ -26,14 +26,6 @@ Service = Callable[..., Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerStatistics:
-    """How many servers this mount has had before, and when this one was started, in seconds since the epoch."""
-
-    restarts: int
-    started: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
     """The components of a server.
 

@@ -19,7 +19,8 @@ class Environment:
     """The world outside of a server: what production connects to, and tests stand in for.
 
     ``mounted_ns`` and ``started`` are when the mount and this server began, since the epoch; ``restarts`` is how many
-    servers there were before. ``lock`` is that of the cache directory which an earlier server has left.
+    servers there were before. ``lock`` is that of the cache directory which an earlier server has left. ``kept`` tells
+    whether the keeper is there.
 
     ``store`` makes no second attempts; ``copier`` moves its bytes. ``no_gpu`` tells why no GPU can be used, if so;
     ``read_manifest`` reads signed manifests, where files must be what is signed.
@@ -45,4 +46,5 @@ class Environment:
     forget_pages: Callable[[int], None]
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
+    kept: Callable[[], bool] = lambda: True
     pace: Pace = field(default_factory=Pace)

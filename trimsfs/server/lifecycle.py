@@ -66,6 +66,7 @@ async def serve(
             started=time.time(),
             restarts=promotion.restarts,
             keeper_pid=keeper.pid,
+            kept=keeper.connected,
             descriptors=keeper,
             ledger=ledger,
             lock=promotion.lock,

@@ -1,0 +1,69 @@
+"""What a server tells of itself, its keeper and the processes of its mount, in control files and metrics."""
+
+import os
+import resource
+import shlex
+from dataclasses import dataclass
+
+from trimsfs.processes import open_descriptors, roles
+from trimsfs.server.environment import Environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeeperStatistics:
+    """Whether the keeper is there: 1 or 0."""
+
+    connected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """How many servers this mount has had before, and when this one was started, in seconds since the epoch; what this
+    one has open, and how many processes the mount has."""
+
+    restarts: int
+    started: float
+    open_descriptors: int
+    descriptor_limit: int
+    processes: int
+
+
+def keeper_statistics(environment: Environment) -> KeeperStatistics:
+    """Statistics of the keeper."""
+    return KeeperStatistics(connected=int(environment.kept()))
+
+
+def server_statistics(environment: Environment) -> ServerStatistics:
+    """Statistics of this server."""
+    return ServerStatistics(
+        restarts=environment.restarts,
+        started=environment.started,
+        open_descriptors=open_descriptors(),
+        descriptor_limit=_descriptor_limit(),
+        processes=sum(roles(_keeper(environment)).values()),
+    )
+
+
+def process_facts(environment: Environment) -> dict[str, object]:
+    """What the control file ``control`` tells of this server, its keeper and their processes."""
+    keeper, problem = _keeper(environment), None
+    if keeper is None:
+        remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
+        problem = f"pid {environment.keeper_pid} has ended, and no other server would follow this one: run {remedy}"
+    return {
+        "server_pid": os.getpid(),
+        "keeper_pid": keeper,
+        "keeper_problem": problem,
+        "started": environment.started,
+        "restarts": environment.restarts,
+        "processes": roles(keeper),
+        "descriptors": {"open": open_descriptors(), "limit": _descriptor_limit()},
+    }
+
+
+def _keeper(environment: Environment) -> int | None:
+    return environment.keeper_pid if environment.kept() else None
+
+
+def _descriptor_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
