@@ -13,6 +13,7 @@ _HOMES = {
     "upgrade": "mountctl.commands.verbs",
     "status": "mountctl.commands.verbs",
     "logs": "mountctl.commands.verbs",
+    "recover": "mountctl.commands.verbs",
     "abort": "mountctl.commands.verbs",
     "run": "mountctl.commands.verbs",
     "csi": "mountctl.csi.command",

@@ -1,4 +1,7 @@
-"""``python -m mountctl.keeper``: runs a keeper, with its order as JSON on standard input."""
+"""``python -m mountctl.keeper``: runs a keeper, with its order as JSON on standard input.
+
+With ``--recover``, it takes the mount and the order over from what a killed keeper has left.
+"""
 
 import argparse
 import json
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.successor import follow
 from mountctl.linux.sd_notify import stored_descriptors
 from trimsfs.text import set_process_title
 
@@ -26,10 +30,15 @@ def main() -> None:
     """Entry point of the keeper process."""
     parser = argparse.ArgumentParser(prog="mountctl.keeper")
     parser.add_argument("--status-fd", type=int)
-    status: int | None = parser.parse_args().status_fd
+    parser.add_argument("--recover", type=Path, metavar="MOUNTPOINT")
+    arguments = parser.parse_args()
+    status: int | None = arguments.status_fd
     if status is not None:
         os.set_inheritable(status, False)
     _leave_no_core()
+    if arguments.recover is not None:
+        set_process_title("keeper", arguments.recover)
+        sys.exit(follow(arguments.recover, status))
     order = json.load(sys.stdin)
     set_process_title("keeper", Path(order["mountpoint"]))
     sys.exit(Keeper(order, status, stored_descriptors(os.environ)).run())

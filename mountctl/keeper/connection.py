@@ -1,4 +1,7 @@
-"""What outlives every server of a mount: the FUSE connection, the ledger, and the lock of the cache directory."""
+"""What outlives every server of a mount: the FUSE connection, the ledger, and the lock of the cache directory.
+
+A keeper has a lock on the ledger, so that a mount has one keeper at a time.
+"""
 
 import contextlib
 import errno
@@ -14,18 +17,38 @@ from typing import Any
 
 from mountctl.linux import mounting
 from mountctl.linux.mounting import MountIdentity
+from trimsfs.processes import usage
 
 _FOR_SERVERS = ("ledger", "lock", "fuse")
 STORED = (*_FOR_SERVERS, "order")
 """The names under which a service manager stores what the next keeper needs."""
 
 
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class AlreadyKeptError(Exception):
+    """Another keeper has the mount."""
+
+
 def memory_of(content: bytes) -> int:
-    """A memfd with this content, positioned at its start."""
-    descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC)
+    """A memfd with this content, which nobody can change, positioned at its start."""
+    descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
     os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _locked(ledger: int) -> int:
+    """Lock a ledger; the descriptor, with an open file of its own, that has the lock. Raises AlreadyKeptError."""
+    descriptor = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyKeptError from None
     return descriptor
 
 
@@ -33,7 +56,7 @@ class Connection:
     """The descriptors of one mount; *stored* are those of an earlier keeper by name, *identity* its file system.
 
     Once this mount is detached but still in use, another may be mounted at the same mount point: the methods act on
-    this one only.
+    this one only. Raises AlreadyKeptError.
     """
 
     def __init__(
@@ -51,8 +74,21 @@ class Connection:
         self._held = {name: descriptor for name, descriptor in (stored or {}).items() if name in STORED}
         if "ledger" not in self._held:
             self._held["ledger"] = os.memfd_create("trimsfs-ledger", os.MFD_CLOEXEC)
+        self._locks = [_locked(self._held["ledger"])]
         self.identity = identity or (mounting.identify(mountpoint) if self.mounted else None)
         """The mounted file system; None before it is mounted, or if it was unmounted at once."""
+
+    @classmethod
+    def of(cls, order: dict[str, Any], stored: Mapping[str, int]) -> "Connection":
+        """The connection of an order, in which an earlier keeper may have noted the identity of what is mounted."""
+        known = order.get("identity")
+        return cls(
+            Path(order["mountpoint"]),
+            source=str(order["source"]),
+            allow_other=bool(order["allow_other"]),
+            stored=stored,
+            identity=MountIdentity(**known) if known is not None else None,
+        )
 
     @property
     def mounted(self) -> bool:
@@ -114,14 +150,18 @@ class Connection:
         if not self.mounted:
             return None
         if not self._is_in_tree:
-            return None if self.gone else "is still in use, though it is no longer mounted there"
+            return None if self.gone else f"is still in use {self._users()}, though it is no longer mounted there"
         try:
             mounting.unmount(self._mountpoint)
         except (OSError, subprocess.SubprocessError) as error:
+            problem = f"is in use {self._users()}" if "busy" in str(error) else str(error)
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 mounting.unmount(self._mountpoint, lazy=True)
-            return str(error)
+            return problem
         return None
+
+    def _users(self) -> str:
+        return str(usage(self.identity.device)) if self.identity is not None else "by whom is not known"
 
     def abort(self) -> None:
         """Abort the FUSE connection: requests that wait for an answer fail."""
@@ -132,7 +172,8 @@ class Connection:
     def close(self) -> None:
         """Close everything, and unmount if it is still mounted."""
         held, self._held = self._held, {}
-        for descriptor in held.values():
+        locks, self._locks = self._locks, []
+        for descriptor in (*held.values(), *locks):
             os.close(descriptor)
         # Once /dev/fuse is closed, the kernel fails requests that wait, and the unmount cannot block.
         if "fuse" in held and self._is_in_tree:

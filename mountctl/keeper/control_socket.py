@@ -35,7 +35,7 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
     except PermissionError:
         raise KeeperGoneError(f"only the user who mounted {mountpoint} may ask its keeper") from None
     except (OSError, ValueError) as error:
-        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl down` and `mountctl up`") from error
+        raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
 
 
 class ControlSocket:

@@ -28,7 +28,7 @@ HELD_LIMIT = 512
 BACKLOG = 128
 LISTENER = "gpu-listener"
 """The name under which a service manager stores the socket."""
-_FUSE_DEVICE = os.makedev(10, 229)
+FUSE_DEVICE = os.makedev(10, 229)
 
 
 class DescriptorStore:
@@ -133,4 +133,4 @@ def _harmless(descriptor: int) -> bool:
     status = os.fstat(descriptor)
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_PATH:
         return False
-    return stat.S_ISFIFO(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev != _FUSE_DEVICE)
+    return stat.S_ISFIFO(status.st_mode) or (stat.S_ISCHR(status.st_mode) and status.st_rdev != FUSE_DEVICE)

@@ -12,7 +12,7 @@ for its own child cannot help it. ``__main__`` starts it with a JSON order::
 
 ``server`` is the command line of the server, which gets the whole order on its own standard input. The keeper reports
 the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed", "kind": ...,
-"error": ...}``.
+"error": ...}``. A keeper that follows a killed one replaces the server that it has left, or leaves it as it is.
 """
 
 import os
@@ -37,7 +37,6 @@ from mountctl.keeper.restart_policy import RestartPolicy
 from mountctl.keeper.server_process import ServerProcess
 from mountctl.keeper.service_manager import ServiceManager
 from mountctl.linux import mounting
-from mountctl.linux.mounting import MountIdentity
 from mountctl.linux.sd_notify import Notifier
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -59,18 +58,13 @@ START_TIMEOUT_S = 60.0
 class Keeper:
     """One mount and its servers: the active one, which serves, and the standby."""
 
-    def __init__(self, order: dict[str, Any], status: int | None, stored: dict[str, int]) -> None:
+    def __init__(
+        self, order: dict[str, Any], status: int | None, stored: dict[str, int], left: ServerProcess | None = None
+    ) -> None:
         self._replacement = Replacement(order)
         self._mountpoint = Path(order["mountpoint"])
         self._source = str(order["source"])
-        known = order.get("identity")  # to an earlier keeper
-        self._connection = Connection(
-            self._mountpoint,
-            source=self._source,
-            allow_other=bool(order["allow_other"]),
-            stored=stored,
-            identity=MountIdentity(**known) if known is not None else None,
-        )
+        self._connection = Connection.of(order, stored)
         log_file = None if order["foreground"] else Path(order["options"]["log_file"])
         self._reporter = Reporter(status, log_file)
         self._selector = selectors.DefaultSelector()
@@ -81,15 +75,20 @@ class Keeper:
         self._descriptor_store = DescriptorStore(self._mountpoint, notifier, stored)
         self._restart_policy = RestartPolicy()
         self._phase = Phase.REPLACEABLE if self._connection.mounted else Phase.STARTING
-        self._active: ServerProcess | None = None
+        self._active: ServerProcess | None = left
         self._standby: ServerProcess | None = None
         self._unclaimed: list[int] = []
         """Backing ids that the last server may have died before hearing of."""
         self._ledger_version: str | None = None
         """Of the server that was ready last; None until one was."""
+        self._leaves = False
+        """Whether the mount is left to the server that an earlier keeper has left."""
         self._stop_by = 0.0
         """When the server is overdue after the unmount."""
         self._exit_code = 0
+        if left is not None:
+            self._ledger_version = left.ledger_version
+            self._replacement.begin(order, self._on_followed)
 
     # The loop
 
@@ -102,6 +101,8 @@ class Keeper:
         for number in (*STOP_SIGNALS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         self._selector.register(wakeup, selectors.EVENT_READ, lambda: self._on_signals(wakeup.recv(64)))
+        if self._connection.mounted:
+            self._listen()
         try:
             while not self._ending:
                 self._tick()
@@ -210,17 +211,8 @@ class Keeper:
         """Make the standby the active server."""
         self._active, self._standby = server, None
         self._restart_policy.standby_promoted()
-        server.standing_by = False
-        server.heard_at = time.monotonic()
-        held = self._connection.for_server()
-        promotion = {
-            "descriptors": list(held),
-            "unclaimed": self._unclaimed[-1] if self._unclaimed else None,  # for servers of earlier versions
-            "all_unclaimed": self._unclaimed,
-            "backing_limit": protocol.BACKING_LIMIT,
-            "restarts": self._restart_policy.restarts,
-        }
-        server.send(promotion, list(held.values()))
+        restarts = self._restart_policy.restarts
+        server.promote(self._connection.for_server(), unclaimed=self._unclaimed, restarts=restarts)
 
     def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
         connection = self._connection
@@ -268,16 +260,21 @@ class Keeper:
             identity = self._connection.identity
             for problem in ["it is no longer mounted"] if identity is None else mounting.tune(identity.device):
                 self._reporter.log(f"cannot raise the read-ahead: {problem}")
-        if self._ledger_version is None:
-            error = self._control_socket.listen(self._mountpoint)
-            if error is not None:
-                self._reporter.log(f"mountctl cannot reach this keeper: {error}")
+            self._listen()
         self._ledger_version = server.ledger_version
         self._reporter.outcome({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
         replaced = self._replacement.complete(server)
         if self._phase.replaceable and (replaced or not self._service_manager.stored):
             self._service_manager.store(self._connection, self._replacement.order)
             self._descriptor_store.store()
+
+    def _on_followed(self, answer: dict[str, Any]) -> None:
+        """The server that an earlier keeper has left was replaced, or could not be: then it serves on."""
+        if "error" in answer:
+            self._reporter.outcome({"type": "failed", "kind": "TakeoverError"} | answer, answer["error"])
+            if self._active is not None and self._replacement.outgoing is None:
+                self._leaves = True
+                self._end(1)
 
     def _on_failure(self, server: ServerProcess, message: protocol.Failed) -> None:
         if self._replacement.under_way:
@@ -334,16 +331,17 @@ class Keeper:
 
     # Operators
 
+    def _listen(self) -> None:
+        error = self._control_socket.listen(self._mountpoint)
+        if error is not None:
+            self._reporter.log(f"mountctl cannot reach this keeper: {error}")
+
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
         match request:
             case {"do": "status"}:
                 reply(self._status())
-            case {"do": "replace"} if self._phase.unmounted:
-                reply({"error": "it is unmounted, and its server ends"})
-            case {"do": "replace"} if not self._phase.replaceable:
-                reply(
-                    {"error": "before Linux 6.9 no server can take over a mount: run `mountctl down` and `mountctl up`"}
-                )
+            case {"do": "replace"} if self._phase.refusal is not None:
+                reply({"error": self._phase.refusal})
             case {"do": "replace", **given}:
                 if self._replacement.begin(given.get("order", self._replacement.order), reply):
                     self._dismiss_standby()  # it has loaded the outdated version
@@ -361,9 +359,7 @@ class Keeper:
             "keeper_pid": os.getpid(),
             "server_pid": active.pid if active is not None else None,
             "standby": self._standby is not None and self._standby.standing_by,
-            "restarts": self._restart_policy.restarts,
-            "last_end": self._restart_policy.last_end,
-            "last_end_at": self._restart_policy.last_end_at,
+            **self._restart_policy.facts(),
             "log_file": self._replacement.order["options"]["log_file"],
             "foreground": self._replacement.order["foreground"],
         }
@@ -378,8 +374,11 @@ class Keeper:
                 self._active.terminate()
 
     def _clean_up(self) -> None:
-        """End the servers and unmount."""
+        """End the servers and unmount, unless the mount is left as it is."""
         self._control_socket.close()
+        if self._leaves:
+            self._dismiss_standby()
+            return
         self._service_manager.unstore()
         self._descriptor_store.close()
         self._dismiss_standby()

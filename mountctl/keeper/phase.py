@@ -31,6 +31,15 @@ class Phase(enum.Enum):
         return self is Phase.REPLACEABLE
 
     @property
+    def refusal(self) -> str | None:
+        """Why an operator cannot have the server replaced; None when that is possible."""
+        if self.unmounted:
+            return "it is unmounted, and its server ends"
+        if not self.replaceable:
+            return "before Linux 6.9 no server can take over a mount: run `mountctl down` and `mountctl up`"
+        return None
+
+    @property
     def unmounted(self) -> bool:
         """Whether there is nothing left to serve."""
         return self in {Phase.UNMOUNTED, Phase.OVERDUE}

@@ -1,6 +1,7 @@
 """When the next server of a mount may start, and when the keeper gives up, by how the earlier ones have ended."""
 
 import time
+from typing import Any
 
 STABLE_S = 1.0
 """A server that ends sooner after it was ready has crashed at once."""
@@ -22,6 +23,10 @@ class RestartPolicy:
         """How the last server ended that was not replaced on purpose, and when, in seconds since the epoch."""
         self._crashes = self._failed_standbys = 0
         self._not_before = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """What operators are told."""
+        return {"restarts": self.restarts, "last_end": self.last_end, "last_end_at": self.last_end_at}
 
     @property
     def delay_s(self) -> float:

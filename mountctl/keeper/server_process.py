@@ -10,13 +10,32 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import memory_of
 
 STRAY_TIMEOUT_S = 0.5
+ENVIRONMENT = "environment"
+"""The field of an order that has the variables of the keeper's environment, for a keeper that follows it."""
 _DESCRIPTOR = array.array("i").itemsize
+
+
+class Process(Protocol):
+    """What a keeper needs of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 class ServerProcess:
@@ -28,17 +47,11 @@ class ServerProcess:
 
     def __init__(self, order: dict[str, Any], *, spare: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.order = order
-        self.channel = ours
-        self.standing_by = False
-        self.ledger_version = ""
-        self.heard_at = time.monotonic()
-        self.ready_at: float | None = None
-        self.unclaimed: list[int] = []
-        """Backing ids that the server may have died before hearing of."""
-        order_file = memory_of(json.dumps(order).encode())
+        self._begin(order, ours)
+        # The server has the order for as long as it lives: a keeper that follows this one finds it there.
+        order_file = memory_of(json.dumps(order | {ENVIRONMENT: dict(os.environ)}).encode())
         try:
-            self._process = subprocess.Popen(
+            self._process: Process = subprocess.Popen(
                 [*order["server"], "--keeper-fd", str(theirs.fileno())],
                 stdin=order_file,
                 pass_fds=[theirs.fileno()],
@@ -56,6 +69,16 @@ class ServerProcess:
         if self._in_idle_time:
             self._schedule(os.SCHED_IDLE, niceness=19)
 
+    def _begin(self, order: dict[str, Any], channel: socket.socket) -> None:
+        self.order = order
+        self.channel = channel
+        self.standing_by = False
+        self.ledger_version = ""
+        self.heard_at = time.monotonic()
+        self.ready_at: float | None = None
+        self.unclaimed: list[int] = []
+        """Backing ids that the server may have died before hearing of."""
+
     def hurry(self) -> None:
         """Have it load as fast as any other process, if it does not by now."""
         if self._in_idle_time:
@@ -72,6 +95,20 @@ class ServerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def promote(self, held: dict[str, int], *, unclaimed: list[int], restarts: int) -> None:
+        """Have it serve, with the descriptors of the mount by name. *unclaimed* are backing ids that the server before
+        may have died before hearing of, *restarts* is how many servers there were."""
+        self.standing_by = False
+        self.heard_at = time.monotonic()
+        promotion = {
+            "descriptors": list(held),
+            "unclaimed": unclaimed[-1] if unclaimed else None,  # for servers of earlier versions
+            "all_unclaimed": unclaimed,
+            "backing_limit": protocol.BACKING_LIMIT,
+            "restarts": restarts,
+        }
+        self.send(promotion, list(held.values()))
 
     def has_message(self) -> bool:
         """Whether it has sent a message that is not received yet."""

@@ -1,11 +1,28 @@
 """The log of a background mount: one file that the keeper and its servers append to, and the keeper rotates."""
 
 import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 SIZE_LIMIT = 16 << 20
 _PIECE = 1 << 20
+
+
+def append_output_to(path: Path) -> None:
+    """Have what this process writes, and its children, appended to a log. Raises OSError, also for a log that another
+    user could have placed."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
+            raise OSError(errno.EPERM, "is another user's", str(path))
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+    finally:
+        os.close(descriptor)
 
 
 def rotate(descriptor: int, path: Path) -> None:

@@ -92,9 +92,12 @@ class FakeServer(ServerProcess):
 
 @contextmanager
 def keeper_in_process(
-    done: list[str], open_fuse: Callable[[], int] = DESCRIPTORS["device"]
+    done: list[str], open_fuse: Callable[[], int] = DESCRIPTORS["device"], *, left: FakeServer | None = None
 ) -> Iterator[tuple[Keeper, FakeServer]]:
-    """A keeper and its standby, which the keeper's loop does not know; what is done to the host goes to *done*."""
+    """A keeper and its standby, which the keeper's loop does not know; what is done to the host goes to *done*.
+
+    One that follows a killed keeper comes with the server that it has *left*.
+    """
 
     def mount(*_: object, **__: object) -> int:
         done.append("mount")
@@ -113,8 +116,10 @@ def keeper_in_process(
             patch.setattr(mounting, harmless, lambda *_, **__: [])
         patch.setattr(descriptor_store, "gpu_path", lambda _: Path(directory) / "run/x.gpu")
         patch.setattr(control_socket, "socket_path", lambda _: Path(directory) / "run/x.sock")
-        made, server = Keeper(ORDER, None, {}), FakeServer()
-        vars(made)["_standby"] = server
+        made = Keeper(ORDER, None, {"fuse": open_fuse()} if left is not None else {}, left)
+        server = left or FakeServer()
+        if left is None:
+            vars(made)["_standby"] = server
         made._selector.register(server.channel, 1)
         try:
             yield made, server

@@ -1,0 +1,246 @@
+"""The predecessor of a keeper: one that was killed, and whose server still serves the mount.
+
+That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory,
+and on its standard input the order that it was started with. None of it is believed. A server that has been taken over
+can have any title, and anything open that it may open. It can neither make nor change a sealed file of the keeper's
+user, as an order is, and of a descriptor the kernel tells what it is of.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mountctl.keeper.connection import SEALS
+from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
+from mountctl.keeper.server_process import ENVIRONMENT, ServerProcess
+from mountctl.linux import mounting
+from mountctl.linux.sockets import gpu_path
+from trimsfs.errors import NotMountedError, TakeoverError
+from trimsfs.processes import shown, title_of
+from trimsfs.text import title
+
+RESENDS_SINCE = (6, 9)
+"""The version of Linux since which the kernel resends what a server has left unanswered."""
+ORDER_LINK = "/memfd:trimsfs-order (deleted)"
+_NAMES = {"/memfd:trimsfs-ledger (deleted)": "ledger", "/dev/fuse": "fuse"}
+_MAGIC = b"trimsfs"
+"""What a ledger begins with, before its version."""
+_MAGIC_LENGTH = 8
+_PIDFD_GETFD = 438
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _UnfitError(Exception):
+    """A process is not the server of the mount, or not fit to be followed."""
+
+
+class _LeftProcess:
+    """A process that is no child of this one, for a `ServerProcess`. Raises OSError."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.pidfd_open(pid)
+        self._pid = pid
+        self.returncode: int | Any = None
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    def poll(self) -> int | None:
+        if select.select([self._descriptor], [], [], 0)[0]:
+            self.returncode = -signal.SIGKILL  # how it has ended, only its parent is told
+        found: int | None = self.returncode
+        return found
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not select.select([self._descriptor], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(str(self._pid), timeout or 0.0)
+        return self.poll() or 0
+
+    def descriptor(self, number: int) -> int:
+        """A close-on-exec descriptor for what the process has open under a number."""
+        found = int(_libc.syscall(_PIDFD_GETFD, self._descriptor, number, 0))
+        if found < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return found
+
+
+class LeftServer(ServerProcess):
+    """The server that a killed keeper has left. The channel to it has ended: it serves until it is killed."""
+
+    def __init__(self, process: _LeftProcess, order: dict[str, Any], ledger_version: str) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        self._begin(order, ours)
+        self._process, self._in_idle_time = process, False
+        self.ledger_version, self.ready_at = ledger_version, time.monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predecessor:
+    """What a killed keeper has left: its order and environment, its server, and the descriptors of the mount by name,
+    which are this process's now."""
+
+    order: dict[str, Any]
+    environment: dict[str, str]
+    server: LeftServer
+    descriptors: dict[str, int]
+
+
+def find_predecessor(mountpoint: Path) -> Predecessor:
+    """The predecessor of a new keeper of a mount. Raises NotMountedError, TakeoverError."""
+    if _linux() < RESENDS_SINCE:
+        raise TakeoverError(
+            f"{mountpoint}: before Linux 6.9 no server can take over a mount: run `mountctl down` and `mountctl up`"
+        )
+    identity = mounting.identify(mountpoint)
+    if identity is None:
+        raise NotMountedError(f"{mountpoint}: no trimsfs mount")
+    found: list[Predecessor] = []
+    unfit: list[str] = []
+    for pid in _titled("server", mountpoint):
+        try:
+            found.append(_look_at(pid, mountpoint, identity.device))
+        except PermissionError:
+            unfit.append(f"{shown(pid)}: recovering takes root with CAP_SYS_PTRACE")
+        except (_UnfitError, OSError) as error:
+            unfit.append(f"{shown(pid)}: {error}")
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TakeoverError(f"{mountpoint}: several servers claim to serve it: run `mountctl down` and `mountctl up`")
+    if unfit:
+        raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
+    others = [pid for pid in _titled("keeper", mountpoint) if pid != os.getpid()]
+    if others:
+        raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, takes it over at this moment")
+    raise NotMountedError(
+        f"{mountpoint}: its server has ended as well, and the connection to the kernel with it: "
+        f"unmount it with `trimsfs umount --lazy {mountpoint}` and mount it again"
+    )
+
+
+def _linux() -> tuple[int, ...]:
+    return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
+
+
+def _titled(role: str, mountpoint: Path) -> list[int]:
+    """The processes that claim to have a role in a mount."""
+    pids = map(int, filter(str.isdecimal, os.listdir("/proc")))
+    return [pid for pid in pids if title_of(pid) == title(role, mountpoint)]
+
+
+def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
+    """What a process has of the mount on a device. Raises _UnfitError, OSError."""
+    process = _LeftProcess(pid)
+    order = _order_of(process)
+    if order["mountpoint"] != str(mountpoint):
+        raise _UnfitError("it serves another mount")
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    if title_of(parent) == title("keeper", mountpoint):
+        raise _UnfitError(f"its keeper, pid {parent}, is alive")
+    descriptors = _descriptors_of(process, order, device)
+    if process.poll() is not None or not {"fuse", "ledger"} <= descriptors.keys():
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+        raise _UnfitError("it has ended, or does not have the descriptors of this mount")
+    version = os.pread(descriptors["ledger"], _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
+    environment = order.pop(ENVIRONMENT)
+    server = LeftServer(process, order, version)
+    return Predecessor(order=order, environment=environment, server=server, descriptors=descriptors)
+
+
+def _order_of(process: _LeftProcess) -> dict[str, Any]:
+    """The order that a keeper has started a server with. Raises _UnfitError, OSError."""
+    descriptor = process.descriptor(0)
+    try:
+        status = os.fstat(descriptor)
+        ours = os.readlink(f"/proc/self/fd/{descriptor}") == ORDER_LINK and status.st_uid == os.geteuid()
+        if not ours or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS:
+            raise _UnfitError("it was not started by a keeper of this user and version")
+        order: dict[str, Any] = json.loads(os.pread(descriptor, status.st_size, 0))
+        return order
+    finally:
+        os.close(descriptor)
+
+
+def _descriptors_of(process: _LeftProcess, order: dict[str, Any], device: str) -> dict[str, int]:
+    """The descriptors of the mount on a device that a process has, by name. Raises OSError."""
+    names = _NAMES | {str(Path(order["options"]["cache_dir"], "lock").resolve()): "lock"}
+    found: dict[str, int] = {}
+    for number in map(int, os.listdir(f"/proc/{process.pid}/fd")):
+        try:
+            link = os.readlink(f"/proc/{process.pid}/fd/{number}")
+            name = names.get(link, LISTENER if link.startswith("socket:") else "")
+            if not name or name in found:
+                continue
+            descriptor = process.descriptor(number)
+        except PermissionError:
+            raise
+        except OSError:
+            continue  # closed meanwhile
+        if _is(name, descriptor, order, device):
+            found[name] = descriptor
+        else:
+            os.close(descriptor)
+    return found
+
+
+def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
+    """Whether a descriptor is what it is taken for. Raises OSError."""
+    status = os.fstat(descriptor)
+    match name:
+        case "ledger":
+            return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        case "fuse":
+            return stat.S_ISCHR(status.st_mode) and status.st_rdev == FUSE_DEVICE and _serves(descriptor, device)
+        case "lock":
+            return _locks(descriptor, Path(order["options"]["cache_dir"], "lock"))
+        case _:
+            return _listens(descriptor, gpu_path(Path(order["mountpoint"])))
+
+
+def _serves(fuse: int, device: str) -> bool:
+    """Whether a descriptor of /dev/fuse is of a mount, and of that on a device, as far as the kernel tells."""
+    poll = select.poll()
+    poll.register(fuse, 0)
+    if poll.poll(0):
+        return False  # mounted nowhere
+    for line in Path(f"/proc/self/fdinfo/{fuse}").read_text().splitlines():
+        what, _, number = line.partition(":\t")
+        if what == "fuse_connection":
+            return number == device.partition(":")[2]
+    return True
+
+
+def _locks(descriptor: int, lock: Path) -> bool:
+    """Whether a descriptor has the lock of a cache directory."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except OSError:
+        return False
+
+
+def _listens(descriptor: int, path: Path) -> bool:
+    """Whether a descriptor is the socket of GPU clients."""
+    with socket.socket(fileno=os.dup(descriptor)) as end:
+        listening = end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return bool(listening) and end.family == socket.AF_UNIX and end.getsockname() == str(path)

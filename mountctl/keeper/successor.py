@@ -1,0 +1,62 @@
+"""The successor of a killed keeper: it takes the mount over while the server that is left serves on."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mountctl.keeper.connection import AlreadyKeptError
+from mountctl.keeper.keeper import Keeper
+from mountctl.keeper.predecessor import find_predecessor
+from mountctl.keeper.reporter import Reporter
+from mountctl.linux import logfile
+from trimsfs.errors import TakeoverError, TrimsError
+
+_OF_A_SERVICE = ("NOTIFY_", "WATCHDOG_", "LISTEN_")
+"""What the variables begin with that a service manager has set for the killed keeper alone."""
+
+
+def recover(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
+    """Start a keeper that follows a killed one. What it reports: ``ready``, or ``failed`` with the error."""
+    receiver, sender = os.pipe()
+    command = [sys.executable, "-m", "mountctl.keeper", "--recover", str(mountpoint), "--status-fd", str(sender)]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[sender], start_new_session=True, cwd="/")
+    os.close(sender)
+    with os.fdopen(receiver) as status:
+        told = select.select([status], [], [], timeout_s)[0]
+        line = status.readline() if told else ""
+    problem = "the keeper has ended" if told else f"no server has taken it over in {timeout_s:.0f} s"
+    report: dict[str, Any] = json.loads(line) if line else {"type": "failed", "kind": "", "error": problem}
+    return report
+
+
+def follow(mountpoint: Path, status: int | None) -> int:
+    """Be the keeper that follows a killed one; the exit code. *status* is as of `Reporter`."""
+    try:
+        keeper = _successor(mountpoint, status)
+    except TrimsError as error:
+        report = {"type": "failed", "kind": type(error).__name__, "error": str(error)}
+        Reporter(status, None).outcome(report, str(error))
+        return 1
+    return keeper.run()
+
+
+def _successor(mountpoint: Path, status: int | None) -> Keeper:
+    """The keeper that follows a killed one. Raises TrimsError."""
+    left = find_predecessor(mountpoint)
+    try:
+        logfile.append_output_to(Path(left.order["options"]["log_file"]))
+        os.environ.clear()
+        os.environ.update(
+            {name: value for name, value in left.environment.items() if not name.startswith(_OF_A_SERVICE)}
+        )
+        keeper = Keeper(left.order | {"foreground": False}, status, left.descriptors, left.server)
+    except AlreadyKeptError:
+        raise TakeoverError(f"{mountpoint}: another keeper is about to take it over") from None
+    except OSError as error:
+        raise TakeoverError(f"{mountpoint}: {error.filename}: {error.strerror}") from error
+    print(f"trimsfs: this keeper, pid {os.getpid()}, follows one that was killed", file=sys.stderr, flush=True)
+    return keeper
