@@ -1,4 +1,4 @@
-"""The subcommands for mounts: up, down, restart, upgrade, status, logs, abort and run.
+"""The subcommands for mounts: up, down, restart, upgrade, status, logs, recover, abort and run.
 
 None of them touches the mount itself, so they also work for a mount that hangs.
 """
@@ -17,9 +17,17 @@ import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, declared_mounts, find_mount
 from mountctl.keeper.control_socket import KeeperGoneError, ask
+from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
 from mountctl.linux.sd_notify import stored_descriptors
-from trimsfs.errors import ConfigurationError, MountpointError, NotMountedError, TrimsError
+from trimsfs.errors import (
+    ConfigurationError,
+    MountpointError,
+    NotMountedError,
+    StoreUnavailableError,
+    TakeoverError,
+    TrimsError,
+)
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount, mounts, trimsfs_at
 from trimsfs.text import printable
@@ -29,7 +37,14 @@ P = ParamSpec("P")
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
 """The state of a mount whose keeper and servers have ended."""
+NOT_KEPT = "not kept"
+"""The state of a mount that a server serves without a keeper."""
+DEGRADED = 1
+"""The exit code of `status` for such a mount."""
 REPLACE_TIMEOUT_S = 90.0
+STORE_AWAY = exit_code(StoreUnavailableError.__name__)
+STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
+"""How long `up --wait-for-store` waits, and between two attempts, each of which takes seconds itself."""
 
 _mounts_directory = click.option(
     "--mounts-dir",
@@ -65,28 +80,65 @@ def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
     return call
 
 
-@click.command()
+class _WaitsForStore(click.Command):
+    """A command whose option --wait-for-store takes its value only after a ``=``: what follows it is a name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        wait = f"--wait-for-store={STORE_WAIT_S:.0f}"
+        return super().parse_args(ctx, [wait if each == "--wait-for-store" else each for each in args])
+
+
+@click.command(cls=_WaitsForStore)
 @_names
+@click.option(
+    "--wait-for-store",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    metavar="[=SECONDS]",
+    help="Try again for a while, by default 5 minutes, where the store does not answer and the cache knows nothing of "
+    "it. What the cache knows is served at once.",
+)
 @_mounts_directory
 @_reported
-def up(names: tuple[str, ...], directory: Path) -> int:
+def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
     """Mount the declared mounts NAME, or all of them. Mounts that are up stay up."""
     chosen, code = _chosen(names, directory)
-    return max([code, *map(_up, chosen)])
+    deadline, told = time.monotonic() + (wait_s or 0), False
+    while True:
+        outcomes = {mount: _up(mount) for mount in chosen}
+        code = max([code, *(each for each, _ in outcomes.values() if each != STORE_AWAY)])
+        chosen = [mount for mount, (each, _) in outcomes.items() if each == STORE_AWAY]
+        if not chosen or time.monotonic() >= deadline:
+            break
+        if not told:
+            told = True
+            waiting = ", ".join(mount.name for mount in chosen)
+            click.echo(f"waiting up to {wait_s or 0:.0f} s for the store of {waiting}")
+        time.sleep(STORE_INTERVAL_S)
+    for mount in chosen:
+        remedy = f", or wait for it: `mountctl up --wait-for-store {mount.name}`" if wait_s is None else ""
+        click.echo(f"{outcomes[mount][1]}{remedy}", err=True)
+    return max(code, STORE_AWAY) if chosen else code
 
 
-def _up(mount: NamedMount) -> int:
+def _up(mount: NamedMount) -> tuple[int, str]:
+    """Bring a mount up; the exit code, and what is still to be told if that is STORE_AWAY."""
     if mount.file is None:
         raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
     mounted = trimsfs_at(mount.mountpoint)
     if mounted is not None:
         if _status_of(mount)["state"] != DEAD:
-            return _is_up(mount, mounted)
+            return _is_up(mount, mounted), ""
         mounting.unmount(mount.mountpoint, lazy=True)
     mount.mountpoint.mkdir(parents=True, exist_ok=True)
     if systemd.manages(mount.name):
-        return systemd.start(mount.name)
-    return subprocess.run(mount.command(), check=False).returncode
+        code, said = systemd.start(mount.name)
+    else:
+        done = subprocess.run(mount.command(), stderr=subprocess.PIPE, text=True, check=False)
+        code, said = done.returncode, done.stderr.rstrip()
+    if said and code != STORE_AWAY:
+        click.echo(said, err=True)
+    return code, said
 
 
 def _is_up(mount: NamedMount, mounted: Mount) -> int:
@@ -167,7 +219,7 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     """Show NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
 
-    Exit code 10 if one of them is not being served.
+    Exit code 1 if one of them is served without a keeper, 10 if one is not being served.
     """
     chosen, code = _chosen(names, directory)
     if not names:
@@ -181,8 +233,10 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     else:
         for facts in found:
             click.echo(printable(_line(facts)))
-    served = all(facts["state"] == "serving" for facts in found)
-    return code if served else exit_code(NotMountedError.__name__)
+    states = {facts["state"] for facts in found}
+    if states - {"serving", NOT_KEPT}:
+        return exit_code(NotMountedError.__name__)
+    return code or (DEGRADED if NOT_KEPT in states else 0)
 
 
 def _line(facts: dict[str, Any]) -> str:
@@ -204,7 +258,9 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
     try:
         return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
     except KeeperGoneError as error:
-        return {"state": _state_without_keeper(mount.mountpoint), "error": str(error)}
+        state = _state_without_keeper(mount.mountpoint)
+        dead = f"keeper and server have ended: `trimsfs umount --lazy {mount.mountpoint}`, and mount it again"
+        return {"state": state, "error": dead if state == DEAD else str(error)}
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
@@ -217,7 +273,7 @@ def _state_without_keeper(mountpoint: Path) -> str:
     except subprocess.TimeoutExpired:
         process.kill()
         return "hanging"
-    return DEAD if b"not connected" in message else "not kept"
+    return DEAD if b"not connected" in message else NOT_KEPT
 
 
 @click.command()
@@ -239,6 +295,31 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     if file is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
     return subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode
+
+
+@click.command()
+@_name
+@_mounts_directory
+@_reported
+def recover(name: str, directory: Path) -> None:
+    """Give NAME a keeper again after its own was killed, without unmounting: what is open stays open.
+
+    The new keeper takes the mount over from the server that is left, and replaces it; readers wait for some tens of
+    milliseconds. Exit codes: 0 done, 1 it cannot be taken over or its keeper is alive, 10 no server is left.
+    """
+    mount = find_mount(name, directory)
+    _check_mounted(mount)
+    keeper = _status_of(mount).get("keeper_pid")
+    if keeper is not None:
+        raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
+    if mount.file is not None and systemd.restarts(mount.name):
+        raise TakeoverError(f"{mount.name}: systemd starts its keeper again: see `systemctl status` of {mount.name}")
+    report = start_recovery(mount.mountpoint, timeout_s=REPLACE_TIMEOUT_S)
+    if report["type"] != "ready":
+        click.echo(f"mountctl: {printable(report['error'])}", err=True)
+        sys.exit(exit_code(report["kind"]))
+    facts = ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+    click.echo(f"{mount.name}: the keeper is now pid {facts['keeper_pid']}, the server pid {facts['server_pid']}")
 
 
 @click.command()

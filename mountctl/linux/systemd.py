@@ -19,14 +19,30 @@ def manages(name: str) -> bool:
     return _systemctl("cat", unit_of(name), quiet=True) == 0
 
 
-def start(name: str) -> int:
-    """Start the service; the exit code."""
-    return _systemctl("start", unit_of(name))
+def start(name: str) -> tuple[int, str]:
+    """Start the service; the exit code, which is that of the mount if it fails, and what systemctl says."""
+    done = subprocess.run(["systemctl", "start", unit_of(name)], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return 0, ""
+    return int(_property(name, "ExecMainStatus") or 0) or done.returncode, done.stderr.rstrip()
+
+
+def restarts(name: str) -> bool:
+    """Whether the service runs, or systemd is about to start it again."""
+    if not manages(name):
+        return False
+    return _property(name, "ActiveState") not in {"", "inactive", "failed"}
 
 
 def stop(name: str) -> int:
     """Stop the service; the exit code."""
     return _systemctl("stop", unit_of(name))
+
+
+def _property(name: str, which: str) -> str:
+    """A property of the service; empty if it is not known."""
+    command = ["systemctl", "show", f"--property={which}", "--value", unit_of(name)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _systemctl(*arguments: str, quiet: bool = False) -> int:

@@ -1,6 +1,8 @@
 """What an operator does: declared mounts, fstab, and what is told when it goes wrong."""
 
+import contextlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -92,6 +94,7 @@ def test_what_cannot_be_done_is_told_in_a_line(
         (("restart", "one"), 10, "one: no trimsfs mount at"),
         (("upgrade", "one"), 10, "one: no trimsfs mount at"),
         (("abort", "one"), 10, "no trimsfs mount"),
+        (("recover", "one"), 10, "one: no trimsfs mount at"),
         (("logs", tmp_path / "elsewhere"), 10, "no trimsfs mount"),
         (("run", str(tmp_path)), 10, "is not declared"),
     ):
@@ -125,7 +128,17 @@ def test_a_mount_in_use_is_not_taken_down(
     mountpoint = declare(declared, "one", store_directory, tmp_path)
     assert mountctl("up").returncode == 0
     with (mountpoint / "model").open("rb") as file:
-        assert mountctl("down", "one").returncode == 12
+        done = mountctl("down", "one")
+        assert (done.returncode, f"by pid {os.getpid()} (" in done.stderr) == (12, True), done.stderr
+        mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    with contextlib.closing(mapping):
+        done = mountctl("down", "one")
+        assert (done.returncode, f"by pid {os.getpid()} (" in done.stderr) == (12, True), done.stderr
+    with subprocess.Popen(["sleep", "60"], cwd=mountpoint) as inside:
+        done = mountctl("down", "one")
+        inside.kill()
+    assert (done.returncode, f"by pid {inside.pid} (sleep): end that" in done.stderr) == (12, True), done.stderr
+    with (mountpoint / "model").open("rb") as file:
         assert mountctl("down", "--lazy", "one").returncode == 0
         assert mount_at(mountpoint) is None
         assert file.read() == b"weights"
@@ -139,10 +152,14 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     (facts,) = json.loads(mountctl("status", "one", "--json").stdout)
     os.kill(facts["keeper_pid"], signal.SIGKILL)
     done = mountctl("status", "one")
-    assert (done.returncode, "not kept" in done.stdout) == (10, True)
-    assert mountctl("restart", "one").returncode == 10
+    assert (done.returncode, "not kept" in done.stdout) == (1, True)
+    done = mountctl("restart", "one")
+    assert (done.returncode, "run `mountctl recover" in done.stderr) == (10, True)
     os.kill(facts["server_pid"], signal.SIGKILL)
     wait_until(lambda: "one: dead" in mountctl("status", "one").stdout)
+    done = mountctl("recover", "one")
+    assert (done.returncode, "its server has ended as well" in done.stderr) == (10, True), done.stderr
+    assert "unmount it with `trimsfs umount --lazy" in done.stderr
     assert mountctl("up", "one").returncode == 0
     assert mountctl("status", "one").returncode == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 from tests.services import S3Server
 from tests.services.fast import start_fast
 from tests.services.switch import Switch, switched
-from tests.support.mounts import MountedStore, mounted, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, unmount, wait_until
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100_000}
 ABSENT = ("model.safetensors.index.json", "added_tokens.json")
@@ -110,3 +111,65 @@ def test_a_mount_starts_while_its_store_is_away(endpoint: tuple[S3Server, Switch
         new = tmp_path / "buckets/bucket/new"
         new.write_bytes(b"uploaded")
         wait_until(lambda: (mount.path / "new").read_bytes() == b"uploaded", tolerate=OSError)
+
+
+def declare(directory: Path, name: str, cache: Path) -> Path:
+    """Declare a mount of the bucket; its mount point."""
+    mountpoint = directory / name
+    lines = [f'mountpoint = "{mountpoint}"', 'store = "s3://bucket"', f'cache_dir = "{cache}"']
+    lines += [f'log_file = "{directory / name}.log"', 'server_user = "root"', f"retry_deadline = {DEADLINE_S}"]
+    (directory / "mounts.d").mkdir(exist_ok=True)
+    (directory / f"mounts.d/{name}.toml").write_text("\n".join(lines))
+    return mountpoint
+
+
+def forget_pages(cache: Path) -> None:
+    """Have the kernel drop what it has of a cache in memory, as a boot does."""
+    os.sync()
+    for path in cache.glob("blobs/**/*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def test_pinned_models_are_there_after_a_boot_and_new_mounts_wait_for_the_store(
+    endpoint: tuple[S3Server, Switch], tmp_path: Path
+) -> None:
+    """The first mount has the models before there is a network; the cache of the second knows nothing of the store."""
+    server, switch = endpoint
+    pinned, new = declare(tmp_path, "pinned", tmp_path / "cache"), declare(tmp_path, "new", tmp_path / "other")
+    environment = os.environ | server.environment() | {"TRIMSFS_MOUNTS_DIR": str(tmp_path / "mounts.d")}
+
+    def mountctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [MOUNTCTL, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    try:
+        assert mountctl("up", "pinned").returncode == 0
+        assert trimsfs("pin", pinned / "model").returncode == 0
+        time.sleep(1)  # in which what was listed is recorded
+        assert mountctl("down").returncode == 0
+        switch.off()
+        forget_pages(tmp_path / "cache")
+
+        up = mountctl("up")
+        assert (up.returncode, up.stderr.count("\n")) == (7, 1), up.stderr
+        assert "or wait for it: `mountctl up --wait-for-store new`" in up.stderr
+        mount = MountedStore(pinned, tmp_path / "cache")
+        for name, content in FILES.items():
+            assert (pinned / "model" / name).read_bytes() == content
+            assert mount.info(f"model/{name}")["pinned"]
+        wait_until(lambda: mount.metrics()["trimsfs_host_locked_bytes"] == sum(map(len, FILES.values())))
+
+        command = [MOUNTCTL, "up", "--wait-for-store", "new"]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stdout is not None
+            assert waiting.stdout.readline() == "waiting up to 300 s for the store of new\n"
+            switch.on()
+            waiting.communicate(timeout=60)
+        assert waiting.returncode == 0
+        assert (new / "model/config.json").read_bytes() == b"{}"
+    finally:
+        for mountpoint in (pinned, new):
+            unmount(mountpoint)
