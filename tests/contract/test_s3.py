@@ -489,8 +489,8 @@ async def test_profile_gives_the_credentials(
         pytest.param({"store": "s3://"}, "bucket", id="no bucket"),
         pytest.param({"store": "s3:///prefix"}, "bucket", id="no bucket but a prefix"),
         pytest.param({"store": "s3://[bucket"}, "bucket", id="no URL"),
-        pytest.param({"store": "gs://bucket"}, "s3://BUCKET", id="another scheme"),
-        pytest.param({"store": "http://bucket"}, "s3://BUCKET", id="HTTP"),
+        pytest.param({"store": "gs://bucket"}, "pip install 'trimsfs[gs]'", id="another scheme"),
+        pytest.param({"store": "http://bucket"}, "aiohttp", id="HTTP"),
     ],
 )
 async def test_option_that_cannot_be_used_is_a_configuration_error(changed: dict[str, str], cause: str) -> None:

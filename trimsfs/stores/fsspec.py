@@ -24,6 +24,16 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
+EXTRAS = {
+    "abfs": "az",
+    "abfss": "az",
+    "adl": "az",
+    "az": "az",
+    "gcs": "gs",
+    "gs": "gs",
+    "hf": "hf",
+}
+"""The extras of trimsfs that bring what fsspec needs for a kind of URL."""
 CONTENT_FIELDS = (
     "ETag",
     "etag",
@@ -62,10 +72,12 @@ class FsspecStore:
             import fsspec  # noqa: PLC0415 - an extra, wanted only here
 
             self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ConfigurationError(
-                f"store {url}: {error}: write s3://BUCKET[/PREFIX] or a directory, or install what fsspec needs"
-            ) from error
+        except ImportError as error:
+            extra = EXTRAS.get(url.partition("://")[0], "fsspec" if error.name == "fsspec" else None)
+            remedy = "" if extra is None else f": pip install 'trimsfs[{extra}]'"
+            raise ConfigurationError(f"store {url}: {error}{remedy}") from error
+        except ValueError as error:
+            raise ConfigurationError(f"store {url}: {error}: write s3://BUCKET[/PREFIX] or a directory") from error
         self._root = self._root.rstrip("/")
         self._url = url.rstrip("/")
         self._limiter = trio.CapacityLimiter(max_requests)
