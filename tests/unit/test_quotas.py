@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from tests.support.parts import content_of, copier, fill, generation_of, opened
+from tests.support.served import served
 from tests.support.stores import MemoryStore
+from trimsfs.errors import CacheFullError
+from trimsfs.options.schema import Tenant
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.eviction_policies import lru
 from trimsfs.tiers.host.tier import HostTier
@@ -92,3 +96,28 @@ async def test_memory_is_shared_out_as_the_disk_is(cache: Path, chunk_size: int)
 
         assert {key for key, blob in blobs.items() if host.holds(blob)} == {"b/1", "b/2", "a/2", "a/3", "y"}
         assert host.statistics().tenant_used_bytes == {"a/": 2 * chunk_size, "b/": 2 * chunk_size}
+
+
+@pytest.mark.parametrize("command", ["warm-disk", "pin"])
+async def test_a_full_tenant_is_named_with_its_limit_and_the_remedy(
+    command: str, tmp_path: Path, chunk_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore({"team/a/params": content_of("a", 3 * chunk_size), "rest": content_of("rest", chunk_size)})
+    tenants = (Tenant(path="team/a", cache_size=ByteSize(2 * chunk_size)),)
+    async with served(store, tmp_path / "cache", chunk_size=chunk_size, tenants=tenants) as server:
+        failed = (await server.command(command, "team/a"))[-1]
+        assert failed["kind"] == "CacheFullError"
+        told = f"tenant team/a is full (cache_size {2 * chunk_size} bytes): evict or unpin its models, or raise it"
+        assert told in failed["error"]
+        assert told in caplog.text
+        assert (await server.command(command, "rest"))[-1]["state"] == "done"
+
+
+async def test_a_tenant_without_memory_is_named(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        quotas = Quotas({"a/": chunk_size})
+        host = HostTier(copier(MemoryStore()).populate, budget=None, policy=lru, quotas=quotas)
+        generation = await fill(tier, "a/1", content_of("a/1", 2 * chunk_size))
+        async with tier.using(generation) as blob:
+            with pytest.raises(CacheFullError, match=r"a/1: no room in memory: tenant a is full \(host_size"):
+                await host.pin(blob)

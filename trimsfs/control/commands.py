@@ -96,6 +96,8 @@ class Commands:
             log.exception("/%s", inode.path)
             progress.error = CacheUnusableError(f"{inode.path}: internal error: {error!r}")
         finally:
+            if progress.error is not None:
+                log.warning("/%s: %s", inode.path, progress.error)
             progress.finished.set()
 
     async def _carry_one(

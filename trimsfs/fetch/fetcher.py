@@ -345,7 +345,7 @@ class Fetcher:
 
     def _refused(self, blob: Blob) -> None:
         """There is no room on disk for a blob."""
-        self._stop_prefetch(blob, no_room(blob))
+        self._stop_prefetch(blob, no_room(blob, self._disk.tenant_full(blob)))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
         prefetch = self._scheduler.prefetch(blob)

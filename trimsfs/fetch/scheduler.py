@@ -327,10 +327,9 @@ def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
 
 
-def no_room(blob: Blob) -> CacheFullError:
-    """The error of a blob for which there is no room on disk."""
+def no_room(blob: Blob, tenant_full: str | None = None) -> CacheFullError:
+    """The error of a blob for which there is no room on disk, be it in the share of its tenant."""
     if not blob.attached:
         return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
-    return CacheFullError(
-        f"{blob.generation.key}: no room in the cache: evict or unpin models, raise --cache-size or lower --min-free"
-    )
+    remedy = tenant_full or "evict or unpin models, raise --cache-size or lower --min-free"
+    return CacheFullError(f"{blob.generation.key}: no room in the cache: {remedy}")

@@ -30,6 +30,18 @@ class Quotas:
         """The pool that an object's bytes belong to."""
         return next((prefix for prefix in self._longest_first if key.startswith(prefix)), REST)
 
+    def full(self, key: str, option: str) -> str | None:
+        """That the share of an object's tenant is full, with the remedy; None for an object of no tenant.
+
+        *option* is the name of the share.
+        """
+        pool = self.pool(key)
+        if pool == REST:
+            return None
+        tenant, share = pool.removesuffix("/"), self._shares[pool] or 0
+        size = f"{share >> 20} MiB" if share >= 1 << 20 else f"{share} bytes"
+        return f"tenant {tenant} is full ({option} {size}): evict or unpin its models, or raise it"
+
     def limit(self, pool: str, total: int | None) -> int | None:
         """Most bytes of a pool in a tier that may hold *total*; None where only the tier is limited."""
         if pool != REST:

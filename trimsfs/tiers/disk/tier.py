@@ -149,6 +149,13 @@ class DiskTier:
         """Whether no space could be made a moment ago, for this or another object of the same tenant."""
         return self._budget.full(generation.key)
 
+    def tenant_full(self, blob: Blob) -> str | None:
+        """That the share of a blob's tenant has no room for the rest of it, with the remedy; None if that is not so."""
+        key = blob.generation.key
+        left = self._budget.left(self._quotas.pool(key))
+        missing = blob.generation.size - blob.verified_bytes
+        return self._quotas.full(key, "cache_size") if left is not None and left < missing else None
+
     def known(self, token: str) -> Blob | None:
         """The blob of this token, if it is open."""
         return self._state.blobs.get(token)

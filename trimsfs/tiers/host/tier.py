@@ -157,7 +157,8 @@ class HostTier:
         pool = self._pool(blob)
         limit = self._quotas.limit(pool, self._budget)
         if limit is not None and self._locked(pool) + size > limit:
-            raise CacheFullError(f"{blob.generation.key}: no room in memory: unpin models or raise --host-size")
+            full = self._quotas.full(blob.generation.key, "host_size") or "unpin models or raise --host-size"
+            raise CacheFullError(f"{blob.generation.key}: no room in memory: {full}")
         lockable = cgroups.lockable_bytes()
         if lockable is not None and lockable < size:
             return f"the control group of the server may hold {lockable} bytes more: raise its memory.max"
