@@ -3,6 +3,7 @@
 import random
 import threading
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,15 @@ async def test_probe_finds_a_store_that_is_there_and_empty(store: Store) -> None
     await store.probe()
     page = await store.list_page("")
     assert (page.objects, page.prefixes, page.next_token) == ((), (), None)
+
+
+async def test_an_empty_store_exists_and_what_has_nothing_under_it_does_not(backend: Backend) -> None:
+    store, nowhere = backend.open(), backend.open("nowhere")
+    assert (await store.list_page("", limit=1)).exists
+    with suppress(BucketNotFoundError):  # of a directory
+        assert not (await nowhere.list_page("", limit=1)).exists
+    for opened in (store, nowhere):
+        await opened.aclose()
 
 
 async def test_missing_bucket_or_directory_is_told_and_not_taken_for_an_empty_one(backend: Backend) -> None:

@@ -1,6 +1,7 @@
 """``trimsfs doctor``: what of this host is fit for a mount, and what to do about the rest."""
 
 import importlib
+import json
 import os
 import platform
 import shutil
@@ -24,7 +25,7 @@ from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
 from trimsfs.server.sandbox import identity
-from trimsfs.stores import Retrying, RetryingStore, open_store
+from trimsfs.stores import open_store, reach
 from trimsfs.tiers.disk.lock import lock_directory
 from trimsfs.tiers.extents import can_share
 
@@ -42,9 +43,10 @@ class _Advice(Exception):  # noqa: N818 - not an error
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 @mount_options
-def doctor(options: MountOptions) -> None:
+def doctor(options: MountOptions, as_json: bool) -> None:
     """Check this host, the cache directory and the store; takes the options that `trimsfs mount` would get.
 
     Prints a line for each check: ok, a note on what could be better, or FAIL. Exits 1 when one failed.
@@ -64,16 +66,20 @@ def doctor(options: MountOptions) -> None:
         ("store", _store),
         ("mounts", _mounts),
     ]
-    failed = False
+    done: list[dict[str, str]] = []
     for name, check in checks:
         try:
-            say(f"ok    {name}: {check(options)}")
+            result, message = "ok", check(options)
         except _Advice as advice:
-            say(f"note  {name}: {advice}")
+            result, message = "note", str(advice)
         except (_ProblemError, TrimsError, OSError) as problem:
-            failed = True
-            say(f"FAIL  {name}: {problem}")
-    sys.exit(1 if failed else 0)
+            result, message = "FAIL", str(problem)
+        done.append({"check": name, "result": result, "message": message})
+        if not as_json:
+            say(f"{result:<4}  {name}: {message}")
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+    sys.exit(1 if any(one["result"] == "FAIL" for one in done) else 0)
 
 
 def _kernel(_: MountOptions) -> str:
@@ -274,10 +280,8 @@ def _store(options: MountOptions) -> str:
         return f"{options.store} will be made by the first mount"
 
     async def probe() -> None:
-        store = RetryingStore(
-            open_store(options, max_requests=1), Retrying(deadline_s=PROBE_DEADLINE_S, on_failure=None)
-        )
-        await store.probe()
+        store = open_store(options, max_requests=1)
+        await reach(store, options, deadline_s=PROBE_DEADLINE_S)
         await store.aclose()
 
     trio.run(probe)

@@ -88,6 +88,7 @@ class MountOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    allow_empty: bool = Field(False, description="Mount a prefix also while there is nothing under it.")
     endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")

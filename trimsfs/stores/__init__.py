@@ -1,17 +1,21 @@
 """Stores: where models come from, behind one protocol; S3, a directory, fsspec, and a retrying wrapper."""
 
+import logging
 import re
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from trimsfs.errors import ConfigurationError
+from trimsfs.errors import BucketNotFoundError, ConfigurationError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
 
-__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store"]
+__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store", "reach"]
+
+log = logging.getLogger(__name__)
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -35,3 +39,18 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     if url:
         return DirectoryStore(Path(url))
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
+
+
+async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:
+    """Check that a store answers, and exists: a prefix exists while there is something under it.
+
+    Raises BucketNotFoundError, unless ``options.allow_empty``, and what requests to the store do.
+    """
+    retrying = Retrying(deadline_s=deadline_s, on_failure=None)
+    page = await retrying.call("no answer", partial(store.list_page, "", limit=1))
+    if page.exists:
+        return
+    if options.allow_empty:
+        log.warning("%s: there is nothing under it", options.store)
+    else:
+        raise BucketNotFoundError(f"{options.store}: there is nothing under it: check the spelling, or --allow-empty")

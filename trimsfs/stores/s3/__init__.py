@@ -152,7 +152,8 @@ class S3Store:
             ),
             prefixes=tuple(item["Prefix"][strip:] for item in common),
             next_token=answer["NextContinuationToken"] if answer["IsTruncated"] else None,
-            empty=any(item["Key"] == self._prefix + prefix for item in contents),
+            # A bucket exists by itself, a directory by an object of its name.
+            empty=not self._prefix + prefix or any(item["Key"] == self._prefix + prefix for item in contents),
         )
 
     def _head(self, key: str) -> Generation:

@@ -1,0 +1,40 @@
+"""Which store a URL names, and whether it is there."""
+
+import sys
+
+import pytest
+
+from tests.support.stores import MemoryStore, as_store
+from trimsfs.errors import BucketNotFoundError, ConfigurationError
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_store, reach
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("gs://bucket", "gcsfs", "gs"),
+        ("az://container", "adlfs", "az"),
+        ("abfs://container", "adlfs", "az"),
+        ("hf://datasets/x", "huggingface_hub", "hf"),
+        ("memory://x", "fsspec", "fsspec"),
+        ("gs://bucket", "fsspec", "gs"),
+    ],
+)
+def test_a_store_whose_package_is_not_installed_names_the_extra(
+    url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(MountOptions(store=url), max_requests=1)
+    assert f"store {url}: " in str(caught.value)
+    assert str(caught.value).endswith(f": pip install 'trimsfs[{extra}]'")
+
+
+async def test_a_prefix_with_nothing_under_it_is_told_unless_that_is_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    options = MountOptions(store="s3://bucket/typo")
+    await reach(as_store(MemoryStore({"a": b"a"})), options, deadline_s=1)
+    with pytest.raises(BucketNotFoundError, match=r"s3://bucket/typo: there is nothing under it: .* --allow-empty"):
+        await reach(as_store(MemoryStore()), options, deadline_s=1)
+    await reach(as_store(MemoryStore()), options.model_copy(update={"allow_empty": True}), deadline_s=1)
+    assert "there is nothing under it" in caplog.text
