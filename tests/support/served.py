@@ -144,13 +144,15 @@ class Signal:
 class Server:
     """The parts of a server, and what the kernel and a program would do with them.
 
-    ``invalidated`` holds the names that the kernel was told to look up again. ``handles`` are those that are open.
+    ``invalidated`` holds the names that the kernel was told to look up again, ``expired`` those that it shall when they
+    are used next. ``handles`` are those that are open.
     """
 
     store: MemoryStore
     components: Components
     backing: FakeBacking | None
     invalidated: list[tuple[int, bytes]]
+    expired: list[tuple[int, bytes]]
     handles: set[int] = field(default_factory=set)
     _told: list[int] = field(default_factory=list)
 
@@ -353,6 +355,7 @@ async def served(
     arguments are `MountOptions`; *read_manifest* counts where they have ``signatures`` checked.
     """
     invalidated: list[tuple[int, bytes]] = []
+    expired: list[tuple[int, bytes]] = []
     mount = mount_options(store, directory, chunk_size, **options)
     environment = Environment(
         mountpoint=MOUNTPOINT,
@@ -369,6 +372,7 @@ async def served(
         read_manifest=None if mount.signatures == "off" else read_manifest,
         invalidate=lambda number, name: invalidated.append((number, name)),
         forget_pages=lambda _number: None,
+        expire=expired.extend,
         chunk_size=chunk_size,
         request_memory=chunk_size // REQUESTS_PER_CHUNK,
         pace=pace,
@@ -383,7 +387,9 @@ async def served(
                 await components.take_over(unclaimed=())
                 ledger.forget_inherited()
             await components.start_maintenance(nursery)
-            server = Server(store=store, components=components, backing=backing, invalidated=invalidated)
+            server = Server(
+                store=store, components=components, backing=backing, invalidated=invalidated, expired=expired
+            )
             if backing is not None:
                 backing.in_use = server.passes_through
             try:

@@ -11,7 +11,7 @@ from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.commands import Commands
-from trimsfs.control.handle import ControlHandle, Text
+from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import NotPermittedError
@@ -22,6 +22,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 
 log = logging.getLogger(__name__)
 
+REFRESH = "refresh"
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
 
@@ -29,7 +30,8 @@ SUBJECT = "subject"
 class Control:
     """Answers for everything below ``.trims``; ``xattrs`` for ``user.trims.*``.
 
-    ``tells_common`` tells whether there are files that tell what a model has in common with another.
+    ``tells_common`` tells whether there are files that tell what a model has in common with another. *refresh* has the
+    store asked for a path, and for all below it, at the next lookup.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Control:
         authorisation: Authorisation,
         *,
         tells_common: bool,
+        refresh: Callable[[str], Awaitable[None]],
     ) -> None:
         self.xattrs = xattrs
         self._tables = tables
@@ -50,6 +53,7 @@ class Control:
         self._reports = reports
         self.authorisation = authorisation
         self.tells_common = tells_common
+        self._refresh = refresh
         self._root_files: dict[str, Callable[[Caller], Awaitable[bytes]]] = {
             "control": reports.mount,
             "gpu": reports.gpu_copies,
@@ -65,7 +69,7 @@ class Control:
                 looks.append("shared")
             if self.gpu.devices() and inode.generation is not None:
                 looks.append(GPU_DIRECTORY)
-            return sorted([*looks, *self._commands.names()])
+            return sorted([*looks, REFRESH, *self._commands.names()])
         if inode.control == GPU_DIRECTORY:
             return self.gpu.devices()
         return sorted(self._root_files) if not inode.path else []
@@ -85,9 +89,12 @@ class Control:
     async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
         """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""
         name = inode.control
-        if self._commands.knows(name):
+        if name == REFRESH or self._commands.knows(name):
             if not self.authorisation.may_command(caller):
                 raise NotPermittedError(f"{name} /{inode.path}: uid {caller.uid} may not command this mount")
+            if name == REFRESH:
+                await self._refresh(inode.path)
+                return Text(as_json({"path": inode.path, "state": "done"}))
             return self._commands.start(name, inode, caller.uid)
         directory, _, asked = name.partition("/")
         if directory == GPU_DIRECTORY and asked:

@@ -35,6 +35,9 @@ _MEMORY = {0: MemoryKind.VMM, 1: MemoryKind.IPC}
 
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A ``struct fuse_out_header`` with the notification FUSE_NOTIFY_RESEND."""
+_EXPIRE = struct.Struct("=IiQQII")
+"""The same with FUSE_NOTIFY_INVAL_ENTRY, and a ``struct fuse_notify_inval_entry_out`` with FUSE_EXPIRE_ONLY; the name
+follows."""
 
 MAX_TASKS = 1024
 """Requests that are answered at once. Only those that wait for the store take long, and each costs little."""
@@ -104,6 +107,18 @@ class Session:
         assert self._descriptor is not None
         _libfuse.replay_init(bytes.fromhex(self._settings.init))
         os.write(self._descriptor, _RESEND)
+
+    def expire(self, names: Iterable[tuple[int, bytes]]) -> None:
+        """Make the kernel look names up again when they are used next, each given after its directory's inode number.
+
+        For a worker thread: it waits for lookups in these directories. Not by pyfuse3, which would have the kernel drop
+        them: what is in use would be shown as deleted. (Before Linux 6.2 the kernel drops them all the same.)
+        """
+        assert self._descriptor is not None
+        for directory, name in names:
+            message = _EXPIRE.pack(_EXPIRE.size + len(name) + 1, 3, 0, directory, len(name), 1) + name + b"\0"
+            with contextlib.suppress(OSError):  # the kernel does not know this one any more
+                os.write(self._descriptor, message)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted. For the main thread."""

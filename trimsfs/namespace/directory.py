@@ -128,9 +128,13 @@ class Directory:
         return news
 
     def distrust(self, now: float) -> None:
+        """What was asked before this time is outdated in part: it is not used on."""
+        self.expire(now)
+        self.clear_names()
+
+    def expire(self, now: float) -> None:
         """What was asked before this time may be outdated: the store is to be asked again."""
         self.retry_at = LONG_AGO
-        self.clear_names()
         self.distrusted = now
         self.replaced = True
 

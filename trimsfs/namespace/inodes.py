@@ -3,6 +3,7 @@
 import enum
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ class InodeKind(enum.Enum):
     OBJECT = "object"
     CONTROL_DIRECTORY = "control directory"
     CONTROL_FILE = "control file"
+
+
+IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
 
 
 @dataclass(slots=True, eq=False)
@@ -107,6 +111,19 @@ class Inodes:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
+    def names_below(self, path: str) -> list[tuple[int, bytes]]:
+        """The names by which the kernel may know a file, or a directory (with its closing slash) and all below it, each
+        after the inode number of its directory."""
+        told = {inode.path for inode in self if inode.lookups and inode.kind in IN_THE_STORE and not inode.control}
+        names = []
+        for known in told:
+            if known and is_below(known, path):
+                prefix, slash, name = known.removesuffix("/").rpartition("/")
+                directory = self.reference(InodeKind.DIRECTORY, prefix + slash)
+                names.append((directory.number, os.fsencode(name)))
+                self.discard(directory)
+        return names
+
     def cached_number(self, generation: Generation) -> int | None:
         """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
         inode = self.reference(InodeKind.OBJECT, generation.key, generation)
@@ -136,6 +153,12 @@ class Inodes:
         """Drop an inode that the kernel did not get after all."""
         if inode.lookups <= 0 and inode is not self._root:
             self._by_number.pop(inode.number, None)
+
+
+def is_below(path: str, above: str) -> bool:
+    """Whether a path is another, or lies below it if that is a directory, with its closing slash; the root's is
+    empty."""
+    return path == above or (path.startswith(above) and above[-1:] in {"", "/"})
 
 
 def _packed(inode: Inode) -> bytes:

@@ -28,7 +28,7 @@ from trimsfs.namespace.directory import (
     entries_of,
     possible,
 )
-from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
+from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_below
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -50,7 +50,6 @@ ABSENT_AFTER_S = 3.0
 """How long no request may have been answered, so that a name counts as absent that the last listing did not have."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
 """As of the options, by default."""
-_IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +104,7 @@ class Namespace:
     def _restore(self, inode: Inode) -> None:
         """Take over the name of an inode that the kernel got from an earlier server."""
         known = NonObject.DIRECTORY if inode.kind is InodeKind.DIRECTORY else inode.generation
-        if inode.path and known is not None and inode.kind in _IN_THE_STORE and not inode.control:
+        if inode.path and known is not None and inode.kind in IN_THE_STORE and not inode.control:
             prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
             self._directory(prefix + slash).restore(os.fsencode(name), known)
 
@@ -226,6 +225,14 @@ class Namespace:
         if directory is not None:
             directory.outdated[os.fsencode(name)] = trio.current_time()
 
+    def refresh(self, path: str) -> None:
+        """Ask the store at the next lookup of a file, or of a directory (with its closing slash) and in all below it.
+        What is known is kept for as long as the store does not answer."""
+        self.mark_outdated(path.removesuffix("/"))
+        for prefix, directory in self._directories.items():
+            if is_below(prefix, path):
+                directory.expire(trio.current_time())
+
     def _directory(self, prefix: str) -> Directory:
         directory = self._directories.get(prefix)
         if directory is None:
@@ -254,7 +261,7 @@ class Namespace:
         if name in directory.names:
             entry, asked = directory.names[name]
             left = asked + self._ttl(entry) - now
-            if left > 0:
+            if left > 0 and asked >= directory.distrusted:
                 return entry, left
         if not directory.expired:
             entry = directory.entries.get(name, NonObject.ABSENT)

@@ -16,6 +16,7 @@ from trimsfs.control.actions import Actions
 from trimsfs.control.authorisation import Authorisation
 from trimsfs.control.commands import Commands
 from trimsfs.control.control_files import Control
+from trimsfs.control.refresh import refresh
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
 from trimsfs.errors import TrimsError
@@ -363,6 +364,7 @@ def _control(
         reports,
         authorisation,
         tells_common=options.share_chunks,
+        refresh=partial(refresh, fetching.namespace, environment.expire),
     )
 
 

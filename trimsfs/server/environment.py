@@ -1,6 +1,6 @@
 """What a server is given from outside: its store, its keeper, the kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,8 @@ class Environment:
     ``read_manifest`` reads signed manifests, where files must be what is signed.
 
     ``invalidate`` has the kernel look a name of a directory's inode up again, and must not block; ``forget_pages`` has
-    it read a file's inode again, and is called in a worker thread. Chunks, and the memory of a request for one, are
+    it read a file's inode again, and ``expire`` has it look names up again at their next use, each given after its
+    directory's inode number: both are called in a worker thread. Chunks, and the memory of a request for one, are
     smaller in tests, and deferred comparisons have another pace.
     """
 
@@ -44,6 +45,7 @@ class Environment:
     read_manifest: ReadManifest | None
     invalidate: Callable[[int, bytes], None]
     forget_pages: Callable[[int], None]
+    expire: Callable[[Iterable[tuple[int, bytes]]], None]
     chunk_size: int = CHUNK_SIZE
     request_memory: int = REQUEST_MEMORY
     kept: Callable[[], bool] = lambda: True

@@ -5,7 +5,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from trimsfs.options import MountOptions
 from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
-from trimsfs.stores import Retrying, RetryingStore, Store
+from trimsfs.server.late_binding import LateBound
+from trimsfs.stores import Store, reach
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ async def serve(
         )
         keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
+        expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
@@ -76,12 +78,15 @@ async def serve(
             read_manifest=loaded.read_manifest,
             invalidate=invalidate,
             forget_pages=forget_pages,
+            expire=expire,
         )
         components = assemble(options, environment)
+        session = Session(components.filesystem, settings)
+        expire.bind(session.expire)
         try:
             if promotion.fuse is None:
                 await _reach_store(loaded.store, options, components)
-            await _serve(options, environment, components, keeper, promotion, settings, pool)
+            await _serve(options, environment, components, session, keeper, promotion, settings, pool)
         finally:
             with trio.CancelScope(shield=True):
                 await components.disk.aclose()
@@ -93,12 +98,12 @@ async def _serve(
     options: MountOptions,
     environment: Environment,
     components: Components,
+    session: Session,
     keeper: KeeperClient,
     promotion: Promotion,
     settings: ConnectionSettings,
     pool: WorkerPool,
 ) -> None:
-    session = Session(components.filesystem, settings)
     fuse = promotion.fuse
     if fuse is None:
         fuse = await keeper.mount(components.disk.lock_descriptor)
@@ -196,7 +201,7 @@ async def _reach_store(store: Store, options: MountOptions, components: Componen
     deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
     try:
         with trio.move_on_after(deadline_s if known else math.inf):
-            await RetryingStore(store, Retrying(deadline_s=deadline_s, on_failure=None)).probe()
+            await reach(store, options, deadline_s=deadline_s)
             return
         raise StoreUnavailableError(f"no answer within {deadline_s:.0f} s")
     except StoreUnavailableError as error:

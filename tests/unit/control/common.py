@@ -8,7 +8,7 @@ from tests.support.parts import until
 from tests.support.served import CONTROL_GID, Server
 from trimsfs.control.authorisation import Caller
 
-COMMANDS = ("evict", "pin", "unpin", "verify", "warm-disk", "warm-host")
+COMMANDS = ("evict", "pin", "refresh", "unpin", "verify", "warm-disk", "warm-host")
 ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
 ROOT = Caller(uid=0, groups=frozenset({0}))
 IN_CONTROL_GROUP = Caller(uid=2000, groups=frozenset({2000, CONTROL_GID}))

@@ -1,0 +1,37 @@
+"""``trimsfs refresh``: shows what has been uploaded or deleted at once."""
+
+import json
+from pathlib import Path
+
+import click
+
+from trimsfs.cli.control_files import control_directory, read_json
+from trimsfs.cli.output import reported, say
+from trimsfs.command_group import complete_mounted
+from trimsfs.errors import NoSuchEntryError
+
+
+@click.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path, shell_complete=complete_mounted)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reported
+def refresh(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Ask the store about PATH, and all below it, at the next use: what was just uploaded or deleted is seen at once.
+
+    Of a PATH that is not known, the directory is asked for. Nothing that is cached is lost, and while the store does
+    not answer, what it said last goes on to count.
+    """
+    done = [read_json(_known(path) / "refresh") | {"path": str(path)} for path in paths]
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+        return
+    for path in paths:
+        say(f"{path}: the store is asked at the next use")
+
+
+def _known(path: Path) -> Path:
+    """The control directory of a path, or of the nearest directory above it that is known."""
+    try:
+        return control_directory(path)
+    except NoSuchEntryError:
+        return _known(path.absolute().parent)

@@ -1,0 +1,13 @@
+"""Has the store asked for names, whatever is known of them."""
+
+from collections.abc import Callable, Iterable
+
+import trio
+
+from trimsfs.namespace.tree import Namespace
+
+
+async def refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, bytes]]], None], path: str) -> None:
+    """Ask the store at the next lookup of a path, or of what lies below it; *expire* has the kernel look it up."""
+    namespace.refresh(path)
+    await trio.to_thread.run_sync(expire, namespace.inodes.names_below(path), abandon_on_cancel=True)
