@@ -20,6 +20,7 @@ ENTRY_POINTS = {"trimsfs", "trimsfs.__main__", "trimsfs.daemon", "mountctl"}
 """What is started, or imported by users: above all."""
 KNOWN_TO_MOUNTCTL = {
     "trimsfs",
+    "trimsfs.command_group",
     "trimsfs.errors",
     "trimsfs.exit_codes",
     "trimsfs.mountinfo",

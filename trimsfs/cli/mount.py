@@ -17,6 +17,7 @@ from trimsfs.cli.control_files import check_answers
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
+from trimsfs.command_group import complete_path
 from trimsfs.errors import (
     CacheUnusableError,
     ConfigurationError,
@@ -36,14 +37,14 @@ class _SourceFirst(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
-        if ctx.params["mountpoint"] is None:
+        if ctx.params["mountpoint"] is None and not ctx.resilient_parsing:
             ctx.params["source"], ctx.params["mountpoint"] = None, Path(ctx.params["source"])
         return rest
 
 
 @click.command(cls=_SourceFirst)
 @click.argument("source", metavar="[STORE]")
-@click.argument("mountpoint", type=Path, metavar="MOUNTPOINT", required=False)
+@click.argument("mountpoint", type=Path, shell_complete=complete_path, metavar="MOUNTPOINT", required=False)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")
 @reported
 @mount_options

@@ -1,0 +1,96 @@
+"""What the commands ``trimsfs`` and ``mountctl`` share: their subcommands, paths, and what they print to."""
+
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from trimsfs.mountinfo import mounts
+
+
+class OutputError(Exception):
+    """Standard output cannot be written. No OSError: whoever handles those of other files lets it pass."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"standard output: {cause.strerror}")
+        self.nobody_reads = isinstance(cause, BrokenPipeError)
+
+
+class _Output(io.FileIO):
+    """Standard output, with errors that end the command."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputError(error) from error
+
+
+class CommandGroup(click.Group):
+    """Subcommands that are imported on use, listed in the order of *homes*: the module of each.
+
+    *synonyms* are taken as well. A command whose output cannot be written ends as those of coreutils do.
+    """
+
+    def __init__(self, *, homes: Mapping[str, str], synonyms: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._homes = homes
+        self._synonyms = synonyms or {}
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self._homes)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        name = self._synonyms.get(name, name)
+        if name not in self._homes:
+            return None
+        command: click.Command = getattr(importlib.import_module(self._homes[name]), name.replace("-", "_"))
+        return command
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        with _writing(self.name):
+            return super().main(*arguments, **settings)
+
+
+@contextmanager
+def _writing(program: str | None) -> Iterator[None]:
+    """End as coreutils do when standard output cannot be written: by SIGPIPE if nobody reads it, else with a line."""
+    if sys.stdout is not sys.__stdout__:  # a test has its own
+        yield
+        return
+    if sys.stdout is None:  # closed: to write there fails
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
+    encoding, errors = ("utf-8", "strict") if sys.stdout is None else (sys.stdout.encoding, sys.stdout.errors)
+    raw = _Output(1, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=raw.isatty())
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OutputError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered still goes nowhere
+        if error.nobody_reads:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+        click.echo(f"{program}: {error}", err=True)
+        sys.exit(1)
+
+
+def complete_path(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete a path. (click's own type for paths calls stat, which a mount may never answer.)"""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_mounted(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a path on a mount: mount points first, and then what lies below."""
+    found = sorted({str(mount.mountpoint) for mount in mounts()} - {incomplete})
+    matching = [CompletionItem(path) for path in found if path.startswith(incomplete)]
+    return matching or complete_path(context, parameter, incomplete)
