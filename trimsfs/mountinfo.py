@@ -59,10 +59,20 @@ def file_systems() -> list[Mount]:
 
 
 def canonical(mountpoint: Path) -> Path:
-    """A mount point as the kernel lists it, resolved without touching what is mounted there."""
+    """A mount point as the kernel lists it, resolved without touching what is mounted there; a path on a mount as it
+    is."""
     absolute = Path(os.path.abspath(mountpoint))
+    if mount_of(absolute) is not None:
+        return absolute
     beside = Path(os.path.realpath(absolute.parent), absolute.name)
     return beside if mount_at(beside) is not None else Path(os.path.realpath(absolute))
+
+
+def named_mountpoint(path: Path) -> Path:
+    """The mount point of the trimsfs mount that a path lies on; the path itself, as `canonical` has it, if on none."""
+    path = canonical(path)
+    mount = mount_of(path)
+    return path if mount is None else mount.mountpoint
 
 
 def mount_at(mountpoint: Path) -> Mount | None:

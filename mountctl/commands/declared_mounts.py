@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+from click.shell_completion import CompletionItem
+
+from trimsfs.command_group import complete_mounted
 from trimsfs.errors import ConfigurationError
-from trimsfs.mountinfo import canonical
+from trimsfs.mountinfo import canonical, named_mountpoint
 from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 
 DIRECTORY = Path("/etc/trimsfs/mounts.d")
@@ -30,13 +34,20 @@ class NamedMount:
 
     def command(self, *, foreground: bool = False) -> list[str]:
         """The command line that makes a declared mount."""
-        options = [f"--config={file}" for file in self.configs] + ["--foreground"] * foreground
+        options = ["--allow-empty", *(f"--config={file}" for file in self.configs)] + ["--foreground"] * foreground
         return [sys.executable, "-m", "trimsfs", "mount", *options, str(self.mountpoint)]
 
     def order(self, *, foreground: bool) -> dict[str, Any]:
         """The keeper's order for a declared mount. Raises ConfigurationError."""
         options = load_options({}, configs=self.configs).resolved(self.mountpoint)
         return keeper_order(self.mountpoint, options, foreground=foreground)
+
+
+def complete_mount(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a declared mount, a mount point, or a path."""
+    declared, _ = declared_mounts(context.params.get("directory") or DIRECTORY)
+    names = [CompletionItem(mount.name) for mount in declared if mount.name.startswith(incomplete)]
+    return names + complete_mounted(context, parameter, incomplete)
 
 
 def declared_mounts(directory: Path) -> tuple[list[NamedMount], list[ConfigurationError]]:
@@ -56,12 +67,14 @@ def _read(file: Path) -> NamedMount:
     return NamedMount(file.stem, canonical(declared_mountpoint(file)), file)
 
 
-def find_mount(name: str, directory: Path) -> NamedMount:
-    """A mount by its name or, given an absolute path, by its mount point. Raises ConfigurationError."""
+def find_mount(name: str, directory: Path, *, exact: bool = False) -> NamedMount:
+    """A mount by its name or, given a path (with a slash, or a dot in front), by its mount point or, unless it must be
+    *exact*, what lies on it. Raises ConfigurationError."""
     mounts, _ = declared_mounts(directory)
-    if name.startswith("/"):
-        mountpoint = canonical(Path(name))
-        return next((mount for mount in mounts if mount.mountpoint == mountpoint), NamedMount(name, mountpoint))
+    if "/" in name or name.startswith("."):
+        mountpoint = canonical(Path(name)) if exact else named_mountpoint(Path(name))
+        found = (mount for mount in mounts if mount.mountpoint == mountpoint)
+        return next(found, NamedMount(str(mountpoint), mountpoint))
     file = directory / f"{name}.toml"
     if not _NAME.fullmatch(name) or not file.exists():
         known = ", ".join(mount.name for mount in mounts) or "none"

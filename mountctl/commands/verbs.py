@@ -15,8 +15,9 @@ from typing import Any, ParamSpec
 
 import click
 
-from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, declared_mounts, find_mount
-from mountctl.keeper.control_socket import KeeperGoneError, ask
+from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
+from mountctl.commands.public_status import HIDDEN, public_status
+from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
 from mountctl.linux.sd_notify import stored_descriptors
@@ -24,12 +25,13 @@ from trimsfs.errors import (
     ConfigurationError,
     MountpointError,
     NotMountedError,
+    NotPermittedError,
     StoreUnavailableError,
     TakeoverError,
     TrimsError,
 )
 from trimsfs.exit_codes import exit_code
-from trimsfs.mountinfo import Mount, mounts, trimsfs_at
+from trimsfs.mountinfo import Mount, mount_of, mounts, trimsfs_at
 from trimsfs.text import printable
 
 P = ParamSpec("P")
@@ -55,8 +57,8 @@ _mounts_directory = click.option(
     show_default=True,
     help="Directory of the files that declare mounts.",
 )
-_name = click.argument("name")
-_names = click.argument("names", metavar="[NAME]...", nargs=-1)
+_name = click.argument("name", shell_complete=complete_mount)
+_names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete_mount)
 
 
 def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
@@ -71,7 +73,11 @@ def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
             code = exit_code(type(error).__name__)
         except KeeperGoneError as error:
             click.echo(f"mountctl: {printable(str(error))}", err=True)
-            code = exit_code(NotMountedError.__name__)
+            kind = NotPermittedError if isinstance(error, KeeperRefusesError) else NotMountedError
+            code = exit_code(kind.__name__)
+        except PermissionError as error:
+            click.echo(f"mountctl: {error.filename}: {error.strerror}: run it as root", err=True)
+            code = exit_code(NotPermittedError.__name__)
         except OSError as error:
             click.echo(f"mountctl: {error.filename}: {error.strerror}", err=True)
             code = 1
@@ -160,12 +166,12 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
 @_reported
 def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
     """Unmount NAME, or all declared mounts."""
-    chosen, code = _chosen(names, directory)
+    chosen, code = _chosen(names, directory, exact=True)
     return max([code, *(_down(mount, lazy=lazy) for mount in chosen)])
 
 
 def _down(mount: NamedMount, *, lazy: bool) -> int:
-    if trimsfs_at(mount.mountpoint) is None:
+    if mount_of(mount.mountpoint) is None:
         click.echo(f"{mount.name} is down")
         return 0
     command = [sys.executable, "-m", "trimsfs", "umount", *(["--lazy"] if lazy else []), str(mount.mountpoint)]
@@ -219,7 +225,8 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     """Show NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
 
-    Exit code 1 if one of them is served without a keeper, 10 if one is not being served.
+    Exit code 1 if one of them is served without a keeper, 10 if one is not being served, 11 if another user's mount
+    does not let you see. What only keepers know, such as how a server ended, they tell root and the user who mounted.
     """
     chosen, code = _chosen(names, directory)
     if not names:
@@ -234,8 +241,10 @@ def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
         for facts in found:
             click.echo(printable(_line(facts)))
     states = {facts["state"] for facts in found}
-    if states - {"serving", NOT_KEPT}:
+    if states - {"serving", NOT_KEPT, HIDDEN}:
         return exit_code(NotMountedError.__name__)
+    if HIDDEN in states:
+        return exit_code(NotPermittedError.__name__)
     return code or (DEGRADED if NOT_KEPT in states else 0)
 
 
@@ -248,6 +257,8 @@ def _line(facts: dict[str, Any]) -> str:
     if facts.get("last_end"):
         ago_s = time.time() - facts["last_end_at"]
         line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
+    if "hidden" in facts:
+        line += f" ({facts['hidden']})"
     return line + (f": {facts['error']}" if "error" in facts else "")
 
 
@@ -257,6 +268,8 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
         return {"state": "down"}
     try:
         return ask(mount.mountpoint, {"do": "status"}, timeout_s=ANSWER_TIMEOUT_S)
+    except KeeperRefusesError as error:
+        return public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S) | {"hidden": str(error)}
     except KeeperGoneError as error:
         state = _state_without_keeper(mount.mountpoint)
         dead = f"keeper and server have ended: `trimsfs umount --lazy {mount.mountpoint}`, and mount it again"
@@ -290,11 +303,16 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
         command = ["journalctl", f"--unit={systemd.unit_of(mount.name)}", f"--lines={lines}"]
         return subprocess.run([*command, *(["--follow"] if follow else [])], check=False).returncode
     file = facts.get("log_file")
+    if file is None and "hidden" in facts:
+        raise NotPermittedError(f"{mount.name}: {facts['hidden']}, which knows where the log is")
     if file is None and mount.file is not None:
         file = mount.order(foreground=False)["options"]["log_file"]
     if file is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
-    return subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode
+    if not os.access(file, os.R_OK):
+        Path(file).open("rb").close()  # which says why
+    code = subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode
+    return code if code >= 0 else 128 - code
 
 
 @click.command()
@@ -329,7 +347,7 @@ def recover(name: str, directory: Path) -> None:
 def abort(name: str, directory: Path) -> None:
     """Abort the FUSE connection of NAME: processes that wait for it get an error at once, and the keeper unmounts it.
 
-    The last resort for a server that does not answer. Exit codes: 0 done, 1 not allowed, 10 no trimsfs mount there.
+    The last resort for a server that does not answer. Exit codes: 0 done, 10 no trimsfs mount there, 11 not allowed.
     """
     mount = find_mount(name, directory)
     try:
@@ -358,10 +376,10 @@ def run(name: str, directory: Path) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "mountctl.keeper"])
 
 
-def _chosen(names: tuple[str, ...], directory: Path) -> tuple[list[NamedMount], int]:
+def _chosen(names: tuple[str, ...], directory: Path, *, exact: bool = False) -> tuple[list[NamedMount], int]:
     """The mounts of these names, or all declared ones, and the exit code for invalid files."""
     if names:
-        return [find_mount(name, directory) for name in names], 0
+        return [find_mount(name, directory, exact=exact) for name in names], 0
     found, problems = declared_mounts(directory)
     for problem in problems:
         click.echo(f"mountctl: {problem}", err=True)

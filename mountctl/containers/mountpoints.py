@@ -6,13 +6,13 @@ from pathlib import Path
 
 from mountctl.containers.errors import ArgumentError, NotMountedError
 from mountctl.linux.sockets import gpu_path
-from trimsfs.mountinfo import canonical, mount_at, mounts, trimsfs_at
+from trimsfs.mountinfo import mount_at, mounts, named_mountpoint, trimsfs_at
 
 
 def mountpoint_of(given: Path | None) -> Path:
     """The mount point of a trimsfs mount, or of the only one there is. Raises ContainerError."""
     if given is not None:
-        mountpoint = canonical(given)
+        mountpoint = named_mountpoint(given)
         if trimsfs_at(mountpoint) is None:
             raise NotMountedError(f"{mountpoint}: no trimsfs mount: `trimsfs status` lists them")
         return mountpoint

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import selectors
 import socket
 import time
@@ -21,6 +22,10 @@ class KeeperGoneError(Exception):
     """No keeper runs, or it does not answer."""
 
 
+class KeeperRefusesError(KeeperGoneError):
+    """The keeper answers only the user who mounted, and root."""
+
+
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
     """Ask the keeper of a mount. Raises KeeperGoneError."""
     path = socket_path(mountpoint)
@@ -32,9 +37,10 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
             with end.makefile("rb") as answer:
                 found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
                 return found
-    except PermissionError:
-        raise KeeperGoneError(f"only the user who mounted {mountpoint} may ask its keeper") from None
     except (OSError, ValueError) as error:
+        # A user who has no socket of this mount is not the one who mounted it.
+        if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
+            raise KeeperRefusesError(f"only the user who mounted {mountpoint} may ask its keeper") from None
         raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
 
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_told_in_a_line(
     declare(declared, "one", store_directory, tmp_path)
     for arguments, code, message in (
         (("up", "two"), 2, "two: no such mount is declared in"),
-        (("up", "../one"), 2, "no such mount is declared"),
+        (("up", "../one"), 10, "is not declared"),
         (("up", str(tmp_path)), 10, "is not declared"),
         (("restart", "one"), 10, "one: no trimsfs mount at"),
         (("upgrade", "one"), 10, "one: no trimsfs mount at"),

@@ -265,7 +265,7 @@ def test_a_default_file_in_a_directory_that_may_not_be_searched_is_reported(defa
         text = error_of()
     finally:
         os.seteuid(0)
-    assert text == f"configuration file {default_config}: Permission denied"
+    assert text == f"configuration file {default_config}: Permission denied: run it as root, or let others read it"
 
 
 # Defaults that depend on the user and the mount point

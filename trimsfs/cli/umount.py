@@ -11,8 +11,9 @@ import click
 
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
+from trimsfs.command_group import complete_mounted
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
-from trimsfs.mountinfo import Mount, canonical, mounts, trimsfs_at
+from trimsfs.mountinfo import Mount, canonical, mount_of, mounts, trimsfs_at
 from trimsfs.processes import usage
 
 STOP_TIMEOUT_S = 20.0
@@ -20,7 +21,7 @@ STOP_TIMEOUT_S = 20.0
 
 
 @click.command()
-@click.argument("mountpoint", type=Path)
+@click.argument("mountpoint", type=Path, shell_complete=complete_mounted)
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @reported
 def umount(mountpoint: Path, lazy: bool) -> None:
@@ -28,7 +29,9 @@ def umount(mountpoint: Path, lazy: bool) -> None:
     mountpoint = canonical(mountpoint)
     mount = trimsfs_at(mountpoint)
     if mount is None:
-        raise NotMountedError(f"{mountpoint}: no trimsfs mount")
+        on = mount_of(mountpoint)
+        hint = f", but a path on the one at {on.mountpoint}" if on is not None else ""
+        raise NotMountedError(f"{mountpoint}: no trimsfs mount{hint}")
     processes = [] if lazy else _processes(mountpoint)
     if os.geteuid() == 0:
         command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]

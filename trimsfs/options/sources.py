@@ -129,7 +129,8 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
             return {}
         raise ConfigurationError(f"configuration file {path}: No such file or directory") from None
     except OSError as error:
-        raise ConfigurationError(f"configuration file {path}: {error.strerror}") from None
+        remedy = ": run it as root, or let others read it" if isinstance(error, PermissionError) else ""
+        raise ConfigurationError(f"configuration file {path}: {error.strerror}{remedy}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"configuration file {path}: not valid TOML: {error}") from None
     rules = values.get("access")

@@ -1,0 +1,26 @@
+"""What users learn of a mount whose keeper they may not ask: what the mount itself tells everybody."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "hidden"
+"""The state of a mount that does not let this user in."""
+
+
+def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
+    """The status of a mount as its server tells it. A child process asks, as one that waits for a mount cannot be
+    killed."""
+    command = ["cat", "--", str(mountpoint / ".trims/control")]
+    process = subprocess.Popen(command, env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        text, message = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return {"state": "hanging"}
+    if process.returncode == 0:
+        facts = json.loads(text)
+        told = ("server_pid", "keeper_pid", "restarts", "log_file")
+        return {"state": "serving"} | {name: facts[name] for name in told if name in facts}
+    return {"state": HIDDEN if b"Permission denied" in message else "dead"}

@@ -1,0 +1,59 @@
+"""How mounts are named."""
+
+from pathlib import Path
+
+import pytest
+
+from mountctl.commands.declared_mounts import declared_mounts, find_mount
+from trimsfs.errors import ConfigurationError
+from trimsfs.mountinfo import canonical, named_mountpoint
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the declaration of a mount, beside its mount point ``models``, where the process is."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "mounts.d").mkdir()
+    (tmp_path / "mounts.d/one.toml").write_text(f'mountpoint = "{tmp_path}/models"\n')
+    line = f"40 21 0:51 / {tmp_path}/models ro - fuse.trimsfs s3://models ro\n"
+    read_text = Path.read_text
+
+    def read(path: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        return line if path == Path("/proc/self/mountinfo") else read_text(path, encoding=encoding, errors=errors)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "mounts.d"
+
+
+@pytest.mark.parametrize(
+    "name", ["one", "./models", "models/", "mounts.d/../models", "models/llama/params", "{}/models"]
+)
+def test_a_mount_is_known_by_its_name_and_by_every_path_on_it(name: str, declared: Path) -> None:
+    name = name.format(declared.parent)
+    assert find_mount(name, declared).name == "one"
+    if "/" in name:
+        assert named_mountpoint(Path(name)) == declared.parent / "models"
+
+
+def test_what_is_about_a_mount_point_itself_takes_no_path_below_it(declared: Path) -> None:
+    found = find_mount("models/llama", declared, exact=True)
+    assert (found.file, found.mountpoint) == (None, declared.parent / "models/llama")
+
+
+def test_a_path_on_a_mount_is_resolved_without_touching_it(declared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(path: Path) -> str:
+        raise AssertionError(f"{path} is touched")
+
+    monkeypatch.setattr("os.path.realpath", hang)
+    assert canonical(Path("models/llama")) == declared.parent / "models/llama"
+
+
+def test_a_name_that_is_not_declared_is_told(declared: Path) -> None:
+    with pytest.raises(ConfigurationError, match="two: no such mount is declared"):
+        find_mount("two", declared)
+
+
+def test_a_declared_mount_goes_up_though_its_models_were_removed(declared: Path) -> None:
+    (mount,), _ = declared_mounts(declared)
+    assert "--allow-empty" in mount.command()
