@@ -14,19 +14,17 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from trimsfs.cli.control_files import (
-    control_directory,
-    read_json,
-    translated,
-)
+from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, translated
 from trimsfs.cli.gpu import devices
 from trimsfs.cli.output import reported, say
 from trimsfs.client.xattrs import read_attribute
+from trimsfs.command_group import complete_mounted
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
 
 PIPE_WIDTH = 1000
+"""Output to a pipe is not folded to a terminal's width."""
 
 
 @dataclass(slots=True)
@@ -41,36 +39,68 @@ class _Row:
     open: int = 0
     pinned: int = 0
 
+    def add(self, other: "_Row") -> None:
+        """Count another as a part of this."""
+        for name in ("files", "size", "disk", "host", "open", "pinned"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for device, size in other.gpu.items():
+            self.gpu[device] = self.gpu.get(device, 0) + size
+
 
 @click.command()
-@click.argument("path", type=Path, required=False)
-@click.option("--files", is_flag=True, help="One line for each file instead of each directory.")
+@click.argument("path", type=Path, shell_complete=complete_mounted, required=False)
+@click.option(
+    "--mount",
+    "named",
+    type=Path,
+    shell_complete=complete_mounted,
+    metavar="MOUNT",
+    help="PATH, and what is shown, is relative to this mount.",
+)
+@click.option("-r", "--recursive", "lines", flag_value="directories", help="One line for each directory.")
+@click.option("--files", "lines", flag_value="files", help="One line for each file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
-def ls(path: Path | None, files: bool, as_json: bool) -> None:
+def ls(path: Path | None, named: Path | None, lines: str | None, as_json: bool) -> None:
     """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, and how many
-    files are open or pinned."""
+    files are open or pinned.
+
+    Each directory in PATH is one model, with all that is below it.
+    """
     rows: dict[str, _Row] = {}
     has_device = False
+    base = mount_of_path(named).mountpoint if named is not None else None
+    if base is not None:
+        path = base / str(path or "").lstrip("/")
     if path is not None:
-        rows, has_device = _rows(path, files)
+        rows, has_device = _rows(path, lines)
     for mount in file_systems() if path is None else []:
         try:
-            found, device_there = _rows(mount.mountpoint, files)
+            found, device_there = _rows(mount.mountpoint, lines)
             rows, has_device = rows | found, has_device or device_there
         except TrimsError as error:
             say(f"trimsfs: left out: {error}", error=True)
+    if base is not None:
+        rows = {os.path.relpath(name, base): row for name, row in rows.items()}
     if as_json:
         fields = _Row.__dataclass_fields__
         models = [{"path": name} | {field: getattr(row, field) for field in fields} for name, row in rows.items()]
         click.echo(json.dumps(models, indent=2))
-        return
+    else:
+        _print(rows, has_device)
+
+
+def _print(rows: dict[str, _Row], has_device: bool) -> None:
+    """Show rows as a table, with their total below."""
     table = Table(box=None, pad_edge=False)
     table.add_column("MODEL", overflow="fold")
     gpu = ["GPU"] if has_device else []
     for heading in ("FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED"):
         table.add_column(heading, justify="right")
-    for name, row in sorted(rows.items()):
+    total = _Row()
+    for row in rows.values():
+        total.add(row)
+    for name, row in [*sorted(rows.items()), *([("total", total)] if len(rows) > 1 else [])]:
         table.add_row(
             escape(printable(name)),
             str(row.files),
@@ -81,11 +111,10 @@ def ls(path: Path | None, files: bool, as_json: bool) -> None:
             str(row.open or ""),
             "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
         )
-    # Output to a pipe is not folded to a terminal's width.
     Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
-def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
+def _rows(root: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
     """The models below a path by their names, and whether their mount has a GPU."""
     directory = control_directory(root)
     info = read_json(directory / "info")
@@ -97,19 +126,26 @@ def _rows(root: Path, by_file: bool) -> tuple[dict[str, _Row], bool]:
     rows: dict[str, _Row] = {}
     for file, size in _walk(root):
         key = info["path"] + str(file.relative_to(root)) if "models" in info else info["path"]
-        alone = by_file or (mount is not None and file.parent == mount.mountpoint)
-        row = rows.setdefault(str(file if alone else file.parent), _Row())
-        row.files += 1
-        row.size += size
+        row = _Row(files=1, size=size)
         model = _current(file, here.get(key, [])) if "models" in info else info
         if model is not None:
-            row.disk += model["residency"]["disk"]
-            row.host += model["residency"]["host"] or 0
-            row.open += model["open"]
-            row.pinned += model["pinned"]
-            for device, size_there in model["residency"].get("gpu", {}).items():
-                row.gpu[device] = row.gpu.get(device, 0) + size_there
+            row.disk = model["residency"]["disk"]
+            row.host = model["residency"]["host"] or 0
+            row.open = model["open"]
+            row.pinned = int(model["pinned"])
+            row.gpu = model["residency"].get("gpu", {})
+        alone = mount is not None and file.parent == mount.mountpoint
+        rows.setdefault(str(file if alone else _shown(file, root, lines)), _Row()).add(row)
     return rows, bool(devices(directory))
+
+
+def _shown(file: Path, root: Path, lines: str | None) -> Path:
+    """What a file is shown as a part of: a directory at the top or, as *lines* says, its own, or itself."""
+    if lines == "files" or file == root:
+        return file
+    if lines == "directories" or file.parent == root:
+        return file.parent
+    return root / file.relative_to(root).parts[0]
 
 
 def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
