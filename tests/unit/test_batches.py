@@ -96,6 +96,25 @@ async def test_requests_that_may_start_share_what_there_is(streaming: Workshop, 
     assert {len(batch) for batch in batches(bench.store, chunk_size)} == {1}
 
 
+async def test_a_slow_request_that_is_broken_off_is_tried_again(streaming: Workshop, chunk_size: int) -> None:
+    """Its deadline counts from the last chunk that came."""
+    streaming.put("a", 4)
+    bench, store, memory_limit = await streaming.bench(requests=1), streaming.store, streaming.memory_for(1)
+    blob = await bench.acquire("a")
+    gate = store.block(times=1, method="read", after=1)
+    store.fail(TransientStoreError("reset"), method="read", after=chunk_size + 1)
+    async with (
+        fetching(store, bench.tier, memory_limit=memory_limit, deadline_s=0.3) as fetcher,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(fetcher.fetch_all, blob)
+        await store.arrived(1)
+        await trio.sleep(0.4)
+        gate.set()
+    assert blob.complete
+    assert batches(store, chunk_size) == [range(4), range(1, 4)]
+
+
 async def test_readers_of_neighbouring_chunks_share_a_request(streaming: Workshop, chunk_size: int) -> None:
     content = streaming.put("a", 20)
     bench = await streaming.bench(requests=1)

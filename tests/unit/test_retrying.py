@@ -184,6 +184,24 @@ async def test_waits_are_spread(autojump_clock: MockClock) -> None:
     assert all(0 <= wait <= 0.1 for wait in firsts)
 
 
+async def test_the_deadline_counts_from_what_the_store_gave_last(autojump_clock: MockClock) -> None:
+    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None)
+    heard = began = trio.current_time()
+
+    async def attempt() -> None:
+        nonlocal heard
+        if trio.current_time() - began < 5 * DEADLINE_S:
+            await trio.sleep(2)
+            heard = trio.current_time()
+            retrying.breaker.answered()
+        raise TransientStoreError("reset")
+
+    with pytest.raises(StoreUnavailableError):
+        await retrying.call("a", attempt, heard=lambda: heard)
+    assert trio.current_time() - heard == pytest.approx(DEADLINE_S)
+    assert heard - began > 5 * DEADLINE_S - LONGEST_WAIT_S - 2
+
+
 async def test_an_attempt_under_way_is_not_cut_at_the_deadline(
     store: MemoryStore, retrying: RetryingStore, autojump_clock: MockClock
 ) -> None:

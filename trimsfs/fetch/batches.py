@@ -118,13 +118,15 @@ class BatchFetcher:
         blob = batch[0].blob
         flights = {flight.chunk: flight for flight in batch}
         position, stop = _start(batch), _stop(batch)
-        resizes = blob.resizes
+        resizes, heard = blob.resizes, trio.current_time()
 
         def landed(record: ChunkRecord) -> None:
-            nonlocal position
+            nonlocal position, heard
             if blob.resizes != resizes or flights[record.chunk].done.is_set():
                 return  # the file was truncated since: the first bytes may be gone; or nobody wants them any more
             position += record.length
+            heard = trio.current_time()
+            self._retrying.breaker.answered()
             self._disk.wrote(blob, record)
             self._came(record.length)
             self._landed(flights[record.chunk])
@@ -144,7 +146,7 @@ class BatchFetcher:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
         try:
-            await self._retrying.call(f"{blob.generation.key} at {position}", attempt)
+            await self._retrying.call(f"{blob.generation.key} at {position}", attempt, heard=lambda: heard)
         except (StoreError, trio.Cancelled):
             self._disk.unreserve(blob, stop - position)
             raise

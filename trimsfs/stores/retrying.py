@@ -25,6 +25,11 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
 
 
+def _nothing_yet() -> float:
+    """When the store has last given a part of what is asked for."""
+    return -math.inf
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
     """Requests since the server started, each with all its attempts, and attempts that failed for a passing reason;
@@ -64,18 +69,24 @@ class Retrying:
             circuit_openings=self.breaker.openings,
         )
 
-    async def call(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the first *attempt* at asking the store that succeeds; messages name its *subject*."""
-        return await self._call(subject, attempt, self.breaker)
+    async def call(
+        self, subject: str, attempt: Callable[[], Awaitable[T]], *, heard: Callable[[], float] = _nothing_yet
+    ) -> T:
+        """The result of the first *attempt* at asking the store that succeeds; messages name its *subject*.
+
+        *heard* tells when the store has last given a part of it: the deadline counts from then on.
+        """
+        return await self._call(subject, attempt, self.breaker, heard)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """`call`, for what does not need the store, but may fail with a fetch process."""
-        return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf))
+        return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
 
-    async def _call(self, subject: str, attempt: Callable[[], Awaitable[T]], breaker: CircuitBreaker) -> T:
+    async def _call(
+        self, subject: str, attempt: Callable[[], Awaitable[T]], breaker: CircuitBreaker, heard: Callable[[], float]
+    ) -> T:
         self._requests += 1
         began = trio.current_time()
-        deadline = began + self.deadline_s
         longest_s = FIRST_WAIT_S
         for number in itertools.count(1):
             breaker.check(subject)
@@ -83,8 +94,9 @@ class Retrying:
                 result = await attempt()
             except TransientStoreError as error:
                 self._failed(subject, number, error)
-                breaker.failed(error, began)
-                now = trio.current_time()
+                silent_since = max(began, heard())
+                breaker.failed(error, silent_since)
+                now, deadline = trio.current_time(), silent_since + self.deadline_s
                 if now >= deadline:
                     raise StoreUnavailableError(f"{subject}: {error}") from error
             except StoreError as error:
