@@ -80,6 +80,7 @@ class Handles:
         """The handle of a file that is being opened, passed through if the inode is."""
         handle = self._new(file.inode, file.blob.backing_id if file.inode.passthrough else 0)
         self.files[handle] = file
+        file.blob.handles += 1
         return handle
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:
@@ -136,7 +137,10 @@ class Handles:
         if control is not None:
             control.close()
         self.directories.pop(handle, None)
-        return self.files.pop(handle, None)
+        file = self.files.pop(handle, None)
+        if file is not None:
+            file.blob.handles -= 1
+        return file
 
     def restore(
         self, inodes: Inodes, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None

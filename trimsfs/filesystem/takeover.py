@@ -30,6 +30,7 @@ class Takeover:
         for (handle, inode), blob in zip(files.items(), blobs, strict=True):
             self._handles.files[handle] = OpenFile(inode, blob)
             blob.users += 1
+            blob.handles += 1
             self._opener.restore(inode, blob)
             self._control.gpu.restore_file(handle)
         self._control.gpu.all_restored()

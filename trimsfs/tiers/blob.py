@@ -53,10 +53,10 @@ class Blob:
     """A sparse file of the object's size and what is known of its chunks.
 
     Once a chunk is VERIFIED its bytes never change. ``users`` counts handles, flights and commands that need the blob
-    to stay; ``passed`` those of them that are handles whose reads the kernel passes to the file by itself. Both are
-    only touched from the event loop. A blob without a file (``attached`` is False: the cache could not make one, or the
-    object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by while opens are passed
-    through to it, else 0.
+    to stay; ``handles`` those of them that are handles, ``passed`` those of these whose reads the kernel passes to the
+    file by itself. All are only touched from the event loop. A blob without a file (``attached`` is False: the cache
+    could not make one, or the object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by
+    while opens are passed through to it, else 0.
 
     The file of a blob that nobody reads through the server may be closed, which costs nothing of what is known of it:
     `fileno` opens it again. There are many blobs, so each is small.
@@ -75,6 +75,7 @@ class Blob:
         "backing_id",
         "chunk_size",
         "generation",
+        "handles",
         "health",
         "passed",
         "pinned",
@@ -96,6 +97,7 @@ class Blob:
         self.chunk_size = chunk_size
         self.pinned = False
         self.users = 0
+        self.handles = 0
         self.passed = 0
         self.states = bytearray(chunk_count(generation.size, chunk_size))
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))

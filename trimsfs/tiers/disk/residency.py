@@ -14,8 +14,9 @@ class Residency:
     """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
     ``verified`` says that every byte is here, has been checked since the server started, and that all of them have the
-    ``digest`` of the store, None before they were compared and empty where it has none; ``users`` counts open
-    handles and commands, ``uses`` all opens ever, ``last_used`` is in seconds since the epoch.
+    ``digest`` of the store, None before they were compared and empty where it has none; ``handles`` counts those that
+    are open, ``users`` commands and fetches as well, ``uses`` all opens ever, ``last_used`` is in seconds since the
+    epoch.
     """
 
     generation: Generation
@@ -25,6 +26,7 @@ class Residency:
     verified: bool
     digest: str | None
     pinned: bool
+    handles: int
     users: int
     uses: int
     last_used: float
@@ -45,6 +47,7 @@ def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency
         verified=blob is not None and blob.verified,
         digest=record.digest if blob is None else blob.health.digest,
         pinned=record.pinned,
+        handles=blob.handles if blob is not None else 0,
         users=blob.users if blob is not None else 0,
         uses=record.uses,
         last_used=record.last_used,
