@@ -10,12 +10,14 @@ from trio.testing import MockClock
 from trimsfs.errors import StoreAccessError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger
 from trimsfs.stores.circuit_breaker import (
+    ATTEMPTS,
     FORGOTTEN_AFTER_S,
     PROBE_INTERVAL_S,
     PROBE_TIMEOUT_S,
+    TOLD_AFTER_S,
     CircuitBreaker,
 )
-from trimsfs.stores.retrying import Retrying
+from trimsfs.stores.retrying import LONGEST_WAIT_S, Retrying
 
 DEADLINE_S = 15.0
 
@@ -173,3 +175,65 @@ async def test_the_next_server_does_not_wait_to_find_out(autojump_clock: MockClo
         assert not CircuitBreaker(deadline_s=DEADLINE_S, ledger=Ledger(os.dup(descriptor))).open
     finally:
         os.close(descriptor)
+
+
+async def test_who_waits_is_told_of_an_outage_that_lasts(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    breaker.failed(TransientStoreError("503"), trio.current_time())
+    assert breaker.outage is None
+    await trio.sleep(TOLD_AFTER_S)
+    assert breaker.outage == (TOLD_AFTER_S, "503")
+    breaker.answered()
+    assert breaker.outage is None
+
+
+async def outlasting(breaker: CircuitBreaker, *, down_s: float, wanted: bool = True) -> int:
+    """How often something is tried that fails while the store is down for a while."""
+    retrying = Retrying(deadline_s=DEADLINE_S, on_failure=None, breaker=breaker)
+    up_at, tried = trio.current_time() + down_s, 0
+
+    async def ask() -> None:
+        if trio.current_time() < up_at:
+            raise TransientStoreError("503")
+
+    async def attempt() -> None:
+        nonlocal tried
+        tried += 1
+        await retrying.call("a", ask)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(breaker.run, ask)
+        try:
+            await breaker.outlast(attempt, wanted=lambda: wanted)
+        finally:
+            nursery.cancel_scope.cancel()
+    assert trio.current_time() - up_at < 3 * PROBE_INTERVAL_S + LONGEST_WAIT_S
+    return tried
+
+
+@pytest.mark.parametrize(("down_s", "tried"), [(0, 1), (DEADLINE_S - 1, 1), (DEADLINE_S + 1, 2), (3600, 2)])
+async def test_an_outage_is_outlasted_however_long_it_is(
+    breaker: CircuitBreaker, down_s: float, tried: int, autojump_clock: MockClock
+) -> None:
+    assert await outlasting(breaker, down_s=down_s) == tried
+
+
+async def test_what_nobody_wants_after_an_outage_is_not_tried_again(
+    breaker: CircuitBreaker, autojump_clock: MockClock
+) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(StoreUnavailableError, match="503")):
+        await outlasting(breaker, down_s=100, wanted=False)
+
+
+async def test_what_fails_alone_is_given_up(breaker: CircuitBreaker, autojump_clock: MockClock) -> None:
+    tried = 0
+
+    async def attempt() -> None:
+        nonlocal tried
+        tried += 1
+        breaker.failed(TransientStoreError("500"), trio.current_time())
+        breaker.answered()
+        raise StoreUnavailableError("500")
+
+    with pytest.raises(StoreUnavailableError, match="500"):
+        await breaker.outlast(attempt)
+    assert tried == ATTEMPTS

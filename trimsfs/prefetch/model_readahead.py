@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 from cachetools import LRUCache
@@ -17,6 +18,7 @@ from trimsfs.prefetch.directory_readahead import Readable
 from trimsfs.prefetch.load_history import Want, packed, ranges, unpacked
 from trimsfs.prefetch.load_plan import LoadPlanner
 from trimsfs.prefetch.load_window import CAUTIOUS_FILES, DESCRIBED_FILES, LoadWindow
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
@@ -69,12 +71,14 @@ class ModelReadahead:
         disk: DiskTier,
         fetcher: Fetcher,
         account: Account,
+        breaker: CircuitBreaker,
         *,
         whole_directories: bool = False,
     ) -> None:
         self._disk = disk
         self._fetcher = fetcher
         self._account = account
+        self._breaker = breaker
         self._planner = LoadPlanner(namespace, disk, fetcher)
         self._whole = whole_directories
         self._loads: LRUCache[str, Load] = _Loads(MOST_LOADS, self._end)
@@ -213,8 +217,9 @@ class ModelReadahead:
             with scope:
                 async with self._disk.using(generation) as blob:
                     self._advance(load)  # the next one asks after this one, so that they come in order
-                    with self._account.coming(blob):
-                        await self._bring_blob(blob, load.parts.get(key))
+                    bring = partial(self._bring_blob, blob, load.parts.get(key))
+                    with self._account.coming(blob):  # what an outage ends goes on after it for whoever still loads
+                        await self._breaker.outlast(bring, wanted=lambda: bool(load.handles))
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", key, error)
         finally:

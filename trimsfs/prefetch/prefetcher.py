@@ -15,6 +15,7 @@ from trimsfs.prefetch.directory_readahead import Readable
 from trimsfs.prefetch.load_order import describes
 from trimsfs.prefetch.model_readahead import ModelReadahead
 from trimsfs.prefetch.siblings import Siblings
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -27,11 +28,20 @@ class Prefetcher:
     """Hears what programs open, close and list, and has the files fetched that come next."""
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, passthrough: Passthrough, *, mode: Prefetch
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        fetcher: Fetcher,
+        passthrough: Passthrough,
+        breaker: CircuitBreaker,
+        *,
+        mode: Prefetch,
     ) -> None:
         self._account = Account()
         self._siblings = Siblings(namespace, disk, fetcher, passthrough, self._account)
-        self._models = ModelReadahead(namespace, disk, fetcher, self._account, whole_directories=mode == "directory")
+        self._models = ModelReadahead(
+            namespace, disk, fetcher, self._account, breaker, whole_directories=mode == "directory"
+        )
         # What nobody has open has to last until somebody opens it.
         self._mode: Prefetch = mode if disk.keeps_idle else "off"
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -11,10 +12,16 @@ from trimsfs.handover.ledger import Ledger, RecordKind
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 1.0, 3.0
 """How often a store that has failed is asked whether it answers, and how long it may take."""
 FORGOTTEN_AFTER_S = 5.0
 """How long a failure counts without another one."""
+TOLD_AFTER_S = 2.0
+"""How long a store fails before those who wait for it are told: a probe would have found that it answers."""
+ATTEMPTS = 3
+"""How often something is tried that fails without an outage: one may have ended just before."""
 
 
 class CircuitBreaker:
@@ -27,7 +34,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, *, deadline_s: float, ledger: Ledger | None = None) -> None:
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._answered_at = self._failing_since = self._failed_at = -math.inf
         self._failure = ""
         self._was_open = False
@@ -62,12 +69,17 @@ class CircuitBreaker:
     @property
     def open(self) -> bool:
         """Whether requests fail at once."""
-        return self.failing and self._failed_at - self._failing_since >= self._deadline_s
+        return self.failing and self._failed_at - self._failing_since >= self.deadline_s
 
     @property
     def problem(self) -> str | None:
         """Why requests fail at once, if they do."""
         return self._failure if self.open else None
+
+    @property
+    def outage(self) -> tuple[float, str] | None:
+        """For how many seconds the store has not answered, and why, if that has lasted."""
+        return (self.silent_s, self._failure) if self.silent_s >= TOLD_AFTER_S else None
 
     def check(self, subject: str) -> None:
         """Raises StoreUnavailableError, which names the *subject*, while requests fail at once."""
@@ -105,13 +117,36 @@ class CircuitBreaker:
     def give_up(self, error: StoreUnavailableError) -> None:
         """The store has been asked in vain for long enough: requests fail at once from now on."""
         self._failed_at = -math.inf
-        self.failed(error, trio.current_time() - self._deadline_s)
+        self.failed(error, trio.current_time() - self.deadline_s)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep until requests fail at once, or so long."""
         with trio.move_on_after(seconds):
             while not self.open:
                 await self._changed.wait()
+
+    async def answers(self) -> None:
+        """Wait until the store is not known to fail."""
+        while self.failing:
+            with trio.move_on_after(PROBE_INTERVAL_S):
+                await self._changed.wait()
+
+    async def outlast(self, attempt: Callable[[], Awaitable[T]], *, wanted: Callable[[], bool] = lambda: True) -> T:
+        """The result of an *attempt* that needs the store, made anew after an outage if it is still *wanted* then.
+
+        Raises as the attempt does for another reason than an outage.
+        """
+        in_vain = 0
+        while True:
+            try:
+                return await attempt()
+            except StoreUnavailableError:
+                before = self.openings - self.open
+                await self.answers()
+                in_vain += self.openings == before  # there was no outage: the store answers others
+                if in_vain == ATTEMPTS or not wanted():
+                    raise
+            await trio.sleep(FORGOTTEN_AFTER_S if in_vain else PROBE_INTERVAL_S)
 
     async def run(
         self, probe: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
