@@ -26,6 +26,7 @@ EXIT_CODES: dict[str, int] = {
     errors.SignatureError.__name__: 19,
     errors.CommandNotRunnableError.__name__: 126,
     errors.CommandNotFoundError.__name__: 127,
+    KeyboardInterrupt.__name__: 130,
 }
 """By the name of the error's class, which servers and control files use too."""
 

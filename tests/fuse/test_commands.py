@@ -103,6 +103,19 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     assert "params" in trimsfs("ls", "--files", folder).stdout
 
 
+def test_results_in_a_pipe_are_one_line_for_each_path(own_model: OwnDirectory) -> None:
+    folder, file = own_model.path / "resnet50", own_model.path / "resnet50/params"
+    for command, done in {"warm": "warmed", "pin": "pinned", "verify": "verified"}.items():
+        told = trimsfs(command, *(["--best-effort"] if command == "pin" else []), folder, file)
+        assert (told.returncode, told.stderr) == (0, "")
+        lines = [line.partition(";")[0] for line in told.stdout.splitlines()]
+        assert lines == [f"{folder}: {done} 2 files, 17.8 MB", f"{file}: {done} 1 file, 17.8 MB"]
+    assert trimsfs("warm", "--quiet", folder).stdout == ""
+    assert trimsfs("unpin", folder).stdout == f"{folder}: unpinned 2 files\n"
+    *_, last = trimsfs("evict", "--json", folder).stdout.splitlines()
+    assert (json.loads(last)["state"], json.loads(last)["total_files"]) == ("done", 2)
+
+
 @pytest.mark.alone  # asks all mounts of the host
 def test_status_shows_the_mount(module_mount: OwnDirectory) -> None:
     (facts,) = json.loads(trimsfs("status", module_mount.path, "--json").stdout)

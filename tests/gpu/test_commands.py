@@ -120,7 +120,8 @@ def test_a_directory_is_warmed_to_the_device_that_is_named(scene: Scene) -> None
 
     assert done.returncode == 0, done.stderr
     left_out = "left out 1 of 2 files of unknown format: name one to load it anyway"
-    assert done.stdout == f"{scene.folder}: {left_out}\n"
+    assert done.stdout.startswith(f"{scene.folder}: warmed 1 file, ")
+    assert done.stdout.endswith(f"; {left_out}\n")
     assert not scene.copies(0)
     assert {copy["path"]: (copy["state"], copy["domain"]) for copy in scene.copies(1)} == {
         "resnet50/params": ("loaded", "uid 0"),  # and not what is no model
@@ -130,7 +131,7 @@ def test_a_directory_is_warmed_to_the_device_that_is_named(scene: Scene) -> None
 
 def test_a_file_that_is_no_model_is_warmed_when_it_is_named(single: Scene) -> None:
     done = trimsfs("warm", single.folder / "symbol.json", "--to", "gpu")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, f"{single.folder}/symbol.json: warmed 1 file, 2 bytes\n")
     assert [copy["path"] for copy in single.copies()] == ["resnet50/symbol.json"]
 
 

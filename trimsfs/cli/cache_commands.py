@@ -1,21 +1,37 @@
 """``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: run commands of a mount, with a progress bar."""
 
+import json
 import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.table import Column
 
-from trimsfs.cli.control_files import control_directory, mount_of_path, read_lines
+from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
-from trimsfs.cli.output import fail, reported, say
-from trimsfs.errors import CacheFullError, TrimsError
+from trimsfs.cli.output import fail_if_any, reported, say
+from trimsfs.command_group import complete_mounted
+from trimsfs.errors import CacheFullError, ObjectChangedError, TrimsError
 from trimsfs.processes import usage
 from trimsfs.text import printable
 
-_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path)
+BACKGROUND = "background-"
+MOST_SERVERS = 6
+"""How many servers in a row are given a command: the keeper starts no more of those that end at once."""
+
+_paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path, shell_complete=complete_mounted)
+_background = click.option(
+    "--background", is_flag=True, help="Return at once with the id of a job, which goes on: see `trimsfs jobs`."
+)
+_quiet = click.option("--quiet", is_flag=True, help="No progress bar, and no lines that tell of success.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a line for each step of the progress.")
 
 
 @click.command()
@@ -36,40 +52,50 @@ _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, typ
     metavar="N",
     help="The user whose programs share the copy on the GPU. Default: the user who gives the command.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_background
+@_quiet
+@_as_json
 @reported
-def warm(paths: tuple[Path, ...], tier: str, uid: int | None, quiet: bool) -> None:
-    """Fetch models before they are needed; a directory means all files below it, for a GPU only the models."""
-    _command(warming(tier, uid), paths, "warming", quiet)
+def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, quiet: bool, as_json: bool) -> None:
+    """Fetch models before they are needed; a directory means all files below it, for a GPU only the models.
+
+    Ctrl-C ends the fetch, unless somebody else wants it.
+    """
+    _give(warming(tier, uid), paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
 
 
 @click.command()
 @_paths
 @click.option("--best-effort", is_flag=True, help="Exit 0 also when models are not locked in memory.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_background
+@_quiet
+@_as_json
 @reported
-def pin(paths: tuple[Path, ...], best_effort: bool, quiet: bool) -> None:
+def pin(paths: tuple[Path, ...], best_effort: bool, background: bool, quiet: bool, as_json: bool) -> None:
     """Fetch models to disk, lock them in memory and never evict them, until `trimsfs unpin`.
 
     Models that the host does not let the server lock are pinned on disk alone; the exit code is 9 then.
     """
-    _command(lambda _: "pin", paths, "pinning", quiet, best_effort=best_effort)
+    manner = _Manner("pinning", "pinned", quiet=quiet, as_json=as_json, best_effort=best_effort)
+    _give(lambda _: "pin", paths, manner, background)
 
 
 @click.command()
 @_paths
+@_as_json
 @reported
-def unpin(paths: tuple[Path, ...]) -> None:
+def unpin(paths: tuple[Path, ...], as_json: bool) -> None:
     """Allow eviction of pinned models again."""
-    _command(lambda _: "unpin", paths, "unpinning", quiet=True)
+    _give(lambda _: "unpin", paths, _Manner("unpinning", "unpinned", bar=False, as_json=as_json))
 
 
 @click.command()
 @_paths
+@_as_json
 @reported
-def evict(paths: tuple[Path, ...]) -> None:
+def evict(paths: tuple[Path, ...], as_json: bool) -> None:
     """Remove models from the disk tier and from GPUs; refuses those that are open, pinned or in use."""
-    _command(lambda _: "evict", paths, "evicting", quiet=True)
+    _give(lambda _: "evict", paths, _Manner("evicting", "evicted", bar=False, as_json=as_json))
 
 
 @click.command()
@@ -81,78 +107,170 @@ def evict(paths: tuple[Path, ...]) -> None:
     show_default=True,
     help="Which copies: those in the cache, or those on GPUs.",
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@_quiet
+@_as_json
 @reported
-def verify(paths: tuple[Path, ...], tier: str, quiet: bool) -> None:
+def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> None:
     """Check local copies of models; a directory means all files below it.
 
     In the cache, trimsfs compares every chunk with its checksum and complete models with the store's digest, and
     refetches what differs. On GPUs, it compares copies with the files, byte by byte; a copy that differs is leased to
     no program again.
     """
-    _command(verifying if tier == "gpu" else lambda _: "verify", paths, "verifying", quiet)
+    manner = _Manner("verifying", "verified", quiet=quiet, as_json=as_json)
+    _give(verifying if tier == "gpu" else lambda _: "verify", paths, manner)
 
 
-def _command(naming: Naming, paths: tuple[Path, ...], verb: str, quiet: bool, *, best_effort: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How a command is told of: what it does, what it has done, and how much of that is shown."""
+
+    doing: str
+    done: str
+    bar: bool = True
+    quiet: bool = False
+    as_json: bool = False
+    best_effort: bool = False
+
+
+def _give(naming: Naming, paths: tuple[Path, ...], manner: _Manner, background: bool = False) -> None:
     """Give a command for each path, and exit with the code of the first failure after all."""
     failures: list[tuple[str, str]] = []
-    told: list[str] = []
+    carry_out = _start_jobs if background else _carry_out
     files: dict[Path, Path] = {}
     for path in paths:
         try:
             directory = control_directory(path)
             files[path] = directory / naming(directory)
         except TrimsError as error:
-            failures.append((type(error).__name__, str(error)))
+            failures.append(_failed(path, error, manner))
+    fail_if_any([*failures, *carry_out(files, manner)])
+
+
+def _failed(path: Path, error: TrimsError, manner: _Manner) -> tuple[str, str]:
+    """The error class and message of a command that could not be given."""
+    kind = type(error).__name__
+    if manner.as_json:
+        click.echo(json.dumps({"path": str(path), "state": "failed", "error": str(error), "kind": kind}))
+    return kind, str(error)
+
+
+def _start_jobs(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]]:
+    """Begin a job for each path; what has failed."""
+    failures = []
+    for path, file in files.items():
+        try:
+            job = read_json(file.with_name(BACKGROUND + file.name))
+            click.echo(json.dumps(job | {"path": str(path)}) if manner.as_json else job["id"])
+        except TrimsError as error:
+            failures.append(_failed(path, error, manner))
+    return failures
+
+
+def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]]:
+    """Give a command by each control file and wait for its end; what has failed."""
+    failures = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    waiting = TextColumn("{task.fields[waiting]}", markup=False, table_column=Column(no_wrap=True))
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or not files or not console.is_terminal) as progress:
+    bar = manner.bar and not manner.quiet and not manner.as_json and bool(files)
+    bar = bar and console.is_terminal and sys.stdout.isatty()
+    with Progress(*columns, waiting, console=console, disable=not bar) as progress:
         for path, file in files.items():
-            line = None
-            task = progress.add_task(printable(f"{verb} {path}"), total=None)
+            task = progress.add_task(printable(f"{manner.doing} {path}"), total=None, waiting="")
             try:
-                for line in read_lines(file):
-                    progress.update(task, completed=line["done_bytes"], total=line["total_bytes"] or None)
+                last = _Follower(path, manner, progress, task).last_line(file)
             except TrimsError as error:
-                failures.append((type(error).__name__, str(error)))
+                failures.append(_failed(path, error, manner))
                 continue
-            if line is None or line["state"] == "running":
-                failures.append(("", f"{path}: the command ended without a result: see the log of the mount"))
-            elif line["state"] == "failed":
-                failures.append((line["kind"], line["error"] + _users(path, line) + _extent(line)))
-            else:
-                progress.update(task, total=line["total_bytes"], completed=line["total_bytes"])
-                told += _notes(file.name, path, line)
-                hindrance = _unlocked(path, line)
-                told += hindrance if best_effort else []
-                failures += [] if best_effort else [(CacheFullError.__name__, each) for each in hindrance]
-    for note in told:
-        say(note)
-    for _, message in failures[1:]:
-        say(f"trimsfs: {message}", error=True)
-    if failures:
-        fail(*failures[0])
+            failure = _failure(path, last, manner)
+            if failure is not None:
+                failures.append(failure)
+                continue
+            progress.update(task, total=last["total_bytes"], completed=last["total_bytes"])
+            told = "; ".join(_result(file.name, last, manner))
+            if told and not manner.as_json:
+                say(f"{path}: {told}")
+    return failures
 
 
-def _notes(command: str, path: Path, line: dict[str, Any]) -> list[str]:
-    """The messages of a command that has succeeded."""
-    notes = []
+@dataclass(slots=True)
+class _Follower:
+    """Shows how far the command for a path has come."""
+
+    path: Path
+    manner: _Manner
+    progress: Progress
+    task: TaskID
+    _waiting: bool = field(default=False, init=False)
+
+    def last_line(self, file: Path) -> dict[str, Any]:
+        """What the command has come to."""
+        line: dict[str, Any] = {"state": "running"}
+        for line in _lines(file):
+            if self.manner.as_json:
+                click.echo(json.dumps(line | {"path": str(self.path)}))
+            reason = line.get("waiting") or ""  # absent from a server of an earlier version
+            self.progress.update(
+                self.task, completed=line["done_bytes"], total=line["total_bytes"] or None, waiting=printable(reason)
+            )
+            told = self.progress.disable and not self.manner.quiet and not self.manner.as_json
+            if told and bool(reason) != self._waiting and line["state"] == "running":
+                self._waiting = bool(reason)
+                say(f"trimsfs: {self.path}: {reason or 'the store answers again'}", error=True)
+        return line
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a command, which is given again to the next server when its own has ended."""
+    for server in range(MOST_SERVERS):
+        try:
+            yield from read_lines(file)
+        except ObjectChangedError:
+            if server == MOST_SERVERS - 1:
+                raise
+        else:
+            return
+
+
+def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, str] | None:
+    """The error class and message of a command that has not succeeded."""
+    if line["state"] == "failed":
+        return line["kind"], line["error"] + _users(path, line) + _extent(line)
+    if line["state"] != "done":
+        return "", f"{path}: the command ended without a result: see the log of the mount"
+    if line.get("unlocked_files") and not manner.best_effort:
+        return CacheFullError.__name__, f"{path}: {_unlocked(line)}"
+    return None
+
+
+def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
+    """What is told of a command that has succeeded."""
+    left_out = line.get("left_out_files", 0)
+    told = []
     if command == VERIFY_GPU and "compared_copies" in line:  # absent from a server of an earlier version
-        notes.append(f"{path}: {counted(line['compared_copies'], 'copy')} compared, no difference")
-    if line.get("left_out_files"):
-        notes.append(
-            f"{path}: left out {line['left_out_files']} of {line['total_files']} files of unknown format: name one "
-            "to load it anyway"
-        )
-    return notes
+        told.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
+    elif not manner.quiet:
+        size = f", {decimal(line['total_bytes'])}" if manner.bar else ""
+        told.append(f"{manner.done} {counted(line['total_files'] - left_out, 'file')}{size}")
+    if left_out:
+        told.append(f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway")
+    if line.get("unlocked_files"):
+        told.append(_unlocked(line))
+    return told
 
 
-def _unlocked(path: Path, line: dict[str, Any]) -> list[str]:
+def _unlocked(line: dict[str, Any]) -> str:
     """The message of a command that has pinned models and could not lock them in memory."""
-    if not line.get("unlocked_files"):
-        return []
     extent = f"{line['unlocked_files']} of {line['total_files']} files"
-    return [f"{path}: pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"]
+    return f"pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"
+
+
+def _extent(line: dict[str, Any]) -> str:
+    """How many files of a command for a directory have failed."""
+    if line["total_files"] <= 1:
+        return ""
+    return f" ({line['failed_files']} of {line['total_files']} files failed, the others are done)"
 
 
 def _users(path: Path, line: dict[str, Any]) -> str:
@@ -165,10 +283,3 @@ def _users(path: Path, line: dict[str, Any]) -> str:
         return f" (used {usage(mount.device, file.stat().st_ino)})"
     except OSError:
         return ""  # the store does not have it any more
-
-
-def _extent(line: dict[str, Any]) -> str:
-    """How many files of a command for a directory have failed."""
-    if line["total_files"] <= 1:
-        return ""
-    return f" ({line['failed_files']} of {line['total_files']} files failed, the others are done)"

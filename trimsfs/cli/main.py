@@ -15,6 +15,7 @@ _HOMES = {
     "unpin": "trimsfs.cli.cache_commands",
     "evict": "trimsfs.cli.cache_commands",
     "verify": "trimsfs.cli.cache_commands",
+    "jobs": "trimsfs.cli.jobs",
     "refresh": "trimsfs.cli.refresh",
     "run": "trimsfs.cli.run",
     "doctor": "trimsfs.cli.doctor",

@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, ParamSpec
 
 import click
@@ -25,8 +25,16 @@ def fail(kind: str, message: str) -> NoReturn:
     sys.exit(exit_code(kind))
 
 
+def fail_if_any(failures: Sequence[tuple[str, str]]) -> None:
+    """Print a line for each failure, of an error class and with a message, and exit with the code of the first."""
+    for _, message in failures:
+        say(f"trimsfs: {message}", error=True)
+    if failures:
+        sys.exit(exit_code(failures[0][0]))
+
+
 def reported(function: Callable[P, None]) -> Callable[P, None]:
-    """Decorate a command: a TrimsError ends it with one line and the exit code of its class."""
+    """Decorate a command: a TrimsError, or Ctrl-C, ends it with one line and a documented exit code."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> None:
@@ -34,5 +42,7 @@ def reported(function: Callable[P, None]) -> Callable[P, None]:
             function(*arguments, **named)
         except errors.TrimsError as error:
             fail(type(error).__name__, str(error))
+        except KeyboardInterrupt:
+            fail(KeyboardInterrupt.__name__, "interrupted")
 
     return call

@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from trimsfs.control.progress import Progress
-from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, TrimsError
+from trimsfs.errors import BlobDamagedError, CacheUnusableError, InUseError, StoreUnavailableError, TrimsError
 from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.copy_requests import WarmRequest
@@ -17,6 +17,7 @@ from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.opening.passthrough import Passthrough
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.gpu.pool import Holder
@@ -44,6 +45,7 @@ class Actions:
         gpu: GpuCopies,
         integrity: Integrity,
         signature_policy: SignaturePolicy | None,
+        breaker: CircuitBreaker,
     ) -> None:
         self._disk = disk
         self._host = host
@@ -53,6 +55,7 @@ class Actions:
         self._gpu = gpu
         self._integrity = integrity
         self._signature_policy = signature_policy
+        self._breaker = breaker
         self._pins = trio.Lock()
 
     def devices(self) -> list[str]:
@@ -60,18 +63,29 @@ class Actions:
         return list(self._gpu.pools)
 
     async def restore_pins(self) -> None:
-        """Have what was pinned before the server started in memory again."""
+        """Have what was pinned before the server started in memory again; what is missing comes after an outage."""
         try:
             found = await self._disk.residencies()
         except TrimsError as error:
             log.error("what is pinned is not known: %s", error)
             return
-        for here in found:
-            if here.pinned:
-                try:
-                    await self.pin(here.generation, Progress(here.generation.key), again=True)
-                except TrimsError as error:
-                    log.warning("%s is pinned, but not all here: %s", here.generation.key, error)
+        held_up = []
+        for generation in [here.generation for here in found if here.pinned]:
+            try:
+                await self._pin_again(generation)
+            except StoreUnavailableError:
+                held_up.append(generation)  # the others need not wait for the store
+        for generation in held_up:
+            with suppress(StoreUnavailableError):
+                await self._breaker.outlast(partial(self._pin_again, generation))
+
+    async def _pin_again(self, generation: Generation) -> None:
+        try:
+            await self.pin(generation, Progress(generation.key), again=True)
+        except TrimsError as error:
+            log.warning("%s is pinned, but not all here: %s", generation.key, error)
+            if isinstance(error, StoreUnavailableError):
+                raise
 
     async def warm_disk(self, generation: Generation, progress: Progress) -> None:
         """Bring a file to the disk."""
@@ -135,8 +149,12 @@ class Actions:
         """The blob of a generation, whose arrival counts as progress for the length of the block."""
         async with self._disk.using(generation) as blob:
             progress.arriving.add(blob)
+            progress.interrupted.pop(generation.key, None)
             try:
                 yield blob
+            except StoreUnavailableError:
+                progress.interrupted[generation.key] = blob.verified_bytes
+                raise
             finally:
                 progress.arriving.discard(blob)
 

@@ -1,26 +1,37 @@
-"""Commands by control file: opening it starts the command, each read tells how far it has come, closing it ends it."""
+"""Commands by control file: opening it starts the command, each read tells how far it has come, closing it ends it.
+
+A job goes on when the file that began it is closed.
+"""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import trio
 
 from trimsfs.control.actions import Actions
-from trimsfs.control.handle import ControlHandle
+from trimsfs.control.handle import ControlHandle, Text, as_json
+from trimsfs.control.jobs import Job, Jobs, Order
 from trimsfs.control.progress import Progress, RunningCommand
 from trimsfs.errors import CacheUnusableError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
+from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.tree import Namespace
+from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FILES_AT_ONCE = 16
 VERIFY_GPU = "verify-gpu"
+BACKGROUND = "background-"
+"""Before the name of a command: it becomes a job."""
 
 
 Command = Callable[[Generation, Progress], Awaitable[None]]
@@ -30,10 +41,14 @@ Command = Callable[[Generation, Progress], Awaitable[None]]
 class Commands:
     """Carries out commands on files, and on all below a directory."""
 
-    def __init__(self, namespace: Namespace, disk: DiskTier, actions: Actions) -> None:
+    def __init__(
+        self, namespace: Namespace, disk: DiskTier, actions: Actions, breaker: CircuitBreaker, ledger: Ledger
+    ) -> None:
         self._namespace = namespace
         self._disk = disk
         self._actions = actions
+        self._breaker = breaker
+        self.jobs = Jobs(ledger, partial(self._outage, patient=True))
         self._nursery: trio.Nursery | None = None
         self._commands: dict[str, Command] = {
             "evict": actions.evict,
@@ -53,12 +68,16 @@ class Commands:
 
     def knows(self, name: str) -> bool:
         """Whether there is such a command."""
-        return name in self._commands or parse_warm_command(name) is not None
+        command = name.removeprefix(BACKGROUND)
+        known = command in self._commands or parse_warm_command(command) is not None
+        return known and (command == name or command.startswith(("pin", "warm-")))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry commands, for as long as the server runs."""
+        """Carry commands, for as long as the server runs, and the jobs of the server before."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for job in self.jobs.under_way():
+                nursery.start_soon(self._carry_job, job)
             task_status.started()
             await self._actions.restore_pins()
             await trio.sleep_forever()
@@ -67,44 +86,77 @@ class Commands:
         """Begin a command, for the user of this number."""
         assert self._nursery is not None
         log.info("%s /%s", name, inode.path)
-        progress = Progress(inode.path)
+        command = name.removeprefix(BACKGROUND)
+        order = Order(name=command, path=inode.path, generation=inode.generation, uid=uid)
+        if command != name:
+            job = self.jobs.add(order)
+            self._nursery.start_soon(self._carry_job, job)
+            return Text(as_json(job.facts()))
+        progress = Progress(inode.path, partial(self._outage, patient=False))
         scope = trio.CancelScope()
-        request = parse_warm_command(name)
-        if request is None:
-            command = self._commands[name]
-        else:
-            command = partial(self._actions.warm_gpu, request, uid, inode.generation is None)
-        self._nursery.start_soon(self._carry, command, inode, progress, scope)
+        self._nursery.start_soon(self._carry, order, progress, scope)
         return RunningCommand(progress, scope)
 
-    async def _carry(self, command: Command, inode: Inode, progress: Progress, scope: trio.CancelScope) -> None:
-        """Give a command for everything below an inode; what fails does not keep the rest from being done."""
+    def _outage(self, *, patient: bool) -> str | None:
+        """Why a command waits for the store, if it does not answer; one that is not *patient* has a deadline."""
+        outage = self._breaker.outage
+        if outage is None:
+            return None
+        (lasted_s, why), deadline_s = outage, self._breaker.deadline_s
+        lasted = f"{lasted_s:.0f} s" if patient else f"{min(lasted_s, deadline_s):.0f} s of {deadline_s:.0f} s"
+        return f"the store does not answer, waiting ({lasted}): {why}"
+
+    async def _carry_job(self, job: Job) -> None:
+        await self._carry(job.order, job.progress, job.scope)
+        # If the server stops, this is not reached: the next one goes on with the job.
+        self.jobs.end(job)
+        log.info("job %s: %s /%s: %s", job.id, job.order.name, job.order.path, job.facts()["state"])
+
+    async def cancel(self, job: Job) -> ControlHandle:
+        """Cancel a job, and tell what it has come to."""
+        job.scope.cancel()
+        await job.over.wait()
+        return Text(as_json(job.facts()))
+
+    async def _carry(self, order: Order, progress: Progress, scope: trio.CancelScope) -> None:
+        """Give a command for everything that it is about; what fails does not keep the rest from being done."""
         slots = trio.Semaphore(FILES_AT_ONCE)
         try:
             with scope:
-                concerned = self._pinned if command == self._actions.unpin else self._below
-                generations = [generation async for generation in concerned(inode)]
+                command = self._command(order)
+                generations = await self._outlasting(progress, partial(self._concerned, order))
                 progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
                 async with trio.open_nursery() as nursery:
                     for generation in generations:
                         await slots.acquire()
                         nursery.start_soon(self._carry_one, command, generation, progress, slots)
+            progress.cancelled = scope.cancelled_caught
         except TrimsError as error:
             progress.error = error
         except Exception as error:  # a defect: it ends this command, not the server
-            log.exception("/%s", inode.path)
-            progress.error = CacheUnusableError(f"{inode.path}: internal error: {error!r}")
+            log.exception("/%s", order.path)
+            progress.error = CacheUnusableError(f"{order.path}: internal error: {error!r}")
         finally:
             if progress.error is not None:
-                log.warning("/%s: %s", inode.path, progress.error)
+                log.warning("/%s: %s", order.path, progress.error)
             progress.finished.set()
+
+    def _command(self, order: Order) -> Command:
+        request = parse_warm_command(order.name)
+        if request is None:
+            return self._commands[order.name]
+        return partial(self._actions.warm_gpu, request, order.uid, order.generation is None)
+
+    async def _outlasting(self, progress: Progress, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of a part of a command, which a patient one tries again after an outage of the store."""
+        return await (self._breaker.outlast(attempt) if progress.patient else attempt())
 
     async def _carry_one(
         self, command: Command, generation: Generation, progress: Progress, slots: trio.Semaphore
     ) -> None:
         try:
-            await command(generation, progress)
+            await self._outlasting(progress, partial(command, generation, progress))
             progress.done_bytes += generation.size
         except TrimsError as error:
             progress.failed(error)
@@ -114,24 +166,26 @@ class Commands:
         finally:
             slots.release()
 
-    async def _below(self, inode: Inode) -> AsyncIterator[Generation]:
-        """The generation that an inode is about, or all those below a directory."""
-        if inode.generation is not None:
-            yield inode.generation
-            return
-        prefixes = [inode.path]
+    async def _concerned(self, order: Order) -> list[Generation]:
+        """The files that a command is about."""
+        if order.name == "unpin":
+            return await self._pinned(order.path)
+        return [order.generation] if order.generation is not None else await self._below(order.path)
+
+    async def _below(self, prefix: str) -> list[Generation]:
+        """The files below a directory."""
+        found, prefixes = [], [prefix]
         while prefixes:
             prefix = prefixes.pop()
             for name, entry in (await self._namespace.entries(prefix)).items():
                 if isinstance(entry, Generation):
-                    yield entry
+                    found.append(entry)
                 elif entry is NonObject.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
+        return found
 
-    async def _pinned(self, inode: Inode) -> AsyncIterator[Generation]:
+    async def _pinned(self, path: str) -> list[Generation]:
         """What is pinned under a name or below it, also what the store has replaced or deleted since."""
-        name = inode.path.removesuffix("/")
-        for here in await self._disk.residencies():
-            key = here.generation.key
-            if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
-                yield here.generation
+        name = path.removesuffix("/")
+        pinned = [here.generation for here in await self._disk.residencies() if here.pinned]
+        return [each for each in pinned if not name or each.key == name or each.key.startswith(f"{name}/")]

@@ -1,8 +1,9 @@
 """The control files below ``.trims``, by name.
 
-Reading an ``info`` file only looks. A command file acts: opening it starts the command, each
+Reading an ``info`` or ``jobs`` file only looks. A command file acts: opening it starts the command, each
 read gives the next line of JSON on how far it has come, closing it ends the command. So a command dies with the
-process that gave it, and needs nothing but the path.
+process that gave it, and needs nothing but the path. ``background-COMMAND`` makes it a job, which goes on until
+``cancel-ID`` of its directory, or of one above, is opened.
 """
 
 import logging
@@ -12,9 +13,10 @@ from functools import partial
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.commands import Commands
 from trimsfs.control.handle import ControlHandle, Text, as_json
+from trimsfs.control.jobs import Job
 from trimsfs.control.reports import Reports
 from trimsfs.control.xattrs import Xattrs
-from trimsfs.errors import NotPermittedError
+from trimsfs.errors import NoSuchEntryError, NotPermittedError
 from trimsfs.gpu.interface import DIRECTORY as GPU_DIRECTORY
 from trimsfs.gpu.interface import GpuInterface, LeaseFile
 from trimsfs.models.tensor_tables import TensorTables
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 REFRESH = "refresh"
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
+CANCEL = "cancel-"
 
 
 class Control:
@@ -64,7 +67,7 @@ class Control:
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
         if inode.control == SUBJECT:
-            looks = ["info"] if inode.generation is None else ["info", "tensors"]
+            looks = ["info", "jobs"] if inode.generation is None else ["info", "tensors"]
             if self.tells_common and inode.generation is not None:
                 looks.append("shared")
             if self.gpu.devices() and inode.generation is not None:
@@ -83,31 +86,51 @@ class Control:
             return (InodeKind.CONTROL_FILE, f"{GPU_DIRECTORY}/{name}") if self.gpu.knows(name) else None
         if inode.control == SUBJECT and inode.generation is not None and name == GPU_DIRECTORY:
             return InodeKind.CONTROL_DIRECTORY, GPU_DIRECTORY
-        known = name in self.names(inode) or (inode.control == SUBJECT and self._commands.knows(name))
+        known = name in self.names(inode)
+        if inode.control == SUBJECT and not known:
+            known = self._commands.knows(name) or self._job_to_cancel(inode, name) is not None
         return (InodeKind.CONTROL_FILE, name) if known else None
+
+    def _job_to_cancel(self, inode: Inode, name: str) -> Job | None:
+        """The job that a control file of a directory cancels."""
+        if not name.startswith(CANCEL) or inode.generation is not None:
+            return None
+        return self._commands.jobs.find(name.removeprefix(CANCEL), inode.path)
 
     async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
         """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""
         name = inode.control
-        if name == REFRESH or self._commands.knows(name):
-            if not self.authorisation.may_command(caller):
-                raise NotPermittedError(f"{name} /{inode.path}: uid {caller.uid} may not command this mount")
-            if name == REFRESH:
-                await self._refresh(inode.path)
-                return Text(as_json({"path": inode.path, "state": "done"}))
+        if name == REFRESH:
+            self._check_may_command(inode, caller)
+            await self._refresh(inode.path)
+            return Text(as_json({"path": inode.path, "state": "done"}))
+        if self._commands.knows(name):
+            self._check_may_command(inode, caller)
             return self._commands.start(name, inode, caller.uid)
+        if name.startswith(CANCEL):
+            self._check_may_command(inode, caller)
+            job = self._job_to_cancel(inode, name)
+            if job is None:
+                raise NoSuchEntryError(f"no job {name.removeprefix(CANCEL)}")
+            return await self._commands.cancel(job)
         directory, _, asked = name.partition("/")
         if directory == GPU_DIRECTORY and asked:
             assert inode.generation is not None
             return await self.gpu.open(inode.generation, asked, caller.uid, caller.pid)
         if name == "info":
             return Text(await self._reports.info(inode, caller))
+        if name == "jobs":
+            return Text(self._reports.jobs(inode, caller))
         if name == "tensors":
             assert inode.generation is not None
             return Text(await self._tables.table(inode.generation))
         if name == "shared":
             return Text(await self._reports.shared(inode, caller))
         return Text(await self._root_files[name](caller))
+
+    def _check_may_command(self, inode: Inode, caller: Caller) -> None:
+        if not self.authorisation.may_command(caller):
+            raise NotPermittedError(f"{inode.control} /{inode.path}: uid {caller.uid} may not command this mount")
 
     def assign_handle(self, file: ControlHandle, handle: int) -> None:
         """An open control file has this handle."""

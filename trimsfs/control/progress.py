@@ -1,5 +1,7 @@
 """How far a command has come, and the control file that tells it."""
 
+from collections.abc import Callable
+
 import trio
 
 from trimsfs.control.handle import as_json
@@ -10,9 +12,12 @@ PROGRESS_INTERVAL_S = 0.25
 
 
 class Progress:
-    """How far a command has come: shared by the command, which writes, and its handle, which reads."""
+    """How far a command has come: shared by the command, which writes, and its handle, which reads.
 
-    def __init__(self, path: str) -> None:
+    *outage* tells why the store does not answer, while it does not; a *patient* command waits for it without a limit.
+    """
+
+    def __init__(self, path: str, outage: Callable[[], str | None] = lambda: None, *, patient: bool = False) -> None:
         self.path = path
         self.done_bytes = 0
         self.total_bytes = 0
@@ -23,8 +28,13 @@ class Progress:
         self._hindrance: str | None = None
         self.compared_copies = 0
         self.arriving: set[Blob] = set()
+        self.interrupted: dict[str, int] = {}
+        """Bytes that have come of files, by their keys, of which no more comes now."""
         self.finished = trio.Event()
+        self.cancelled = False
         self.error: TrimsError | None = None
+        self.patient = patient
+        self._outage = outage
 
     def failed(self, error: TrimsError) -> None:
         """One file has failed; the first tells why."""
@@ -36,14 +46,30 @@ class Progress:
         self.unlocked_files += 1
         self._hindrance = self._hindrance or hindrance
 
-    def line(self) -> bytes:
-        state = "running"
+    @property
+    def waiting(self) -> str | None:
+        """Why it waits, if the store does not answer and it wants something of it."""
         if self.finished.is_set():
-            state = "done" if self.error is None else "failed"
-        line: dict[str, object] = {
+            return None
+        wants = self.patient or not self.total_files or not all(blob.complete for blob in self.arriving)
+        return self._outage() if wants else None
+
+    def _state(self, waiting: str | None) -> str:
+        if not self.finished.is_set():
+            return "waiting" if self.patient and waiting is not None else "running"
+        if self.cancelled:
+            return "cancelled"
+        return "done" if self.error is None else "failed"
+
+    def facts(self) -> dict[str, object]:
+        """What is told of it."""
+        waiting = self.waiting
+        facts: dict[str, object] = {
             "path": self.path,
-            "state": state,
-            "done_bytes": self.done_bytes + sum(blob.verified_bytes for blob in self.arriving),
+            "state": self._state(waiting),
+            "done_bytes": self.done_bytes
+            + sum(blob.verified_bytes for blob in self.arriving)
+            + sum(self.interrupted.values()),
             "total_bytes": self.total_bytes,
             "total_files": self.total_files,
             "failed_files": self.failed_files,
@@ -51,12 +77,13 @@ class Progress:
             "unlocked_files": self.unlocked_files,
             "unlocked": self._hindrance,
             "compared_copies": self.compared_copies,
+            "waiting": waiting,
         }
         if self.error is not None:
-            line |= {"error": str(self.error), "kind": type(self.error).__name__}
+            facts |= {"error": str(self.error), "kind": type(self.error).__name__}
         if isinstance(self.error, InUseError):
-            line["in_use"] = self.error.key
-        return as_json(line)
+            facts["in_use"] = self.error.key
+        return facts
 
 
 class RunningCommand:
@@ -74,7 +101,7 @@ class RunningCommand:
                 with trio.move_on_after(PROGRESS_INTERVAL_S):
                     await self._progress.finished.wait()
             self._last = self._progress.finished.is_set()
-            self._text += self._progress.line()
+            self._text += as_json(self._progress.facts())
         return self._text[offset : offset + size]
 
     def close(self) -> None:

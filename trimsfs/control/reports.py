@@ -1,10 +1,11 @@
-"""What the control files tell, as JSON: which models are where, the copies on GPUs, facts about the mount, metrics."""
+"""What the control files tell, as JSON: models, jobs, copies on GPUs, facts about the mount, metrics."""
 
 from collections.abc import Callable
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.handle import as_json
+from trimsfs.control.jobs import Jobs
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.passthrough import Passthrough
@@ -27,6 +28,7 @@ class Reports:
         deduplication: Deduplication,
         gpu: GpuInterface,
         authorisation: Authorisation,
+        jobs: Jobs,
         *,
         metrics: Callable[[], bytes],
         facts: Callable[[], dict[str, object]],
@@ -36,6 +38,7 @@ class Reports:
         self._deduplication = deduplication
         self._gpu = gpu
         self._authorisation = authorisation
+        self._jobs = jobs
         self._render_metrics = metrics
         self._facts = facts
 
@@ -58,6 +61,15 @@ class Reports:
             if here.generation.key.startswith(prefix) and self._authorisation.may_read(here.generation.key, caller)
         ]
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})
+
+    def jobs(self, inode: Inode, caller: Caller) -> bytes:
+        """The jobs below a directory, about what the caller may read."""
+        jobs = [
+            job.facts()
+            for job in self._jobs.below(inode.path)
+            if self._authorisation.may_command(caller) or self._authorisation.may_read(job.order.path, caller)
+        ]
+        return as_json({"path": inode.path, "jobs": jobs})
 
     async def shared(self, inode: Inode, caller: Caller) -> bytes:
         """What a model has in common with others that the caller may learn of."""
@@ -106,7 +118,7 @@ class Reports:
             "digest": here.digest or None,
             "passthrough": self._passthrough.has(generation),
             "pinned": here.pinned,
-            "open": here.users,
+            "open": here.handles,
             "uses": here.uses,
             "last_used": here.last_used or None,
         }

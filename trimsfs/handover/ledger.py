@@ -44,6 +44,7 @@ class RecordKind(enum.IntEnum):
     GPU_COPY = 8
     GPU_LEASE = 9
     STORE_AWAY = 10
+    JOB = 11
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,7 +118,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
     deduplication = Deduplication(tiers.disk)
-    commands = _commands(tiers, fetching, gpu, checks, derived)
+    commands = _commands(environment, tiers, fetching, gpu, checks, derived)
     control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
@@ -239,7 +239,14 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
 
 
 def _prefetcher(options: MountOptions, calls: Calls, tiers: Tiers, fetching: Fetching) -> Prefetcher:
-    prefetcher = Prefetcher(fetching.namespace, tiers.disk, fetching.fetcher, tiers.passthrough, mode=options.prefetch)
+    prefetcher = Prefetcher(
+        fetching.namespace,
+        tiers.disk,
+        fetching.fetcher,
+        tiers.passthrough,
+        fetching.retrying.breaker,
+        mode=options.prefetch,
+    )
 
     def removed(blob: Blob) -> None:
         tiers.passthrough.unregister(blob)
@@ -322,7 +329,10 @@ def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callabl
     return repaired
 
 
-def _commands(tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs) -> Commands:
+def _commands(
+    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derived: DerivedBlobs
+) -> Commands:
+    breaker = fetching.retrying.breaker
     actions = Actions(
         tiers.disk,
         tiers.host,
@@ -332,8 +342,9 @@ def _commands(tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks, derive
         gpu.copies,
         checks.integrity,
         checks.signature_policy,
+        breaker,
     )
-    return Commands(fetching.namespace, tiers.disk, actions)
+    return Commands(fetching.namespace, tiers.disk, actions, breaker, environment.ledger)
 
 
 def _control(
@@ -353,6 +364,7 @@ def _control(
         deduplication,
         gpu.interface,
         authorisation,
+        commands.jobs,
         metrics=calls.render_metrics,
         facts=_facts(options, environment, tiers, fetching, gpu),
     )

@@ -4,8 +4,10 @@ import json
 import os
 from typing import Any
 
+import trio
+
 from tests.support.parts import until
-from tests.support.served import CONTROL_GID, Server
+from tests.support.served import CONTROL_GID, OWNER, Server
 from trimsfs.control.authorisation import Caller
 
 COMMANDS = ("evict", "pin", "refresh", "unpin", "verify", "warm-disk", "warm-host")
@@ -39,3 +41,25 @@ async def last_line(server: Server, handle: int) -> dict[str, Any]:
         text += piece
     last: dict[str, Any] = json.loads(text.splitlines()[-1])
     return last
+
+
+async def begin(server: Server, path: str, command: str = "warm-disk") -> dict[str, Any]:
+    """Begin a job: what is told of it at once."""
+    (job,) = await server.command(f"background-{command}", path)
+    return job
+
+
+async def jobs(server: Server, directory: str = "", caller: Caller = OWNER) -> list[dict[str, Any]]:
+    """The jobs below a directory."""
+    listed: list[dict[str, Any]] = json.loads(await server.content(f"{directory}/.trims/.trims/jobs", caller))["jobs"]
+    return listed
+
+
+async def ended(server: Server, number: str) -> dict[str, Any]:
+    """Wait until a job has ended: what it has come to."""
+    for _ in range(500):
+        (job,) = [job for job in await jobs(server) if job["id"] == number]
+        if job["ended"] is not None:
+            return job
+        await trio.sleep(0.01)
+    raise AssertionError(job)

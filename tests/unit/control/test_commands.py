@@ -48,6 +48,7 @@ async def test_warming_a_directory_brings_all_below_it_to_disk(
         "unlocked_files": 0,
         "unlocked": None,
         "compared_copies": 0,
+        "waiting": None,
     }
     for key, size in sizes.items():
         assert await on_disk(server, key) == (size if key in below else 0)

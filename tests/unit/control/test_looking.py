@@ -95,7 +95,7 @@ async def test_new_generation_has_its_own_attributes(serving: Serving, store: Me
 async def test_control_directories_list_what_they_hold(server: Server) -> None:
     assert await server.listing(".trims") == ["control", "gpu", "metrics", "models"]
     for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
-        assert await server.listing(directory) == sorted(["info", *COMMANDS])
+        assert await server.listing(directory) == sorted(["info", "jobs", *COMMANDS])
     for file in (".trims/empty", "net/.trims/params"):
         assert await server.listing(file) == sorted(["info", "tensors", *COMMANDS])
     assert await server.listing("net/.trims") == []

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.parts import until
+from tests.support.parts import content_of, until
 from tests.support.served import Server
 from tests.support.stores import MemoryStore
 from tests.unit.control.common import last_line, on_disk
@@ -116,3 +116,26 @@ async def test_two_commands_for_one_file_are_independent(
     assert (await last_line(server, second))["state"] == "done"
     assert await on_disk(server, "net/params") == sizes["net/params"]
     assert sum(store.fetched.values()) == sizes["net/params"]
+
+
+async def test_what_a_reader_waits_for_goes_on_when_a_command_ends(
+    server: Server, store: MemoryStore, sizes: dict[str, int]
+) -> None:
+    gate = store.block(method="read")
+    command = await server.open(await server.control_file("net/params", "warm-disk"))
+    await store.arrived(1)
+    file, read = await server.open("net/params"), list[bytes]()
+
+    async def read_first() -> None:
+        read.append(await server.read(file, 0, 10))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_first)
+        await trio.testing.wait_all_tasks_blocked()
+        server.release(command)
+        await trio.sleep(0.2)
+        gate.set()
+    assert read == [content_of("net/params", sizes["net/params"])[:10]]
+    await until(lambda: server.fetcher.statistics().in_flight == 0)
+    assert store.reads("net/params").count(0) == 1
+    server.release(file)

@@ -1,0 +1,164 @@
+"""Commands while the store does not answer: they wait, say so, and go on by themselves or fail in time."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.parts import blob_files, flip_byte, until
+from tests.support.served import Server, Serving
+from tests.support.stores import MemoryStore
+from tests.unit.control.common import begin, ended, jobs, last_line, on_disk
+from trimsfs.errors import TransientStoreError
+from trimsfs.namespace import directory
+from trimsfs.stores import circuit_breaker
+
+DEADLINE_S = 0.6
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails is probed often, told of soon, and not remembered for long."""
+    monkeypatch.setattr(circuit_breaker, "PROBE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(circuit_breaker, "TOLD_AFTER_S", 0.1)
+    monkeypatch.setattr(circuit_breaker, "FORGOTTEN_AFTER_S", 0.5)
+    monkeypatch.setattr(directory, "STALE_RETRY_S", 0.5)
+
+
+@pytest.fixture
+def serving(serving: Serving) -> Serving:
+    return partial(serving, retry_deadline=DEADLINE_S)
+
+
+def away(store: MemoryStore) -> None:
+    store.fail(TransientStoreError("503 Slow Down"), times=float("inf"))
+
+
+async def lines_until(server: Server, handle: int, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Read what a command tells until a line is as wanted."""
+    offset = 0
+    while piece := await server.read(handle, offset, 1 << 16):
+        offset += len(piece)
+        line: dict[str, Any] = json.loads(piece)
+        if condition(line):
+            return line
+    raise AssertionError("it has ended")
+
+
+async def comes(server: Server, path: str, size: int) -> None:
+    """Wait until all of a file is on disk."""
+    for _ in range(250):
+        if await on_disk(server, path) == size:
+            return
+        await trio.sleep(0.02)
+    raise AssertionError(f"{path} has not come")
+
+
+@pytest.mark.parametrize("command", ["warm-disk", "warm-host", "pin"])
+async def test_a_command_goes_on_after_an_outage_and_says_that_it_waits(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], command: str
+) -> None:
+    async with serving(retry_deadline=15) as server:
+        file = await server.control_file("net/params", command)
+        away(store)
+        handle = await server.open(file)
+        waiting = await lines_until(server, handle, lambda line: line["waiting"] is not None)
+        assert waiting["state"] == "running"
+        assert waiting["waiting"].startswith("the store does not answer, waiting (0 s of 15 s): ")
+        assert "503 Slow Down" in waiting["waiting"]
+        store.heal()
+        last = await last_line(server, handle)
+        assert (last["state"], last["waiting"]) == ("done", None)
+        assert await on_disk(server, "net/params") == sizes["net/params"]
+
+
+async def test_a_command_fails_after_the_deadline(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server:
+        file = await server.control_file("net/params", "warm-disk")
+        away(store)
+        with trio.fail_after(5 * DEADLINE_S):
+            last = await last_line(server, await server.open(file))
+        assert (last["state"], last["kind"]) == ("failed", "StoreUnavailableError")
+
+
+async def test_a_command_about_what_is_here_waits_for_no_store(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server:
+        await server.command("warm-disk", "net/params")
+        file = await server.control_file("net/params", "evict")
+        await server.control_file("other/params", "warm-disk")
+        away(store)
+        await server.outcome("warm-disk", "other/params")
+        assert (await last_line(server, await server.open(file)))["waiting"] is None
+
+
+async def test_a_job_waits_as_long_as_an_outage_lasts(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], chunk_size: int
+) -> None:
+    async with serving() as server:
+        store.fail(TransientStoreError("503"), times=float("inf"), offset=4 * chunk_size)
+        number = (await begin(server, "net/params"))["id"]
+        await until(lambda: len(store.fetched) == 4)
+        away(store)
+        await trio.sleep(3 * DEADLINE_S)
+        (job,) = await jobs(server)
+        assert (job["state"], job["done_bytes"]) == ("waiting", 4 * chunk_size)
+        assert job["waiting"].startswith("the store does not answer, waiting (")
+        store.heal()
+        assert (await ended(server, number))["state"] == "done"
+        assert await on_disk(server, "net/params") == sizes["net/params"]
+
+
+async def test_a_job_for_a_directory_that_cannot_be_listed_waits(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server:
+        await server.find("net/deep")
+        away(store)
+        number = (await begin(server, "net/deep"))["id"]
+        await trio.sleep(2 * DEADLINE_S)
+        store.heal()
+        assert (await ended(server, number))["state"] == "done"
+
+
+async def test_a_job_fails_when_one_object_fails_while_others_come(serving: Serving, store: MemoryStore) -> None:
+    async with serving() as server:
+        store.fail(TransientStoreError("500"), times=float("inf"), key="net/params", method="read")
+        number = (await begin(server, "net"))["id"]
+        last = await ended(server, number)
+        assert (last["state"], last["kind"], last["failed_files"]) == ("failed", "StoreUnavailableError", 1)
+
+
+async def test_what_is_missing_of_a_pin_comes_after_an_outage(
+    serving: Serving, store: MemoryStore, sizes: dict[str, int], tmp_path: Path
+) -> None:
+    async with serving() as server:
+        await server.command("pin", "net/params")
+    (file,) = blob_files(tmp_path / "cache")
+    flip_byte(file, 0)
+    away(store)
+    async with serving() as server:
+        await trio.sleep(2 * DEADLINE_S)
+        assert await on_disk(server, "net/params") < sizes["net/params"]
+        store.heal()
+        await comes(server, "net/params", sizes["net/params"])
+        await until(lambda: server.host.statistics().locked_bytes == sizes["net/params"])
+
+
+async def test_a_load_that_an_outage_interrupts_is_fetched_ahead_after_it(
+    serving: Serving, store: MemoryStore, chunk_size: int
+) -> None:
+    shards = [f"m/model-{number:05}-of-00003.safetensors" for number in range(1, 4)]
+    for shard in shards:
+        store.put(shard, bytes(2 * chunk_size))
+    store.fail(TransientStoreError("503"), times=float("inf"), key=shards[1], method="read")
+    async with serving() as server:
+        handle = await server.open(shards[0])
+        await server.read(handle, 0, 10)
+        await until(lambda: store.count("read", shards[1]) > 0)
+        away(store)
+        await trio.sleep(2 * DEADLINE_S)
+        store.heal()
+        await comes(server, shards[1], 2 * chunk_size)
+        server.release(handle)

@@ -1,0 +1,122 @@
+"""``trimsfs jobs``: commands that go on in the servers of mounts after `trimsfs warm --background`."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from trimsfs.cli.control_files import check_answers, mount_of_path, read_json
+from trimsfs.cli.output import fail_if_any, reported, say
+from trimsfs.errors import NoSuchEntryError, TrimsError
+from trimsfs.mountinfo import Mount, file_systems
+from trimsfs.text import printable
+
+PIPE_WIDTH = 1000
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+class _ListedByDefault(click.Group):
+    """`jobs [MOUNT]` is `jobs list [MOUNT]`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+@click.group(cls=_ListedByDefault, subcommand_metavar="[MOUNT] | list [MOUNT] | cancel ID...")
+def jobs() -> None:
+    """List the jobs of `warm --background` and `pin --background`, or cancel one.
+
+    A job goes on when its server is restarted, and waits while the store does not answer. Those that have ended stay
+    listed for a while.
+    """
+
+
+@jobs.command(name="list")
+@click.argument("mountpoint", metavar="[MOUNT]", type=Path, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reported
+def list_jobs(mountpoint: Path | None, as_json: bool) -> None:
+    """List the jobs of all mounts, or of the one that MOUNT lies on."""
+    found = []
+    for mount in file_systems() if mountpoint is None else [mount_of_path(mountpoint)]:
+        try:
+            found += list(_jobs_of(mount))
+        except TrimsError as error:
+            if mountpoint is not None:
+                raise
+            say(f"trimsfs: left out: {error}", error=True)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("no jobs")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("ID", "COMMAND", "PATH", "STATE"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("DONE", "TOTAL", "AGE"):
+        table.add_column(heading, justify="right")
+    table.add_column("", overflow="fold")
+    for job in found:
+        about = (job["id"], job["command"], printable(job["path"]), job["state"])
+        sizes = (decimal(job["done_bytes"]), decimal(job["total_bytes"]), _age(time.time() - job["began"]))
+        reason = job.get("error") or job["waiting"] or job["unlocked"] or ""
+        table.add_row(*map(escape, (*about, *sizes, printable(reason))))
+    # Output to a pipe is not folded to a terminal's width.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+
+
+def _jobs_of(mount: Mount) -> Iterator[dict[str, Any]]:
+    """The jobs of a mount, with their paths on this host."""
+    check_answers(mount.mountpoint)
+    try:
+        found = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
+    except NoSuchEntryError:
+        return  # its server has an earlier version
+    for job in found:
+        path = PurePath("/", job["path"])
+        if path.is_relative_to(mount.root):
+            yield job | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
+
+
+def _age(seconds: float) -> str:
+    unit, length = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
+    return f"{max(0, seconds) // length:.0f}{unit}"
+
+
+@jobs.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@reported
+def cancel(ids: tuple[str, ...]) -> None:
+    """End jobs; what has come so far stays cached."""
+    failures: list[tuple[str, str]] = []
+    for number in ids:
+        try:
+            job = _cancelled(number)
+            before = "" if job["state"] == "cancelled" else "had ended: "
+            say(f"{number}: {before}{job['state']}")
+        except TrimsError as error:
+            failures.append((type(error).__name__, str(error)))
+    fail_if_any(failures)
+
+
+def _cancelled(number: str) -> dict[str, Any]:
+    """Cancel a job of any mount of this host; what it has come to. Raises TrimsError."""
+    for mount in file_systems() if number.isalnum() else []:
+        try:
+            check_answers(mount.mountpoint)
+        except TrimsError:
+            continue
+        with suppress(NoSuchEntryError):
+            return read_json(mount.mountpoint / f".trims/.trims/cancel-{number}")
+    raise NoSuchEntryError(f"no job {number}: see `trimsfs jobs`")
