@@ -29,7 +29,8 @@ class Generation:
 
     ``size`` is in bytes, ``modified_ns`` in nanoseconds since the epoch. ``etag`` is the store's name for
     the content: another content of the same key has another one. ``version_id`` lets some stores
-    serve a generation that has since been replaced; it is no part of the identity.
+    serve a generation that has since been replaced; it is no part of the identity. ``linked`` is the key of the file
+    that a symbolic link leads to: all links to a file have its content.
     """
 
     key: str
@@ -37,6 +38,12 @@ class Generation:
     size: int
     modified_ns: int
     version_id: str | None = None
+    linked: str | None = None
+
+    @property
+    def file(self) -> str:
+        """The key of the file whose content this is: another one for a link."""
+        return self.linked or self.key
 
     @property
     def plausible(self) -> bool:
@@ -46,5 +53,5 @@ class Generation:
 
     def token(self, store_url: str) -> str:
         """A name for this content in this store: 32 hexadecimal digits, safe as a file name."""
-        identity = "\0".join((store_url, self.key, self.etag, str(self.size)))
+        identity = "\0".join((store_url, self.file, self.etag, str(self.size)))
         return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]

@@ -206,6 +206,10 @@ class MemoryStore:
     def forkable(self) -> bool:
         return False
 
+    @property
+    def links(self) -> bool:
+        return False
+
     async def probe(self) -> None:
         async with self._serving(Request(method="probe")):
             return

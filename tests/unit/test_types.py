@@ -30,6 +30,11 @@ def test_version_and_time_are_no_part_of_the_identity() -> None:
     assert same.token("s3://bucket/") == GENERATION.token("s3://bucket/")
 
 
+def test_a_link_has_the_token_of_its_file() -> None:
+    link = replace(GENERATION, key="latest.bin", linked=GENERATION.key)
+    assert link.token("s3://bucket/") == GENERATION.token("s3://bucket/")
+
+
 def test_a_token_is_32_hexadecimal_digits_whatever_the_key() -> None:
     token = replace(GENERATION, key="\udcff/../ü").token("file:///\udcfe")
     assert len(token) == 32

@@ -117,14 +117,15 @@ def _print(rows: dict[str, _Row], has_device: bool) -> None:
 def _rows(root: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
     """The models below a path by their names, and whether their mount has a GPU."""
     directory = control_directory(root)
-    info = read_json(directory / "info")
     root = Path(os.path.realpath(root))
+    files = list(_walk(root))  # before the server is asked: it tells of the links that it has listed
+    info = read_json(directory / "info")
     here: dict[str, list[dict[str, Any]]] = {}
     for model in info.get("models", [info]):
         here.setdefault(model["path"], []).append(model)
     mount = mount_of(root)
     rows: dict[str, _Row] = {}
-    for file, size in _walk(root):
+    for file, size in files:
         key = info["path"] + str(file.relative_to(root)) if "models" in info else info["path"]
         row = _Row(files=1, size=size)
         model = _current(file, here.get(key, [])) if "models" in info else info
@@ -171,11 +172,19 @@ def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path), below=True)
             else:
-                yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+                yield Path(entry.path), _size(entry)
     except OSError as error:
         if below and isinstance(error, PermissionError):
             return
         raise translated(error, root) from error
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    """The size of a file; of one of which the store may not tell it, 0."""
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except PermissionError:
+        return 0
 
 
 def _share(part: int, whole: int) -> str:

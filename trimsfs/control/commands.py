@@ -3,6 +3,7 @@
 A job goes on when the file that began it is closed.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -14,7 +15,7 @@ from trimsfs.control.actions import Actions
 from trimsfs.control.handle import ControlHandle, Text, as_json
 from trimsfs.control.jobs import Job, Jobs, Order
 from trimsfs.control.progress import Progress, RunningCommand
-from trimsfs.errors import CacheUnusableError, TrimsError
+from trimsfs.errors import CacheUnusableError, StoreError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import NonObject
@@ -124,7 +125,9 @@ class Commands:
         try:
             with scope:
                 command = self._command(order)
-                generations = await self._outlasting(progress, partial(self._concerned, order))
+                concerned = await self._outlasting(progress, partial(self._concerned, order, progress.failed))
+                # What several links lead to is one content.
+                generations = list({(each.file, each.etag): each for each in concerned}.values())
                 progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
                 async with trio.open_nursery() as nursery:
@@ -166,15 +169,17 @@ class Commands:
         finally:
             slots.release()
 
-    async def _concerned(self, order: Order) -> list[Generation]:
-        """The files that a command is about."""
+    async def _concerned(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
+        """The files that a command is about; *failed* is told why others cannot be had."""
         if order.name == "unpin":
-            return await self._pinned(order.path)
-        return [order.generation] if order.generation is not None else await self._below(order.path)
+            return await self._pinned(order, failed)
+        return await self._below(order, failed)
 
-    async def _below(self, prefix: str) -> list[Generation]:
-        """The files below a directory."""
-        found, prefixes = [], [prefix]
+    async def _below(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
+        """The file, or the files below the directory, that a command was given for."""
+        if order.generation is not None:
+            return [order.generation]
+        found, prefixes = [], [order.path]
         while prefixes:
             prefix = prefixes.pop()
             for name, entry in (await self._namespace.entries(prefix)).items():
@@ -182,10 +187,26 @@ class Commands:
                     found.append(entry)
                 elif entry is NonObject.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
+                elif entry is NonObject.UNREADABLE:
+                    try:
+                        await self._namespace.lookup(prefix, name)
+                    except TrimsError as error:
+                        failed(error)
         return found
 
-    async def _pinned(self, path: str) -> list[Generation]:
-        """What is pinned under a name or below it, also what the store has replaced or deleted since."""
-        name = path.removesuffix("/")
-        pinned = [here.generation for here in await self._disk.residencies() if here.pinned]
-        return [each for each in pinned if not name or each.key == name or each.key.startswith(f"{name}/")]
+    async def _pinned(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
+        """What is pinned under a name or below it, also what the store has replaced or deleted since, and what links
+        there lead to."""
+        name = order.path.removesuffix("/")
+        found, elsewhere = [], set[str]()
+        for here in await self._disk.residencies():
+            key = here.generation.key
+            if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
+                found.append(here.generation)
+            elif here.pinned:
+                elsewhere.add(here.token)
+        if elsewhere and self._namespace.has_links:
+            with contextlib.suppress(StoreError):
+                below = await self._below(order, failed)
+                found += [each for each in below if each.token(self._disk.store) in elsewhere]
+        return found

@@ -1,6 +1,7 @@
 """What the control files tell, as JSON: models, jobs, copies on GPUs, facts about the mount, metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
@@ -13,12 +14,14 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.residency import Residency
 from trimsfs.tiers.disk.tier import DiskTier
+from trimsfs.types import Generation
 
 
 class Reports:
     """Makes the contents of control files, for a caller who learns only of the files that he may read.
 
-    *facts* tells about the mount, *metrics* renders the statistics of all components.
+    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* are as of
+    `Namespace.links`.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Reports:
         *,
         metrics: Callable[[], bytes],
         facts: Callable[[], dict[str, object]],
+        links: Callable[[], Iterable[Generation]],
     ) -> None:
         self._disk = disk
         self._passthrough = passthrough
@@ -41,6 +45,7 @@ class Reports:
         self._jobs = jobs
         self._render_metrics = metrics
         self._facts = facts
+        self._links = links
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is here of a file, or of each file below a directory."""
@@ -55,10 +60,14 @@ class Reports:
         absent = on_gpu.keys() - {here.token for here in on_disk}
         # First: of a path that is here in several contents, the last is the newest.
         only_lent = [await self._disk.residency(on_gpu[token]) for token in absent]
+        links: dict[tuple[str, str], set[Generation]] = {}
+        for link in self._links():
+            links.setdefault((link.file, link.etag), set()).add(link)
         below = [
-            here
+            replace(here, generation=name)
             for here in (*only_lent, *on_disk)
-            if here.generation.key.startswith(prefix) and self._authorisation.may_read(here.generation.key, caller)
+            for name in {here.generation} | links.get((here.generation.file, here.generation.etag), set())
+            if name.key.startswith(prefix) and self._authorisation.may_read(name.key, caller)
         ]
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})
 

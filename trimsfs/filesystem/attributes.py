@@ -57,6 +57,8 @@ class Describer:
             inode = self.file(path, entry)
         elif entry is NonObject.DIRECTORY:
             inode = self._inodes.reference(InodeKind.DIRECTORY, f"{path}/")
+        elif entry is NonObject.UNREADABLE:  # listed only: its lookup fails
+            inode = self._inodes.reference(InodeKind.OBJECT, path)
         else:
             raise NoSuchEntryError(path)
         return self.inode(inode, ttl_s)

@@ -175,6 +175,8 @@ class Names:
     def _listed_ttl_s(self, directory: OpenDirectory, entry: Entry) -> float:
         """How long the kernel may use a name that is listed. That of a file that is about to come leads to another
         inode soon: an open by this one would be answered in vain."""
+        if entry is NonObject.UNREADABLE:
+            return 0.0
         if (
             isinstance(entry, Generation)
             and 0 < entry.size <= directory.coming

@@ -315,14 +315,14 @@ class GpuCopies:
     def check_idle(self, generation: Generation) -> None:
         """Raises InUseError when a copy of any generation of a file is in use."""
         for pool in self.pools.values():
-            for copy in pool.of_file(generation.key):
+            for copy in pool.of_file(generation.file):
                 if copy.in_use:
                     raise _in_use(copy)
 
     async def evict(self, generation: Generation) -> None:
         """Evict the copies of all generations of a file. Raises InUseError when one is in use."""
         for pool in self.pools.values():
-            for copy in pool.of_file(generation.key):
+            for copy in pool.of_file(generation.file):
                 if not await pool.drop(copy):
                     raise _in_use(copy)
 

@@ -32,10 +32,12 @@ class NonObject(enum.Enum):
 
     DIRECTORY = "directory"
     ABSENT = "absent"
+    UNREADABLE = "unreadable"
 
 
 Entry = Generation | NonObject
-"""A name in a directory: the object of that name, a directory, or known to be absent."""
+"""A name in a directory: the object of that name, a directory, known to be absent, or of which the store may not tell
+what it is."""
 
 
 class Directory:
@@ -53,6 +55,7 @@ class Directory:
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
         self._order: tuple[dict[bytes, Entry], list[bytes]] = {}, []
+        self._links: tuple[dict[bytes, Entry], list[Generation]] = {}, []
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
@@ -76,6 +79,8 @@ class Directory:
         entry, asked = self.names.get(name, (None, LONG_AGO))
         if self.complete and self.listed > asked:
             entry, asked = self.entries.get(name, NonObject.ABSENT), self.listed
+        if entry is NonObject.UNREADABLE:
+            return None
         if entry is None or asked < since:
             return self.restored.get(name)
         return self.restored.get(name, entry) if entry is NonObject.ABSENT else entry
@@ -94,6 +99,14 @@ class Directory:
         if self._order[0] is not self.entries:
             self._order = self.entries, list(self.entries)
         return self._order[1]
+
+    @property
+    def links(self) -> list[Generation]:
+        """The links of the last whole listing to files: looked for once a listing."""
+        if self._links[0] is not self.entries:
+            links = [entry for entry in self.entries.values() if isinstance(entry, Generation) and entry.linked]
+            self._links = self.entries, links
+        return self._links[1]
 
     def restore(self, name: bytes, entry: Entry) -> None:
         """An earlier server gave this of a name to the kernel; of two generations the later one counts."""
@@ -197,6 +210,7 @@ def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], 
     for page in pages:
         named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
         named += [(below[len(prefix) : -1], NonObject.DIRECTORY) for below in page.prefixes]
+        named += [(key[len(prefix) :], NonObject.UNREADABLE) for key in page.unreadable]
         for text, entry in named:
             try:
                 name = os.fsencode(text)

@@ -64,8 +64,14 @@ class Inodes:
         self._ledger = ledger
         self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._by_number = {ROOT_INODE: self._root}
+        self._linked = False
         for record in ledger.inherited(RecordKind.INODE):
-            self._by_number[record.number] = _unpacked(record)
+            self._add(_unpacked(record))
+
+    def _add(self, inode: Inode) -> Inode:
+        self._by_number[inode.number] = inode
+        self._linked |= inode.generation is not None and inode.generation.linked is not None
+        return inode
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -104,8 +110,7 @@ class Inodes:
             number = _number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
             inode = self._by_number.get(number)
             if inode is None:
-                inode = self._by_number[number] = Inode(number, kind, path, generation, control)
-                return inode
+                return self._add(Inode(number, kind, path, generation, control))
             known = inode.generation.etag if inode.generation is not None else ""
             if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
                 return inode
@@ -124,11 +129,19 @@ class Inodes:
                 self.discard(directory)
         return names
 
-    def cached_number(self, generation: Generation) -> int | None:
-        """The number by which the kernel may know an object that is served in cached mode; None if it does not."""
-        inode = self.reference(InodeKind.OBJECT, generation.key, generation)
-        self.discard(inode)
-        return inode.number if inode.lookups else None
+    def cached_numbers(self, generation: Generation) -> list[int]:
+        """The numbers by which the kernel may know an object, and the links to it, that is served in cached mode."""
+        if not self._linked:
+            inode = self.reference(InodeKind.OBJECT, generation.key, generation)
+            self.discard(inode)
+            return [inode.number] if inode.lookups else []
+        same = generation.file, generation.etag
+        return [
+            inode.number
+            for inode in self._by_number.values()
+            if inode.kind is InodeKind.OBJECT and inode.lookups and not inode.passthrough
+            if inode.generation is not None and (inode.generation.file, inode.generation.etag) == same
+        ]
 
     def count_lookup(self, inode: Inode) -> None:
         """The kernel is about to get an inode once more."""
@@ -164,9 +177,11 @@ def is_below(path: str, above: str) -> bool:
 def _packed(inode: Inode) -> bytes:
     """An inode for the ledger."""
     generation = inode.generation
-    content = None
+    content: tuple[object, ...] | None = None
     if generation is not None:
         content = (generation.key, generation.etag, generation.size, generation.modified_ns, generation.version_id)
+        if generation.linked is not None:
+            content = (*content, generation.linked)
     return json.dumps((inode.kind.value, inode.path, inode.control, content)).encode()
 
 
@@ -174,8 +189,15 @@ def _unpacked(record: Record) -> Inode:
     kind, path, control, content = json.loads(record.content)
     generation = None
     if content is not None:
-        key, etag, size, modified_ns, version_id = content
-        generation = Generation(key=key, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id)
+        key, etag, size, modified_ns, version_id, *linked = content
+        generation = Generation(
+            key=key,
+            etag=etag,
+            size=size,
+            modified_ns=modified_ns,
+            version_id=version_id,
+            linked=linked[0] if linked else None,
+        )
     return Inode(record.number, InodeKind(kind), path, generation, control, lookups=record.count, slot=record.slot)
 
 

@@ -61,9 +61,11 @@ def packed(entries: Mapping[bytes, Entry]) -> bytes:
     for name, entry in entries.items():
         text = os.fsdecode(name)
         if isinstance(entry, Generation):
-            names.append([text, entry.etag, entry.size, entry.modified_ns, entry.version_id])
+            names.append([text, entry.etag, entry.size, entry.modified_ns, entry.version_id, entry.linked])
         elif entry is NonObject.DIRECTORY:
             names.append([text])
+        elif entry is NonObject.UNREADABLE:
+            names.append([text, None])
     return zlib.compress(json.dumps(names).encode(), level=1)
 
 
@@ -85,9 +87,18 @@ def _entry(prefix: str, item: object) -> tuple[bytes, Entry]:
     match item:
         case [str(name)] if possible(os.fsencode(name)):
             return os.fsencode(name), NonObject.DIRECTORY
-        case [str(name), str(etag), int(size), int(modified_ns), str() | None as version_id]:
+        case [str(name), None] if possible(os.fsencode(name)):
+            return os.fsencode(name), NonObject.UNREADABLE
+        case [
+            str(name),
+            str(etag),
+            int(size),
+            int(modified_ns),
+            str() | None as version_id,
+            str() | None as linked,
+        ]:
             generation = Generation(
-                key=prefix + name, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id
+                key=prefix + name, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id, linked=linked
             )
             if possible(os.fsencode(name)) and generation.plausible:
                 return os.fsencode(name), generation

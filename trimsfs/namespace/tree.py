@@ -190,6 +190,15 @@ class Namespace:
         directory = self._directories.get(prefix)
         return directory.order if directory is not None else []
 
+    @property
+    def has_links(self) -> bool:
+        """Whether a name may be a link to the file of another one."""
+        return self._store.links
+
+    def links(self) -> Iterator[Generation]:
+        """The links that listings have shown."""
+        return (link for directory in self._directories.values() for link in directory.links)
+
     def replaced(self, generation: Generation) -> None:
         """The store has another generation of an object: its directory is asked for at the next lookup in it."""
         prefix = generation.key[: generation.key.rfind("/") + 1]
@@ -266,7 +275,7 @@ class Namespace:
         if not directory.expired:
             entry = directory.entries.get(name, NonObject.ABSENT)
             left = directory.listed + self._ttl(entry) - now
-            if left > 0:
+            if left > 0 and entry is not NonObject.UNREADABLE:  # else the store tells why
                 return entry, left
         if self._breaker.failing or now < directory.retry_at:
             return self._stale(directory, name)

@@ -107,7 +107,7 @@ class Passthrough:
         for (record, _), blob in zip(known, blobs, strict=True):
             if blob.complete and blob.attached:
                 blob.backing_id = record.number
-                self._names.add((blob.generation.key, blob.generation.etag))
+                self._names.add((blob.generation.file, blob.generation.etag))
                 self._host.adopt(blob)
                 if record.count == _QUARANTINED:
                     error = BlobDamagedError(f"{blob.generation.key}: was in quarantine when the last server ended")
@@ -126,7 +126,7 @@ class Passthrough:
 
     def has(self, generation: Generation) -> bool:
         """Whether opens of this generation are passed through."""
-        return (generation.key, generation.etag) in self._names
+        return (generation.file, generation.etag) in self._names
 
     async def register(self, blob: Blob) -> bool:
         """Have a complete blob compared, in memory and registered; whether its opens can be passed through now."""
@@ -196,7 +196,7 @@ class Passthrough:
         blob.backing_id = backing_id
         content = json.dumps(asdict(blob.generation)).encode()
         count = _QUARANTINED if blob.health.quarantined else _REGISTERED
-        self._names.add((blob.generation.key, blob.generation.etag))
+        self._names.add((blob.generation.file, blob.generation.etag))
         self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, content, count=count)
 
     async def _lock_again(self, blob: Blob) -> None:
@@ -228,7 +228,7 @@ class Passthrough:
         self._host.removed(blob)
         backing_id, blob.backing_id = blob.backing_id, 0
         if backing_id and self._backing is not None:
-            self._names.discard((blob.generation.key, blob.generation.etag))
+            self._names.discard((blob.generation.file, blob.generation.etag))
             self._close(backing_id)
 
     def _close(self, backing_id: int) -> None:

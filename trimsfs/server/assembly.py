@@ -321,8 +321,7 @@ def _ask_nothing(_blob: Blob) -> None:
 def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
     async def repaired(generation: Generation) -> None:
         """The bytes of a file were wrong: the kernel's pages and the GPUs' copies may be, too."""
-        number = fetching.namespace.inodes.cached_number(generation)
-        if number is not None:
+        for number in fetching.namespace.inodes.cached_numbers(generation):
             await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
         await gpu.copies.compare(generation)
 
@@ -367,6 +366,7 @@ def _control(
         commands.jobs,
         metrics=calls.render_metrics,
         facts=_facts(options, environment, tiers, fetching, gpu),
+        links=fetching.namespace.links,
     )
     return Control(
         Xattrs(fetching.namespace, tiers.disk, fetching.tables, gpu.interface, reports),

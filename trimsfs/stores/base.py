@@ -23,22 +23,24 @@ class Page:
     """Part of a listing: the objects directly under a prefix and the prefixes one level below it.
 
     Keys and prefixes are whole, prefixes end in ``/``. ``next_token`` asks for the page that follows; None
-    after the last one. ``empty`` tells that the directory exists though the page names nothing in it.
+    after the last one. ``empty`` tells that the directory exists though the page names nothing in it. ``unreadable``
+    are the keys of which the store may not tell what they are.
     """
 
     objects: tuple[Generation, ...]
     prefixes: tuple[str, ...]
     next_token: str | None
     empty: bool = False
+    unreadable: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """How many names it has."""
-        return len(self.objects) + len(self.prefixes)
+        return len(self.objects) + len(self.prefixes) + len(self.unreadable)
 
     @property
     def exists(self) -> bool:
         """Whether there is such a directory."""
-        return self.empty or bool(self.objects or self.prefixes)
+        return self.empty or len(self) > 0
 
 
 def moment(nanoseconds: int) -> int:
@@ -70,6 +72,10 @@ class Store(Protocol):
     @property
     def forkable(self) -> bool:
         """Whether the store, not used so far, works in a forked process as well."""
+
+    @property
+    def links(self) -> bool:
+        """Whether a name may be a link to the file of another one."""
 
     async def probe(self) -> None:
         """Check that the store answers, exists and can be listed.

@@ -94,6 +94,10 @@ class FsspecStore:
     def forkable(self) -> bool:
         return False  # some implementations have threads from the start
 
+    @property
+    def links(self) -> bool:
+        return False
+
     async def probe(self) -> None:
         await self._call(self._probe)
 

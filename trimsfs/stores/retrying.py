@@ -137,6 +137,10 @@ class RetryingStore:
     def forkable(self) -> bool:
         return self._store.forkable
 
+    @property
+    def links(self) -> bool:
+        return self._store.links
+
     async def probe(self) -> None:
         await self._retrying.call("no answer", self._store.probe)
 

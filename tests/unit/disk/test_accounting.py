@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import trio
 from tests.support.parts import blob_files, failing, fill, opened, piece, recorded_bytes, store_chunk, until, written
 from tests.unit.disk.common import small, store
 from trimsfs.errors import CacheUnusableError, TrimsError
+from trimsfs.tiers.quotas import Quotas
+from trimsfs.types import Generation
 
 
 async def test_a_chunk_given_up_before_it_is_recorded(cache: Path, chunk_size: int) -> None:
@@ -156,3 +159,24 @@ async def test_an_eviction_that_fails_of_what_has_been_mended(
                 await tier.evict(generation)
         await tier.evict(generation)
         assert tier.statistics().used_bytes == 0
+
+
+async def test_a_file_and_links_to_it_take_the_room_of_one(cache: Path, chunk_size: int) -> None:
+    """It counts for the tenant that has the file, by whatever name it comes and goes."""
+    quotas = Quotas({"a/": 4 * chunk_size, "b/": 4 * chunk_size})
+    content = small("a/file", chunk_size, 2)
+    async with opened(cache, quotas=quotas) as tier:
+        file = Generation(key="a/file", etag='"1"', size=len(content), modified_ns=0)
+        links = [replace(file, key=key, linked=file.key) for key in ("a/link", "b/link")]
+        async with tier.using(links[1]) as blob, tier.using(links[0]) as same, tier.using(file) as itself:
+            assert blob is same is itself
+            assert await store(tier, blob, content, 0, 1) == [True, True]
+            assert blob.generation == file
+        assert tier.statistics().tenant_used_bytes == {"a/": len(content), "b/": 0}
+        assert (await tier.residency(links[0])).generation == links[0]
+    async with opened(cache, quotas=quotas) as tier:
+        async with tier.using(links[1]) as blob:
+            assert len(list(blob.records())) == 2
+        assert [here.generation.key for here in await tier.residencies()] == [file.key]
+        assert await tier.evict(links[1]) == len(content)
+        assert tier.statistics().tenant_used_bytes == {"a/": 0, "b/": 0}

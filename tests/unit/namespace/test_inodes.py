@@ -1,6 +1,7 @@
 """Inodes and their numbers, from one server to the next."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from trimsfs.namespace.inodes import ROOT_INODE, InodeKind, Inodes
 from trimsfs.types import Generation
 
 GENERATION = Generation(key="dir/model", etag='"1"', size=5, modified_ns=7)
+_ODD = Generation(key="odd", etag="", size=0, modified_ns=0, linked="\udcff")
 
 THINGS = (
     (InodeKind.DIRECTORY, "a/", None, ""),
@@ -23,6 +25,7 @@ THINGS = (
     (InodeKind.CONTROL_FILE, "a", a_generation("a"), "info"),
     (InodeKind.CONTROL_FILE, "a", a_generation("a"), "evict"),
     (InodeKind.OBJECT, "latin1-\udce9", a_generation("latin1-\udce9"), ""),
+    (InodeKind.OBJECT, "link", replace(a_generation("link"), linked="dir/a"), ""),
 )
 
 
@@ -101,7 +104,7 @@ def test_inodes_are_what_they_were(ledger: Callable[[], Ledger]) -> None:
         before.reference(InodeKind.OBJECT, "dir/model", GENERATION),
         before.reference(InodeKind.OBJECT, "dir/model", GENERATION, passthrough=True),
         before.reference(InodeKind.CONTROL_FILE, "dir/model", GENERATION, "info"),
-        before.reference(InodeKind.OBJECT, "odd \udcff\n\0", Generation(key="odd", etag="", size=0, modified_ns=0)),
+        before.reference(InodeKind.OBJECT, "odd \udcff\n\0", _ODD),
     ]
     for times, inode in enumerate(told, 1):
         for _ in range(times):
@@ -120,3 +123,18 @@ def test_inodes_are_what_they_were(ledger: Callable[[], Ledger]) -> None:
     assert after.get(told[1].number) is None
     after.forget(told[2].number, 3)
     assert Inodes(ledger()).get(told[2].number) is None
+
+
+def test_all_numbers_of_a_file_and_of_links_to_it_are_found() -> None:
+    """Each has pages in the kernel's cache, which may be wrong when a blob turns out to be."""
+    inodes = Inodes(Ledger())
+    link, other = replace(GENERATION, key="link", linked=GENERATION.key), replace(GENERATION, key="other")
+    told = [inodes.reference(InodeKind.OBJECT, each.key, each) for each in (GENERATION, link, other)]
+    told.append(inodes.reference(InodeKind.OBJECT, link.key, link, passthrough=True))
+    told.append(inodes.reference(InodeKind.CONTROL_FILE, link.key, link, "info"))
+    for inode in told:
+        inodes.count_lookup(inode)
+    for each in (GENERATION, link):
+        assert inodes.cached_numbers(each) == [told[0].number, told[1].number]
+    inodes.forget(told[0].number, 1)
+    assert inodes.cached_numbers(GENERATION) == [told[1].number]

@@ -1,6 +1,7 @@
 """Names are looked up with few requests, and believed for a time."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import trio
@@ -8,9 +9,44 @@ from trio.testing import MockClock
 
 from tests.support.stores import MemoryStore
 from tests.unit.namespace.common import TTL_S, a_generation, look, namespace_of
+from trimsfs.errors import StoreAccessError
 from trimsfs.namespace.directory import NonObject, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
+from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import Generation
+
+
+class Reticent(MemoryStore):
+    """A store that may not tell what one of its names is."""
+
+    secret = True
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        page = await super().list_page(prefix, token=token, limit=limit)
+        return replace(page, unreadable=("dir/secret",)) if self.secret and prefix == "dir/" else page
+
+    async def stat(self, key: str) -> Generation:
+        if self.secret and key == "dir/secret":
+            raise StoreAccessError(f"{key}: Permission denied")
+        return await super().stat(key)
+
+
+async def test_what_the_store_may_not_look_at_is_listed_and_fails_the_lookup(autojump_clock: MockClock) -> None:
+    """It is never told to be absent, and found at once when the store may look at it."""
+    store = Reticent({"dir/a": b"a"})
+    namespace = namespace_of(store)
+    for _ in range(3):
+        assert (await namespace.entries("dir/"))[b"secret"] is NonObject.UNREADABLE
+        for name in ("dir/secret", "dir/secret"):
+            with pytest.raises(StoreAccessError, match="dir/secret: Permission denied"):
+                await look(namespace, name)
+        assert await look(namespace, "dir/a") == store.generation("dir/a")
+        await trio.sleep(TTL_S)
+    await namespace.entries("dir/")
+    store.secret = False
+    store.put("dir/secret", b"weights")
+    assert await look(namespace, "dir/secret") == store.generation("dir/secret")
+
 
 # Lazily, with as few requests as possible
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,8 @@ ENTRIES: dict[bytes, Entry] = {
     b"a": a_generation("p/a"),
     "é".encode(): a_generation("p/é"),
     b"below": NonObject.DIRECTORY,
+    b"closed": NonObject.UNREADABLE,
+    b"link": replace(a_generation("p/link"), linked="p/a"),
     b"\xff": a_generation("p/\udcff"),
 }
 

@@ -71,6 +71,10 @@ class S3Store:
     def forkable(self) -> bool:
         return True
 
+    @property
+    def links(self) -> bool:
+        return False
+
     async def probe(self) -> None:
         await self._ask(partial(self._list, "", None, 1))
 

@@ -63,7 +63,7 @@ class Damage:
             lost = self._state.journal.discard(blob, chunks) - blob.health.lost
             blob.health.lost |= lost
             for chunk in lost:
-                self._state.budget.add(key, -blob.length_of(chunk))
+                self._state.budget.add(blob.generation.file, -blob.length_of(chunk))
             self._state.events.suspected(blob, BlobDamagedError(f"{key}: its chunks could not be synced to the disk"))
             await self._state.journal.record()
 
@@ -104,7 +104,7 @@ class Damage:
         if chunk in blob.health.lost:
             blob.health.lost -= {chunk}  # it counts no more since it was lost
         else:
-            self._state.budget.add(blob.generation.key, -blob.length_of(chunk))
+            self._state.budget.add(blob.generation.file, -blob.length_of(chunk))
 
     def _compare_again(self, blob: Blob) -> None:
         """A blob is to be compared with the store again: its bytes are others from now on."""
@@ -121,7 +121,7 @@ class Damage:
             self._compare_again(blob)  # another comparison may have ended meanwhile
         if record.chunk in blob.health.lost:
             blob.health.lost -= {record.chunk}
-            self._state.budget.add(blob.generation.key, record.length)
+            self._state.budget.add(blob.generation.file, record.length)
         blob.commit(record)
         self._state.journal.wrote(blob, record)
 

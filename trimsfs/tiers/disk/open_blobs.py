@@ -35,7 +35,7 @@ class OpenBlobs:
 
     async def open(self, token: str, generation: Generation) -> Blob:
         """The blob of a generation, without a file if none can be made; the caller keeps it before it awaits."""
-        state, key = self._state, generation.key
+        state, key = self._state, generation.file
         if state.open_files.full:
             await self._close_some()
         blob, full = await self._load(token, generation)
@@ -84,7 +84,7 @@ class OpenBlobs:
         for chunk in gone:
             blob.forget(chunk)
             blob.health.digest = state.files.no_digest
-        state.budget.add(blob.generation.key, -sum(record.length for record in lost if record.chunk not in gone))
+        state.budget.add(blob.generation.file, -sum(record.length for record in lost if record.chunk not in gone))
         state.journal.lost(blob.token, [record.chunk for record in lost])
         state.blobs[blob.token] = blob
 

@@ -5,7 +5,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, TypeVarTuple
 
@@ -147,7 +147,7 @@ class DiskTier:
 
     def full(self, generation: Generation) -> bool:
         """Whether no space could be made a moment ago, for this or another object of the same tenant."""
-        return self._budget.full(generation.key)
+        return self._budget.full(generation.file)
 
     def tenant_full(self, blob: Blob) -> str | None:
         """That the share of a blob's tenant has no room for the rest of it, with the remedy; None if that is not so."""
@@ -225,7 +225,7 @@ class DiskTier:
             await self._fails(generation, error)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
-        if generation.version_id is not None:
+        if generation.version_id is not None or generation.key != blob.generation.key:
             blob.generation = generation
         blob.users += 1
         self._state.blobs.move_to_end(token)
@@ -274,7 +274,7 @@ class DiskTier:
         if not blob.attached or self._budget.failing:
             return False
         try:
-            return await self._space.make(blob.generation.key, size)
+            return await self._space.make(blob.generation.file, size)
         except OSError as error:
             log.error("%s: cannot stat the file system of the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
@@ -282,7 +282,7 @@ class DiskTier:
 
     def unreserve(self, blob: Blob, size: int) -> None:
         """The opposite of `reserve`."""
-        self._budget.add(blob.generation.key, -size)
+        self._budget.add(blob.generation.file, -size)
         self._maintenance.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
@@ -292,7 +292,7 @@ class DiskTier:
         """
         self.unreserve(blob, size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            await self._space.write_failed(blob.generation.key, size)
+            await self._space.write_failed(blob.generation.file, size)
         else:
             log.error("%s: cannot write to the cache: %s", blob.generation.key, error)
             self._budget.found_failing()
@@ -304,7 +304,7 @@ class DiskTier:
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk, for which space was reserved, has been written: serve it from now on."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
-            self._budget.add(blob.generation.key, -record.length)  # it was fetched twice at once
+            self._budget.add(blob.generation.file, -record.length)  # it was fetched twice at once
         blob.health.lost -= {record.chunk}
         blob.commit(record)
         self._journal.wrote(blob, record)
@@ -312,7 +312,7 @@ class DiskTier:
     def room_ahead(self, generation: Generation, here: int) -> int:
         """Bytes that may come ahead of an object's readers, with those that are *here* of them: what is free, or, where
         more can be evicted, a quarter of what there is for its tenant."""
-        pool = self._quotas.pool(generation.key)
+        pool = self._quotas.pool(generation.file)
         left = self._budget.left(pool)
         free = self.free_bytes() if left is None else max(0, min(left, self.free_bytes()))
         share = 0 if self._evicts_nothing else (free + self._budget.used_by(pool)) // AHEAD_SHARE
@@ -348,6 +348,8 @@ class DiskTier:
         await self.flush()
         loaded = await self._ask_index(self.index.load, token)
         record = loaded[0] if loaded is not None else BlobRecord.empty(token, generation)
+        if record.generation.key != generation.key:
+            record = replace(record, generation=generation)
         return await self._threads.run(self._residency, record)
 
     async def pin(self, blob: Blob, pinned: bool) -> None:
@@ -366,7 +368,7 @@ class DiskTier:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
             try:
-                freed = await self.evictor.remove(token, generation.key)
+                freed = await self.evictor.remove(token, generation.file)
             except (OSError, sqlite3.Error) as error:
                 raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:

@@ -166,7 +166,7 @@ class Pool:
 
     def of_file(self, key: str) -> list[Copy]:
         """The copies of all generations of a file."""
-        return [copy for copy in self._copies.values() if copy.generation.key == key]
+        return [copy for copy in self._copies.values() if copy.generation.file == key]
 
     def add(self, copy: Copy) -> None:
         """Add a copy that is to be loaded."""

@@ -227,7 +227,7 @@ class HostTier:
         return 0 if limit is None else self._used(pool) + coming - limit
 
     def _pool(self, blob: Blob) -> str:
-        return self._quotas.pool(blob.generation.key)
+        return self._quotas.pool(blob.generation.file)
 
     def _used(self, pool: str) -> int:
         return sum(hosted.blob.generation.size for hosted in self._of(pool))

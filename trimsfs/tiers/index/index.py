@@ -110,7 +110,7 @@ class BlobIndex:
                     (
                         token,
                         os.fsencode(store),
-                        os.fsencode(generation.key),
+                        os.fsencode(generation.file),
                         generation.etag,
                         generation.version_id,
                         generation.size,
