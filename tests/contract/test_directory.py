@@ -56,6 +56,7 @@ async def test_links_that_stay_inside_are_followed(root: Path, store: DirectoryS
 
 
 async def test_link_that_now_leads_to_another_file_is_another_generation(root: Path, store: DirectoryStore) -> None:
+    """What has the old one open reads on in the file that the link has led to."""
     (root / "v1").write_bytes(b"old bytes")
     (root / "v2").write_bytes(b"new bytes")
     (root / "latest").symlink_to("v1")
@@ -64,8 +65,35 @@ async def test_link_that_now_leads_to_another_file_is_another_generation(root: P
     (root / "new").replace(root / "latest")
 
     assert (await store.stat("latest")).etag != old.etag
+    assert await read(store, await store.stat("latest")) == b"new bytes"
+    assert await read(store, old) == b"old bytes"
+    (root / "v1").write_bytes(b"other bytes")
     with pytest.raises(ObjectChangedError):
         await read(store, old)
+
+
+async def test_all_links_to_a_file_have_its_content(root: Path, store: DirectoryStore) -> None:
+    """By whatever way they are found, and as long as it stays."""
+    (root / "blobs").mkdir()
+    (root / "blobs/aaaa").write_bytes(b"weights")
+    for revision in ("r1", "r2"):
+        (root / "snapshots" / revision).mkdir(parents=True)
+        (root / "snapshots" / revision / "model").symlink_to("../../blobs/aaaa")
+    (root / "main").symlink_to("snapshots/r1")
+    (root / "absolute").symlink_to(root / "blobs")
+    keys = ["blobs/aaaa", "snapshots/r1/model", "snapshots/r2/model", "main/model", "absolute/aaaa"]
+
+    found = [await store.stat(key) for key in keys]
+
+    listed = [await store.list_page(key.rpartition("/")[0] + "/") for key in keys]
+    assert [page.objects for page in listed] == [(generation,) for generation in found]
+    assert [generation.key for generation in found] == keys
+    assert len({generation.token(store.identity) for generation in found}) == 1
+    apart = DirectoryStore(root, share_links=False)
+    assert len({(await apart.stat(key)).token(store.identity) for key in keys}) == len(keys)
+    await apart.aclose()
+    (root / "snapshots/r2/model").unlink()
+    assert await read(store, found[2]) == b"weights"
 
 
 @pytest.mark.parametrize(

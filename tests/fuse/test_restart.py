@@ -103,9 +103,10 @@ def test_processes_say_what_they_are(name: str, shown: str, store_directory: Pat
     (tmp_path / name).mkdir()
     with mounted(store_directory, tmp_path / name, "--fetch-processes", "2") as mount:
         server = serving(mount)
-        wait_until(lambda: len(titles(mount)) == 6)
+        wait_until(lambda: len(titles(mount)) == 8)
         before = titles(mount)
         assert sorted(before.values()) == [
+            *[f"trimsfs broker {mountpoint}"] * 2,  # one of the standby
             *[f"trimsfs fetch {mountpoint}"] * 2,
             f"trimsfs keeper {mountpoint}",
             *(f"trimsfs {role} {mountpoint}" for role in ("server", "spawner", "standby")),

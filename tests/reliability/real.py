@@ -71,7 +71,10 @@ class RealDriver:
 
     def _begin(self) -> None:
         self._stack = ExitStack()
-        self._mount = self._stack.enter_context(mounted(self._store, self._directory, *self._options))
+        # So that a store can be made one that root may not read.
+        before = ("setpriv", "--bounding-set=-dac_read_search")
+        mount = mounted(self._store, self._directory, *self._options, before=before)
+        self._mount = self._stack.enter_context(mount)
         self._begun = time.monotonic()
 
     # Servers

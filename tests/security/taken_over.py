@@ -19,8 +19,11 @@ from typing import Any
 
 import trio
 
+from trimsfs.errors import StoreError
 from trimsfs.handover.keeper_client import KeeperClient
+from trimsfs.options import MountOptions
 from trimsfs.server import daemon, lifecycle
+from trimsfs.stores import DirectoryStore, Store, open_store
 
 SEED = 7
 MOST = 2000
@@ -64,6 +67,8 @@ def attempted(function: Callable[[], object]) -> str:
     """What comes of an attempt: the name of the errno, or that it was allowed."""
     try:
         function()
+    except StoreError as error:
+        return type(error).__name__
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, "OSError")
     return "allowed"
@@ -77,7 +82,9 @@ def called(name: str, *arguments: object) -> str:
 def attack(keeper: TakenOver) -> dict[str, Any]:
     """Everything that would be of use to somebody who wants more than this server has."""
     found: dict[str, Any] = {}
-    for who, pid in VICTIMS["pids"].items():
+    children = map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    brokers = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_text().startswith("trimsfs broker")]
+    for who, pid in {**VICTIMS["pids"], "its broker": brokers[0]}.items():
         found |= {
             f"kill {who}": attempted(lambda pid=pid: os.kill(pid, signal.SIGURG)),  # type: ignore[misc]
             f"trace {who}": called("ptrace", _PTRACE_ATTACH, pid, None, None),
@@ -88,6 +95,14 @@ def attack(keeper: TakenOver) -> dict[str, Any]:
         }
     for path in VICTIMS["unreadable"]:
         found[f"read {path}"] = attempted(Path(path).read_bytes)
+    broker = STORES[0].broker
+    assert broker is not None
+    for path in VICTIMS["outside"]:
+        for key in (path, f"../../../../../../../..{path}", f"out{path}"):
+            found |= {
+                f"have {key} opened": attempted(lambda key=key: broker.open(key)),  # type: ignore[misc]
+                f"have {key} looked at": attempted(lambda key=key: broker.stat(key)),  # type: ignore[misc]
+            }
     for path in VICTIMS["unwritable"]:
         found |= {
             f"write {path}": attempted(lambda path=path: os.open(path, os.O_WRONLY)),  # type: ignore[misc]
@@ -161,6 +176,15 @@ def complain(keeper: TakenOver) -> dict[str, Any]:
     return {}
 
 
+def remembered(options: MountOptions, *, max_requests: int) -> Store:
+    """The store of this server, with what reads for it."""
+    store = open_store(options, max_requests=max_requests)
+    assert isinstance(store, DirectoryStore)
+    STORES.append(store)
+    return store
+
+
+STORES: list[DirectoryStore] = []
 ACTS = {act.__name__: act for act in (attack, hoard, flood, babble, complain)}
 
 if __name__ == "__main__":
@@ -168,4 +192,5 @@ if __name__ == "__main__":
     VICTIMS = json.loads(Path(sys.argv[3]).read_text())
     del sys.argv[1:4]
     vars(lifecycle)["KeeperClient"] = TakenOver
+    vars(daemon)["open_store"] = remembered
     daemon.main()

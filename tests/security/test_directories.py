@@ -1,22 +1,29 @@
 """A directory store in which somebody else may write: nothing from outside of it is ever shown."""
 
-import errno
+import json
 import os
 import signal
+import socket
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from tests.contract.backends import read
 from tests.support.mounts import mounted
 from tests.support.survival import Survival, Survived
 from tests.support.tmpfs import tmpfs
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, TransientStoreError
-from trimsfs.stores import DirectoryStore
+from tests.support.users import SERVER_USER, as_user
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError, TransientStoreError
+from trimsfs.server.sandbox import CAP_DAC_READ_SEARCH, become, fence, identity
+from trimsfs.stores import DirectoryStore, Page
+from trimsfs.stores.broker import Broker
 from trimsfs.types import SIZE_MAX, Generation
 
 SECRET, HARMLESS = b"secret of another" * 100, b"weights of a model" * 100
@@ -92,8 +99,157 @@ def _etag(status: os.stat_result) -> str:
     return "-".join(f"{number:x}" for number in numbers)
 
 
-def test_what_the_server_may_not_read_is_not_read_by_another_name(store_directory: Path, tmp_path: Path) -> None:
-    """Nor is anything served that is no file, and a file may tell any size and time."""
+# What reads for a server
+
+
+@pytest.fixture
+def brokered(tmp_path: Path) -> Iterator[DirectoryStore]:
+    """A store that only root may enter, and all that is in it, with a broker; beside it is what else only root may
+    read for that reason alone."""
+    private = tmp_path / "private"
+    root = private / "store"
+    (root / "dir").mkdir(parents=True)
+    (private / "beside").write_bytes(SECRET)
+    for name in ("dir/model", "model"):
+        (root / name).write_bytes(HARMLESS)
+        (root / name).chmod(0o600)
+    (root / "link").symlink_to("dir/model")
+    (root / "out").symlink_to("../beside")
+    (root / "shadow").symlink_to("/etc/shadow")
+    (root / "up").symlink_to("..")
+    os.mkfifo(root / "fifo")
+    os.mknod(root / "memory", 0o666 | stat.S_IFCHR, os.makedev(1, 1))
+    (root / "dir").chmod(0o700)
+    private.chmod(0o700)
+    store = DirectoryStore(root)
+
+    def confine() -> None:
+        become(identity(str(SERVER_USER)), keep=CAP_DAC_READ_SEARCH)
+        fence([])
+
+    store.broker = Broker(store.local, confine=confine, mountpoint=tmp_path, not_for_it=[])
+    yield store
+    end_of(store).close()
+
+
+def end_of(store: DirectoryStore) -> socket.socket:
+    """The server's end of the channel to the broker."""
+    assert isinstance(store.broker, Broker)
+    return store.broker._socket
+
+
+def as_server(function: Callable[[], Any]) -> Any:
+    return as_user(SERVER_USER, function)
+
+
+def test_a_server_reads_what_root_may_of_the_store(brokered: DirectoryStore) -> None:
+    async def look() -> tuple[Page, Page, list[bytes]]:
+        pages = [await brokered.list_page(prefix) for prefix in ("", "dir/")]
+        contents = [await read(brokered, await brokered.stat(key)) for key in ("model", "link", "dir/model")]
+        await brokered.probe()
+        for key in ("absent", "out", "shadow", "up/beside", "fifo", "memory", "../beside"):
+            with pytest.raises(ObjectNotFoundError):
+                await brokered.stat(key)
+        return pages[0], pages[1], contents
+
+    top, below, contents = as_server(partial(trio.run, look))
+    assert [generation.key for generation in top.objects] == ["link", "model"]
+    assert (top.prefixes, top.unreadable) == (("dir/",), ())
+    assert [generation.key for generation in below.objects] == ["dir/model"]
+    assert contents == [HARMLESS] * 3
+    alone = DirectoryStore(brokered.local.root)
+    with pytest.raises(AssertionError, match=rf"{alone.local.root}: Permission denied: let uid {SERVER_USER}"):
+        as_server(partial(trio.run, alone.probe))
+
+
+def test_a_server_gets_nothing_else_from_its_broker(brokered: DirectoryStore) -> None:
+    """Nor a directory, which would lead to what lies beside the store."""
+    root = brokered.local.root
+    assert brokered.broker is not None
+    broker = brokered.broker
+    lies = ["../beside", f"{root.parent}/beside", "/etc/shadow", "out", "shadow", "up/beside", "dir/../../beside"]
+    none = ["", ".", "dir", "dir/", "..", "fifo", "memory", "absent", "a\0b", "\ud800", "x" * 5000, "/proc/self/mem"]
+
+    def attack() -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key in (*lies, *none):
+            for what, ask in (("open", broker.open), ("stat", broker.stat)):
+                try:
+                    found[f"{what} {key[:20]}"] = ask(key)
+                except (OSError, StoreError):
+                    continue
+        for prefix in ("..", "/", "/etc/", "up/", "dir/../../"):
+            page = broker.list_page(prefix, None, 1000)
+            if page.exists:
+                found[f"list {prefix}"] = page
+        return found
+
+    assert as_server(attack) == {}
+
+
+def test_a_broker_answers_on_whatever_it_is_asked(brokered: DirectoryStore) -> None:
+    end = end_of(brokered)
+    good = {"do": "open", "key": "model"}
+    bad: list[object] = [
+        *(b"\xff", b"{", b"[]", b"null", b"[" * 60_000, {}, {"do": "write", "key": "model"}, {"do": "list", "key": ""}),
+        {"do": "list", "key": "", "token": None, "limit": -1},
+        {"do": "list", "key": "", "token": 1, "limit": 1},
+        *({"do": "open", "key": key} for key in (None, 7, ["model"], {"key": "model"})),
+    ]
+
+    def ask() -> list[bytes]:
+        answers = []
+        for message in bad:
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    data = message if isinstance(message, bytes) else json.dumps(message).encode()
+                    socket.send_fds(end, [data], [theirs.fileno()])
+                ours.settimeout(10)
+                answers.append(ours.recv(100))
+            end.send(json.dumps(good).encode())  # and nowhere to answer to
+        for number in range(100):  # nobody hears the answer
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                socket.send_fds(end, [json.dumps(good).encode()], [theirs.fileno(), end.fileno()][: 1 + number % 2])
+        return answers
+
+    assert set(as_server(ask)) == {b""}
+    assert brokered.broker is not None
+    assert as_server(partial(brokered.broker.stat, "model")).size == len(HARMLESS)
+
+
+@pytest.mark.parametrize("component", ["file", "directory"])
+def test_a_broker_opens_nothing_from_outside_while_links_are_exchanged(
+    component: str, brokered: DirectoryStore
+) -> None:
+    root = brokered.local.root
+    (root.parent / "outside").mkdir()
+    (root.parent / "outside/model").write_bytes(SECRET)
+    (root / "away").symlink_to(root.parent / ("beside" if component == "file" else "outside"))
+    right = root / ("dir/model" if component == "file" else "dir")
+    assert brokered.broker is not None
+    broker = brokered.broker
+
+    def ask() -> Counter[bytes]:
+        found = Counter[bytes]()
+        for _ in range(ROUNDS):
+            try:
+                descriptor = broker.open("dir/model")
+            except (StoreError, OSError):
+                found[b""] += 1
+                continue
+            with open(descriptor, "rb") as file:
+                found[file.read()] += 1
+        return found
+
+    with swapping(right, root / "away"):
+        found = as_server(ask)
+    assert set(found) == {HARMLESS, b""}
+
+
+def test_nothing_is_served_that_is_no_file_of_the_store(store_directory: Path, tmp_path: Path) -> None:
+    """Not by another name either; a file may tell any size and time."""
     outside = tmp_path / "outside"
     outside.write_bytes(SECRET)
     outside.chmod(0o600)
@@ -115,16 +271,12 @@ def test_what_the_server_may_not_read_is_not_read_by_another_name(store_director
             (store_directory / name).write_bytes(HARMLESS)
             os.utime(store_directory / name, (time_s, time_s))
         with mounted(store_directory, tmp_path, "--cold-open", "stream", "--min-free", "0") as mount:
-            for name in ("mine", "hard"):  # which tests let all read
-                (store_directory / name).chmod(0o600)
             assert set(os.listdir(mount.path)) == {"model", "mine", "hard", "sparse", "old", "new"}
             for name in ("fifo", "memory", "zeros", "disk", "link", "fd", "fd/0", "too-sparse"):
                 with pytest.raises(FileNotFoundError):
                     (mount.path / name).read_bytes()
-            for name in ("mine", "hard"):
-                with pytest.raises(OSError, match="Permission denied") as caught:
-                    (mount.path / name).read_bytes()
-                assert caught.value.errno == errno.EACCES
+            for name in ("mine", "hard"):  # all links are
+                assert (mount.path / name).read_bytes() == SECRET
             for name in ("model", "old", "new"):
                 assert (mount.path / name).read_bytes() == HARMLESS
             with (mount.path / "sparse").open("rb", buffering=0) as file:

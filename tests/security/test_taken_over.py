@@ -56,7 +56,13 @@ def test_it_gets_nothing_of_its_keeper_of_other_servers_and_of_the_host(
     elsewhere.write_text("to all")
     elsewhere.chmod(0o666)
     elsewhere.parent.chmod(0o777)
+    (store / "out").symlink_to("/")
+    beside = store.parent / "private/beside"  # as the store would be, below a directory for root alone
+    beside.parent.mkdir(mode=0o700)
+    beside.write_bytes(b"to all")
     with mounted(store, tmp_path / "other") as other:
+        (store / "secret").write_bytes(b"for root")
+        (store / "secret").chmod(0o600)
         facts = other.control()
         victims = {
             "pids": {
@@ -65,7 +71,8 @@ def test_it_gets_nothing_of_its_keeper_of_other_servers_and_of_the_host(
                 "another server": facts["server_pid"],
                 "a program": os.getpid(),
             },
-            "unreadable": ["/etc/shadow", str(socket_path(mount.path))],
+            "outside": ["/etc/shadow", str(socket_path(mount.path)), str(beside)],
+            "unreadable": ["/etc/shadow", str(socket_path(mount.path)), str(store / "secret"), str(beside)],
             "unwritable": [str(elsewhere), str(other.cache / "index.sqlite"), str(socket_path(other.path))],
             "socket": str(socket_path(mount.path)),
         }
@@ -77,6 +84,7 @@ def test_it_gets_nothing_of_its_keeper_of_other_servers_and_of_the_host(
     assert len(found) >= 45
     assert elsewhere.read_text() == "to all"
     assert (mount.path / "model").read_bytes() == b"weights"
+    assert (mount.path / "secret").read_bytes() == b"for root"
 
 
 def test_it_cannot_use_its_keeper_up(mount: MountedStore, store: Path) -> None:

@@ -32,6 +32,7 @@ from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server.lifecycle import Loaded, serve
 from trimsfs.server.sandbox import (
+    CAP_DAC_READ_SEARCH,
     HIGHEST_NICE,
     RLIMIT_NICE,
     become,
@@ -41,7 +42,8 @@ from trimsfs.server.sandbox import (
     identity,
     raised,
 )
-from trimsfs.stores import Store, open_store
+from trimsfs.stores import DirectoryStore, Store, open_store
+from trimsfs.stores.broker import Broker
 from trimsfs.text import LineFormatter, set_process_title
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
+        if isinstance(store, DirectoryStore):
+            _start_broker(options, store, mountpoint, keeper_end)
         cache_fails = _confine(options)
         # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
         gc.collect()
@@ -131,6 +135,19 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
     return partial(signatures.read_manifest, key=signatures.load_key(options.signing_key))
 
 
+def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path, keeper_end: socket.socket) -> None:
+    """Start what reads for a server of root's mount the files that its own user may not read. Raises TrimsError."""
+    if options.server_user is None or (user := identity(options.server_user)).uid == 0:
+        return
+
+    def confine() -> None:
+        become(user, keep=CAP_DAC_READ_SEARCH)
+        if options.fence:
+            fence([])
+
+    store.broker = Broker(store.local, confine=confine, mountpoint=mountpoint, not_for_it=[keeper_end.fileno()])
+
+
 def _confine(options: MountOptions) -> CacheUnusableError | None:
     """Give up what is not needed once everything is loaded, and begin to log; why the disk fails below the cache
     directory, if it does: who goes on with a mount can do without. Raises TrimsError."""
@@ -149,6 +166,8 @@ def _confine(options: MountOptions) -> CacheUnusableError | None:
                 raise
             fails = error
         become(user)
+    with contextlib.suppress(OSError):  # before the fence: nothing is made beside it later
+        options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     hindered = hindrance(options.cache_dir)
     if hindered is not None and fails is None:
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")

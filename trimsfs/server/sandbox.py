@@ -26,7 +26,11 @@ except RuntimeError:  # it finds no libseccomp
 
 log = logging.getLogger(__name__)
 
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
+CAP_DAC_READ_SEARCH = 2
+"""The capability to read any file and to enter any directory."""
+_CAPABILITY_VERSION = 0x20080522
+"""_LINUX_CAPABILITY_VERSION_3 of <linux/capability.h>."""
 _TIOCSTI, _CLONE_NEWUSER = 0x5412, 0x10000000
 RLIMIT_NICE, HIGHEST_NICE = 13, 40
 """The limit by which a process without privileges may raise its priority, and its highest value."""
@@ -122,8 +126,9 @@ def raised(limit: int, value: int) -> bool:
     return True
 
 
-def become(user: Identity) -> None:
-    """Become a user without capabilities, for good. For a process of root, with one thread.
+def become(user: Identity, *, keep: int | None = None) -> None:
+    """Become a user without capabilities, but for one to *keep* if this root has it, for good. For a process of root,
+    with one thread.
 
     Raises ConfigurationError where this root may not become that user.
     """
@@ -133,9 +138,12 @@ def become(user: Identity) -> None:
     try:
         for capability in range(int(_LAST_CAPABILITY.read_text()) + 1):
             _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+        _libc.prctl(_PR_SET_KEEPCAPS, ctypes.c_ulong(keep is not None), 0, 0, 0)
         os.setgroups(user.groups)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
+        if keep is not None and not _hold(1 << keep):
+            _hold(0)
         # As after an exec: who may write to this process's files in /proc is this user, not root.
         _libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0)
     except OSError as error:
@@ -143,6 +151,13 @@ def become(user: Identity) -> None:
             f"option --server-user: cannot become {user.name}: {error.strerror}: "
             "let the container have SETUID and SETGID, or set --server-user root"
         ) from error
+
+
+def _hold(capabilities: int) -> bool:
+    """Give up all other capabilities; False if this process does not have these."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    held: int = _libc.capset(header, struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0))
+    return held == 0
 
 
 def fence(writable: Iterable[Path]) -> None:
@@ -212,6 +227,6 @@ def _restrict_calls() -> None:
 def hindrance(path: Path) -> str | None:
     """What keeps this process from a directory, if anything does: for messages."""
     for above in (*reversed(path.parents), path):
-        if not os.access(above, os.X_OK):
+        if os.access(above, os.F_OK) and not os.access(above, os.X_OK):
             return f"{above} may not be entered by the server, which runs as uid {os.getuid()}"
     return None

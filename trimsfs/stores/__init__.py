@@ -24,6 +24,7 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
     Raises ConfigurationError for a URL that names none.
     """
     url = options.store or ""
+    share_links = options.signatures == "off"  # else what is signed at one path would be admitted at others
     if url.startswith("s3://"):
         # Not as a URL is parsed: a prefix may hold any character.
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
@@ -33,11 +34,11 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
-        return DirectoryStore(Path(unquote(urlsplit(url).path)))
+        return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
     if "://" in url:
         return FsspecStore(url, max_requests=max_requests)
     if url:
-        return DirectoryStore(Path(url))
+        return DirectoryStore(Path(url), share_links=share_links)
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
 
 

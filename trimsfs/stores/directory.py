@@ -1,5 +1,6 @@
 """A local directory as a store."""
 
+import errno
 import os
 import stat as stat_module
 from bisect import bisect_right
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -29,15 +30,186 @@ PIECE = 1 << 18
 """Bytes read at a time."""
 
 
+class DirectoryReader(Protocol):
+    """Looks at the files of a directory store. Blocks on the disk; raises OSError, and StoreError as a `Store` does."""
+
+    def probe(self) -> None:
+        """As `Store.probe`."""
+
+    def list_page(self, prefix: str, token: str | None, limit: int) -> Page:
+        """As `Store.list_page`."""
+
+    def stat(self, key: str) -> Generation:
+        """As `Store.stat`."""
+
+    def open(self, key: str) -> int:
+        """A descriptor of a file, for reading."""
+
+
+class LocalReader:
+    """The `DirectoryReader` that reads as this process may; with *share_links*, links to a file have one content."""
+
+    def __init__(self, root: Path, *, share_links: bool) -> None:
+        self.root = Path(os.path.realpath(root))
+        self._share_links = share_links
+
+    def probe(self) -> None:
+        try:
+            with self._opened("", os.O_RDONLY | os.O_DIRECTORY) as (descriptor, _):
+                os.scandir(descriptor).close()
+                os.stat(".", dir_fd=descriptor)  # which takes the right to enter it
+        except FileNotFoundError:
+            raise BucketNotFoundError(f"store directory {self.root} does not exist: create it") from None
+        except NotADirectoryError:
+            raise BucketNotFoundError(f"store directory {self.root} is not a directory") from None
+
+    def list_page(self, prefix: str, token: str | None, limit: int) -> Page:
+        objects, prefixes, unreadable = list[Generation](), list[str](), list[str]()
+        try:
+            with (
+                self._opened(prefix, os.O_RDONLY | os.O_DIRECTORY) as (descriptor, directory),
+                os.scandir(descriptor) as scan,
+            ):
+                entries = sorted(scan, key=lambda entry: entry.name)
+                first = bisect_right(entries, token, key=lambda entry: entry.name) if token else 0
+                page = entries[first : first + limit]
+                found = [(prefix + entry.name, self._stat_entry(directory, prefix, entry)) for entry in page]
+        except OSError as error:
+            if not absent(error):
+                raise
+            self.probe()
+            return Page(objects=(), prefixes=(), next_token=None)
+        for key, known in found:
+            if isinstance(known, PermissionError):
+                unreadable.append(key)
+            elif known is not None and stat_module.S_ISREG(known[1].st_mode):
+                objects.append(self._generation(key, *known))
+            elif known is not None and stat_module.S_ISDIR(known[1].st_mode):
+                prefixes.append(f"{key}/")
+        return Page(
+            objects=tuple(objects),
+            prefixes=tuple(prefixes),
+            next_token=page[-1].name if first + limit < len(entries) else None,
+            empty=not objects and not prefixes,
+            unreadable=tuple(unreadable),
+        )
+
+    def _stat_entry(
+        self, directory: str, prefix: str, entry: "os.DirEntry[str]"
+    ) -> tuple[str, os.stat_result] | PermissionError | None:
+        """The key of the file that an entry is, and its status; None for one that is gone, or a link that leads
+        nowhere, outside or round."""
+        try:
+            if not entry.is_symlink():
+                return os.path.join(directory, entry.name), entry.stat(follow_symlinks=False)
+            with self._opened(prefix + entry.name, os.O_PATH) as (descriptor, file):
+                status = os.fstat(descriptor)
+            round_ = stat_module.S_ISDIR(status.st_mode) and file in self._above(prefix)
+        except PermissionError as error:
+            return error
+        except OSError as error:
+            if absent(error):
+                return None
+            raise
+        return None if round_ else (file, status)
+
+    def _above(self, prefix: str) -> Iterator[str]:
+        """The keys of the directories that a prefix leads through, and of its own."""
+        parts = prefix.split("/")
+        for depth in range(len(parts)):
+            with self._opened("/".join(parts[:depth]), os.O_PATH) as (_, directory):
+                yield directory
+
+    def stat(self, key: str) -> Generation:
+        try:
+            with self._opened(key, os.O_PATH) as (descriptor, file):
+                status = os.fstat(descriptor)
+        except OSError as error:
+            if not absent(error):
+                raise
+            self.probe()
+            raise ObjectNotFoundError(f"{key}: no such file in {self.root}") from None
+        if not stat_module.S_ISREG(status.st_mode):
+            raise ObjectNotFoundError(f"{key}: not a regular file in {self.root}")
+        return self._generation(key, file, status)
+
+    def open(self, key: str) -> int:
+        try:
+            with self._opened(key, os.O_PATH) as (descriptor, _):
+                if not stat_module.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise ObjectNotFoundError(f"{key}: not a regular file in {self.root}")
+                try:  # to open a device can have effects, so what it is was asked first
+                    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(self.root / key)) from None
+        except OSError as error:
+            if not absent(error):
+                raise
+            self.probe()
+            raise ObjectNotFoundError(f"{key}: removed from {self.root}") from None
+
+    def _generation(self, key: str, file: str, status: os.stat_result) -> Generation:
+        return Generation(
+            key=key,
+            etag=_etag(status),
+            size=status.st_size,
+            modified_ns=moment(status.st_mtime_ns),
+            linked=file if self._share_links and file != key else None,
+        )
+
+    @contextmanager
+    def _opened(self, key: str, flags: int) -> Iterator[tuple[int, str]]:
+        """A descriptor of a key's file, which is inside the directory even if links are changed meanwhile, and the key
+        of that file, another one for a link."""
+        descriptor = os.open(self._path(key), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor, self._key(os.readlink(f"/proc/self/fd/{descriptor}"))
+        finally:
+            os.close(descriptor)
+
+    def _path(self, key: str) -> str:
+        """The file of a key."""
+        path = str(self.root / key)
+        try:
+            path = os.path.realpath(path, strict=True)
+        except PermissionError:
+            self._key(os.path.realpath(path))
+            raise
+        self._key(path)
+        return path
+
+    def _key(self, path: str) -> str:
+        """The key of a file. Raises FileNotFoundError for one outside of the directory: it is none of the store's."""
+        above = os.path.join(self.root, "")
+        if path != str(self.root) and not path.startswith(above):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return path[len(above) :]
+
+
+def _etag(status: os.stat_result) -> str:
+    identity = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    return "-".join(f"{number:x}" for number in identity)
+
+
 class DirectoryStore:
     """The files below a directory. A file's ETag is made of its inode, size and times.
 
     Symbolic links are followed while they stay inside the directory and lead to no directory above themselves;
-    others do not exist. Special files do not exist.
+    others do not exist. Special files do not exist. With *share_links*, all links to a file have its content.
+
+    ``broker`` reads what this process may not, if there is one.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.realpath(root))
+    def __init__(self, root: Path, *, share_links: bool = True) -> None:
+        self.local = LocalReader(root, share_links=share_links)
+        self.broker: DirectoryReader | None = None
+        self._root = self.local.root
         self._limiter = trio.CapacityLimiter(MAX_THREADS)
 
     @property
@@ -52,14 +224,18 @@ class DirectoryStore:
     def forkable(self) -> bool:
         return True
 
+    @property
+    def links(self) -> bool:
+        return True
+
     async def probe(self) -> None:
-        await self._call(self._probe)
+        await self._call(partial(self._ask, lambda reader: reader.probe()))
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         return await self._call(partial(self._list_page, prefix, token, limit))
 
     async def stat(self, key: str) -> Generation:
-        return await self._call(partial(self._stat, key))
+        return await self._call(partial(self._ask, lambda reader: reader.stat(key)))
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
         await self._call(partial(self._read, generation, offset, length, sink))
@@ -74,125 +250,51 @@ class DirectoryStore:
         try:
             return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
         except PermissionError as error:
-            remedy = f"let uid {os.geteuid()} read it, or set --server-user" if os.geteuid() else "change its mode"
-            raise StoreAccessError(f"{self._named(error)}: {error.strerror}: {remedy}") from error
+            raise StoreAccessError(f"{self._named(error)}: {error.strerror}: {self._remedy()}") from error
         except OSError as error:
             raise TransientStoreError(f"{self._named(error)}: {error.strerror}") from error
 
     def _named(self, error: OSError) -> object:
         """The file that an error is about; errors of calls on descriptors name none."""
-        return self._root if isinstance(error.filename, int | None) else error.filename
+        if not isinstance(error.filename, str) or not os.path.isabs(error.filename):
+            return self._root
+        return error.filename if Path(error.filename).is_relative_to(self._root) else f"{self._root}: {error.filename}"
 
-    def _probe(self) -> None:
-        if not self._root.is_dir():
-            known = "is not a directory" if self._root.exists() else "does not exist: create it"
-            raise BucketNotFoundError(f"store directory {self._root} {known}")
-        os.scandir(self._root).close()
+    def _remedy(self) -> str:
+        if os.geteuid() == 0:
+            return "change its mode"
+        other = "mount as root" if self.broker is None else "set --server-user root"
+        return f"let uid {os.geteuid()} read it, or {other}"
+
+    def _ask(self, question: Callable[[DirectoryReader], T]) -> T:
+        """What this process may read, else what the broker may."""
+        try:
+            return question(self.local)
+        except PermissionError:
+            if self.broker is None:
+                raise
+        return question(self.broker)
 
     def _list_page(self, prefix: str, token: str | None, limit: int) -> Page:
-        try:
-            with self._opened(prefix, os.O_RDONLY | os.O_DIRECTORY) as descriptor, os.scandir(descriptor) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-                first = bisect_right(entries, token, key=lambda entry: entry.name) if token else 0
-                page = entries[first : first + limit]
-                found = [(entry.name, self._stat_entry(prefix, entry)) for entry in page]
-        except (OSError, ObjectNotFoundError) as error:
-            if not absent(error):
-                raise
-            self._probe()
-            return Page(objects=(), prefixes=(), next_token=None)
-        modes = [(name, status, stat_module.S_IFMT(status.st_mode)) for name, status in found if status is not None]
-        objects = [_generation(prefix + name, status) for name, status, mode in modes if mode == stat_module.S_IFREG]
-        prefixes = [f"{prefix}{name}/" for name, _, mode in modes if mode == stat_module.S_IFDIR]
-        return Page(
-            objects=tuple(objects),
-            prefixes=tuple(prefixes),
-            next_token=page[-1].name if first + limit < len(entries) else None,
-            empty=not objects and not prefixes,
-        )
-
-    def _stat_entry(self, prefix: str, entry: "os.DirEntry[str]") -> os.stat_result | None:
-        """The status of an entry; None for one that is gone, or a link that leads nowhere, outside or round."""
-        try:
-            if not entry.is_symlink():
-                return entry.stat(follow_symlinks=False)
-            target = self._path(prefix + entry.name)
-            parts = prefix.split("/")
-            if target in {self._path("/".join(parts[:depth])) for depth in range(len(parts))}:
-                return None
-            with self._opened(prefix + entry.name, os.O_PATH) as descriptor:
-                return os.fstat(descriptor)
-        except (OSError, ObjectNotFoundError) as error:
-            if absent(error) or (isinstance(error, PermissionError) and entry.is_symlink()):
-                return None
-            raise
-
-    def _stat(self, key: str) -> Generation:
-        try:
-            with self._opened(key, os.O_PATH) as descriptor:
-                status = os.fstat(descriptor)
-        except OSError as error:
-            if not absent(error):
-                raise
-            self._probe()
-            raise ObjectNotFoundError(f"{key}: no such file in {self._root}") from None
-        if not stat_module.S_ISREG(status.st_mode):
-            raise ObjectNotFoundError(f"{key}: not a regular file in {self._root}")
-        return _generation(key, status)
+        page = self._ask(lambda reader: reader.list_page(prefix, token, limit))
+        if page.unreadable and self.broker is not None:
+            return self.broker.list_page(prefix, token, limit)
+        return page
 
     def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> None:
+        descriptor = self._ask(lambda reader: reader.open(generation.file))
         buffer = memoryview(bytearray(min(PIECE, length)))
         done = 0
         try:
-            with self._opened(generation.key, os.O_RDONLY | os.O_NONBLOCK) as descriptor:
-                while done < length and stat_module.S_ISREG(os.fstat(descriptor).st_mode):
-                    count = os.preadv(descriptor, [buffer[: length - done]], offset + done)
-                    if count == 0:
-                        break
-                    sink(buffer[:count])
-                    done += count
-                # A writer changes the times of the file with its bytes, so looking afterwards is enough.
-                now = _generation(generation.key, os.fstat(descriptor))
-        except OSError as error:
-            if not absent(error):
-                raise
-            self._probe()
-            raise ObjectNotFoundError(f"{generation.key}: removed from {self._root}") from None
-        if now != generation or done < length:
-            raise ObjectChangedError(f"{generation.key}: the file in {self._root} has changed")
-
-    @contextmanager
-    def _opened(self, key: str, flags: int) -> Iterator[int]:
-        """A descriptor of a key's file, which is inside the directory even if links are changed meanwhile."""
-        descriptor = os.open(self._path(key), flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            self._check_inside(os.readlink(f"/proc/self/fd/{descriptor}"), key)
-            yield descriptor
+            while done < length:
+                count = os.preadv(descriptor, [buffer[: length - done]], offset + done)
+                if count == 0:
+                    break
+                sink(buffer[:count])
+                done += count
+            # A writer changes the times of the file with its bytes, so looking afterwards is enough.
+            now = _etag(os.fstat(descriptor))
         finally:
             os.close(descriptor)
-
-    def _path(self, key: str) -> str:
-        """The file of a key. Raises ObjectNotFoundError when a link leads out of the directory."""
-        path = os.path.realpath(self._root / key)
-        self._check_inside(path, key)
-        return path
-
-    def _check_inside(self, path: str, key: str) -> None:
-        if path != str(self._root) and not path.startswith(os.path.join(self._root, "")):
-            raise ObjectNotFoundError(f"{key}: outside {self._root}")
-
-
-def _generation(key: str, status: os.stat_result) -> Generation:
-    identity = (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
-    return Generation(
-        key=key,
-        etag="-".join(f"{number:x}" for number in identity),
-        size=status.st_size,
-        modified_ns=moment(status.st_mtime_ns),
-    )
+        if now != generation.etag or done < length:
+            raise ObjectChangedError(f"{generation.key}: the file in {self._root} has changed")

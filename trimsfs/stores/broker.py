@@ -1,0 +1,186 @@
+"""The broker: reads a directory store for a server that may not, as far as the user may who mounts, who is root.
+
+A process without a network, which the server forks while it is root itself. It keeps the capability to read any file,
+gives up all else, and looks at nothing but what is in the store: the server gets names, sizes and times from it, and
+descriptors of regular files for reading. Never of directories, which would lead to files that are no part of the store.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trio
+
+from trimsfs import errors
+from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
+from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.stores.base import Page
+from trimsfs.stores.directory import DirectoryReader
+from trimsfs.text import set_process_title
+from trimsfs.types import Generation
+
+THREADS = 16
+"""Requests that are answered at once."""
+_PIECE = 1 << 16
+_NAMES = tuple(each.name for each in fields(Generation))
+_VALUES = attrgetter(*_NAMES)
+
+
+class Broker:
+    """The server's end, a `DirectoryReader`: for any thread, and for processes that are forked later.
+
+    The process ends with those that have this end. *confine* has it give up what it does not need; it closes the
+    descriptors *not_for_it*.
+    """
+
+    def __init__(
+        self, reader: DirectoryReader, *, confine: Callable[[], None], mountpoint: Path, not_for_it: Iterable[int]
+    ) -> None:
+        ours, theirs = pair()
+        if os.fork() == 0:
+            status = 1
+            try:
+                ours.close()
+                for descriptor in not_for_it:
+                    os.close(descriptor)
+                set_process_title("broker", mountpoint)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that stops
+                confine()
+                _serve(theirs, reader)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+        self._socket = ours
+
+    async def watch(self) -> NoReturn:
+        """Raises StoreUnavailableError when the process has ended: the next server has another one."""
+        await trio.lowlevel.wait_readable(self._socket)
+        raise StoreUnavailableError("the broker has ended: starting another server")
+
+    def probe(self) -> None:
+        self._ask(do="probe")
+
+    def list_page(self, prefix: str, token: str | None, limit: int) -> Page:
+        page, _ = self._ask(do="list", key=prefix, token=token, limit=limit)
+        objects, prefixes, next_token, empty, unreadable = page
+        return Page(
+            objects=tuple(map(_generation, objects)),
+            prefixes=tuple(prefixes),
+            next_token=next_token,
+            empty=empty,
+            unreadable=tuple(unreadable),
+        )
+
+    def stat(self, key: str) -> Generation:
+        return _generation(self._ask(do="stat", key=key)[0])
+
+    def open(self, key: str) -> int:
+        _, descriptor = self._ask(do="open", key=key)
+        if descriptor is None:
+            raise _lost()
+        return descriptor
+
+    def _ask(self, **request: object) -> tuple[Any, int | None]:
+        """What the process answers, and the descriptor that it gives."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                try:
+                    socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno()])
+                except OSError as error:
+                    raise _lost() from error
+            data, descriptors, _, _ = socket.recv_fds(ours, _PIECE, 1, socket.MSG_CMSG_CLOEXEC)
+            pieces = [data]
+            while pieces[-1]:
+                pieces.append(ours.recv(_PIECE))
+        descriptor = descriptors[0] if descriptors else None
+        try:
+            return _result(json.loads(b"".join(pieces))), descriptor
+        except ValueError:
+            raise _lost() from None
+
+
+def _result(answer: dict[str, Any]) -> Any:
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["file"])
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["text"])
+    return answer["result"]
+
+
+def _generation(values: list[Any]) -> Generation:
+    return Generation(**dict(zip(_NAMES, values, strict=True)))
+
+
+def _lost() -> TransientStoreError:
+    return TransientStoreError("the broker has not answered")
+
+
+# In the process
+
+
+def _serve(orders: socket.socket, reader: DirectoryReader) -> None:
+    """Answer until nobody is left who could ask."""
+    threads = [threading.Thread(target=_answer_all, args=(orders, reader)) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _answer_all(orders: socket.socket, reader: DirectoryReader) -> None:
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(orders, MESSAGE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return
+        if descriptors:
+            with socket.socket(fileno=descriptors[0]) as end:
+                _answer(end, data, reader)
+
+
+def _answer(end: socket.socket, data: bytes, reader: DirectoryReader) -> None:
+    """Answer a request; what nobody asks who is well gets no answer."""
+    file: int | None = None
+    try:
+        result, file = _do(json.loads(data), reader)
+        answer: dict[str, Any] = {"result": result}
+    except OSError as error:
+        answer = {"errno": error.errno, "file": error.filename if isinstance(error.filename, str) else None}
+    except StoreError as error:
+        answer = {"error": type(error).__name__, "text": str(error)}
+    except (ValueError, RecursionError, TypeError):
+        return
+    try:
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            text = json.dumps(answer).encode()
+            sent = socket.send_fds(end, [text], [] if file is None else [file])
+            end.sendall(text[sent:])
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _do(request: object, reader: DirectoryReader) -> tuple[object, int | None]:
+    """Raises ValueError for what is no request."""
+    match request:
+        case {"do": "probe"}:
+            reader.probe()
+            return None, None
+        case {"do": "list", "key": str(key), "token": str() | None as token, "limit": int(limit)} if limit > 0:
+            page = reader.list_page(key, token, limit)
+            objects = [_VALUES(generation) for generation in page.objects]
+            return (objects, page.prefixes, page.next_token, page.empty, page.unreadable), None
+        case {"do": "stat", "key": str(key)}:
+            return _VALUES(reader.stat(key)), None
+        case {"do": "open", "key": str(key)}:
+            return None, reader.open(key)
+    raise ValueError("no request")
