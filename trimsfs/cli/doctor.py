@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -132,6 +132,11 @@ def _cache(options: MountOptions) -> str:
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
         raise _ProblemError(f"{directory}: {place} may not be written: set --cache-dir")
+    closed = _as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
+    if closed:
+        raise _ProblemError(
+            f"{directory}: {_server(options)} may not enter {closed[0]}: set --cache-dir or --server-user"
+        )
     status = os.statvfs(place)
     available = status.f_bavail * status.f_frsize
     if available <= options.min_free:
@@ -243,11 +248,28 @@ def _gpu_nodes(options: MountOptions) -> str:
     nodes = _nodes()
     if not nodes:
         return "none"
+    closed, who = _as_server(options, '[ -r "$one" ] && [ -w "$one" ]', nodes), _server(options)
+    if closed:
+        raise _Advice(
+            f"no copies of models on GPUs: {who} may not open {', '.join(closed)}: "
+            "add it to the group of these devices" + (", or set --server-user" if options.server_user else "")
+        )
+    return f"{who} may open {', '.join(map(str, nodes))}"
+
+
+def _server(options: MountOptions) -> str:
+    """Whom the server of the mount runs as."""
+    if options.server_user is None:
+        return "this user"
+    return f"the server, which runs as {identity(options.server_user).name},"
+
+
+def _as_server(options: MountOptions, test: str, paths: Sequence[Path]) -> list[str]:
+    """The paths for which a *test* of the shell fails that the server's user makes of each as ``$one``: only the kernel
+    can tell, which also asks control groups and access lists."""
     user = identity(options.server_user) if options.server_user is not None else None
-    # Only the kernel can tell, which also asks control groups and access lists.
-    script = 'for node; do [ -r "$node" ] && [ -w "$node" ] || echo "$node"; done'
     done = subprocess.run(
-        ["/bin/sh", "-c", script, "sh", *nodes],
+        ["/bin/sh", "-c", f'for one; do {test} || echo "$one"; done', "sh", *paths],
         cwd="/",
         user=user.uid if user else None,
         group=user.gid if user else None,
@@ -257,13 +279,7 @@ def _gpu_nodes(options: MountOptions) -> str:
         timeout=60,
         check=True,
     )
-    who = f"the server, which runs as {user.name}," if user else "this user"
-    if done.stdout:
-        raise _Advice(
-            f"no copies of models on GPUs: {who} may not open {', '.join(done.stdout.splitlines())}: "
-            "add it to the group of these devices" + (", or set --server-user" if user else "")
-        )
-    return f"{who} may open {', '.join(map(str, nodes))}"
+    return done.stdout.splitlines()
 
 
 def _nodes() -> list[Path]:

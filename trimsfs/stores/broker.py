@@ -29,6 +29,8 @@ from trimsfs.types import Generation
 
 THREADS = 16
 """Requests that are answered at once."""
+MOST_NAMES = 100_000
+"""In one answer."""
 _PIECE = 1 << 16
 _NAMES = tuple(each.name for each in fields(Generation))
 _VALUES = attrgetter(*_NAMES)
@@ -176,7 +178,7 @@ def _do(request: object, reader: DirectoryReader) -> tuple[object, int | None]:
             reader.probe()
             return None, None
         case {"do": "list", "key": str(key), "token": str() | None as token, "limit": int(limit)} if limit > 0:
-            page = reader.list_page(key, token, limit)
+            page = reader.list_page(key, token, min(limit, MOST_NAMES))
             objects = [_VALUES(generation) for generation in page.objects]
             return (objects, page.prefixes, page.next_token, page.empty, page.unreadable), None
         case {"do": "stat", "key": str(key)}:
