@@ -191,7 +191,7 @@ def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) ->
         facts = mount.control()
         assert facts["passthrough"] == {"used": True}
         assert mount.info("model")["passthrough"]
-        wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]))
+        wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]), timeout_s=30)
         processes = family(facts["keeper_pid"])
         assert len(processes) > 5
         for pid in processes[1:]:
