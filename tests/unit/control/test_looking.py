@@ -135,13 +135,17 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
     assert facts["options"].pop("store") == facts["store"] == store.identity
     assert facts.pop("options")["uid"] == OWNER.uid
     assert time.time() - facts.pop("started") < 60
+    assert 0 < facts["descriptors"].pop("open") < facts["descriptors"].pop("limit")
     assert facts == {
         "version": __version__,
         "mountpoint": str(MOUNTPOINT),
         "store": store.identity,
         "server_pid": os.getpid(),
         "keeper_pid": os.getppid(),
+        "keeper_problem": None,
         "restarts": 0,
+        "processes": {},
+        "descriptors": {},
         "cache_dir": str(tmp_path / "cache"),
         "store_problem": None,
         "cache_problem": None,
