@@ -234,13 +234,10 @@ class Namespace:
         if directory is not None:
             directory.outdated[os.fsencode(name)] = trio.current_time()
 
-    def refresh(self, path: str) -> None:
-        """Ask the store at the next lookup of a file, or of a directory (with its closing slash) and in all below it.
-        What is known is kept for as long as the store does not answer."""
-        self.mark_outdated(path.removesuffix("/"))
-        for prefix, directory in self._directories.items():
-            if is_below(prefix, path):
-                directory.expire(trio.current_time())
+    def expire(self, path: str) -> None:
+        """Ask the store at the next lookup in a directory (with its closing slash) or below; what is known is kept."""
+        for directory in [directory for prefix, directory in self._directories.items() if is_below(prefix, path)]:
+            directory.expire(trio.current_time())
 
     def _directory(self, prefix: str) -> Directory:
         directory = self._directories.get(prefix)
