@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trimsfs.client.tensors import Tensors
+
 
 @dataclass(frozen=True, slots=True)
 class Array:
@@ -24,6 +26,12 @@ WEIGHT = Array("float32", (2, 3), struct.pack("<6f", *range(6)))
 BIAS = Array("int64", (3,), struct.pack("<3q", 7, 8, 9))
 HALF = Array("float16", (4,), struct.pack("<4e", 1, 2, 3, 4))
 ARRAYS: Mapping[str, Array] = {"net.weight": WEIGHT, "net.bias": BIAS, "half": HALF}
+
+
+def content(model: Tensors) -> dict[str, Array]:
+    """The tensors of a model that is open."""
+    return {each.name: Array(each.dtype, each.shape, bytes(model.raw(each))) for each in model.table.tensors}
+
 
 _MXNET = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int64": 6}
 _SAFETENSORS = {"float32": "F32", "int64": "I64", "float16": "F16"}

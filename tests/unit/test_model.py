@@ -11,7 +11,7 @@ import pytest
 
 import trimsfs
 from tests.support import model_files
-from tests.support.model_files import ARRAYS, WEIGHT, Array
+from tests.support.model_files import ARRAYS, WEIGHT, content
 from trimsfs.client import Model
 
 
@@ -25,10 +25,6 @@ def path(tmp_path: Path) -> Path:
 def open_files() -> list[str]:
     """Where this process's descriptors lead."""
     return [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-
-
-def content(model: Model) -> dict[str, Array]:
-    return {each.name: Array(each.dtype, each.shape, bytes(model.raw(each))) for each in model.table.tensors}
 
 
 def test_nothing_is_mapped_before_it_is_asked_for(path: Path) -> None:
@@ -53,7 +49,7 @@ def test_a_file_that_is_not_there_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
-    model = trimsfs.open(tmp_path / "empty")
+    model = Model(tmp_path / "empty")
     assert model.mapping == b""
     with pytest.raises(trimsfs.FormatError):
         model.numpy()
@@ -61,7 +57,7 @@ def test_an_empty_file_is_no_model(tmp_path: Path) -> None:
 
 def test_threads_get_one_mapping_and_one_table(path: Path) -> None:
     for _ in range(50):
-        model = trimsfs.open(path)
+        model = Model(path)
         with ThreadPoolExecutor(4) as threads:
             found = list(threads.map(lambda opened: (id(opened.mapping), id(opened.table)), [model] * 8))
         assert len(set(found)) == 1

@@ -1,7 +1,7 @@
 """The client library for GPUs: a mount's copies in device memory become tensors of this process without a copy."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from trimsfs.client.gpu.device_tensor import DeviceTensor
 from trimsfs.client.gpu.errors import GpuError, GpuFullError, GpuLostError
 from trimsfs.client.gpu.mapped_copy import map_copy
 from trimsfs.client.gpu.visible_devices import find
+from trimsfs.client.patterns import Patterns, listed
 
 __all__ = ["DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError", "load"]
 
@@ -20,14 +21,10 @@ with suppress(cuda.CudaUnavailableError):
     cuda.bindings()  # a program may give up the right to read its libraries before it loads a model
 
 
-def load(
-    path: Path, file: io.FileIO, device: str | int, tensors: str | Iterable[str] | None, memory: str
-) -> DeviceModel:
+def load(path: Path, file: io.FileIO, device: str | int, tensors: Patterns, memory: str) -> DeviceModel:
     """Lease copies of the *file* that is open at *path*, as `trimsfs.client.model.Model.to` describes."""
     found = find(device)
-    patterns = [tensors] if tensors is None or isinstance(tensors, str) else list(dict.fromkeys(tensors))
-    if not patterns:
-        raise ValueError("tensors: give at least one pattern of tensor names")
+    patterns: Sequence[str | None] = [None] if tensors is None else listed(tensors)
     for _ in range(_TRIES):
         copies = [map_copy(path, file, found, pattern, memory) for pattern in patterns]
         if len({copy.description.generation for copy in copies}) == 1:

@@ -1,0 +1,126 @@
+"""A model in several files, each opened when one of its tensors is first asked for."""
+
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from trimsfs.client.folding import Folded
+from trimsfs.client.model import Model
+from trimsfs.client.patterns import Patterns, listed, matching
+from trimsfs.client.shards import Shards, find
+from trimsfs.client.tensors import Tensors
+from trimsfs.formats import FormatError, Tensor, TensorTable
+
+if TYPE_CHECKING:
+    from mxnet.ndarray import NDArray
+
+    from trimsfs.client.gpu import DeviceModel
+
+
+def open_model(path: str | PathLike[str]) -> "Model | ShardedModel":
+    """The model at a path, as `trimsfs.client.open` describes."""
+    found = find(Path(path).absolute())
+    return Model(found) if isinstance(found, Path) else ShardedModel(found)
+
+
+class ShardedModel(Tensors):
+    """A model in several files and its tensors, whose ``file`` is their shard.
+
+    With an index, only the shards of the tensors that are asked for are opened, and tensors that it does not list are
+    left out. Without one, the first call that needs a name opens all shards. Each is a `Model`: it waits until its
+    whole file is on this host.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.path = shards.path
+        self._shards = shards
+        # As of `Model`: without a lock, the first result counts.
+        self._opened: dict[str, Model] = {}
+        self._made: dict[str, Mapping[str, str]] = {}
+
+    @property
+    def table(self) -> TensorTable:
+        """Names, types, shapes and offsets of the tensors, shard by shard. Raises FormatError, OSError."""
+        tensors = tuple(self.select())
+        return TensorTable(self._shard(self._shards.files[0]).table.format, tensors)
+
+    def select(self, tensors: Patterns = None) -> Iterator[Tensor]:
+        """The tensors of the table that match, in its order. Raises LookupError, FormatError, OSError."""
+        for file, names in self._chosen(tensors).items():
+            found = [tensor for tensor in self._shard(file).table.tensors if tensor.name in names]
+            self._check(file, names, [tensor.name for tensor in found])
+            yield from (tensor._replace(file=file) for tensor in found)
+
+    def raw(self, tensor: Tensor) -> memoryview:
+        """The bytes of a tensor of the table; writes stay in this process."""
+        if tensor.file is None:
+            raise ValueError(f"tensor {tensor.name!r} is not of the table of {self.path}")
+        return self._shard(tensor.file).raw(tensor._replace(file=None))
+
+    def mxnet(self) -> "dict[str, NDArray]":
+        """All tensors as MXNet arrays, by name. As `Model.mxnet`."""
+        arrays = {file: self._shard(file).mxnet() for file in self._shards.files}
+        return {tensor.name: arrays[tensor.file][tensor.name] for tensor in self.select() if tensor.file is not None}
+
+    def fold(self) -> Folded:
+        """Fold each shard that is open. As `Model.fold`."""
+        folded = [shard.fold() for shard in list(self._opened.values())]
+        return Folded(
+            shared=sum(each.shared for each in folded),
+            passed_on=sum(each.passed_on for each in folded),
+            own=sum(each.own for each in folded),
+        )
+
+    def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
+        """Lease the copies of the shards in a device's memory, or of the tensors that match. As `Model.to`.
+
+        Without an index, the files are mapped in this process for their names.
+        """
+        from trimsfs.client.gpu import DeviceModel  # noqa: PLC0415 - most programs use no GPU
+
+        patterns = None if tensors is None else listed(tensors)
+        parts: list[tuple[DeviceModel, Collection[str]]] = []
+        for file, names in self._chosen(patterns).items():
+            here = None if patterns is None else [each for each in patterns if fnmatch.filter(names, each)]
+            part = self._shard(file).to(device, here, memory)
+            self._check(file, names, part.tensors)
+            parts.append((part, names))
+        return DeviceModel.joined(self.path, parts)
+
+    def _shard(self, file: str) -> Model:
+        model = self._opened.get(file)
+        if model is None:
+            model = self._opened.setdefault(file, Model(self._shards.directory / file))
+        return model
+
+    def _chosen(self, tensors: Patterns) -> dict[str, set[str]]:
+        """The names that match, by their shards in order. Raises LookupError, FormatError, OSError."""
+        shard_of = self._shard_of()
+        chosen: dict[str, set[str]] = {file: set() for file in self._shards.files}
+        for name in matching(shard_of, tensors, self.path):
+            chosen[shard_of[name]].add(name)
+        return {file: names for file, names in chosen.items() if names}
+
+    def _shard_of(self) -> Mapping[str, str]:
+        """The shard of each tensor: by the index, or by all shards. Raises FormatError, OSError."""
+        made = self._shards.shard_of or self._made.get("shard_of")
+        if made is None:
+            found: dict[str, str] = {}
+            for file in self._shards.files:
+                for tensor in self._shard(file).table.tensors:
+                    if tensor.name in found:
+                        where = f"in {found[tensor.name]} and in {file}"
+                        raise FormatError(f"{self.path}: tensor {tensor.name!r} is {where}: open the shards one by one")
+                    found[tensor.name] = file
+            made = self._made.setdefault("shard_of", found)
+        return made
+
+    def _check(self, file: str, names: Collection[str], found: Collection[str]) -> None:
+        """Raises FormatError unless all *names* of a shard are *found* in it."""
+        missing = sorted(set(names).difference(found))
+        if missing:
+            shard = self._shards.directory / file
+            why = f"{self.path.name} lists it there: index and shards are not of one model"
+            raise FormatError(f"{shard}: no tensor {missing[0]!r}, but {why}")

@@ -1,0 +1,136 @@
+"""Finds the files of a model: by an index of shards, by their numbers, or as the only one of a directory."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trimsfs.formats import FormatError
+from trimsfs.formats.source import HEADER_LIMIT
+
+_PREFERRED = "safetensors"
+_SHARDED = "safetensors|bin|pt|pth|gguf"
+_FILE = re.compile(rf"[^.].*\.(?P<format>{_SHARDED}|npy|npz|onnx|params)")
+_INDEX = re.compile(rf"[^.].*\.(?P<format>{_SHARDED})\.index(\..+)?\.json")
+"""Of a variant: ``model.safetensors.index.fp16.json``."""
+_NUMBERED = re.compile(rf"(?P<model>.+)-(?P<number>\d{{1,9}})-of-(?P<count>\d{{1,9}})\.(?P<format>{_SHARDED})")
+_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    """The files of a sharded model, by their paths below ``directory``.
+
+    ``path`` is the index, or the directory of shards without one. ``shard_of`` is the file of each tensor by the index.
+    """
+
+    path: Path
+    directory: Path
+    files: tuple[str, ...]
+    shard_of: Mapping[str, str] | None = None
+
+
+def find(path: Path) -> Path | Shards:
+    """The one model at a path, which is that of a file, an index or a directory.
+
+    Raises FormatError for a directory of several models and for an invalid index, FileNotFoundError when a shard is
+    missing or a directory has no model, and OSError.
+    """
+    if _INDEX.fullmatch(path.name):
+        return _indexed(path, _weight_map(path))
+    return _in_directory(path) if path.is_dir() else path
+
+
+def _in_directory(directory: Path) -> Path | Shards:
+    names = _preferred(os.listdir(directory))
+    indexes = {name: _weight_map(directory / name) for name in names if _INDEX.fullmatch(name)}
+    shards = {shard for weight_map in indexes.values() for shard in weight_map.values()}
+    groups: dict[str, list[re.Match[str] | None]] = {}
+    for name in names:
+        if name not in indexes and name not in shards:
+            match = _NUMBERED.fullmatch(name)
+            group = name if match is None else f"{match['model']}-*-of-{match['count']}.{match['format']}"
+            groups.setdefault(group, []).append(match)
+    models = [*indexes, *groups]
+    if not models:
+        remedy = "no model in this directory: open a model's file, or the directory that has it"
+        raise FileNotFoundError(errno.ENOENT, remedy, str(directory))
+    if len(models) > 1:
+        shown = ", ".join(models[:_SHOWN]) + (", …" if len(models) > _SHOWN else "")
+        remedy = "open one by the path of its file or index, or give each a directory"
+        raise FormatError(f"{directory}: {len(models)} models: {shown}: {remedy}")
+    if indexes:
+        [(index, weight_map)] = indexes.items()
+        return _indexed(directory / index, weight_map)
+    (matches,) = groups.values()
+    numbered = [match for match in matches if match is not None]
+    return _numbered(directory, numbered) if numbered else directory / models[0]
+
+
+def _preferred(names: Iterable[str]) -> list[str]:
+    """The model files and indexes among names, in order: those of safetensors, or all if there are none."""
+    found = [match for name in sorted(names) if (match := _INDEX.fullmatch(name) or _FILE.fullmatch(name))]
+    preferred = [match for match in found if match["format"] == _PREFERRED]
+    return [match[0] for match in preferred or found]
+
+
+def _indexed(index: Path, weight_map: Mapping[str, str]) -> Shards:
+    files = tuple(sorted(set(weight_map.values())))
+    for file in files:
+        try:
+            os.stat(index.parent / file)
+        except FileNotFoundError:
+            raise _missing(index.parent / file, f"{index.name} lists it") from None
+    return Shards(path=index, directory=index.parent, files=files, shard_of=weight_map)
+
+
+def _numbered(directory: Path, matches: Iterable["re.Match[str]"]) -> Shards:
+    files = {int(match["number"]): match for match in matches}
+    _, some = min(files.items())
+    for number in range(1, int(some["count"]) + 1):
+        if number not in files:
+            name = f"{some['model']}-{number:0{len(some['number'])}}-of-{some['count']}.{some['format']}"
+            raise _missing(directory / name, f"{some[0]} is one of {int(some['count'])}")
+    return Shards(path=directory, directory=directory, files=tuple(files[number][0] for number in sorted(files)))
+
+
+def _missing(shard: Path, why: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, f"a shard is missing ({why}): add it", str(shard))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor. Raises FormatError, and OSError."""
+    with index.open("rb") as file:
+        text = file.read(HEADER_LIMIT + 1)
+    if len(text) > HEADER_LIMIT:
+        raise FormatError(f"{index}: the index exceeds {HEADER_LIMIT >> 20} MiB")
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{index}: no valid index of shards: {error}: replace it") from None
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{index}: no index of shards: it has no weight_map")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_below(shard):
+            raise FormatError(f"{index}: tensor {tensor!r} is in {shard!r}, which is no file below the index")
+    return weight_map
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a name that is there twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _is_below(file: str) -> bool:
+    path = PurePosixPath(file)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in file
