@@ -18,6 +18,7 @@ def gpu_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuMount]:
     store = scratch / "store"
     store.mkdir()
     for name, data in MODELS.items():
+        (store / name).parent.mkdir(exist_ok=True)
         (store / name).write_bytes(data)
     with (
         KernelDriver(scratch, [2 << 30] * 2) as kernel,

@@ -16,7 +16,7 @@ import pytest
 from mountctl.keeper.control_socket import ask
 from tests.cuda import KernelDriver, environment
 from tests.support import model_files
-from tests.support.model_files import ARRAYS, Array
+from tests.support.model_files import ARRAYS, BIAS, HALF, WEIGHT, Array
 from tests.support.mounts import MountedStore, wait_until
 from trimsfs.client.gpu import GpuError
 
@@ -57,6 +57,8 @@ MODELS = {
     "quantised.gguf": quantised(),
     "model.safetensors": model_files.safetensors({**ARRAYS, f"{NAMES}c": Array("float16", (1, 2), b"abcd")}),
     "notes.txt": b"no model at all",
+    "sharded/model-00001-of-00002.safetensors": model_files.safetensors({"half": HALF, "net.bias": BIAS}),
+    "sharded/model-00002-of-00002.safetensors": model_files.safetensors({"net.weight": WEIGHT}),
 }
 
 

@@ -57,6 +57,34 @@ tell([path in pathlib.Path("/proc/self/maps").read_text(), "trimsfs.formats.safe
     assert gpu_mount.run(code) == [[False, False]]
 
 
+def test_the_shards_of_a_directory_are_one_model(gpu_mount: GpuMount) -> None:
+    code = """
+model = trimsfs.open(path)
+there, local = model.to("cuda"), model.numpy()
+tell({name: array.tobytes() == local[name].tobytes() for name, array in there.numpy().items()})
+tell([there.generation.count(","), leases()])
+try:
+    there.image
+except GpuError as error:
+    tell(str(error))
+del there
+for tensors in ("*.weight", ["half", "net.*"]):
+    part = model.to("cuda", tensors)
+    tell([sorted(part.tensors), leases()])
+try:
+    model.to("cuda", "none*")
+except LookupError as error:
+    tell(str(error))
+"""
+    equal, whole, image, *parts, absent = gpu_mount.run(code, "sharded")
+    path = gpu_mount.mount.path / "sharded"
+    assert equal == dict.fromkeys(ARRAYS, True)
+    assert whole == [1, 2]
+    assert image.startswith(f"{path}: it has 2 copies, and each has an image of its own")
+    assert parts == [[["net.weight"], 1], [sorted(ARRAYS), 3]]
+    assert absent == f"{path}: no tensor name matches 'none*'"
+
+
 def test_a_file_of_unknown_format_is_an_image(gpu_mount: GpuMount) -> None:
     code = """
 model = trimsfs.open(path).to(0)
@@ -142,7 +170,7 @@ for wrong in ("", [], "a\\0"):
     net = sorted(name for name in ARRAYS if name.startswith("net."))
     *parts, error, absent, one_absent, one, two, three = gpu_mount.run(code)
     assert parts == [[net, 1], [["a/b%c"], 1], [["half", *net], 2]]
-    assert "2 patterns were given" in error
+    assert "it has 2 copies" in error
     assert absent == one_absent == [f"{gpu_mount.mount.path}/model.safetensors: no tensor name matches 'none*'", 0]
     assert {one, two, three} == {"wrong"}
 

@@ -1,8 +1,8 @@
 """A model in a device's memory: the server loads one copy, and every process maps it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from trimsfs.client.gpu import frameworks
 from trimsfs.client.gpu.device_tensor import DeviceTensor
@@ -26,35 +26,46 @@ class DeviceModel:
 
     ``tensors`` maps names to tensors; it is empty for a file of unknown format, which has only an `image`. ``device``
     is the device's UUID, ``ordinal`` its number in this process, ``generation`` the file's generation, and ``format``
-    the name of its format or None.
+    the name of its format or None. The generation of a sharded model has those of its files, with commas.
     """
 
     def __init__(self, path: Path, copies: Sequence[MappedCopy]) -> None:
-        """*copies* are of parts of one generation."""
+        """*copies* are of parts of one generation of each file."""
         self.path = path
         self._copies = tuple(copies)
         first = copies[0]
         self.device = first.description.device
         self.ordinal = first.ordinal
-        self.generation = first.description.generation
+        self.generation = ",".join(dict.fromkeys(copy.description.generation for copy in copies))
         self.format = first.description.format
         self.tensors: dict[str, DeviceTensor] = {}
         for copy in copies:
             for tensor in copy.description.tensors:
                 self.tensors.setdefault(tensor.name, DeviceTensor(tensor, copy))
 
+    @classmethod
+    def joined(cls, path: Path, shards: Iterable[tuple[Self, Collection[str]]]) -> Self:
+        """A model of several files on one device; of each, the tensors of these names."""
+        parts = list(shards)
+        model = cls(path, [copy for part, _ in parts for copy in part._copies])
+        model.tensors = {
+            name: tensor for part, names in parts for name, tensor in part.tensors.items() if name in names
+        }
+        return model
+
     def __repr__(self) -> str:
         return f"DeviceModel({str(self.path)!r}, {len(self.tensors)} tensors, {self.device})"
 
     @property
     def image(self) -> DeviceTensor:
-        """The whole copy as bytes; for a file of unknown format, the file. Raises GpuError for several parts.
+        """The whole copy as bytes; for a file of unknown format, the file. Raises GpuError for several copies.
 
         A part that the server serves from a loaded copy of the whole file has that copy as its image.
         """
         if len(self._copies) > 1:
             raise GpuError(
-                f"{self.path}: {len(self._copies)} patterns were given, and each has an image of its own: give one"
+                f"{self.path}: it has {len(self._copies)} copies, and each has an image of its own: "
+                "open one file, by one pattern"
             )
         (copy,) = self._copies
         return DeviceTensor(Tensor("", "uint8", (copy.description.nbytes,), 0, copy.description.nbytes), copy)
