@@ -207,7 +207,7 @@ def test_object_replaced_without_versions_gives_estale_and_then_the_new_one(
         with pytest.raises(OSError, match="Stale file handle") as caught:
             os.pread(file.fileno(), MIB, 39 * MIB)
         assert caught.value.errno == errno.ESTALE
-        assert "read: Stale file handle: model: " in mount.log()
+        assert "cannot be completed: Stale file handle: model: " in mount.log()
         assert (mount.path / "model").read_bytes() == new
 
 
@@ -235,7 +235,7 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
         # A name of which nothing is known cannot be called absent while the store cannot say so.
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "unlisted/other").stat()
-        assert "read: Input/output error: m/rest at " in mount.log()
+        assert "cannot be completed: Input/output error: m/rest at " in mount.log()
         switch.on()
         wait_until(lambda: (mount.path / "m/rest").read_bytes() == rest, tolerate=OSError)
 

@@ -1,15 +1,20 @@
-"""Threads that wait for an answer and are killed meanwhile."""
+"""Threads that wait for an answer and are ended meanwhile."""
 
 import os
+import signal
 import subprocess
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from trimsfs.fuse.waiters import CHECK_INTERVAL_S, Waiters
+from trimsfs.fuse.waiters import CHECK_INTERVAL_S, ENDING, Waiters, status_of
+
+HANDLES = "trap : HUP INT QUIT TERM ALRM USR1; kill -STOP $$; sleep 60"
 
 
 @pytest.fixture
@@ -26,6 +31,16 @@ def gone() -> int:
     with subprocess.Popen(["sleep", "60"]) as process:
         process.kill()
     return process.pid
+
+
+@pytest.fixture
+def stopped() -> Iterator[int]:
+    """A process that handles signals as soon as it goes on, as one does that the kernel makes wait."""
+    with subprocess.Popen(["sh", "-c", HANDLES]) as process:
+        while not status_of(process.pid)["State"].startswith("T"):
+            time.sleep(0.001)
+        yield process.pid
+        process.kill()
 
 
 async def test_what_a_killed_thread_waits_for_is_given_up(
@@ -67,3 +82,34 @@ async def test_what_is_answered_at_once_is_not_looked_at(
     for _ in range(100):
         with waiters.waiting(gone):
             await trio.sleep(CHECK_INTERVAL_S / 10)
+
+
+@pytest.mark.parametrize("number", ENDING)
+async def test_signals_that_end_programs_end_what_they_wait_for(
+    waiters: Waiters, stopped: int, number: signal.Signals, autojump_clock: MockClock
+) -> None:
+    with waiters.waiting(stopped):
+        await trio.sleep(10 * CHECK_INTERVAL_S)
+    os.kill(stopped, number)
+    with pytest.raises(InterruptedError), trio.fail_after(3 * CHECK_INTERVAL_S), waiters.waiting(stopped):
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGUSR1])
+async def test_other_signals_end_nothing(
+    waiters: Waiters, stopped: int, number: signal.Signals, autojump_clock: MockClock
+) -> None:
+    os.kill(stopped, number)
+    with waiters.waiting(stopped):
+        await trio.sleep(100 * CHECK_INTERVAL_S)
+
+
+async def test_a_signal_that_is_blocked_ends_nothing(waiters: Waiters, autojump_clock: MockClock) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with waiters.waiting(threading.get_native_id()):
+            await trio.sleep(100 * CHECK_INTERVAL_S)
+    finally:
+        signal.sigwait([signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimsfs.client.file_state import ensure_local
+from trimsfs.client.file_state import ensure_local, explained
 from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.mapping import map_file, mapped
 from trimsfs.client.patterns import Patterns, matching
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 class Model(Tensors):
     """A model file and its tensors. Tensors keep the mapping, and so the file's generation, while they live.
 
-    The constructor opens the file. The first use of its content maps it, after waiting until all of it is on this host.
-    ``inode`` is its inode number.
+    The constructor opens the file. The first use of its content maps it, after waiting until all of it is on this host:
+    what the store does not give raises OSError, and is no SIGBUS later. ``inode`` is its inode number.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the model
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the model
+        except OSError as error:
+            raise explained(error, os.fspath(path), os.fspath(path)) from None
         self.inode = os.fstat(self._file.fileno()).st_ino
         # Computed on first use. Without a lock, which a forked child could find held: the first result counts.
         self._made: dict[str, Any] = {}

@@ -19,14 +19,25 @@ LIMIT = 65536
 
 
 class Xattrs:
-    """Answers for the attributes of files. Reading one only looks."""
+    """Answers for the attributes of files. Reading one only looks.
+
+    *problem* tells why no fetch of the blob with a token starts now.
+    """
 
     def __init__(
-        self, namespace: Namespace, disk: DiskTier, tables: TensorTables, gpu: GpuInterface, reports: Reports
+        self,
+        namespace: Namespace,
+        disk: DiskTier,
+        tables: TensorTables,
+        gpu: GpuInterface,
+        reports: Reports,
+        *,
+        problem: Callable[[str], str | None],
     ) -> None:
         self._disk = disk
         self._tables = tables
         self._gpu = gpu
+        self._problem = problem
         # At once, without a look at what is here.
         self._of_identity: dict[str, Callable[[Generation], str]] = {
             "etag": lambda generation: generation.etag,
@@ -48,7 +59,8 @@ class Xattrs:
     async def value(self, inode: Inode, name: str, caller: Callable[[], Caller]) -> bytes | None:
         """The value of an attribute by its full name; None when there is no such attribute.
 
-        The tensor table, which may have to be fetched, is not among the `names`.
+        The tensor table, which may have to be fetched, is not among the `names`, nor is ``problem``, which tells why
+        the store gives no more of the file now.
         """
         generation, short = inode.generation, name.removeprefix(PREFIX)
         if short == name or generation is None or inode.kind is not InodeKind.OBJECT:
@@ -56,6 +68,9 @@ class Xattrs:
         if short == "tensors":
             table = await self._tables.table(generation)
             return table if len(table) <= LIMIT else None
+        if short == "problem":
+            problem = self._problem(generation.token(self._disk.store))
+            return None if problem is None else problem.encode(errors="surrogateescape")
         if short in self._of_identity:
             return self._of_identity[short](generation).encode()
         if short in self._of_residency:

@@ -91,6 +91,7 @@ class BatchFetcher:
     async def fetch(self, batch: Sequence[Flight]) -> None:
         """Get chunks that follow each other from the store, into the blob if there is room."""
         blob = batch[0].blob
+        self._retrying.check(f"{blob.generation.key} at {_start(batch)}", blob.token)  # before others make room for it
         for last in (False, True):
             left = [flight for flight in batch if not flight.done.is_set()]
             size = _stop(left) - _start(left)
@@ -146,7 +147,8 @@ class BatchFetcher:
                 raise TransientStoreError("its file in the cache was truncated meanwhile")
 
         try:
-            await self._retrying.call(f"{blob.generation.key} at {position}", attempt, heard=lambda: heard)
+            subject = f"{blob.generation.key} at {position}"
+            await self._retrying.call(subject, attempt, heard=lambda: heard, token=blob.token)
         except (StoreError, trio.Cancelled):
             self._disk.unreserve(blob, stop - position)
             raise
@@ -179,6 +181,7 @@ class BatchFetcher:
         await self._retrying.call(
             f"{blob.generation.key} at {start}",
             lambda: self._request(blob, Extent(start, stop, descriptor, 0, blob.chunk_size), came.append),
+            token=blob.token,
         )
         return came[-1]
 

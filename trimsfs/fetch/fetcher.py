@@ -60,7 +60,7 @@ class Fetcher:
         self._speed = speed
         self._limit = speed.limit
         self._throughput = speed.throughput
-        self._retry_deadline_s = retrying.deadline_s
+        self._retrying = retrying
         self._completed = completed
         self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
@@ -313,11 +313,13 @@ class Fetcher:
     @contextmanager
     def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
         """An error in the block fails the flights of the batch, and so the reads that wait for them."""
-        key = batch[0].blob.generation.key
+        key, token = batch[0].blob.generation.key, batch[0].blob.token
+        told = self._retrying.problem(token) is not None  # the log says so
         try:
             yield
         except StoreError as error:
-            log.error("%s: chunk %d not fetched: %s", key, batch[0].chunk, error)
+            if not told:
+                log.error("%s: chunk %d not fetched: %s", key, batch[0].chunk, error)
             self._fail(batch, error)
         except Exception:
             log.exception("%s: chunk %d not fetched: internal error", key, batch[0].chunk)
@@ -336,7 +338,7 @@ class Fetcher:
         if not isinstance(error, StoreUnavailableError):
             return
         # Readers that have queued for as long as the store has failed need not wait for a failure of their own.
-        patience = trio.current_time() - self._retry_deadline_s
+        patience = trio.current_time() - self._retrying.deadline_s
         if self._succeeded_at > patience:
             return  # the store serves other objects: only this one fails
         for waiting in self._scheduler.impatient(patience):

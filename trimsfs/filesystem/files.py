@@ -131,6 +131,11 @@ class Files:
         self.read_bytes += len(data)
         return data
 
+    def path(self, handle: int) -> str | None:
+        """The path of an open model file, from the root of the mount."""
+        file = self._handles.files.get(handle)
+        return None if file is None else file.inode.path
+
     def release(self, handle: int) -> None:
         """The last reference to an open file, mappings included, or directory is gone."""
         file = self._handles.remove(handle)

@@ -1,6 +1,7 @@
 /*
- * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, reads of /dev/fuse that do
- * not block, releases without a task of their own, and going on with a connection that another process has begun.
+ * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, who reads, reads of /dev/fuse
+ * that do not block, releases without a task of their own, and going on with a connection that another process has
+ * begun.
  *
  * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
  * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
@@ -58,6 +59,9 @@ static struct fuse_session *session;
 /* The kernel's number of the request that is being processed, and where libfuse keeps it in a request (0: unknown). */
 static uint64_t processed;
 static size_t unique_at;
+
+/* The id of the thread that made it. */
+static uint32_t processed_for;
 
 /* The operations of pyfuse3, and ours over them. */
 static struct fuse_lowlevel_ops inner, outer;
@@ -274,6 +278,7 @@ void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *bu
 
 	if (has_header(buf, &header)) {
 		processed = header.unique;
+		processed_for = header.pid;
 		if ((header.unique & FUSE_UNIQUE_RESEND) != 0 && wanted.on_asked_again != NULL &&
 		    (header.opcode == FUSE_OPEN || header.opcode == FUSE_OPENDIR)) {
 			result = PyObject_CallFunction(wanted.on_asked_again, "K",
@@ -448,6 +453,13 @@ static PyObject *replay_init(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static PyObject *thread(PyObject *self, PyObject *args)
+{
+	(void)self;
+	(void)args;
+	return PyLong_FromUnsignedLong(processed_for);
+}
+
 static PyObject *reply_ioctl(PyObject *self, PyObject *args)
 {
 	unsigned long long request;
@@ -478,6 +490,7 @@ static PyMethodDef methods[] = {
 	{"connection", connection, METH_NOARGS, NULL},
 	{"init_message", init_message, METH_NOARGS, NULL},
 	{"replay_init", replay_init, METH_VARARGS, NULL},
+	{"thread", thread, METH_NOARGS, NULL},
 	{"reply_ioctl", reply_ioctl, METH_VARARGS, NULL},
 	{"reply_error", reply_error, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},

@@ -60,6 +60,12 @@ def replay_init(message: bytes, /) -> None:
     Raises ValueError when there is no session or the message is too short.
     """
 
+def thread() -> int:
+    """The id of the thread that made the request processed last; 0 for one of another PID namespace.
+
+    A handler that asks before its first ``await`` learns of its own request.
+    """
+
 def reply_ioctl(request: int, data: bytes, /) -> int:
     """Answer an ioctl with data. Returns 0 or a negative errno."""
 

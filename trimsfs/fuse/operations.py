@@ -17,7 +17,9 @@ from trimsfs.control.authorisation import Caller
 from trimsfs.errors import LookUpAgainError, NoSuchEntryError, NotPermittedError, TrimsError
 from trimsfs.filesystem.attributes import FOREVER_S, Attributes
 from trimsfs.filesystem.filesystem import Filesystem
+from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
+from trimsfs.fuse.failed_reads import FailedReads
 from trimsfs.fuse.waiters import Waiters
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Operations(pyfuse3.Operations):
         self._agreed = agreed
         self._filesystem = filesystem
         self.waiters = Waiters()
+        self._failed_reads = FailedReads()
         self._waiting: dict[int, trio.CancelScope] = {}
         self._interrupted: set[int] = set()
 
@@ -148,8 +151,18 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        # pyfuse3 takes any buffer, whatever its annotation says.
-        return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
+        thread = _libfuse.thread()
+        try:
+            with self.waiters.waiting(thread):
+                # pyfuse3 takes any buffer, whatever its annotation says.
+                return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
+        except TrimsError as error:
+            path = self._filesystem.files.path(fh)
+            if path is None or isinstance(error, _EXPECTED):
+                raise
+            self._failed_reads.tell(thread, path, error)
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+        raise AssertionError("unreachable: an ended thread's request raises")
 
     @_translated
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:

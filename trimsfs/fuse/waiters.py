@@ -1,22 +1,25 @@
-"""Killed threads that wait for an answer: the kernel keeps each until it has one, so the server ends its request.
+"""Ended threads that wait for an answer: the kernel keeps each until it has one, so the server ends its request.
 
-A signal ends a wait by itself only until the server has read the request. FUSE_INTERRUPT is no help: it comes for every
-signal, also for those after which a program goes on and expects no error of a lookup, only once, and to one server.
+A signal ends a wait by itself only until the server has read the request, and of a read ahead the kernel tells no
+signal at all. FUSE_INTERRUPT is no help: it comes for every signal, also for those after which a program goes on and
+expects no error of a lookup or a read, only once, and to one server. So the server looks by itself for the signals by
+which users end programs. A program that handles one of them gets EINTR, and goes on as it likes.
 """
 
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
-CHECK_INTERVAL_S = 0.5
-_SIGKILL = 1 << 8
+CHECK_INTERVAL_S = 0.25
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Waiters:
-    """Looks from time to time whether the threads are killed whose requests are under way."""
+    """Looks from time to time whether the threads are ended whose requests are under way."""
 
     def __init__(self) -> None:
         self._waiting: dict[trio.CancelScope, int] = {}
@@ -24,7 +27,7 @@ class Waiters:
 
     @contextmanager
     def waiting(self, thread: int) -> Iterator[None]:
-        """The length of a request: ended with InterruptedError once its thread is killed.
+        """The length of a request: ended with InterruptedError once its thread is killed, or a signal should end it.
 
         A thread of another PID namespace has the number 0: its request goes on.
         """
@@ -42,16 +45,24 @@ class Waiters:
             raise InterruptedError
 
     async def run(self) -> None:
-        """End requests whose threads are killed, for as long as the server runs."""
+        """End requests whose threads are ended, for as long as the server runs."""
         while True:
             await self._any.wait()
             before = set(self._waiting)
             await trio.sleep(CHECK_INTERVAL_S)
-            for scope in before & self._waiting.keys():
-                if _killed(self._waiting[scope]):
+            waiting = before & self._waiting.keys()
+            ended = {thread for thread in {self._waiting[scope] for scope in waiting} if _ended(thread)}
+            for scope in waiting:
+                if self._waiting[scope] in ended:
                     scope.cancel()
             if not self._waiting:
                 self._any = trio.Event()
+
+
+def status_of(thread: int) -> Mapping[str, str]:
+    """What ``/proc`` tells of a thread, by the names of lines. Raises OSError."""
+    lines = Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _exists(thread: int) -> bool:
@@ -64,13 +75,18 @@ def _exists(thread: int) -> bool:
     return True
 
 
-def _killed(thread: int) -> bool:
-    """Whether a thread ends as soon as it can: whatever kills it, SIGKILL is pending then."""
+def _ended(thread: int) -> bool:
+    """Whether a thread ends as soon as it can, as SIGKILL is pending then whatever kills it, or should end."""
     try:
-        status = Path(f"/proc/{thread}/status").read_bytes()
+        status = status_of(thread)
     except (FileNotFoundError, ProcessLookupError):
         return not _exists(thread)  # /proc may hide it, as another user's
     except OSError:
         return False  # unknown
-    pending = next((line for line in status.splitlines() if line.startswith(b"SigPnd:")), b"SigPnd: 0")
-    return bool(int(pending.split()[1], 16) & _SIGKILL)
+    own, shared, blocked = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
+    pending = (own | shared) & ~blocked
+    return bool(own & _bit(signal.SIGKILL)) or any(pending & _bit(one) for one in ENDING)
+
+
+def _bit(number: signal.Signals) -> int:
+    return 1 << (number - 1)

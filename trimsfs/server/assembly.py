@@ -369,7 +369,14 @@ def _control(
         links=fetching.namespace.links,
     )
     return Control(
-        Xattrs(fetching.namespace, tiers.disk, fetching.tables, gpu.interface, reports),
+        Xattrs(
+            fetching.namespace,
+            tiers.disk,
+            fetching.tables,
+            gpu.interface,
+            reports,
+            problem=fetching.retrying.problem,
+        ),
         fetching.tables,
         commands,
         gpu.interface,

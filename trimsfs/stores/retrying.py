@@ -15,6 +15,7 @@ from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreErro
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.recent_failures import RecentFailures
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Retrying:
     What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
     starts after the deadline; one under way is bounded by the store's own timeouts, so that slow progress
     is not cut. *on_failure*, if any, hears of every failed attempt. While the *breaker* is open, no attempt starts.
+    Nor does one for a blob of which the store, which may answer others, gave nothing until the deadline a moment ago.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Retrying:
         self.deadline_s = deadline_s
         self._on_failure = on_failure
         self.breaker = breaker or CircuitBreaker(deadline_s=deadline_s)
+        self._recent = RecentFailures()
         self._requests = self._failures = 0
 
     def statistics(self) -> StoreStatistics:
@@ -69,27 +72,52 @@ class Retrying:
             circuit_openings=self.breaker.openings,
         )
 
+    def problem(self, token: str) -> str | None:
+        """Why no fetch of the blob with this token starts now, if none does."""
+        return self._recent.problem(token, since=self.breaker.closed_at) or self.breaker.problem
+
+    def check(self, subject: str, token: str) -> None:
+        """Raises StoreUnavailableError while no fetch of the blob with this token starts."""
+        self.breaker.check(subject)
+        problem = self.problem(token)
+        if problem is not None:
+            raise StoreUnavailableError(problem)
+
     async def call(
-        self, subject: str, attempt: Callable[[], Awaitable[T]], *, heard: Callable[[], float] = _nothing_yet
+        self,
+        subject: str,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        heard: Callable[[], float] = _nothing_yet,
+        token: str | None = None,
     ) -> T:
         """The result of the first *attempt* at asking the store that succeeds; messages name its *subject*.
 
-        *heard* tells when the store has last given a part of it: the deadline counts from then on.
+        *heard* tells when the store has last given a part of it: the deadline counts from then on. A fetch has the
+        *token* of its blob.
         """
-        return await self._call(subject, attempt, self.breaker, heard)
+        return await self._call(subject, attempt, self.breaker, heard, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """`call`, for what does not need the store, but may fail with a fetch process."""
         return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
 
     async def _call(
-        self, subject: str, attempt: Callable[[], Awaitable[T]], breaker: CircuitBreaker, heard: Callable[[], float]
+        self,
+        subject: str,
+        attempt: Callable[[], Awaitable[T]],
+        breaker: CircuitBreaker,
+        heard: Callable[[], float],
+        token: str | None = None,
     ) -> T:
         self._requests += 1
         began = trio.current_time()
         longest_s = FIRST_WAIT_S
         for number in itertools.count(1):
-            breaker.check(subject)
+            if token is None:
+                breaker.check(subject)
+            else:
+                self.check(subject, token)
             try:
                 result = await attempt()
             except TransientStoreError as error:
@@ -98,7 +126,10 @@ class Retrying:
                 breaker.failed(error, silent_since)
                 now, deadline = trio.current_time(), silent_since + self.deadline_s
                 if now >= deadline:
-                    raise StoreUnavailableError(f"{subject}: {error}") from error
+                    failure = StoreUnavailableError(f"{subject}: {error}")
+                    if token is not None:
+                        self._recent.add(token, failure)
+                    raise failure from error
             except StoreError as error:
                 if not isinstance(error, StoreUnavailableError):
                     breaker.answered()

@@ -1,0 +1,151 @@
+"""Programs that wait for what a store does not give: they fail soon, are told why, and end when they are told to."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.services.fast import start_fast
+from tests.services.faulty import FaultyS3, Plan, faulty
+from tests.support.mounts import MountedStore, mounted
+from tests.support.processes import alive
+from trimsfs.types import CHUNK_SIZE
+
+DEADLINE_S = 2.0
+CHUNKS = 9
+OPTIONS = ("--cold-open", "stream", "--prefetch", "off", "--retry-deadline", str(DEADLINE_S), "--stall-timeout", "60")
+FILES = ("mapped", "opened", "read", "touched", "killed")
+
+FAULT_ALL = """
+import json, mmap, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+size, step, began, ended = os.fstat(descriptor).st_size, int(sys.argv[2]), time.monotonic(), {}
+mapping = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+for offset in range(0, size, step):
+    child = os.fork()
+    if child == 0:
+        mapping[offset]
+        os._exit(0)
+    ended[child] = os.WTERMSIG(os.waitpid(child, 0)[1])
+print(json.dumps([time.monotonic() - began, ended]))
+"""
+"""Touches a page in each piece of a mapping, in a process of its own."""
+
+WAIT = """
+import mmap, os, sys
+kind, path = sys.argv[1:]
+descriptor = os.open(path, os.O_RDONLY) if kind != "stat" else -1
+print("waiting", flush=True)
+try:
+    if kind == "stat":
+        os.stat(path)
+    elif kind == "read":
+        os.read(descriptor, 1 << 20)
+    else:
+        mapping = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        if kind == "touch-at-random":
+            mapping.madvise(mmap.MADV_RANDOM)  # no read ahead, but a read that no signal ends
+        mapping[0]
+except (KeyboardInterrupt, InterruptedError):
+    os._exit(130)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A mount, and the proxy between it and its store."""
+
+    mount: MountedStore
+    store: FaultyS3
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A mount of which all names but ``new`` are known and no content."""
+    directory = tmp_path_factory.mktemp("failures")
+    models = directory / "buckets/bucket/models"
+    models.mkdir(parents=True)
+    for name in FILES:
+        (models / name).touch()
+        os.truncate(models / name, CHUNKS * CHUNK_SIZE)
+    (models.parent / "new").mkdir()
+    (models.parent / "new/file").touch()
+    with (
+        start_fast(directory / "buckets") as server,
+        faulty(server) as store,
+        mounted("s3://bucket", directory / "mount", *OPTIONS, environment=store.environment()) as mount,
+    ):
+        assert sorted(os.listdir(mount.path / "models")) == sorted(FILES)
+        yield Scene(mount, store)
+
+
+@pytest.fixture(scope="module")
+def mapped(scene: Scene) -> tuple[float, dict[str, int]]:
+    """How long it takes until all who touch a mapping have ended, and the signals that end them."""
+    scene.store.inject(Plan(faults=["slow down"], only="mapped"))
+    command = [sys.executable, "-c", FAULT_ALL, str(scene.mount.path / "models/mapped"), str(CHUNK_SIZE)]
+    took, ended = json.loads(subprocess.run(command, capture_output=True, timeout=120, check=True).stdout)
+    return took, ended
+
+
+def test_a_mapping_that_cannot_be_completed_waits_for_one_deadline(mapped: tuple[float, dict[str, int]]) -> None:
+    took, ended = mapped
+    assert list(ended.values()) == [signal.SIGBUS] * CHUNKS
+    assert took < DEADLINE_S + 3
+
+
+def test_the_log_names_each_program_whose_mapping_fails(scene: Scene, mapped: tuple[float, dict[str, int]]) -> None:
+    _, ended = mapped
+    lines = [line for line in scene.mount.log().splitlines() if "models/mapped: read or mapped" in line]
+    assert len(lines) == CHUNKS
+    for pid, line in zip(ended, lines, strict=True):
+        assert f"pid {pid} (" in line
+        assert "cannot be completed: Input/output error: models/mapped at " in line
+        assert "SlowDown" in line
+
+
+def test_the_client_raises_for_what_cannot_be_completed(scene: Scene) -> None:
+    scene.store.inject(Plan(faults=["slow down"], only="opened"))
+    path = scene.mount.path / "models/opened"
+    load = "import sys, trimsfs; trimsfs.open(sys.argv[1]).numpy()"
+    done = subprocess.run([sys.executable, "-c", load, path], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    told = rf"cannot be completed: models/opened at \d+: SlowDown.*`trimsfs status`: '{path}'"
+    assert re.match(rf"OSError: \[Errno {errno.EIO}\] Input/output error: {told}", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "number"),
+    [
+        ("read", "models/read", signal.SIGINT),
+        ("stat", "new/file", signal.SIGINT),
+        ("touch", "models/touched", signal.SIGTERM),
+        ("touch-at-random", "models/killed", signal.SIGKILL),
+    ],
+)
+def test_who_waits_for_a_store_that_hangs_ends_at_once(
+    scene: Scene, kind: str, path: str, number: signal.Signals
+) -> None:
+    scene.store.inject(Plan(faults=["stall"], only=path.partition("/")[2] if kind != "stat" else "new"))
+    with subprocess.Popen(
+        [sys.executable, "-c", WAIT, kind, scene.mount.path / path], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"waiting\n"
+            time.sleep(0.7)
+            assert alive(process.pid)
+            began = time.monotonic()
+            process.send_signal(number)
+            assert process.wait(10) == (130 if number == signal.SIGINT else -number)
+            assert time.monotonic() - began < 2
+        finally:
+            process.kill()

@@ -1,0 +1,48 @@
+"""Failed reads: the log names each program whose file cannot be completed, as SIGBUS tells a program nothing."""
+
+import errno
+import logging
+import os
+
+import trio
+
+from trimsfs.fuse.errnos import errno_of
+from trimsfs.fuse.waiters import status_of
+
+log = logging.getLogger(__name__)
+
+TOLD_AGAIN_AFTER_S = 5.0
+
+
+class FailedReads:
+    """Writes a line for each program and file, and the next one of the same later."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[int, str], float] = {}
+
+    def tell(self, thread: int, path: str, error: Exception) -> None:
+        """A read of a file on behalf of a thread fails. The kernel does not tell whether the file is mapped."""
+        process, name = _program(thread)
+        now = trio.current_time()
+        self._told = {one: at for one, at in self._told.items() if now < at + TOLD_AGAIN_AFTER_S}
+        if (process, path) in self._told:
+            return
+        self._told[process, path] = now
+        number = errno_of(error)
+        log.warning(
+            "%s: %s: read or mapped, cannot be completed: %s: %s (a read gives %s, a mapping SIGBUS)",
+            f"pid {process} ({name})" if process else "a process of another PID namespace",
+            path,
+            os.strerror(number),
+            error,
+            errno.errorcode[number],
+        )
+
+
+def _program(thread: int) -> tuple[int, str]:
+    """The process and the name of a thread, as far as ``/proc`` tells."""
+    try:
+        status = status_of(thread)
+    except OSError:
+        return thread, "?"
+    return int(status.get("Tgid", thread)), status.get("Name", "?")
