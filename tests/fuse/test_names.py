@@ -166,7 +166,7 @@ def test_what_a_command_has_done_is_a_line_or_json(model: OwnDirectory) -> None:
     assert give(trimsfs, "warm", "--quiet", model.path).out == ""
     absent = model.path / "absent"
     told = give(trimsfs, "warm", "--json", model.path, absent)
-    lines = {line["path"]: line for line in json.loads(told.out)}
+    lines = {line["path"]: line for line in map(json.loads, told.out.splitlines())}  # the last of each
     assert told.code == 13
     assert (lines[str(model.path)]["state"], lines[str(model.path)]["total_files"]) == ("done", 3)
     assert (lines[str(absent)]["state"], lines[str(absent)]["kind"]) == ("failed", "NoSuchEntryError")
