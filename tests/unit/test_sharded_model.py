@@ -1,6 +1,7 @@
 """A sharded model: its files are found by an index or by their numbers, and each is opened when it is needed."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,6 +114,16 @@ def test_a_directory_of_one_file_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "resnet-0000.params").write_bytes(model_files.mxnet())
     model = trimsfs.open(tmp_path)
     assert isinstance(model, Model)
+    assert content(model) == ARRAYS
+
+
+def test_a_file_is_opened_at_once_so_that_its_error_is_that_of_the_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(model_files.safetensors())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda *_, **__: pytest.fail("another look at the path"))
+        model = trimsfs.open(tmp_path / "model.safetensors")
     assert content(model) == ARRAYS
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from trimsfs.client.folding import Folded
 from trimsfs.client.model import Model
 from trimsfs.client.patterns import Patterns, listed, matching
-from trimsfs.client.shards import Shards, find
+from trimsfs.client.shards import Shards, by_index, in_directory, is_index
 from trimsfs.client.tensors import Tensors
 from trimsfs.formats import FormatError, Tensor, TensorTable
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 def open_model(path: str | PathLike[str]) -> "Model | ShardedModel":
     """The model at a path, as `trimsfs.client.open` describes."""
-    found = find(Path(path).absolute())
+    where = Path(path).absolute()
+    if is_index(where.name):
+        return ShardedModel(by_index(where))
+    try:
+        return Model(path)
+    except IsADirectoryError:
+        found = in_directory(where)
     return Model(found) if isinstance(found, Path) else ShardedModel(found)
 
 

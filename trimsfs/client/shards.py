@@ -34,20 +34,24 @@ class Shards:
     shard_of: Mapping[str, str] | None = None
 
 
-def find(path: Path) -> Path | Shards:
-    """The one model at a path, which is that of a file, an index or a directory.
+def is_index(name: str) -> bool:
+    """Whether a file of this name is an index."""
+    return _INDEX.fullmatch(name) is not None
 
-    Raises FormatError for a directory of several models and for an invalid index, FileNotFoundError when a shard is
-    missing or a directory has no model, and OSError.
+
+def by_index(index: Path) -> Shards:
+    """The shards that an index lists. Raises FormatError, FileNotFoundError when one is missing, and OSError."""
+    return _indexed(index, _weight_map(index))
+
+
+def in_directory(directory: Path) -> Path | Shards:
+    """The file of the one model in a directory, or its shards.
+
+    Raises FormatError for several models and for an invalid index, FileNotFoundError for no model and when a shard is
+    missing, and OSError.
     """
-    if _INDEX.fullmatch(path.name):
-        return _indexed(path, _weight_map(path))
-    return _in_directory(path) if path.is_dir() else path
-
-
-def _in_directory(directory: Path) -> Path | Shards:
     names = _preferred(os.listdir(directory))
-    indexes = {name: _weight_map(directory / name) for name in names if _INDEX.fullmatch(name)}
+    indexes = {name: _weight_map(directory / name) for name in names if is_index(name)}
     shards = {shard for weight_map in indexes.values() for shard in weight_map.values()}
     groups: dict[str, list[re.Match[str] | None]] = {}
     for name in names:
