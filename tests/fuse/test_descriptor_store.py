@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def store(store_directory: Path) -> Path:
 
 
 def test_what_is_held_outlives_servers_that_are_killed(store: Path, tmp_path: Path) -> None:
+    """The socket also outlives the keeper, which has what is held."""
     with mounted(store, tmp_path) as mount:
         have_hold(mount, store)
         path = gpu_path(mount.path)
@@ -64,6 +66,19 @@ def test_what_is_held_outlives_servers_that_are_killed(store: Path, tmp_path: Pa
             os.close(pipe)
         _, pipe = Client(path).answer()
         assert os.read(pipe, 64) == f"of server {first}".encode()
+        os.close(pipe)
+        assert path.stat().st_ino == inode
+        keeper = mount.control()["keeper_pid"]
+        os.kill(keeper, signal.SIGKILL)
+        wait_until(partial(ended, keeper))
+        waiting = Client(path)
+        done = subprocess.run([MOUNTCTL, "recover", mount.path], timeout=120, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        _, pipe = waiting.answer()
+        os.close(pipe)
+        pid, pipe = Client(path).answer()
+        assert pid == serving(mount)
+        assert os.read(pipe, 64) == f"of server {pid}".encode()
         os.close(pipe)
         assert path.stat().st_ino == inode
         assert (mount.path / "model").read_bytes() == b"weights"
