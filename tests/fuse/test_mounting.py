@@ -162,12 +162,16 @@ def test_busy_mount_stays_until_it_is_detached(store_directory: Path, directory_
     wait_until(lambda: not alive(facts["keeper_pid"]))
 
 
-def test_terminated_keeper_unmounts(directory_mount: MountedStore) -> None:
+def test_terminated_keeper_unmounts(store_directory: Path, directory_mount: MountedStore) -> None:
+    """Also what is in use, and logs by whom."""
+    (store_directory / "model").write_bytes(b"weights")
     facts = directory_mount.control()
-    os.kill(facts["keeper_pid"], signal.SIGTERM)
-    wait_until(lambda: not alive(facts["keeper_pid"]))
+    with (directory_mount.path / "model").open("rb"):
+        os.kill(facts["keeper_pid"], signal.SIGTERM)
+        wait_until(lambda: not alive(facts["keeper_pid"]))
     assert mount_at(directory_mount.path) is None
     assert not alive(facts["server_pid"])
+    assert f"{directory_mount.path}: is in use by pid {os.getpid()} (" in directory_mount.log()
 
 
 def test_foreground_logs_to_the_terminal_and_ends_with_an_interrupt(store_directory: Path, tmp_path: Path) -> None:
