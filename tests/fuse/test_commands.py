@@ -41,7 +41,7 @@ def test_attributes_tell_generation_and_residency(own_model: OwnDirectory) -> No
     attributes = xattr.xattr(path)
 
     assert sorted(attributes.list()) == [
-        f"user.trims.{name}" for name in ("digest", "etag", "generation", "pinned", "residency", "verified")
+        f"user.trims.{name}" for name in ("digest", "etag", "generation", "pinned", "replaced", "residency", "verified")
     ]
     assert attributes["user.trims.verified"] == b"false"
     assert json.loads(attributes["user.trims.residency"]) == {"disk": 0, "host": 0, "gpu": {}}

@@ -1,36 +1,66 @@
 """A model of several files that is replaced in the store, on a real mount that believes names for a long time."""
 
+import errno
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import trimsfs
+from tests.support.model_files import BIAS, WEIGHT, Array, safetensors
 from tests.support.mounts import mounted
 
 SHARDS = tuple(f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
 
 
-def publish(directory: Path, content: bytes) -> None:
-    """Put a version of the model into the store."""
+def publish(directory: Path, array: Array) -> list[bytes]:
+    """Put a version of the model into the store; the content of its files."""
     directory.mkdir(exist_ok=True)
-    for shard in SHARDS:
+    contents = [safetensors({f"part{number}": array}) for number in range(len(SHARDS))]
+    for shard, content in zip(SHARDS, contents, strict=True):
         (directory / "new").write_bytes(content)
         (directory / "new").replace(directory / shard)
+    return contents
+
+
+def opened_around(path: Path, event: Callable[[], object]) -> int | None:
+    """Open a part of a model before an event and a part after it; the error number. Nothing stays open."""
+    model = trimsfs.open(path)
+    assert list(model.numpy("part0")) == ["part0"]
+    event()
+    try:
+        assert list(model.numpy("part2")) == ["part2"]
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def test_one_file_that_was_replaced_has_its_siblings_looked_up_anew(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
-    publish(store / "model", b"old" * 1000)
+    old = publish(store / "model", WEIGHT)
     with mounted(store, tmp_path, "--metadata-ttl", "600", "--prefetch", "off") as mount:
-        first, second, third = (mount.path / "model" / shard for shard in SHARDS)
-        with first.open("rb") as before:
-            assert second.read_bytes() == b"old" * 1000
+        files = [mount.path / "model" / shard for shard in SHARDS]
+        with files[0].open("rb") as before:
+            assert files[1].read_bytes() == old[1]
             assert os.getxattr(before.fileno(), "user.trims.replaced") == b"false"
-            publish(store / "model", b"new" * 1000)
-            assert second.read_bytes() == b"old" * 1000
-            assert third.read_bytes() == b"new" * 1000  # which was not here, and cannot be had of the old version
-            assert [file.read_bytes() for file in (first, second)] == [b"new" * 1000] * 2
-            assert before.read() == b"old" * 1000
+            new = publish(store / "model", BIAS)
+            assert files[1].read_bytes() == old[1]
+            assert files[2].read_bytes() == new[2]  # which was not here, and cannot be had of the old version
+            assert [file.read_bytes() for file in files] == new
+            assert before.read() == old[0]
             assert os.getxattr(before.fileno(), "user.trims.replaced") == b"true"
-            assert os.getxattr(first, "user.trims.replaced") == b"false"
+            assert os.getxattr(files[0], "user.trims.replaced") == b"false"
         assert "/model/: files have been replaced in the store while programs have 1 of them open" in mount.log()
         assert "trimsfs_files_replaced_while_open_total 1.0" in (mount.path / ".trims/metrics").read_text()
+
+
+def test_a_model_that_is_replaced_while_it_is_opened_is_not_mixed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    publish(store / "model", WEIGHT)
+    weights = {f"part{number}": shard for number, shard in enumerate(SHARDS)}
+    (store / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    with mounted(store, tmp_path, "--metadata-ttl", "600", "--prefetch", "off") as mount:
+        assert opened_around(mount.path / "model", lambda: publish(store / "model", BIAS)) == errno.ESTALE
+        assert opened_around(mount.path / "model", lambda: None) is None

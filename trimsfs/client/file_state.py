@@ -13,7 +13,7 @@ _IOC_STATE = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x71
 _VERIFIED, _COMMON = 1, 8
 """As in ``trimsfs/fuse/trimsfs.h``."""
 _PIECE = 8 << 20
-_PROBLEM = "user.trims.problem"
+_PROBLEM, _REPLACED = "user.trims.problem", "user.trims.replaced"
 
 
 def ensure_local(file: io.FileIO) -> bool | None:
@@ -43,6 +43,14 @@ def explained(error: OSError, file: int | str, path: str) -> OSError:
         return OSError(error.errno, error.strerror, path)
     remedy = "try again once the store answers, see `trimsfs status`"
     return OSError(error.errno, f"{error.strerror}: cannot be completed: {cause}: {remedy}", path)
+
+
+def is_replaced(file: io.FileIO) -> bool:
+    """Whether the mount of an open file knows that the store has another content for it by now."""
+    try:
+        return os.getxattr(file.fileno(), _REPLACED) == b"true"
+    except OSError:  # on no mount, or on one of an earlier version
+        return False
 
 
 def on_mount(file: io.FileIO) -> bool:

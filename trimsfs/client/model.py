@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimsfs.client.file_state import ensure_local, explained
+from trimsfs.client.file_state import ensure_local, explained, is_replaced
 from trimsfs.client.folding import Foldable, Folded
 from trimsfs.client.mapping import map_file, mapped
 from trimsfs.client.patterns import Patterns, matching
@@ -40,6 +40,11 @@ class Model(Tensors):
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+    @property
+    def replaced(self) -> bool:
+        """Whether its mount knows that the store has another content for the file by now."""
+        return is_replaced(self._file)
 
     @property
     def mapping(self) -> mmap.mmap | bytes:

@@ -1,5 +1,6 @@
 """A model in several files, each opened when one of its tensors is first asked for."""
 
+import errno
 import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
@@ -36,7 +37,7 @@ class ShardedModel(Tensors):
 
     With an index, only the shards of the tensors that are asked for are opened, and tensors that it does not list are
     left out. Without one, the first call that needs a name opens all shards. Each is a `Model`: it waits until its
-    whole file is on this host.
+    whole file is on this host. When the store has replaced an open one meanwhile, no other is opened: OSError, ESTALE.
     """
 
     def __init__(self, shards: Shards) -> None:
@@ -96,9 +97,15 @@ class ShardedModel(Tensors):
         return DeviceModel.joined(self.path, parts)
 
     def _shard(self, file: str) -> Model:
+        """A shard, which is of the same version of the model as those that are open. Raises OSError."""
         model = self._opened.get(file)
         if model is None:
-            model = self._opened.setdefault(file, Model(self._shards.directory / file))
+            model = Model(self._shards.directory / file)
+            for other in list(self._opened.values()):
+                if other.replaced:
+                    why = "has been replaced in the store since it was opened: open the model again"
+                    raise OSError(errno.ESTALE, why, str(other.path))
+            model = self._opened.setdefault(file, model)
         return model
 
     def _chosen(self, tensors: Patterns) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ from tests.support.served import CONTROL_GID, OWNER, Server
 from trimsfs.control.authorisation import Caller
 
 COMMANDS = ("evict", "pin", "refresh", "unpin", "verify", "warm-disk", "warm-host")
-ATTRIBUTES = ("digest", "etag", "generation", "pinned", "residency", "verified")
+ATTRIBUTES = ("digest", "etag", "generation", "pinned", "replaced", "residency", "verified")
 ROOT = Caller(uid=0, groups=frozenset({0}))
 IN_CONTROL_GROUP = Caller(uid=2000, groups=frozenset({2000, CONTROL_GID}))
 
