@@ -1,21 +1,16 @@
 """The tree of names: the directories of a store, listed lazily and cached, also for while the store is down."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import trio
 
 from trimsfs.errors import (
-    ObjectNotFoundError,
     StoreAccessError,
     StoreError,
     StoreUnavailableError,
-    TransientStoreError,
 )
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.directory import (
@@ -29,6 +24,7 @@ from trimsfs.namespace.directory import (
     possible,
 )
 from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_below
+from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -36,16 +32,8 @@ from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 NEGATIVE_TTL_S = 5.0
 """Longest that a name's absence is cached: a model that has just been uploaded should appear."""
-REST_LIMIT = 100_000
-"""Entries that are requested at once after the first page; a store gives as many as it likes."""
-PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
-"""A longer listing is given up: it may have no end, and would fill the memory."""
-PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
-"""How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
 ABSENT_AFTER_S = 3.0
 """How long no request may have been answered, so that a name counts as absent that the last listing did not have."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
@@ -85,8 +73,8 @@ class Namespace:
         invalidate: Callable[[int, bytes], None] = lambda *_: None,
     ) -> None:
         self._store = store
-        self._impatient = impatient or store
         self._breaker = breaker or CircuitBreaker(deadline_s=RETRY_DEADLINE_S)
+        self._inquiries = Inquiries(store, impatient or store, self._breaker)
         self._kept = kept
         self._ttl_s = ttl_s
         self._negative_ttl_s = min(ttl_s, NEGATIVE_TTL_S)
@@ -94,7 +82,6 @@ class Namespace:
         self._invalidate = invalidate
         self.on_replaced: Callable[[str], None] = lambda _: None
         """Called with the prefix of a directory when an object in it is found to be replaced."""
-        self._patience_s = PATIENCE_S
         self._directories: dict[str, Directory] = {}
         self._hidden: dict[str, int] = {}
         self.inodes = Inodes(ledger or Ledger())
@@ -304,7 +291,7 @@ class Namespace:
             return answer
         try:
             directory.raise_recent_failure()
-            entry = await self._probe(prefix + os.fsdecode(name), patient=not known)
+            entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # which may be about this object alone
                 directory.failed(error)
@@ -333,14 +320,7 @@ class Namespace:
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            store = self._store if patient else self._impatient
-            pages = [await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)]
-            count = len(pages[0])
-            while len(pages) < most and (token := pages[-1].next_token) is not None:
-                if count > ENTRIES_LIMIT:
-                    break
-                pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
-                count += len(pages[-1])
+            pages = await self._inquiries.pages(prefix, most=most, patient=patient)
         except StoreError as error:
             if directory.complete:
                 log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
@@ -349,7 +329,7 @@ class Namespace:
         whole = pages[-1].next_token is None
         directory.large = len(pages) > 1 or not whole
         if most == PAGES_LIMIT and not whole:
-            raise StoreUnavailableError(f"/{prefix}: more than {count} names: too many to list")
+            raise StoreUnavailableError(f"/{prefix}: more than {sum(map(len, pages))} names: too many to list")
         if whole:
             directory.worth_listing = max(LEAST_ASKED, len(pages) // 2)
             entries, self._hidden[prefix] = entries_of(prefix, pages)
@@ -357,53 +337,3 @@ class Namespace:
                 self._forget_siblings(prefix)
             if self._kept is not None and not directory.expired:
                 self._kept.keep(prefix, directory.entries)
-
-    async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
-        """What the store answers; unless *patient*, it has to be quick. Raises StoreError, naming the *subject*."""
-        if patient:
-            return await request()
-        self._breaker.check(subject)
-        began = trio.current_time()
-        try:
-            with trio.move_on_after(self._patience_s):
-                answer = await request()
-                self._breaker.answered()
-                self._patience_s = min(max(PATIENCE_S, 2 * (trio.current_time() - began)), LONGEST_PATIENCE_S)
-                return answer
-            raise TransientStoreError(f"{subject}: no answer within {self._patience_s:.0f} s")
-        except (TransientStoreError, StoreUnavailableError) as error:
-            self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
-            self._breaker.failed(error, began)
-            raise
-        except StoreError:
-            self._breaker.answered()
-            raise
-
-    async def _probe(self, path: str, *, patient: bool) -> Entry:
-        """Ask for an object, and whether there is anything below its name. A directory wins."""
-        store, found, failed = self._store if patient else self._impatient, list[Generation](), list[StoreError]()
-        async with trio.open_nursery() as nursery:
-
-            @contextlib.contextmanager
-            def failing() -> Iterator[None]:
-                """Collect the errors: a group of them could have a cancellation among them."""
-                try:
-                    yield
-                except StoreError as error:
-                    failed.append(error)
-                    nursery.cancel_scope.cancel()
-
-            async def stat() -> None:
-                with failing(), contextlib.suppress(ObjectNotFoundError):
-                    generation = await self._answer(path, partial(store.stat, path), patient=patient)
-                    if generation.plausible:
-                        found.append(generation)
-
-            nursery.start_soon(stat)
-            with failing():
-                below = await self._answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
-        if failed:
-            raise failed[0]
-        if below.exists:
-            return NonObject.DIRECTORY
-        return found[0] if found else NonObject.ABSENT

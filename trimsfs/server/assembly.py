@@ -4,13 +4,11 @@ Tests build their servers here, too, in an environment of their own.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.actions import Actions
 from trimsfs.control.authorisation import Authorisation
@@ -41,10 +39,10 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.opening.reopens import Reopens
 from trimsfs.options import MountOptions
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.server.components import Components, Service
+from trimsfs.server.components import Checks, Components, Fetching, Gpu, Service, Tiers
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
-from trimsfs.server.statistics import keeper_statistics, process_facts, server_statistics
+from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
@@ -68,44 +66,6 @@ class Calls:
         self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
         self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
         self.render_metrics = LateBound[[], bytes]("render_metrics")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiers:
-    """Where the bytes of files are kept on this host, but for GPUs."""
-
-    disk: DiskTier
-    host: HostTier
-    passthrough: Passthrough
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetching:
-    """What is known of the store's files, and their bytes."""
-
-    retrying: Retrying
-    kept_listings: KeptListings
-    namespace: Namespace
-    fetcher: Fetcher
-    tables: TensorTables
-    digest_prefetch: DigestPrefetch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checks:
-    """What a file has to pass before it is opened, and later."""
-
-    integrity: Integrity
-    cold_opener: ColdOpener
-    signature_policy: SignaturePolicy | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """The copies of files on GPUs, and what lends them."""
-
-    copies: GpuCopies
-    interface: GpuInterface
 
 
 def assemble(options: MountOptions, environment: Environment) -> Components:
@@ -139,7 +99,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns),
     )
     others = {"files": filesystem.statistics, "prefetch": prefetcher.statistics, "sharing": deduplication.statistics}
-    calls.render_metrics.bind(metrics.renderer(_statistics(environment, tiers, fetching, gpu, checks) | others))
+    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | others))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -365,7 +325,7 @@ def _control(
         authorisation,
         commands.jobs,
         metrics=calls.render_metrics,
-        facts=_facts(options, environment, tiers, fetching, gpu),
+        facts=facts(options, environment, tiers, fetching, gpu),
         links=fetching.namespace.links,
     )
     return Control(
@@ -385,45 +345,6 @@ def _control(
         tells_common=options.share_chunks,
         refresh=partial(refresh, fetching.namespace, environment.expire),
     )
-
-
-def _facts(
-    options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
-) -> Callable[[], dict[str, object]]:
-    """What the control file ``control`` tells about the mount."""
-    return lambda: {
-        "version": __version__,
-        "mountpoint": str(environment.mountpoint),
-        "store": options.store,
-        **process_facts(environment),
-        "cache_dir": str(options.cache_dir),
-        "store_problem": fetching.retrying.breaker.problem,
-        "cache_problem": tiers.disk.unusable,
-        "log_file": str(options.log_file),
-        "passthrough": tiers.passthrough.facts(),
-        "gpu": gpu.interface.facts(),
-        "options": options.model_dump(mode="json", exclude_none=True),
-    }
-
-
-def _statistics(
-    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
-) -> dict[str, metrics.Source]:
-    """What is counted, by the first word of the metrics' names."""
-    sources: dict[str, metrics.Source] = {
-        "disk": tiers.disk.statistics,
-        "fetch": fetching.fetcher.statistics,
-        "gpu": gpu.copies.statistics,
-        "host": tiers.host.statistics,
-        "integrity": checks.integrity.statistics,
-        "keeper": partial(keeper_statistics, environment),
-        "names": fetching.namespace.statistics,
-        "server": partial(server_statistics, environment),
-        "store": fetching.retrying.statistics,
-    }
-    if checks.signature_policy is not None:
-        sources["signatures"] = checks.signature_policy.statistics
-    return sources
 
 
 def lies_on(directory: Path, kind: str) -> bool:

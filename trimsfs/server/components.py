@@ -1,4 +1,4 @@
-"""The components of a server, and the order in which they begin."""
+"""The components of a server, in groups while they are built, and the order in which they begin."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,61 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.filesystem.filesystem import Filesystem
 from trimsfs.gpu.copies import GpuCopies
 from trimsfs.gpu.interface import GpuInterface
+from trimsfs.integrity.digest_prefetch import DigestPrefetch
 from trimsfs.integrity.integrity import Integrity
+from trimsfs.integrity.signature_policy import SignaturePolicy
 from trimsfs.models.derived_blobs import DerivedBlobs
+from trimsfs.models.tensor_tables import TensorTables
+from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.tree import Namespace
+from trimsfs.opening.cold_open import ColdOpener
 from trimsfs.opening.passthrough import Backing, Passthrough
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.stores import Retrying
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
 Service = Callable[..., Awaitable[Any]]
 """Runs for as long as the server does, and tells when it has begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiers:
+    """Where the bytes of files are kept on this host, but for GPUs."""
+
+    disk: DiskTier
+    host: HostTier
+    passthrough: Passthrough
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetching:
+    """What is known of the store's files, and their bytes."""
+
+    retrying: Retrying
+    kept_listings: KeptListings
+    namespace: Namespace
+    fetcher: Fetcher
+    tables: TensorTables
+    digest_prefetch: DigestPrefetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """What a file has to pass before it is opened, and later."""
+
+    integrity: Integrity
+    cold_opener: ColdOpener
+    signature_policy: SignaturePolicy | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The copies of files on GPUs, and what lends them."""
+
+    copies: GpuCopies
+    interface: GpuInterface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

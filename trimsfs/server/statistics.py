@@ -3,9 +3,15 @@
 import os
 import resource
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from trimsfs import __version__
+from trimsfs.control import metrics
+from trimsfs.options import MountOptions
 from trimsfs.processes import open_descriptors, roles
+from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
 from trimsfs.server.environment import Environment
 
 
@@ -28,12 +34,51 @@ class ServerStatistics:
     processes: int
 
 
-def keeper_statistics(environment: Environment) -> KeeperStatistics:
+def facts(
+    options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
+) -> Callable[[], dict[str, object]]:
+    """What the control file ``control`` tells about the mount."""
+    return lambda: {
+        "version": __version__,
+        "mountpoint": str(environment.mountpoint),
+        "store": options.store,
+        **_process_facts(environment),
+        "cache_dir": str(options.cache_dir),
+        "store_problem": fetching.retrying.breaker.problem,
+        "cache_problem": tiers.disk.unusable,
+        "log_file": str(options.log_file),
+        "passthrough": tiers.passthrough.facts(),
+        "gpu": gpu.interface.facts(),
+        "options": options.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def sources(
+    environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
+) -> dict[str, metrics.Source]:
+    """What is counted, by the first word of the metrics' names."""
+    found: dict[str, metrics.Source] = {
+        "disk": tiers.disk.statistics,
+        "fetch": fetching.fetcher.statistics,
+        "gpu": gpu.copies.statistics,
+        "host": tiers.host.statistics,
+        "integrity": checks.integrity.statistics,
+        "keeper": partial(_keeper_statistics, environment),
+        "names": fetching.namespace.statistics,
+        "server": partial(_server_statistics, environment),
+        "store": fetching.retrying.statistics,
+    }
+    if checks.signature_policy is not None:
+        found["signatures"] = checks.signature_policy.statistics
+    return found
+
+
+def _keeper_statistics(environment: Environment) -> KeeperStatistics:
     """Statistics of the keeper."""
     return KeeperStatistics(connected=int(environment.kept()))
 
 
-def server_statistics(environment: Environment) -> ServerStatistics:
+def _server_statistics(environment: Environment) -> ServerStatistics:
     """Statistics of this server."""
     return ServerStatistics(
         restarts=environment.restarts,
@@ -44,7 +89,7 @@ def server_statistics(environment: Environment) -> ServerStatistics:
     )
 
 
-def process_facts(environment: Environment) -> dict[str, object]:
+def _process_facts(environment: Environment) -> dict[str, object]:
     """What the control file ``control`` tells of this server, its keeper and their processes."""
     keeper, problem = _keeper(environment), None
     if keeper is None:

@@ -309,7 +309,7 @@ async def test_a_new_name_is_found_before_the_listing_shows_it(store: MemoryStor
 async def test_a_listing_without_a_last_page_is_given_up(named: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether its pages name something or not."""
     monkeypatch.setattr("trimsfs.namespace.tree.PAGES_LIMIT", 20)
-    monkeypatch.setattr("trimsfs.namespace.tree.ENTRIES_LIMIT", 150)
+    monkeypatch.setattr("trimsfs.namespace.inquiries.ENTRIES_LIMIT", 150)
     store = MemoryStore()
     asked = 0
 

@@ -13,8 +13,9 @@ from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, look
 from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S, Entry, NonObject
+from trimsfs.namespace.inquiries import PATIENCE_S
 from trimsfs.namespace.kept_listings import KeptListings, packed, unpacked
-from trimsfs.namespace.tree import ABSENT_AFTER_S, PATIENCE_S, Namespace
+from trimsfs.namespace.tree import ABSENT_AFTER_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.index.index import BlobIndex

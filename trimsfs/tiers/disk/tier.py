@@ -87,12 +87,7 @@ class DiskTier:
         self.index = cache.index
         self.lock_descriptor = cache.lock
         self.files = BlobFiles(
-            cache.blobs,
-            self.index,
-            store,
-            usable=self.unusable is None,
-            compares=compares,
-            chunk_size=chunk_size,
+            cache.blobs, self.index, store, usable=self.unusable is None, compares=compares, chunk_size=chunk_size
         )
         self._quotas = limits.quotas
         used = self.index.bytes_by_key() if self._quotas.any else {"": self.index.total_bytes()}
@@ -151,7 +146,7 @@ class DiskTier:
 
     def tenant_full(self, blob: Blob) -> str | None:
         """That the share of a blob's tenant has no room for the rest of it, with the remedy; None if that is not so."""
-        key = blob.generation.key
+        key = blob.generation.file
         left = self._budget.left(self._quotas.pool(key))
         missing = blob.generation.size - blob.verified_bytes
         return self._quotas.full(key, "cache_size") if left is not None and left < missing else None

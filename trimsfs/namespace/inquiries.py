@@ -1,0 +1,94 @@
+"""Asks the store for names: with retries where nothing is known, else once, and not for long."""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from trimsfs.errors import ObjectNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.namespace.directory import Entry, NonObject
+from trimsfs.stores.base import Page, Store
+from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.types import Generation
+
+T = TypeVar("T")
+
+REST_LIMIT = 100_000
+"""Entries that are requested at once after the first page; a store gives as many as it likes."""
+PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
+"""A longer listing is given up: it may have no end, and would fill the memory."""
+PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
+"""How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
+
+
+class Inquiries:
+    """Requests to a store. *impatient* is the same store without retries: who is not ``patient`` asks it once, and the
+    *breaker* hears what comes of it."""
+
+    def __init__(self, store: Store, impatient: Store, breaker: CircuitBreaker) -> None:
+        self._store = store
+        self._impatient = impatient
+        self._breaker = breaker
+        self._patience_s = PATIENCE_S
+
+    async def pages(self, prefix: str, *, most: int, patient: bool) -> list[Page]:
+        """The first *most* pages of a listing, unless it is longer than ENTRIES_LIMIT. Raises StoreError."""
+        store = self._store if patient else self._impatient
+        pages = [await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)]
+        count = len(pages[0])
+        while len(pages) < most and count <= ENTRIES_LIMIT and (token := pages[-1].next_token) is not None:
+            pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
+            count += len(pages[-1])
+        return pages
+
+    async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
+        """What the store answers; unless *patient*, it has to be quick. Raises StoreError, naming the *subject*."""
+        if patient:
+            return await request()
+        self._breaker.check(subject)
+        began = trio.current_time()
+        try:
+            with trio.move_on_after(self._patience_s):
+                answer = await request()
+                self._breaker.answered()
+                self._patience_s = min(max(PATIENCE_S, 2 * (trio.current_time() - began)), LONGEST_PATIENCE_S)
+                return answer
+            raise TransientStoreError(f"{subject}: no answer within {self._patience_s:.0f} s")
+        except (TransientStoreError, StoreUnavailableError) as error:
+            self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
+            self._breaker.failed(error, began)
+            raise
+        except StoreError:
+            self._breaker.answered()
+            raise
+
+    async def probe(self, path: str, *, patient: bool) -> Entry:
+        """Ask for an object, and whether there is anything below its name. A directory wins."""
+        store, found, failed = self._store if patient else self._impatient, list[Generation](), list[StoreError]()
+        async with trio.open_nursery() as nursery:
+
+            @contextlib.contextmanager
+            def failing() -> Iterator[None]:
+                """Collect the errors: a group of them could have a cancellation among them."""
+                try:
+                    yield
+                except StoreError as error:
+                    failed.append(error)
+                    nursery.cancel_scope.cancel()
+
+            async def stat() -> None:
+                with failing(), contextlib.suppress(ObjectNotFoundError):
+                    generation = await self._answer(path, partial(store.stat, path), patient=patient)
+                    if generation.plausible:
+                        found.append(generation)
+
+            nursery.start_soon(stat)
+            with failing():
+                below = await self._answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
+        if failed:
+            raise failed[0]
+        if below.exists:
+            return NonObject.DIRECTORY
+        return found[0] if found else NonObject.ABSENT
