@@ -1,4 +1,4 @@
-"""Loads of models that are here, while their store does not answer: in this server's life and after it."""
+"""Loads while the store does not answer: of models that are here, in this server's life and after it, and of others."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
+from tests.benchmarks.children import ChildError
 from tests.benchmarks.data import BUCKET
 from tests.benchmarks.models.cases import Case, MissingError, cases, interpreter, written
 from tests.benchmarks.models.loads import Selection
@@ -21,6 +22,7 @@ from tests.support.mounts import MountedStore, mounted, wait_until
 GROUP = "outages"
 FIRST, WARM = "the first load", "loads after it"
 RESTARTED, REMOUNTED, REBOOTED = "after a restart of the server", "after a new mount", "after a reboot"
+COLD = "not here, until the program ends with its error"
 ANSWERS, REFUSES, HANGS, GONE = "answers", "503", "hangs", "gone"
 STORES = (ANSWERS, REFUSES, HANGS, GONE)
 METADATA_TTL_S = 2
@@ -70,6 +72,8 @@ def outages(bench: Bench, selection: Selection) -> None:
             for store in STORES:
                 names = [FIRST, *[WARM] * bench.scale.warm_repetitions, RESTARTED, REMOUNTED, REBOOTED]
                 bench.take(GROUP, case.name, store, names, partial(_loads, bench, endpoint, case, store))
+            for store in STORES[1:]:
+                bench.take(GROUP, case.name, store, [COLD], partial(_error, bench, endpoint, case, store))
 
 
 def _loads(bench: Bench, endpoint: Endpoint, case: Case, store: str) -> list[float]:
@@ -93,9 +97,25 @@ def _loads(bench: Bench, endpoint: Endpoint, case: Case, store: str) -> list[flo
     return taken
 
 
+def _error(bench: Bench, endpoint: Endpoint, case: Case, store: str) -> list[float]:
+    """Seconds until a program ends whose model is listed and not here. Raises ValueError if it does not fail."""
+    with bench.directory() as directory, _mounted(endpoint, directory, "--prefetch", "off") as mount:
+        os.listdir(mount.path / case.directory)
+        with endpoint.is_such(store), case.child() as child:
+            child.wait_ready()
+            began = time.perf_counter()
+            child.tell(mount.path / case.directory)
+            try:
+                child.answer(bench.scale.model_timeout_s)
+            except ChildError as error:
+                bench.console.print(f"[dim]{case.name}, {store}: {error}[/dim]", highlight=False)
+                return [time.perf_counter() - began]
+    raise ValueError(f"{case.name} was loaded from a store that does not answer")
+
+
 @contextmanager
-def _mounted(endpoint: Endpoint, directory: Path) -> Iterator[MountedStore]:
-    options = ("--metadata-ttl", str(METADATA_TTL_S))
+def _mounted(endpoint: Endpoint, directory: Path, *more: str) -> Iterator[MountedStore]:
+    options = ("--metadata-ttl", str(METADATA_TTL_S), *more)
     with mounted(f"s3://{BUCKET}", directory, *options, environment=endpoint.server.environment()) as mount:
         yield mount
 
