@@ -230,7 +230,7 @@ def test_store_that_is_down_serves_what_is_cached_and_fails_the_rest_in_time(
         began = time.monotonic()
         with pytest.raises(OSError, match="Input/output error"):
             (mount.path / "m/rest").read_bytes()
-        assert 1 <= time.monotonic() - began < 10
+        assert time.monotonic() - began < 5
         assert not (mount.path / "m/other").exists(), "as the last listing says"
         # A name of which nothing is known cannot be called absent while the store cannot say so.
         with pytest.raises(OSError, match="Input/output error"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from trimsfs.namespace.directory import STALE_RETRY_S
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
+from trimsfs.stores.recent_failures import REMEMBERED_S
 
 DIRECTORY = "directory"
 ABSENT = "absent"
@@ -100,8 +101,13 @@ class Model:
     # What may be seen
 
     def errors(self, begun: float, *, names: bool) -> set[int]:
-        """The errors of a failing store that an operation may give; about names, also a moment afterwards."""
-        return self._errors if begun <= self._failing_until + (STALE_RETRY_S if names else 0) else set()
+        """The errors of a failing store that an operation may give; about names, also a moment afterwards.
+
+        A fetch that has failed is remembered for longer.
+        """
+        well_s = begun - self._failing_until
+        told = self._errors if well_s <= (STALE_RETRY_S if names else 0) else set()
+        return told | {errno.EIO} if well_s <= REMEMBERED_S else told
 
     def ever(self) -> set[Version]:
         """All versions that there have been."""

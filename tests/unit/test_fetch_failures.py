@@ -282,24 +282,23 @@ async def test_who_has_waited_for_the_deadline_fails_with_the_first(
         assert blob.users == 1
 
 
-async def test_who_came_later_has_a_deadline_of_his_own(
-    workshop: Workshop, chunk_size: int, mock_clock: MockClock
-) -> None:
+async def test_who_came_later_has_a_deadline_of_his_own(workshop: Workshop, mock_clock: MockClock) -> None:
     mock_clock.autojump_threshold = 0.05
-    content = workshop.put("a", 2)
+    workshop.put("a", 1)
+    content = workshop.put("b", 1)
     async with (
         opened(workshop.directory) as tier,
         fetching(workshop.store, tier, memory_limit=workshop.memory_for(1)) as fetcher,
     ):
         bench = Bench(workshop.store, tier, fetcher)
-        blob = await bench.acquire("a")
-        workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"), offset=0)
+        blob, other = await bench.acquire("a"), await bench.acquire("b")
+        workshop.store.fail(TransientStoreError("connection refused"), times=float("inf"), key="a")
         errors: list[StoreError] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(failure, bench, blob, 0, 1, errors)
             await trio.sleep(10)
             bench.fetcher._batches._retrying.breaker.answered()  # the store is probed meanwhile
-            assert await bench.read(blob, chunk_size, chunk_size + 9) == content[chunk_size : chunk_size + 9]
+            assert await bench.read(other, 0, 9) == content[:9]
         assert len(errors) == 1
 
 

@@ -2,8 +2,8 @@
 
 A signal ends a wait by itself only until the server has read the request, and of a read ahead the kernel tells no
 signal at all. FUSE_INTERRUPT is no help: it comes for every signal, also for those after which a program goes on and
-expects no error of a lookup or a read, only once, and to one server. So the server looks by itself for the signals by
-which users end programs. A program that handles one of them gets EINTR, and goes on as it likes.
+expects no error of a lookup or a read, only once, and to one server. So the server looks by itself for threads that are
+killed, and for the signals of the keyboard: a program that handles one of these gets EINTR, and goes on as it likes.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 CHECK_INTERVAL_S = 0.25
-ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Waiters:
