@@ -18,6 +18,8 @@ MOST_NAMES = 100_000
 """Names of the longest listing that is kept."""
 RENEWED_AFTER_S = 600.0
 """How long a listing that says the same as the last one is not kept anew."""
+RECALL_S = 1.0
+"""How long a lookup waits for a record: the disk may stand still, and the store be well."""
 LARGEST = 64 << 20
 """Bytes of the largest record, once it is unpacked."""
 
@@ -35,8 +37,11 @@ class KeptListings:
         await self._background.run(task_status)
 
     async def last(self, prefix: str) -> tuple[dict[bytes, Entry], float] | None:
-        """The last listing of a directory and its age in seconds, if there is one that can be understood."""
-        found = await self._records.last(prefix)
+        """The last listing of a directory and its age in seconds, if there is one that can be read and understood, and
+        the disk gives it in time."""
+        found = None
+        with trio.move_on_after(RECALL_S):
+            found = await self._records.last(prefix)
         if found is None:
             return None
         record, listed = found

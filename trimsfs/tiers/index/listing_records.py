@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
 """Bytes of all records."""
+READERS = 2
+"""Reads at a time. One that the disk holds up holds up no other thread of the disk tier."""
 _FORGET = (
     "DELETE FROM listings WHERE place IN (SELECT place FROM "
     "(SELECT place, sum(length(names)) OVER (ORDER BY listed DESC, place) AS total FROM listings) WHERE total > ?)"
@@ -25,12 +27,13 @@ class ListingRecords:
     def __init__(self, index: BlobIndex, threads: Threads, store: str) -> None:
         self._index = index
         self._threads = threads
+        self._readers = Threads(READERS)
         self._store = store
 
     async def last(self, directory: str) -> tuple[bytes, float] | None:
         """What was recorded of the last listing of a directory, and when, in seconds since the epoch."""
         try:
-            return await self._threads.run(self._read, self._place(directory))
+            return await self._readers.ask(self._read, self._place(directory))
         except sqlite3.Error as error:
             log.warning("/%s: cannot read what was listed of it: %s", directory, error)
             return None
