@@ -74,7 +74,7 @@ def test_podman_runs_the_hook_where_there_is_the_annotation(
         ("bert\nx", "MODELS", r"MODELS/bert\nx: No such file or directory"),
         ("bert=/opt,resnet50=/opt", "MODELS", "/opt: a model is there already"),
         ("bert=/opt/x", "/etc", "/etc: no trimsfs mount"),
-        ("params=/opt/x", "MODELS/bert", "MODELS/bert: no trimsfs mount"),
+        ("params=/opt/x", "MODELS/bert", "MODELS/params: No such file or directory"),
         ("bert=/opt/x", "MODELS/../../..", "no trimsfs mount"),
     ],
 )

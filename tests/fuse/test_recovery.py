@@ -105,15 +105,15 @@ def test_of_two_that_recover_a_mount_whose_server_stands_still_one_does(mount: M
 def test_descriptors_and_processes_are_counted(mount: MountedStore) -> None:
     server = serving(mount)
     pid = int(str(keeper(mount)["keeper_pid"]))
-    wait_until(lambda: len(family(pid)) == 6)
+    wait_until(lambda: len(family(pid)) == 8)
     facts, metrics = mount.control(), mount.metrics()
-    assert facts["processes"] == {"keeper": 1, "server": 1, "spawner": 1, "fetch": 2, "standby": 1}
-    assert metrics["trimsfs_server_processes"] == 6
+    assert facts["processes"] == {"keeper": 1, "server": 1, "spawner": 1, "fetch": 2, "standby": 1, "broker": 2}
+    assert metrics["trimsfs_server_processes"] == 8
     with (mount.path / "model").open("rb"):
         there = len(os.listdir(f"/proc/{server}/fd"))
         assert abs(facts["descriptors"]["open"] - there) <= 2
         assert abs(metrics["trimsfs_server_open_descriptors"] - there) <= 2
     assert metrics["trimsfs_server_descriptor_limit"] == facts["descriptors"]["limit"] > there
     shown = trimsfs("status", mount.path).stdout
-    assert "processes   6: " in shown
+    assert "processes   8: " in shown
     assert f"descriptors open of at most {facts['descriptors']['limit']}" in shown

@@ -142,7 +142,7 @@ def test_names_are_shown_as_they_are(store_directory: Path, directory_mount: Mou
     (store_directory / name).mkdir(parents=True)
     (store_directory / name / "params").write_bytes(b"weights")
 
-    assert name in trimsfs("ls", directory_mount.path).stdout
+    assert name in trimsfs("ls", "-r", directory_mount.path).stdout
     assert trimsfs("warm", directory_mount.path / name).returncode == 0
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.contract.backends import s3_options, use_only
 from tests.security.hostile import BUCKET, Answer, Told, hostile_store
 from tests.security.names import check_log
-from tests.support.mounts import MountedStore, mounted
+from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.processes import family
 from tests.support.survival import Survival, Survived
 from trimsfs.errors import TransientStoreError
@@ -206,7 +206,7 @@ def test_answers_without_an_end_cost_neither_memory_nor_time(tmp_path: Path, sur
                 *(readers.submit(os.listdir, mount.path / name) for name in LISTINGS),
                 *(readers.submit((mount.path / name / "model").read_bytes) for name in BODIES),
             ]
-            assert (mount.path / "truth").read_bytes() == CONTENT
+            wait_until(lambda: (mount.path / "truth").read_bytes() == CONTENT, tolerate=OSError)
             errors = Counter(outcome(call) for call in calls)
         took = time.monotonic() - began
         assert heaviest_kib(mount) < MEMORY_LIMIT_KIB

@@ -130,6 +130,7 @@ def brokered(tmp_path: Path) -> Iterator[DirectoryStore]:
     store.broker = Broker(store.local, confine=confine, mountpoint=tmp_path, not_for_it=[])
     yield store
     end_of(store).close()
+    os.waitpid(store.broker.pid, 0)
 
 
 def end_of(store: DirectoryStore) -> socket.socket:

@@ -48,6 +48,7 @@ async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> No
     Raises BucketNotFoundError, unless ``options.allow_empty``, and what requests to the store do.
     """
     retrying = Retrying(deadline_s=deadline_s, on_failure=None)
+    await retrying.call("no answer", store.probe)
     page = await retrying.call("no answer", partial(store.list_page, "", limit=1))
     if page.exists:
         return

@@ -47,7 +47,8 @@ class Broker:
         self, reader: DirectoryReader, *, confine: Callable[[], None], mountpoint: Path, not_for_it: Iterable[int]
     ) -> None:
         ours, theirs = pair()
-        if os.fork() == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             status = 1
             try:
                 ours.close()
