@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from trimsfs.command_group import complete_mounted
 from trimsfs.errors import ConfigurationError
-from trimsfs.mountinfo import canonical, named_mountpoint
+from trimsfs.mountinfo import canonical, named_mountpoint, trimsfs_at
 from trimsfs.options import DEFAULT_CONFIG, declared_mountpoint, keeper_order, load_options
 
 DIRECTORY = Path("/etc/trimsfs/mounts.d")
@@ -76,6 +76,8 @@ def find_mount(name: str, directory: Path, *, exact: bool = False) -> NamedMount
         found = (mount for mount in mounts if mount.mountpoint == mountpoint)
         return next(found, NamedMount(str(mountpoint), mountpoint))
     file = directory / f"{name}.toml"
+    if not file.exists() and trimsfs_at(canonical(Path(name))) is not None:
+        return find_mount(f"./{name}", directory, exact=exact)
     if not _NAME.fullmatch(name) or not file.exists():
         known = ", ".join(mount.name for mount in mounts) or "none"
         raise ConfigurationError(f"{name}: no such mount is declared in {directory} (known: {known})")

@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-HIDDEN = "hidden"
-"""The state of a mount that does not let this user in."""
+HIDDEN, NOT_KEPT = "hidden", "not kept"
+"""The states of a mount that does not let this user in, and of one that is served without a keeper."""
 
 
 def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
@@ -22,5 +22,7 @@ def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
     if process.returncode == 0:
         facts = json.loads(text)
         told = ("server_pid", "keeper_pid", "restarts", "log_file")
-        return {"state": "serving"} | {name: facts[name] for name in told if name in facts}
+        found = {"state": "serving"} | {name: facts[name] for name in told if name in facts}
+        kept = facts.get("keeper_problem") is None
+        return found if kept else found | {"state": NOT_KEPT, "error": facts["keeper_problem"]}
     return {"state": HIDDEN if b"Permission denied" in message else "dead"}

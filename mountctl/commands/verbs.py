@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 import click
 
 from mountctl.commands.declared_mounts import DIRECTORY, NamedMount, complete_mount, declared_mounts, find_mount
-from mountctl.commands.public_status import HIDDEN, public_status
+from mountctl.commands.public_status import HIDDEN, NOT_KEPT, public_status
 from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, ask
 from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
@@ -39,7 +39,6 @@ P = ParamSpec("P")
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
 """The state of a mount whose keeper and servers have ended."""
-NOT_KEPT = "not kept"
 """The state of a mount that a server serves without a keeper."""
 DEGRADED = 1
 """The exit code of `status` for such a mount."""
@@ -253,7 +252,7 @@ def _line(facts: dict[str, Any]) -> str:
     if facts.get("server_pid"):
         line += f", server pid {facts['server_pid']}"
     if facts.get("restarts"):
-        line += f", restarted {facts['restarts']} times"
+        line += f", restarted {facts['restarts']} time{'s' if facts['restarts'] != 1 else ''}"
     if facts.get("last_end"):
         ago_s = time.time() - facts["last_end_at"]
         line += f", the last one ended {ago_s:.0f} s ago: {facts['last_end']}"
@@ -272,7 +271,7 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
         return public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S) | {"hidden": str(error)}
     except KeeperGoneError as error:
         state = _state_without_keeper(mount.mountpoint)
-        dead = f"keeper and server have ended: `trimsfs umount --lazy {mount.mountpoint}`, and mount it again"
+        dead = f"keeper and server have ended: `trimsfs umount {mount.mountpoint}`, and mount it again"
         return {"state": state, "error": dead if state == DEAD else str(error)}
 
 
@@ -307,6 +306,8 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
         raise NotPermittedError(f"{mount.name}: {facts['hidden']}, which knows where the log is")
     if file is None and mount.file is not None:
         file = mount.order(foreground=False)["options"]["log_file"]
+    if file is None and facts["state"] == NOT_KEPT:
+        file = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("log_file")
     if file is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
     if not os.access(file, os.R_OK):

@@ -133,7 +133,7 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
         raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, takes it over at this moment")
     raise NotMountedError(
         f"{mountpoint}: its server has ended as well, and the connection to the kernel with it: "
-        f"unmount it with `trimsfs umount --lazy {mountpoint}` and mount it again"
+        f"unmount it with `trimsfs umount {mountpoint}` and mount it again"
     )
 
 

@@ -159,7 +159,7 @@ def test_a_mount_whose_keeper_is_gone_is_told(
     wait_until(lambda: "one: dead" in mountctl("status", "one").stdout)
     done = mountctl("recover", "one")
     assert (done.returncode, "its server has ended as well" in done.stderr) == (10, True), done.stderr
-    assert "unmount it with `trimsfs umount --lazy" in done.stderr
+    assert "unmount it with `trimsfs umount" in done.stderr
     assert mountctl("up", "one").returncode == 0
     assert mountctl("status", "one").returncode == 0
 

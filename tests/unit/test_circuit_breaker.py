@@ -48,7 +48,7 @@ async def test_it_opens_when_a_request_has_failed_until_its_deadline(
 ) -> None:
     await fail(breaker, for_s=DEADLINE_S)
     assert breaker.open
-    with pytest.raises(StoreUnavailableError, match=r"^a: reset$"):
+    with pytest.raises(StoreUnavailableError, match=r"^a: the store does not answer: reset$"):
         breaker.check("a")
     assert breaker.openings == 1
     assert [record.levelno for record in caplog.records] == [logging.WARNING]

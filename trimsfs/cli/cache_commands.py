@@ -251,8 +251,11 @@ def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
     if command == VERIFY_GPU and "compared_copies" in line:  # absent from a server of an earlier version
         told.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
     elif not manner.quiet:
-        size = f", {decimal(line['total_bytes'])}" if manner.bar else ""
-        told.append(f"{manner.done} {counted(line['total_files'] - left_out, 'file')}{size}")
+        absent = line.get("absent_files", 0)  # not told by a server of an earlier version
+        size = f", {decimal(line['total_bytes'] - line.get('absent_bytes', 0))}" if manner.bar else ""
+        told.append(f"{manner.done} {counted(line['total_files'] - left_out - absent, 'file')}{size}")
+        if absent:
+            told.append(f"nothing of {counted(absent, 'other file')} is here")
     if left_out:
         told.append(f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway")
     if line.get("unlocked_files"):
@@ -270,6 +273,8 @@ def _extent(line: dict[str, Any]) -> str:
     """How many files of a command for a directory have failed."""
     if line["total_files"] <= 1:
         return ""
+    if line["failed_files"] == line["total_files"]:
+        return f" (all {line['total_files']} files failed)"
     return f" ({line['failed_files']} of {line['total_files']} files failed, the others are done)"
 
 

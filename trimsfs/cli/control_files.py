@@ -52,7 +52,7 @@ def check_answers(mountpoint: Path) -> None:
         cause = message.strip().rpartition(": ")[2]
         if cause == "Permission denied":
             raise NotPermittedError(f"{mountpoint}: {cause}: it is another user's mount")
-        raise NotMountedError(f"{mountpoint}: {cause}: its server is gone: unmount it with `trimsfs umount --lazy`")
+        raise NotMountedError(f"{mountpoint}: {cause}: its server is gone: unmount it with `trimsfs umount`")
 
 
 def control_directory(path: Path) -> Path:
@@ -106,6 +106,6 @@ def translated(error: OSError, path: Path) -> TrimsError:
         case errno.ESTALE:
             return ObjectChangedError(f"{message}: replaced or deleted in the store: try again")
         case errno.ENOTCONN:
-            return NotMountedError(f"{message}: its server is gone: unmount it with `trimsfs umount --lazy`")
+            return NotMountedError(f"{message}: its server is gone: unmount it with `trimsfs umount`")
         case _:
             return StoreUnavailableError(f"{message}: see the log of the mount")

@@ -70,6 +70,6 @@ def _processes(mountpoint: Path) -> list[int]:
             if facts[name] is not None:  # as of a keeper that is gone
                 with suppress(OSError):
                     descriptors.append(os.pidfd_open(facts[name]))
-    except TrimsError as error:
-        say(f"trimsfs: not waiting for the server to end: {error}", error=True)
+    except TrimsError:
+        say(f"trimsfs: {mountpoint} does not answer: not waiting for its server to end", error=True)
     return descriptors

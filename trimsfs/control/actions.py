@@ -167,12 +167,13 @@ class Actions:
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
         """Remove a file, its copies on GPUs, and what was derived from it. Raises InUseError while it is open."""
-        del progress
         for _ in range(RELEASE_CHECKS):
             here = await self._disk.residency(generation)
             if here.users == 0 or here.pinned:
                 break
             await trio.sleep(RELEASE_INTERVAL_S)
+        if here.disk_bytes == 0:
+            progress.absent(generation.size)
         self._gpu.check_idle(generation)
         await self._disk.evict(generation)
         await self._gpu.evict(generation)
@@ -192,7 +193,8 @@ class Actions:
 
     async def verify(self, generation: Generation, progress: Progress) -> None:
         """Check a file on the disk and in memory, and compare it with the store. Raises BlobDamagedError."""
-        del progress
+        if (await self._disk.residency(generation)).disk_bytes == 0:
+            progress.absent(generation.size)
         damaged = await self._integrity.verify(generation)
         if damaged:
             raise BlobDamagedError(f"{generation.key}: damaged chunks of its local copy, fetched again: {damaged}")

@@ -24,6 +24,8 @@ class Progress:
         self.total_files = 0
         self.failed_files = 0
         self.left_out_files = 0
+        self.absent_files = 0
+        self.absent_bytes = 0
         self.unlocked_files = 0
         self._hindrance: str | None = None
         self.compared_copies = 0
@@ -40,6 +42,11 @@ class Progress:
         """One file has failed; the first tells why."""
         self.failed_files += 1
         self.error = self.error or error
+
+    def absent(self, size: int) -> None:
+        """Nothing of one file, of so many bytes, is here: there is nothing to do."""
+        self.absent_files += 1
+        self.absent_bytes += size
 
     def not_locked(self, hindrance: str) -> None:
         """One file is pinned and not locked in memory; the first tells what hinders it."""
@@ -74,6 +81,8 @@ class Progress:
             "total_files": self.total_files,
             "failed_files": self.failed_files,
             "left_out_files": self.left_out_files,
+            "absent_files": self.absent_files,
+            "absent_bytes": self.absent_bytes,
             "unlocked_files": self.unlocked_files,
             "unlocked": self._hindrance,
             "compared_copies": self.compared_copies,

@@ -84,7 +84,7 @@ class CircuitBreaker:
     def check(self, subject: str) -> None:
         """Raises StoreUnavailableError, which names the *subject*, while requests fail at once."""
         if self.open:
-            raise StoreUnavailableError(f"{subject}: {self._failure}")
+            raise StoreUnavailableError(f"{subject}: the store does not answer: {self._failure}")
 
     def answered(self) -> None:
         """The store has answered a request."""

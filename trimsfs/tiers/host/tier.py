@@ -165,7 +165,7 @@ class HostTier:
         try:
             hosted.address = await trio.to_thread.run_sync(page_cache.lock, blob.fileno(), size)
         except OSError as error:
-            return f"{error.strerror}: raise the limit of locked memory (ulimit -l)"
+            return f"{error.strerror}: raise the server's limit of locked memory (ulimit -l, LimitMEMLOCK=)"
         return None
 
     async def unpin(self, blob: Blob) -> None:
