@@ -421,7 +421,7 @@ async def test_a_limit_of_locked_memory_does_not_keep_a_blob_from_being_pinned(
     async with using(shelf.blob("p")) as pinned:
         pinned.pinned = True
         await tier.pin(pinned)
-    assert "p: not locked in memory: Cannot allocate memory: raise the limit" in caplog.text
+    assert "p: not locked in memory: Cannot allocate memory: raise the server's limit" in caplog.text
     await bring(tier, shelf.blob("a"))
     assert held(tier, shelf) == "ap"
     assert tier.statistics().locked_bytes == 0

@@ -45,6 +45,8 @@ async def test_warming_a_directory_brings_all_below_it_to_disk(
         "total_files": len(below),
         "failed_files": 0,
         "left_out_files": 0,
+        "absent_files": 0,
+        "absent_bytes": 0,
         "unlocked_files": 0,
         "unlocked": None,
         "compared_copies": 0,
