@@ -100,6 +100,8 @@ def test_a_store_can_be_named_before_the_mount_point_which_is_made(
     assert (twice.returncode, "give one of them" in twice.stderr) == (2, True)
     nowhere = trimsfs("mount")
     assert nowhere.returncode == 2
+    failed = trimsfs("mount", "/nonexistent", tmp_path / "new", "--cache-dir", tmp_path / "cache")
+    assert (failed.returncode, (tmp_path / "new").exists()) == (5, False)
 
 
 def test_mounting_twice_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:

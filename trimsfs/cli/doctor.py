@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -21,7 +22,7 @@ from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
 from trimsfs.cuda import CudaError, CudaUnavailableError
-from trimsfs.errors import CacheInUseError, NotPermittedError, TrimsError
+from trimsfs.errors import CacheInUseError, NotPermittedError, StoreUnavailableError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
 from trimsfs.options import ENVIRONMENT_PREFIX, GPU_OFF, MountOptions, default_store
 from trimsfs.server.sandbox import identity
@@ -66,6 +67,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("store", _store),
         ("mounts", _mounts),
     ]
+    logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # each line is a check's
     done: list[dict[str, str]] = []
     for name, check in checks:
         try:
@@ -300,7 +302,11 @@ def _store(options: MountOptions) -> str:
         await reach(store, options, deadline_s=PROBE_DEADLINE_S)
         await store.aclose()
 
-    trio.run(probe)
+    try:
+        trio.run(probe)
+    except StoreUnavailableError as error:
+        remedy = "check the network" + (" and --endpoint-url" if options.endpoint_url else "")
+        raise _ProblemError(f"{error}: {remedy}") from None
     return f"{options.store} can be listed"
 
 

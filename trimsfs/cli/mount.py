@@ -60,7 +60,18 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
 def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
     """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
-    mountpoint = _check(mountpoint)
+    made = not mountpoint.exists()
+    try:
+        _mount(_check(mountpoint), options, foreground=foreground)
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                mountpoint.rmdir()
+        raise
+
+
+def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
+    """`mount_store`, at a mount point that is there."""
     options = options.resolved(mountpoint)
     _check_apart(mountpoint, options)
     if options.store is not None and "://" not in options.store:
