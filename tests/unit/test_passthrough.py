@@ -403,6 +403,12 @@ async def test_files_beyond_the_limit_of_descriptors_stay_registered(
         assert len(store.requests) == requests
 
 
+def closed(server: Server) -> bool:
+    """Whether no file in the cache is open any more, once those that nobody uses have been closed."""
+    server.disk._open_blobs._close_files(most=0, looks=1)
+    return not server.disk._state.open_files
+
+
 async def test_a_file_that_is_removed_while_it_is_closed_is_fetched_again_and_not_before_all_have_closed_it(
     serving: Serving, store: MemoryStore, contents: dict[str, bytes], backing: FakeBacking, tmp_path: Path
 ) -> None:
@@ -411,8 +417,7 @@ async def test_a_file_that_is_removed_while_it_is_closed_is_fetched_again_and_no
         handle = await server.open("b")
         await server.disk.flush()
         await server.disk._journal.sync()
-        server.disk._open_blobs._close_files(most=0, looks=1)
-        assert not server.disk._state.open_files
+        await until(lambda: closed(server))  # also what is being synced
         (file,) = blob_files(tmp_path / "cache")
         file.unlink()
         other = await server.open("b")
