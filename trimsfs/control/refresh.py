@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
+from trimsfs.namespace.inodes import is_below
 from trimsfs.namespace.tree import Namespace
 
 
@@ -14,4 +15,5 @@ async def refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, by
     """
     namespace.mark_outdated(path.removesuffix("/"))
     namespace.expire(path)
-    await trio.to_thread.run_sync(expire, namespace.inodes.names_below(path), abandon_on_cancel=True)
+    names = namespace.inodes.known_names(lambda known: is_below(known, path))
+    await trio.to_thread.run_sync(expire, names, abandon_on_cancel=True)

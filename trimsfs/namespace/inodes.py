@@ -4,7 +4,7 @@ import enum
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
@@ -116,13 +116,13 @@ class Inodes:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
-    def names_below(self, path: str) -> list[tuple[int, bytes]]:
-        """The names by which the kernel may know a file, or a directory (with its closing slash) and all below it, each
-        after the inode number of its directory."""
+    def known_names(self, chosen: Callable[[str], bool]) -> list[tuple[int, bytes]]:
+        """The names by which the kernel may know files and directories (with a closing slash) whose paths are *chosen*,
+        each after the inode number of its directory."""
         told = {inode.path for inode in self if inode.lookups and inode.kind in IN_THE_STORE and not inode.control}
         names = []
         for known in told:
-            if known and is_below(known, path):
+            if known and chosen(known):
                 prefix, slash, name = known.removesuffix("/").rpartition("/")
                 directory = self.reference(InodeKind.DIRECTORY, prefix + slash)
                 names.append((directory.number, os.fsencode(name)))

@@ -203,15 +203,8 @@ class Namespace:
     def _forget_siblings(self, prefix: str) -> None:
         """An object of a directory has been replaced: the kernel looks all of its files up again, so that programs
         which are started from now on get them as they are together."""
-        names = {
-            os.fsencode(inode.path[len(prefix) :])
-            for inode in self.inodes
-            if inode.kind is InodeKind.OBJECT and inode.path[: inode.path.rfind("/") + 1] == prefix
-        }
-        directory = self.inodes.reference(InodeKind.DIRECTORY, prefix)
-        for name in names:
-            self._invalidate(directory.number, name)
-        self.inodes.discard(directory)
+        for directory, name in self.inodes.known_names(lambda path: path[: path.rfind("/") + 1] == prefix != path):
+            self._invalidate(directory, name)
         self.on_replaced(prefix)
 
     def mark_outdated(self, key: str) -> None:
