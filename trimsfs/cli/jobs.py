@@ -1,7 +1,6 @@
 """``trimsfs jobs``: commands that go on in the servers of mounts after `trimsfs warm --background`."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,18 +8,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from trimsfs.cli.control_files import check_answers, mount_of_path, read_json
-from trimsfs.cli.output import fail_if_any, reported, say
+from trimsfs.cli.output import fail_if_any, reported, say, show
 from trimsfs.errors import NoSuchEntryError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.text import printable
 
-PIPE_WIDTH = 1000
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
@@ -72,8 +69,7 @@ def list_jobs(mountpoint: Path | None, as_json: bool) -> None:
         sizes = (decimal(job["done_bytes"]), decimal(job["total_bytes"]), _age(time.time() - job["began"]))
         reason = job.get("error") or job["waiting"] or job["unlocked"] or ""
         table.add_row(*map(escape, (*about, *sizes, printable(reason))))
-    # Output to a pipe is not folded to a terminal's width.
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    show(table)
 
 
 def _jobs_of(mount: Mount) -> Iterator[dict[str, Any]]:

@@ -2,29 +2,24 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, translated
 from trimsfs.cli.gpu import devices
-from trimsfs.cli.output import reported, say
+from trimsfs.cli.output import reported, say, show
 from trimsfs.client.xattrs import read_attribute
 from trimsfs.command_group import complete_mounted
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
-
-PIPE_WIDTH = 1000
-"""Output to a pipe is not folded to a terminal's width."""
 
 
 @dataclass(slots=True)
@@ -111,7 +106,7 @@ def _print(rows: dict[str, _Row], has_device: bool) -> None:
             str(row.open or ""),
             "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
         )
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+    show(table)
 
 
 def _rows(root: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:

@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, ParamSpec
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 import click
 
@@ -11,12 +11,24 @@ from trimsfs import errors
 from trimsfs.exit_codes import exit_code
 from trimsfs.text import printable
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 P = ParamSpec("P")
+
+PIPE_WIDTH = 1000
 
 
 def say(line: str, *, error: bool = False) -> None:
     """Print text as one line, whatever names it contains."""
     click.echo(printable(line), err=error)
+
+
+def show(table: "Table") -> None:
+    """Print a table; in a pipe it is not folded to a terminal's width."""
+    from rich.console import Console  # noqa: PLC0415 - most commands show none, and importing takes long
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def fail(kind: str, message: str) -> NoReturn:
