@@ -6,7 +6,7 @@ import random
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,6 +82,21 @@ def cases(bench: Bench) -> list[Case]:
         Case(name=FILE_READ, short="file-read", directory=FILE, program="read_files"),
         Case(name=FILE_MAPPED, short="file-mapped", directory=FILE, program="map_file"),
     ]
+
+
+def chosen(bench: Bench, programs: Collection[str]) -> list[Case]:
+    """The cases of these short names, or all, whose environments are here; the results say which are left out."""
+    found = []
+    for case in cases(bench):
+        if programs and case.short not in programs:
+            continue
+        try:
+            interpreter(case.environment)
+        except MissingError as missing:
+            bench.results.skipped.append(f"{case.name}: {missing}")
+        else:
+            found.append(case)
+    return found
 
 
 def interpreter(environment: str) -> Path:

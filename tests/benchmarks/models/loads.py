@@ -8,7 +8,7 @@ from functools import partial
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child
-from tests.benchmarks.models.cases import Case, MissingError, cases, interpreter
+from tests.benchmarks.models.cases import Case, chosen
 from tests.benchmarks.models.machine import LowWater, busy_s, wait_quiet
 from tests.benchmarks.models.places import Place
 from tests.benchmarks.models.ways import DOWNLOADS, Way, ways
@@ -46,7 +46,7 @@ class Loads:
         contenders = [
             way for way in ways(self.bench) if not self.selection.contenders or way.name in self.selection.contenders
         ]
-        for case in self._cases():
+        for case in chosen(self.bench, self.selection.programs):
             for place in places:
                 # What was asked for by its name is measured wherever it was asked for.
                 if not (case.everywhere or place.main or self.selection.places):
@@ -55,19 +55,6 @@ class Loads:
                     first = turn % len(contenders)
                     for way in (*contenders[first:], *contenders[:first]):
                         self._take(case, place, way)
-
-    def _cases(self) -> list[Case]:
-        found = []
-        for case in cases(self.bench):
-            if self.selection.programs and case.short not in self.selection.programs:
-                continue
-            try:
-                interpreter(case.environment)
-            except MissingError as missing:
-                self.bench.results.skipped.append(f"{case.name}: {missing}")
-            else:
-                found.append(case)
-        return found
 
     def _take(self, case: Case, place: Place, way: Way) -> None:
         names = [DOWNLOAD] if way.name in DOWNLOADS else []

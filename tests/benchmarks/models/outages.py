@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import ChildError
 from tests.benchmarks.data import BUCKET
-from tests.benchmarks.models.cases import Case, MissingError, cases, interpreter, written
+from tests.benchmarks.models.cases import Case, chosen, written
 from tests.benchmarks.models.loads import Selection
 from tests.services import S3Server
 from tests.services.faulty import FaultyS3, Plan, faulty
@@ -61,14 +61,7 @@ def outages(bench: Bench, selection: Selection) -> None:
     """Each program that loads a model, with each kind of outage, in turns."""
     with faulty(bench.plain) as faults, switched(faults) as (server, switch):
         endpoint = Endpoint(server, faults, switch)
-        for case in cases(bench):
-            if selection.programs and case.short not in selection.programs:
-                continue
-            try:
-                interpreter(case.environment)
-            except MissingError as missing:
-                bench.results.skipped.append(f"{GROUP}: {case.name}: {missing}")
-                continue
+        for case in chosen(bench, selection.programs):
             for store in STORES:
                 names = [FIRST, *[WARM] * bench.scale.warm_repetitions, RESTARTED, REMOUNTED, REBOOTED]
                 bench.take(GROUP, case.name, store, names, partial(_loads, bench, endpoint, case, store))
