@@ -9,6 +9,7 @@ class Driver(Protocol):
 
     chunk_size: int
     budget: int
+    keeps_idle: bool
     most_restarts: int
     ttl_s: float
     slack_s: float

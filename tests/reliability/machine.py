@@ -230,7 +230,7 @@ class Machine(World):
     def warm_or_evict(self, path: str, name: str) -> None:
         begun = self.driver.now()
         done = self.commanded(name, path)
-        if done and name != "evict":
+        if done and name != "evict" and self.driver.keeps_idle:
             sizes = [version.size for version in self.model.believable(path, begun)]
             assert (
                 self.model.may_be_directory(path, begun)

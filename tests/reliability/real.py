@@ -53,6 +53,7 @@ class RealDriver:
         self.chunk_size = CHUNK_SIZE
         self.most_restarts = most_restarts
         self.budget = 4 * CHUNK_SIZE
+        self.keeps_idle = True
         self.ttl_s = 0.5
         self.slack_s = 0.1
         self._directory = directory

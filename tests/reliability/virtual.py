@@ -106,6 +106,7 @@ class VirtualDriver:
     ) -> None:
         self.chunk_size = chunk_size
         self.budget = 4 * chunk_size
+        self.keeps_idle = policy != "eager"
         self.most_restarts = 100
         self.ttl_s = ttl_s
         self.slack_s = 0.0
