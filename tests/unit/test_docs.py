@@ -1,5 +1,6 @@
 """The documents say what is so."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,11 +50,45 @@ def test_every_claim_names_its_test(name: str) -> None:
         assert re.search(r"`test_\w+`\)?\.$", point.strip()), point
 
 
-def test_every_option_and_exit_code_is_described() -> None:
+def test_every_option_is_described() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
 
     assert {name for name in MountOptions.model_fields if name.replace("_", "-") not in text} == set()
+
+
+def test_every_exit_code_has_its_remedy() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+
     assert {code for code in EXIT_CODES.values() if f"| {code} |" not in text} == set()
+
+
+def test_every_warning_and_error_in_the_log_has_its_remedy() -> None:
+    section = (ROOT / "docs/troubleshooting.md").read_text().partition("## Log messages")[2]
+    described = {text.strip() for text in re.findall(r"^\| `+(.+?)`+ \|", section, re.MULTILINE)}
+    matched = {"REQUEST: ERROR: REASON"}
+    for text in logged():
+        words = re.split(r"%[sd]", text)
+        if not re.search(r"\w", "".join(words)):
+            continue  # only the text of an error
+        found = {message for message in described if re.fullmatch(".+".join(map(re.escape, words)), message)}
+        assert found, f"{text}: without a row"
+        matched |= found
+
+    assert len(described) > 50
+    assert described - matched == set(), "nobody logs this any more"
+
+
+def logged() -> set[str]:
+    """The formats of all warnings and errors."""
+    functions = {"log.warning", "log.error", "log.critical", "log.exception"}
+    calls = [
+        node
+        for package in ("trimsfs", "mountctl")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in functions
+    ]
+    return {ast.literal_eval(call.args[0]) for call in calls}
 
 
 def test_example_configuration_is_valid() -> None:
