@@ -32,7 +32,7 @@ VARIANTS = {
     "head": "last layer trained",
     "classes": "last layer for 10 classes",
     "block": "last block trained",
-    "statistics": "last layer trained, batch norms gather on",
+    "statistics": "last layer trained, batch-norm statistics updated",
 }
 FILES = {
     "ResNet-50, MXNet `.params`": "ResNet-50-MXNet/{}/model.params",
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trimsfs-sharing-") as scratch:
         models = options.directory or Path(scratch, "models")
         build(models)
-        print_table(("model", "variant", "tensors", "tensors, whole pages", "8 MiB", "64 KiB", "4 KiB"), alike(models))
+        print_table(("model", "variant", "tensors", "whole pages", "8 MiB", "64 KiB", "4 KiB"), alike(models))
         store = Path(scratch, "store")
         for name in STORED:
             for variant in ("base", *VARIANTS):
