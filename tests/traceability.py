@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ROOT / "docs"
 PAGE = DOCUMENTS / "traceability.md"
-PROVED = ("semantics", "security")
+PROVED = ("semantics", "security", "reliability")
 """The documents whose claims have tests."""
 NO_CLAIMS = {"Not promised", "Not protected", "Limits of these tests"}
 """Sections of them that claim nothing."""
@@ -85,7 +85,7 @@ def written() -> str:
     claims = {document: claims_of((DOCUMENTS / f"{document}.md").read_text()) for document in PROVED}
     links = [f"[{document.capitalize()}]({document}.md)" for document in PROVED]
     head = HEAD.format(
-        documents=f"{links[0]} and {links[1]}",
+        documents=f"{', '.join(links[:-1])} and {links[-1]}",
         claims=sum(map(len, claims.values())),
         tests=len({name for document in proofs().values() for names in document.values() for name in names}),
     )

@@ -13,43 +13,6 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-CLAIMING = ["reliability.md"]
-"""Documents whose claims name the tests that show them."""
-NO_CLAIMS = {"security.md": ("What is not protected",)}
-"""Sections of them that claim nothing."""
-
-
-@pytest.mark.parametrize("name", CLAIMING)
-def test_every_test_that_a_document_names_exists(name: str) -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / name).read_text()))
-    defined = set(
-        re.findall(r"def (test_\w+)", "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")))
-    )
-
-    assert len(named) > 20
-    assert named <= defined
-
-
-def claims(document: Path) -> list[str]:
-    """The points of a document that claim something, each on one line, without what only explains."""
-    found = []
-    for section in re.split(r"^## ", document.read_text(), flags=re.MULTILINE):
-        if section.partition("\n")[0] in NO_CLAIMS.get(document.name, ()):
-            continue
-        points = re.findall(r"^- (.*\n(?:  .*\n)*)", section, re.MULTILINE)
-        found += [re.sub(r"\((?!`test_)[^()]*\)", "", " ".join(point.split())) for point in points]
-    return found
-
-
-@pytest.mark.parametrize("name", CLAIMING)
-def test_every_claim_names_its_test(name: str) -> None:
-    """A point may claim several things, one after the other; what comes last names a test, as nothing follows it."""
-    points = claims(ROOT / "docs" / name)
-    assert len(points) > 10
-    for point in points:
-        assert re.search(r"`test_\w+`\)?\.$", point.strip()), point
-
-
 def test_every_option_is_described() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
 
