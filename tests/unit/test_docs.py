@@ -69,6 +69,23 @@ def test_example_of_a_declared_mount_is_valid() -> None:
     assert (options.access[0].path, options.tenants[0].host_size) == ("tenant-a", 20 << 30)
 
 
+def test_the_readme_has_the_figures_of_performance() -> None:
+    """Those that decide, in the first lines of either; a row of a table has a first load's ratios beside its times."""
+    performance = (ROOT / "docs/performance.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in performance.splitlines() if line[:1] == "|"]
+    told = {row[0]: row[-1].split("; ") for row in rows[:9]}
+    llama = [row[-2:] for row in rows if row[0] == "`llama`" and len(row) == 10]
+    first, again = (
+        told["first load of a 2.1 GB Llama, and one inference; store nearby"],
+        told["the same, store at 25 ms"],
+    )
+
+    lines = (ROOT / "README.md").read_text().partition("## Try it")[0].replace("\n", " ").split("- **")[1:]
+    figures = [re.findall(r"\d+\.\d\d", line) for line in lines]
+    assert llama[:2] == [first, again]
+    assert figures[:2] == [[*first, *again], told["the same program again, on the same host"][:1]]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_files_named_in_documents_exist(document: Path) -> None:
     text = document.read_text()
