@@ -13,7 +13,8 @@ class Mount:
     """A mount. ``device`` is ``major:minor``; ``parent`` is the number of the mount that it is mounted on.
 
     ``root`` is the directory of the file system that is mounted: ``/``, or a subdirectory for a bind mount. The kernel
-    appends ``//deleted`` when that directory has been removed.
+    appends ``//deleted`` when that directory has been removed. ``shared`` and ``master`` are the peer groups to which
+    mounts made below it propagate and from which they come; 0 for none.
     """
 
     number: int
@@ -23,6 +24,8 @@ class Mount:
     kind: str
     source: str
     root: str = "/"
+    shared: int = 0
+    master: int = 0
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
@@ -31,7 +34,8 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
     found = []
     for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
-        number, parent, device, root, mountpoint, *_ = fields.split(" ")
+        number, parent, device, root, mountpoint, _, *optional = fields.split(" ")
+        groups = dict(field.split(":") for field in optional if ":" in field)
         file_system_type, source, *_ = rest.split(" ")
         if kind in {None, file_system_type}:
             found.append(
@@ -43,6 +47,8 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
                     kind=file_system_type,
                     source=_unescape(source),
                     root=_unescape(root),
+                    shared=int(groups.get("shared", 0)),
+                    master=int(groups.get("master", 0)),
                 )
             )
     return found

@@ -1,17 +1,27 @@
 """What /proc tells of processes: which belong to a mount, and which use one. Nothing here waits for a mount."""
 
+import ctypes
 import os
+import re
+import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trimsfs.mountinfo import mounts
+from trimsfs.mount_namespaces import namespaces
 from trimsfs.text import TITLE_PREFIX, printable
 
 SHOWN = 5
 """How many users of a mount a message names."""
+_CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
+"""The container's identifier, which engines put into the name of its control group."""
+_AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
+_INODE, _DEVICE = struct.Struct("=32xQ"), struct.Struct("=136xII")
+"""Where a ``struct statx`` has a file's inode number, and the numbers of its device."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def title_of(pid: int) -> str:
@@ -26,8 +36,18 @@ def title_of(pid: int) -> str:
 
 
 def shown(pid: int) -> str:
-    """A process, for messages."""
-    return f"pid {pid} ({title_of(pid)})"
+    """A process, for messages: its program, and the container that it runs in if that is known."""
+    container = container_of(pid)
+    return f"pid {pid} ({title_of(pid)}{f', container {container}' if container else ''})"
+
+
+def container_of(pid: int) -> str | None:
+    """The identifier of a process's container, as engines show it; None without one that its control group names."""
+    try:
+        found = _CONTAINER.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def roles(keeper: int | None) -> dict[str, int]:
@@ -52,6 +72,17 @@ def open_descriptors() -> int:
     return os.stat(directory).st_size or len(os.listdir(directory))  # the size is 0 before Linux 6.2
 
 
+def device_served_by(pid: int) -> str | None:
+    """The device of the file system whose FUSE connection a process has, which the kernel tells since Linux 6.18."""
+    for facts in Path(f"/proc/{pid}/fdinfo").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            for line in facts.read_text().splitlines():
+                what, _, number = line.partition(":\t")
+                if what == "fuse_connection":
+                    return f"0:{number}"
+    return None
+
+
 @dataclass(slots=True)
 class Usage:
     """Who uses a file system, or one file of it.
@@ -68,7 +99,7 @@ class Usage:
     def __str__(self) -> str:
         """For messages: by whom, or that the kernel does not tell."""
         users = [shown(pid) for pid in self.processes]
-        users += [f"the mount at {path} in the namespace of {shown(pid)}" for pid, path in self.mounted]
+        users += [f"the mount at {path} in the mount namespace of {shown(pid)}" for pid, path in self.mounted]
         if len(users) > SHOWN:
             users[SHOWN:] = [f"{len(users) - SHOWN} more"]
         if users:
@@ -79,24 +110,12 @@ class Usage:
 def usage(device: str, inode: int | None = None) -> Usage:
     """Who uses the file system of a *device*, ``major:minor``, or its file of this inode number."""
     found = Usage()
-    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    numbers = {mount.number for mount in mounts() if mount.device == device}
-    namespaces = {os.readlink("/proc/self/ns/mnt")}
-    for pid in pids:
+    others, found.hidden = namespaces()
+    others.pop(os.getpid())
+    found.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
         with _looking(found):
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace not in namespaces:
-                namespaces.add(namespace)
-                there = [mount for mount in mounts(process=pid) if mount.device == device]
-                numbers |= {mount.number for mount in there}
-                found.mounted += [(pid, mount.mountpoint) for mount in there]
-    for pid in pids:
-        with _looking(found):
-            if (
-                _has_open(pid, numbers, inode)
-                or _has_mapped(pid, device, inode)
-                or (inode is None and _is_in(pid, numbers))
-            ):
+            if _has_open(pid, device, inode) or _has_mapped(pid, device, inode):
                 found.processes.append(pid)
     return found
 
@@ -112,33 +131,26 @@ def _looking(usage: Usage) -> Iterator[None]:
         pass  # it has ended
 
 
-def _has_open(pid: int, numbers: set[int], inode: int | None) -> bool:
-    """Whether a process has a file open on one of these mounts. `stat` of a descriptor would ask the server."""
-    for descriptor in os.listdir(f"/proc/{pid}/fdinfo"):
+def _has_open(pid: int, device: str, inode: int | None) -> bool:
+    """Whether a process has a file of a device open, or, for any *inode*, is in a directory of it."""
+    links = [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    for link in [*links, *(() if inode is not None else ("cwd", "root"))]:
         try:
-            facts = _facts(f"/proc/{pid}/fdinfo/{descriptor}")
+            file = _file_at(f"/proc/{pid}/{link}")
         except FileNotFoundError:
             continue  # closed meanwhile
-        if int(facts["mnt_id"]) in numbers and inode in {None, int(facts.get("ino", "0"))}:
+        if file[0] == device and inode in {None, file[1]}:
             return True
     return False
 
 
-def _is_in(pid: int, numbers: set[int]) -> bool:
-    """Whether the working or the root directory of a process lies on one of these mounts."""
-    for name in ("cwd", "root"):
-        directory = os.open(f"/proc/{pid}/{name}", os.O_PATH | os.O_CLOEXEC)
-        try:
-            if int(_facts(f"/proc/self/fdinfo/{directory}")["mnt_id"]) in numbers:
-                return True
-        finally:
-            os.close(directory)
-    return False
-
-
-def _facts(fdinfo: str) -> dict[str, str]:
-    lines = Path(fdinfo).read_text(errors="replace").splitlines()
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+def _file_at(link: str) -> tuple[str, int]:
+    """The device and the inode number of an open file. `stat` would ask the server of its mount."""
+    status = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, link.encode(), _AT_STATX_DONT_SYNC, 0, status) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    major, minor = _DEVICE.unpack_from(status)
+    return f"{major}:{minor}", _INODE.unpack_from(status)[0]
 
 
 def _has_mapped(pid: int, device: str, inode: int | None) -> bool:

@@ -161,19 +161,21 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
 @click.command()
 @_names
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
+@click.option("--everywhere", is_flag=True, help="Unmount what containers, and binds on this host, have of it as well.")
 @_mounts_directory
 @_reported
-def down(names: tuple[str, ...], lazy: bool, directory: Path) -> int:
-    """Unmount NAME, or all declared mounts."""
+def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) -> int:
+    """Unmount NAME, or all declared mounts, as `trimsfs umount` does."""
     chosen, code = _chosen(names, directory, exact=True)
-    return max([code, *(_down(mount, lazy=lazy) for mount in chosen)])
+    options = [name for name, given in (("--lazy", lazy), ("--everywhere", everywhere)) if given]
+    return max([code, *(_down(mount, options) for mount in chosen)])
 
 
-def _down(mount: NamedMount, *, lazy: bool) -> int:
+def _down(mount: NamedMount, options: list[str]) -> int:
     if mount_of(mount.mountpoint) is None:
         click.echo(f"{mount.name} is down")
         return 0
-    command = [sys.executable, "-m", "trimsfs", "umount", *(["--lazy"] if lazy else []), str(mount.mountpoint)]
+    command = [sys.executable, "-m", "trimsfs", "umount", *options, str(mount.mountpoint)]
     code = subprocess.run(command, check=False).returncode
     if code == 0 and mount.file is not None and systemd.manages(mount.name):
         return systemd.stop(mount.name)

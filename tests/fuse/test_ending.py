@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,10 @@ import pytest
 from mountctl.keeper.control_socket import ask
 from tests.support import lingering
 from tests.support.keepers import have_serve
-from tests.support.mounts import LAZY, mounted, trimsfs, wait_until
+from tests.support.mounts import LAZY, MOUNTCTL, mounted, trimsfs, wait_until
 from tests.support.processes import alive
-from trimsfs.mountinfo import mount_at
+from trimsfs.mount_namespaces import detach
+from trimsfs.mountinfo import mount_at, mounts
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,75 @@ def test_a_server_that_does_not_end_takes_no_later_mount_with_it(store_directory
             wait_until(lambda: not alive(before["keeper_pid"]), 30)
             assert mount_at(mount.path) is not None
             assert mount.control()["keeper_pid"] != before["keeper_pid"]
+
+
+def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_there(
+    store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    bind = tmp_path / "bind"
+    bind.mkdir()
+    command = ("unshare", "-m", "sh", "-c", 'exec 3<"$1"; read _; echo; read _; exec 3<&-; echo; exec sleep 300', "sh")
+    with mounted(store_directory, tmp_path) as mount, running(*command, mount.path / "model") as process:
+        facts = mount.control()
+        next_step(process)
+        told = f"is in use by the mount at {mount.path} in the mount namespace of pid {process.pid} ("
+        refused = trimsfs("umount", mount.path)
+        assert (refused.returncode, told in refused.stderr, "--everywhere" in refused.stderr) == (12, True, True)
+        assert (mount.path / "model").read_bytes() == b"weights"
+        busy = trimsfs("umount", "--everywhere", mount.path)
+        assert (busy.returncode, f"is in use by pid {process.pid} (sh)" in busy.stderr) == (12, True)
+        next_step(process)
+
+        subprocess.run(["mount", "--bind", mount.path, bind], check=True)
+        assert str(bind) in trimsfs("umount", mount.path).stderr
+        assert trimsfs("umount", bind).returncode == 0, "a bind goes by itself"
+        subprocess.run(["mount", "--bind", mount.path, bind], check=True)
+        done = subprocess.run([MOUNTCTL, "down", "--everywhere", mount.path], timeout=60, check=False)
+        assert done.returncode == 0
+        left = [*mounts(), *mounts(process=process.pid)]
+        assert not [each for each in left if each.mountpoint in {mount.path, bind}]
+        assert not alive(facts["server_pid"])
+        assert process.poll() is None
+
+
+def test_what_is_still_used_after_a_lazy_unmount_is_named_there_and_at_the_next_mount(
+    store_directory: Path, tmp_path: Path
+) -> None:
+    (store_directory / "model").write_bytes(b"weights")
+    own = f"in use by pid {os.getpid()} ("
+    with mounted(store_directory, tmp_path) as mount:
+        keeper = mount.control()["keeper_pid"]
+        with (mount.path / "model").open("rb"):
+            lazy = trimsfs("umount", LAZY, mount.path)
+            assert (lazy.returncode, own in lazy.stderr) == (0, True)
+            again = trimsfs("mount", mount.path, "--store", store_directory, "--cache-dir", mount.cache)
+            assert (again.returncode, own in again.stderr) == (8, True), again.stderr
+        wait_until(lambda: not alive(keeper))
+
+
+def test_what_is_at_a_place_by_now_in_place_of_a_mount_is_not_unmounted() -> None:
+    proc = mount_at(Path("/proc"))
+    assert proc is not None
+    with pytest.raises(OSError, match="Stale"):
+        detach(os.getpid(), replace(proc, number=1))
+    assert mount_at(Path("/proc")) == proc
+
+
+def next_step(process: "subprocess.Popen[str]") -> None:
+    """Have the program of a test go on, and wait until it has."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "\n"
+
+
+@contextmanager
+def running(*command: str | Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process for the length of the block."""
+    with subprocess.Popen(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

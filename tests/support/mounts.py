@@ -132,8 +132,11 @@ def _allow(path: Path, bits: int) -> None:
 
 
 def unmount(mountpoint: Path) -> None:
-    """Unmount if mounted, busy or not, and wait for the server to be gone."""
-    done = trimsfs("umount", mountpoint)
+    """Unmount if mounted, busy or not, and wait for the server to be gone.
+
+    Everywhere: containers of tests that run beside this one have copies of all mounts.
+    """
+    done = trimsfs("umount", "--everywhere", mountpoint)
     if done.returncode == 12:
         trimsfs("umount", LAZY, mountpoint)
         raise AssertionError(f"{mountpoint} was still in use: {done.stderr}")

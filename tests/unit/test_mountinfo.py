@@ -31,7 +31,16 @@ def test_mounts_of_trimsfs_are_found_with_optional_fields_or_without(mountinfo: 
     write(mountinfo, ROOT, PROC, MODELS, "41 21 0:52 / /m ro - fuse.trimsfs /srv/models ro")
     models = Path("/mnt/models")
     assert mounts() == [
-        Mount(number=40, parent=21, mountpoint=models, device="0:51", kind="fuse.trimsfs", source="s3://models"),
+        Mount(
+            number=40,
+            parent=21,
+            mountpoint=models,
+            device="0:51",
+            kind="fuse.trimsfs",
+            source="s3://models",
+            shared=9,
+            master=2,
+        ),
         Mount(number=41, parent=21, mountpoint=Path("/m"), device="0:52", kind="fuse.trimsfs", source="/srv/models"),
     ]
 

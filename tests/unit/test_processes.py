@@ -4,8 +4,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.mounts import wait_until
-from trimsfs.processes import SHOWN, Usage, open_descriptors, roles, title_of, usage
+from trimsfs.processes import SHOWN, Usage, open_descriptors, roles, shown, title_of, usage
 
 
 def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
@@ -14,7 +16,7 @@ def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
     assert str(Usage(hidden=True)) == "by a process that only root can see"
     assert str(Usage(processes=[os.getpid()], hidden=True)) == f"by {own}"
     elsewhere = Usage(mounted=[(os.getpid(), Path("/other"))])
-    assert str(elsewhere) == f"by the mount at /other in the namespace of {own}"
+    assert str(elsewhere) == f"by the mount at /other in the mount namespace of {own}"
     many = str(Usage(processes=[os.getpid()] * (SHOWN + 3)))
     assert many == f"by {', '.join([own] * SHOWN)}, 3 more"
 
@@ -24,6 +26,12 @@ def test_a_process_is_named_by_its_program_and_one_that_has_ended_so() -> None:
         wait_until(lambda: title_of(process.pid) == "sleep")
         process.kill()
     assert title_of(process.pid) == "ended"
+
+
+def test_the_container_of_a_process_is_named_as_engines_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = f"0::/machine.slice/libpod-{'0123456789ab' + 'c' * 52}.scope\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: group if path.name == "cgroup" else "llm\0")
+    assert shown(7) == "pid 7 (llm\\x00, container 0123456789ab)"
 
 
 def test_a_file_system_that_is_not_there_is_used_by_nobody() -> None:

@@ -1,6 +1,8 @@
-"""A server that starts while the index fails for a moment."""
+"""How a server's process begins and ends."""
 
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -31,3 +33,15 @@ async def test_an_index_that_cannot_be_read_for_a_moment_at_the_start_ends_no_se
         await trio.sleep(0.2)
         assert await server.content("a") == b"content"
     assert failed
+
+
+def test_what_a_server_knows_goes_with_its_process_and_is_not_taken_apart() -> None:
+    """Of a million names that takes seconds, and who unmounts waits."""
+    code = """
+import atexit, runpy
+from trimsfs.server import daemon
+daemon.main = lambda: atexit.register(print, "took it apart")
+runpy.run_module("trimsfs.daemon", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -19,15 +19,18 @@ from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.command_group import complete_path
 from trimsfs.errors import (
+    CacheInUseError,
     CacheUnusableError,
     ConfigurationError,
     FuseUnavailableError,
     MountpointError,
     NotPermittedError,
 )
-from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at
+from trimsfs.mountinfo import FILE_SYSTEM_TYPE, canonical, mount_at, mounts
 from trimsfs.options import MountOptions, default_store, flag, keeper_order
+from trimsfs.processes import device_served_by, usage
 from trimsfs.text import printable
+from trimsfs.tiers.disk.lock import holder_of
 
 START_TIMEOUT_S = 60.0
 
@@ -209,4 +212,17 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
         return
     process.wait(STOP_TIMEOUT_S)
     message = answer.get("error") or "the keeper ended"
+    if answer.get("kind") == CacheInUseError.__name__:
+        message += _who_keeps_it(options)
     fail(answer.get("kind", ""), message if "kind" in answer else f"{message}: see {options.log_file}")
+
+
+def _who_keeps_it(options: MountOptions) -> str:
+    """Who uses the file system of the server that has the cache directory, if it was detached; as far as this user may
+    know, and, before Linux 6.18, nothing."""
+    assert options.cache_dir is not None
+    server = holder_of(options.cache_dir)
+    device = device_served_by(server) if server is not None else None
+    if device is None or any(mount.device == device for mount in mounts()):
+        return ""
+    return f"; its mount was detached and is in use {usage(device)}: end that"

@@ -1,11 +1,13 @@
 """``trimsfs umount``."""
 
+import errno
 import os
 import select
 import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,26 +15,91 @@ from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
 from trimsfs.command_group import complete_mounted
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
+from trimsfs.mount_namespaces import detach, namespaces, outliving
 from trimsfs.mountinfo import Mount, canonical, mount_of, mounts, trimsfs_at
-from trimsfs.processes import usage
+from trimsfs.processes import Usage, usage
 
 STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
+CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 @click.command()
 @click.argument("mountpoint", type=Path, shell_complete=complete_mounted)
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
+@click.option(
+    "--everywhere", is_flag=True, help="Unmount what containers, and binds on this host, have of it as well; as root."
+)
 @reported
-def umount(mountpoint: Path, lazy: bool) -> None:
-    """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free."""
+def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
+    """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free.
+
+    A mount that something still uses stays, exit code 12; the message names the processes, mounts and containers.
+    """
     mountpoint = canonical(mountpoint)
     mount = trimsfs_at(mountpoint)
     if mount is None:
         on = mount_of(mountpoint)
         hint = f", but a path on the one at {on.mountpoint}" if on is not None else ""
         raise NotMountedError(f"{mountpoint}: no trimsfs mount{hint}")
-    processes = [] if lazy else _processes(mountpoint)
+    facts = None if lazy else _facts(mountpoint)
+    if facts is not None and not everywhere and not _is_at(mountpoint, facts):
+        _unmount(mount, lazy=False)  # a bind of it, or another namespace's: the file system goes on
+        return
+    processes = _processes(facts) if facts is not None else []
+    others = outliving(mount, namespaces()[0]) if everywhere or not lazy else []
+    if everywhere:
+        _unmount_others(mount, others, lazy=lazy)
+    elif others:
+        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in others])
+        raise InUseError(f"{mountpoint} is in use {held}: end that, or use --everywhere")
+    connection = _connection(mount)
+    _unmount(mount, lazy=lazy)
+    if connection is not None and connection == _connection(mount):
+        goes_on = f"its server, and its cache, go on until that ends: it is in use {usage(mount.device)}"
+        if not lazy:
+            raise InUseError(f"{mountpoint} is unmounted, but {goes_on}")
+        say(f"trimsfs: {mountpoint} is detached; {goes_on}", error=True)
+    _wait(mount, processes)
+
+
+def _facts(mountpoint: Path) -> dict[str, Any] | None:
+    """What the server tells of itself; None if it does not answer."""
+    try:
+        check_answers(mountpoint)
+        return read_json(mountpoint / ".trims/control")
+    except TrimsError:
+        say(f"trimsfs: {mountpoint} does not answer: not waiting for its server to end", error=True)
+        return None
+
+
+def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
+    """Whether a server serves this mount point, and in this mount namespace."""
+    with suppress(OSError):
+        if os.readlink(f"/proc/{facts['server_pid']}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return False
+    return bool(facts["mountpoint"] == str(mountpoint))
+
+
+def _unmount_others(mount: Mount, others: list[tuple[int, Mount]], *, lazy: bool) -> None:
+    """Unmount what would be left of a file system in this and in other mount namespaces."""
+    if os.geteuid() != 0:
+        raise NotPermittedError("--everywhere: only root can unmount in other mount namespaces")
+    held = usage(mount.device)
+    if held.processes and not lazy:
+        raise InUseError(f"{mount.mountpoint} is in use {held}: end that, or use --lazy")
+    for pid, each in reversed(others):  # the mount that covers another first
+        try:
+            detach(pid, each)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                left = Usage(mounted=[(pid, each.mountpoint)])
+                locked = ": it is locked in a user namespace: end that" if error.errno == errno.EINVAL else ""
+                raise InUseError(f"{mount.mountpoint} is in use {left}: {error.strerror}{locked}") from error
+
+
+def _unmount(mount: Mount, *, lazy: bool) -> None:
+    mountpoint = mount.mountpoint
     if os.geteuid() == 0:
         command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
     else:
@@ -45,13 +112,6 @@ def umount(mountpoint: Path, lazy: bool) -> None:
         if "busy" in done.stderr:
             raise InUseError(f"{mountpoint} is in use {_users(mount)}: end that, or use --lazy")
         raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while processes:
-        ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
-        if not ended:
-            still = f"{mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s"
-            fail("", f"{still}: it is used {usage(mount.device)}")
-        processes = [process for process in processes if process not in ended]
 
 
 def _users(mount: Mount) -> str:
@@ -60,16 +120,29 @@ def _users(mount: Mount) -> str:
     return f"by what is mounted on it, {', '.join(above)}" if above else str(usage(mount.device))
 
 
-def _processes(mountpoint: Path) -> list[int]:
-    """Pidfds of the mount's processes; none if it does not answer."""
+def _connection(mount: Mount) -> int | None:
+    """What tells a FUSE connection from a later one with its number; None once it has ended, or without fusectl."""
+    with suppress(OSError):
+        return (CONNECTIONS / mount.device.partition(":")[2]).stat().st_ino
+    return None
+
+
+def _processes(facts: dict[str, Any]) -> list[int]:
+    """Pidfds of a mount's processes."""
     descriptors: list[int] = []
-    try:
-        check_answers(mountpoint)
-        facts = read_json(mountpoint / ".trims/control")
-        for name in ("server_pid", "keeper_pid"):
-            if facts[name] is not None:  # as of a keeper that is gone
-                with suppress(OSError):
-                    descriptors.append(os.pidfd_open(facts[name]))
-    except TrimsError:
-        say(f"trimsfs: {mountpoint} does not answer: not waiting for its server to end", error=True)
+    for name in ("server_pid", "keeper_pid"):
+        if facts[name] is not None:  # as of a keeper that is gone
+            with suppress(OSError):
+                descriptors.append(os.pidfd_open(facts[name]))
     return descriptors
+
+
+def _wait(mount: Mount, processes: list[int]) -> None:
+    """Wait for the processes of what was unmounted to end."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while processes:
+        ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
+        if not ended:
+            still = f"{mount.mountpoint} is unmounted, but its server has not ended in {STOP_TIMEOUT_S:.0f} s"
+            fail("", f"{still}: it is used {usage(mount.device)}")
+        processes = [process for process in processes if process not in ended]

@@ -19,9 +19,9 @@ def lock_directory(directory: Path) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        who = shown(int(holder)) if holder.isdecimal() else "whose pid the kernel does not tell"
+        holder = holder_of(directory)
+        who = shown(holder) if holder is not None else "whose pid the kernel does not tell"
         raise CacheInUseError(
             f"cache directory {directory} is in use by another server, {who}: unmount that, or set --cache-dir"
         ) from None
@@ -30,6 +30,15 @@ def lock_directory(directory: Path) -> int:
         raise CacheUnusableError(f"cache directory {directory}: {error.strerror}") from error
     write_pid(descriptor)
     return descriptor
+
+
+def holder_of(directory: Path) -> int | None:
+    """The process that holds the lock of a cache directory, or was the last one; None if the file does not tell."""
+    try:
+        holder = (directory / "lock").read_text(errors="replace").strip()
+    except OSError:
+        return None
+    return int(holder) if holder.isdecimal() else None
 
 
 def is_lock_of(descriptor: int, directory: Path) -> bool:
