@@ -54,6 +54,8 @@ def test_umount_ends_server_and_keeper_and_frees_the_cache(store_directory: Path
         ),
         (lambda path: (path / "file").touch(), (), 4, "is not empty"),
         (None, ("--store", "/nonexistent/store"), 5, "/nonexistent/store does not exist"),
+        (None, ("--store", "s3:/bucket/a"), 2, "write s3://bucket/a"),
+        (None, ("--store", "no-such-bucket"), 5, "a bucket is written s3://no-such-bucket"),
         (None, ("--store", "gopher://x"), 2, "Protocol not known: gopher"),
         (None, ("--store", "s3:///prefix"), 2, "is not a bucket name"),
         (None, ("--cache-dir", "/proc/trimsfs"), 9, "/proc/trimsfs"),
@@ -102,6 +104,15 @@ def test_a_store_can_be_named_before_the_mount_point_which_is_made(
     assert nowhere.returncode == 2
     failed = trimsfs("mount", "/nonexistent", tmp_path / "new", "--cache-dir", tmp_path / "cache")
     assert (failed.returncode, (tmp_path / "new").exists()) == (5, False)
+
+
+def test_swapped_arguments_are_told(store_directory: Path, tmp_path: Path) -> None:
+    (store_directory / "params").touch()
+    url = trimsfs("mount", tmp_path / "models", "s3://bucket/a")
+    assert (url.returncode, f"`trimsfs mount s3://bucket/a {tmp_path / 'models'}`" in url.stderr) == (2, True)
+    directory = trimsfs("mount", tmp_path / "models", store_directory)
+    swapped = f"`trimsfs mount {store_directory} {tmp_path / 'models'}`"
+    assert (directory.returncode, swapped in directory.stderr) == (4, True)
 
 
 def test_mounting_twice_is_refused(tmp_path: Path, module_mount: OwnDirectory) -> None:

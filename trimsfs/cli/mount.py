@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import stat
@@ -19,6 +20,7 @@ from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
 from trimsfs.command_group import complete_path
 from trimsfs.errors import (
+    BucketNotFoundError,
     CacheInUseError,
     CacheUnusableError,
     ConfigurationError,
@@ -33,6 +35,8 @@ from trimsfs.text import printable
 from trimsfs.tiers.disk.lock import holder_of
 
 START_TIMEOUT_S = 60.0
+_URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
+"""A URL, or what was meant as one."""
 
 
 class _SourceFirst(click.Command):
@@ -63,9 +67,10 @@ def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
 
 def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
     """Mount, and return when the mount answers; in the foreground, never return. Raises TrimsError, or exits."""
+    _check_meaning(mountpoint, options.store)
     made = not mountpoint.exists()
     try:
-        _mount(_check(mountpoint), options, foreground=foreground)
+        _mount(_check(mountpoint, options.store), options, foreground=foreground)
     except BaseException:
         if made:
             with suppress(OSError):
@@ -90,7 +95,24 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
     click.echo(f"{options.store} is mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
-def _check(mountpoint: Path) -> Path:
+def _check_meaning(mountpoint: Path, store: str | None) -> None:
+    """Find out whether something else was meant. Raises ConfigurationError, BucketNotFoundError."""
+    url = _URL.fullmatch(str(mountpoint))  # a Path has one slash of two
+    if url is not None and not mountpoint.exists():
+        first = f"trimsfs mount {url[1]}://{url[2]} {store or 'MOUNTPOINT'}"
+        raise ConfigurationError(f"{url[1]}://{url[2]} is a store, and a mount point comes after it: `{first}`")
+    if store is None or "://" in store:
+        return
+    if not os.path.lexists(store):
+        url = _URL.fullmatch(store)
+        if url is not None:
+            raise ConfigurationError(f"store {store} is no URL, and no directory: write {url[1]}://{url[2]}")
+        if not store.startswith(("/", ".")):
+            missing = f"store directory {Path(store).absolute()} does not exist"
+            raise BucketNotFoundError(f"{missing}: create it; a bucket is written s3://{store}")
+
+
+def _check(mountpoint: Path, store: str | None) -> Path:
     """The mount point as an absolute path without links, checked to be mountable. Raises MountpointError."""
     mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
@@ -111,7 +133,9 @@ def _check(mountpoint: Path) -> Path:
     except OSError as error:
         raise MountpointError(f"{mountpoint}: {error.strerror}") from error
     if not empty:
-        raise MountpointError(f"{mountpoint} is not empty: mounting would hide its files; choose another")
+        swapped = store is not None and "://" not in store and not (os.path.isdir(store) and os.listdir(store))
+        remedy = f"; the store comes first: `trimsfs mount {mountpoint} {store}`" if swapped else "; choose another"
+        raise MountpointError(f"{mountpoint} is not empty: mounting would hide its files{remedy}")
     if not os.path.exists("/dev/fuse"):
         raise FuseUnavailableError("/dev/fuse does not exist: load the module with `modprobe fuse`")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
