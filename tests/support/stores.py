@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreError
+from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError, StoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
 from trimsfs.types import Generation
@@ -335,3 +335,18 @@ def _pieces(content: bytes, sink: Sink) -> None:
 def as_store(store: MemoryStore) -> Store:
     """The same store; lets the type checker compare it with the protocol."""
     return store
+
+
+class Reticent(MemoryStore):
+    """A store that may not tell what one of its names is."""
+
+    secret = True
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        page = await super().list_page(prefix, token=token, limit=limit)
+        return replace(page, unreadable=("dir/secret",)) if self.secret and prefix == "dir/" else page
+
+    async def stat(self, key: str) -> Generation:
+        if self.secret and key == "dir/secret":
+            raise StoreAccessError(f"{key}: Permission denied")
+        return await super().stat(key)

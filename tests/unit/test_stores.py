@@ -3,11 +3,15 @@
 import sys
 
 import pytest
+from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError
+from urllib3 import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError
 
 from tests.support.stores import MemoryStore, as_store
-from trimsfs.errors import BucketNotFoundError, ConfigurationError
+from trimsfs.errors import BucketNotFoundError, ConfigurationError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores import open_store, reach
+from trimsfs.stores.s3.errors import translated
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,33 @@ async def test_a_prefix_with_nothing_under_it_is_told_unless_that_is_allowed(cap
         await reach(as_store(MemoryStore()), options, deadline_s=1)
     await reach(as_store(MemoryStore()), options.model_copy(update={"allow_empty": True}), deadline_s=1)
     assert "there is nothing under it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ConnectTimeoutError(endpoint_url="https://bucket.s3.amazonaws.com/net/b?versionId=7"),
+            'Connect timeout on endpoint URL: "https://bucket.s3.amazonaws.com"',
+        ),
+        (
+            ConnectionClosedError(endpoint_url="http://127.0.0.1:9000/bucket/net/b"),
+            'Connection was closed before we received a valid response from endpoint URL: "http://127.0.0.1:9000".',
+        ),
+        (
+            MaxRetryError(HTTPConnectionPool("minio", 9000), "/bucket/net/b"),
+            "HTTPConnectionPool(host='minio', port=9000): Max retries exceeded with url:  (Caused by None)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_network_is_told_without_the_object_that_was_asked_for(
+    error: Exception, told: str
+) -> None:
+    """It is told of others, while requests about them fail at once."""
+
+    def request() -> None:
+        raise error
+
+    with pytest.raises(TransientStoreError) as raised:
+        translated(request, "bucket", "net/b")
+    assert str(raised.value) == told

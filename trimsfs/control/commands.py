@@ -125,7 +125,9 @@ class Commands:
         try:
             with scope:
                 command = self._command(order)
-                concerned = await self._outlasting(progress, partial(self._concerned, order, progress.failed))
+                concerned, failures = await self._outlasting(progress, partial(self._concerned, order))
+                for failure in failures:
+                    progress.failed(failure)
                 # What several links lead to is one content.
                 generations = list({(each.file, each.etag): each for each in concerned}.values())
                 progress.total_files = len(generations)
@@ -169,17 +171,17 @@ class Commands:
         finally:
             slots.release()
 
-    async def _concerned(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
-        """The files that a command is about; *failed* is told why others cannot be had."""
+    async def _concerned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
+        """The files that a command is about, and why others cannot be had."""
         if order.name == "unpin":
-            return await self._pinned(order, failed)
-        return await self._below(order, failed)
+            return await self._pinned(order)
+        return await self._below(order)
 
-    async def _below(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
+    async def _below(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
         """The file, or the files below the directory, that a command was given for."""
         if order.generation is not None:
-            return [order.generation]
-        found, prefixes = [], [order.path]
+            return [order.generation], []
+        found, failures, prefixes = list[Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
             for name, entry in (await self._namespace.entries(prefix)).items():
@@ -191,14 +193,14 @@ class Commands:
                     try:
                         await self._namespace.lookup(prefix, name)
                     except TrimsError as error:
-                        failed(error)
-        return found
+                        failures.append(error)
+        return found, failures
 
-    async def _pinned(self, order: Order, failed: Callable[[TrimsError], None]) -> list[Generation]:
+    async def _pinned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
         """What is pinned under a name or below it, also what the store has replaced or deleted since, and what links
         there lead to."""
         name = order.path.removesuffix("/")
-        found, elsewhere = [], set[str]()
+        found, failures, elsewhere = list[Generation](), list[TrimsError](), set[str]()
         for here in await self._disk.residencies():
             key = here.generation.key
             if here.pinned and (not name or key == name or key.startswith(f"{name}/")):
@@ -207,6 +209,6 @@ class Commands:
                 elsewhere.add(here.token)
         if elsewhere and self._namespace.has_links:
             with contextlib.suppress(StoreError):
-                below = await self._below(order, failed)
+                below, failures = await self._below(order)
                 found += [each for each in below if each.token(self._disk.store) in elsewhere]
-        return found
+        return found, failures

@@ -55,10 +55,12 @@ class Inquiries:
                 self._breaker.answered()
                 self._patience_s = min(max(PATIENCE_S, 2 * (trio.current_time() - began)), LONGEST_PATIENCE_S)
                 return answer
-            raise TransientStoreError(f"{subject}: no answer within {self._patience_s:.0f} s")
+            raise TransientStoreError(f"no answer within {self._patience_s:.0f} s")
         except (TransientStoreError, StoreUnavailableError) as error:
             self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
-            self._breaker.failed(error, began)
+            self._breaker.failed(error, began)  # without the subject: it is told of others, too
+            if isinstance(error, TransientStoreError):
+                raise TransientStoreError(f"{subject}: {error}") from error
             raise
         except StoreError:
             self._breaker.answered()

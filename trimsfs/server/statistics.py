@@ -38,13 +38,14 @@ def facts(
     options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
 ) -> Callable[[], dict[str, object]]:
     """What the control file ``control`` tells about the mount."""
+    breaker = fetching.retrying.breaker
     return lambda: {
         "version": __version__,
         "mountpoint": str(environment.mountpoint),
         "store": options.store,
         **_process_facts(environment),
         "cache_dir": str(options.cache_dir),
-        "store_problem": fetching.retrying.breaker.problem,
+        "store_problem": breaker.outage[1] if breaker.outage is not None else None,
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
         "passthrough": tiers.passthrough.facts(),

@@ -252,7 +252,7 @@ class DirectoryStore:
         except PermissionError as error:
             raise StoreAccessError(f"{self._named(error)}: {error.strerror}: {self._remedy()}") from error
         except OSError as error:
-            raise TransientStoreError(f"{self._named(error)}: {error.strerror}") from error
+            raise TransientStoreError(f"{self._root}: {error.strerror}") from error
 
     def _named(self, error: OSError) -> object:
         """The file that an error is about; errors of calls on descriptors name none."""

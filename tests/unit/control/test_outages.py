@@ -11,7 +11,7 @@ import trio
 
 from tests.support.parts import blob_files, flip_byte, until
 from tests.support.served import Server, Serving
-from tests.support.stores import MemoryStore
+from tests.support.stores import MemoryStore, Reticent
 from tests.unit.control.common import begin, ended, jobs, last_line, on_disk
 from trimsfs.errors import TransientStoreError
 from trimsfs.namespace import directory
@@ -74,6 +74,33 @@ async def test_a_command_goes_on_after_an_outage_and_says_that_it_waits(
         last = await last_line(server, handle)
         assert (last["state"], last["waiting"]) == ("done", None)
         assert await on_disk(server, "net/params") == sizes["net/params"]
+
+
+async def test_an_outage_is_told_before_requests_fail_at_once(serving: Serving, store: MemoryStore) -> None:
+    async with serving(retry_deadline=15) as server:
+        file = await server.control_file("net/params", "warm-disk")
+        away(store)
+        await server.open(file)
+        told = None
+        while told is None:
+            await trio.sleep(0.02)
+            told = json.loads(await server.content(".trims/control"))["store_problem"]
+        assert told == "503 Slow Down"
+        assert not server.components.breaker.open
+
+
+async def test_a_job_that_lists_again_after_an_outage_counts_what_it_cannot_read_once(serving: Serving) -> None:
+    store = Reticent({"dir/a": b"a", "dir/deep/b": b"b"})
+    async with serving(store=store) as server:
+        await server.find("dir")
+        store.fail(TransientStoreError("503"), times=float("inf"), key="dir/deep/")
+        number = (await begin(server, "dir"))["id"]
+        await trio.sleep(2 * DEADLINE_S)
+        away(store)
+        await trio.sleep(2 * DEADLINE_S)
+        store.heal()
+        last = await ended(server, number)
+        assert (last["state"], last["failed_files"], last["total_files"]) == ("failed", 1, 2)
 
 
 async def test_a_command_fails_after_the_deadline(serving: Serving, store: MemoryStore) -> None:

@@ -1,34 +1,17 @@
 """Names are looked up with few requests, and believed for a time."""
 
 import logging
-from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.stores import MemoryStore
+from tests.support.stores import MemoryStore, Reticent
 from tests.unit.namespace.common import TTL_S, a_generation, look, namespace_of
 from trimsfs.errors import StoreAccessError
 from trimsfs.namespace.directory import NonObject, possible
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
-from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import Generation
-
-
-class Reticent(MemoryStore):
-    """A store that may not tell what one of its names is."""
-
-    secret = True
-
-    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
-        page = await super().list_page(prefix, token=token, limit=limit)
-        return replace(page, unreadable=("dir/secret",)) if self.secret and prefix == "dir/" else page
-
-    async def stat(self, key: str) -> Generation:
-        if self.secret and key == "dir/secret":
-            raise StoreAccessError(f"{key}: Permission denied")
-        return await super().stat(key)
 
 
 async def test_what_the_store_may_not_look_at_is_listed_and_fails_the_lookup(autojump_clock: MockClock) -> None:

@@ -1,5 +1,6 @@
 """Errors of the SDK become trimsfs's own."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -56,6 +57,8 @@ _MALFORMED = (
     *(botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError),
     *(ArithmeticError, RuntimeError),  # of invalid times
 )
+_OBJECT = re.compile(r"(?:(https?://[^/\s\"']+)|(?<=with url: ))/[^\s\"']*")
+"""What of a URL tells the object that was asked for: the circuit breaker tells of the failure where others are."""
 _TEXT_LIMIT = 500
 """Characters of a server's message that are passed on."""
 
@@ -87,7 +90,7 @@ def one_line(text: object) -> str:
 
 def _sdk_error(error: Exception, subject: str) -> StoreError:
     """What went wrong on this side of the connection, or with it."""
-    said = one_line(error)
+    said = _OBJECT.sub(r"\1", one_line(error))
     if isinstance(error, _TIMEOUTS):
         return StoreStalledError(f"timeout: {said}")
     if isinstance(error, _NETWORK_ERRORS):
