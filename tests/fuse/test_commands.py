@@ -101,6 +101,9 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     assert _listed(folder)["disk"] == 0
     assert "resnet50" in trimsfs("ls", own_model.path).stdout
     assert "params" in trimsfs("ls", "--files", folder).stdout
+    files = sorted(folder.iterdir())
+    several = json.loads(trimsfs("ls", "--json", *files).stdout)
+    assert [row["path"] for row in several] == [str(file) for file in files]
 
 
 def test_results_in_a_pipe_are_one_line_for_each_path(own_model: OwnDirectory) -> None:

@@ -136,6 +136,8 @@ def test_a_job_goes_on_until_it_is_cancelled(slow: Slow) -> None:
         large: (str(slow.path(LARGE)), "warm-host"),
         model: (str(slow.path("model")), "warm-host"),
     }
+    below = json.loads(trimsfs("jobs", "--json", slow.path("model")).stdout)
+    assert model in {job["id"] for job in below} <= {job["id"] for job in slow.jobs()} - {large}
     (shown,) = [line.split() for line in trimsfs("jobs", slow.mount.path).stdout.splitlines() if large in line]
     assert shown[:4] == [large, "warm-host", str(slow.path(LARGE)), "running"]
     wait_until(lambda: slow.state(model) == "done")

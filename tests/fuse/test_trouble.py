@@ -125,6 +125,10 @@ def test_server_that_stands_still_can_be_told_and_got_rid_of(directory_mount: Mo
         status = trimsfs("status", "--json", timeout_s=40)
         (shown,) = [one for one in json.loads(status.stdout) if one["mountpoint"] == str(directory_mount.path)]
         assert "does not answer" in shown["error"]
+        alone = trimsfs("status", directory_mount.path, timeout_s=40)
+        assert (alone.returncode, "`mountctl restart" in alone.stdout, "abort" in alone.stdout) == (2, True, False)
+        listed = trimsfs("ls", timeout_s=40)
+        assert (listed.returncode, f"left out: {directory_mount.path} does" in listed.stderr) == (10, True)
         assert trimsfs("warm", directory_mount.path, timeout_s=40).returncode == 10
         done = subprocess.run([MOUNTCTL, "abort", directory_mount.path], timeout=20, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -170,7 +174,8 @@ def test_one_mount_that_fails_does_not_hide_the_others(
         done = trimsfs("ls")
         again = trimsfs("mount", dead.path, "--store", store_directory)
 
-        assert f"left out: {dead.path}" in done.stderr
+        assert (done.returncode, f"left out: {dead.path}" in done.stderr) == (10, True)
+        assert trimsfs("status", dead.path).returncode == 2
         assert str(directory_mount.path / "model") in done.stdout
         assert "its server is gone" in again.stderr
         assert trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache").returncode == 1

@@ -3,10 +3,16 @@
 import errno
 import json
 import os
+import pickle
+import select
+import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from trimsfs.errors import (
     NoSuchEntryError,
@@ -19,18 +25,28 @@ from trimsfs.errors import (
 )
 from trimsfs.mountinfo import Mount, mount_of
 
+T = TypeVar("T")
+
 ANSWER_TIMEOUT_S = 10.0
+STANDSTILL_S = 30.0
+"""How long nothing may happen while one of several mounts is asked for more than whether it answers."""
 
 
-def mount_of_path(path: Path) -> Mount:
-    """The mount that a path lies on, checked to answer. Raises NotMountedError."""
+def mount_over(path: Path) -> Mount:
+    """The mount that a path lies on, whether it answers or not. Raises NotMountedError."""
     for candidate in (os.path.abspath, os.path.realpath):
         # abspath comes first: it does not touch a mount that may hang.
         mount = mount_of(Path(candidate(path)))
         if mount is not None:
-            check_answers(mount.mountpoint)
             return mount
     raise NotMountedError(f"{path} is not on a trimsfs mount")
+
+
+def mount_of_path(path: Path) -> Mount:
+    """The mount that a path lies on, checked to answer. Raises NotMountedError."""
+    mount = mount_over(path)
+    check_answers(mount.mountpoint)
+    return mount
 
 
 def check_answers(mountpoint: Path) -> None:
@@ -47,12 +63,84 @@ def check_answers(mountpoint: Path) -> None:
         _, message = process.communicate(timeout=ANSWER_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise NotMountedError(f"{mountpoint} does not answer: see its log, or `mountctl abort {mountpoint}`") from None
+        raise NotMountedError(
+            f"{mountpoint} does not answer: a server that hangs is replaced after 30 s, "
+            f"or at once by `mountctl restart {mountpoint}`"
+        ) from None
     if process.returncode != 0:
         cause = message.strip().rpartition(": ")[2]
         if cause == "Permission denied":
             raise NotPermittedError(f"{mountpoint}: {cause}: it is another user's mount")
         raise NotMountedError(f"{mountpoint}: {cause}: its server is gone: unmount it with `trimsfs umount`")
+
+
+@dataclass(slots=True)
+class _Asking(Generic[T]):
+    """A child process that asks a mount, and what it has said; ``moved`` is when it last did anything."""
+
+    mount: Mount
+    pid: int
+    moved: float = field(default_factory=time.monotonic)
+    time_used: tuple[str, ...] = ()
+    said: bytes = b""
+
+    def stands_still(self) -> bool:
+        """Whether it has done nothing for too long."""
+        try:
+            used = tuple(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+        except OSError:
+            used = ()  # it has ended
+        if used != self.time_used:
+            self.time_used, self.moved = used, time.monotonic()
+        return time.monotonic() > self.moved + STANDSTILL_S
+
+    def result(self) -> T | TrimsError:
+        """What it has come to."""
+        os.waitpid(self.pid, 0)
+        unexpected = TrimsError(f"{self.mount.mountpoint}: who asked it has ended")
+        return cast("T | TrimsError", pickle.loads(self.said)) if self.said else unexpected  # noqa: S301 - own child
+
+
+def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tuple[Mount, T | TrimsError]]:
+    """What *ask* finds out about each mount, all at once; a NotMountedError of one that hangs.
+
+    In child processes: one that waits for a hanging mount cannot be killed.
+    """
+    asking: dict[int, _Asking[T]] = {}
+    for mount in mounts:
+        receiver, sender = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _ask(partial(ask, mount), sender)
+        os.close(sender)
+        asking[receiver] = _Asking(mount, child)
+    while asking:
+        for receiver in select.select(list(asking), [], [], 0.5)[0]:
+            piece = os.read(receiver, 1 << 20)
+            asking[receiver].said += piece
+            if not piece:
+                os.close(receiver)
+                found = asking.pop(receiver)
+                yield found.mount, found.result()
+        for receiver in [receiver for receiver, each in asking.items() if each.stands_still()]:
+            os.close(receiver)
+            found = asking.pop(receiver)
+            os.kill(found.pid, signal.SIGKILL)
+            place = found.mount.mountpoint
+            yield found.mount, NotMountedError(f"{place} does not answer for {STANDSTILL_S:.0f} s: see its log")
+
+
+def _ask(ask: Callable[[], object], sender: int) -> None:
+    """Ask a mount, in a process of its own."""
+    try:
+        try:
+            found = ask()
+        except TrimsError as error:
+            found = error
+        with os.fdopen(sender, "wb") as pipe:
+            pickle.dump(found, pipe)
+    finally:
+        os._exit(0)
 
 
 def control_directory(path: Path) -> Path:

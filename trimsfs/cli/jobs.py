@@ -1,8 +1,8 @@
 """``trimsfs jobs``: commands that go on in the servers of mounts after `trimsfs warm --background`."""
 
 import json
+import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,8 +12,9 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from trimsfs.cli.control_files import check_answers, mount_of_path, read_json
-from trimsfs.cli.output import fail_if_any, reported, say, show
+from trimsfs.cli.control_files import ask_each, check_answers, mount_of_path, read_json
+from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
+from trimsfs.command_group import complete_mounted
 from trimsfs.errors import NoSuchEntryError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.text import printable
@@ -22,14 +23,14 @@ _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 class _ListedByDefault(click.Group):
-    """`jobs [MOUNT]` is `jobs list [MOUNT]`."""
+    """`jobs [PATH]` is `jobs list [PATH]`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         named = bool(args) and (args[0] in self.commands or args[0] in ctx.help_option_names)
         return super().parse_args(ctx, args if named else ["list", *args])
 
 
-@click.group(cls=_ListedByDefault, subcommand_metavar="[MOUNT] | list [MOUNT] | cancel ID...")
+@click.group(cls=_ListedByDefault, subcommand_metavar="[PATH] | list [PATH] | cancel ID...")
 def jobs() -> None:
     """List the jobs of `warm --background` and `pin --background`, or cancel one.
 
@@ -39,32 +40,36 @@ def jobs() -> None:
 
 
 @jobs.command(name="list")
-@click.argument("mountpoint", metavar="[MOUNT]", type=Path, required=False)
+@click.argument("path", type=Path, shell_complete=complete_mounted, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
-def list_jobs(mountpoint: Path | None, as_json: bool) -> None:
-    """List the jobs of all mounts, or of the one that MOUNT lies on."""
-    found = []
-    for mount in file_systems() if mountpoint is None else [mount_of_path(mountpoint)]:
-        try:
-            found += list(_jobs_of(mount))
-        except TrimsError as error:
-            if mountpoint is not None:
-                raise
-            say(f"trimsfs: left out: {error}", error=True)
+def list_jobs(path: Path | None, as_json: bool) -> None:
+    """List the jobs of all mounts, or those about PATH and what is below it."""
+    failures: list[tuple[str, str]] = []
+    if path is None:
+        found = left_out(ask_each(file_systems(), _jobs_of), failures)
+        jobs = [job for _, each in found for job in each]
+    else:
+        mount = mount_of_path(path)
+        below = os.path.realpath(path)
+        jobs = [job for job in _jobs_of(mount) if PurePath(job["path"]).is_relative_to(below)]
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    if not found:
+        click.echo(json.dumps(jobs, indent=2))
+    elif jobs:
+        _show(jobs)
+    else:
         click.echo("no jobs")
-        return
+    fail_if_any(failures)
+
+
+def _show(jobs: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("ID", "COMMAND", "PATH", "STATE"):
         table.add_column(heading, overflow="fold")
     for heading in ("DONE", "TOTAL", "AGE"):
         table.add_column(heading, justify="right")
     table.add_column("", overflow="fold")
-    for job in found:
+    for job in jobs:
         about = (job["id"], job["command"], printable(job["path"]), job["state"])
         sizes = (decimal(job["done_bytes"]), decimal(job["total_bytes"]), _age(time.time() - job["began"]))
         reason = job.get("error") or job["waiting"] or job["unlocked"] or ""
@@ -72,17 +77,19 @@ def list_jobs(mountpoint: Path | None, as_json: bool) -> None:
     show(table)
 
 
-def _jobs_of(mount: Mount) -> Iterator[dict[str, Any]]:
+def _jobs_of(mount: Mount) -> list[dict[str, Any]]:
     """The jobs of a mount, with their paths on this host."""
     check_answers(mount.mountpoint)
     try:
         found = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
     except NoSuchEntryError:
-        return  # its server has an earlier version
-    for job in found:
-        path = PurePath("/", job["path"])
-        if path.is_relative_to(mount.root):
-            yield job | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
+        return []  # its server has an earlier version
+    paths = [(job, PurePath("/", job["path"])) for job in found]
+    return [
+        job | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
+        for job, path in paths
+        if path.is_relative_to(mount.root)
+    ]
 
 
 def _age(seconds: float) -> str:

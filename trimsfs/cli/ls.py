@@ -12,12 +12,11 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, translated
+from trimsfs.cli.control_files import ask_each, control_directory, mount_of_path, read_json, translated
 from trimsfs.cli.gpu import devices
-from trimsfs.cli.output import reported, say, show
+from trimsfs.cli.output import fail_if_any, left_out, reported, show
 from trimsfs.client.xattrs import read_attribute
 from trimsfs.command_group import complete_mounted
-from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
 
@@ -43,7 +42,7 @@ class _Row:
 
 
 @click.command()
-@click.argument("path", type=Path, shell_complete=complete_mounted, required=False)
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=Path, shell_complete=complete_mounted)
 @click.option(
     "--mount",
     "named",
@@ -56,7 +55,7 @@ class _Row:
 @click.option("--files", "lines", flag_value="files", help="One line for each file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
-def ls(path: Path | None, named: Path | None, lines: str | None, as_json: bool) -> None:
+def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: bool) -> None:
     """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, and how many
     files are open or pinned.
 
@@ -64,17 +63,16 @@ def ls(path: Path | None, named: Path | None, lines: str | None, as_json: bool) 
     """
     rows: dict[str, _Row] = {}
     has_device = False
+    failures: list[tuple[str, str]] = []
     base = mount_of_path(named).mountpoint if named is not None else None
     if base is not None:
-        path = base / str(path or "").lstrip("/")
-    if path is not None:
-        rows, has_device = _rows(path, lines)
-    for mount in file_systems() if path is None else []:
-        try:
-            found, device_there = _rows(mount.mountpoint, lines)
-            rows, has_device = rows | found, has_device or device_there
-        except TrimsError as error:
-            say(f"trimsfs: left out: {error}", error=True)
+        paths = tuple(base / str(path).lstrip("/") for path in paths or ("",))
+    found = [_rows(path, lines) for path in paths]
+    if not paths:
+        answers = ask_each(file_systems(), lambda mount: _rows(mount.mountpoint, lines))
+        found = [answer for _, answer in left_out(answers, failures)]
+    for each, device_there in found:
+        rows, has_device = rows | each, has_device or device_there
     if base is not None:
         rows = {os.path.relpath(name, base): row for name, row in rows.items()}
     if as_json:
@@ -83,6 +81,7 @@ def ls(path: Path | None, named: Path | None, lines: str | None, as_json: bool) 
         click.echo(json.dumps(models, indent=2))
     else:
         _print(rows, has_device)
+    fail_if_any(failures)
 
 
 def _print(rows: dict[str, _Row], has_device: bool) -> None:

@@ -2,19 +2,21 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn, ParamSpec
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import click
 
 from trimsfs import errors
 from trimsfs.exit_codes import exit_code
+from trimsfs.mountinfo import Mount
 from trimsfs.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 PIPE_WIDTH = 1000
 
@@ -43,6 +45,20 @@ def fail_if_any(failures: Sequence[tuple[str, str]]) -> None:
         say(f"trimsfs: {message}", error=True)
     if failures:
         sys.exit(exit_code(failures[0][0]))
+
+
+def left_out(
+    answers: Iterable[tuple[Mount, T | errors.TrimsError]], failures: list[tuple[str, str]]
+) -> Iterator[tuple[Mount, T]]:
+    """The answers of those mounts that have given one; *failures* get the others, and why. That another user's mount
+    lets nobody else in is told, and is no failure."""
+    for mount, answer in answers:
+        if not isinstance(answer, errors.TrimsError):
+            yield mount, answer
+        elif isinstance(answer, errors.NotPermittedError):
+            say(f"trimsfs: left out: {answer}", error=True)
+        else:
+            failures.append((type(answer).__name__, f"left out: {answer}"))
 
 
 def reported(function: Callable[P, None]) -> Callable[P, None]:

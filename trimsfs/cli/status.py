@@ -2,19 +2,20 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.filesize import decimal
 
-from trimsfs.cli.control_files import check_answers, mount_of_path, read_json, read_text
+from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_json, read_text
 from trimsfs.cli.gpu import add_details, has_failed, lines
 from trimsfs.cli.output import reported, say
 from trimsfs.command_group import complete_mounted
 from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError
-from trimsfs.mountinfo import file_systems
+from trimsfs.mountinfo import Mount, file_systems
 
 DEGRADED, NOT_ANSWERING = 1, 2
 """Exit codes."""
@@ -31,19 +32,9 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
     Exits 0 when all is well, 1 when a mount serves without its keeper, its store, its cache or a GPU, 2 when one does
     not answer.
     """
-    chosen = [mount_of_path(mountpoint)] if mountpoint is not None else file_systems()
-    found: list[dict[str, Any]] = []
-    for mount in chosen:
-        try:
-            check_answers(mount.mountpoint)
-            facts = read_json(mount.mountpoint / ".trims/control")
-            metrics = read_text(mount.mountpoint / ".trims/metrics")
-            facts["metrics"] = parse(metrics)
-            if "gpu" in facts:  # absent from a server of an earlier version
-                add_details(facts["gpu"], metrics, mount.mountpoint, copies=with_copies or as_json)
-        except TrimsError as error:
-            facts = {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(error)}
-        found.append(facts)
+    chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
+    told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
+    found = [_shown(mount, told[mount]) for mount in chosen]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -52,6 +43,23 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
         for facts in found:
             _show(facts)
     sys.exit(max(map(_exit_code, found), default=0))
+
+
+def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
+    """What a mount tells of itself. Raises TrimsError."""
+    check_answers(mount.mountpoint)
+    facts = read_json(mount.mountpoint / ".trims/control")
+    metrics = read_text(mount.mountpoint / ".trims/metrics")
+    facts["metrics"] = parse(metrics)
+    if "gpu" in facts:  # absent from a server of an earlier version
+        add_details(facts["gpu"], metrics, mount.mountpoint, copies=copies)
+    return facts
+
+
+def _shown(mount: Mount, told: dict[str, Any] | TrimsError) -> dict[str, Any]:
+    if isinstance(told, TrimsError):
+        return {"mountpoint": str(mount.mountpoint), "store": mount.source, "error": str(told)}
+    return told
 
 
 def _processes(counts: dict[str, int]) -> str:
