@@ -87,9 +87,8 @@ def device_served_by(pid: int) -> str | None:
 class Usage:
     """Who uses a file system, or one file of it.
 
-    ``processes`` have something of it open or mapped, or are in one of its directories. ``mounted`` is where it is
-    mounted in other mount namespaces, each with a process of that namespace. ``hidden``: this user may not look at
-    some processes.
+    ``processes`` have something of it open or mapped, or are in one of its directories. ``mounted`` is where else it is
+    mounted, each with a process of that mount namespace. ``hidden``: this user may not look at some processes.
     """
 
     processes: list[int] = field(default_factory=list)
@@ -99,7 +98,11 @@ class Usage:
     def __str__(self) -> str:
         """For messages: by whom, or that the kernel does not tell."""
         users = [shown(pid) for pid in self.processes]
-        users += [f"the mount at {path} in the mount namespace of {shown(pid)}" for pid, path in self.mounted]
+        own = os.getpid()
+        users += [
+            f"the mount at {path}{f' in the mount namespace of {shown(pid)}' if pid != own else ''}"
+            for pid, path in self.mounted
+        ]
         if len(users) > SHOWN:
             users[SHOWN:] = [f"{len(users) - SHOWN} more"]
         if users:

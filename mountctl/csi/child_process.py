@@ -71,4 +71,4 @@ class ChildProcesses:
 
 def no_answer(mount: Mount) -> StatusError:
     """The error for a mount that hangs."""
-    return unavailable(f"{mount.mountpoint} does not answer: see its log, or `mountctl abort {mount.mountpoint}`")
+    return unavailable(f"{mount.mountpoint} does not answer: see its log, or `mountctl restart {mount.mountpoint}`")

@@ -81,7 +81,7 @@ def test_a_mount_that_does_not_answer_holds_up_nobody(directory: Path) -> None:
             condition = stats.result().volume_condition
             assert (condition.abnormal, "does not answer" in condition.message) == (True, True)
             for call in publications:
-                with refused(grpc.StatusCode.UNAVAILABLE, "does not answer: see its log, or `mountctl abort"):
+                with refused(grpc.StatusCode.UNAVAILABLE, "does not answer: see its log, or `mountctl restart"):
                     call.result()
 
             started = time.monotonic()

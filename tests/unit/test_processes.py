@@ -15,8 +15,9 @@ def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
     assert str(Usage()) == "by whom the kernel does not tell"
     assert str(Usage(hidden=True)) == "by a process that only root can see"
     assert str(Usage(processes=[os.getpid()], hidden=True)) == f"by {own}"
-    elsewhere = Usage(mounted=[(os.getpid(), Path("/other"))])
-    assert str(elsewhere) == f"by the mount at /other in the mount namespace of {own}"
+    elsewhere = Usage(mounted=[(os.getpid(), Path("/bind")), (os.getppid(), Path("/other"))])
+    there = f"the mount at /other in the mount namespace of {shown(os.getppid())}"
+    assert str(elsewhere) == f"by the mount at /bind, {there}"
     many = str(Usage(processes=[os.getpid()] * (SHOWN + 3)))
     assert many == f"by {', '.join([own] * SHOWN)}, 3 more"
 

@@ -88,14 +88,19 @@ def _unmount_others(mount: Mount, others: list[tuple[int, Mount]], *, lazy: bool
     held = usage(mount.device)
     if held.processes and not lazy:
         raise InUseError(f"{mount.mountpoint} is in use {held}: end that, or use --lazy")
+    failed: dict[int, OSError] = {}
     for pid, each in reversed(others):  # the mount that covers another first
         try:
             detach(pid, each)
         except OSError as error:
-            if error.errno != errno.ESRCH:
-                left = Usage(mounted=[(pid, each.mountpoint)])
-                locked = ": it is locked in a user namespace: end that" if error.errno == errno.EINVAL else ""
-                raise InUseError(f"{mount.mountpoint} is in use {left}: {error.strerror}{locked}") from error
+            failed[each.number] = error
+    left = outliving(mount, namespaces()[0])  # one that is gone may have gone with another
+    if left and not lazy:
+        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in left])
+        reason = failed.get(left[0][1].number)
+        locked = reason is not None and reason.errno == errno.EINVAL
+        why = "locked in a user namespace" if locked else reason.strerror if reason is not None else "mounted just now"
+        raise InUseError(f"{mount.mountpoint} is in use {held}: {why}: end that, or use --lazy")
 
 
 def _unmount(mount: Mount, *, lazy: bool) -> None:
