@@ -120,6 +120,7 @@ def usage(device: str, inode: int | None = None) -> Usage:
         with _looking(found):
             if _has_open(pid, device, inode) or _has_mapped(pid, device, inode):
                 found.processes.append(pid)
+    found.hidden &= os.geteuid() != 0  # what the kernel keeps from root, nobody can see
     return found
 
 

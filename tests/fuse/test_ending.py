@@ -1,6 +1,7 @@
 """Mounts that end late: who unmounts does not wait for ever, and another at the same place is left alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -74,8 +75,8 @@ def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_th
     (store_directory / "model").write_bytes(b"weights")
     bind = tmp_path / "bind"
     bind.mkdir()
-    command = ("unshare", "-m", "sh", "-c", 'exec 3<"$1"; read _; echo; read _; exec 3<&-; echo; exec sleep 300', "sh")
-    with mounted(store_directory, tmp_path) as mount, running(*command, mount.path / "model") as process:
+    program = ("unshare", "-m", "sh", "-c", 'exec 3<"$1"; read _; echo; read _; exec 3<&-; echo; exec sleep 300', "sh")
+    with mounted(store_directory, tmp_path) as mount, running(*program, mount.path / "model") as process:
         facts = mount.control()
         next_step(process)
         told = f"is in use by the mount at {mount.path} in the mount namespace of pid {process.pid} ("
@@ -90,8 +91,16 @@ def test_who_unmounts_is_told_what_has_it_elsewhere_and_can_have_it_unmounted_th
         assert f"is in use by the mount at {bind}, the mount at " in trimsfs("umount", mount.path).stderr
         assert trimsfs("umount", bind).returncode == 0, "a bind goes by itself"
         subprocess.run(["mount", "--bind", mount.path, bind], check=True)
-        done = subprocess.run([MOUNTCTL, "down", "--everywhere", mount.path], timeout=60, check=False)
-        assert done.returncode == 0
+        with slow_to_free(tmp_path) as environment:
+            done = subprocess.run(
+                [MOUNTCTL, "down", "--everywhere", mount.path],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (0, "")
         left = [*mounts(), *mounts(process=process.pid)]
         assert not [each for each in left if each.mountpoint in {mount.path, bind}]
         assert not alive(facts["server_pid"])
@@ -119,6 +128,16 @@ def test_what_is_at_a_place_by_now_in_place_of_a_mount_is_not_unmounted() -> Non
     with pytest.raises(OSError, match="Stale"):
         detach(os.getpid(), replace(proc, number=1))
     assert mount_at(Path("/proc")) == proc
+
+
+@contextmanager
+def slow_to_free(directory: Path) -> Iterator[dict[str, str]]:
+    """An environment in which `umount` has done its work long before it ends, as with a million names."""
+    program, number = directory / "umount", directory / "number"
+    program.write_text(f'#!/bin/sh\n{shutil.which("umount")} "$@" || exit\necho $$ > {number}\nexec sleep 300\n')
+    program.chmod(0o755)
+    yield os.environ | {"PATH": f"{directory}:{os.environ['PATH']}"}
+    os.kill(int(number.read_text()), signal.SIGKILL)
 
 
 def next_step(process: "subprocess.Popen[str]") -> None:

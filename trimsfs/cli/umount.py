@@ -21,6 +21,7 @@ from trimsfs.processes import Usage, usage
 
 STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
+ENDING_INTERVAL_S = 0.02
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -54,7 +55,7 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
         held = Usage(mounted=[(pid, each.mountpoint) for pid, each in others])
         raise InUseError(f"{mountpoint} is in use {held}: end that, or use --everywhere")
     connection = _connection(mount)
-    _unmount(mount, lazy=lazy)
+    _unmount(mount, lazy=lazy, connection=connection)
     if connection is not None and connection == _connection(mount):
         goes_on = f"its server, and its cache, go on until that ends: it is in use {usage(mount.device)}"
         if not lazy:
@@ -103,20 +104,32 @@ def _unmount_others(mount: Mount, others: list[tuple[int, Mount]], *, lazy: bool
         raise InUseError(f"{mount.mountpoint} is in use {held}: {why}: end that, or use --lazy")
 
 
-def _unmount(mount: Mount, *, lazy: bool) -> None:
+def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None:
+    """Unmount; returns when the *connection* has ended. The kernel may free what it knows of names for seconds more."""
     mountpoint = mount.mountpoint
     if os.geteuid() == 0:
         command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        if "not found in" in done.stderr or "must be superuser" in done.stderr:
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and (connection is None or connection == _connection(mount)):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_INTERVAL_S)
+    if process.poll():
+        said = process.communicate()[1]
+        if "not found in" in said or "must be superuser" in said:
             raise NotPermittedError(f"{mountpoint} was mounted by another user: only that user and root can unmount it")
-        if "busy" in done.stderr:
+        if "busy" in said:
             raise InUseError(f"{mountpoint} is in use {_users(mount)}: end that, or use --lazy")
-        raise MountpointError(f"{mountpoint}: {done.stderr.strip()}")
+        raise MountpointError(f"{mountpoint}: {said.strip()}")
 
 
 def _users(mount: Mount) -> str:
