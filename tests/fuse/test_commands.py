@@ -106,6 +106,17 @@ def test_warm_pin_evict_and_ls(own_model: OwnDirectory) -> None:
     assert [row["path"] for row in several] == [str(file) for file in files]
 
 
+def test_ls_tells_of_files_that_nobody_has_looked_up(own_directory: OwnDirectory) -> None:
+    for number in range(300):
+        (own_directory.store / f"model-{number}").write_bytes(b"x" * number)
+    known = own_directory.mount.metrics()["trimsfs_names_inodes"]
+    rows = json.loads(trimsfs("ls", "--json", "--files", own_directory.path).stdout)
+    assert {(row["path"], row["size"]) for row in rows} == {
+        (str(own_directory.path / f"model-{number}"), number) for number in range(300)
+    }
+    assert own_directory.mount.metrics()["trimsfs_names_inodes"] < known + 30
+
+
 def test_results_in_a_pipe_are_one_line_for_each_path(own_model: OwnDirectory) -> None:
     folder, file = own_model.path / "resnet50", own_model.path / "resnet50/params"
     for command, done in {"warm": "warmed", "pin": "pinned", "verify": "verified"}.items():

@@ -100,6 +100,7 @@ EVERYWHERE = (
     ".trims/metrics",
     ".trims/.trims",
     ".trims/.trims/info",
+    ".trims/.trims/files",
     ".trims/public",
     ".trims/public/info",
     "public/.trims/.trims/info",
@@ -110,10 +111,12 @@ OF_B = (
     "tenant-b/.trims",
     "tenant-b/.trims/secret-model",
     "tenant-b/.trims/secret-model/info",
+    "tenant-b/.trims/secret-model/files",
     "tenant-b/secret-model/.trims/params/info",
     "tenant-b/secret-model/.trims/params/tensors",
     "tenant-b/secret-model/.trims/params/pin",
     ".trims/tenant-b/info",
+    ".trims/tenant-b/files",
     ".trims/tenant-b/pin",
     "public/../tenant-b/secret-model/params",
 )
@@ -128,7 +131,8 @@ def test_a_tenant_finds_nothing_of_another(tenants: MountedStore) -> None:
     own = look(tenants, "b", *EVERYWHERE, "tenant-b/secret-model/params", ".trims/tenant-b/info")
     assert own["denied"] == []
     assert "secret-model" in own["found"][".trims/models"]
-    assert "secret-model" in own["found"][".trims/tenant-b/info"]
+    for name in (".trims/tenant-b/info", ".trims/.trims/files"):
+        assert "secret-model" in own["found"][name]
     assert own["found"]["tenant-b/secret-model/params xattrs"]["user.trims.verified"] == "true"
 
 

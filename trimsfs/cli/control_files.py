@@ -28,6 +28,7 @@ from trimsfs.mountinfo import Mount, mount_of
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 10.0
+CONTROL_NAME = ".trims"
 STANDSTILL_S = 30.0
 """How long nothing may happen while one of several mounts is asked for more than whether it answers."""
 
@@ -153,7 +154,7 @@ def control_directory(path: Path) -> Path:
             path.stat()
     except OSError as error:
         raise translated(error, path) from error
-    return path / ".trims/.trims" if directory else path.parent / ".trims" / path.name
+    return path / CONTROL_NAME / CONTROL_NAME if directory else path.parent / CONTROL_NAME / path.name
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,8 +162,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return next(read_lines(path))
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a command's control file as they arrive. Closing the iterator cancels the command."""
+def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a control file as they arrive; errors name what it is *about*. Closing the iterator cancels a
+    command."""
     try:
         with path.open("rb", buffering=0) as file:
             text = b""
@@ -170,7 +172,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 *lines, text = (text + piece).split(b"\n")
                 yield from map(json.loads, lines)
     except OSError as error:
-        raise translated(error, path) from error
+        raise translated(error, about or path) from error
 
 
 def read_text(path: Path) -> str:

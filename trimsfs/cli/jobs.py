@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
 
 from trimsfs.cli.control_files import ask_each, check_answers, mount_of_path, read_json
 from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
@@ -63,18 +61,13 @@ def list_jobs(path: Path | None, as_json: bool) -> None:
 
 
 def _show(jobs: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "COMMAND", "PATH", "STATE"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("DONE", "TOTAL", "AGE"):
-        table.add_column(heading, justify="right")
-    table.add_column("", overflow="fold")
+    rows = [("ID", "COMMAND", "PATH", "STATE", "DONE", "TOTAL", "AGE", "")]
     for job in jobs:
         about = (job["id"], job["command"], printable(job["path"]), job["state"])
         sizes = (decimal(job["done_bytes"]), decimal(job["total_bytes"]), _age(time.time() - job["began"]))
         reason = job.get("error") or job["waiting"] or job["unlocked"] or ""
-        table.add_row(*map(escape, (*about, *sizes, printable(reason))))
-    show(table)
+        rows.append((*about, *sizes, printable(reason)))
+    show(rows, left=4)
 
 
 def _jobs_of(mount: Mount) -> list[dict[str, Any]]:

@@ -2,20 +2,23 @@
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
 
-from trimsfs.cli.control_files import ask_each, control_directory, mount_of_path, read_json, translated
+from trimsfs.cli.control_files import (
+    CONTROL_NAME,
+    ask_each,
+    control_directory,
+    mount_of_path,
+    read_json,
+    read_lines,
+)
 from trimsfs.cli.gpu import devices
 from trimsfs.cli.output import fail_if_any, left_out, reported, show
-from trimsfs.client.xattrs import read_attribute
 from trimsfs.command_group import complete_mounted
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
@@ -86,99 +89,72 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
 
 def _print(rows: dict[str, _Row], has_device: bool) -> None:
     """Show rows as a table, with their total below."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("MODEL", overflow="fold")
     gpu = ["GPU"] if has_device else []
-    for heading in ("FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED"):
-        table.add_column(heading, justify="right")
     total = _Row()
     for row in rows.values():
         total.add(row)
+    table = [("MODEL", "FILES", "SIZE", "DISK", "HOST", *gpu, "OPEN", "PINNED")]
     for name, row in [*sorted(rows.items()), *([("total", total)] if len(rows) > 1 else [])]:
-        table.add_row(
-            escape(printable(name)),
-            str(row.files),
-            decimal(row.size),
-            _share(row.disk, row.size),
-            _share(row.host, row.size),
-            *[_bytes(sum(row.gpu.values())) for _ in gpu],
-            str(row.open or ""),
-            "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
+        table.append(
+            (
+                printable(name),
+                str(row.files),
+                decimal(row.size),
+                _share(row.disk, row.size),
+                _share(row.host, row.size),
+                *[_bytes(sum(row.gpu.values())) for _ in gpu],
+                str(row.open or ""),
+                "yes" if row.pinned == row.files else f"{row.pinned} files" if row.pinned else "",
+            )
         )
-    show(table)
+    show(table, left=1)
 
 
-def _rows(root: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
+def _rows(path: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
     """The models below a path by their names, and whether their mount has a GPU."""
-    directory = control_directory(root)
-    root = Path(os.path.realpath(root))
-    files = list(_walk(root))  # before the server is asked: it tells of the links that it has listed
-    info = read_json(directory / "info")
-    here: dict[str, list[dict[str, Any]]] = {}
-    for model in info.get("models", [info]):
-        here.setdefault(model["path"], []).append(model)
-    mount = mount_of(root)
+    directory = control_directory(path)
+    root = os.path.realpath(path)
     rows: dict[str, _Row] = {}
-    for file, size in files:
-        key = info["path"] + str(file.relative_to(root)) if "models" in info else info["path"]
-        row = _Row(files=1, size=size)
-        model = _current(file, here.get(key, [])) if "models" in info else info
-        if model is not None:
-            row.disk = model["residency"]["disk"]
-            row.host = model["residency"]["host"] or 0
-            row.open = model["open"]
-            row.pinned = int(model["pinned"])
-            row.gpu = model["residency"].get("gpu", {})
-        alone = mount is not None and file.parent == mount.mountpoint
-        rows.setdefault(str(file if alone else _shown(file, root, lines)), _Row()).add(row)
+    if directory.name != CONTROL_NAME:
+        info = read_json(directory / "info")
+        rows[root] = _row(info["size"], info)
+        return rows, bool(devices(directory))
+    mount = mount_of(Path(root))
+    alone = mount is not None and str(mount.mountpoint) == root
+    prefix: str | None = None
+    for told in read_lines(directory / "files", about=path):
+        prefix = told["path"] if prefix is None else prefix
+        below = told["path"][len(prefix) :].rstrip("/")
+        here = told["here"]
+        shown = _shown(root, below, lines, alone=alone)
+        for name, size in told["files"].items():
+            row = _row(size, here.get(name))
+            rows.setdefault(shown or os.path.join(root, below, name), _Row()).add(row)
     return rows, bool(devices(directory))
 
 
-def _shown(file: Path, root: Path, lines: str | None) -> Path:
-    """What a file is shown as a part of: a directory at the top or, as *lines* says, its own, or itself."""
-    if lines == "files" or file == root:
-        return file
-    if lines == "directories" or file.parent == root:
-        return file.parent
-    return root / file.relative_to(root).parts[0]
-
-
-def _current(file: Path, models: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The cached model that is the current generation of a file; others have been replaced in the store."""
-    if not models:
+def _shown(root: str, below: str, lines: str | None, *, alone: bool) -> str | None:
+    """What the files of a directory *below* the root are shown as parts of: a directory at the top or, as *lines* says,
+    their own; None if each is shown by itself, as those at the top of a mount always are."""
+    if lines == "files" or (alone and not below):
         return None
-    try:
-        generation = read_attribute(file, "generation")
-    except OSError as error:
-        raise translated(error, file) from error
-    return next((model for model in models if model["generation"] == generation), None)
+    return os.path.join(root, below if lines == "directories" else below.partition("/")[0]).rstrip("/")
 
 
-def _walk(root: Path, *, below: bool = False) -> Iterator[tuple[Path, int]]:
-    """The files below a path and their sizes, without directories *below* it that the caller may not list."""
-    try:
-        if root.is_file():
-            yield root, root.stat().st_size
-            return
-        with os.scandir(root) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        for entry in listed:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), below=True)
-            else:
-                yield Path(entry.path), _size(entry)
-    except OSError as error:
-        if below and isinstance(error, PermissionError):
-            return
-        raise translated(error, root) from error
-
-
-def _size(entry: "os.DirEntry[str]") -> int:
-    """The size of a file; of one of which the store may not tell it, 0."""
-    try:
-        return entry.stat(follow_symlinks=False).st_size
-    except PermissionError:
-        return 0
+def _row(size: int, here: dict[str, Any] | None) -> _Row:
+    """A file, and what is here of it."""
+    if here is None:
+        return _Row(files=1, size=size)
+    residency = here["residency"]
+    return _Row(
+        files=1,
+        size=size,
+        disk=residency["disk"],
+        host=residency["host"] or 0,
+        gpu=residency.get("gpu", {}),
+        open=here["open"],
+        pinned=int(here["pinned"]),
+    )
 
 
 def _share(part: int, whole: int) -> str:

@@ -3,22 +3,18 @@
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
+from rich.cells import cell_len
 
 from trimsfs import errors
 from trimsfs.exit_codes import exit_code
 from trimsfs.mountinfo import Mount
 from trimsfs.text import printable
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 P = ParamSpec("P")
 T = TypeVar("T")
-
-PIPE_WIDTH = 1000
 
 
 def say(line: str, *, error: bool = False) -> None:
@@ -26,11 +22,18 @@ def say(line: str, *, error: bool = False) -> None:
     click.echo(printable(line), err=error)
 
 
-def show(table: "Table") -> None:
-    """Print a table; in a pipe it is not folded to a terminal's width."""
-    from rich.console import Console  # noqa: PLC0415 - most commands show none, and importing takes long
-
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+def show(rows: Sequence[Sequence[str]], *, left: int) -> None:
+    """Print a table, of which the first row is its headings; all columns but the first *left* ones, and the last if its
+    heading is empty, are aligned to the right."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            cells.append(cell + space if place < left or not rows[0][place] else space + cell)
+        lines.append("  ".join(cells).rstrip())
+    click.echo("\n".join(lines))
 
 
 def fail(kind: str, message: str) -> NoReturn:

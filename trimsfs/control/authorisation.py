@@ -40,6 +40,10 @@ class Authorisation:
             return False
         return self.permissions.may_read(key, caller.uid, caller.groups)
 
+    def may_list(self, path: str, caller: Caller) -> bool:
+        """Whether a caller may list a directory."""
+        return self.permissions.may_list(path, caller.uid, caller.groups)
+
     def same_tenant(self, key: str, other: str) -> bool:
         """Whether a file belongs to no tenant, or to the same one as another."""
         return self.permissions.tenant(key) in {None, self.permissions.tenant(other)}

@@ -1,6 +1,6 @@
 """The control files below ``.trims``, by name.
 
-Reading an ``info`` or ``jobs`` file only looks. A command file acts: opening it starts the command, each
+Reading a ``files``, ``info`` or ``jobs`` file only looks. A command file acts: opening it starts the command, each
 read gives the next line of JSON on how far it has come, closing it ends the command. So a command dies with the
 process that gave it, and needs nothing but the path. ``background-COMMAND`` makes it a job, which goes on until
 ``cancel-ID`` of its directory, or of one above, is opened.
@@ -67,7 +67,7 @@ class Control:
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
         if inode.control == SUBJECT:
-            looks = ["info", "jobs"] if inode.generation is None else ["info", "tensors"]
+            looks = ["files", "info", "jobs"] if inode.generation is None else ["info", "tensors"]
             if self.tells_common and inode.generation is not None:
                 looks.append("shared")
             if self.gpu.devices() and inode.generation is not None:
@@ -119,6 +119,8 @@ class Control:
             return await self.gpu.open(inode.generation, asked, caller.uid, caller.pid)
         if name == "info":
             return Text(await self._reports.info(inode, caller))
+        if name == "files":
+            return await self._reports.inventory(inode.path, caller)
         if name == "jobs":
             return Text(self._reports.jobs(inode, caller))
         if name == "tensors":

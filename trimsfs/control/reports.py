@@ -1,13 +1,16 @@
 """What the control files tell, as JSON: models, jobs, copies on GPUs, facts about the mount, metrics."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
 from trimsfs.control.handle import as_json
+from trimsfs.control.inventory import Inventory
 from trimsfs.control.jobs import Jobs
+from trimsfs.errors import StoreAccessError
 from trimsfs.gpu.interface import GpuInterface
+from trimsfs.namespace.directory import Entry
 from trimsfs.namespace.inodes import Inode
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
@@ -20,8 +23,8 @@ from trimsfs.types import Generation
 class Reports:
     """Makes the contents of control files, for a caller who learns only of the files that he may read.
 
-    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* are as of
-    `Namespace.links`.
+    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* and *entries* are as of
+    `Namespace`.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Reports:
         metrics: Callable[[], bytes],
         facts: Callable[[], dict[str, object]],
         links: Callable[[], Iterable[Generation]],
+        entries: Callable[[str], Awaitable[Mapping[bytes, Entry]]],
     ) -> None:
         self._disk = disk
         self._passthrough = passthrough
@@ -46,6 +50,7 @@ class Reports:
         self._render_metrics = metrics
         self._facts = facts
         self._links = links
+        self._entries = entries
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is here of a file, or of each file below a directory."""
@@ -55,21 +60,37 @@ class Reports:
 
     async def models(self, prefix: str, caller: Caller) -> bytes:
         """What is here of the objects below a prefix that the caller may read."""
-        on_disk = await self._disk.residencies()
-        on_gpu = self._gpu.generations()
-        absent = on_gpu.keys() - {here.token for here in on_disk}
-        # First: of a path that is here in several contents, the last is the newest.
-        only_lent = [await self._disk.residency(on_gpu[token]) for token in absent]
         links: dict[tuple[str, str], set[Generation]] = {}
         for link in self._links():
             links.setdefault((link.file, link.etag), set()).add(link)
         below = [
             replace(here, generation=name)
-            for here in (*only_lent, *on_disk)
+            for here in await self._here()
             for name in {here.generation} | links.get((here.generation.file, here.generation.etag), set())
             if name.key.startswith(prefix) and self._authorisation.may_read(name.key, caller)
         ]
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})
+
+    async def _here(self) -> list[Residency]:
+        """What is here of all objects; of a path that is here in several contents, the last is the newest."""
+        on_disk = await self._disk.residencies()
+        on_gpu = self._gpu.generations()
+        absent = on_gpu.keys() - {here.token for here in on_disk}
+        return [*[await self._disk.residency(on_gpu[token]) for token in absent], *on_disk]
+
+    async def inventory(self, path: str, caller: Caller) -> Inventory:
+        """All files below a directory, of which what is here is told of those that the caller may read."""
+        if not self._authorisation.may_list(path, caller):
+            raise StoreAccessError(f"files of /{path}: uid {caller.uid} may not list it")
+        found = {here.token: here for here in await self._here()}
+
+        def here(generation: Generation) -> dict[str, object] | None:
+            known = found.get(generation.token(self._disk.store)) if found else None
+            if known is None or not self._authorisation.may_read(generation.key, caller):
+                return None
+            return self._model(replace(known, generation=generation))
+
+        return Inventory(path, self._entries, here, lambda below: self._authorisation.may_list(below, caller))
 
     def jobs(self, inode: Inode, caller: Caller) -> bytes:
         """The jobs below a directory, about what the caller may read."""

@@ -57,13 +57,26 @@ class Permissions:
 
     def may_read(self, path: str, uid: int, groups: Set[int]) -> bool:
         """Whether a user can open the file at a path: read it, and search every directory above it."""
-        if not self._rules or uid in {0, self._default.uid} or self._default.control_gid in groups:
+        if not self._rules or self._may_all(uid, groups):
             return True
+        return self.of(path, directory=False).grants(_READ, uid, groups) and self._may_enter(path, uid, groups)
+
+    def may_list(self, path: str, uid: int, groups: Set[int]) -> bool:
+        """Whether a user can list the directory at a path, and look at what is in it."""
+        if self._may_all(uid, groups):
+            return True
+        path = path.rstrip("/")
+        granted = self.of(path, directory=True).grants(_READ | _SEARCH, uid, groups)
+        return granted and self._may_enter(path, uid, groups)
+
+    def _may_all(self, uid: int, groups: Set[int]) -> bool:
+        return uid in {0, self._default.uid} or self._default.control_gid in groups
+
+    def _may_enter(self, path: str, uid: int, groups: Set[int]) -> bool:
+        """Whether a user can search every directory above a path."""
         parts = path.split("/")
         above = ("/".join(parts[:count]) for count in range(len(parts)))
-        return self.of(path, directory=False).grants(_READ, uid, groups) and all(
-            self.of(directory, directory=True).grants(_SEARCH, uid, groups) for directory in above
-        )
+        return all(self.of(directory, directory=True).grants(_SEARCH, uid, groups) for directory in above)
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:

@@ -327,6 +327,7 @@ def _control(
         metrics=calls.render_metrics,
         facts=facts(options, environment, tiers, fetching, gpu),
         links=fetching.namespace.links,
+        entries=fetching.namespace.entries,
     )
     return Control(
         Xattrs(

@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,9 @@ from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, RO
 from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
-from trimsfs.errors import NoSuchEntryError, NotPermittedError
+from trimsfs.control.inventory import SLICE
+from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError
+from trimsfs.options import AccessRule
 
 # Attributes
 
@@ -95,7 +98,7 @@ async def test_new_generation_has_its_own_attributes(serving: Serving, store: Me
 async def test_control_directories_list_what_they_hold(server: Server) -> None:
     assert await server.listing(".trims") == ["control", "gpu", "metrics", "models"]
     for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
-        assert await server.listing(directory) == sorted(["info", "jobs", *COMMANDS])
+        assert await server.listing(directory) == sorted(["files", "info", "jobs", *COMMANDS])
     for file in (".trims/empty", "net/.trims/params"):
         assert await server.listing(file) == sorted(["info", "tensors", *COMMANDS])
     assert await server.listing("net/.trims") == []
@@ -221,6 +224,70 @@ async def test_info_of_a_directory_is_about_what_is_here_of_it(server: Server, s
         assert info["path"] == (f"{path}/" if path else "")
         assert [model["path"] for model in info["models"]] == expected
         assert [model["residency"]["disk"] for model in info["models"]] == [sizes[key] for key in expected]
+
+
+async def inventory(server: Server, path: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """What is told of the files of a directory, and of those that are here."""
+    files, here = dict[str, int](), dict[str, Any]()
+    for line in (await server.content(await server.control_file(path, "files"))).splitlines():
+        told = json.loads(line)
+        files |= {told["path"] + name: size for name, size in told["files"].items()}
+        here |= {told["path"] + name: facts for name, facts in told["here"].items()}
+    return files, here
+
+
+async def test_files_are_all_below_a_directory_and_what_is_here_of_them(
+    server: Server, store: MemoryStore, sizes: dict[str, int]
+) -> None:
+    await server.command("warm-disk", "net/deep")
+    files, here = await inventory(server, "")
+    assert (files, set(here)) == (sizes, {"net/deep/er/weights"})
+    alone = await server.info("net/deep/er/weights")
+    assert {name: here["net/deep/er/weights"][name] for name in ("generation", "residency", "open", "pinned")} == {
+        name: alone[name] for name in ("generation", "residency", "open", "pinned")
+    }
+    files, here = await inventory(server, "net/deep")
+    assert (set(files), set(here)) == ({"net/deep/er/weights"}, {"net/deep/er/weights"})
+    store.put("net/deep/er/weights", b"another content")
+    await server.content(".trims/.trims/refresh")
+    assert await inventory(server, "net/deep") == ({"net/deep/er/weights": 15}, {})
+
+
+async def test_files_are_told_by_listings_and_the_kernel_knows_none_of_them(
+    serving: Serving, store: MemoryStore
+) -> None:
+    for number in range(3 * SLICE):
+        store.put(f"many/{number}", b"x" * (number % 7))
+    async with serving() as server:
+        before, known = len(store.requests), server.filesystem.known_files()
+        files, _ = await inventory(server, "many")
+        assert files == {f"many/{number}": number % 7 for number in range(3 * SLICE)}
+        assert {request.method for request in store.requests[before:]} == {"list_page"}
+        assert server.filesystem.known_files() < known + 10
+
+
+async def test_reading_files_goes_on_where_it_was_interrupted(server: Server, store: MemoryStore) -> None:
+    handle = await server.open(".trims/.trims/files")
+    gate = store.block(method="list_page", key="net/deep/")
+    text = b""
+    while b'"net/"' not in text:
+        text += await server.read(handle, len(text))
+    with trio.move_on_after(0.01) as scope:
+        await server.read(handle, len(text))
+    assert scope.cancelled_caught
+    gate.set()
+    while piece := await server.read(handle, len(text), 10):
+        text += piece
+    assert b'"weights"' in text
+
+
+async def test_directories_that_the_caller_may_not_list_are_left_out(serving: Serving) -> None:
+    async with serving(access=(AccessRule(path="net", uid=5, mode=0o400),)) as server:
+        for caller, told in ((OWNER, True), (STRANGER, False)):
+            text = await server.content(".trims/.trims/files", caller)
+            assert (b'"other/"' in text, b"net" in text) == (True, told)
+        with pytest.raises(StoreAccessError, match="uid 2000 may not list it"):
+            await server.content(".trims/net/files", STRANGER)
 
 
 async def test_models_are_all_that_is_here(server: Server, sizes: dict[str, int]) -> None:

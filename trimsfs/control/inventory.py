@@ -1,0 +1,70 @@
+"""The control file that lists every file below a directory, with what of it is here."""
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import islice
+
+import trio
+
+from trimsfs.control.handle import as_json
+from trimsfs.namespace.directory import Entry, NonObject
+from trimsfs.types import Generation
+
+SLICE = 250
+"""Most files in a line: other requests wait while it is made."""
+
+
+class Inventory:
+    """Lines of JSON, for each directory one or more: its ``path``, ``files`` with their sizes, and what is ``here``.
+
+    They are made from listings while they are read, and the kernel has to know none of the names. *here* tells what is
+    here of a file; directories that are not *listable* are left out.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        entries: Callable[[str], Awaitable[Mapping[bytes, Entry]]],
+        here: Callable[[Generation], dict[str, object] | None],
+        listable: Callable[[str], bool],
+    ) -> None:
+        self._entries = entries
+        self._here = here
+        self._listable = listable
+        self._prefix = ""
+        self._names: Iterator[tuple[bytes, Entry]] | None = None
+        self._prefixes = [path]
+        self._text = b""
+        self._start = 0
+        self._reading = trio.Lock()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        async with self._reading:
+            self._text, self._start = self._text[max(0, offset - self._start) :], max(offset, self._start)
+            if not self._text and (self._names is not None or self._prefixes):
+                self._text = await self._line()
+            return self._text[:size]
+
+    def close(self) -> None:
+        """Nothing goes on."""
+
+    async def _line(self) -> bytes:
+        if self._names is None:
+            entries = await self._entries(self._prefixes[-1])  # a read that is interrupted here changes nothing
+            self._prefix, self._names = self._prefixes.pop(), iter(entries.items())
+        files, here = dict[str, int](), dict[str, object]()
+        names = list(islice(self._names, SLICE))
+        if len(names) < SLICE:
+            self._names = None
+        for encoded, entry in names:
+            name = os.fsdecode(encoded)
+            if isinstance(entry, Generation):
+                files[name] = entry.size
+                found = self._here(entry)
+                if found is not None:
+                    here[name] = found
+            elif entry is not NonObject.DIRECTORY:
+                files[name] = 0  # the store may not tell
+            elif self._listable(below := f"{self._prefix}{name}/"):
+                self._prefixes.append(below)
+        return as_json({"path": self._prefix, "files": files, "here": here})
