@@ -27,7 +27,7 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.namespace.directory import NonObject
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.options import MountOptions
 from trimsfs.server.daemon import _configure_logging

@@ -1,6 +1,6 @@
 """Which small files are fetched before they are asked for."""
 
-from trimsfs.namespace.directory import NonObject
+from trimsfs.namespace.listing import NonObject
 from trimsfs.prefetch.directory_readahead import (
     FIRST_WINDOW,
     LAST_WINDOW,

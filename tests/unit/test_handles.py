@@ -5,6 +5,7 @@ from collections.abc import Callable
 from trimsfs.filesystem.handles import Handles
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import InodeKind, Inodes
+from trimsfs.namespace.listing import Listing
 
 
 def handles(ledger: Ledger) -> tuple[Handles, Inodes]:
@@ -17,7 +18,7 @@ def test_a_handle_that_the_kernel_has_not_heard_of_is_gone_and_a_doubtful_one_is
     before, inodes = handles(ledger())
     inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
     inodes.count_lookup(inode)
-    made, offered, unknown, has = (before.add_directory(inode, []) for _ in range(4))
+    made, offered, unknown, has = (before.add_directory(inode, Listing()) for _ in range(4))
     before.offered(offered, 77)
     before.offered(unknown, 0)
     before.offered(has, 78)
@@ -40,7 +41,7 @@ def test_a_handle_is_certain_once_no_open_comes_again(ledger: Callable[[], Ledge
     before, inodes = handles(ledger())
     inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
     inodes.count_lookup(inode)
-    handle = before.add_directory(inode, [])
+    handle = before.add_directory(inode, Listing())
     before.offered(handle, 77)
 
     after, inodes = handles(ledger())
@@ -60,7 +61,7 @@ def test_a_handle_never_comes_twice(ledger: Callable[[], Ledger]) -> None:
         inode = inodes.reference(InodeKind.DIRECTORY, "dir/")
         inodes.count_lookup(inode)
         for _ in range(50):
-            handle = server.add_directory(inode, [])
+            handle = server.add_directory(inode, Listing())
             assert handle not in seen
             seen.add(handle)
             server.remove(handle)

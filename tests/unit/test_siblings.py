@@ -100,7 +100,7 @@ async def test_a_listing_brings_the_first_small_files(server: Server, store: Mem
     assert fetched(store) == {f"dir/{number:02}" for number in range(32)}
 
 
-async def test_the_kernel_looks_up_again_what_a_listing_brings(server: Server) -> None:
+async def test_the_kernel_looks_up_again_what_a_listing_brings(server: Server, store: MemoryStore) -> None:
     """The name of a file that has come leads to another inode: an open by the old one would be answered in vain."""
 
     async def ttls() -> dict[bytes, float]:
@@ -116,6 +116,7 @@ async def test_the_kernel_looks_up_again_what_a_listing_brings(server: Server) -
     first = await ttls()
     assert {ttl for name, ttl in first.items() if name not in {b"large", b"empty"}} == {0.0}
     assert min(first[b"large"], first[b"empty"]) > 0
+    await until(lambda: len(fetched(store)) >= 32)
     await quiet(server)
     again = await ttls()
     assert {name for name, ttl in again.items() if ttl == 0} == {f"{number:02}".encode() for number in range(32, FILES)}

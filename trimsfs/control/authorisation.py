@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from trimsfs.models.derived_blobs import owner
-from trimsfs.namespace.directory import CONTROL_NAME
+from trimsfs.namespace.listing import CONTROL_NAME
 from trimsfs.namespace.permissions import Permissions
 from trimsfs.options import MountOptions
 

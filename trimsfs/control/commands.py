@@ -18,8 +18,8 @@ from trimsfs.control.progress import Progress, RunningCommand
 from trimsfs.errors import CacheUnusableError, StoreError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
-from trimsfs.namespace.directory import NonObject
 from trimsfs.namespace.inodes import Inode
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier

@@ -7,7 +7,7 @@ from itertools import islice
 import trio
 
 from trimsfs.control.handle import as_json
-from trimsfs.namespace.directory import Entry, NonObject
+from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.types import Generation
 
 SLICE = 250

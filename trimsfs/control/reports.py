@@ -10,8 +10,8 @@ from trimsfs.control.inventory import Inventory
 from trimsfs.control.jobs import Jobs
 from trimsfs.errors import StoreAccessError
 from trimsfs.gpu.interface import GpuInterface
-from trimsfs.namespace.directory import Entry
 from trimsfs.namespace.inodes import Inode
+from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication

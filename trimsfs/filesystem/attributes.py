@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.models.derived_blobs import owner
-from trimsfs.namespace.directory import Entry, NonObject
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
+from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.namespace.permissions import Ownership, Permissions
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation

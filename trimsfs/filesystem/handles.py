@@ -8,8 +8,8 @@ from trimsfs.control.handle import ControlHandle
 from trimsfs.errors import LookUpAgainError
 from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
-from trimsfs.namespace.directory import Entry
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
+from trimsfs.namespace.listing import Listing
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
@@ -39,7 +39,7 @@ class OpenDirectory:
     of up to ``coming`` bytes are about to come."""
 
     inode: Inode
-    entries: list[tuple[bytes, Entry]] | None
+    entries: Listing | None
     coming: int = 0
 
 
@@ -89,7 +89,7 @@ class Handles:
         self.controls[handle] = control
         return handle
 
-    def add_directory(self, inode: Inode, entries: list[tuple[bytes, Entry]]) -> int:
+    def add_directory(self, inode: Inode, entries: Listing) -> int:
         """The handle of a directory that is being opened."""
         handle = self._new(inode)
         self.directories[handle] = OpenDirectory(inode, entries)

@@ -9,8 +9,8 @@ from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.namespace.directory import CONTROL_NAME, NAME_MAX, Entry, NonObject
 from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
 from trimsfs.tiers.disk.tier import DiskTier
@@ -149,8 +149,8 @@ class Names:
         inode = self._inodes[number]
         return self._handles.add_directory(inode, await self._list(inode))
 
-    async def _list(self, inode: Inode) -> list[tuple[bytes, Entry]]:
-        return list((await self._namespace.entries(inode.path)).items()) if inode.kind is InodeKind.DIRECTORY else []
+    async def _list(self, inode: Inode) -> Listing:
+        return await self._namespace.entries(inode.path) if inode.kind is InodeKind.DIRECTORY else Listing()
 
     async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
@@ -164,15 +164,20 @@ class Names:
         inode = directory.inode
         if directory.entries is None:
             directory.entries = await self._list(inode)
-        entries = directory.entries
         if inode.kind is InodeKind.CONTROL_DIRECTORY:
             return self._list_control(inode, start)
-        return (
-            (name, self._describe.entry(inode.path, name, entry, self._listed_ttl_s(directory, entry)), position)
-            for position, (name, entry) in enumerate(entries[start:], start + 1)
-        )
+        return self._list_store(directory, directory.entries, start)
 
-    def _listed_ttl_s(self, directory: OpenDirectory, entry: Entry) -> float:
+    def _list_store(
+        self, directory: OpenDirectory, entries: Listing, start: int
+    ) -> Iterator[tuple[bytes, Attributes, int]]:
+        prefix = directory.inode.path
+        believed = self._namespace.believed(prefix, entries)
+        for place, (name, entry) in enumerate(entries.items_from(start), start + 1):
+            ttl_s = self._listed_ttl_s(directory, entry, believed(name))
+            yield name, self._describe.entry(prefix, name, entry, ttl_s), place
+
+    def _listed_ttl_s(self, directory: OpenDirectory, entry: Entry, left_s: float) -> float:
         """How long the kernel may use a name that is listed. That of a file that is about to come leads to another
         inode soon: an open by this one would be answered in vain."""
         if entry is NonObject.UNREADABLE:
@@ -183,7 +188,7 @@ class Names:
             and not self._describe.passed_through(entry)
         ):
             return 0.0
-        return CONTROL_TTL_S
+        return left_s
 
     def _list_control(self, inode: Inode, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         for position, name in enumerate(self._control.names(inode)[start:], start + 1):

@@ -31,6 +31,9 @@ BLOCK_SIZE = 4096
 READ_SIZE = 128 * 1024
 """The ``st_blksize``: what programs that go by it read at a time."""
 
+LISTED_AT_ONCE = 50
+"""Names of a listing that the kernel is told before others have their turn."""
+
 _EXPECTED = (NoSuchEntryError, NotPermittedError, LookUpAgainError, InterruptedError)
 """Errors that are part of normal work: they are not logged."""
 
@@ -102,6 +105,8 @@ class Operations(pyfuse3.Operations):
                 self._filesystem.names.discard(attributes)
                 break
             self._filesystem.names.count_lookup(attributes)
+            if position % LISTED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         self._filesystem.files.release(fh)

@@ -1,22 +1,14 @@
 """One directory of a store: which names are possible in it, its last listing, and answers for single names."""
 
-import enum
-import logging
 import os
-from collections.abc import Iterable
 
 import trio
 from cachetools import FIFOCache
 
 from trimsfs.errors import StoreError, TransientStoreError
-from trimsfs.stores.base import Page
+from trimsfs.namespace.listing import Entry, Listing, NonObject
 from trimsfs.types import Generation
 
-log = logging.getLogger(__name__)
-
-CONTROL_NAME = b".trims"
-"""Reserved in every directory, for the control files."""
-NAME_MAX = 255
 STALE_RETRY_S = 5.0
 """How long a name that has expired is used on before the store is asked again."""
 KNOWN_NAMES = 10_000
@@ -25,19 +17,9 @@ LEAST_ASKED = 8
 """Single names that are asked for, at least, before a directory of several pages is listed for them."""
 LONG_AGO = float("-inf")
 """Before any request."""
-
-
-class NonObject(enum.Enum):
-    """What a name can be besides an object."""
-
-    DIRECTORY = "directory"
-    ABSENT = "absent"
-    UNREADABLE = "unreadable"
-
-
-Entry = Generation | NonObject
-"""A name in a directory: the object of that name, a directory, known to be absent, or of which the store may not tell
-what it is."""
+_SIZE, _NAME_SIZE = 2048, 600
+"""Bytes of memory that a directory takes, without its listing, and a single name."""
+_NOTHING = Listing()
 
 
 class Directory:
@@ -53,9 +35,7 @@ class Directory:
     """
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, Entry] = {}
-        self._order: tuple[dict[bytes, Entry], list[bytes]] = {}, []
-        self._links: tuple[dict[bytes, Entry], list[Generation]] = {}, []
+        self.entries = _NOTHING
         self.outdated: dict[bytes, float] = {}
         self.listed = LONG_AGO
         self.distrusted = LONG_AGO
@@ -68,6 +48,13 @@ class Directory:
         self.failure: StoreError | None = None
         self.retry_at = LONG_AGO
         self.lock = trio.Lock()
+        self.weighed = 0
+        """The bytes that are counted for it."""
+
+    @property
+    def size(self) -> int:
+        """About the bytes of memory that it takes."""
+        return _SIZE + self.entries.size + _NAME_SIZE * len(self.names)
 
     @property
     def expired(self) -> bool:
@@ -93,21 +80,6 @@ class Directory:
             entry = self.entries.get(name)
         return is_replaced(generation, entry)
 
-    @property
-    def order(self) -> list[bytes]:
-        """The names of the last whole listing, in order: made once a listing, not once a caller."""
-        if self._order[0] is not self.entries:
-            self._order = self.entries, list(self.entries)
-        return self._order[1]
-
-    @property
-    def links(self) -> list[Generation]:
-        """The links of the last whole listing to files: looked for once a listing."""
-        if self._links[0] is not self.entries:
-            links = [entry for entry in self.entries.values() if isinstance(entry, Generation) and entry.linked]
-            self._links = self.entries, links
-        return self._links[1]
-
     def restore(self, name: bytes, entry: Entry) -> None:
         """An earlier server gave this of a name to the kernel; of two generations the later one counts."""
         other = self.restored.get(name)
@@ -129,11 +101,12 @@ class Directory:
         self.restored.pop(name, None)
         return replaced
 
-    def relisted(self, entries: dict[bytes, Entry], asked: float) -> bool:
+    async def relisted(self, entries: Listing, asked: float) -> bool:
         """Keep a whole listing, which was requested at the time *asked*; whether it is news that one of its names has
         another content."""
-        before = self.entries | self.restored | {name: entry for name, (entry, _) in self.names.items()}
-        news = not self.replaced and any(is_replaced(entry, entries.get(name)) for name, entry in before.items())
+        told = [*((name, entry) for name, (entry, _) in self.names.items()), *self.restored.items()]
+        news = not self.replaced and any(is_replaced(entry, entries.get(name)) for name, entry in told)
+        news = news or (not self.replaced and await entries.shows_another(self.entries))
         self.replaced = False
         self.entries, self.listed, self.complete = entries, asked, True
         self.outdated = {name: since for name, since in self.outdated.items() if since >= asked}
@@ -159,7 +132,7 @@ class Directory:
         self._asked += 1
         return self._asked
 
-    def recall(self, entries: dict[bytes, Entry], listed: float) -> None:
+    def recall(self, entries: Listing, listed: float) -> None:
         """An earlier server has listed the directory, so long ago that the store is to be asked first."""
         self.entries, self.listed, self.complete = entries, listed, True
         self.distrusted = max(self.distrusted, listed)
@@ -196,33 +169,3 @@ class Directory:
 def is_replaced(before: Entry | None, now: Entry | None) -> bool:
     """Whether an object has another content now; not whether it has come or gone."""
     return isinstance(before, Generation) and isinstance(now, Generation) and before.etag != now.etag
-
-
-def possible(name: bytes) -> bool:
-    """Whether a name from a store can be a file name here."""
-    return 0 < len(name) <= NAME_MAX and name not in {b".", b"..", CONTROL_NAME} and not set(name) & {0, ord("/")}
-
-
-def entries_of(prefix: str, pages: Iterable[Page]) -> tuple[dict[bytes, Entry], int]:
-    """The entries of a listing, in order of name, and how many keys cannot be shown."""
-    entries: dict[bytes, Entry] = {}
-    hidden = 0
-    for page in pages:
-        named: list[tuple[str, Entry]] = [(generation.key[len(prefix) :], generation) for generation in page.objects]
-        named += [(below[len(prefix) : -1], NonObject.DIRECTORY) for below in page.prefixes]
-        named += [(key[len(prefix) :], NonObject.UNREADABLE) for key in page.unreadable]
-        for text, entry in named:
-            try:
-                name = os.fsencode(text)
-            except UnicodeEncodeError:
-                name = b""
-            if not possible(name) or (isinstance(entry, Generation) and not entry.plausible):
-                hidden += 1
-            elif name not in entries:
-                entries[name] = entry
-            elif entry is NonObject.DIRECTORY or entries[name] is NonObject.DIRECTORY:
-                hidden += 1
-                entries[name] = NonObject.DIRECTORY
-    if hidden:
-        log.warning("/%s: %d keys cannot be file names: they are hidden", prefix, hidden)
-    return dict(sorted(entries.items())), hidden

@@ -2,14 +2,15 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import trio
 
 from trimsfs.errors import ObjectNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
-from trimsfs.namespace.directory import Entry, NonObject
-from trimsfs.stores.base import Page, Store
+from trimsfs.namespace.listing import Entry, Listing, NonObject
+from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
 
@@ -23,6 +24,15 @@ PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
 """How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """So many pages of a directory, with so many names; its *listing* if that was all."""
+
+    pages: int
+    names: int
+    listing: Listing | None
+
+
 class Inquiries:
     """Requests to a store. *impatient* is the same store without retries: who is not ``patient`` asks it once, and the
     *breaker* hears what comes of it."""
@@ -33,15 +43,21 @@ class Inquiries:
         self._breaker = breaker
         self._patience_s = PATIENCE_S
 
-    async def pages(self, prefix: str, *, most: int, patient: bool) -> list[Page]:
-        """The first *most* pages of a listing, unless it is longer than ENTRIES_LIMIT. Raises StoreError."""
+    async def listing(self, prefix: str, *, most: int, patient: bool) -> Listed:
+        """List a directory, if *most* pages hold it, and it is not longer than ENTRIES_LIMIT. Raises StoreError."""
         store = self._store if patient else self._impatient
-        pages = [await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)]
-        count = len(pages[0])
-        while len(pages) < most and count <= ENTRIES_LIMIT and (token := pages[-1].next_token) is not None:
-            pages.append(await store.list_page(prefix, token=token, limit=REST_LIMIT))
-            count += len(pages[-1])
-        return pages
+        listing = Listing(prefix)
+        page = await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
+        pages, names = 1, len(page)
+        while (token := page.next_token) is not None and pages < most and names <= ENTRIES_LIMIT:
+            await listing.add(page)
+            page = await store.list_page(prefix, token=token, limit=REST_LIMIT)
+            pages, names = pages + 1, names + len(page)
+        if token is not None:
+            return Listed(pages=pages, names=names, listing=None)
+        await listing.add(page)
+        await listing.put_in_order()
+        return Listed(pages=pages, names=names, listing=listing)
 
     async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
         """What the store answers; unless *patient*, it has to be quick. Raises StoreError, naming the *subject*."""

@@ -1,16 +1,19 @@
 """Keeps listings over the end of the server: what the store said last, for while it does not answer the next one."""
 
 import json
+import math
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import islice
 
 import trio
+from cachetools import LRUCache
 
 from trimsfs.concurrency.background import Background
-from trimsfs.namespace.directory import Entry, NonObject, possible
+from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject, possible
 from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.types import Generation
 
@@ -22,6 +25,10 @@ RECALL_S = 1.0
 """How long a lookup waits for a record: the disk may stand still, and the store be well."""
 LARGEST = 64 << 20
 """Bytes of the largest record, once it is unpacked."""
+PIECE = 1 << 16
+"""Bytes that are unpacked at a time."""
+MOST_KNOWN = 10_000
+"""Directories of which is known whether their record is as they are."""
 
 
 class KeptListings:
@@ -29,14 +36,15 @@ class KeptListings:
 
     def __init__(self, records: ListingRecords) -> None:
         self._records = records
-        self._kept: dict[str, tuple[Mapping[bytes, Entry], float]] = {}
+        self._kept = LRUCache[str, tuple[bytes, float]](maxsize=MOST_KNOWN)
+        """Digests of what is recorded, and since when it is."""
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep listings in the background, for as long as the server runs."""
         await self._background.run(task_status)
 
-    async def last(self, prefix: str) -> tuple[dict[bytes, Entry], float] | None:
+    async def last(self, prefix: str) -> tuple[Listing, float] | None:
         """The last listing of a directory and its age in seconds, if there is one that can be read and understood, and
         the disk gives it in time."""
         found = None
@@ -45,55 +53,70 @@ class KeptListings:
         if found is None:
             return None
         record, listed = found
-        entries = unpacked(prefix, record)
+        entries = await unpacked(prefix, record)
         return None if entries is None else (entries, max(0.0, time.time() - listed))
 
-    def keep(self, prefix: str, entries: Mapping[bytes, Entry]) -> None:
-        """The store has just listed a directory; the caller must not change *entries* any more."""
-        if len(entries) > MOST_NAMES or not self._background.running:
-            return
-        now = trio.current_time()
-        before, since = self._kept.get(prefix, ({}, -RENEWED_AFTER_S))
-        renewed = now - since >= RENEWED_AFTER_S or before != entries
-        self._kept[prefix] = entries, now if renewed else since
-        if renewed:
-            self._background.start(self._records.record, prefix, partial(packed, entries))
+    def keep(self, prefix: str, entries: Listing) -> None:
+        """The store has just listed a directory."""
+        if len(entries) <= MOST_NAMES and self._background.running:
+            self._background.start(self._keep, prefix, entries)
+
+    async def _keep(self, prefix: str, entries: Listing) -> None:
+        now, digest = trio.current_time(), await trio.to_thread.run_sync(entries.digest)
+        before, since = self._kept.get(prefix, (b"", -math.inf))
+        if now - since >= RENEWED_AFTER_S or before != digest:
+            self._kept[prefix] = digest, now
+            await self._records.record(prefix, partial(packed, entries))
 
 
 def packed(entries: Mapping[bytes, Entry]) -> bytes:
-    """A record of a listing."""
-    names: list[list[object]] = []
-    for name, entry in entries.items():
-        text = os.fsdecode(name)
-        if isinstance(entry, Generation):
-            names.append([text, entry.etag, entry.size, entry.modified_ns, entry.version_id, entry.linked])
-        elif entry is NonObject.DIRECTORY:
-            names.append([text])
-        elif entry is NonObject.UNREADABLE:
-            names.append([text, None])
-    return zlib.compress(json.dumps(names).encode(), level=1)
+    """A record of a listing: lines of JSON, each of so few names that it holds nobody up."""
+    packer, left, record = zlib.compressobj(level=1), iter(entries.items()), b""
+    while rows := [_packed(name, entry) for name, entry in islice(left, SLICE)]:
+        record += packer.compress(json.dumps(rows).encode() + b"\n")
+    return record + packer.flush()
 
 
-def unpacked(prefix: str, record: bytes) -> dict[bytes, Entry] | None:
+def _packed(name: bytes, entry: Entry) -> list[object]:
+    text = os.fsdecode(name)
+    if isinstance(entry, Generation):
+        return [text, entry.etag, entry.size, entry.modified_ns, entry.version_id, entry.linked]
+    return [text] if entry is NonObject.DIRECTORY else [text, None]
+
+
+async def unpacked(prefix: str, record: bytes) -> Listing | None:
     """The entries of a directory by its record; None if it is damaged."""
+    listing = Listing(prefix)
     try:
-        unpacker = zlib.decompressobj()
-        text = unpacker.decompress(record, LARGEST)
-        names = json.loads(text) if unpacker.eof else None
-        if not isinstance(names, list):
-            return None
-        return dict(_entry(prefix, item) for item in names)
-    except (ValueError, RecursionError, zlib.error):
+        for line in _lines(record):
+            await listing.extend([_entry(prefix, item) for item in json.loads(line)])
+            await trio.lowlevel.checkpoint()
+    except (TypeError, ValueError, RecursionError, zlib.error):
         return None
+    await listing.put_in_order()
+    return listing
 
 
-def _entry(prefix: str, item: object) -> tuple[bytes, Entry]:
+def _lines(record: bytes) -> Iterator[bytes]:
+    """The lines of a record. Raises ValueError and zlib.error if it is damaged."""
+    unpacker, text, size = zlib.decompressobj(), b"", 0
+    while not unpacker.eof:
+        piece = unpacker.decompress(record, PIECE)
+        record, size = unpacker.unconsumed_tail, size + len(piece)
+        if size > LARGEST or not (piece or unpacker.eof):
+            raise ValueError("the record is too long, or cut off")
+        *lines, text = (text + piece).split(b"\n")
+        yield from lines
+    yield from filter(None, [text])
+
+
+def _entry(prefix: str, item: object) -> tuple[str, Entry]:
     """Raises ValueError for what no listing has."""
     match item:
         case [str(name)] if possible(os.fsencode(name)):
-            return os.fsencode(name), NonObject.DIRECTORY
+            return name, NonObject.DIRECTORY
         case [str(name), None] if possible(os.fsencode(name)):
-            return os.fsencode(name), NonObject.UNREADABLE
+            return name, NonObject.UNREADABLE
         case [
             str(name),
             str(etag),
@@ -106,5 +129,5 @@ def _entry(prefix: str, item: object) -> tuple[bytes, Entry]:
                 key=prefix + name, etag=etag, size=size, modified_ns=modified_ns, version_id=version_id, linked=linked
             )
             if possible(os.fsencode(name)) and generation.plausible:
-                return os.fsencode(name), generation
+                return name, generation
     raise ValueError("no entry of a listing")

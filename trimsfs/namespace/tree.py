@@ -13,19 +13,17 @@ from trimsfs.errors import (
     StoreUnavailableError,
 )
 from trimsfs.handover.ledger import Ledger
+from trimsfs.namespace.directories import Directories
 from trimsfs.namespace.directory import (
     LEAST_ASKED,
     LONG_AGO,
     STALE_RETRY_S,
     Directory,
-    Entry,
-    NonObject,
-    entries_of,
-    possible,
 )
 from trimsfs.namespace.inodes import IN_THE_STORE, Inode, InodeKind, Inodes, is_below
 from trimsfs.namespace.inquiries import PAGES_LIMIT, Inquiries
 from trimsfs.namespace.kept_listings import KeptListings
+from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.types import Generation
@@ -36,6 +34,8 @@ NEGATIVE_TTL_S = 5.0
 """Longest that a name's absence is cached: a model that has just been uploaded should appear."""
 ABSENT_AFTER_S = 3.0
 """How long no request may have been answered, so that a name counts as absent that the last listing did not have."""
+LISTED_TTL_S = 1.0
+"""How long a name may be cached at least that has just been listed, for programs that look at what they list."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
 """As of the options, by default."""
 
@@ -82,8 +82,7 @@ class Namespace:
         self._invalidate = invalidate
         self.on_replaced: Callable[[str], None] = lambda _: None
         """Called with the prefix of a directory when an object in it is found to be replaced."""
-        self._directories: dict[str, Directory] = {}
-        self._hidden: dict[str, int] = {}
+        self._directories = Directories()
         self.inodes = Inodes(ledger or Ledger())
         for inode in self.inodes:
             self._restore(inode)
@@ -99,7 +98,7 @@ class Namespace:
         return NamespaceStatistics(
             inodes=len(self.inodes),
             directories=len(self._directories),
-            hidden_keys=sum(self._hidden.values()),
+            hidden_keys=sum(directory.entries.hidden for _, directory in self._directories),
         )
 
     # Names
@@ -133,8 +132,8 @@ class Namespace:
             return answer
         return self._known(directory, name)
 
-    async def entries(self, prefix: str) -> dict[bytes, Entry]:
-        """All entries of a directory by name; the caller must not change them.
+    async def entries(self, prefix: str) -> Listing:
+        """All entries of a directory by name.
 
         Raises StoreError when the store cannot be asked, and no listing that it has given before counts.
         """
@@ -166,16 +165,21 @@ class Namespace:
         if found is not None:
             entries, age_s = found
             directory.recall(entries, trio.current_time() - age_s)
+            self._directories.weigh(prefix)
 
-    def known_entries(self, prefix: str) -> dict[bytes, Entry]:
+    def believed(self, prefix: str, listing: Listing) -> Callable[[bytes], float]:
+        """For how many more seconds each name of a listing of a directory may be cached."""
+        directory = self._directories.get(prefix)
+        if directory is None or directory.entries is not listing:
+            return lambda _: 0.0
+        left = 0.0 if directory.expired else directory.listed + self._ttl_s - trio.current_time()
+        left = max(left, LISTED_TTL_S)
+        return lambda name: 0.0 if name in directory.outdated or name in directory.names else left
+
+    def known_entries(self, prefix: str) -> Listing:
         """The entries of a directory as it was last listed, in order of name; none when it was not."""
         directory = self._directories.get(prefix)
-        return directory.entries if directory is not None else {}
-
-    def known_names(self, prefix: str) -> list[bytes]:
-        """The names of `known_entries`, by their place; the caller must not change them."""
-        directory = self._directories.get(prefix)
-        return directory.order if directory is not None else []
+        return directory.entries if directory is not None else Listing(prefix)
 
     @property
     def has_links(self) -> bool:
@@ -184,7 +188,7 @@ class Namespace:
 
     def links(self) -> Iterator[Generation]:
         """The links that listings have shown."""
-        return (link for directory in self._directories.values() for link in directory.links)
+        return (link for _, directory in self._directories for link in directory.entries.links)
 
     def replaced(self, generation: Generation) -> None:
         """The store has another generation of an object: its directory is asked for at the next lookup in it."""
@@ -216,13 +220,12 @@ class Namespace:
 
     def expire(self, path: str) -> None:
         """Ask the store at the next lookup in a directory (with its closing slash) or below; what is known is kept."""
-        for directory in [directory for prefix, directory in self._directories.items() if is_below(prefix, path)]:
-            directory.expire(trio.current_time())
+        for prefix, directory in self._directories:
+            if is_below(prefix, path):
+                directory.expire(trio.current_time())
 
     def _directory(self, prefix: str) -> Directory:
-        directory = self._directories.get(prefix)
-        if directory is None:
-            directory = self._directories[prefix] = Directory()
+        directory = self._directories.use(prefix)
         if directory.retry_at - STALE_RETRY_S <= self._breaker.closed_at:
             directory.retry_at = LONG_AGO  # the failure was the outage that is over
         return directory
@@ -293,6 +296,7 @@ class Namespace:
             return answer
         if directory.answered(name, entry, asked):
             self._forget_siblings(prefix)
+        self._directories.weigh(prefix)
         return entry, self._ttl(entry)
 
     async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
@@ -313,20 +317,21 @@ class Namespace:
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
-            pages = await self._inquiries.pages(prefix, most=most, patient=patient)
+            listed = await self._inquiries.listing(prefix, most=most, patient=patient)
         except StoreError as error:
             if directory.complete:
                 log.warning("/%s: cannot be listed, serving its last listing: %s", prefix, error)
             directory.failed(error)
             raise
-        whole = pages[-1].next_token is None
-        directory.large = len(pages) > 1 or not whole
-        if most == PAGES_LIMIT and not whole:
-            raise StoreUnavailableError(f"/{prefix}: more than {sum(map(len, pages))} names: too many to list")
-        if whole:
-            directory.worth_listing = max(LEAST_ASKED, len(pages) // 2)
-            entries, self._hidden[prefix] = entries_of(prefix, pages)
-            if directory.relisted(entries, asked):
+        directory.large = listed.pages > 1 or listed.listing is None
+        if most == PAGES_LIMIT and listed.listing is None:
+            raise StoreUnavailableError(f"/{prefix}: more than {listed.names} names: too many to list")
+        if listed.listing is not None:
+            directory.worth_listing = max(LEAST_ASKED, listed.pages // 2)
+            if listed.listing.hidden:
+                log.warning("/%s: %d keys cannot be file names: they are hidden", prefix, listed.listing.hidden)
+            if await directory.relisted(listed.listing, asked):
                 self._forget_siblings(prefix)
+            self._directories.weigh(prefix)
             if self._kept is not None and not directory.expired:
                 self._kept.keep(prefix, directory.entries)

@@ -14,6 +14,8 @@ HINT = b".trims-prefetch.json"
 """A publisher's hint: ``{"prefetch": ["a.safetensors", "b.bin"]}``, or ``false`` for nothing."""
 MOST_FILES = 1024
 """Files of a directory that are brought ahead in one load."""
+LOOKED_AT = 8 * MOST_FILES
+"""Names that are looked at for one number of a name."""
 MOST_DIGITS = 9
 INDEX_END, SYMBOL_END, PARAMS_END, ONNX_END = b".index.json", b"-symbol.json", b".params", b".onnx"
 
@@ -42,7 +44,8 @@ def _varying(name: bytes, match: "re.Match[bytes]", names: Sequence[bytes]) -> l
     """The names that differ from one in nothing but this number, with their numbers, in order."""
     before, after = name[: match.start()], name[match.end() :]
     found: list[tuple[int, bytes]] = []
-    for place in range(bisect_left(names, before), len(names)):
+    first = bisect_left(names, before)
+    for place in range(first, min(first + LOOKED_AT, len(names))):
         other = names[place]
         if not other.startswith(before) or len(found) > MOST_FILES:
             break

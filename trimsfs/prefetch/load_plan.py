@@ -72,7 +72,7 @@ class LoadPlanner:
         return wants if len(wants) > 1 and any(want.name == name for want in wants) else []
 
     async def _by_names(self, prefix: str, name: str) -> list[Want]:
-        names, encoded = self._namespace.known_names(prefix), os.fsencode(name)
+        names, encoded = self._namespace.known_entries(prefix).names, os.fsencode(name)
         if encoded.endswith(INDEX_END):
             return [Want(shard) for shard in await self._indexed(prefix, encoded)]
         for index in [other for other in names[:MOST_NAMES] if other.endswith(INDEX_END)][:MOST_INDEXES]:

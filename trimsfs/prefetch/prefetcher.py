@@ -6,8 +6,8 @@ from typing import Literal
 import trio
 
 from trimsfs.fetch.fetcher import Fetcher
-from trimsfs.namespace.directory import CONTROL_NAME
 from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.namespace.listing import CONTROL_NAME
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.prefetch.account import Account, PrefetchStatistics

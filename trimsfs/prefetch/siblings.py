@@ -65,15 +65,16 @@ class Siblings:
             if here:
                 return
             readahead = self._directories[prefix] = DirectoryReadahead(small=self.small)
-        names, entries = self._namespace.known_names(prefix), self._namespace.known_entries(prefix)
-        self._start(readahead.record_open(name, generation, names, entries, here=here), readable)
+        entries = self._namespace.known_entries(prefix)
+        self._start(readahead.record_open(name, generation, entries.names, entries, here=here), readable)
 
     def record_listing(self, prefix: str, readable: Readable) -> bool:
         """A directory is listed, perhaps because its files are about to be read: whether small ones of it come."""
         if prefix in self._listed or self._in_vain >= LISTINGS_IN_VAIN:
             return self._listed.setdefault(prefix, False)
         readahead = self._directories.get(prefix) or DirectoryReadahead(small=self.small)
-        wanted = readahead.record_listing(self._namespace.known_names(prefix), self._namespace.known_entries(prefix))
+        entries = self._namespace.known_entries(prefix)
+        wanted = readahead.record_listing(entries.names, entries)
         if wanted:
             self._directories[prefix] = readahead
             self._listed[prefix] = True

@@ -4,7 +4,7 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
 )
-from trimsfs.namespace.directory import NonObject
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.types import Generation
 

@@ -14,7 +14,8 @@ from trimsfs.errors import (
     StoreUnavailableError,
     TransientStoreError,
 )
-from trimsfs.namespace.directory import STALE_RETRY_S, NonObject
+from trimsfs.namespace.directory import STALE_RETRY_S
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 

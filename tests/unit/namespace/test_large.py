@@ -14,7 +14,8 @@ from trimsfs.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S, NonObject
+from trimsfs.namespace.directory import LEAST_ASKED, STALE_RETRY_S
+from trimsfs.namespace.listing import NonObject
 from trimsfs.namespace.tree import NEGATIVE_TTL_S
 from trimsfs.stores.base import PAGE_LIMIT, Page
 from trimsfs.types import ETAG_MAX, SIZE_MAX, Generation
