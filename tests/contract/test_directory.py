@@ -18,7 +18,8 @@ from trimsfs.errors import (
     StoreAccessError,
     TransientStoreError,
 )
-from trimsfs.stores import DirectoryStore
+from trimsfs.stores import DirectoryStore, directory
+from trimsfs.stores.directory import MOST_NAMES
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
         raise OSError(number, os.strerror(number), path)
 
     for name, call in (
-        ("scandir", lambda: store.list_page("")),
+        ("lseek", lambda: store.list_page("")),
         ("scandir", store.probe),
         ("open", lambda: store.stat("model")),
         ("open", lambda: read(store, generation)),
@@ -188,3 +189,34 @@ async def test_errors_of_the_disk_are_told_in_one_line_with_the_path(
             patch.setattr(f"trimsfs.stores.directory.os.{name}", fail)
             with pytest.raises(expected, match=rf"\A{root}[^\n]*: {os.strerror(number)}(: [^\n]+)?\Z"):
                 await call()
+
+
+async def test_pages_are_read_one_after_the_other_whatever_comes_and_goes(
+    root: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stays is in one page, and no page takes the others to be read again."""
+    for number in range(5000):
+        (root / f"model-{number}").touch()
+    read_bytes = 0
+    getdents = directory._getdents64
+
+    def counted(*arguments: Any) -> int:
+        nonlocal read_bytes
+        count: int = getdents(*arguments)
+        read_bytes += count
+        return count
+
+    monkeypatch.setattr("trimsfs.stores.directory._getdents64", counted)
+    await store.list_page("", limit=MOST_NAMES)
+    once, read_bytes = read_bytes, 0
+    token, found = None, list[str]()
+    while token is not None or not found:
+        page = await store.list_page("", token=token, limit=1000)
+        found += [generation.key for generation in page.objects]
+        token = page.next_token
+        (root / found[-10]).unlink()
+        (root / f"new-{len(found)}").touch()
+    stayed = {f"model-{number}" for number in range(5000)} & set(os.listdir(root))
+    assert stayed <= set(found)
+    assert len(found) == len(set(found))
+    assert read_bytes < 2 * once

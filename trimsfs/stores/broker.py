@@ -23,14 +23,12 @@ from trimsfs import errors
 from trimsfs.concurrency.channel import MESSAGE_LIMIT, pair
 from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import Page
-from trimsfs.stores.directory import DirectoryReader
+from trimsfs.stores.directory import MOST_NAMES, DirectoryReader
 from trimsfs.text import set_process_title
 from trimsfs.types import Generation
 
 THREADS = 16
 """Requests that are answered at once."""
-MOST_NAMES = 100_000
-"""In one answer."""
 _PIECE = 1 << 16
 _NAMES = tuple(each.name for each in fields(Generation))
 _VALUES = attrgetter(*_NAMES)
