@@ -7,6 +7,7 @@ from itertools import islice
 import trio
 
 from trimsfs.control.handle import as_json
+from trimsfs.errors import StoreAccessError
 from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.types import Generation
 
@@ -18,7 +19,7 @@ class Inventory:
     """Lines of JSON, for each directory one or more: its ``path``, ``files`` with their sizes, and what is ``here``.
 
     They are made from listings while they are read, and the kernel has to know none of the names. *here* tells what is
-    here of a file; directories that are not *listable* are left out.
+    here of a file; directories that are not *listable*, or that the store may not list, are left out.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Inventory:
         here: Callable[[Generation], dict[str, object] | None],
         listable: Callable[[str], bool],
     ) -> None:
+        self._path = path
         self._entries = entries
         self._here = here
         self._listable = listable
@@ -48,10 +50,18 @@ class Inventory:
     def close(self) -> None:
         """Nothing goes on."""
 
+    async def _listed(self, prefix: str) -> Iterator[tuple[bytes, Entry]]:
+        try:
+            return iter((await self._entries(prefix)).items())
+        except StoreAccessError:
+            if prefix == self._path:
+                raise
+            return iter(())  # the store may not tell
+
     async def _line(self) -> bytes:
         if self._names is None:
-            entries = await self._entries(self._prefixes[-1])  # a read that is interrupted here changes nothing
-            self._prefix, self._names = self._prefixes.pop(), iter(entries.items())
+            self._names = await self._listed(self._prefixes[-1])  # a read that is interrupted here changes nothing
+            self._prefix = self._prefixes.pop()
         files, here = dict[str, int](), dict[str, object]()
         names = list(islice(self._names, SLICE))
         if len(names) < SLICE:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from trimsfs.namespace.inodes import is_below
 from trimsfs.namespace.tree import Namespace
 
 
@@ -15,5 +14,5 @@ async def refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, by
     """
     namespace.mark_outdated(path.removesuffix("/"))
     namespace.expire(path)
-    names = namespace.inodes.known_names(lambda known: is_below(known, path))
+    names = namespace.inodes.known_names_below(path)
     await trio.to_thread.run_sync(expire, names, abandon_on_cancel=True)

@@ -52,10 +52,10 @@ class Describer:
 
     def entry(self, prefix: str, name: bytes, entry: Entry, ttl_s: float) -> Attributes:
         """The attributes of a name in the directory *prefix*. Raises NoSuchEntryError if there is no such name."""
-        path = prefix + os.fsdecode(name)
         if isinstance(entry, Generation):
-            inode = self.file(path, entry)
-        elif entry is NonObject.DIRECTORY:
+            return self.inode(self.file(entry.key, entry), ttl_s)
+        path = prefix + os.fsdecode(name)
+        if entry is NonObject.DIRECTORY:
             inode = self._inodes.reference(InodeKind.DIRECTORY, f"{path}/")
         elif entry is NonObject.UNREADABLE:  # listed only: its lookup fails
             inode = self._inodes.reference(InodeKind.OBJECT, path)

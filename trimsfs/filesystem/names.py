@@ -13,6 +13,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
+from trimsfs.prefetch.directory_readahead import LOOKED_AT
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
@@ -174,19 +175,16 @@ class Names:
         prefix = directory.inode.path
         believed = self._namespace.believed(prefix, entries)
         for place, (name, entry) in enumerate(entries.items_from(start), start + 1):
-            ttl_s = self._listed_ttl_s(directory, entry, believed(name))
+            coming = directory.coming if place <= LOOKED_AT else 0
+            ttl_s = self._listed_ttl_s(coming, entry, believed(name))
             yield name, self._describe.entry(prefix, name, entry, ttl_s), place
 
-    def _listed_ttl_s(self, directory: OpenDirectory, entry: Entry, left_s: float) -> float:
-        """How long the kernel may use a name that is listed. That of a file that is about to come leads to another
-        inode soon: an open by this one would be answered in vain."""
+    def _listed_ttl_s(self, coming: int, entry: Entry, left_s: float) -> float:
+        """How long the kernel may use a name that is listed. That of a file that is about to come, of up to *coming*
+        bytes, leads to another inode soon: an open by this one would be answered in vain."""
         if entry is NonObject.UNREADABLE:
             return 0.0
-        if (
-            isinstance(entry, Generation)
-            and 0 < entry.size <= directory.coming
-            and not self._describe.passed_through(entry)
-        ):
+        if isinstance(entry, Generation) and 0 < entry.size <= coming and not self._describe.passed_through(entry):
             return 0.0
         return left_s
 

@@ -4,8 +4,9 @@ import enum
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, replace
+from typing import Any
 
 from trimsfs.errors import NoSuchEntryError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
@@ -64,14 +65,33 @@ class Inodes:
         self._ledger = ledger
         self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._by_number = {ROOT_INODE: self._root}
-        self._linked = False
+        self._named: dict[str, set[int]] = {}
+        """Files and directories of the store by the directory that they are in."""
+        self._links: dict[tuple[str, str], set[int]] = {}
+        """Links by the file and the content that they lead to."""
         for record in ledger.inherited(RecordKind.INODE):
             self._add(_unpacked(record))
 
     def _add(self, inode: Inode) -> Inode:
         self._by_number[inode.number] = inode
-        self._linked |= inode.generation is not None and inode.generation.linked is not None
+        for index, key in self._indexed(inode):
+            index.setdefault(key, set()).add(inode.number)
         return inode
+
+    def _remove(self, inode: Inode) -> None:
+        if self._by_number.pop(inode.number, None) is not None:
+            for index, key in self._indexed(inode):
+                index[key].remove(inode.number)
+                if not index[key]:
+                    del index[key]
+
+    def _indexed(self, inode: Inode) -> Iterator[tuple[dict[Any, set[int]], str | tuple[str, str]]]:
+        """The indexes that an inode is in, and under what."""
+        if inode.kind in IN_THE_STORE and not inode.control:
+            yield self._named, directory_of(inode.path)
+        generation = inode.generation
+        if inode.kind is InodeKind.OBJECT and generation is not None and generation.linked is not None:
+            yield self._links, (generation.file, generation.etag)
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -116,32 +136,30 @@ class Inodes:
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
 
-    def known_names(self, chosen: Callable[[str], bool]) -> list[tuple[int, bytes]]:
-        """The names by which the kernel may know files and directories (with a closing slash) whose paths are *chosen*,
-        each after the inode number of its directory."""
-        told = {inode.path for inode in self if inode.lookups and inode.kind in IN_THE_STORE and not inode.control}
-        names = []
-        for known in told:
-            if known and chosen(known):
-                prefix, slash, name = known.removesuffix("/").rpartition("/")
-                directory = self.reference(InodeKind.DIRECTORY, prefix + slash)
-                names.append((directory.number, os.fsencode(name)))
-                self.discard(directory)
-        return names
+    def known_names(self, prefix: str, kinds: Set[InodeKind] = IN_THE_STORE) -> list[tuple[int, bytes]]:
+        """The names by which the kernel may know what is in a directory, each after the directory's inode number."""
+        directory = self.reference(InodeKind.DIRECTORY, prefix)
+        self.discard(directory)
+        inodes = (self._by_number[number] for number in self._named.get(prefix, ()))
+        paths = {inode.path for inode in inodes if inode.lookups and inode.kind in kinds}
+        return [(directory.number, os.fsencode(path[len(prefix) :].removesuffix("/"))) for path in paths]
+
+    def known_names_below(self, path: str) -> list[tuple[int, bytes]]:
+        """Those of a file or directory (with its closing slash), and of all that is below it."""
+        name = os.fsencode(path[len(directory_of(path)) :].removesuffix("/"))
+        found = [known for known in self.known_names(directory_of(path)) if known[1] == name] if path else []
+        for prefix in list(self._named):
+            if is_below(prefix, path):
+                found += self.known_names(prefix)
+        return found
 
     def cached_numbers(self, generation: Generation) -> list[int]:
         """The numbers by which the kernel may know an object, and the links to it, that is served in cached mode."""
-        if not self._linked:
-            inode = self.reference(InodeKind.OBJECT, generation.key, generation)
-            self.discard(inode)
-            return [inode.number] if inode.lookups else []
-        same = generation.file, generation.etag
-        return [
-            inode.number
-            for inode in self._by_number.values()
-            if inode.kind is InodeKind.OBJECT and inode.lookups and not inode.passthrough
-            if inode.generation is not None and (inode.generation.file, inode.generation.etag) == same
-        ]
+        file = replace(generation, key=generation.file, linked=None)
+        itself = self.reference(InodeKind.OBJECT, file.key, file)
+        self.discard(itself)
+        links = (self._by_number[number] for number in sorted(self._links.get((file.key, file.etag), ())))
+        return [inode.number for inode in (itself, *links) if inode.lookups and not inode.passthrough]
 
     def count_lookup(self, inode: Inode) -> None:
         """The kernel is about to get an inode once more."""
@@ -160,12 +178,17 @@ class Inodes:
         if inode.slot is not None:
             self._ledger.set_count(inode.slot, inode.lookups)
         if inode.lookups == 0:
-            del self._by_number[number]
+            self._remove(inode)
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that the kernel did not get after all."""
         if inode.lookups <= 0 and inode is not self._root:
-            self._by_number.pop(inode.number, None)
+            self._remove(inode)
+
+
+def directory_of(path: str) -> str:
+    """The directory that a file or directory (with its closing slash) is in."""
+    return path[: path.rfind("/", 0, -1) + 1]
 
 
 def is_below(path: str, above: str) -> bool:

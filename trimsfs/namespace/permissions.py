@@ -7,6 +7,8 @@ from functools import lru_cache
 
 from trimsfs.options import MountOptions, searchable
 
+LATELY = 8192
+"""Paths of which the ownership is remembered."""
 _READ, _SEARCH = 0o4, 0o1
 
 
@@ -31,11 +33,11 @@ class Permissions:
         self._default = options
         self._rules = [(tuple(rule.path.split("/")), rule) for rule in options.access]
         self._tenants = sorted((f"{tenant.path}/" for tenant in options.tenants), key=len, reverse=True)
-        self._of = lru_cache(maxsize=65536)(self._decide)
+        self._of = lru_cache(maxsize=LATELY)(self._decide)
 
     def of(self, path: str, *, directory: bool) -> Ownership:
         """The ownership of a path, without a leading slash; a directory's may end with one."""
-        return self._of(path.rstrip("/"), directory)
+        return self._of(path.rstrip("/") if self._rules else "", directory)
 
     def _decide(self, path: str, directory: bool) -> Ownership:
         options = self._default

@@ -207,7 +207,7 @@ class Namespace:
     def _forget_siblings(self, prefix: str) -> None:
         """An object of a directory has been replaced: the kernel looks all of its files up again, so that programs
         which are started from now on get them as they are together."""
-        for directory, name in self.inodes.known_names(lambda path: path[: path.rfind("/") + 1] == prefix != path):
+        for directory, name in self.inodes.known_names(prefix, {InodeKind.OBJECT}):
             self._invalidate(directory, name)
         self.on_replaced(prefix)
 

@@ -281,6 +281,15 @@ async def test_reading_files_goes_on_where_it_was_interrupted(server: Server, st
     assert b'"weights"' in text
 
 
+async def test_directories_that_the_store_may_not_list_are_left_out(server: Server, store: MemoryStore) -> None:
+    store.fail(StoreAccessError("not allowed"), times=float("inf"), method="list_page", key="net/deep/")
+    files, _ = await inventory(server, "")
+    assert "net/params" in files
+    assert "net/deep/er/weights" not in files
+    with pytest.raises(StoreAccessError):
+        await inventory(server, "net/deep")
+
+
 async def test_directories_that_the_caller_may_not_list_are_left_out(serving: Serving) -> None:
     async with serving(access=(AccessRule(path="net", uid=5, mode=0o400),)) as server:
         for caller, told in ((OWNER, True), (STRANGER, False)):

@@ -138,3 +138,38 @@ def test_all_numbers_of_a_file_and_of_links_to_it_are_found() -> None:
         assert inodes.cached_numbers(each) == [told[0].number, told[1].number]
     inodes.forget(told[0].number, 1)
     assert inodes.cached_numbers(GENERATION) == [told[1].number]
+
+
+def test_names_are_found_by_their_directory_and_not_among_all() -> None:
+    inodes = Inodes(Ledger())
+    told = [
+        inodes.reference(InodeKind.DIRECTORY, "dir/"),
+        inodes.reference(InodeKind.DIRECTORY, "dir/below/"),
+        *(inodes.reference(InodeKind.OBJECT, key, a_generation(key)) for key in ("dir/a", "dir/below/b", "other")),
+        inodes.reference(InodeKind.OBJECT, "dir/a", a_generation("dir/a"), passthrough=True),
+        inodes.reference(InodeKind.CONTROL_FILE, "dir/a", a_generation("dir/a"), "info"),
+    ]
+    for inode in told:
+        inodes.count_lookup(inode)
+    inodes.reference(InodeKind.OBJECT, "dir/unknown", a_generation("dir/unknown"))
+    directory, below = told[0].number, told[1].number
+
+    assert sorted(inodes.known_names("dir/")) == [(directory, b"a"), (directory, b"below")]
+    assert inodes.known_names("dir/", {InodeKind.OBJECT}) == [(directory, b"a")]
+    assert sorted(inodes.known_names_below("dir/")) == sorted(
+        [(1, b"dir"), (directory, b"a"), (directory, b"below"), (below, b"b")]
+    )
+    assert inodes.known_names_below("dir/a") == [(directory, b"a")]
+    assert len(inodes.known_names_below("")) == 5
+    for inode in told:
+        inodes.forget(inode.number, 1)
+    assert inodes.known_names_below("") == []
+
+
+def test_the_names_of_a_directory_are_found_without_a_look_at_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    inodes = Inodes(Ledger())
+    for number in range(1000):
+        inodes.count_lookup(inodes.reference(InodeKind.OBJECT, f"{number % 100}/{number}", a_generation(f"{number}")))
+    monkeypatch.setattr(Inodes, "__iter__", None)
+    assert {name for _, name in inodes.known_names("7/")} == {b"%d" % number for number in range(7, 1000, 100)}
+    assert len(inodes.cached_numbers(a_generation("7/7", '"y"'))) == 0
