@@ -19,6 +19,9 @@ from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
+LISTED_INODES = 100_000
+"""Inodes that listings give to the kernel; each takes some 800 bytes here, and more there."""
+
 
 class Names:
     """The tree of names as the kernel sees it."""
@@ -58,6 +61,11 @@ class Names:
     def count_lookup(self, attributes: Attributes) -> None:
         """The kernel gets an inode once more; it will `forget` it as often."""
         self._inodes.count_lookup(attributes.inode)
+
+    def may_be_counted(self, attributes: Attributes) -> bool:
+        """Whether the kernel gets the inode of what it lists. It rarely gives one up by itself, and each takes memory:
+        of more than LISTED_INODES it gets the names, and looks up those that programs ask for."""
+        return attributes.inode.lookups > 0 or len(self._inodes) <= LISTED_INODES
 
     def discard(self, attributes: Attributes) -> None:
         """The kernel does not get an inode after all."""

@@ -7,7 +7,8 @@
  * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
  * itself chose, so no table is kept here:
  *   - a file handle with a backing id in its upper half is opened in passthrough mode;
- *   - an inode number with PASSTHROUGH_BIT is told to programs without it.
+ *   - an inode number with PASSTHROUGH_BIT is told to programs without it;
+ *   - of what is listed with NAME_ONLY_BIT the kernel gets the name and the number, and no inode.
  *
  * Callbacks run in the thread that processes requests, which holds the GIL.
  */
@@ -31,6 +32,7 @@
 #define FUSE_UNIQUE_RESEND (UINT64_C(1) << 63)
 #endif
 #define PASSTHROUGH_BIT (UINT64_C(1) << 62)
+#define NAME_ONLY_BIT (UINT64_C(1) << 63)
 #define BACKING_SHIFT 32
 
 static struct {
@@ -382,7 +384,9 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 {
 	struct fuse_entry_param ours = *entry;
 
-	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
+	if (ours.ino & NAME_ONLY_BIT)
+		ours.ino = 0;
+	ours.attr.st_ino &= ~(PASSTHROUGH_BIT | NAME_ONLY_BIT);
 	REAL(__typeof__(&fuse_add_direntry_plus), "fuse_add_direntry_plus")(req, buf, size, name, &ours, off);
 }
 

@@ -31,6 +31,8 @@ BLOCK_SIZE = 4096
 READ_SIZE = 128 * 1024
 """The ``st_blksize``: what programs that go by it read at a time."""
 
+NAME_ONLY_BIT = 1 << 63
+"""Set in the number of what is listed and of which the kernel gets no inode."""
 LISTED_AT_ONCE = 50
 """Names of a listing that the kernel is told before others have their turn."""
 
@@ -101,10 +103,17 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         for name, attributes, position in await self._filesystem.names.list_directory(fh, start_id):
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._entry(attributes), position):
+            entry = self._entry(attributes)
+            counted = self._filesystem.names.may_be_counted(attributes)
+            if not counted:
+                entry.st_ino = pyfuse3.InodeT(entry.st_ino | NAME_ONLY_BIT)
+            fits = pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, position)
+            if fits and counted:
+                self._filesystem.names.count_lookup(attributes)
+            else:
                 self._filesystem.names.discard(attributes)
+            if not fits:
                 break
-            self._filesystem.names.count_lookup(attributes)
             if position % LISTED_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
 
