@@ -10,6 +10,7 @@ import resource
 import sys
 from pathlib import Path
 
+from mountctl.keeper.forked_server import adopt_orphans
 from mountctl.keeper.keeper import Keeper
 from mountctl.keeper.successor import follow
 from mountctl.linux.sd_notify import stored_descriptors
@@ -36,6 +37,7 @@ def main() -> None:
     if status is not None:
         os.set_inheritable(status, False)
     _leave_no_core()
+    adopt_orphans()
     if arguments.recover is not None:
         set_process_title("keeper", arguments.recover)
         sys.exit(follow(arguments.recover, status))

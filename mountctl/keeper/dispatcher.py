@@ -6,6 +6,7 @@ import selectors
 from collections.abc import Callable
 
 from mountctl.keeper import protocol
+from mountctl.keeper.forked_server import reap_orphans
 from mountctl.keeper.reporter import Reporter
 from mountctl.keeper.server_process import ServerProcess
 
@@ -25,10 +26,12 @@ class Dispatcher:
         self._selector = selector
         self._reporter = reporter
         self._handle = handle
+        self._servers: list[ServerProcess] = []
         self._unreaped: list[ServerProcess] = []
 
     def add(self, server: ServerProcess) -> None:
         """Receive the messages of a server from now on."""
+        self._servers.append(server)
         self._selector.register(server.channel, selectors.EVENT_READ, lambda: self.receive(server))
 
     def receive(self, server: ServerProcess) -> None:
@@ -50,11 +53,13 @@ class Dispatcher:
         """Receive no more messages of a server, whether it has ended or will be killed."""
         self._unregister(server)
         server.channel.close()
+        self._servers = [other for other in self._servers if other is not server]
         self._unreaped.append(server)
 
     def reap(self) -> None:
-        """Collect the exit codes of removed servers that have ended."""
+        """Collect the exit codes of removed servers that have ended, and of what servers have left behind."""
         self._unreaped = [server for server in self._unreaped if not server.reaped()]
+        reap_orphans([*self._servers, *self._unreaped])
 
     def _receive_next(self, server: ServerProcess) -> bool:
         """Handle the next message; False if the channel has ended. Raises ProtocolError."""

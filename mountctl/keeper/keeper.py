@@ -30,6 +30,7 @@ from mountctl.keeper.connection import Connection
 from mountctl.keeper.control_socket import ControlSocket, Reply
 from mountctl.keeper.descriptor_store import DescriptorStore
 from mountctl.keeper.dispatcher import Dispatcher
+from mountctl.keeper.forked_server import forked_by
 from mountctl.keeper.phase import Phase
 from mountctl.keeper.replacement import Replacement
 from mountctl.keeper.reporter import Reporter
@@ -40,7 +41,7 @@ from mountctl.linux import mounting
 from mountctl.linux.sd_notify import Notifier
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-TICK_S = 1.0
+TICK_S = 2.0
 """How often the keeper checks its servers."""
 DEATH_TICK_S = 0.002
 """How often it checks a server that it has killed: the next one waits for its end."""
@@ -208,17 +209,19 @@ class Keeper:
         self._standby = server
 
     def _promote(self, server: ServerProcess) -> None:
-        """Make the standby the active server."""
-        self._active, self._standby = server, None
+        """Make the standby the active server; the next standby is forked from it, if it can."""
+        self._active, (self._standby, channel) = server, forked_by(server)
+        if self._standby is not None:
+            self._dispatcher.add(self._standby)
         self._restart_policy.standby_promoted()
-        restarts = self._restart_policy.restarts
-        server.promote(self._connection.for_server(), unclaimed=self._unclaimed, restarts=restarts)
+        held, restarts = self._connection.for_server(), self._restart_policy.restarts
+        server.promote(held, unclaimed=self._unclaimed, restarts=restarts, for_forked=channel)
 
     def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
         connection = self._connection
         match message:
             case protocol.StandingBy() if server is self._standby:
-                server.standing_by, server.ledger_version = True, message.ledger
+                server.standing_by, server.ledger_version, server.forks = True, message.ledger, message.forks
                 server.hurry()
                 self._on_standing_by(server)
             case protocol.Failed():
@@ -244,7 +247,7 @@ class Keeper:
                 raise protocol.ProtocolError(f"{type(message).__name__} out of order")
 
     def _on_standing_by(self, server: ServerProcess) -> None:
-        if self._active is not None and self._replacement.awaits(server):
+        if self._active is not None and self._active.order is not server.order and self._replacement.awaits(server):
             if server.ledger_version == self._ledger_version:
                 self._replacement.kill_outgoing(self._active)
             else:

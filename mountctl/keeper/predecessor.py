@@ -6,15 +6,12 @@ can have any title, and anything open that it may open. It can neither make nor 
 user, as an order is, and of a descriptor the kernel tells what it is of.
 """
 
-import ctypes
 import fcntl
 import json
 import os
 import select
-import signal
 import socket
 import stat
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,8 @@ from typing import Any
 
 from mountctl.keeper.connection import SEALS
 from mountctl.keeper.descriptor_store import FUSE_DEVICE, LISTENER
-from mountctl.keeper.server_process import ENVIRONMENT, ServerProcess
+from mountctl.keeper.forked_server import OtherProcess
+from mountctl.keeper.server_process import ENVIRONMENT, FORKS, ServerProcess
 from mountctl.linux import mounting
 from mountctl.linux.sockets import gpu_path
 from trimsfs.errors import NotMountedError, TakeoverError
@@ -36,56 +34,16 @@ _NAMES = {"/memfd:trimsfs-ledger (deleted)": "ledger", "/dev/fuse": "fuse"}
 _MAGIC = b"trimsfs"
 """What a ledger begins with, before its version."""
 _MAGIC_LENGTH = 8
-_PIDFD_GETFD = 438
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _UnfitError(Exception):
     """A process is not the server of the mount, or not fit to be followed."""
 
 
-class _LeftProcess:
-    """A process that is no child of this one, for a `ServerProcess`. Raises OSError."""
-
-    def __init__(self, pid: int) -> None:
-        self._descriptor = os.pidfd_open(pid)
-        self._pid = pid
-        self.returncode: int | Any = None
-
-    @property
-    def pid(self) -> int:
-        return self._pid
-
-    def poll(self) -> int | None:
-        if select.select([self._descriptor], [], [], 0)[0]:
-            self.returncode = -signal.SIGKILL  # how it has ended, only its parent is told
-        found: int | None = self.returncode
-        return found
-
-    def kill(self) -> None:
-        signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-
-    def terminate(self) -> None:
-        signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not select.select([self._descriptor], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(str(self._pid), timeout or 0.0)
-        return self.poll() or 0
-
-    def descriptor(self, number: int) -> int:
-        """A close-on-exec descriptor for what the process has open under a number."""
-        found = int(_libc.syscall(_PIDFD_GETFD, self._descriptor, number, 0))
-        if found < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return found
-
-
 class LeftServer(ServerProcess):
     """The server that a killed keeper has left. The channel to it has ended: it serves until it is killed."""
 
-    def __init__(self, process: _LeftProcess, order: dict[str, Any], ledger_version: str) -> None:
+    def __init__(self, process: OtherProcess, order: dict[str, Any], ledger_version: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.close()
         self._begin(order, ours)
@@ -149,7 +107,7 @@ def _titled(role: str, mountpoint: Path) -> list[int]:
 
 def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
     """What a process has of the mount on a device. Raises _UnfitError, OSError."""
-    process = _LeftProcess(pid)
+    process = OtherProcess(os.pidfd_open(pid))
     order = _order_of(process)
     if order["mountpoint"] != str(mountpoint):
         raise _UnfitError("it serves another mount")
@@ -163,11 +121,12 @@ def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
         raise _UnfitError("it has ended, or does not have the descriptors of this mount")
     version = os.pread(descriptors["ledger"], _MAGIC_LENGTH, 0).removeprefix(_MAGIC).decode(errors="replace")
     environment = order.pop(ENVIRONMENT)
+    order.pop(FORKS, None)
     server = LeftServer(process, order, version)
     return Predecessor(order=order, environment=environment, server=server, descriptors=descriptors)
 
 
-def _order_of(process: _LeftProcess) -> dict[str, Any]:
+def _order_of(process: OtherProcess) -> dict[str, Any]:
     """The order that a keeper has started a server with. Raises _UnfitError, OSError."""
     descriptor = process.descriptor(0)
     try:
@@ -181,7 +140,7 @@ def _order_of(process: _LeftProcess) -> dict[str, Any]:
         os.close(descriptor)
 
 
-def _descriptors_of(process: _LeftProcess, order: dict[str, Any], device: str) -> dict[str, int]:
+def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -> dict[str, int]:
     """The descriptors of the mount on a device that a process has, by name. Raises OSError."""
     names = _NAMES | {str(Path(order["options"]["cache_dir"], "lock").resolve()): "lock"}
     found: dict[str, int] = {}

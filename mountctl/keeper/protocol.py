@@ -27,9 +27,10 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """The server could serve; it reads ledgers of this version."""
+    """The server could serve; it reads ledgers of this version, and ``forks`` the next server when it is promoted."""
 
     ledger: str
+    forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,9 @@ def parse(data: bytes) -> Message:
     match fields:
         case {"type": str(kind), **nothing} if kind in _PLAIN and not nothing:
             return _PLAIN[kind]
-        case {"type": "standing-by", "ledger": str(ledger), **nothing} if not nothing:
+        case {"type": "standing-by", "ledger": str(ledger), **forks} if forks in ({}, {"forks": True}):
             if _VERSION.fullmatch(ledger):
-                return StandingBy(ledger)
+                return StandingBy(ledger, forks=bool(forks))
         case {"type": "backing-open", "count": count, **nothing} if not nothing and _is_count(count):
             return BackingOpen(count)
         case {"type": "backing-close", "id": number, **nothing} if not nothing:

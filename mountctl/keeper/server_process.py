@@ -18,6 +18,9 @@ from mountctl.keeper.connection import memory_of
 STRAY_TIMEOUT_S = 0.5
 ENVIRONMENT = "environment"
 """The field of an order that has the variables of the keeper's environment, for a keeper that follows it."""
+FORKS = "forks"
+"""The field of an order that lets a server fork the next one."""
+_SCM_PIDFD = 4
 _DESCRIPTOR = array.array("i").itemsize
 
 
@@ -49,7 +52,7 @@ class ServerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._begin(order, ours)
         # The server has the order for as long as it lives: a keeper that follows this one finds it there.
-        order_file = memory_of(json.dumps(order | {ENVIRONMENT: dict(os.environ)}).encode())
+        order_file = memory_of(json.dumps(order | {ENVIRONMENT: dict(os.environ), FORKS: True}).encode())
         try:
             self._process: Process = subprocess.Popen(
                 [*order["server"], "--keeper-fd", str(theirs.fileno())],
@@ -72,7 +75,7 @@ class ServerProcess:
     def _begin(self, order: dict[str, Any], channel: socket.socket) -> None:
         self.order = order
         self.channel = channel
-        self.standing_by = False
+        self.standing_by = self.forks = False
         self.ledger_version = ""
         self.heard_at = time.monotonic()
         self.ready_at: float | None = None
@@ -96,11 +99,15 @@ class ServerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def promote(self, held: dict[str, int], *, unclaimed: list[int], restarts: int) -> None:
+    def promote(
+        self, held: dict[str, int], *, unclaimed: list[int], restarts: int, for_forked: socket.socket | None = None
+    ) -> None:
         """Have it serve, with the descriptors of the mount by name. *unclaimed* are backing ids that the server before
-        may have died before hearing of, *restarts* is how many servers there were."""
+        may have died before hearing of, *restarts* is how many servers there were, *for_forked* is an end of a channel
+        for the server that it forks, closed here."""
         self.standing_by = False
         self.heard_at = time.monotonic()
+        held = held if for_forked is None else held | {"standby": for_forked.fileno()}
         promotion = {
             "descriptors": list(held),
             "unclaimed": unclaimed[-1] if unclaimed else None,  # for servers of earlier versions
@@ -109,6 +116,8 @@ class ServerProcess:
             "restarts": restarts,
         }
         self.send(promotion, list(held.values()))
+        if for_forked is not None:
+            for_forked.close()
 
     def has_message(self) -> bool:
         """Whether it has sent a message that is not received yet."""
@@ -117,9 +126,11 @@ class ServerProcess:
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
         """The next message, None at the end of the channel, and the descriptors with it. Raises ProtocolError."""
         try:
-            data, descriptors = _received(self.channel)
+            data, descriptors, pidfd = _received(self.channel)
         except OSError:
             return None, []
+        if pidfd is not None:
+            self._sent_by(pidfd)
         if not data:
             return None, []
         self.heard_at = time.monotonic()
@@ -133,6 +144,10 @@ class ServerProcess:
                 os.close(descriptor)
             raise
         return message, descriptors
+
+    def _sent_by(self, pidfd: int) -> None:
+        """The process of this pidfd has sent a message; only asked for where it is not known."""
+        os.close(pidfd)
 
     def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
         """Send a message. A server that does not receive is as good as dead, which the keeper notices soon."""
@@ -194,12 +209,14 @@ class ServerProcess:
             return f"killed by signal {-code}"
 
 
-def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive close-on-exec descriptors, so that servers do not inherit them: ``socket.recv_fds`` ignores its flags."""
-    room = socket.CMSG_LEN(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR)
+def _received(channel: socket.socket) -> tuple[bytes, list[int], int | None]:
+    """Receive a message, close-on-exec descriptors, so that servers do not inherit them, and the sender's pidfd, if the
+    channel has been told to ask for it: ``socket.recv_fds`` ignores its flags."""
+    room = socket.CMSG_SPACE(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR) + socket.CMSG_SPACE(_DESCRIPTOR)
     data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = array.array("i")
+    descriptors, pidfds = array.array("i"), array.array("i")
     for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
-    return data, list(descriptors)
+        if level == socket.SOL_SOCKET and kind in {socket.SCM_RIGHTS, _SCM_PIDFD}:
+            found = descriptors if kind == socket.SCM_RIGHTS else pidfds
+            found.frombytes(content[: len(content) // _DESCRIPTOR * _DESCRIPTOR])
+    return data, list(descriptors), next((pidfd for pidfd in pidfds if pidfd >= 0), None)

@@ -197,7 +197,7 @@ def test_servers_have_nothing_of_roots(store_directory: Path, tmp_path: Path) ->
         assert mount.info("model")["passthrough"]
         wait_until(lambda: bool(ask(mount.path, {"do": "status"}, timeout_s=5)["standby"]), timeout_s=30)
         processes = family(facts["keeper_pid"])
-        assert len(processes) > 5
+        assert len(processes) >= 6
         for pid in processes[1:]:
             status = status_of(pid)
             assert set(status["Uid"].split()) == set(status["Gid"].split()) == {facts["options"]["server_user"]}
@@ -261,6 +261,44 @@ def test_the_fence_denies_what_a_server_never_does(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stdout) == (0, "can be read\n"), done.stderr
+
+
+APART = """
+import os, sys
+from pathlib import Path
+from trimsfs.server.sandbox import become, fence, identity, set_apart
+become(identity("60874"))
+fence([Path(sys.argv[1])])
+reader, writer = os.pipe()
+standby = os.fork()
+if standby == 0:
+    os.close(writer)
+    os.read(reader, 1)
+    os._exit(0)
+attempts = {
+    "signal": lambda: os.kill(standby, 0),
+    "memory": lambda: open(f"/proc/{standby}/mem", "r+b").close(),
+    "descriptors": lambda: os.readlink(f"/proc/{standby}/fd/{reader}"),
+}
+for apart in (False, True):
+    if apart:
+        set_apart([Path(sys.argv[1])])
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except PermissionError:
+            print(name, "denied")
+Path(sys.argv[1], "file").write_text("still allowed")
+"""
+
+
+def test_a_server_is_kept_from_the_standby_that_it_has_forked(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    done = subprocess.run(
+        [sys.executable, "-c", APART, tmp_path], capture_output=True, text=True, timeout=30, check=False
+    )
+    expected = "".join(f"{name} denied\n" for name in ("signal", "memory", "descriptors"))
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
 def test_a_server_can_be_root_and_no_user_that_does_not_exist(store_directory: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ class FakeServer(ServerProcess):
         self.order = order
         self.standing_by, self.ledger_version, self.heard_at = False, "", time.monotonic()
         self.ready_at: float | None = None
+        self.forks = False
         self.unclaimed: list[int] = []
         self.spare = spare
         self.kills = self.hurries = 0

@@ -1,7 +1,9 @@
 """The phases of a keeper: who follows a server that ends, and with what exit code the keeper ends."""
 
 import os
+import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,11 +12,14 @@ import pytest
 
 from mountctl.keeper import keeper as keepers
 from mountctl.keeper.connection import Connection
+from mountctl.keeper.forked_server import ForkedServer
 from mountctl.keeper.keeper import HURRY_AFTER_S, STOP_TIMEOUT_S, Keeper
 from mountctl.keeper.phase import Phase
 from tests.support.keeper_in_process import ORDER, FakeServer, keeper_in_process
+from trimsfs.handover.keeper_client import Promotion, stand_by
 
 STANDING_BY = b'{"type": "standing-by", "ledger": "2"}'
+FORKS = b'{"type": "standing-by", "ledger": "2", "forks": true}'
 MOUNT = b'{"type": "mount"}'
 RESENDS, DOES_NOT_RESEND = (b'{"type": "ready", "resends": %s}' % value for value in (b"true", b"false"))
 
@@ -115,6 +120,86 @@ def test_a_server_that_ends_is_followed_by_the_standby(scene: Scene) -> None:
     assert (scene.phase, scene.keeper._active) == (Phase.REPLACEABLE, standby)
     scene.say(standby, RESENDS)
     assert scene.keeper._status()["restarts"] == 1
+
+
+def test_a_server_that_forks_the_next_one_is_followed_by_it(scene: Scene) -> None:
+    """The fork, of a process that the test plays, is known by its first message only; the next standby is loaded."""
+    (first,) = scene.servers
+    keeper = scene.keeper
+    scene.say(first, FORKS)
+    keeper._tick()
+    promotion, end = promoted(first)
+    scene.say(first, MOUNT, RESENDS)
+    forked = keeper._standby
+    assert isinstance(forked, ForkedServer)
+    keeper._tick()
+    assert (keeper._standby, len(scene.servers), forked.standing_by, forked.ended()) == (forked, 1, False, False)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(stand_by(end) is None))
+    end.close()
+    assert select.select([forked.channel], [], [], 20)[0]
+    keeper._dispatcher.receive(forked)
+    assert (forked.pid, forked.standing_by, forked.ended()) == (child, True, False)
+    first.ended_with = 137
+    keeper._tick()
+    assert (keeper._active, keeper._standby) == (forked, None)
+    assert forked.wait(20)
+    assert (forked.ended(), forked.exit_code) == (True, 0)
+    forked.channel.close()
+    close(promotion)
+
+
+def test_a_fork_that_fails_is_replaced_by_a_standby_that_is_loaded(scene: Scene) -> None:
+    (first,) = scene.servers
+    scene.say(first, FORKS)
+    scene.keeper._tick()
+    promotion, end = promoted(first)
+    end.close()
+    scene.say(first, MOUNT, RESENDS)
+    scene.keeper._tick()
+    assert len(scene.servers) == 1
+    scene.keeper._restart_policy.reset_delay()
+    scene.keeper._tick()
+    assert (scene.keeper._active, scene.keeper._standby) == (first, scene.servers[1])
+    close(promotion)
+
+
+def test_the_fork_of_the_new_server_does_not_have_it_replaced_again(scene: Scene) -> None:
+    first = scene.serve()
+    scene.keeper._tick()
+    assert scene.ask({"do": "replace"}) == {}
+    scene.keeper._tick()
+    new = scene.servers[-1]
+    scene.say(new, FORKS)
+    assert first.kills == 1
+    first.ended_with = 137
+    scene.keeper._tick()
+    promotion, end = promoted(new)
+    end.send(STANDING_BY)
+    forked = scene.keeper._standby
+    assert isinstance(forked, ForkedServer)
+    scene.keeper._dispatcher.receive(forked)
+    assert (scene.keeper._active, new.kills) == (new, 0)
+    end.close()
+    forked.channel.close()
+    close(promotion)
+
+
+def promoted(server: FakeServer) -> tuple[Promotion, socket.socket]:
+    """What a server is told that was promoted, and its end of the channel for the next one."""
+    promotion = stand_by(server.end)
+    server.channel.recv(1000)  # it has said before that it stands by
+    assert promotion is not None
+    assert promotion.standby is not None
+    return promotion, socket.socket(fileno=promotion.standby)
+
+
+def close(promotion: Promotion) -> None:
+    """Close the descriptors of the mount that a server was given."""
+    for descriptor in (promotion.ledger, promotion.lock, promotion.fuse):
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def test_a_standby_takes_its_time_until_it_is_needed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from trimsfs.handover.ledger import VERSION
 log = logging.getLogger(__name__)
 
 ALIVE_INTERVAL_S = 2.0
-_DESCRIPTORS = ("ledger", "lock", "fuse")
+_DESCRIPTORS = ("ledger", "lock", "fuse", "standby")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,22 +32,27 @@ class Promotion:
 
     ``unclaimed`` are backing ids that the server before may have died without hearing of, ``restarts`` how many servers
     this mount has had before, ``backing_limit`` how many files one message may register: None where the keeper, of an
-    earlier version, takes them one by one.
+    earlier version, takes them one by one. ``standby`` is an end of a channel, for the next standby to be forked.
     """
 
     ledger: int
     lock: int | None
     fuse: int | None
+    standby: int | None
     unclaimed: tuple[int, ...]
     restarts: int
     backing_limit: int | None
 
 
-def stand_by(end: socket.socket) -> Promotion | None:
-    """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it or ends."""
+def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
+    """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it or ends.
+
+    *forks*: it can fork the next standby, which not every keeper understands.
+    """
     data, descriptors = b"", list[int]()
+    message = {"type": "standing-by", "ledger": VERSION} | ({"forks": True} if forks else {})
     with suppress(ConnectionError):
-        end.send(json.dumps({"type": "standing-by", "ledger": VERSION}).encode())
+        end.send(json.dumps(message).encode())
         data, descriptors, _, _ = socket.recv_fds(end, 4096, len(_DESCRIPTORS))
     if not data:
         return None
@@ -60,6 +65,7 @@ def stand_by(end: socket.socket) -> Promotion | None:
         ledger=given["ledger"],
         lock=given["lock"],
         fuse=given["fuse"],
+        standby=given["standby"],
         unclaimed=tuple(number for number in unclaimed if number is not None),
         restarts=promotion["restarts"],
         backing_limit=promotion.get("backing_limit"),
@@ -84,7 +90,7 @@ class KeeperClient:
         self._registrations: list[_Registration] = []
         self._queue, self._queued = trio.open_memory_channel[tuple[Message, Callable[[], None]]](math.inf)
         self._gone = False
-        self.pid = os.getppid()
+        self.pid, _ = self._channel.peer()
 
     def connected(self) -> bool:
         """Whether the keeper is there, as far as is known: it is told each few seconds that this server is alive."""

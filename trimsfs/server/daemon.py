@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from functools import partial
@@ -27,7 +28,7 @@ from trimsfs.fetch.copier import ThreadCopier
 from trimsfs.fetch.speed import max_requests
 from trimsfs.fetch.workers import Spawner
 from trimsfs.formats import load_readers
-from trimsfs.handover.keeper_client import stand_by, tell_failure
+from trimsfs.handover.keeper_client import Promotion, stand_by, tell_failure
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.options import GPU_OFF, MountOptions
 from trimsfs.server.lifecycle import Loaded, serve
@@ -41,6 +42,7 @@ from trimsfs.server.sandbox import (
     hindrance,
     identity,
     raised,
+    set_apart,
 )
 from trimsfs.stores import DirectoryStore, Store, open_store
 from trimsfs.stores.broker import Broker
@@ -84,15 +86,16 @@ def main() -> None:
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
+        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms, and
+        # write to memory that this process is to share with those that it forks.
+        gc.collect()
+        gc.freeze()
         if isinstance(store, DirectoryStore):
             _start_broker(options, store, mountpoint, keeper_end)
         cache_fails = _confine(options)
-        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms.
-        gc.collect()
-        gc.freeze()
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        promotion = stand_by(keeper_end)
+        keeper_end, promotion = _await_turn(keeper_end, options, forks=order.get("forks", False))
         if promotion is not None and promotion.fuse is None and cache_fails is not None:
             raise cache_fails
         if promotion is not None:
@@ -174,8 +177,41 @@ def _confine(options: MountOptions) -> CacheUnusableError | None:
     _configure_logging(options)
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
-        fence([options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())])
+        fence(_writable(options))
     return fails
+
+
+def _writable(options: MountOptions) -> list[Path]:
+    """What a server writes to."""
+    assert options.cache_dir is not None
+    return [options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())]
+
+
+def _await_turn(
+    keeper_end: socket.socket, options: MountOptions, *, forks: bool
+) -> tuple[socket.socket, Promotion | None]:
+    """Stand by until it is this process's turn; if it *forks*, it first forks another one that stands by from then on.
+
+    The channel to the keeper, of either process, and the promotion; None if the process is not needed any more.
+    """
+    promotion = stand_by(keeper_end, forks=forks)
+    if promotion is None or promotion.standby is None:
+        return keeper_end, promotion
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keeper alone needs to know how it ends
+    with socket.socket(fileno=promotion.standby) as end:
+        try:
+            forked = os.fork() == 0
+        except OSError:
+            forked = False  # the keeper finds the channel closed, and starts one
+        if not forked:
+            if options.fence:
+                set_apart(_writable(options))
+            return keeper_end, promotion
+        os.setsid()
+        keeper_end.close()
+        for descriptor in filter(None, (promotion.ledger, promotion.lock, promotion.fuse)):
+            os.close(descriptor)
+        return _await_turn(end.dup(), options, forks=False)
 
 
 def _raise_priority() -> None:

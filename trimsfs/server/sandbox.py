@@ -175,6 +175,12 @@ def fence(writable: Iterable[Path]) -> None:
         log.info("no seccomp fence: %s", error)
 
 
+def set_apart(writable: Iterable[Path]) -> None:
+    """Have the kernel keep this process, behind the `fence`, from tracing and signalling others behind the same one."""
+    with contextlib.suppress(OSError):  # there is no landlock fence, which was logged
+        _restrict_writing(writable)
+
+
 def _restrict_writing(writable: Iterable[Path]) -> None:
     """By landlock. Raises OSError."""
     version = _landlock(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
