@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -105,15 +106,15 @@ def test_of_two_that_recover_a_mount_whose_server_stands_still_one_does(mount: M
 def test_descriptors_and_processes_are_counted(mount: MountedStore) -> None:
     server = serving(mount)
     pid = int(str(keeper(mount)["keeper_pid"]))
-    wait_until(lambda: len(family(pid)) == 8)
     facts, metrics = mount.control(), mount.metrics()
-    assert facts["processes"] == {"keeper": 1, "server": 1, "spawner": 1, "fetch": 2, "standby": 1, "broker": 2}
-    assert metrics["trimsfs_server_processes"] == 8
+    assert facts["processes"].keys() - {"fetch"} == {"keeper", "server", "spawner", "standby", "broker"}
+    assert facts["processes"] == Counter(title_of(each).split(" ")[1] for each in family(pid))
+    assert metrics["trimsfs_server_processes"] == len(family(pid))
     with (mount.path / "model").open("rb"):
         there = len(os.listdir(f"/proc/{server}/fd"))
         assert abs(facts["descriptors"]["open"] - there) <= 2
         assert abs(metrics["trimsfs_server_open_descriptors"] - there) <= 2
     assert metrics["trimsfs_server_descriptor_limit"] == facts["descriptors"]["limit"] > there
     shown = trimsfs("status", mount.path).stdout
-    assert "processes   8: " in shown
+    assert f"processes   {len(family(pid))}: " in shown
     assert f"descriptors open of at most {facts['descriptors']['limit']}" in shown

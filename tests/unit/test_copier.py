@@ -198,13 +198,6 @@ async def test_first_bytes_that_a_reader_waits_for_are_written_sooner(
     assert sizes == [chunk_size // 2] * 2
 
 
-async def test_a_store_that_is_down_does_not_keep_a_copier_from_starting(store: MemoryStore) -> None:
-    store.fail(TransientStoreError("down"))
-    await copier(store).warm_up()
-    await copier(store).warm_up()
-    assert store.count("probe") == 2
-
-
 async def test_bytes_that_may_turn_out_wrong_are_not_told_of(late: MemoryStore, file: int, chunk_size: int) -> None:
     heard: list[int] = []
     generation = late.generation("a")

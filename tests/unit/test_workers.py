@@ -33,7 +33,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.fetch.copier import Extent
-from trimsfs.fetch.workers import NICENESS, REPLACE_AFTER_S, Spawner, WorkerPool
+from trimsfs.fetch.workers import LINGER_S, NICENESS, Spawner, WorkerPool
 from trimsfs.ranges import chunk_count
 from trimsfs.stores import DirectoryStore
 from trimsfs.tiers.host.page_cache import resident_bytes
@@ -96,13 +96,6 @@ async def working(spawner: Spawner, *, count: int = 2) -> AsyncIterator[WorkerPo
             yield pool
         finally:
             nursery.cancel_scope.cancel()
-            close(pool)
-
-
-def close(pool: WorkerPool) -> None:
-    """Close the server's ends, as its own end does."""
-    for worker in pool._workers:
-        worker.channel.close()
 
 
 @pytest.fixture
@@ -255,7 +248,7 @@ async def test_workers_give_way_to_the_server(pool: WorkerPool, file: int) -> No
 async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwards(
     late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimsfs.fetch.workers.LINGER_S", 0.3)
+    monkeypatch.setitem(LINGER_S, "digest", 0.3)
     os.pwrite(file, CONTENT, 0)
     expected = hashlib.md5(CONTENT).digest()
     async with working(late_spawner, count=1) as pool:
@@ -274,6 +267,26 @@ async def test_digests_are_computed_in_idle_time_by_a_process_that_ends_afterwar
     await until(lambda: ended(another))
 
 
+async def test_fetch_processes_start_when_they_are_needed_and_end_when_they_are_not(
+    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LINGER_S, "fetch", 0.3)
+    async with working(late_spawner) as pool:
+        assert not pool._workers["fetch"]
+        process, spawner = await process_of(pool, file)
+        for _ in range(3):
+            assert (await process_of(pool, file))[0] == process
+        assert workers(spawner) == {process}  # one suffices for jobs that follow each other
+        with trio.move_on_after(0.6):  # that of a job that takes long stays
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(fetch, pool, odd("hang/0"), file)
+        assert len(workers(spawner)) == 2
+        await until(lambda: not workers(spawner))
+        assert (await process_of(pool, file))[0] != process
+        assert pool.died == 0
+
+
 async def test_a_digest_whose_process_dies_is_tried_again_in_another(late_spawner: Spawner, file: int) -> None:
     os.pwrite(file, CONTENT, 0)
     async with working(late_spawner, count=1) as pool:
@@ -286,7 +299,7 @@ async def test_a_digest_whose_process_dies_is_tried_again_in_another(late_spawne
             await trio.testing.wait_all_tasks_blocked(0.05)
             os.kill(idle, signal.SIGKILL)
         assert await pool.digest(file, len(CONTENT), "md5", 0, idle=True) == hashlib.md5(CONTENT).digest()
-        assert pool.replaced == 0
+        assert pool.died == 1
 
 
 async def lost_digest(pool: WorkerPool, descriptor: int) -> None:
@@ -332,7 +345,7 @@ async def test_errors_of_the_store_come_back_as_themselves(pool: WorkerPool, fil
         await fetch(pool, odd(f"error/{kind}/{text}"), file)
     assert type(caught.value) is getattr(errors, kind)
     assert str(caught.value) == text
-    assert pool.replaced == 0
+    assert pool.died == 0
 
 
 async def test_errors_of_a_directory_come_back_as_themselves(pool: WorkerPool, root: Path, file: int) -> None:
@@ -370,7 +383,7 @@ async def test_a_defect_ends_the_job_and_not_the_worker(pool: WorkerPool, file: 
     with pytest.raises(StoreUnavailableError, match=r"internal error: ZeroDivisionError\('oops'\)"):
         await fetch(pool, odd("error/defect/oops"), file)
     assert await fetch(pool, odd("self"), file)
-    assert pool.replaced == 0
+    assert pool.died == 0
 
 
 # Workers that end
@@ -396,7 +409,7 @@ async def test_a_worker_that_is_killed_fails_its_jobs_and_is_replaced(
                 os.kill(process, signal.SIGKILL)
         # What had landed before has landed.
         assert [record.chunk for record in records] == [0]
-        assert pool.replaced == 1
+        assert pool.died == 1
         with trio.fail_after(5):
             await fetch(pool, await DirectoryStore(root).stat("model"), file)
             assert (await process_of(pool, file))[0] != process
@@ -428,27 +441,24 @@ async def test_jobs_of_other_workers_go_on(late_spawner: Spawner, root: Path, tm
                 nursery.start_soon(work, pool, number)
             await until(lambda: served > 20)
             os.kill(process, signal.SIGKILL)
-        assert pool.replaced == 1
+        assert pool.died == 1
     # Those that it was doing, and perhaps some that came before it was known to be dead.
     assert lost <= 9
     assert served == 180 - lost
 
 
-def replaced(pool: WorkerPool, count: int) -> bool:
-    return pool.replaced == count
+def died(pool: WorkerPool, count: int) -> bool:
+    return pool.died == count
 
 
-async def test_a_worker_that_is_killed_again_and_again_is_replaced_each_time(
-    late_spawner: Spawner, file: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimsfs.fetch.workers.REPLACE_AFTER_S", 0.01)
+async def test_a_worker_that_is_killed_again_and_again_is_replaced_each_time(late_spawner: Spawner, file: int) -> None:
     async with working(late_spawner, count=1) as pool:
         seen = set()
         for number in range(5):
             process, _ = await process_of(pool, file)
             seen.add(process)
             os.kill(process, signal.SIGKILL)
-            await until(partial(replaced, pool, number + 1))
+            await until(partial(died, pool, number + 1))
         assert len(seen) == 5
 
 
@@ -478,20 +488,16 @@ async def test_a_worker_that_cannot_be_replaced_ends_nothing(
         pid = (await process_of(pool, file))[0]
         with monkeypatch.context() as failing:
 
-            def refuse(_spawner: Spawner) -> socket.socket:
+            def refuse(*_: object) -> socket.socket:
                 raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
             failing.setattr(Spawner, "spawn", refuse)
             os.kill(pid, signal.SIGKILL)
-            await until(lambda: pool.replaced >= 2)
-            with pytest.raises(errors.TransientStoreError):
-                await fetch(pool, odd("hang/0"), file)
-        for _ in range(10):  # it is tried again after a while
-            with contextlib.suppress(errors.TransientStoreError):
-                assert (await process_of(pool, file))[0] != pid
-                return
-            await trio.sleep(REPLACE_AFTER_S / 2)
-        pytest.fail("no worker was started")
+            await until(lambda: pool.died == 1)
+            for _ in range(2):
+                with pytest.raises(errors.TransientStoreError):
+                    await fetch(pool, odd("hang/0"), file)
+        assert (await process_of(pool, file))[0] != pid
 
 
 async def test_a_job_that_nobody_waits_for_any_more_harms_no_other(pool: WorkerPool, file: int) -> None:
@@ -503,7 +509,7 @@ async def test_a_job_that_nobody_waits_for_any_more_harms_no_other(pool: WorkerP
             await pool.checksum(file, 0, 1)
         assert scope.cancelled_caught
     assert await fetch(pool, odd("self"), file)
-    assert pool.replaced == 0
+    assert pool.died == 0
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -517,7 +523,6 @@ async def test_workers_end_with_the_server(late_spawner: Spawner, file: int, bus
             await trio.testing.wait_all_tasks_blocked(0.05)
         assert not ended(process)
         nursery.cancel_scope.cancel()
-    close(pool)
     await until(lambda: ended(process))
 
 
@@ -577,8 +582,8 @@ async def test_a_fetch_that_is_cancelled_ends_and_the_process_goes_on(
     os.truncate(file, len(CONTENT))
     with trio.move_on_after(0.2):
         await fetch(pool, odd(f"hang/{SMALL_CHUNK}"), file)
-    assert all(not worker.jobs for worker in pool._workers)
+    assert all(not worker.jobs for worker in pool._workers["fetch"])
     model = Generation(key="model", etag="e", size=len(CONTENT), modified_ns=0)
     with contextlib.suppress(ObjectChangedError):  # as the ETag is none of the directory's
         await fetch(pool, model, file)
-    assert pool.replaced == 0
+    assert pool.died == 0

@@ -8,7 +8,6 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -93,11 +92,6 @@ class ThreadCopier:
         self._limiter = trio.CapacityLimiter(threads)
         self._buffers = defaultdict[int, list[bytearray]](list)
         self._pages = PageWriter()
-
-    async def warm_up(self) -> None:
-        """Open a connection, and let the store's library load what it loads at its first request."""
-        with suppress(StoreError):  # the first fetch will report it
-            await self._store.probe()
 
     async def fetch(
         self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None

@@ -1,7 +1,7 @@
 """Fetch processes move bytes for the server, so that its event loop has a core and the GIL to itself.
 
 Each runs a ``ThreadCopier`` at a low priority and writes what it fetches straight into the blob, whose descriptor comes
-with the job. When one dies, its jobs fail and are retried in the others, and it is replaced.
+with the job. When one dies, its jobs fail and are retried in the others. They end once there is nothing to do.
 """
 
 import contextlib
@@ -33,9 +33,8 @@ Role = Literal["fetch", "digest"]
 NICENESS = 10
 """Below the server and the programs that use models."""
 LOWEST_NICENESS = 19
-LINGER_S = 5.0
-"""How long the process that computes digests in idle time waits for the next one."""
-REPLACE_AFTER_S = 0.5
+LINGER_S: dict[Role, float] = {"fetch": 30.0, "digest": 5.0}
+"""How long a process waits for its next job before it ends."""
 _GENERATION = tuple(each.name for each in fields(Generation))
 TEXT_LIMIT = 4096
 """Characters of an error that are passed on: a message has to hold them."""
@@ -92,7 +91,7 @@ def _spawn(orders: socket.socket, make_copier: Callable[[], ThreadCopier], mount
                     role = data.decode()
                     set_process_title(role, mountpoint)
                     _stand_back(idle=role == "digest")
-                    trio.run(_work, end, make_copier, role)
+                    trio.run(_work, end, make_copier)
                     status = 0
                 finally:
                     os._exit(status)  # without waiting for threads that wait for a store
@@ -110,7 +109,7 @@ def _stand_back(*, idle: bool) -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier], role: str) -> None:
+async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier]) -> None:
     """Do jobs until the server is gone, or needs this process no longer."""
     channel, copier = Channel(end), make_copier()
     scopes: dict[int, trio.CancelScope] = {}
@@ -121,8 +120,6 @@ async def _work(end: socket.socket, make_copier: Callable[[], ThreadCopier], rol
         del scopes[job["id"]]
 
     async with trio.open_nursery() as nursery:
-        if role == "fetch":
-            nursery.start_soon(copier.warm_up)
         with contextlib.suppress(ChannelClosedError):
             while True:
                 message, descriptors = await channel.receive()
@@ -197,31 +194,26 @@ class _Worker:
 
 
 class WorkerPool:
-    """A `Copier` that has *count* fetch processes do the work."""
+    """A `Copier` that has up to *count* fetch processes do the work; each starts when it is needed, and ends when it is
+    not any more."""
 
     def __init__(self, spawner: Spawner, *, count: int) -> None:
         self._spawner = spawner
-        self._workers = [_Worker(spawner.spawn()) for _ in range(count)]
+        self._most: dict[Role, int] = {"fetch": count, "digest": 1}
+        self._workers: dict[Role, list[_Worker]] = {"fetch": [], "digest": []}
         self._numbers = itertools.count()
-        self._idle: _Worker | None = None
         self._nursery: trio.Nursery | None = None
-        self._stopped = False
-        self.replaced = 0
+        self.died = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Receive the answers of the fetch processes, for as long as the server runs."""
-        try:
-            async with trio.open_nursery() as nursery:
-                for slot in range(len(self._workers)):
-                    nursery.start_soon(self._attend, slot)
-                self._nursery = nursery
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
                 task_status.started()
-        finally:
-            self._nursery = None
-            # No answer is received any more, and some callers that wait for one cannot be cancelled.
-            self._stopped = True
-            for worker in self._workers:
-                _fail_all(worker)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # no job is given any more
 
     async def fetch(
         self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
@@ -246,30 +238,31 @@ class WorkerPool:
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
     ) -> bytes | None:
         message = {"do": "digest", "start": 0, "stop": size, "algorithm": algorithm, "part_size": part_size}
-        worker = self._idle_worker() if idle else None
-        found: str | None = await self._give(message, descriptor, _Job(), worker)
+        found: str | None = await self._give(message, descriptor, _Job(), "digest" if idle else "fetch")
         return None if found is None else bytes.fromhex(found)
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
         await self._give({"do": "populate", "start": start, "stop": stop}, descriptor, _Job())
 
-    def _idle_worker(self) -> _Worker:
-        """The process that works in idle time, which is there while there are jobs for it. Raises StoreError."""
-        if self._idle is None:
-            if self._nursery is None:
-                raise _lost()
+    def _worker(self, role: Role) -> _Worker:
+        """The process with the fewest jobs, a new one rather than one that is busy. Raises StoreError."""
+        workers = self._workers[role]
+        least = min(workers, key=lambda worker: len(worker.jobs), default=None)
+        if self._nursery is not None and (least is None or (least.jobs and len(workers) < self._most[role])):
             try:
-                self._idle = _Worker(self._spawner.spawn("digest"))
-            except OSError:
-                raise _lost() from None
-            self._nursery.start_soon(self._attend_idle, self._idle)
-        return self._idle
-
-    async def _give(self, message: Message, descriptor: int, job: _Job, worker: _Worker | None = None) -> Any:
-        """Give a job to *worker*, or to the one with the fewest; its result. Raises OSError and StoreError."""
-        if self._stopped:
+                least = _Worker(self._spawner.spawn(role))
+            except OSError as error:
+                log.error("fetch process not started: %s", error)
+            else:
+                workers.append(least)
+                self._nursery.start_soon(self._attend, least, role)
+        if self._nursery is None or least is None:
             raise _lost()
-        worker = worker or min(self._workers, key=lambda worker: len(worker.jobs))
+        return least
+
+    async def _give(self, message: Message, descriptor: int, job: _Job, role: Role = "fetch") -> Any:
+        """Have a process of this role do a job; its result. Raises OSError and StoreError."""
+        worker = self._worker(role)
         number = next(self._numbers)
         worker.jobs[number] = job
         try:
@@ -290,35 +283,21 @@ class WorkerPool:
             raise getattr(errors, job.answer["error"])(job.answer["text"])
         return job.answer["result"]
 
-    async def _attend_idle(self, worker: _Worker) -> None:
-        """Receive the answers of the process that works in idle time, and end it once there is no job for it."""
+    async def _attend(self, worker: _Worker, role: Role) -> None:
+        """Receive the answers of a process, and end it once there has been no job for it for a while."""
         try:
-            with contextlib.suppress(ChannelClosedError):
-                while True:
-                    with trio.move_on_after(LINGER_S) as scope:
-                        _take(worker, (await worker.channel.receive())[0])
-                    if scope.cancelled_caught and not worker.jobs:
-                        break
-        finally:
-            self._idle = None
-            worker.channel.close()
-            _fail_all(worker)
-
-    async def _attend(self, slot: int) -> None:
-        while True:
-            worker = self._workers[slot]
-            with contextlib.suppress(ChannelClosedError):
-                while True:
+            while True:
+                with trio.move_on_after(LINGER_S[role]) as scope:
                     _take(worker, (await worker.channel.receive())[0])
-            log.error("fetch process died: starting another")
-            self.replaced += 1
+                if scope.cancelled_caught and not worker.jobs:
+                    break
+        except ChannelClosedError:
+            log.error("fetch process died: the next job starts another")
+            self.died += 1
+        finally:
+            self._workers[role].remove(worker)
             worker.channel.close()
-            try:
-                self._workers[slot] = _Worker(self._spawner.spawn())
-            except OSError as error:
-                log.error("fetch process not started: %s", error)
             _fail_all(worker)
-            await trio.sleep(REPLACE_AFTER_S)
 
 
 def _take(worker: _Worker, answer: Message) -> None:
