@@ -25,6 +25,7 @@ class Quarantine:
         self._disk = disk
         self._changed = changed
         self._since: dict[Blob, float] = {}
+        self._added = trio.Event()
         self._suspected = WeakKeyDictionary[Blob, float]()
 
     @property
@@ -37,6 +38,7 @@ class Quarantine:
         log.error("%s: in quarantine, reads fail: %s", blob.generation.key, reason)
         blob.health.quarantine = reason
         self._since[blob] = trio.current_time()
+        self._added.set()
         self._changed(blob)
 
     def release(self, blob: Blob) -> None:
@@ -57,6 +59,9 @@ class Quarantine:
     async def run(self, repair: Callable[[Blob], Awaitable[None]]) -> None:
         """Evict what is in quarantine as soon as nobody uses it; *repair* it while somebody does."""
         while True:
+            while not self._since:
+                await self._added.wait()
+                self._added = trio.Event()
             await trio.sleep(LOOK_INTERVAL_S)
             for blob, since in list(self._since.items()):
                 if self._disk.known(blob.token) is not blob:

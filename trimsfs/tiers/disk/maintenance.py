@@ -18,6 +18,8 @@ FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S, LONGEST_SYNC_INTERVAL_S = 2.0, 15.0
 """How often what was written is synced to the disk, at most and at least: not while more is being written, if that does
 not go on for long, as whoever waits for it has a better use for the disk and the processors."""
+REST_S = 15.0
+"""How long the directory is not looked at while nothing is to be recorded or synced."""
 PATIENCE_S = 2.0
 """For how long the index may fail before the server ends."""
 LOOK_INTERVAL_S = 5.0
@@ -27,7 +29,7 @@ LOOK_INTERVAL_S = 5.0
 class Maintenance:
     """Looks after the directory of a disk tier.
 
-    ``failing`` is set once the disk was found to fail; ``unfinished`` has the blobs with a chunk whose fetch failed.
+    ``unfinished`` has the blobs with a chunk whose fetch failed.
     """
 
     def __init__(self, state: TierState, space: DiskSpace, open_blobs: OpenBlobs) -> None:
@@ -35,8 +37,13 @@ class Maintenance:
         self._space = space
         self._open_blobs = open_blobs
         self._recovery = CrashRecovery(state.index, state.directory.blobs, state.chunk_size)
-        self.failing = trio.Event()
+        self._failing = False
         self.unfinished: set[str] = set()
+
+    def found_failing(self) -> None:
+        """The disk fails: the server ends."""
+        self._failing = True
+        self._state.journal.wake()
 
     async def run(self) -> None:
         """Record what was written and used, for as long as the directory can be used, or until it can be.
@@ -50,7 +57,7 @@ class Maintenance:
         await self._sync_recorded()
         synced = written = trio.current_time()
         while True:
-            await trio.sleep(FLUSH_INTERVAL_S)
+            await self._rest()
             now = trio.current_time()
             if self._state.journal.pending:
                 written = now
@@ -63,10 +70,17 @@ class Maintenance:
                 await self._state.journal.sync()
                 self._open_blobs.close_idle()
                 if await self._state.threads.run(self._state.directory.removed):
-                    self.failing.set()
+                    self._failing = True
                 synced = trio.current_time()
-            if self.failing.is_set() or self._state.journal.failing_s > PATIENCE_S:
+            if self._failing or self._state.journal.failing_s > PATIENCE_S:
                 await self._give_up()
+
+    async def _rest(self) -> None:
+        """Sleep until there is something to do, and for a moment in which more may come."""
+        if self._state.journal.idle:
+            with trio.move_on_after(REST_S):
+                await self._state.journal.noted()
+        await trio.sleep(FLUSH_INTERVAL_S)
 
     async def _wait_until_usable(self) -> None:
         while True:

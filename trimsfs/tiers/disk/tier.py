@@ -244,7 +244,7 @@ class DiskTier:
 
     async def _fails(self, generation: Generation, error: OSError) -> NoReturn:
         log.error("%s: cannot stat its file in the cache: %s", generation.key, error)
-        self._maintenance.failing.set()
+        self._maintenance.found_failing()
         await trio.sleep(PATIENCE_S)  # the kernel repeats the request to the next server
         raise CacheUnusableError(f"{generation.key}: the disk of the cache fails: see the log of the mount")
 

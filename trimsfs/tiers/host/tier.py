@@ -71,15 +71,19 @@ class HostTier:
         self._lock = trio.Lock()
         self._pinning = trio.Lock()
         self._loading: dict[str, trio.Event] = {}
+        self._came = trio.Event()
         self._evictions = self._evicted_bytes = 0
 
     async def run(self) -> None:
         """Drop what came in beyond the budget, and with the policy eager what is idle, while the server runs."""
         while True:
+            while all(self._surplus(pool) <= 0 for pool in self._quotas.pools()):
+                await self._came.wait()
+                self._came = trio.Event()
             await trio.sleep(CHECK_INTERVAL_S)
             async with self._lock:
                 for pool in self._quotas.pools():
-                    await self._evict(1 if self._policy is eager else self._excess(pool), pool)
+                    await self._evict(self._surplus(pool), pool)
 
     def statistics(self) -> HostStatistics:
         return HostStatistics(
@@ -106,6 +110,7 @@ class HostTier:
         """A blob that an earlier server brought in, as far as the kernel has kept it."""
         number = next(self._numbers)
         self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
+        self._came.set()
 
     async def load(self, blob: Blob, *, again: bool = False) -> None:
         """Load a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
@@ -220,6 +225,10 @@ class HostTier:
             blob.users -= 1
         self._evictions += 1
         self._evicted_bytes += blob.generation.size
+
+    def _surplus(self, pool: str) -> int:
+        """Bytes of a pool that are to be dropped once nobody uses them."""
+        return self._used(pool) if self._policy is eager else self._excess(pool)
 
     def _excess(self, pool: str, coming: int = 0) -> int:
         """Bytes of a pool to drop so that *coming* more of it keep within its share."""

@@ -39,6 +39,7 @@ class Journal:
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
+        self._noted = trio.Event()
         self._being_synced: Blob | None = None
         self._on_unsynced = unsynced
         self._failing_since: float | None = None
@@ -56,22 +57,40 @@ class Journal:
         """Whether chunks, losses of chunks or digests are to be recorded."""
         return bool(self._pending or self._gone or self._digests)
 
+    @property
+    def idle(self) -> bool:
+        """Whether all is recorded and synced."""
+        return not (self.pending or self._uses or self._unsynced or self._marked or self._failing_since is not None)
+
+    async def noted(self) -> None:
+        """Wait until something is noted that is to be recorded or synced, or was since the last call."""
+        await self._noted.wait()
+        self._noted = trio.Event()
+
+    def wake(self) -> None:
+        """Have whoever waits for something to be noted look at once."""
+        self._noted.set()
+
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
         """A whole chunk has been written."""
         self._pending.append((blob.token, record))
         self._unsynced.setdefault(blob, set()).add(record.chunk)
+        self.wake()
 
     def found_unsynced(self, blob: Blob, chunks: Iterable[int]) -> None:
         """An earlier server has recorded chunks and not synced them."""
         self._unsynced.setdefault(blob, set()).update(chunks)
+        self.wake()
 
     def used(self, blob: Blob, times: int) -> None:
         """A blob was used, so many times, the last time now."""
         self._uses[blob.token] = self._uses.pop(blob.token, 0) + times
+        self.wake()
 
     def compared(self, blob: Blob, digest: str | None) -> None:
         """All bytes of a blob have a digest; None when that is not known any more."""
         self._digests[blob.token] = digest
+        self.wake()
 
     def synced(self, blob: Blob) -> bool:
         """Whether all of a blob has been synced to the disk."""
@@ -90,6 +109,7 @@ class Journal:
         gone = set(chunks)
         if gone:
             self._gone.setdefault(token, set()).update(gone)
+            self.wake()
             self._pending = _without(self._pending, {token: gone})
 
     def discard(self, blob: Blob, chunks: Collection[int]) -> set[int]:
