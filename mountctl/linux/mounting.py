@@ -5,7 +5,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -175,6 +174,8 @@ def _open_fuse() -> int:
 
 
 def _fusermount() -> str:
+    import shutil  # noqa: PLC0415 - keepers of root do without: it takes memory
+
     path = shutil.which("fusermount3")
     if path is None:
         raise FuseUnavailableError("fusermount3 is not installed: install the package fuse3, or mount as root")

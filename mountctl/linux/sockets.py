@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ def socket_path(mountpoint: Path) -> Path:
     """The control socket of a mount's keeper: root's, or this user's."""
     name = escape(mountpoint)
     if len(os.fsencode(name)) > _NAME_LIMIT:
+        import hashlib  # noqa: PLC0415 - seldom needed: it takes memory
+
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     roots = ROOTS_DIRECTORY / f"{name}.sock"
     if os.geteuid() == 0 or roots.exists():

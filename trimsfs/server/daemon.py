@@ -5,6 +5,7 @@ Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mou
 
 import argparse
 import contextlib
+import ctypes
 import encodings.idna  # noqa: F401 - wanted by the first request, when Python may be out of reach
 import gc
 import importlib
@@ -62,7 +63,7 @@ def _configure_logging(options: MountOptions) -> None:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
     sys.excepthook = lambda *raised: log.critical("ended by a defect", exc_info=raised)
-    for name in ("boto3", "botocore", "urllib3"):
+    for name in ("botocore", "urllib3"):
         # They log headers, signatures among them, at debug.
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -82,14 +83,12 @@ def main() -> None:
         options = MountOptions.model_validate(order["options"])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        gc.freeze()  # so that what is put aside from here on is found quickly
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         load_readers()
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
-        # What has been imported stays: looking through it for garbage would hold the event loop up for tens of ms, and
-        # write to memory that this process is to share with those that it forks.
-        gc.collect()
-        gc.freeze()
+        _settle_memory()
         if isinstance(store, DirectoryStore):
             _start_broker(options, store, mountpoint, keeper_end)
         cache_fails = _confine(options)
@@ -111,6 +110,15 @@ def main() -> None:
         log.error("%s", failure)
         tell_failure(keeper_end, failure)
         sys.exit(exit_code(type(failure).__name__))
+
+
+def _settle_memory() -> None:
+    """What has been loaded stays: looking through it for garbage would hold the event loop up for tens of ms, and write
+    to memory that this process is to share with those that it forks."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):  # it is the C library of GNU that can give memory back
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_driver(options: MountOptions) -> str | None:

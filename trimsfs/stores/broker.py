@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -131,21 +132,25 @@ def _lost() -> TransientStoreError:
 
 def _serve(orders: socket.socket, reader: DirectoryReader) -> None:
     """Answer until nobody is left who could ask."""
-    threads = [threading.Thread(target=_answer_all, args=(orders, reader)) for _ in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(THREADS) as threads:  # it starts them as they are needed
+        free = threading.Semaphore(THREADS)
+        while True:
+            free.acquire()
+            data, descriptors, _, _ = socket.recv_fds(orders, MESSAGE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                return
+            if descriptors:
+                threads.submit(_answer_and_close, descriptors[0], data, reader, free)
+            else:
+                free.release()
 
 
-def _answer_all(orders: socket.socket, reader: DirectoryReader) -> None:
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(orders, MESSAGE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return
-        if descriptors:
-            with socket.socket(fileno=descriptors[0]) as end:
-                _answer(end, data, reader)
+def _answer_and_close(descriptor: int, data: bytes, reader: DirectoryReader, free: threading.Semaphore) -> None:
+    try:
+        with socket.socket(fileno=descriptor) as end:
+            _answer(end, data, reader)
+    finally:
+        free.release()
 
 
 def _answer(end: socket.socket, data: bytes, reader: DirectoryReader) -> None:

@@ -1,4 +1,4 @@
-"""The S3 store: a bucket, or a prefix of one; the only home of boto3."""
+"""The S3 store: a bucket, or a prefix of one; the only home of botocore."""
 
 import time
 from collections.abc import Callable

@@ -1,16 +1,17 @@
-"""The boto3 client for a mount's options."""
+"""The SDK's client for a mount's options."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-import boto3
 import botocore.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.session import Session
 
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import MountOptions
+from trimsfs.stores.s3.sdk_data import use_less
 from trimsfs.stores.s3.timestamps import parsed
 
 if TYPE_CHECKING:
@@ -37,17 +38,17 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
         response_checksum_validation="when_required",
     )
     try:
-        session = boto3.Session(profile_name=options.profile, region_name=options.region)
-        if session.region_name is None and options.endpoint_url is not None:
-            # A server other than AWS seldom cares, but a signature needs some region.
-            session = boto3.Session(profile_name=options.profile, region_name="us-east-1")
-        parsers = session._session.get_component("response_parser_factory")
-        parsers.set_parser_defaults(timestamp_parser=parsed)
-        client = session.client("s3", endpoint_url=options.endpoint_url, config=config)
+        session = Session(profile=options.profile)
+        use_less(session)
+        region = options.region or session.get_config_variable("region")
+        if region is None and options.endpoint_url is not None:
+            region = "us-east-1"  # a server other than AWS seldom cares, but a signature needs some region
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed)
+        made = session.create_client("s3", region, endpoint_url=options.endpoint_url, config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
-    client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
-    return client
+    made.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
+    return cast("S3Client", made)
 
 
 def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -> None:
