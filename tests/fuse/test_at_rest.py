@@ -1,0 +1,70 @@
+"""A mount that nobody uses: what its processes take while nothing is to be done."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.keepers import keeper, serving
+from tests.support.mounts import MountedStore, mounted
+from tests.support.processes import family
+from trimsfs.processes import title_of
+
+SETTLES_S, WATCHED_S = 4.0, 6.0
+MOST_MIB = 72
+"""Of all processes: 150 while a standby was loaded by itself and fetch processes waited."""
+MOST_OF_A_FORK_MIB = 5
+MOST_WAKEUPS = 3 * WATCHED_S
+"""27 a second while the journal was looked at 20 times a second."""
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    directory = tmp_path_factory.mktemp("at-rest")
+    store = directory / "store"
+    store.mkdir()
+    (store / "model").write_bytes(b"weights")
+    with mounted(store, directory) as mount:
+        serving(mount)
+        time.sleep(SETTLES_S)
+        yield mount
+
+
+def processes(mount: MountedStore) -> dict[int, str]:
+    """The roles of a mount's processes."""
+    return {pid: title_of(pid).split(" ")[1] for pid in family(int(str(keeper(mount)["keeper_pid"])))}
+
+
+def memory_mib(pid: int, kind: str) -> float:
+    """Memory of a process that is of no file."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
+
+
+def wakeups(pids: dict[int, str]) -> int:
+    """How often the threads of processes have slept so far."""
+    return sum(
+        int(line.split()[1])
+        for pid in pids
+        for thread in os.listdir(f"/proc/{pid}/task")
+        for line in Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches:")
+    )
+
+
+def test_a_mount_at_rest_takes_little_memory(mount: MountedStore) -> None:
+    found = processes(mount)
+    assert sorted(found.values()) == ["broker", "keeper", "server", "spawner", "standby"]
+    taken = {f"{role} {pid}": memory_mib(pid, "Pss_Anon") for pid, role in found.items()}
+    assert sum(taken.values()) < MOST_MIB, taken
+    own = {role: memory_mib(pid, "Private_Dirty") for pid, role in found.items() if role in {"standby", "spawner"}}
+    assert max(own.values()) < MOST_OF_A_FORK_MIB, own
+
+
+def test_a_mount_at_rest_hardly_wakes_up(mount: MountedStore) -> None:
+    found = processes(mount)
+    before = wakeups(found)
+    time.sleep(WATCHED_S)
+    assert wakeups(found) - before < MOST_WAKEUPS
