@@ -89,9 +89,10 @@ def main() -> None:
         no_gpu = _load_driver(options)
         read_manifest = _manifests(options)
         _settle_memory()
+        cache_fails = _hand_over(options)
         if isinstance(store, DirectoryStore):
             _start_broker(options, store, mountpoint, keeper_end)
-        cache_fails = _confine(options)
+        _confine(options, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         keeper_end, promotion = _await_turn(keeper_end, options, forks=order.get("forks", False))
@@ -159,34 +160,39 @@ def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path
     store.broker = Broker(store.local, confine=confine, mountpoint=mountpoint, not_for_it=[keeper_end.fileno()])
 
 
-def _confine(options: MountOptions) -> CacheUnusableError | None:
-    """Give up what is not needed once everything is loaded, and begin to log; why the disk fails below the cache
+def _hand_over(options: MountOptions) -> CacheUnusableError | None:
+    """Give the cache to the user that this process is to become, and begin to log; why the disk fails below the cache
     directory, if it does: who goes on with a mount can do without. Raises TrimsError."""
     assert options.cache_dir is not None
-    fails: CacheUnusableError | None = None
+    _configure_logging(options)
+    if options.server_user is None:
+        return None
+    try:
+        give(options.cache_dir, identity(options.server_user))
+    except CacheUnusableError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        return error
+    return None
+
+
+def _confine(options: MountOptions, cache_fails: CacheUnusableError | None) -> None:
+    """Give up what is not needed once everything is loaded. Raises TrimsError."""
+    assert options.cache_dir is not None
     if options.server_user is not None:
         if raised(RLIMIT_NICE, HIGHEST_NICE):
             os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
         else:
             _raise_priority()  # there is no other chance
-        user = identity(options.server_user)
-        try:
-            give(options.cache_dir, user)
-        except CacheUnusableError as error:
-            if not isinstance(error.__cause__, OSError):
-                raise
-            fails = error
-        become(user)
+        become(identity(options.server_user))
     with contextlib.suppress(OSError):  # before the fence: nothing is made beside it later
         options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     hindered = hindrance(options.cache_dir)
-    if hindered is not None and fails is None:
+    if hindered is not None and cache_fails is None:
         raise CacheUnusableError(f"cache directory {options.cache_dir}: {hindered}: set --cache-dir or --server-user")
-    _configure_logging(options)
     if options.fence:
         os.environ["SQLITE_TMPDIR"] = str(options.cache_dir)
         fence(_writable(options))
-    return fails
 
 
 def _writable(options: MountOptions) -> list[Path]:
