@@ -141,6 +141,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     ("library", "home"),
     [
         ("awscrt", "trimsfs.checksums"),
+        ("boto3", "trimsfs.stores.s3"),
         ("cryptography", "trimsfs.integrity.signatures"),
         ("cuda", "trimsfs.cuda"),
         ("botocore", "trimsfs.stores.s3"),

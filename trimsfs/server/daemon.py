@@ -63,7 +63,7 @@ def _configure_logging(options: MountOptions) -> None:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
     sys.excepthook = lambda *raised: log.critical("ended by a defect", exc_info=raised)
-    for name in ("botocore", "urllib3"):
+    for name in ("boto3", "botocore", "urllib3"):
         # They log headers, signatures among them, at debug.
         logging.getLogger(name).setLevel(logging.WARNING)
 

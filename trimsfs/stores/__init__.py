@@ -30,7 +30,7 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
             raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
-        from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - botocore takes long to load, which other stores do without
+        from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 takes long to load, which other stores do without
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):

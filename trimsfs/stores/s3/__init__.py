@@ -1,4 +1,4 @@
-"""The S3 store: a bucket, or a prefix of one; the only home of botocore."""
+"""The S3 store: a bucket, or a prefix of one; the only home of boto3."""
 
 import time
 from collections.abc import Callable

@@ -1,9 +1,10 @@
 """The SDK's client for a mount's options."""
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import boto3
 import botocore.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
@@ -44,11 +45,13 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
         if region is None and options.endpoint_url is not None:
             region = "us-east-1"  # a server other than AWS seldom cares, but a signature needs some region
         session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed)
-        made = session.create_client("s3", region, endpoint_url=options.endpoint_url, config=config)
+        client = boto3.Session(botocore_session=session, region_name=region).client(
+            "s3", endpoint_url=options.endpoint_url, config=config
+        )
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigurationError(f"S3: {error}") from error
-    made.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
-    return cast("S3Client", made)
+    client.meta.events.register_last("before-parameter-build.s3", _ask_for_the_region_once)
+    return client
 
 
 def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -> None:
