@@ -16,7 +16,7 @@ from trimsfs.errors import TrimsError
 from trimsfs.filesystem.attributes import Attributes
 from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.fuse.errnos import errno_of
-from trimsfs.namespace.inodes import ROOT_INODE
+from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 
 T = TypeVar("T")
 
@@ -133,7 +133,8 @@ class Kernel:
         self._names.pop((parent, name), None)
 
         async def look_up(server: Server) -> Attributes:
-            attributes = await server.filesystem.names.lookup(parent, os.fsencode(name), thread=thread)
+            known = server.filesystem.names.lookup_known(parent, os.fsencode(name), thread=thread)
+            attributes = known or await server.filesystem.names.lookup(parent, os.fsencode(name), thread=thread)
             if server is self._server:
                 self._learn(server, parent, name, attributes)
             return attributes
@@ -216,8 +217,12 @@ class Kernel:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
 
         async def open_inode(server: Server) -> int:
-            opened = await server.filesystem.files.open(number, lambda: OWNER, nullcontext, thread=thread)
-            return opened.handle
+            files = server.filesystem.files
+            handle = files.open_resident(number, 0) if number & PASSTHROUGH_BIT else None
+            if handle is None:
+                return (await files.open(number, lambda: OWNER, nullcontext, thread=thread)).handle
+            files.used(handle, thread, lambda: OWNER)
+            return handle
 
         handle = await self._opened(open_inode)
         token = next(self._numbers)

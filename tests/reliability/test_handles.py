@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +22,7 @@ SHARER = Path(__file__).with_name("sharer.py")
 FAULT_THREADS = Path(__file__).parents[1] / "support/fault_threads.py"
 MODEL = random.Random(21).randbytes(17 << 20)
 THREADS = 64
+OPENERS, DEATHS = 16, 2
 TIMES, AT_ONCE = 50, 10
 """Files that are mapped by one process after the other."""
 LIMIT_S = 60.0
@@ -66,6 +69,59 @@ def test_what_is_open_is_open_for_whoever_has_it(
             injected=len(KINDS) + 1,
             operations=2 * len(KINDS),
             wrong=wrong,
+        )
+    )
+
+
+def test_many_threads_open_and_close_while_files_are_evicted_and_servers_die(
+    store_directory: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """No open fails, and no server keeps a file for one that nobody has."""
+    contents = {f"m{number}": random.Random(number).randbytes(50_000 + number) for number in range(6)}
+    for name, content in contents.items():
+        (store_directory / name).write_bytes(content)
+    stop, wrong, opens = threading.Event(), list[str](), [0] * OPENERS
+    with mounted(store_directory, tmp_path) as mount:
+
+        def open_and_close(index: int) -> None:
+            draw = random.Random(index)
+            while not stop.is_set():
+                name = draw.choice(list(contents))
+                try:
+                    descriptor = os.open(mount.path / name, os.O_RDONLY)
+                    if os.pread(descriptor, 64, 40_000) != contents[name][40_000:40_064]:
+                        wrong.append(name)
+                    os.close(descriptor)
+                except OSError as error:
+                    wrong.append(f"{name}: {error}")
+                opens[index] += 1
+
+        threads = [threading.Thread(target=open_and_close, args=(index,)) for index in range(OPENERS)]
+        for thread in threads:
+            thread.start()
+        gone = 0
+        for _ in range(DEATHS):
+            before, served = gone, sum(opens)
+            wait_until(lambda served=served: sum(opens) > served + 500)  # type: ignore[misc]
+            while gone < before + 5:
+                gone += evicted(mount)
+            serving(mount)
+            kill(mount)
+        stop.set()
+        for thread in threads:
+            thread.join(LIMIT_S)
+        assert wrong == []
+        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
+        for name in contents:
+            (mount.path / name).read_bytes()
+        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
+        assert evicted(mount) == len(contents)
+    survived(
+        Survival(
+            fault="kills and evictions while 16 threads open and close",
+            injected=DEATHS + gone,
+            operations=sum(opens),
+            wrong=len(wrong),
         )
     )
 

@@ -27,7 +27,7 @@ from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.integrity import Integrity
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.namespace.inodes import ROOT_INODE
+from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.passthrough import Backing, Passthrough
@@ -200,8 +200,10 @@ class Server:
         """Walk to a path as the kernel does for a thread: what it is."""
         attributes = self.filesystem.names.attributes(ROOT_INODE)
         for name in filter(None, path.split("/")):
-            attributes = await self.filesystem.names.lookup(attributes.inode.number, name.encode(), thread=thread)
-            self.filesystem.names.count_lookup(attributes)
+            names, parent = self.filesystem.names, attributes.inode.number
+            known = names.lookup_known(parent, name.encode(), thread=thread)
+            attributes = known or await names.lookup(parent, name.encode(), thread=thread)
+            names.count_lookup(attributes)
             self._told.append(attributes.inode.number)
         return attributes
 
@@ -226,9 +228,21 @@ class Server:
         self, number: int, caller: Caller = OWNER, *, interruptible: Interruptible = nullcontext, thread: int = 1
     ) -> int:
         """Open an inode that was looked up before."""
-        handle = (await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)).handle
-        self.filesystem.files.delivered(handle)
-        self.handles.add(handle)
+        handle = self.open_resident(number, caller, thread=thread)
+        if handle is None:
+            handle = (await self.filesystem.files.open(number, lambda: caller, interruptible, thread=thread)).handle
+            self.filesystem.files.delivered(handle)
+            self.handles.add(handle)
+        return handle
+
+    def open_resident(self, number: int, caller: Caller = OWNER, *, thread: int = 1, request: int = 1) -> int | None:
+        """Open an inode that was looked up before, if that is answered at once."""
+        if not number & PASSTHROUGH_BIT:
+            return None
+        handle = self.filesystem.files.open_resident(number, request)
+        if handle is not None:
+            self.filesystem.files.used(handle, thread, lambda: caller)
+            self.handles.add(handle)
         return handle
 
     async def read(self, handle: int, offset: int = 0, size: int = 1 << 30) -> bytes:

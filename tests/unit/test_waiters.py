@@ -113,3 +113,14 @@ async def test_a_signal_that_is_blocked_ends_nothing(waiters: Waiters, autojump_
     finally:
         signal.sigwait([signal.SIGINT])
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def test_no_request_is_under_way_once_all_are_answered() -> None:
+    waiters = Waiters()
+    for thread in (0, os.getpid()):
+        assert waiters.idle()
+        with waiters.waiting(thread):
+            assert not waiters.idle()
+        with pytest.raises(OSError, match="failed"), waiters.waiting(thread):
+            raise OSError("failed")
+    assert waiters.idle()

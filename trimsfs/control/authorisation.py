@@ -1,6 +1,5 @@
 """Who may command a mount, and who may learn of which file."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,5 +50,11 @@ class Authorisation:
 
 def readable_by(authorisation: Authorisation, caller: Callable[[], Caller]) -> Callable[[str], bool]:
     """Whether a caller, who is looked at once it matters, may read the file of a key."""
-    known = functools.cache(caller)
-    return lambda key: authorisation.may_read(key, known())
+    known: Caller | None = None
+
+    def readable(key: str) -> bool:
+        nonlocal known
+        known = known or caller()
+        return authorisation.may_read(key, known)
+
+    return readable

@@ -15,8 +15,12 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
+
+MOST_SPARE = 1024
+"""Files for whose next open a handle is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,9 @@ class Files:
         self._trust = trust
         self._handles = handles
         self._ioctls = ioctls
+        self._spare: dict[int, tuple[int, Blob]] = {}
+        """Handles for the next opens of files that the kernel reads by itself, by the numbers of their inodes."""
+        self._offered: tuple[Inode, Blob]
         self.reads = self.read_bytes = 0
 
     async def open(
@@ -84,6 +91,36 @@ class Files:
         self._prefetcher.opened(blob)
         handle = self._handles.add_file(OpenFile(inode, blob, thread if reopened else None))
         return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
+
+    def open_resident(self, number: int, request: int) -> int | None:
+        """`open` by a number that is passed through, if there is nothing to wait for: a handle that is `offered` as the
+        answer to a *request*. All that is not needed for the answer is left to `used`, which is to follow before
+        anything else. None if `open` has to see to it."""
+        inode = self._names.known(number)
+        if inode is None or inode.generation is None or self._trust.signature_policy is not None:
+            return None
+        spare = self._spare.pop(number, None)
+        blob = self._disk.known(inode.generation.token(self._disk.store)) if spare is None else spare[1]
+        if blob is None or not self._opener.ready(blob) or not self._disk.unchanged(blob):
+            return None
+        handle = self._handles.made(inode, blob) if spare is None else spare[0]
+        self._handles.offered(handle, request)
+        self._offered = inode, blob
+        return handle
+
+    def used(self, handle: int, thread: int, caller: Callable[[], Caller]) -> None:
+        """A thread has got the handle that `open_resident` has just given. Another one is made for the next open."""
+        inode, blob = self._offered
+        self._disk.use(blob, inode.generation or blob.generation)
+        self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
+        self._opener.opened(blob)
+        if self._opener.reopens.arrived(thread, inode.path):
+            self._opener.reopens.completed(thread, inode.path)
+        self._prefetcher.opened(blob)
+        self._handles.add(handle, OpenFile(inode, blob))
+        while len(self._spare) >= MOST_SPARE:
+            self._handles.remove(self._spare.pop(next(iter(self._spare)))[0])
+        self._spare[inode.number] = self._handles.made(inode, blob), blob
 
     async def _open_control(
         self, inode: Inode, caller: Callable[[], Caller], interruptible: Interruptible

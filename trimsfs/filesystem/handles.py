@@ -78,10 +78,18 @@ class Handles:
 
     def add_file(self, file: OpenFile) -> int:
         """The handle of a file that is being opened, passed through if the inode is."""
-        handle = self._new(file.inode, file.blob.backing_id if file.inode.passthrough else 0)
+        handle = self.made(file.inode, file.blob)
+        self.add(handle, file)
+        return handle
+
+    def made(self, inode: Inode, blob: Blob) -> int:
+        """A handle for a file that may be opened: `add` says that it is, `remove` that it is not."""
+        return self._new(inode, blob.backing_id if inode.passthrough else 0)
+
+    def add(self, handle: int, file: OpenFile) -> None:
+        """A file is opened by a handle that was made for it."""
         self.files[handle] = file
         file.blob.handles += 1
-        return handle
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:
         """The handle of a control file that is being opened."""

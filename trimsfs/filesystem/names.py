@@ -50,6 +50,10 @@ class Names:
 
     # Inodes
 
+    def known(self, number: int) -> Inode | None:
+        """An inode by its number, if it is known."""
+        return self._inodes.get(number)
+
     def inode(self, number: int) -> Inode:
         """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
         return self._inodes[number]
@@ -96,6 +100,21 @@ class Names:
             # The kernel reopens only once: the thread must not meet what the store no longer has.
             self._namespace.mark_outdated(path)
             entry, left = await self._namespace.lookup(directory.path, name)
+        return self._found(directory, name, entry, left)
+
+    def lookup_known(self, parent: int, name: bytes, *, thread: int) -> Attributes | None:
+        """`lookup`, of a file or directory of the store that is known; None for anything else."""
+        directory = self._inodes.get(parent)
+        if directory is None or directory.kind is not InodeKind.DIRECTORY or name == CONTROL_NAME:
+            return None
+        answer = self._namespace.known(directory.path, name)
+        if answer is None or answer[0] is NonObject.ABSENT:
+            return None
+        if self._reopens.expected(thread, directory.path + os.fsdecode(name)):
+            return None
+        return self._found(directory, name, *answer)
+
+    def _found(self, directory: Inode, name: bytes, entry: Entry, left: float) -> Attributes:
         attributes = self._describe.entry(directory.path, name, entry, left)
         attributes.inode.replaced = False  # this content is what the store has, perhaps again
         return attributes

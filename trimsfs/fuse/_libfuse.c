@@ -1,6 +1,6 @@
 /*
  * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, who reads, reads of /dev/fuse
- * that do not block, releases without a task of their own, and going on with a connection that another process has
+ * that do not block, answers without a task of their own, and going on with a connection that another process has
  * begun.
  *
  * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
@@ -18,12 +18,15 @@
 #define FUSE_USE_VERSION 312
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse3/fuse_lowlevel.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "trimsfs.h"
@@ -35,16 +38,28 @@
 #define NAME_ONLY_BIT (UINT64_C(1) << 63)
 #define BACKING_SHIFT 32
 
+/*
+ * After an answer that waited for nothing, a program asks again within microseconds, before the event loop would have
+ * come round: so long the next request is waited for, while no other request is under way; and so long requests are
+ * answered before the loop has its turn.
+ */
+#define NEXT_WITHIN_NS 50000
+#define PASS_NS 1000000
+
 static struct {
 	int passthrough;
 	unsigned int stack_depth;
 	unsigned int max_background;
+	PyObject *on_lookup;
+	PyObject *on_open;
+	PyObject *on_used;
 	PyObject *on_ioctl;
 	PyObject *on_interrupt;
 	PyObject *on_asked_again;
 	PyObject *on_offered;
 	PyObject *on_opened;
 	PyObject *on_release;
+	PyObject *is_idle;
 } wanted;
 
 static struct {
@@ -64,6 +79,9 @@ static size_t unique_at;
 
 /* The id of the thread that made it. */
 static uint32_t processed_for;
+
+/* Whether it has been answered, or needs no answer, and leaves nothing to the event loop. */
+static int settled;
 
 /* The operations of pyfuse3, and ours over them. */
 static struct fuse_lowlevel_ops inner, outer;
@@ -95,6 +113,11 @@ static void finish(PyObject *result, PyObject *callback)
 	if (result == NULL)
 		PyErr_WriteUnraisable(callback);
 	Py_XDECREF(result);
+}
+
+static void call(PyObject *callback, uint64_t number)
+{
+	finish(PyObject_CallFunction(callback, "K", (unsigned long long)number), callback);
 }
 
 /* Operations */
@@ -152,9 +175,102 @@ static void wrapped_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_inf
 	inner.opendir(req, ino, fi);
 }
 
+/* The kernel gets an entry: what programs see of its number is without PASSTHROUGH_BIT. */
+static int reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
+{
+	struct fuse_entry_param ours = *entry;
+
+	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
+	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
+}
+
+/* Answer a lookup of a name that is known. */
+static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct fuse_entry_param entry = {0};
+	unsigned long long number, size;
+	long long modified;
+	long block;
+	PyObject *found;
+
+	found = PyObject_CallFunction(wanted.on_lookup, "KyI", (unsigned long long)parent, name,
+				      (unsigned int)fuse_req_ctx(req)->pid);
+	if (found == NULL || found == Py_None ||
+	    !PyArg_ParseTuple(found, "KddIIIKlL", &number, &entry.entry_timeout, &entry.attr_timeout,
+			      &entry.attr.st_mode, &entry.attr.st_uid, &entry.attr.st_gid, &size,
+			      &block, &modified)) {
+		if (PyErr_Occurred())
+			PyErr_WriteUnraisable(wanted.on_lookup);
+		inner.lookup(req, parent, name);
+	} else {
+		entry.ino = entry.attr.st_ino = number;
+		entry.attr.st_nlink = 1;
+		entry.attr.st_size = (off_t)size;
+		entry.attr.st_blksize = (blksize_t)block;
+		entry.attr.st_blocks = (blkcnt_t)((size + 511) / 512);
+		entry.attr.st_mtim.tv_sec = modified / 1000000000;
+		entry.attr.st_mtim.tv_nsec = modified % 1000000000;
+		entry.attr.st_atim = entry.attr.st_ctim = entry.attr.st_mtim;
+		settled = 1;
+		reply_entry(req, &entry);
+	}
+	Py_XDECREF(found);
+}
+
+static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, fi);
+}
+
+/* Answer an open with a handle, which is recorded as offered; what the kernel has not taken is given up. */
+static int deliver(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	struct fuse_file_info ours = *fi;
+	int failure;
+
+	ours.noflush = 1; /* nothing is ever written, so nothing is to be flushed at each close */
+#ifdef FUSE_CAP_PASSTHROUGH
+	ours.backing_id = (int32_t)(fi->fh >> BACKING_SHIFT);
+	if (ours.backing_id != 0)
+		ours.keep_cache = 0;
+#endif
+	failure = reply_open(req, &ours);
+	/* Whoever asked is gone, so the kernel will not release it. */
+	if (failure != 0)
+		call(wanted.on_release, fi->fh);
+	return failure;
+}
+
+/* Answer the open of a file that the kernel reads by itself, if it is ready for that; whether it is. */
+static int opened_at_once(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct fuse_ctx by = *fuse_req_ctx(req);
+	PyObject *handle, *result;
+
+	if ((ino & PASSTHROUGH_BIT) == 0 || (fi->flags & O_ACCMODE) != O_RDONLY)
+		return 0;
+	handle = PyObject_CallFunction(wanted.on_open, "KK", (unsigned long long)ino,
+				       (unsigned long long)unique_of(req));
+	if (handle == NULL || handle == Py_None) {
+		finish(handle, wanted.on_open);
+		return 0;
+	}
+	fi->fh = PyLong_AsUnsignedLongLong(handle);
+	Py_DECREF(handle);
+	settled = 1;
+	if (deliver(req, fi) == 0) {
+		result = PyObject_CallFunction(wanted.on_used, "KIII", (unsigned long long)fi->fh, (unsigned int)by.pid,
+					       (unsigned int)by.uid, (unsigned int)by.gid);
+		finish(result, wanted.on_used);
+	}
+	return 1;
+}
+
 static void wrapped_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	find_unique(req);
+	if (opened_at_once(req, ino, fi))
+		return;
 	/* A thread waits for one open at a time, so its id names the request. */
 	if (wanted.on_interrupt != NULL && fuse_req_ctx(req)->pid != 0)
 		fuse_req_interrupt_func(req, on_interrupt, (void *)(intptr_t)fuse_req_ctx(req)->pid);
@@ -163,12 +279,10 @@ static void wrapped_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *
 
 static void wrapped_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-	PyObject *result;
-
 	(void)ino;
-	result = PyObject_CallFunction(wanted.on_release, "K", (unsigned long long)fi->fh);
+	settled = 1;
+	call(wanted.on_release, fi->fh);
 	fuse_reply_err(req, 0);
-	finish(result, wanted.on_release);
 }
 
 static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg, struct fuse_file_info *fi,
@@ -190,6 +304,7 @@ static void wrapped_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void
 				       (const char *)in, (Py_ssize_t)in_size);
 	if (result == NULL)
 		fuse_reply_err(req, EIO);
+	settled = result == Py_True;
 	finish(result, wanted.on_ioctl);
 }
 
@@ -199,6 +314,7 @@ static void wrap(const struct fuse_lowlevel_ops *ops, size_t size)
 	memcpy(&inner, ops, size < sizeof(inner) ? size : sizeof(inner));
 	outer = inner;
 	outer.init = wrapped_init;
+	outer.lookup = wrapped_lookup;
 	outer.open = wrapped_open;
 	outer.opendir = wrapped_opendir;
 	outer.release = wrapped_release;
@@ -272,39 +388,70 @@ static int has_header(const struct fuse_buf *buf, struct fuse_in_header *header)
 	return 1;
 }
 
-/* Process a request. An open that an earlier server has not answered, or has answered in vain, is told first. */
-void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *buf)
+/* A request is about to be processed. An open that an earlier server has not answered, or in vain, is told first. */
+static void note(const struct fuse_buf *buf)
 {
 	struct fuse_in_header header;
-	PyObject *result;
 
 	if (has_header(buf, &header)) {
 		processed = header.unique;
 		processed_for = header.pid;
 		if ((header.unique & FUSE_UNIQUE_RESEND) != 0 && wanted.on_asked_again != NULL &&
-		    (header.opcode == FUSE_OPEN || header.opcode == FUSE_OPENDIR)) {
-			result = PyObject_CallFunction(wanted.on_asked_again, "K",
-						       (unsigned long long)(header.unique & ~FUSE_UNIQUE_RESEND));
-			finish(result, wanted.on_asked_again);
-		}
+		    (header.opcode == FUSE_OPEN || header.opcode == FUSE_OPENDIR))
+			call(wanted.on_asked_again, header.unique & ~FUSE_UNIQUE_RESEND);
 	}
-	process(by, buf);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+/* Whether there is another request, or one comes soon, where nobody is held up by waiting for it. */
+static int comes_next(struct fuse_session *from)
+{
+	struct pollfd connection = {.fd = fuse_session_fd(from), .events = POLLIN};
+	struct timespec wait = {0};
+	PyObject *idle;
+	int ready;
+
+	idle = PyObject_CallNoArgs(wanted.is_idle);
+	if (idle == Py_True)
+		wait.tv_nsec = NEXT_WITHIN_NS;
+	finish(idle, wanted.is_idle);
+	Py_BEGIN_ALLOW_THREADS;
+	ready = ppoll(&connection, 1, &wait, NULL);
+	Py_END_ALLOW_THREADS;
+	return ready > 0;
+}
+
+/*
+ * Process a request, and those that follow it as long as the event loop has nothing to do for any: it takes longer to
+ * come round than each of them. The buffer is one of pyfuse3's, which has no use for it afterwards.
+ */
+void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *buf)
+{
+	struct fuse_buf *next = (struct fuse_buf *)(uintptr_t)buf;
+	uint64_t end = now_ns() + PASS_NS;
+
+	do {
+		note(buf);
+		settled = 0;
+		process(by, buf);
+	} while (settled && now_ns() < end && comes_next(by) && receive(by, next) > 0);
 }
 
 /*
  * /dev/fuse is read without blocking: the request that made it readable may have been taken back meanwhile. pyfuse3
  * takes EINTR for nothing to read, and EAGAIN for a failure.
- *
- * Releases are done here: nobody waits for one, and where a program opens file after file, each open would wait until
- * the event loop has come round for the release before it.
  */
 int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
 {
-	struct fuse_in_header header;
-	int size;
+	int size = receive(from, buf);
 
-	while ((size = receive(from, buf)) > 0 && has_header(buf, &header) && header.opcode == FUSE_RELEASE)
-		process(from, buf);
 	if (size == -EAGAIN)
 		return -EINTR;
 	if (size > 0 && agreed.init == NULL)
@@ -312,31 +459,16 @@ int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
 	return size;
 }
 
-static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
-{
-	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, fi);
-}
-
 int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 {
-	struct fuse_file_info ours = *fi;
-	PyObject *callback, *result;
+	PyObject *result = PyObject_CallFunction(wanted.on_offered, "KK", (unsigned long long)fi->fh,
+						 (unsigned long long)unique_of(req));
 	int failure;
 
-	ours.noflush = 1; /* nothing is ever written, so nothing is to be flushed at each close */
-#ifdef FUSE_CAP_PASSTHROUGH
-	ours.backing_id = (int32_t)(fi->fh >> BACKING_SHIFT);
-	if (ours.backing_id != 0)
-		ours.keep_cache = 0;
-#endif
-	result = PyObject_CallFunction(wanted.on_offered, "KK", (unsigned long long)fi->fh,
-				       (unsigned long long)unique_of(req));
 	finish(result, wanted.on_offered);
-	failure = reply_open(req, &ours);
-	/* What the kernel has not taken, because whoever asked is gone, will not be released by it. */
-	callback = failure == 0 ? wanted.on_opened : wanted.on_release;
-	result = PyObject_CallFunction(callback, "K", (unsigned long long)fi->fh);
-	finish(result, callback);
+	failure = deliver(req, fi);
+	if (failure == 0)
+		call(wanted.on_opened, fi->fh);
 	return failure;
 }
 
@@ -365,10 +497,7 @@ int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
 
 int fuse_reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
 {
-	struct fuse_entry_param ours = *entry;
-
-	ours.attr.st_ino &= ~PASSTHROUGH_BIT;
-	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
+	return reply_entry(req, entry);
 }
 
 int fuse_reply_attr(fuse_req_t req, const struct stat *attr, double timeout)
@@ -394,28 +523,28 @@ size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t size, const char
 
 static PyObject *configure(PyObject *self, PyObject *args, PyObject *named)
 {
-	static char *names[] = {"passthrough",  "stack_depth", "max_background", "on_ioctl",
-				"on_interrupt", "on_asked_again", "on_offered",     "on_opened",
-				"on_release",   NULL};
-	PyObject *ioctl_callback, *interrupt_callback, *asked_callback, *offered_callback, *opened_callback,
-		*release_callback;
+	static char *names[] = {"passthrough", "stack_depth", "max_background", "on_lookup",
+				"on_open",     "on_used",     "on_ioctl",       "on_interrupt",
+				"on_asked_again", "on_offered", "on_opened",    "on_release",
+				"is_idle",     NULL};
+	PyObject **kept[] = {&wanted.on_lookup,	   &wanted.on_open,	   &wanted.on_used,
+			     &wanted.on_ioctl,	   &wanted.on_interrupt,   &wanted.on_asked_again,
+			     &wanted.on_offered,   &wanted.on_opened,	   &wanted.on_release,
+			     &wanted.is_idle};
+	PyObject *given[sizeof(kept) / sizeof(*kept)];
 	unsigned int stack_depth, max_background;
 	int passthrough;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOOOO", names, &passthrough, &stack_depth, &max_background,
-					 &ioctl_callback, &interrupt_callback, &asked_callback, &offered_callback,
-					 &opened_callback, &release_callback))
+	if (!PyArg_ParseTupleAndKeywords(args, named, "$pIIOOOOOOOOOO", names, &passthrough, &stack_depth,
+					 &max_background, &given[0], &given[1], &given[2], &given[3], &given[4],
+					 &given[5], &given[6], &given[7], &given[8], &given[9]))
 		return NULL;
 	wanted.passthrough = passthrough;
 	wanted.stack_depth = stack_depth;
 	wanted.max_background = max_background;
-	Py_XSETREF(wanted.on_ioctl, Py_NewRef(ioctl_callback));
-	Py_XSETREF(wanted.on_interrupt, Py_NewRef(interrupt_callback));
-	Py_XSETREF(wanted.on_asked_again, Py_NewRef(asked_callback));
-	Py_XSETREF(wanted.on_offered, Py_NewRef(offered_callback));
-	Py_XSETREF(wanted.on_opened, Py_NewRef(opened_callback));
-	Py_XSETREF(wanted.on_release, Py_NewRef(release_callback));
+	for (size_t place = 0; place < sizeof(kept) / sizeof(*kept); place++)
+		Py_XSETREF(*kept[place], Py_NewRef(given[place]));
 	Py_RETURN_NONE;
 }
 

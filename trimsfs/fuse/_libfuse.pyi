@@ -18,6 +18,10 @@ LIBFUSE: Final[str]
 PASSTHROUGH_BUILT: Final[int]
 """1 where the libfuse of the build knows passthrough, else 0."""
 
+_Entry = tuple[int, float, float, int, int, int, int, int, int]
+"""What the kernel gets of a name: number, seconds that the name and the attributes hold, mode, owner, group, size,
+preferred size of a read, and time in nanoseconds."""
+
 class _Connection(TypedDict):
     interposed: bool
     passthrough: bool
@@ -29,22 +33,30 @@ def configure(
     passthrough: bool,
     stack_depth: int,
     max_background: int,
-    on_ioctl: Callable[[int, int, int, int, int, int, bytes], None],
+    on_lookup: Callable[[int, bytes, int], _Entry | None],
+    on_open: Callable[[int, int], int | None],
+    on_used: Callable[[int, int, int, int], None],
+    on_ioctl: Callable[[int, int, int, int, int, int, bytes], bool],
     on_interrupt: Callable[[int], None],
     on_asked_again: Callable[[int], None],
     on_offered: Callable[[int, int], None],
     on_opened: Callable[[int], None],
     on_release: Callable[[int], None],
+    is_idle: Callable[[], bool],
 ) -> None:
     """Tell, before the session is made, what to ask of the kernel.
 
-    ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_ioctl`` gets a request, an inode
-    number, a file handle, the caller's user and thread id, a command and what the caller passed, and sees to a reply;
-    ``on_interrupt`` gets the id of a thread whose open or ioctl a signal should end; ``on_asked_again`` gets the
-    kernel's number of an open that an earlier server has not answered, ``on_offered`` a handle and the number of the
-    open that is about to be answered with it, or 0 where that is not known; ``on_opened`` gets a handle once the kernel
-    has it, ``on_release`` one that nobody has any more, or that the kernel did not take. All are called in the thread
-    that processes requests.
+    ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_lookup`` gets the number of a directory, a
+    name and the caller's thread id, and gives what the name is; ``on_open`` gets the number of a file that the kernel
+    reads by itself and of the request, and gives a handle that it has recorded as offered: both None where that takes
+    longer, and pyfuse3 is to see to it. ``on_used`` gets such a handle once the kernel has it, and the caller's thread,
+    user and group id. ``on_ioctl`` gets a request, an inode number, a file handle, the caller's user and thread id, a
+    command and what the caller passed, and sees to a reply: whether it has replied; ``on_interrupt`` gets the id of a
+    thread whose open or ioctl a signal should end; ``on_asked_again`` gets the kernel's number of an open that an
+    earlier server has not answered, ``on_offered`` a handle and the number of the open that is about to be answered
+    with it, or 0 where that is not known; ``on_opened`` gets a handle once the kernel has it, ``on_release`` one that
+    nobody has any more, or that the kernel did not take; ``is_idle`` tells whether the event loop may be held up for
+    some microseconds. All are called in the thread that processes requests.
     """
 
 def connection() -> _Connection:

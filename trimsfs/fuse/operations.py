@@ -86,6 +86,29 @@ class Operations(pyfuse3.Operations):
         self._filesystem.names.count_lookup(attributes)
         return self._entry(attributes)
 
+    def lookup_known(self, directory: int, name: bytes, thread: int) -> "_libfuse._Entry | None":
+        """What a name is, as `lookup` gives it to the kernel; None if that is not known at once."""
+        attributes = self._filesystem.names.lookup_known(directory, name, thread=thread)
+        if attributes is None:
+            return None
+        self._filesystem.names.count_lookup(attributes)
+        ownership = attributes.ownership
+        return (
+            attributes.inode.number,
+            attributes.entry_ttl_s,
+            FOREVER_S,
+            (stat.S_IFDIR if attributes.directory else stat.S_IFREG) | ownership.mode,
+            ownership.uid,
+            ownership.gid,
+            attributes.size,
+            READ_SIZE,
+            attributes.modified_ns,
+        )
+
+    def used(self, handle: int, thread: int, uid: int, gid: int) -> None:
+        """A thread has got the handle of a file that was opened at once."""
+        self._filesystem.files.used(handle, thread, partial(_caller_of, uid, gid, thread))
+
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for number, lookups in inode_list:
             self._filesystem.names.forget(number, lookups)
@@ -222,8 +245,12 @@ class Operations(pyfuse3.Operations):
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return _caller_of(ctx.uid, ctx.gid, ctx.pid)
+
+
+def _caller_of(uid: int, gid: int, thread: int) -> Caller:
     try:
-        groups = pyfuse3.get_sup_groups(ctx.pid)
+        groups = pyfuse3.get_sup_groups(thread)
     except (OSError, RuntimeError, ValueError):
         groups = set()  # the process has ended, is in another PID namespace, or its name is no text
-    return Caller(uid=ctx.uid, groups=frozenset({ctx.gid, *groups}), pid=ctx.pid)
+    return Caller(uid=uid, groups=frozenset({gid, *groups}), pid=thread)

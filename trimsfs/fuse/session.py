@@ -70,12 +70,16 @@ class Session:
             passthrough=settings.passthrough,
             stack_depth=int(settings.overlay),
             max_background=MAX_BACKGROUND,
+            on_lookup=self._operations.lookup_known,
+            on_open=filesystem.files.open_resident,
+            on_used=self._operations.used,
             on_ioctl=self._on_ioctl,
             on_interrupt=self._operations.interrupt,
             on_asked_again=filesystem.takeover.resent,
             on_offered=filesystem.files.offered,
             on_opened=filesystem.files.delivered,
             on_release=filesystem.files.release,
+            is_idle=self._operations.waiters.idle,
         )
 
     @contextmanager
@@ -128,7 +132,8 @@ class Session:
             await pyfuse3.main(min_tasks=4, max_tasks=MAX_TASKS)
             nursery.cancel_scope.cancel()
 
-    def _on_ioctl(self, request: int, number: int, handle: int, uid: int, pid: int, command: int, data: bytes) -> None:
+    def _on_ioctl(self, request: int, number: int, handle: int, uid: int, pid: int, command: int, data: bytes) -> bool:
+        """Answer an ioctl, or have it answered: whether it is."""
         if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
         elif command == _libfuse.IOC_STATE:
@@ -137,12 +142,16 @@ class Session:
             _libfuse.reply_ioctl(request, struct.pack("=I", uid))
         elif command == _libfuse.IOC_RESIDENCY:
             self._nursery.start_soon(self._answer, request, self._residency, number)
+            return False
         elif command == _libfuse.IOC_DERIVED:
             self._nursery.start_soon(self._answer, request, self._derive, handle, uid, data)
+            return False
         elif command == _libfuse.IOC_GPU:
             self._nursery.start_soon(self._answer, request, self._lend, handle, uid, pid, data)
+            return False
         else:
             _libfuse.reply_error(request, errno.ENOTTY)
+        return True
 
     async def _answer(self, request: int, function: Callable[[*Ts], Awaitable[bytes]], *arguments: *Ts) -> None:
         try:

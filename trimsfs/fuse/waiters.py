@@ -22,6 +22,7 @@ class Waiters:
     """Looks from time to time whether the threads are ended whose requests are under way."""
 
     def __init__(self) -> None:
+        self._under_way = 0
         self._waiting: dict[trio.CancelScope, int] = {}
         self._any = trio.Event()
 
@@ -31,18 +32,26 @@ class Waiters:
 
         A thread of another PID namespace has the number 0: its request goes on.
         """
-        if thread == 0:
-            yield
-            return
-        with trio.CancelScope() as scope:
-            self._waiting[scope] = thread
-            self._any.set()
-            try:
+        self._under_way += 1
+        try:
+            if thread == 0:
                 yield
-            finally:
-                del self._waiting[scope]
-        if scope.cancelled_caught:
-            raise InterruptedError
+                return
+            with trio.CancelScope() as scope:
+                self._waiting[scope] = thread
+                self._any.set()
+                try:
+                    yield
+                finally:
+                    del self._waiting[scope]
+            if scope.cancelled_caught:
+                raise InterruptedError
+        finally:
+            self._under_way -= 1
+
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return self._under_way == 0
 
     async def run(self) -> None:
         """End requests whose threads are ended, for as long as the server runs."""

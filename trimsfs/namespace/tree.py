@@ -119,6 +119,10 @@ class Namespace:
                     answer = await self._refreshed(directory, prefix, name, most=1)
         return answer or await self._ask(directory, prefix, name)
 
+    def known(self, prefix: str, name: bytes) -> tuple[Entry, float] | None:
+        """`lookup`, if the store need not be asked; else None."""
+        return self._known(self._directory(prefix), name) if possible(name) else None
+
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
         """The answer for a name after the directory has been listed, if *most* pages hold it; else None."""
         await self._recall(directory, prefix)

@@ -46,6 +46,14 @@ class Opener:
                     blob.health.check()
                     raise LookUpAgainError(inode.path)
         blob.health.check()
+        self.opened(blob)
+
+    def ready(self, blob: Blob) -> bool:
+        """Whether an open by a number that is passed through can be answered at once, by `opened`."""
+        return self.passthrough.ready(blob) and not blob.health.quarantined
+
+    def opened(self, blob: Blob) -> None:
+        """An open of a blob, which the caller uses, is passed through; it ends with `closed`."""
         blob.passed += 1
         self.passthrough.used(blob)
         self.passthrough_opens += 1

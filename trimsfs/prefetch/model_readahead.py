@@ -108,7 +108,7 @@ class ModelReadahead:
         if not (blob.complete or load.planning or key in load.generations or (small and load.generations)):
             load.planning = True
             self._background.start(self._plan, load, key)
-        else:
+        elif load.generations:
             self._advance(load)
         self._watch(load)
 
@@ -157,10 +157,11 @@ class ModelReadahead:
     def _record_use(self, load: Load, blob: Blob) -> None:
         """What was used of a file: all, if all is here, else what was fetched."""
         key = blob.generation.key
-        if key in load.used:
-            chunks = [chunk for chunk, state in enumerate(blob.states) if state != ChunkState.MISSING]
-            parts = None if blob.complete else ranges(chunks)
-            load.used[key] = Want(load.used[key].name, parts)
+        want = load.used.get(key)
+        if want is None or (blob.complete and want.parts is None):
+            return
+        chunks = [chunk for chunk, state in enumerate(blob.states) if state != ChunkState.MISSING]
+        load.used[key] = Want(want.name, None if blob.complete else ranges(chunks))
 
     # What comes next
 

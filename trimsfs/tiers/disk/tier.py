@@ -220,12 +220,23 @@ class DiskTier:
             await self._fails(generation, error)
         if blob is None:
             blob = await self._open_blobs.open(token, generation)
+        self.use(blob, generation)
+        return blob
+
+    def unchanged(self, blob: Blob) -> bool:
+        """Whether a blob is known to be that of its token, with nothing to be done about its file: `use` may follow."""
+        try:
+            return self._state.blobs.get(blob.token) is blob and blob.change() is FileChange.NONE
+        except OSError:
+            return False
+
+    def use(self, blob: Blob, generation: Generation) -> None:
+        """`acquire` the blob of a generation that is `unchanged`."""
         if generation.version_id is not None or generation.key != blob.generation.key:
             blob.generation = generation
         blob.users += 1
-        self._state.blobs.move_to_end(token)
+        self._state.blobs.move_to_end(blob.token)
         self._journal.used(blob, 1)
-        return blob
 
     def _unchanged(self, token: str) -> Blob | None:
         """The blob of this token, if it is known, and what is known holds for its file. Raises OSError.
