@@ -12,6 +12,7 @@ from tests.support.served import FakeBacking, Server, Serving, served
 from tests.support.stores import MemoryStore
 from trimsfs.errors import BlobDamagedError
 from trimsfs.filesystem import files
+from trimsfs.filesystem.handles import BACKING_SHIFT
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import PASSTHROUGH_BIT, ROOT_INODE
 from trimsfs.tiers.blob import Blob
@@ -129,10 +130,25 @@ async def test_spare_handles_are_few_and_those_of_evicted_files_lead_nowhere(
         server.release(opened(server, number))
     assert len(server.filesystem.handles._slots) == 2
     assert await server.outcome("evict", "d/c") == ("done", None)
-    await warm(server)
-    handle = await server.open("d/c")
-    assert handle >> 32 == blob_of(server, "c").backing_id
-    assert len(server.filesystem.handles._slots) <= 3
+    assert server.filesystem.files.open_resident(numbers[2], 1) is None
+    assert len(server.filesystem.handles._slots) == 1
+
+
+async def test_a_file_that_is_registered_anew_is_opened_by_its_new_id(server: Server, backing: FakeBacking) -> None:
+    """The kernel fails an open by an id that is closed."""
+    number, blob = await server.number("d/a"), blob_of(server, "a")
+    server.release(opened(server, number))
+    before = blob.backing_id
+    server.passthrough.unregister(blob)
+    assert server.filesystem.files.open_resident(number, 1) is None
+    assert server.filesystem.handles._slots == {}
+    server.release(await server.open("d/a"))
+    server.passthrough.unregister(blob)
+    assert await server.passthrough.register(blob)
+    handle = opened(server, number)
+    assert handle >> BACKING_SHIFT == blob.backing_id != before
+    server.release(handle)
+    assert len(server.filesystem.handles._slots) == 1
 
 
 async def test_a_handle_that_the_kernel_did_not_take_leaves_nothing_in_use(server: Server) -> None:
@@ -155,7 +171,7 @@ async def test_the_next_server_has_what_was_opened_at_once_and_no_spare_handle(
         await warm(server)
         numbers = {name: await server.number(f"d/{name}") for name in NAMES}
         kept = opened(server, numbers["a"], request=7)
-        asked_again = opened(server, numbers["b"], request=9)
+        asked_again = server.filesystem.files.open_resident(numbers["b"], 9)  # it dies before it knows more
         server.release(opened(server, numbers["c"], request=11))
     async with serving(ledger=ledger()) as server:
         assert server.filesystem.handles.files.keys() == {kept, asked_again}

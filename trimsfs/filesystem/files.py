@@ -7,7 +7,7 @@ from trimsfs.control.authorisation import Caller, readable_by
 from trimsfs.control.control_files import Control
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
 from trimsfs.fetch.access_pattern import AccessPattern
-from trimsfs.filesystem.handles import Handles, OpenFile
+from trimsfs.filesystem.handles import BACKING_SHIFT, Handles, OpenFile
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
 from trimsfs.filesystem.trust import Trust
@@ -99,11 +99,14 @@ class Files:
         inode = self._names.known(number)
         if inode is None or inode.generation is None or self._trust.signature_policy is not None:
             return None
-        spare = self._spare.pop(number, None)
-        blob = self._disk.known(inode.generation.token(self._disk.store)) if spare is None else spare[1]
+        handle, blob = self._spare.pop(number, (0, None))
+        if blob is None or handle >> BACKING_SHIFT != blob.backing_id:
+            self._handles.remove(handle)
+            handle, blob = 0, self._disk.known(inode.generation.token(self._disk.store))
         if blob is None or not self._opener.ready(blob) or not self._disk.unchanged(blob):
+            self._handles.remove(handle)
             return None
-        handle = self._handles.made(inode, blob) if spare is None else spare[0]
+        handle = handle or self._handles.made(inode, blob)
         self._handles.offered(handle, request)
         self._offered = inode, blob
         return handle
@@ -118,6 +121,7 @@ class Files:
             self._opener.reopens.completed(thread, inode.path)
         self._prefetcher.opened(blob)
         self._handles.add(handle, OpenFile(inode, blob))
+        self._handles.delivered(handle)
         while len(self._spare) >= MOST_SPARE:
             self._handles.remove(self._spare.pop(next(iter(self._spare)))[0])
         self._spare[inode.number] = self._handles.made(inode, blob), blob
