@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.benchmarks.reader import ABSENT_BYTE
 from tests.benchmarks.scale import MIB, size_text
-from tests.services.fast import uploaded
+from tests.services.buckets import uploaded
 
 BUCKET = "bench"
 _BLOCK = 8 * MIB

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.services import S3Server
-from tests.services.fast import CHECKSUM, start_fast, uploaded
+from tests.services.buckets import CHECKSUM, uploaded
+from tests.services.fast import start_fast
 from tests.support.keepers import keeper, kill
 from tests.support.mounts import MountedStore, mounted, wait_until
 from tests.support.parts import blob_files, flip_byte

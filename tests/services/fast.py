@@ -1,17 +1,13 @@
 """A fast endpoint for benchmarks, in a process of its own. It emulates S3, read-only, and checks no signatures.
 
 Serves the directories in ``--root`` as buckets, path style. Bodies go from the page cache to the socket by sendfile(2),
-so that on loopback what is measured is the client. The listing of a directory is kept until its modification time
-changes, which a file written in place does not do. Directories that hold nothing are listed, unlike in S3. Digests are
-told only of files that have been `uploaded`.
+so that on loopback what is measured is the client.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -22,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -33,17 +28,13 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from trimsfs.stores import digests
-
 from . import HOST, SCRATCH, S3Server, accepts, reserved_ports, run_daemon
+from .buckets import CHECKSUM, Buckets, S3Error, etag, told
 
 STATISTICS = "/__statistics"
 LISTINGS = "?list"
 PAGE_LIMIT = 1000
 HEAD_LIMIT = 1 << 16
-PART_SIZE = 8 << 20
-"""Of the AWS command line, and of what it uploads in one."""
-ETAG, CHECKSUM = "user.etag", "user.crc64nvme"
 PIECE = 1 << 20
 """Most bytes given to sendfile at a time; they are counted before each."""
 PACE_S = 0.005
@@ -79,18 +70,6 @@ class FastS3(S3Server):
             return connection.getresponse().read()
 
 
-def uploaded(path: Path) -> None:
-    """Have an endpoint tell of a file what S3 would had the AWS command line uploaded it: a CRC64NVME of the whole, and
-    an ETag that is the MD5 of the bytes, or of the MD5s of its parts. The file must not change any more."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        parts = -(-size // PART_SIZE) if size >= PART_SIZE else 0
-        md5 = digests.compute(file.fileno(), size, "md5", PART_SIZE if parts else 0) or b""
-        crc = digests.compute(file.fileno(), size, "crc64nvme", 0) or b""
-    os.setxattr(path, ETAG, f'"{md5.hex()}{f"-{parts}" if parts else ""}"'.encode())
-    os.setxattr(path, CHECKSUM, base64.b64encode(crc))
-
-
 @contextlib.contextmanager
 def start_fast(root: Path, *, latency_ms: float = 0, rate: int = 0) -> Iterator[FastS3]:
     """Serve the buckets in *root* until the context ends; any credentials do.
@@ -108,104 +87,6 @@ def start_fast(root: Path, *, latency_ms: float = 0, rate: int = 0) -> Iterator[
         ) as daemon:
             daemon.wait_until(lambda: accepts(ports[0]), 30)
             yield FastS3(f"http://{HOST}:{ports[0]}", "fast", "fast")
-
-
-class _S3Error(Exception):
-    """An answer other than success."""
-
-    def __init__(self, status: HTTPStatus, code: str) -> None:
-        super().__init__(code)
-        self.status = status
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """Sorted names in a directory, those of directories ending in ``/``, and what XML says of each after its key."""
-
-    modified_ns: int
-    names: list[str]
-    details: list[str]
-
-
-@dataclass(slots=True)
-class _Buckets:
-    root: Path
-    _listings: dict[str, _Listing] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def check(self, bucket: str) -> None:
-        """Raise NoSuchBucket unless there is one."""
-        if bucket in {"", ".", ".."} or not (self.root / bucket).is_dir():
-            raise _S3Error(HTTPStatus.NOT_FOUND, "NoSuchBucket")
-
-    def path(self, bucket: str, key: str) -> str:
-        """Where an object or directory would be; empty, which opens nothing, for a key that no path can have."""
-        parts = key.removesuffix("/").split("/") if key else []
-        possible = "\0" not in key and not {"", ".", ".."} & set(parts)
-        return f"{self.root}/{bucket}/{key}" if possible else ""
-
-    def items(self, bucket: str, prefix: str, after: str, *, deep: bool) -> Iterator[tuple[str, str]]:
-        """Keys with a prefix in order, those after *after*, and their details; none of a common prefix."""
-        base = prefix[: prefix.rfind("/") + 1]
-        listing = self._listing(self.path(bucket, base))
-        names = listing.names
-        begin = bisect_left(names, prefix[len(base) :])
-        if not deep and after.startswith(base):
-            begin = max(begin, bisect_right(names, after[len(base) :]))
-        for number in range(begin, len(names)):
-            key = base + names[number]
-            if not key.startswith(prefix):
-                return
-            if deep and key.endswith("/"):
-                yield from self.items(bucket, key, after, deep=True)
-            elif key > after:
-                yield key, listing.details[number]
-
-    def _listing(self, path: str) -> _Listing:
-        try:
-            modified_ns = os.stat(path).st_mtime_ns
-            with self._lock:
-                listing = self._listings.get(path)
-                if listing is None or listing.modified_ns != modified_ns:
-                    listing = self._listings[path] = _listed(path, modified_ns)
-        except (FileNotFoundError, NotADirectoryError):
-            return _Listing(0, [], [])
-        return listing
-
-
-def _listed(path: str, modified_ns: int) -> _Listing:
-    found = {}
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                found[f"{entry.name}/"] = ""
-                continue
-            facts = entry.stat()
-            modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(facts.st_mtime))
-            found[entry.name] = (
-                f"<LastModified>{modified}</LastModified><ETag>{escape(_etag(entry.path, facts))}</ETag>"
-                f"<Size>{facts.st_size}</Size><StorageClass>STANDARD</StorageClass>"
-            )
-    names = sorted(found)
-    return _Listing(modified_ns, names, [found[name] for name in names])
-
-
-def _told(file: int | str, name: str) -> str | None:
-    """What is to be told of a file that has been `uploaded`."""
-    try:
-        return os.getxattr(file, name).decode()
-    except OSError:
-        return None
-
-
-def _etag(file: int | str, facts: os.stat_result) -> str:
-    told = _told(file, ETAG)
-    if told is not None:
-        return told
-    digest = hashlib.md5(f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}".encode(), usedforsecurity=False)
-    # Of a form that no client takes for a digest of the content, whole or in parts, and compares with it.
-    return f'"fast-{digest.hexdigest()}"'
 
 
 @dataclass(slots=True)
@@ -233,7 +114,7 @@ class _Connection:
     """One client's connection, served by a thread."""
 
     socket: socket.socket
-    buckets: _Buckets
+    buckets: Buckets
     counter: _Counter
     latency_s: float
     rate: int
@@ -259,7 +140,7 @@ class _Connection:
                 try:
                     path, _, query = target.partition("?")
                     self._answer(method, path, query, headers)
-                except _S3Error as error:
+                except S3Error as error:
                     body = "" if method == "HEAD" else f"{_XML}<Error><Code>{error.code}</Code></Error>"
                     self._send(error.status, {"Content-Type": "application/xml"}, body.encode())
 
@@ -270,7 +151,7 @@ class _Connection:
 
     def _answer(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> None:
         if method not in {"GET", "HEAD"}:
-            raise _S3Error(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed")
+            raise S3Error(HTTPStatus.METHOD_NOT_ALLOWED, "MethodNotAllowed")
         bucket, _, key = unquote(path, errors="surrogateescape").removeprefix("/").partition("/")
         self.buckets.check(bucket)
         if key:
@@ -285,10 +166,7 @@ class _Connection:
         self._send(HTTPStatus.OK, {"Content-Type": "application/xml"}, (_XML + body).encode() if body else b"")
 
     def _object(self, method: str, bucket: str, key: str, headers: Mapping[str, str]) -> None:
-        try:
-            descriptor = os.open(self.buckets.path(bucket, key), os.O_RDONLY)
-        except OSError:
-            raise _S3Error(HTTPStatus.NOT_FOUND, "NoSuchKey") from None
+        descriptor = self.buckets.open(bucket, key)
         try:
             self._send_object(method, f"{bucket}/{key}", descriptor, headers)
         finally:
@@ -296,19 +174,19 @@ class _Connection:
 
     def _send_object(self, method: str, name: str, descriptor: int, headers: Mapping[str, str]) -> None:
         facts = os.fstat(descriptor)
-        etag = _etag(descriptor, facts)
+        tag = etag(descriptor, facts)
         if stat.S_ISDIR(facts.st_mode):
-            raise _S3Error(HTTPStatus.NOT_FOUND, "NoSuchKey")
-        if headers.get("if-match", etag).strip('"') not in {etag.strip('"'), "*"}:
-            raise _S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
+            raise S3Error(HTTPStatus.NOT_FOUND, "NoSuchKey")
+        if headers.get("if-match", tag).strip('"') not in {tag.strip('"'), "*"}:
+            raise S3Error(HTTPStatus.PRECONDITION_FAILED, "PreconditionFailed")
         span = _span(headers.get("range"), facts.st_size)
         about = {
-            "ETag": etag,
+            "ETag": tag,
             "Last-Modified": formatdate(facts.st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
             "Content-Type": "binary/octet-stream",
         }
-        checksum = _told(descriptor, CHECKSUM) if headers.get("x-amz-checksum-mode") == "ENABLED" else None
+        checksum = told(descriptor, CHECKSUM) if headers.get("x-amz-checksum-mode") == "ENABLED" else None
         if checksum is not None and span is None:
             about |= {"x-amz-checksum-crc64nvme": checksum, "x-amz-checksum-type": "FULL_OBJECT"}
         if span is not None:
@@ -342,7 +220,7 @@ class _Connection:
         limit = min(int(options.get("max-keys") or PAGE_LIMIT), PAGE_LIMIT)
         prefix, delimiter = options.get("prefix", ""), options.get("delimiter", "")
         if delimiter not in {"", "/"}:
-            raise _S3Error(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
+            raise S3Error(HTTPStatus.NOT_IMPLEMENTED, "NotImplemented")
         text = quote if options.get("encoding-type") == "url" else escape
         found = list(islice(self.buckets.items(bucket, prefix, after, deep=not delimiter), limit + 1))
         page, truncated = found[:limit], len(found) > limit > 0
@@ -386,7 +264,7 @@ def _span(text: str | None, size: int) -> range | None:
     begin = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     if begin >= end:
-        raise _S3Error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "InvalidRange")
+        raise S3Error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "InvalidRange")
     return range(begin, end)
 
 
@@ -398,7 +276,7 @@ def main() -> None:
     parser.add_argument("--latency-ms", type=float, default=0)
     parser.add_argument("--rate", type=int, default=0, help="bytes a second for each connection")
     options = parser.parse_args()
-    buckets, counter = _Buckets(options.root), _Counter()
+    buckets, counter = Buckets(options.root), _Counter()
     with socket.create_server((HOST, options.port), backlog=512) as listener:
         while True:
             client, _ = listener.accept()

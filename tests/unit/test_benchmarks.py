@@ -23,7 +23,8 @@ from tests.benchmarks.report import value_text
 from tests.benchmarks.results import GETS, JUICEFS, NATIVE, RCLONE, S3FS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import size_text
 from tests.services import S3Server
-from tests.services.fast import PART_SIZE, FastS3, Traffic, start_fast, uploaded
+from tests.services.buckets import PART_SIZE, uploaded
+from tests.services.fast import FastS3, Traffic, start_fast
 from tests.services.link import start_link
 
 if TYPE_CHECKING:

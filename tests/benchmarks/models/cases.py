@@ -15,7 +15,7 @@ from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import REPOSITORY, Child
 from tests.benchmarks.data import BUCKET, content
 from tests.benchmarks.scale import KIB, MIB
-from tests.services.fast import uploaded
+from tests.services.buckets import uploaded
 
 BUILD_S = 300
 BLOCK = 8 * MIB
