@@ -29,6 +29,8 @@ from tests.benchmarks.models.loads import Selection
 from tests.benchmarks.models.outages import outages
 from tests.benchmarks.results import Results
 from tests.benchmarks.scale import FULL, QUICK, Scale
+from tests.benchmarks.scaling import growths
+from tests.benchmarks.scaling import plots as growth_plots
 from tests.services import SCRATCH
 from tests.services.fast import start_fast
 
@@ -45,6 +47,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "busy": service.busy,
     "cold-open": cold.cold_open,
     "ways": ways.ways,
+    "scale": growths.scale,
 }
 SELECTED = {"models": models, "outages": outages}
 NAMES = [*GROUPS, *SELECTED]
@@ -64,7 +67,7 @@ def main() -> None:
     selection = Selection(options.programs, options.places, options.contenders)
     results = _run(QUICK if options.quick else FULL, options.only, selection, console)
     report.show(results, console)
-    drawn = plots.draw(results, options.output)
+    drawn = plots.draw(results, options.output) + growth_plots.draw(results, options.output)
     (options.output / "results.json").write_text(report.as_json(results, facts))
     (options.output / "report.md").write_text(report.markdown(results, facts, drawn))
     console.print(f"written to {options.output}")

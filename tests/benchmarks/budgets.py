@@ -11,6 +11,7 @@ from tests.benchmarks.models.loads import CPU, SUM, WARM
 from tests.benchmarks.models.ways import DOWNLOADS
 from tests.benchmarks.results import GETS, NATIVE, PEERS, TRIMSFS, Key, Results
 from tests.benchmarks.scale import MIB, size_text
+from tests.benchmarks.scaling import growths, slopes, study
 
 Formula = Callable[[Results], float | None]
 
@@ -33,7 +34,7 @@ class Budget:
 
     def text(self, value: float) -> str:
         """A number as it is shown."""
-        return f"{value * self.factor:.4g} {self.unit}"
+        return f"{value * self.factor:.4g} {self.unit}".rstrip()
 
     @property
     def bound_text(self) -> str:
@@ -298,5 +299,71 @@ BUDGETS = (
         description="the same again",
         formula=formulas.beside(WARM, SMALL, PEERS),
         bound=0.2,
+    ),
+    Budget(
+        name="growth",
+        description="the largest exponent of anything in the groups scale",
+        formula=slopes.steepest,
+        bound=1.1,
+        unit="",
+    ),
+    Budget(
+        name="open of a resident file among many",
+        description="time with the most objects / with the fewest",
+        formula=slopes.last_by_first(growths.OBJECTS, study.OPEN),
+        bound=1.2,
+    ),
+    Budget(
+        name="memory for a million names",
+        description="PSS of all processes of the mount once all are listed",
+        formula=slopes.at(growths.OBJECTS, study.MEMORY, 1_000_000),
+        bound=300 * MIB,
+        unit="MiB",
+        factor=1 / MIB,
+    ),
+    Budget(
+        name="trimsfs ls of 100,000 files",
+        description="of directories of 1,000",
+        formula=slopes.at(growths.OBJECTS, study.COMMAND_LS, 100_000),
+        bound=5,
+        unit="s",
+    ),
+    Budget(
+        name="trimsfs umount after a million names",
+        description="until its processes have ended",
+        formula=slopes.at(growths.OBJECTS, study.UMOUNT, 1_000_000),
+        bound=2,
+        unit="s",
+    ),
+    Budget(
+        name="trimsfs mount",
+        description="the command, of one mount",
+        formula=slopes.at(growths.MOUNTS, study.MOUNT, 1),
+        bound=0.3,
+        unit="ms",
+        factor=1e3,
+    ),
+    Budget(
+        name="memory of a mount at rest",
+        description="PSS of all its processes",
+        formula=slopes.at(growths.MOUNTS, study.MEMORY, 1),
+        bound=60 * MIB,
+        unit="MiB",
+        factor=1 / MIB,
+    ),
+    Budget(
+        name="memory of 20 mounts at rest",
+        description="PSS of all their processes",
+        formula=slopes.at(growths.MOUNTS, study.MEMORY, 20),
+        bound=600 * MIB,
+        unit="MiB",
+        factor=1 / MIB,
+    ),
+    Budget(
+        name="wakeups of a mount at rest",
+        description="a second, of all its processes",
+        formula=slopes.at(growths.MOUNTS, growths.WAKEUPS, 1),
+        bound=2,
+        unit="",
     ),
 )

@@ -12,6 +12,7 @@ from tests.benchmarks.bench import PROFILE_TEXT
 from tests.benchmarks.budgets import Verdict, verdicts
 from tests.benchmarks.results import BYTES, GETS, NATIVE, PEERS, RATES, SHARES, Results, Series
 from tests.benchmarks.scale import GIB, KIB, MIB
+from tests.benchmarks.scaling import slopes
 
 _NONE = "-"
 _BYTE_UNITS = (("GiB", GIB), ("MiB", MIB), ("KiB", KIB))
@@ -32,7 +33,7 @@ def tables(results: Results) -> Iterator[Table]:
     """The budgets, then each group."""
     yield _budget_table(verdicts(results))
     for group in results.groups():
-        yield _group_table(results, group)
+        yield _growth_table(results, group) if group in slopes.GROUPS else _group_table(results, group)
 
 
 def show(results: Results, console: Console) -> None:
@@ -76,6 +77,9 @@ def markdown(results: Results, machine: Mapping[str, str | int], plots: Sequence
         "output, also by the endpoint and the emulated link; with what follows: until nothing is done any more.",
         '"Less MemAvailable" is by how much memory that can be had fell at worst since before the mount.',
         '"GETs" are plain GETs there without an SDK that keep nothing; JuiceFS has its metadata on this machine.',
+        "",
+        'In the groups "scale" a column is how many there are of what grows, and the slope is the exponent of a fit to',
+        'them, both axes logarithmic: 0 for what stays, 1 for what is linear. "At the end": between the last two.',
     ]
     parts = ["# Benchmarks", "\n".join(about)]
     parts += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in plots]
@@ -135,7 +139,7 @@ def value_text(name: str, value: float, *bounds: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
 def base_of(row: Mapping[str, Series]) -> str | None:
@@ -159,6 +163,21 @@ def _group_table(results: Results, group: str) -> Table:
         cells = [cell(name, row.get(contender), row[base].median if base else None) for contender in contenders]
         lines.append([f"{name}, {case}", *cells, base or _NONE])
     return Table(group, ["", *contenders, "ratio to"], lines)
+
+
+def _growth_table(results: Results, group: str) -> Table:
+    """A row for each measurement, a column for each number of what grows, and then by which power it grows."""
+    numbers = sorted(
+        {number for name in slopes.names(results, group) for number in slopes.numbers(results, group, name)}
+    )
+    lines = []
+    for name in slopes.names(results, group):
+        by_number = slopes.numbers(results, group, name)
+        cells = [cell(name, by_number.get(number), None) for number in numbers]
+        measured = slopes.points(results, group, name)
+        exponents = (slopes.slope(measured), slopes.last_slope(measured))
+        lines.append([name, *cells, *(_NONE if exponent is None else f"{exponent:.2f}" for exponent in exponents)])
+    return Table(group, ["", *(f"{number:,}" for number in numbers), "slope", "at the end"], lines)
 
 
 def cell(name: str, series: Series | None, base: float | None) -> str:

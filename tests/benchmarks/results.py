@@ -18,13 +18,23 @@ BYTES = frozenset(
         "peak of one process",
         "less MemAvailable",
         "bytes fetched",
+        "memory of all its processes",
     }
 )
 """Names of what is measured in bytes."""
 RATES = frozenset({"fill", "fetch"})
 """Names of what is measured in bytes a second."""
-SHARES = frozenset({"bytes fetched / file", "page cache / file", "PSS of all / file"})
-"""Names of what is a multiple of the file's size. What is in none of these sets is seconds."""
+SHARES = frozenset(
+    {
+        "bytes fetched / file",
+        "page cache / file",
+        "PSS of all / file",
+        "passed through / open files",
+        "wakeups a second at rest",
+        "descriptors of the server",
+    }
+)
+"""Names of what is a ratio or a count. What is in none of these sets is seconds."""
 
 
 class Key(NamedTuple):

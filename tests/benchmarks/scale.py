@@ -26,6 +26,14 @@ class Scale:
     model_repetitions: int
     model_timeout_s: float
     quiet_s: float
+    objects: tuple[int, ...]
+    objects_in_one_directory: tuple[int, ...]
+    mounts: tuple[int, ...]
+    files: tuple[int, ...]
+    sharers: tuple[int, ...]
+    object_gb: tuple[int, ...]
+    rest_s: float
+    growth_timeout_s: float
     small_files: int = 300
     small_size: int = 32 * KIB
 
@@ -48,6 +56,14 @@ FULL = Scale(
     model_repetitions=3,
     model_timeout_s=180,
     quiet_s=15,
+    objects=(1_000, 10_000, 100_000, 1_000_000),
+    objects_in_one_directory=(1_000, 10_000, 100_000),
+    mounts=(1, 2, 5, 10, 20),
+    files=(10, 100, 1_000, 10_000, 100_000),
+    sharers=(1, 4, 16, 64, 256),
+    object_gb=(1, 10, 100, 1_000),
+    rest_s=10,
+    growth_timeout_s=300,
 )
 QUICK = Scale(
     big=64 * MIB,
@@ -67,6 +83,14 @@ QUICK = Scale(
     model_repetitions=1,
     model_timeout_s=60,
     quiet_s=2,
+    objects=(1_000, 10_000, 30_000),
+    objects_in_one_directory=(1_000, 10_000),
+    mounts=(1, 2, 4),
+    files=(10, 100, 1_000),
+    sharers=(1, 4, 16),
+    object_gb=(1, 100, 1_000),
+    rest_s=3,
+    growth_timeout_s=60,
 )
 
 

@@ -35,16 +35,16 @@ def case(count: int) -> str:
 def _at_once(bench: Bench, contender: Contender, relative: Path, count: int) -> Sequence[float]:
     size = bench.scale.big
     with bench.cold(contender, relative, bench.plain) as mount:
-        cold_s, _, in_memory = _map_in(mount.path / relative, count, bench.scale.timeout_s)
+        cold_s, _, in_memory = map_in(mount.path / relative, count, bench.scale.timeout_s)
         settle()
         if contender.name != NATIVE:
             in_memory += measure("cached", mount.cache, bench.scale.timeout_s)["bytes"]
-        warm_s, pss, _ = _map_in(mount.path / relative, count, bench.scale.timeout_s)
+        warm_s, pss, _ = map_in(mount.path / relative, count, bench.scale.timeout_s)
         fetched = [] if contender.name == NATIVE else [bench.fetched(bench.plain, relative) / size]
     return [cold_s, warm_s, in_memory / size, pss / size, *fetched]
 
 
-def _map_in(path: Path, count: int, timeout_s: float) -> tuple[float, float, float]:
+def map_in(path: Path, count: int, timeout_s: float) -> tuple[float, float, float]:
     """Seconds from the first process's open to the last one's last byte, and then in bytes: PSS of all, page cache."""
     deadline = time.monotonic() + timeout_s
     with ExitStack() as stack:

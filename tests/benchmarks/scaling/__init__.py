@@ -1,0 +1,1 @@
+"""What grows, and by which power: the group ``scale`` of the benchmarks."""
