@@ -32,6 +32,7 @@ class Scale:
     files: tuple[int, ...]
     sharers: tuple[int, ...]
     object_gb: tuple[int, ...]
+    settle_s: float
     rest_s: float
     growth_timeout_s: float
     small_files: int = 300
@@ -62,8 +63,9 @@ FULL = Scale(
     files=(10, 100, 1_000, 10_000, 100_000),
     sharers=(1, 4, 16, 64, 256),
     object_gb=(1, 10, 100, 1_000),
+    settle_s=35,
     rest_s=10,
-    growth_timeout_s=300,
+    growth_timeout_s=600,
 )
 QUICK = Scale(
     big=64 * MIB,
@@ -89,6 +91,7 @@ QUICK = Scale(
     files=(10, 100, 1_000),
     sharers=(1, 4, 16),
     object_gb=(1, 100, 1_000),
+    settle_s=4,
     rest_s=3,
     growth_timeout_s=60,
 )

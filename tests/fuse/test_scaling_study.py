@@ -24,6 +24,7 @@ SMALLEST = replace(
     files=NONE,
     sharers=NONE,
     object_gb=NONE,
+    settle_s=0.5,
     rest_s=0.5,
 )
 

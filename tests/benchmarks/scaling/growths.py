@@ -108,7 +108,6 @@ def _at(
     def measured() -> Sequence[float]:
         before_s = study.processes.cpu_s()
         with study.bench.directory() as directory, study.mounted(layout, directory) as mount:
-            mount.make_resident()
             stat_s, ls_s = mount.names(below)
             own = work(mount)
             cpu_s = study.processes.cpu_s() - before_s
@@ -131,11 +130,10 @@ def _mounts(study: Study) -> None:
             while len(made) < number:
                 directory = stack.enter_context(study.bench.directory())
                 made.append(stack.enter_context(study.mounted(layout, directory)))
-                made[-1].make_resident()
                 fresh.append(made[-1].seconds)
             stat_s, ls_s = made[-1].names("listed")
             cpu_s = study.processes.cpu_s() - before_s
-            time.sleep(study.bench.scale.rest_s)
+            time.sleep(study.bench.scale.settle_s)
             wakeups, idle_cpu_s = _at_rest(study)
             memory = study.processes.memory_bytes(study.bench.work)
             open_s, open_cpu_s = made[-1].opens()
@@ -169,8 +167,7 @@ def _files(study: Study) -> None:
         for number in study.bench.scale.files:
             study.fill(layout / "files" / f"{number:07}", number - here, EACH)
             with study.mounted(layout, directory) as mount:
-                study.command("warm", mount.path / "files")
-                mount.make_resident()
+                study.command("warm", mount.path / "files", mount.resident)
                 mount.unmount()
             here = number
             with ExitStack() as stack:
@@ -187,7 +184,6 @@ def _cached_and_open(study: Study, number: int, layout: Path, directory: Path, s
         cpu_s = study.processes.cpu_s() - before_s
         time.sleep(REST_S)
         memory = study.processes.memory_bytes(study.bench.work)
-        mount.make_resident()
         stat_s, ls_s = mount.names("listed")
         open_s, open_cpu_s = mount.opens()
         return [mount.seconds, stat_s, ls_s, open_s, open_cpu_s, memory, cpu_s]

@@ -21,7 +21,7 @@ def walk(path: str, options: argparse.Namespace) -> dict[str, float]:
     """List all below a directory and stat every file, as ``ls -lR`` does; then stat some of them again, at random."""
     begun = time.perf_counter()
     found = []
-    for entry in _below(path):
+    for entry in below(path):
         entry.stat(follow_symlinks=False)
         found.append(entry.path)
     seconds = time.perf_counter() - begun
@@ -37,7 +37,7 @@ def hold(path: str, options: argparse.Namespace) -> dict[str, float]:
     """Open files below a directory, those after the first that are to be skipped, and keep them open."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    paths = [entry.path for entry in islice(_below(path), options.skip, options.skip + options.count)]
+    paths = [entry.path for entry in islice(below(path), options.skip, options.skip + options.count)]
     times = []
     for name in paths:
         begun = time.perf_counter()
@@ -58,13 +58,13 @@ def peek(path: str, _: argparse.Namespace) -> dict[str, float]:
     return {"open": opened - begun, "reads": time.perf_counter() - opened}
 
 
-def _below(path: str) -> Iterator["os.DirEntry[str]"]:
+def below(path: str) -> Iterator["os.DirEntry[str]"]:
     """The files below a directory, in order of name."""
     with os.scandir(path) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
     for entry in listed:
         if entry.is_dir(follow_symlinks=False):
-            yield from _below(entry.path)
+            yield from below(entry.path)
         else:
             yield entry
 

@@ -37,13 +37,10 @@ class Mounted(MountedStore):
         """The file of which opens are timed."""
         return self.path / "resident/file"
 
-    def make_resident(self) -> None:
-        """Read the file of which opens are timed."""
+    def opens(self) -> tuple[float, float]:
+        """Read a file; then the median of opens of it, and the mount's processor time for one."""
         measure("read", self.resident, self.study.bench.scale.timeout_s)
         wait_until(lambda: bool(self.info("resident/file")["verified"]), VERIFIED_S)
-
-    def opens(self) -> tuple[float, float]:
-        """The median of opens of a resident file, and the mount's processor time for one."""
         count, before_s = self.study.bench.scale.operations, self.study.processes.cpu_s()
         outcome = measure("opens", self.resident, self.study.bench.scale.growth_timeout_s, count=count)
         return outcome["p50"], (self.study.processes.cpu_s() - before_s) / count
