@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -114,6 +115,11 @@ def held(mount: MountedStore, files: int) -> Iterator[list[subprocess.Popen[str]
         yield holders
 
 
+def fetched(directory: Path) -> bool:
+    """Fetch all of a directory; whether it was kept."""
+    return trimsfs("warm", directory).returncode == 0
+
+
 @contextmanager
 def many(directory: Path, names: int, files: int) -> Iterator[Many]:
     """A mount all of whose names are known, and whose first files are here and open."""
@@ -130,9 +136,9 @@ def many(directory: Path, names: int, files: int) -> Iterator[Many]:
     ):
         listed = sum(len(os.listdir(entry)) for entry in sorted(mount.path.iterdir()))
         assert listed == names
-        here = [mount.path / f"{number:04}" for number in range(files // EACH)]
-        done = trimsfs("warm", *here, timeout_s=1200)
-        assert done.returncode == 0, done.stderr
+        for number in range(files // EACH):
+            # A server keeps files open until they are on the disk: what it has no descriptors for comes later.
+            wait_until(partial(fetched, mount.path / f"{number:04}"), PATIENCE_S)
         with held(mount, files) as holders:
             yield Many(mount, names, files, holders)
 

@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.children import Child
+from tests.benchmarks.bench import FAILURES, Bench
+from tests.benchmarks.children import Child, ChildError
 from tests.benchmarks.data import BUCKET
+from tests.benchmarks.machine import settle
 from tests.benchmarks.measure.processes import PSS, WARM, map_in
 from tests.benchmarks.results import TRIMSFS, Key
 from tests.benchmarks.scaling.processes import watched
@@ -39,6 +40,9 @@ DESCRIPTORS, PASSED = "descriptors of the server", "passed through / open files"
 COLD_OPEN, READS = "open, not here", "first 4 KiB of it, of its middle and its end"
 EACH = 1000
 """Objects in a directory, where there are many."""
+TRIES = 5
+AT_ONCE = 10
+"""Directories that are fetched at once."""
 SPARE_DESCRIPTORS = 64
 """Descriptors that a process needs besides those of the files that it holds open."""
 GB = 10**9
@@ -51,7 +55,10 @@ def scale(bench: Bench) -> None:
     with watched() as processes:
         study = Study(bench, processes)
         for part in (_objects, _objects_in_one_directory, _mounts, _files, _readers, _sizes):
-            part(study)
+            try:
+                part(study)
+            except FAILURES as error:
+                bench.results.failures.append(f"scale: {part.__name__.strip('_')}: {type(error).__name__}: {error}")
 
 
 def _objects(study: Study) -> None:
@@ -165,13 +172,30 @@ def _files(study: Study) -> None:
     layout, here = study.layout("files"), 0
     with study.bench.directory() as directory:
         for number in study.bench.scale.files:
-            study.fill(layout / "files" / f"{number:07}", number - here, EACH)
+            fresh = layout / "files" / f"{number:07}"
+            study.fill(fresh, number - here, EACH)
             with study.mounted(layout, directory) as mount:
-                study.command("warm", mount.path / "files", mount.resident)
+                _warm(study, mount.resident)
+                paths = [mount.path / path.relative_to(layout) for path in sorted(fresh.iterdir())]
+                for first in range(0, len(paths), AT_ONCE):
+                    _warm(study, *paths[first : first + AT_ONCE])
                 mount.unmount()
             here = number
             with ExitStack() as stack:
                 _cached_and_open(study, number, layout, directory, stack)
+
+
+def _warm(study: Study, *paths: Path) -> None:
+    """Fetch what is there; again what is not kept, as a server keeps files open until they are on the disk."""
+    for left in reversed(range(TRIES)):
+        try:
+            study.command("warm", *paths)
+        except ChildError:
+            if not left:
+                raise
+            settle()
+        else:
+            return
 
 
 def _cached_and_open(study: Study, number: int, layout: Path, directory: Path, stack: ExitStack) -> None:
