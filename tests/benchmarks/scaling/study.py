@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.children import Child, ChildError, measure
+from tests.benchmarks.contenders import MOUNTING_S
 from tests.benchmarks.data import BUCKET, content
 from tests.benchmarks.scaling.processes import Processes
 from tests.services.buckets import copied, uploaded
@@ -112,6 +113,9 @@ class Study:
             begun = time.monotonic()
             self.command("mount", path, *places)
             yield Mounted(path, cache, time.monotonic() - begun, self)
+        except (KeyboardInterrupt, SystemExit):
+            time.sleep(MOUNTING_S)  # what the command has started may be about to mount
+            raise
         finally:
             if mountinfo.trimsfs_at(path) is not None:
                 trimsfs("umount", LAZY, path)
