@@ -13,13 +13,14 @@ from tests.benchmarks.data import BUCKET, content
 from tests.benchmarks.scaling.processes import Processes
 from tests.services.buckets import copied, uploaded
 from tests.support.mounts import LAZY, MountedStore, let_in, log_beside, trimsfs, wait_until
+from tests.support.processes import alive
 from trimsfs import mountinfo
 
 ENTRY_SIZE = 4096
 LISTED = 100
 """Names of the directory that is listed where the number of names is not what grows."""
 REST_S = 1
-VERIFIED_S = 15
+VERIFIED_S, END_S = 15, 60
 MOUNT, UMOUNT = "trimsfs mount", "trimsfs umount"
 OPEN, OPEN_CPU = "open and close of a resident file", "processor time of an open"
 STAT, LS, COMMAND_LS = "stat", "list and stat all", "trimsfs ls"
@@ -103,19 +104,26 @@ class Study:
 
     @contextmanager
     def mounted(self, layout: Path, directory: Path) -> Iterator[Mounted]:
-        """Mount a layout over the cache in a directory; unmounted at the end in any case."""
+        """Mount a layout over the cache in a directory; unmounted at the end in any case, and its processes awaited."""
         path, cache = directory / "models", directory / "cache"
         path.mkdir(exist_ok=True)
         let_in(directory)
         store = f"s3://{BUCKET}/{layout.relative_to(self.bench.data.store / BUCKET)}"
         places = ("--store", store, "--cache-dir", cache, "--log-file", log_beside(directory))
+        pids: list[int] = []
         try:
             begun = time.monotonic()
             self.command("mount", path, *places)
-            yield Mounted(path, cache, time.monotonic() - begun, self)
+            mount = Mounted(path, cache, time.monotonic() - begun, self)
+            facts = mount.control()
+            pids += [facts["server_pid"], facts["keeper_pid"]]
+            yield mount
         except (KeyboardInterrupt, SystemExit):
             time.sleep(MOUNTING_S)  # what the command has started may be about to mount
             raise
         finally:
             if mountinfo.trimsfs_at(path) is not None:
                 trimsfs("umount", LAZY, path)
+            until = time.monotonic() + END_S
+            while any(map(alive, pids)) and time.monotonic() < until:
+                time.sleep(0.1)
