@@ -8,7 +8,7 @@
     ├── CommandNotRunnableError    the program cannot be executed
     ├── FuseUnavailableError       the host cannot mount FUSE file systems
     ├── MountpointError            the directory cannot be mounted on
-    ├── TakeoverError              the state of an earlier server is unusable for a takeover
+    ├── TakeoverError              the state of an earlier server cannot be taken over
     ├── NotMountedError            no trimsfs mount answers at the path
     ├── CacheError
     │   ├── CacheInUseError        another server holds the cache directory
@@ -17,7 +17,7 @@
     │   └── BlobDamagedError       a local copy differs from the store
     ├── NoSuchEntryError           the name does not exist
     │   └── NameTooLongError       the name is too long for a file
-    ├── LookUpAgainError           the name leads to another inode by now (ESTALE)
+    ├── LookUpAgainError           the name now leads to another inode (ESTALE)
     ├── NotPermittedError          the caller lacks permission for the command
     ├── SignatureError             the file is unsigned, or differs from what was signed
     ├── InUseError                 the command needs a file that nobody uses
@@ -30,10 +30,10 @@
         ├── ObjectNotFoundError    the store reported that the object does not exist
         ├── ObjectChangedError     the store has another generation of the object
         ├── StoreAccessError       the credentials are missing, wrong or insufficient
-        ├── TransientStoreError    the request may succeed when it is retried
+        ├── TransientStoreError    a retry of the request may succeed
         │   ├── StoreThrottledError    the store throttles
         │   └── StoreStalledError      the store sent no bytes in time
-        └── StoreUnavailableError  the request failed until the retries were used up
+        └── StoreUnavailableError  the store cannot serve the request, even after retries
 
 Messages are one line: the subject, the cause and, where there is one, the remedy. ``trimsfs.fuse.errnos``
 maps them to errno values, ``trimsfs.cli.output`` to exit codes.
@@ -43,7 +43,7 @@ from typing import Self
 
 
 class TrimsError(Exception):
-    """Base of every error that trimsfs raises on purpose."""
+    """The base of every error that trimsfs raises on purpose."""
 
 
 class ConfigurationError(TrimsError):
@@ -67,7 +67,7 @@ class MountpointError(TrimsError):
 
 
 class TakeoverError(TrimsError):
-    """This server cannot take over what an earlier server left of a mount."""
+    """This server cannot take over a mount from an earlier server."""
 
 
 class NotMountedError(TrimsError):
@@ -75,7 +75,7 @@ class NotMountedError(TrimsError):
 
 
 class CacheError(TrimsError):
-    """Base of the errors of the cache directory."""
+    """The base of the errors of the cache directory."""
 
 
 class CacheInUseError(CacheError):
@@ -103,7 +103,7 @@ class NameTooLongError(NoSuchEntryError):
 
 
 class LookUpAgainError(TrimsError):
-    """The name leads to another inode by now: on ESTALE, the kernel looks it up again and retries."""
+    """The name now leads to another inode: on ESTALE, the kernel looks it up again and retries."""
 
 
 class NotPermittedError(TrimsError):
@@ -120,7 +120,7 @@ class SignatureError(TrimsError):
 
 
 class InUseError(TrimsError):
-    """The command needs a file that nobody uses. ``key`` is that of one which programs may have open."""
+    """The command needs a file that nobody uses. ``key`` names a file that programs may have open, if it is known."""
 
     def __init__(self, message: str, *, key: str | None = None) -> None:
         super().__init__(message)
@@ -132,11 +132,11 @@ class InvalidRequestError(TrimsError):
 
 
 class DeviceError(TrimsError):
-    """A GPU is missing, or has failed."""
+    """The GPU is missing, or has failed."""
 
 
 class DeviceFullError(DeviceError):
-    """A GPU has no room for a copy, and nothing on it may be evicted."""
+    """The GPU has no room for a copy, and nothing on it may be evicted."""
 
 
 class CopyDamagedError(DeviceError):
@@ -144,7 +144,7 @@ class CopyDamagedError(DeviceError):
 
 
 class StoreError(TrimsError):
-    """Base of the errors of a store."""
+    """The base of the errors of a store."""
 
 
 class BucketNotFoundError(StoreError):
@@ -156,7 +156,7 @@ class ObjectNotFoundError(StoreError):
 
 
 class ObjectChangedError(StoreError):
-    """The store has another generation of the object than the requested one."""
+    """The store now has another generation of the object."""
 
 
 class StoreAccessError(StoreError):
@@ -164,7 +164,7 @@ class StoreAccessError(StoreError):
 
 
 class TransientStoreError(StoreError):
-    """The request failed in a way that may pass."""
+    """The request failed, but a retry may succeed."""
 
 
 class StoreThrottledError(TransientStoreError):
@@ -172,8 +172,8 @@ class StoreThrottledError(TransientStoreError):
 
 
 class StoreStalledError(TransientStoreError):
-    """The store sent no bytes, or too few, for too long."""
+    """The store sent no bytes, or too few, in time."""
 
 
 class StoreUnavailableError(StoreError):
-    """The request failed until the retries were used up."""
+    """The store cannot serve the request, even after retries."""

@@ -28,7 +28,7 @@ EXIT_CODES: dict[str, int] = {
     errors.CommandNotFoundError.__name__: 127,
     KeyboardInterrupt.__name__: 130,
 }
-"""By the name of the error's class, which servers and control files use too."""
+"""Keyed by the name of the error's class, which servers and control files send."""
 
 
 def exit_code(kind: str) -> int:

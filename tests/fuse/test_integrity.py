@@ -145,7 +145,7 @@ def test_only_what_has_been_signed_can_be_opened(store_directory: Path, tmp_path
         ),
         (
             ("--signatures", "check", "--signing-key", "/dev/null", "--digests", "off"),
-            "option --signatures check: compares digests: leave out --digests off",
+            "option --signatures check: needs digests: leave out --digests off",
         ),
     ],
 )

@@ -26,7 +26,7 @@ from trimsfs.mountinfo import escape
 FALLBACK_UID = 60874
 """A user id that Debian and systemd assign to nobody."""
 GPU_OFF = "switched off by --gpu off"
-"""The reason that is shown when --gpu off disables GPUs."""
+"""The reason shown when --gpu off disables GPUs."""
 
 
 def _parse_mode(value: object) -> object:
@@ -61,7 +61,7 @@ PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
 
 
 class AccessRule(BaseModel):
-    """Owner, group and permission bits of the paths that match a pattern, and of all below; later rules win."""
+    """Owner, group and permission bits of the paths that match a pattern, and of all below them. Later rules win."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,7 +73,7 @@ class AccessRule(BaseModel):
 
 
 class Tenant(BaseModel):
-    """A directory whose models have a quota of disk and memory that no other model can use."""
+    """A directory whose models have a quota of disk and memory. No other model can use it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -88,7 +88,7 @@ class MountOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
-    allow_empty: bool = Field(False, description="Mount a prefix also while there is nothing under it.")
+    allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
     endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
@@ -96,80 +96,82 @@ class MountOptions(BaseModel):
     anonymous: bool = Field(False, description="Send unsigned S3 requests.")
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(
-        None, description="Most bytes of models on disk. Default: whatever --min-free leaves."
+        None, description="Most bytes of models on disk. Default: as many as --min-free leaves."
     )
-    cache_policy: PolicyName = Field("lru", description="Which models leave the disk when room is needed.")
+    cache_policy: PolicyName = Field("lru", description="Which models to evict from the disk when it is full.")
     min_free: ByteSize = Field(ByteSize(1 << 30), description="Bytes to leave free on the cache's file system.")
     memory_limit: Annotated[ByteSize, Field(ge=32 << 20)] = Field(
         ByteSize(128 << 20), description="Most bytes of models in the server's own memory."
     )
     host_size: ByteSize | None = Field(
-        None, description="Most bytes of models kept in the host's memory. Default: as many as the kernel keeps."
+        None, description="Most bytes of models in the host's page cache. Default: as many as the kernel keeps."
     )
-    host_policy: PolicyName = Field("lru", description="Which models leave memory when --host-size is reached.")
+    host_policy: PolicyName = Field("lru", description="Which models to drop from memory when --host-size is reached.")
     gpu: Literal["auto", "off"] = Field("auto", description="Whether to lend copies of models on the host's GPUs.")
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = Field(
         0.8, description="Share of each GPU's memory that copies may take."
     )
     gpu_headroom: ByteSize = Field(
-        ByteSize(512 << 20), description="Bytes of each GPU to leave free for what else runs there."
+        ByteSize(512 << 20), description="Bytes of each GPU's memory to leave free for other programs."
     )
-    gpu_policy: PolicyName = Field("lru", description="Which copies leave a GPU when room is needed.")
+    gpu_policy: PolicyName = Field("lru", description="Which copies to evict from a GPU when it is full.")
     gpu_sharing: Literal["all", "uid", "none"] = Field(
-        "uid", description="Who shares a copy on a GPU: all who may read the file, those of one user, or nobody."
+        "uid",
+        description="Who shares a copy on a GPU. all: all who may read the file; uid: the programs of one user; "
+        "none: nobody.",
     )
-    passthrough: bool = Field(True, description="Have the kernel read local copies by itself, where it can.")
-    derived: bool = Field(True, description="Keep what programs have made of a model for others of the same user.")
+    passthrough: bool = Field(True, description="Have the kernel read local copies without the server, where it can.")
+    derived: bool = Field(True, description="Keep what a program derives from a model for others of the same user.")
     share_chunks: bool = Field(
-        False, description="Have models that are alike in part share disk blocks, where the cache's file system can."
+        False, description="Share disk blocks among models that are partly equal. Needs a cache on XFS or btrfs."
     )
     digests: Literal["auto", "wait", "off"] = Field(
         "auto",
-        description="Whether models are compared with the digests that the store tells of them: auto: before they are "
-        "used where that costs little, else once the server is idle; wait: always before; off: never.",
+        description="When to compare models with the store's digests. auto: before use where that is cheap, else once "
+        "the server is idle; wait: always before use; off: never.",
     )
     signatures: Literal["off", "check", "require"] = Field(
         "off",
-        description="Whether files must be what a model.sig above them, signed with --signing-key, says: check: those "
-        "that have one; require: all.",
+        description="Which files must match a signed model.sig in a directory above them. check: those that have one; "
+        "require: all; off: none.",
     )
-    signing_key: Path | None = Field(None, description="Public key that models are signed with, in PEM.")
+    signing_key: Path | None = Field(None, description="Public key that verifies model.sig files, in PEM.")
     scrub_interval: Seconds = Field(
-        7 * 86400.0, description="Seconds after which what is on disk is checked again. 0: never."
+        7 * 86400.0, description="Seconds between scrubs, which check what is on disk for damage. 0: never."
     )
     scrub_rate: Annotated[ByteSize, Field(ge=1 << 16)] = Field(
-        ByteSize(32 << 20), description="Bytes a second that such checks read."
+        ByteSize(32 << 20), description="Bytes a second that a scrub reads."
     )
     cold_open: Literal["auto", "wait", "stream"] = Field(
         "auto",
-        description="Whether opening a model that is not here waits until it is; auto: if that takes 0.5 s at most, or "
-        "3 s for what is fetched ahead.",
+        description="What opening a model that is not cached does. wait: fetch it first; stream: return at once; auto: "
+        "wait if that takes at most 0.5 s, or 3 s if it is being prefetched.",
     )
     prefetch: Literal["auto", "off", "directory"] = Field(
         "auto",
-        description="What is fetched before it is asked for: auto: what is likely to be opened next; directory: all of "
-        "a directory once a file of it is opened; off: nothing.",
+        description="What to prefetch. auto: the files likely to be opened next; directory: all of a directory once "
+        "one of its files is opened; off: nothing.",
     )
     fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
-        None, description="Processes that fetch. Default: one a core, 2 to 4."
+        None, description="Processes that fetch from the store. Default: one per core, 2 to 4."
     )
-    metadata_ttl: Seconds = Field(60.0, description="Seconds for which names and sizes from the store are believed.")
+    metadata_ttl: Seconds = Field(60.0, description="Seconds to cache names and sizes from the store.")
     stale_for: Seconds = Field(
-        86400.0, description="Seconds for which they are used on while the store does not answer."
+        86400.0, description="Seconds to keep using expired names and sizes while the store does not answer."
     )
     retry_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        15.0, description="Seconds of failing requests after which a read gives EIO."
+        15.0, description="Seconds to retry a failing request before a read gets EIO."
     )
     stall_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         5.0,
-        description="Seconds without a byte from the store after which a request is tried again.",
+        description="Seconds without a byte from the store before a request is retried.",
     )
-    allow_other: bool | None = Field(None, description="Let other users in. Default: yes when root mounts, else no.")
+    allow_other: bool | None = Field(None, description="Let other users in. Default: yes if root mounts, else no.")
     uid: Identity | None = Field(None, description="Owner of all files. Default: the mounting user.")
     gid: Identity | None = Field(None, description="Group of all files. Default: the mounting user's.")
-    mode: Mode = Field(0o444, description="Permission bits of files, octal; write bits mean nothing.")
+    mode: Mode = Field(0o444, description="Permission bits of files, octal; write bits are ignored.")
     dir_mode: Mode | None = Field(
-        None, description="Permission bits of directories, octal. Default: --mode, x where r is."
+        None, description="Permission bits of directories, octal. Default: --mode, plus x where r is set."
     )
     access: tuple[AccessRule, ...] = Field((), description="Owner, group and mode by path. Only in a file.")
     tenants: tuple[Tenant, ...] = Field((), description="Shares of disk and memory by path. Only in a file.")
@@ -177,13 +179,13 @@ class MountOptions(BaseModel):
         None, description="Group that may warm, pin and evict, besides root and the owner."
     )
     server_user: str | None = Field(
-        None, description="User that the server of root's mount runs as. Default: trimsfs, or uid 60874 without one."
+        None, description="User that runs the server if root mounts. Default: trimsfs if it exists, else uid 60874."
     )
-    fence: bool = Field(True, description="Have the kernel deny the server what it never does.")
+    fence: bool = Field(True, description="Confine the server with landlock and seccomp.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_file: Path | None = Field(
         None,
-        description="Where a background mount logs. Default: /var/log/trimsfs/NAME.log, for other users than root "
+        description="File that a background mount logs to. Default: /var/log/trimsfs/NAME.log for root, else "
         "trimsfs.log in the cache directory.",
     )
 
@@ -191,7 +193,7 @@ class MountOptions(BaseModel):
     @classmethod
     def _has_no_password(cls, value: str | None) -> str | None:
         if value is not None and PASSWORD.search(value):
-            raise ValueError("credentials do not belong there: all users can read it in /proc/mounts")
+            raise ValueError("credentials do not belong there: all users can read the URL in /proc/mounts")
         return value
 
     @model_validator(mode="after")
@@ -201,7 +203,7 @@ class MountOptions(BaseModel):
         if self.signatures == "off" and self.signing_key is not None:
             raise ValueError("option --signing-key: nothing is checked: set --signatures check or require")
         if self.signatures != "off" and self.digests == "off":
-            raise ValueError(f"option --signatures {self.signatures}: compares digests: leave out --digests off")
+            raise ValueError(f"option --signatures {self.signatures}: needs digests: leave out --digests off")
         return self
 
     @model_validator(mode="after")
@@ -210,7 +212,7 @@ class MountOptions(BaseModel):
             total = getattr(self, name)
             shares = sum(getattr(tenant, name) or 0 for tenant in self.tenants)
             if total is not None and shares > total:
-                raise ValueError(f"tenants: their {name} add up to {shares} bytes, and {name} is {total}")
+                raise ValueError(f"tenants: their {name} add up to {shares} bytes, more than {name}, {total}")
         return self
 
     def resolved(self, mountpoint: Path) -> "MountOptions":
@@ -243,7 +245,7 @@ SCALARS = tuple(name for name in MountOptions.model_fields if name not in TABLES
 
 
 def default_user() -> str:
-    """The user that a server runs as when root mounts."""
+    """The default of --server-user when root mounts."""
     try:
         return pwd.getpwnam("trimsfs").pw_name
     except KeyError:
@@ -251,7 +253,7 @@ def default_user() -> str:
 
 
 def _mapped(uid: int) -> bool:
-    """Whether there is such a user id in this user namespace."""
+    """Whether this user namespace maps the user id."""
     try:
         ranges = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
     except OSError:
@@ -260,7 +262,7 @@ def _mapped(uid: int) -> bool:
 
 
 def searchable(mode: int) -> int:
-    """The permission bits of directories whose files have *mode*: who may read may search."""
+    """The permission bits of directories whose files have *mode*: whoever may read may also search."""
     read_bits = mode & 0o444
     return read_bits | read_bits >> 2
 

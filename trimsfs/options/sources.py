@@ -18,13 +18,13 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.options.schema import PASSWORD, SCALARS, TABLES, MountOptions, flag
 
 MOUNTPOINT = "mountpoint"
-"""In a configuration file that declares a mount; it is no option of the mount."""
+"""The key of the mount point in a configuration file that declares a mount. It is not an option of the mount."""
 DEFAULT_CONFIG = Path("/etc/trimsfs/config.toml")
 ENVIRONMENT_PREFIX = "TRIMSFS_"
 
 
 def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -> dict[str, Any]:
-    """The order for a keeper: where to mount, and the server to run, with *options* that are resolved."""
+    """The order for a keeper: where to mount, which server to run, and its resolved *options*."""
     return {
         "mountpoint": str(mountpoint),
         "source": options.store,
@@ -36,7 +36,7 @@ def keeper_order(mountpoint: Path, options: MountOptions, *, foreground: bool) -
 
 
 def declared_mountpoint(file: Path) -> Path:
-    """The mount point of the mount that a configuration file declares. Raises ConfigurationError."""
+    """The mount point in the *file* that declares a mount. Raises ConfigurationError."""
     mountpoint = _read_toml(file, needed=True).get(MOUNTPOINT)
     if not isinstance(mountpoint, str) or not mountpoint.startswith("/"):
         raise ConfigurationError(f'{file}: no mountpoint: write mountpoint = "/models", an absolute path')
@@ -52,8 +52,7 @@ def load_options(
     """Merge the sources; *arguments* contains only the options that are set on the command line.
 
     Of several configuration files, later ones win. Without any, DEFAULT_CONFIG is read if it exists.
-
-    Raises ConfigurationError naming the option, where it came from and what is wrong with it.
+    Raises ConfigurationError, which names the option, its source and what is wrong with it.
     """
     environment = os.environ if environment is None else environment
     layers: list[tuple[str, Mapping[str, Any]]] = []
@@ -95,7 +94,7 @@ def _spelling(name: str, value: object, source: str) -> str:
 
 
 def _cause(name: str, error: ErrorDetails) -> str:
-    """What is wrong with a value, as the rest of a sentence that begins with its spelling."""
+    """What is wrong with a value: the rest of a sentence that begins with its spelling."""
     context = error.get("ctx", {})
     kind = error["type"]
     if kind.startswith("byte_size"):
@@ -138,6 +137,6 @@ def _read_toml(path: Path, *, needed: bool) -> dict[str, Any]:
         for name in ("mode", "dir_mode"):
             value = table.get(name) if isinstance(table, dict) else None
             if isinstance(value, int) and set(str(value)) <= set("01234567"):
-                # TOML reads 444 as decimal, which nobody means; 0o444 and most other octal literals pass.
+                # TOML reads 444 as decimal, but users mean octal; 0o444 and most other octal literals pass.
                 raise ConfigurationError(f'option {name} = {value} in {path}: write it as text, such as "0444"')
     return values
