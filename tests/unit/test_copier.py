@@ -273,7 +273,7 @@ async def test_what_a_store_gives_beyond_what_was_asked_for_is_written_nowhere(
         async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
             return await super().read(generation, offset, length + 1, sink)
 
-    with pytest.raises(StoreError, match="more bytes came than were asked for"):
+    with pytest.raises(StoreError, match="the store sent more bytes than requested"):
         await fetch(Generous({"a": content}), range(2), file, [])
     assert os.fstat(file).st_size == 2 * chunk_size
 

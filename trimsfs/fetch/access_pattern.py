@@ -1,23 +1,23 @@
-"""How a program reads an open file: in order, perhaps in several places at once, or at random."""
+"""Access patterns: whether a program reads an open file in order (perhaps several streams at once) or at random."""
 
 from collections import deque
 
 STREAMS = 32
-"""Places in a file that are remembered, at which reads may go on."""
+"""Ends of recent reads that are remembered: another read may continue there."""
 LEAST_GAP, GAP_SIZES = 128 << 10, 2
-"""Bytes that a read may skip and still go on, or so many times its own size: the kernel's reads ahead overtake each
-other."""
+"""The gap, in bytes or in multiples of a read's size, within which a read still continues another: the kernel's
+readahead requests overtake each other."""
 WINDOW = 8
-"""Reads that are looked at."""
+"""Recent reads that decide."""
 RANDOM, IN_ORDER = 1, 4
-"""Of these, those that go on where another ended: at most so many mean random reads, so many mean reads in order."""
+"""Of these, how many continue another one: at most RANDOM means random reads, at least IN_ORDER reads in order."""
 DENSE_SHARE = 2
-"""A chunk of which one byte in so many was read by itself is fetched whole."""
+"""A chunk is fetched whole once random reads have covered this fraction (1/N) of it."""
 
 
 class AccessPattern:
-    """The reads of one open file. ``random`` tells that it should be fetched by what is read of it, not whole.
-    ``jumped`` tells that the last read neither went on where another ended nor began the file."""
+    """The reads of one open file. If ``random``, fetch only what the program reads. ``jumped`` says that the last read
+    neither continued another one nor began the file."""
 
     def __init__(self) -> None:
         self.random = self.jumped = False
@@ -26,7 +26,7 @@ class AccessPattern:
         self._read: dict[int, int] = {}
 
     def record(self, start: int, stop: int) -> None:
-        """The program reads the bytes ``[start, stop)``."""
+        """Record a read of the bytes ``[start, stop)``."""
         gap = max(LEAST_GAP, GAP_SIZES * (stop - start))
         before = next((end for end in self._ends if abs(start - end) <= gap), None)
         if before is not None:
@@ -43,6 +43,6 @@ class AccessPattern:
             self.random = False
 
     def dense(self, chunk: int, size: int, *, chunk_size: int) -> bool:
-        """Whether so much of a chunk is read, with *size* bytes more, that the rest of it may as well come."""
+        """Whether a chunk is worth fetching whole, now that *size* more bytes of it are read."""
         self._read[chunk] = self._read.get(chunk, 0) + size
         return self._read[chunk] * DENSE_SHARE >= chunk_size

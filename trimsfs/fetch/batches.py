@@ -1,4 +1,4 @@
-"""Batches: chunks that follow each other are checked if they are here, else fetched in one request."""
+"""Batches: consecutive chunks, which are verified if they are here, else fetched in one request."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,9 +23,8 @@ log = logging.getLogger(__name__)
 class BatchFetcher:
     """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
-    *landed* is called with each flight that has ended well, *came* with the sizes of what the store gave. *refused* is
-    called with a blob for which there is no room on disk: its demanded chunks are kept in memory, the others are not
-    fetched.
+    Calls *landed* with each flight that succeeds, *came* with the sizes of what the store sent, and *refused* with a
+    blob for which the disk has no room. Demanded chunks of such a blob stay in memory; its others are not fetched.
     """
 
     def __init__(
@@ -50,18 +49,18 @@ class BatchFetcher:
         self._refused = refused
         self._requests = 0
         self.verified = 0
-        """Chunks since the server started that an earlier one left and that passed their checksum."""
+        """Chunks of earlier servers that have passed their checksum since this server started."""
 
     async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """The batches that are to be fetched of one; what was here, and right, has landed."""
+        """What is to be fetched of a batch, in batches. Chunks that are here and pass their checksum have landed."""
         states = batch[0].blob.states
         if all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
             return [batch]
-        # All are checked first: what is here must not wait for a store that may fail.
+        # Verify all of them first: chunks that are here must not wait for a store that may fail.
         return [[flight] for flight in batch if not await self._is_here(flight)]
 
     async def _is_here(self, flight: Flight) -> bool:
-        """Whether a chunk is here, perhaps because it was fetched or checked since it was demanded."""
+        """Whether a chunk is here, perhaps fetched or verified since it was demanded; then it has landed."""
         match flight.blob.states[flight.chunk]:
             case ChunkState.MISSING:
                 return False
@@ -72,7 +71,7 @@ class BatchFetcher:
                 return True
 
     async def _verify(self, flight: Flight) -> bool:
-        """Whether the bytes that an earlier server left of a chunk pass their checksum."""
+        """Whether a chunk that an earlier server left passes its checksum; then it has landed."""
         blob, chunk = flight.blob, flight.chunk
         start, stop = blob.span_of(chunk)
         try:
@@ -89,9 +88,9 @@ class BatchFetcher:
         return True
 
     async def fetch(self, batch: Sequence[Flight]) -> None:
-        """Get chunks that follow each other from the store, into the blob if there is room."""
+        """Fetch consecutive chunks from the store, into the blob if the disk has room."""
         blob = batch[0].blob
-        self._retrying.check(f"{blob.generation.key} at {_start(batch)}", blob.token)  # before others make room for it
+        self._retrying.check(f"{blob.generation.key} at {_start(batch)}", blob.token)  # before evicting for it
         for last in (False, True):
             left = [flight for flight in batch if not flight.done.is_set()]
             size = _stop(left) - _start(left)
@@ -115,7 +114,7 @@ class BatchFetcher:
                 self._landed(flight)
 
     async def _fetch_into_blob(self, batch: Sequence[Flight]) -> None:
-        """Raises OSError when the blob cannot be written; chunks that were, have landed then."""
+        """Fetch chunks into the blob. Raises OSError when it cannot be written; chunks written before have landed."""
         blob = batch[0].blob
         flights = {flight.chunk: flight for flight in batch}
         position, stop = _start(batch), _stop(batch)
@@ -124,7 +123,7 @@ class BatchFetcher:
         def landed(record: ChunkRecord) -> None:
             nonlocal position, heard
             if blob.resizes != resizes or flights[record.chunk].done.is_set():
-                return  # the file was truncated since: the first bytes may be gone; or nobody wants them any more
+                return  # the file was truncated since, so bytes may be lost; or the flight was cancelled
             position += record.length
             heard = trio.current_time()
             self._retrying.breaker.answered()
@@ -139,7 +138,7 @@ class BatchFetcher:
         async def attempt() -> None:
             nonlocal resizes
             if position == stop:
-                return  # only the end of the request before had failed
+                return  # the last request failed only after its last chunk
             resizes = blob.resizes
             wanted = arrived if any(flight.demanded for flight in batch) else None
             await self._request(blob, Extent(position, stop, blob.fileno(), position, blob.chunk_size), landed, wanted)
@@ -154,7 +153,7 @@ class BatchFetcher:
             raise
 
     async def _fetch_uncached(self, flight: Flight) -> None:
-        """Get a chunk into memory: the disk has no room for it."""
+        """Fetch a chunk into memory: the disk has no room for it."""
         blob = flight.blob
         start, stop = blob.span_of(flight.chunk)
 
@@ -166,12 +165,12 @@ class BatchFetcher:
         self._landed(flight)
 
     async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
-        """Get a chunk from the store into the file of a descriptor, from its beginning. Raises StoreError, OSError."""
+        """Fetch a chunk into a descriptor's file at offset 0. Raises StoreError and OSError."""
         start, stop = blob.span_of(chunk)
         return await self._get_into(blob, start, stop, descriptor)
 
     async def fetch_range(self, blob: Blob, start: int, stop: int) -> memoryview:
-        """The bytes ``[start, stop)`` from the store, which are kept nowhere. Raises StoreError."""
+        """The bytes ``[start, stop)`` from the store, not cached anywhere. Raises StoreError."""
         data = await in_memory(blob, stop - start, partial(self._get_into, blob, start, stop))
         self._came(stop - start)
         return data
@@ -186,7 +185,7 @@ class BatchFetcher:
         return came[-1]
 
     async def _request(self, blob: Blob, extent: Extent, landed: Landed, arrived: Arrived | None = None) -> None:
-        """One attempt at copying bytes of the object to a file."""
+        """Try once to copy bytes of the object to a file."""
         began, generation = trio.current_time(), blob.generation
         self._requests += 1
         under_way = self._requests
@@ -196,7 +195,7 @@ class BatchFetcher:
             except (ObjectChangedError, ObjectNotFoundError):
                 if generation.version_id is None:
                     raise
-                # The version is gone, but the newest may have the same content.
+                # This version is gone, but the newest one may have the same content.
                 generation = replace(generation, version_id=None)
                 version = await self._copier.fetch(generation, extent, landed, arrived)
         except ObjectNotFoundError as error:

@@ -1,6 +1,6 @@
 """Copiers move bytes from a store into a file, chunk by chunk, and compute checksums of files.
 
-`ThreadCopier` works in threads of its process, ``trimsfs.fetch.workers.WorkerPool`` has other processes do it.
+`ThreadCopier` works in threads of its process; ``trimsfs.fetch.workers.WorkerPool`` uses other processes.
 """
 
 import mmap
@@ -25,25 +25,25 @@ from trimsfs.types import Buffer, ChunkRecord, Generation
 T = TypeVar("T")
 
 PIECE = 1 << 18
-"""Bytes checked at a time: few enough to stay in a core's cache."""
+"""Bytes to checksum at a time: few enough to stay in a core's cache."""
 WRITE_SIZE = HUGE
-"""Most bytes written at a time."""
+"""Most bytes in one write."""
 SMALL_BUFFER = 1 << 18
-"""Bytes for which a large buffer is not cleared: that takes longer than to fetch them."""
+"""Extents up to this size use a small buffer: clearing a large one takes longer than their fetch."""
 POPULATE_SIZE = 8 << 20
-"""Bytes brought into memory at a time; a worker that is not needed any more ends between them."""
+"""Bytes to populate at a time; a cancelled worker ends between them."""
 FIRST_WRITE_SHARE = 8
-"""The first write is this much smaller where a reader waits for its bytes."""
+"""The first write is this many times smaller if a reader waits for its bytes."""
 
 Landed = Callable[[ChunkRecord], None]
-"""Called with each chunk that is wholly written."""
+"""Called with each chunk that is written in full."""
 Arrived = Callable[[int], None]
-"""Called more often, with the byte of the object up to which all is written."""
+"""Called more often, with the offset in the object up to which everything is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes ``[start, stop)`` of an object, which go to *position* of a descriptor's file in chunks of a size."""
+    """The bytes ``[start, stop)`` of an object, in chunks, and the descriptor and position to copy them to."""
 
     start: int
     stop: int
@@ -57,34 +57,35 @@ class Extent:
 
 
 class Copier(Protocol):
-    """Moves bytes. ``OSError`` tells that the file, not the store, failed."""
+    """Moves bytes. Raises OSError when the file, not the store, fails."""
 
     async def fetch(
         self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
     ) -> str | None:
-        """Copy an extent of a generation. Where it begins or ends within a chunk, the record is of a part of it.
+        """Copy an extent of a generation. If it begins or ends within a chunk, *landed* gets a record of that part.
 
-        *arrived* is not called for a store that is not streaming. Returns and raises what ``Store.read`` does, and
-        OSError.
+        *arrived* is only called for a streaming store. Returns and raises what ``Store.read`` does, and OSError.
         """
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
-        """The CRC32C of the bytes ``[start, stop)`` of a file; None when it ends before. Raises OSError."""
+        """The CRC32C of the bytes ``[start, stop)`` of a file; None if the file is shorter. Raises OSError."""
 
     async def digest(
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, *, idle: bool = False
     ) -> bytes | None:
-        """The digest of a file's bytes, as `trimsfs.stores.digests.compute` does; with *idle*, computed while no other
-        process wants a core, if this copier can. Raises OSError and StoreError."""
+        """The digest of a file, as from `trimsfs.stores.digests.compute`. Raises OSError and StoreError.
+
+        With *idle*, it is computed only while no other process wants a core, if this copier can do that.
+        """
 
     async def populate(self, descriptor: int, start: int, stop: int) -> None:
-        """Bring the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
+        """Read the bytes ``[start, stop)`` of a file into the page cache. Raises OSError."""
 
 
 class ThreadCopier:
     """A `Copier` that works in threads of this process.
 
-    For a streaming store, callbacks run in the thread that reads, so that the next bytes need not wait.
+    For a streaming store, callbacks run in the reading thread, so that the next bytes need not wait for them.
     """
 
     def __init__(self, store: Store, *, threads: int) -> None:
@@ -115,7 +116,7 @@ class ThreadCopier:
         except _FileError as error:
             raise OSError(*error.args) from error
         except trio.Cancelled:
-            writer.close()  # the thread that reads goes on for a moment, and the file may be closed
+            writer.close()  # the reading thread goes on for a moment, and the file may be closed
             raise
         buffers.append(buffer)
         for record in whole:
@@ -134,22 +135,22 @@ class ThreadCopier:
         await self._in_thread(partial(_populate, descriptor, start, stop))
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
-        # A process that is not needed any more ends at once, whatever it reads.
+        # Abandon the thread, so that a process that is no longer needed ends at once.
         return await trio.to_thread.run_sync(function, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _ignore(_offset: int) -> None:
-    """No reader waits for the bytes."""
+    """Stand in for *arrived* when no reader waits."""
 
 
 class _FileError(StoreError):
-    """An OSError of the file that is written, told from those of the store that is read."""
+    """An OSError of the written file, as distinct from one of the store."""
 
 
 class _ChunkWriter:
-    """Takes the pieces of a range in order and writes them; *first* is the size of the first write.
+    """Writes the pieces of a range, in order; *first* is the size of the first write.
 
-    *buffer* is used again: the kernel would have to clear the pages of a new one first.
+    The caller reuses the *buffer*: the kernel would have to clear the pages of a new one.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class _ChunkWriter:
         self._closed = False
 
     def close(self) -> None:
-        """Write nothing more, whatever comes."""
+        """Write nothing more, even if more pieces come."""
         with self._turn:
             self._closed = True
 
@@ -188,7 +189,7 @@ class _ChunkWriter:
             write_end = min(end, self._write_end)
             part = view[: write_end - self._offset]
             if not part:
-                raise StoreError("more bytes came than were asked for")
+                raise StoreError("the store sent more bytes than requested")
             self._crc = crc32c(part, self._crc)
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
@@ -214,7 +215,7 @@ class _ChunkWriter:
 
 
 def _checksum(descriptor: int, start: int, stop: int) -> int | None:
-    buffer = memoryview(mmap.mmap(-1, PIECE))  # aligned and read in full, as O_DIRECT wants it
+    buffer = memoryview(mmap.mmap(-1, PIECE))  # O_DIRECT needs an aligned buffer and whole reads
     crc, offset = 0, start
     while offset < stop:
         count = min(os.preadv(descriptor, [buffer], offset), stop - offset)

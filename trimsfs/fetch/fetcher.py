@@ -1,9 +1,9 @@
-"""Fetching: each chunk is fetched once, however many readers wait for it, and demanded chunks before prefetched ones.
+"""The fetcher: fetches each chunk once, however many readers wait for it, and demanded chunks before prefetched ones.
 
-A *flight* makes one chunk readable: it checks the bytes an earlier server left, or gets them from the store.
-Every reader that needs the chunk waits for the same flight. When no reader waits, the rest of the objects being
-read is prefetched. A *batch* of flights carries neighbouring chunks in one request; each of them *lands*, that is
-becomes readable or fails, by itself.
+A *flight* makes one chunk readable: it verifies the bytes that an earlier server left, or fetches them.
+All readers that need the chunk wait for the same flight. When no reader waits, the fetcher prefetches the rest of the
+blobs being read. A *batch* of flights carries neighbouring chunks in one request. Each flight *lands* by itself: its
+chunk becomes readable, or the flight fails.
 """
 
 import logging
@@ -32,17 +32,17 @@ from trimsfs.types import Buffer, ChunkRecord
 log = logging.getLogger(__name__)
 
 BATCH_LIMIT = 4
-"""Most chunks in one request: 32 MiB make its own cost small."""
+"""Most chunks in one request: at 32 MiB, its own cost is small."""
 MOST_LOSSES = 8
-"""How often a read begins anew because bytes were lost or found wrong while it waited for others."""
+"""How often a read starts over because chunks were lost or found damaged while it waited for others."""
 
 
 class Fetcher:
-    """Makes bytes of blobs readable. *copier* moves them; *completed* is called with each blob that is whole.
+    """Makes bytes of blobs readable. *copier* moves them. Calls *completed* with each blob that becomes whole.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
-    started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Of the memory
-    limit, half is for chunks in flight that have no room on disk, and half for such chunks that have landed.
+    started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
+    memory limit is for uncached chunks in flight, half for those that have landed.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Fetcher:
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry the flights, for as long as the server runs."""
-        self._wanted_at = trio.current_time()  # programs of the server before may go on loading
+        """Run the flights until the server stops."""
+        self._wanted_at = trio.current_time()  # programs that the last server served may still be loading
         try:
             await self._background.run(task_status)
         finally:
@@ -106,18 +106,18 @@ class Fetcher:
                 self._land(waiting)
 
     def seconds_for(self, size: int) -> float | None:
-        """About how long fetching *size* bytes takes; None before anything was fetched."""
+        """An estimate of the time to fetch *size* bytes; None before anything was fetched."""
         return self._speed.seconds_for(size)
 
     def quiet_s(self) -> float:
-        """How long nothing was fetched, nobody waited for a whole blob and no read was answered."""
+        """Seconds since the last fetch or read; 0 while a flight or a caller of `fetch_all` is under way."""
         return trio.current_time() - self._wanted_at if self._scheduler.idle else 0.0
 
     async def read(self, blob: Blob, start: int, stop: int) -> Buffer:
-        """The bytes ``[start, stop)`` of a blob that the caller uses; waits until they are here and verified.
+        """The bytes ``[start, stop)`` of a blob that the caller holds, once they are here and verified.
 
-        Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or
-        StoreAccessError when it cannot give the bytes.
+        Raises ObjectChangedError when the store has replaced the object, StoreUnavailableError or StoreAccessError
+        when the store does not give the bytes.
         """
         for _ in range(MOST_LOSSES):
             data = await self.read_once(blob, start, stop)
@@ -126,10 +126,10 @@ class Fetcher:
         raise lost_repeatedly(blob)
 
     async def read_once(self, blob: Blob, start: int, stop: int, pattern: AccessPattern | None = None) -> Buffer | None:
-        """As `read`; None when bytes that had come were lost, or found wrong, while it waited for others.
+        """As `read`; None when fetched bytes were lost, or found damaged, while it waited for others.
 
-        By the *pattern* of the reader, a big file that is read at random is fetched by what is read, past the disk, and
-        after a jump nothing is prefetched until reads go on there.
+        By the reader's *pattern*, random reads of a big file are fetched alone, past the disk. After a jump, the
+        prefetch pauses until reads continue there.
         """
         self._wanted_at = trio.current_time()
         blob.health.check()
@@ -147,14 +147,14 @@ class Fetcher:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _pause(self, blob: Blob) -> None:
-        """A reader wants only what it asks for."""
+        """Pause the prefetch of a blob: a reader wants only what it asks for."""
         prefetch = self._scheduler.prefetch(blob)
         if prefetch is not None and prefetch.touched:
             prefetch.pause()
             self._batches_under_way.unwanted(blob)
 
     async def _pieces(self, blob: Blob, start: int, stop: int, *, at_random: bool) -> list[Buffer] | None:
-        """The bytes ``[start, stop)``, chunk by chunk, once they are here; None when some were lost meanwhile."""
+        """The bytes ``[start, stop)``, chunk by chunk, once they are here; None if some were lost meanwhile."""
         await self._check_running(blob)
         chunks = blob.chunks_of(start, stop)
         prefetch = self._scheduler.prefetch(blob)
@@ -169,11 +169,11 @@ class Fetcher:
                 raise flight.error.with_traceback(None)
         if not all(_is_there(blob, chunk, flights.get(chunk), stop) for chunk in chunks):
             return None
-        # Not before: an error keeps what there is here, and a view keeps the file, also one that is evicted.
+        # Only now: an error would keep the views alive, and they keep the file even of an evicted blob.
         return [self._piece(blob, chunk, start, stop, flights.get(chunk)) for chunk in chunks]
 
     def _piece(self, blob: Blob, chunk: int, start: int, stop: int, flight: Flight | None) -> Buffer:
-        """What of the bytes ``[start, stop)`` is in a chunk that is here."""
+        """The part of the bytes ``[start, stop)`` in a chunk that is here."""
         first, last = blob.span_of(chunk)
         low, high = max(start, first), min(stop, last)
         if flight is not None and flight.data is not None:
@@ -181,15 +181,15 @@ class Fetcher:
         return blob.view(low, high)
 
     def expected(self, blob: Blob) -> bool:
-        """Whether somebody waits for all of a blob, or has it fetched ahead."""
+        """Whether a caller waits for all of a blob or prefetches it."""
         return self._scheduler.expected(blob)
 
     def hold(self, blob: Blob) -> None:
-        """The blob is open: once a reader wants bytes of it, prefetch the rest."""
+        """Register an open blob: once a reader wants bytes of it, prefetch the rest."""
         self._scheduler.hold(blob)
 
     def unhold(self, blob: Blob) -> None:
-        """The opposite of `hold`: after the last one, nothing more is fetched, but for what readers wait for."""
+        """Undo one `hold`. After the last one, only what readers wait for is fetched."""
         self._scheduler.unhold(blob)
         if self._scheduler.prefetch(blob) is None:
             self._batches_under_way.unwanted(blob)
@@ -197,18 +197,18 @@ class Fetcher:
     async def fetch_all(self, blob: Blob, *, ahead: bool = False) -> None:
         """Make a whole blob readable from disk. Raises as `read` does, and CacheFullError.
 
-        *ahead* of any wish for it, it comes after all that somebody waits for or has open.
+        *ahead* means that nobody has asked for it yet: it yields to every blob that is open or waited for.
         """
         blob.health.check()
         if blob.complete:
             return
-        await trio.lowlevel.checkpoint_if_cancelled()  # one that was cancelled meanwhile starts nothing
+        await trio.lowlevel.checkpoint_if_cancelled()  # a cancelled caller starts nothing
         prefetch = self._scheduler.hold(blob)
         prefetch.ahead += ahead
         prefetch.wanted += not ahead
         prefetch.error = None
         if not ahead:
-            prefetch.touched = True  # a caller that gives up may have the file open
+            prefetch.touched = True  # if the caller gives up, the file may still be open
         if not ahead or prefetch.left == 0:
             prefetch.restart()
         self._uncached.forget(blob)
@@ -230,7 +230,7 @@ class Fetcher:
             self.unhold(blob)
 
     async def refetch(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
-        """Get a chunk from the store, even if it is here, into the file of a descriptor, from its beginning.
+        """Fetch a chunk, even if it is here, into a descriptor's file at offset 0.
 
         Raises as `read` does, and OSError.
         """
@@ -239,13 +239,13 @@ class Fetcher:
         return record
 
     async def _check_running(self, blob: Blob) -> None:
-        """Raises StoreUnavailableError while the server stops, unless the caller is cancelled: no flight starts."""
+        """Raises StoreUnavailableError while the server stops, or Cancelled if the caller is cancelled."""
         if not self._background.running:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise _stopping(blob)
 
     def _demand(self, blob: Blob, chunk: int) -> Flight:
-        """The flight of a chunk that a reader waits for; landed already if its bytes are kept in memory."""
+        """The flight of a chunk that a reader waits for; one that has landed if the chunk is in memory."""
         kept = self._uncached.get(blob, chunk)
         if kept is not None:
             flight = Flight(blob, chunk, demanded=True)
@@ -257,7 +257,7 @@ class Fetcher:
         return flight
 
     def _pump(self) -> None:
-        """Start flights while there is room for them; called whenever there is more work or more room."""
+        """Start flights while the limit allows it. Called whenever there is more work or more room."""
         while self._background.running:
             batch = self._scheduler.next_demanded(self._limit.maximum - self._under_way)
             if not batch:
@@ -272,7 +272,7 @@ class Fetcher:
             self._background.start(self._fly, batch)
 
     def _pump_later(self) -> None:
-        """Look again when the head start of demanded first bytes is over."""
+        """Call `_pump` again when the head start of demanded first bytes is over."""
         if self._scheduler.head_start and not self._pump_is_due:
             self._pump_is_due = True
             self._background.start(self._pump_after_head_start)
@@ -286,7 +286,7 @@ class Fetcher:
 
     async def _fly(self, batch: Sequence[Flight]) -> None:
         blob = batch[0].blob
-        blob.users += 1  # also while a thread ends whose batch nobody wants any more
+        blob.users += 1  # the thread of a cancelled batch may still use the file
         try:
             with self._batches_under_way.going_on(batch):
                 missing: list[Sequence[Flight]] = []
@@ -312,9 +312,9 @@ class Fetcher:
 
     @contextmanager
     def _failing(self, batch: Sequence[Flight]) -> Iterator[None]:
-        """An error in the block fails the flights of the batch, and so the reads that wait for them."""
+        """Fail the flights of the batch, and so the reads that wait for them, if the block raises an error."""
         key, token = batch[0].blob.generation.key, batch[0].blob.token
-        told = self._retrying.problem(token) is not None  # the log says so
+        told = self._retrying.problem(token) is not None  # it is in the log already
         try:
             yield
         except StoreError as error:
@@ -337,16 +337,16 @@ class Fetcher:
         self._stop_prefetch(batch[0].blob, error)
         if not isinstance(error, StoreUnavailableError):
             return
-        # Readers that have queued for as long as the store has failed need not wait for a failure of their own.
+        # Readers that have queued for the whole retry deadline need not wait for a failure of their own.
         patience = trio.current_time() - self._retrying.deadline_s
         if self._succeeded_at > patience:
-            return  # the store serves other objects: only this one fails
+            return  # the store serves other objects
         for waiting in self._scheduler.impatient(patience):
             waiting.error = error
             self._land(waiting)
 
     def _refused(self, blob: Blob) -> None:
-        """There is no room on disk for a blob."""
+        """Stop the prefetch of a blob for which the disk has no room."""
         self._stop_prefetch(blob, no_room(blob, self._disk.tenant_full(blob)))
 
     def _stop_prefetch(self, blob: Blob, error: StoreError | CacheFullError) -> None:
@@ -355,7 +355,7 @@ class Fetcher:
             prefetch.stop(error)
 
     def _land(self, flight: Flight) -> None:
-        """A flight has ended, well or not: its readers go on."""
+        """Wake the readers of a flight that has succeeded or failed."""
         blob = flight.blob
         self._scheduler.landed(flight)
         flight.land()
@@ -365,7 +365,7 @@ class Fetcher:
 
 
 def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
-    """Whether the bytes of a chunk before *stop* can be read: from the blob, or memory, or as far as it has come."""
+    """Whether the bytes of a chunk before *stop* can be read: from the blob, from memory or from a flight."""
     if flight is None or flight.done.is_set():
         return blob.states[chunk] == ChunkState.VERIFIED or (flight is not None and flight.data is not None)
     first, last = blob.span_of(chunk)
@@ -373,8 +373,8 @@ def _is_there(blob: Blob, chunk: int, flight: Flight | None, stop: int) -> bool:
 
 
 def lost_repeatedly(blob: Blob) -> StoreUnavailableError:
-    """The error of a read that began anew too often."""
-    return StoreUnavailableError(f"{blob.generation.key}: its fetched bytes are lost again and again: see the log")
+    """The error of a read that started over too often."""
+    return StoreUnavailableError(f"{blob.generation.key}: the cache keeps losing its fetched bytes: see the log")
 
 
 def _stopping(blob: Blob) -> StoreUnavailableError:

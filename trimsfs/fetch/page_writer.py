@@ -1,10 +1,10 @@
-"""Writes bytes of files into the page cache, quickly whether memory for huge pages is at hand or not.
+"""Writes fetched bytes into the page cache in huge pages while these are cheap, else in small ones.
 
-A virtual machine gives large blocks of free memory back to its host, which returns them page by page, at a tenth of the
-speed of memory. Small pages come from what the machine has kept. So the processor time of a write in huge pages tells
-whether the next ones are worth trying: huge pages are quick to map, but nobody should wait for them.
+A virtual machine gives large blocks of free memory back to its host. The host returns them page by page, at a tenth of
+the speed of memory; small pages come from memory that the machine has kept. Huge pages are quicker to map, but not
+worth waiting for, so the writer measures the processor time of each huge write.
 
-The kernel lets one thread at a time write to a file, and has the others spin. So the threads of a process take turns.
+The kernel lets one thread at a time write to a file while the others spin. So the threads of a process take turns.
 """
 
 import os
@@ -15,16 +15,14 @@ HUGE = 2 << 20
 """Bytes in one write that ext4 and xfs cache in one huge page."""
 SMALL = 256 << 10
 SLOW_RATE = 1e9
-"""Bytes a second of processor time that a write exceeds several times over when memory is at hand."""
+"""Bytes a second of processor time below which huge pages are slow; writes with free memory are several times faster.
+"""
 SPAN = 256 << 20
-"""Bytes after which huge pages are tried again."""
+"""Bytes to write in small pages before huge ones are tried again."""
 
 
 class PageWriter:
-    """Writes pieces, for all threads of a process, which share what they find out.
-
-    ``size`` is how many bytes should be written at a time.
-    """
+    """Writes for all threads of a process. ``size`` is the number of bytes that callers should write at a time."""
 
     def __init__(self) -> None:
         self.size = HUGE

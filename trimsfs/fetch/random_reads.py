@@ -1,4 +1,4 @@
-"""Random reads: of a big file that is read at random only what is read is fetched, past the disk."""
+"""Random reads: if a program reads a big file at random, only the bytes that it reads are fetched, past the disk."""
 
 import trio
 
@@ -9,11 +9,11 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer
 
 LEAST_CHUNKS = 8
-"""A file of fewer chunks is fetched whole, however it is read."""
+"""A file of fewer chunks is fetched whole, whatever the access pattern."""
 
 
 class RandomReads:
-    """Serves random reads from the store, at most *limit* at once. The kernel keeps what they give."""
+    """Serves random reads from the store, at most *limit* at once. Only the kernel caches the result."""
 
     def __init__(self, batches: BatchFetcher, scheduler: FlightScheduler, *, limit: int) -> None:
         self._batches = batches
@@ -21,14 +21,15 @@ class RandomReads:
         self._slots = trio.Semaphore(limit)
 
     def record(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> bool:
-        """A program reads the bytes ``[start, stop)``, in a file with this pattern: whether it may do so at random."""
+        """Record a read of the bytes ``[start, stop)`` in its *pattern*; whether the read may be a random one."""
         if len(blob.states) < LEAST_CHUNKS:
             return False
         pattern.record(start, stop)
         return pattern.random or pattern.jumped
 
     def are_wise(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> bool:
-        """Whether nothing of the bytes ``[start, stop)`` is here or comes, and no more should come than these."""
+        """Whether to fetch only the bytes ``[start, stop)``: none of their chunks is here, in flight or worth fetching
+        whole."""
         return pattern.random and all(
             blob.states[chunk] == ChunkState.MISSING
             and self._scheduler.flight(blob, chunk) is None

@@ -1,4 +1,4 @@
-"""Flights: the chunks that are being fetched or wait for it, and the order in which they start."""
+"""Flights: the chunks that are being fetched or wait for it, and the order in which flights start."""
 
 import enum
 from collections import OrderedDict, deque
@@ -11,14 +11,14 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 
 HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
-"""How long the first bytes that a reader waits for have the store for themselves, at least and, until they come, at
-most: no prefetch starts meanwhile. Whoever reads a header alone has closed the file by then."""
+"""The head start: no prefetch starts until the first bytes that a reader waits for have come and HEAD_START_S has
+passed, or LONGEST_HEAD_START_S has. A program that reads only a header has closed the file by then."""
 
 
 class Flight:
     """One chunk that is being made readable, for all readers that wait for it.
 
-    ``demanded`` tells that there are such readers, ``data`` holds the bytes when the blob had no room for them.
+    ``demanded`` says that there are such readers. ``data`` holds the bytes if the disk had no room for them.
     """
 
     def __init__(self, blob: Blob, chunk: int, *, demanded: bool) -> None:
@@ -33,21 +33,21 @@ class Flight:
         self.data: memoryview | None = None
 
     def has_arrived(self, count: int) -> None:
-        """The first *count* bytes are readable; the rest is still coming."""
+        """Make the first *count* bytes readable, while the rest is in flight."""
         self._arrived, self._resizes = count, self.blob.resizes
         self._tell()
 
     def land(self) -> None:
-        """The flight has ended, well or not."""
+        """End the flight, whether it has succeeded or failed."""
         self.done.set()
         self._tell()
 
     def has_head_start(self, now: float) -> bool:
-        """Whether its first bytes have not come yet, or only a moment ago."""
+        """Whether prefetches still wait for its first bytes."""
         return now - self.enqueued < (HEAD_START_S if self._arrived else LONGEST_HEAD_START_S)
 
     def can_be_read(self, count: int) -> bool:
-        """Whether the first *count* bytes are readable before the flight has landed: the file still has them."""
+        """Whether the first *count* bytes have arrived, and no truncation since has lost them."""
         return self._arrived >= count and self._resizes == self.blob.resizes
 
     async def until(self, count: int) -> None:
@@ -61,10 +61,10 @@ class Flight:
 
 
 class Urgency(enum.IntEnum):
-    """Why the rest of a blob is fetched, the most urgent first."""
+    """Why the rest of a blob is fetched; the most urgent reason comes first."""
 
     WANTED = 0
-    """A caller waits for all of it."""
+    """A caller waits for the whole blob."""
     READ = 1
     """A reader has it open."""
     AHEAD = 2
@@ -72,12 +72,12 @@ class Urgency(enum.IntEnum):
 
 
 class Prefetch:
-    """The chunks of one blob still to prefetch, from the last demanded one onward and round.
+    """The chunks of one blob still to prefetch: those after the last demanded one, then those before it.
 
-    ``holders`` counts the handles and commands that want it to go on; ``touched`` tells that a reader wanted bytes;
-    ``wanted`` counts the callers that wait for all of the blob, for whom ``error`` says why the prefetch stopped;
-    ``ahead`` counts those that want it before anybody asks for it, and so after all else. ``paused`` tells that
-    readers want only what they ask for.
+    ``holders`` counts the handles and commands that keep it going. ``touched`` says that a reader wanted bytes.
+    ``wanted`` counts the callers that wait for the whole blob; ``error`` tells them why the prefetch stopped.
+    ``ahead`` counts the callers that prefetch a blob before anybody asks for it, at the lowest urgency. ``paused`` says
+    that readers want only what they ask for.
     """
 
     def __init__(self, blob: Blob) -> None:
@@ -93,11 +93,11 @@ class Prefetch:
 
     @property
     def left(self) -> int:
-        """How many chunks have not been considered yet."""
+        """The number of chunks not considered yet."""
         return self._left
 
     def next_chunk(self) -> int | None:
-        """The next chunk that is not verified; None when there is none left."""
+        """The next chunk that is not verified; None if none is left."""
         states = self.blob.states
         while self._left > 0:
             chunk = self._cursor
@@ -109,7 +109,7 @@ class Prefetch:
 
     @property
     def urgency(self) -> Urgency | None:
-        """How soon the next chunk should start; None: not at all."""
+        """How soon the next chunk should start; None if it should not."""
         if self.wanted:
             return Urgency.WANTED
         if self.touched:
@@ -117,21 +117,21 @@ class Prefetch:
         return Urgency.AHEAD if self.ahead and self.error is None else None
 
     def put_back(self) -> None:
-        """The chunk that `next_chunk` gave is not taken after all."""
+        """Undo the last `next_chunk`."""
         self._cursor = (self._cursor - 1) % len(self.blob.states)
         self._left += 1
 
     def demand(self, chunk: int) -> None:
-        """A reader is at *chunk*: what follows it is the most likely to be wanted next."""
+        """Continue after *chunk*, where a reader is: it most likely wants the following chunks next."""
         self.touched, self.paused = True, False
         self._go_to(chunk + 1)
 
     def pause(self) -> None:
-        """A reader reads at random: what it does not ask for is not worth fetching for it."""
+        """Stop prefetching for a reader that reads at random."""
         self.touched, self.paused = False, not self.wanted and not self.ahead
 
     def restart(self) -> None:
-        """Consider all chunks again, the first one first."""
+        """Consider all chunks again, from the first."""
         self._go_to(0)
 
     def _go_to(self, chunk: int) -> None:
@@ -139,13 +139,13 @@ class Prefetch:
         self._left = len(self.blob.states)
 
     def stop(self, error: TrimsError) -> None:
-        """The rest cannot be fetched for now."""
+        """Stop with an *error*: the rest cannot be fetched for now."""
         self.touched = False
         self.error = error
         self.tell()
 
     def tell(self) -> None:
-        """Something has changed for the callers that wait for all of the blob."""
+        """Wake the callers that wait for the whole blob: something has changed."""
         self._changed.set()
         self._changed = trio.Event()
 
@@ -154,10 +154,10 @@ class Prefetch:
 
 
 class FlightScheduler:
-    """Knows all flights, and decides which start next: demanded ones before prefetched ones.
+    """Knows all flights and decides which start next: demanded ones before prefetched ones.
 
-    A *batch* is what one request carries: at most *batch_limit* chunks that follow each other, fewer while requests are
-    idle. ``head_start`` tells that the last look held prefetches back so that demanded first bytes come sooner.
+    A batch has at most *batch_limit* consecutive chunks, and fewer while more requests may start. ``head_start`` says
+    that the last `next_prefetched` held prefetches back, so that demanded first bytes come sooner.
     Invariant: a flight is listed from its demand or start until `landed`.
     """
 
@@ -170,16 +170,16 @@ class FlightScheduler:
 
     @property
     def waiting(self) -> int:
-        """Demanded flights that have not started."""
+        """The number of demanded flights that have not started."""
         return len(self._demanded)
 
     @property
     def idle(self) -> bool:
-        """Whether there is no flight, and no caller waits for all of a blob."""
+        """Whether there is no flight and no caller waits for a whole blob."""
         return not self._flights and not any(prefetch.wanted for prefetch in self._prefetches.values())
 
     def demand(self, blob: Blob, chunk: int) -> tuple[Flight, bool]:
-        """The flight of a chunk that a reader waits for, and whether it is a new one."""
+        """The flight of a chunk that a reader waits for, and whether it is new."""
         flight = self._flights.get((blob.token, chunk))
         if flight is not None:
             flight.demanded = True
@@ -189,36 +189,36 @@ class FlightScheduler:
         return flight, True
 
     def landed(self, flight: Flight) -> None:
-        """A flight has ended, well or not."""
+        """Remove a flight that has succeeded or failed."""
         del self._flights[flight.blob.token, flight.chunk]
         prefetch = self._prefetches.get(flight.blob.token)
         if prefetch is not None:
             prefetch.tell()
 
     def impatient(self, since: float) -> list[Flight]:
-        """Take from the queue the demanded flights that have waited in it since a time or longer."""
+        """Take from the queue the demanded flights that have waited there at least since a time."""
         found = []
         while self._demanded and self._demanded[0].enqueued <= since:
             found.append(self._demanded.popleft())
         return found
 
     def unwanted(self, batch: Sequence[Flight]) -> bool:
-        """Whether nobody wants a batch that has started: no reader waits for it, and no holder wants the rest."""
+        """Whether nobody wants a batch under way: no reader waits for it, and no holder wants the rest of the blob."""
         prefetch = self._prefetches.get(batch[0].blob.token)
         return (prefetch is None or prefetch.paused) and not any(flight.demanded for flight in batch)
 
     def flight(self, blob: Blob, chunk: int) -> Flight | None:
-        """The flight of a chunk, if there is one."""
+        """The flight of a chunk, or None."""
         return self._flights.get((blob.token, chunk))
 
     def flying(self, blob: Blob) -> bool:
-        """Whether there is any flight of a blob."""
+        """Whether a blob has any flight."""
         return any(token == blob.token for token, _ in self._flights)
 
     # Blobs of which the rest is wanted
 
     def hold(self, blob: Blob) -> Prefetch:
-        """One more holder of a blob's prefetch."""
+        """Add a holder to a blob's prefetch."""
         prefetch = self._prefetches.get(blob.token)
         if prefetch is None:
             prefetch = self._prefetches[blob.token] = Prefetch(blob)
@@ -226,25 +226,25 @@ class FlightScheduler:
         return prefetch
 
     def unhold(self, blob: Blob) -> None:
-        """One holder less; after the last one, what has not been started is not fetched."""
+        """Remove a holder; after the last one, no further chunk is prefetched."""
         prefetch = self._prefetches[blob.token]
         prefetch.holders -= 1
         if prefetch.holders == 0:
             del self._prefetches[blob.token]
 
     def prefetch(self, blob: Blob) -> Prefetch | None:
-        """The prefetch of a blob that somebody holds."""
+        """The prefetch of a blob; None if nobody holds it."""
         return self._prefetches.get(blob.token)
 
     def expected(self, blob: Blob) -> bool:
-        """Whether somebody waits for all of a blob, or has it fetched ahead."""
+        """Whether a caller waits for all of a blob or prefetches it."""
         prefetch = self._prefetches.get(blob.token)
         return prefetch is not None and (prefetch.wanted > 0 or prefetch.ahead > 0)
 
     # What starts next
 
     def next_demanded(self, idle: int) -> list[Flight]:
-        """A batch of demanded flights, while *idle* requests may start."""
+        """The next batch of demanded flights, if *idle* more requests may start; else empty."""
         if not self._demanded or idle <= 0:
             return []
         batch = [self._demanded.popleft()]
@@ -257,7 +257,10 @@ class FlightScheduler:
         return batch
 
     def next_prefetched(self, idle: int, *, full: Callable[[Generation], bool]) -> list[Flight]:
-        """A batch of prefetched flights, while *idle* requests may start. *full* tells where the disk has no room."""
+        """The next batch of prefetched flights, if *idle* more requests may start; else empty.
+
+        *full* says whether the disk has no room for a generation.
+        """
         self.head_start = False
         if idle <= 0:
             return []
@@ -266,16 +269,16 @@ class FlightScheduler:
                 continue
             if urgency > Urgency.WANTED and full(prefetch.blob.generation):
                 if urgency is Urgency.AHEAD:
-                    prefetch.stop(no_room(prefetch.blob))  # whoever waits would wait for ever
+                    prefetch.stop(no_room(prefetch.blob))  # else its callers would wait for ever
                 continue
             if self._first_is_demanded(prefetch, urgency):
                 self.head_start = True
                 continue
-            # Whoever waits has what it waits for sooner by many requests; few cost the processors less.
+            # Many small requests serve a waiting caller sooner; few large ones cost less processor time.
             most = self._batch_limit if urgency is Urgency.AHEAD else self._share(prefetch.left, idle)
             batch = self._take(prefetch, most)
             if batch:
-                if urgency < Urgency.AHEAD:  # what comes ahead comes in order
+                if urgency < Urgency.AHEAD:  # prefetches ahead of any open go in order
                     self._prefetches.move_to_end(prefetch.blob.token)
                 return batch
         return []
@@ -289,8 +292,8 @@ class FlightScheduler:
         return sorted(found, key=lambda each: each[0])
 
     def _first_is_demanded(self, prefetch: Prefetch, urgency: Urgency) -> bool:
-        """Whether a reader has just begun to wait for the first bytes of a blob, or of any before what comes ahead:
-        they have a head start."""
+        """Whether a prefetch yields to the first bytes that a reader waits for: those of its own blob, or of any blob
+        if nobody has asked for this one yet."""
         blob = prefetch.blob
         if urgency is Urgency.WANTED or (urgency is Urgency.READ and blob.verified_bytes):
             return False
@@ -301,11 +304,11 @@ class FlightScheduler:
         )
 
     def _share(self, pending: int, idle: int) -> int:
-        """How many of *pending* chunks one of the requests that may still start should take."""
+        """How many of *pending* chunks the next request should take if *idle* ones may start."""
         return max(1, min(self._batch_limit, pending // idle))
 
     def _take(self, prefetch: Prefetch, most: int) -> list[Flight]:
-        """Flights for the next chunks of a blob that come in one request."""
+        """New flights for the next chunks of a blob, as many as fit in one request."""
         blob = prefetch.blob
         batch: list[Flight] = []
         while len(batch) < most and (chunk := prefetch.next_chunk()) is not None:
@@ -322,13 +325,13 @@ class FlightScheduler:
 
 
 def _follows(flight: Flight, blob: Blob, chunk: int) -> bool:
-    """Whether a chunk can come in one request with the flight of another."""
+    """Whether a chunk can join a flight in one request."""
     states = blob.states
     return flight.blob is blob and chunk == flight.chunk + 1 and states[chunk] == states[flight.chunk]
 
 
 def no_room(blob: Blob, tenant_full: str | None = None) -> CacheFullError:
-    """The error of a blob for which there is no room on disk, be it in the share of its tenant."""
+    """The error of a blob for which the disk, or its tenant's share, has no room."""
     if not blob.attached:
         return CacheFullError(f"{blob.generation.key}: cannot be kept in the cache: see the log of the mount")
     remedy = tenant_full or "evict or unpin models, raise --cache-size or lower --min-free"

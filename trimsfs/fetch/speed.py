@@ -1,4 +1,4 @@
-"""How fast the store gives bytes, as measured of late: how many requests it serves at once, and what a fetch costs."""
+"""The recent speed of the store: how many requests it serves at once, and what a fetch costs."""
 
 import math
 
@@ -9,14 +9,14 @@ from trimsfs.errors import TransientStoreError
 
 MAX_REQUESTS = 32
 REQUEST_MEMORY = 2 << 20
-"""Bytes that a request takes in the process that makes it: its buffer."""
+"""Bytes that a request's buffer takes in the process that makes the request."""
 LOAD_LATENCY_S = 0.03
 LOAD_RATE = 1e8
-"""Bytes a second: a guess that stands until something was measured."""
+"""Bytes a second that are assumed before anything was measured."""
 
 
 class Throughput:
-    """How many bytes a second come while something is under way, of late; None before anything was measured."""
+    """The recent rate, in bytes a second, while requests are under way. ``rate`` is None before a measurement."""
 
     WINDOW_S = 0.25
     LEAST_BYTES = 4 << 20
@@ -28,12 +28,12 @@ class Throughput:
         self._bytes = 0
 
     def busy(self) -> None:
-        """Something is under way, after nothing was."""
+        """Begin to measure: the first request is under way."""
         self._began = trio.current_time()
         self._bytes = 0
 
     def add(self, count: int) -> None:
-        """*count* bytes have come."""
+        """Count bytes that have arrived."""
         self._bytes += count
         elapsed = trio.current_time() - self._began
         if elapsed >= self.WINDOW_S:
@@ -41,7 +41,7 @@ class Throughput:
             self.busy()
 
     def idle(self) -> None:
-        """Nothing is under way any more."""
+        """End the measurement: no request is under way."""
         if self._bytes >= self.LEAST_BYTES:
             self._measure(trio.current_time() - self._began)
         self._bytes = 0
@@ -53,26 +53,26 @@ class Throughput:
 
 
 class StoreSpeed:
-    """The ``limit`` of requests and the ``throughput`` of one store, for whoever fetches or weighs a fetch."""
+    """The adaptive ``limit`` of requests to one store, and its ``throughput``."""
 
     def __init__(self, *, max_requests: int) -> None:
         self.limit = AdaptiveLimit(maximum=max_requests)
         self.throughput = Throughput()
 
     def request_failed(self, _error: TransientStoreError) -> None:
-        """A request failed and will be tried again: ask for less."""
+        """Lower the limit: a request failed and will be retried."""
         self.limit.throttled(trio.current_time())
 
     def seconds_for(self, size: int) -> float | None:
-        """About how long fetching *size* bytes takes; None before anything was fetched."""
+        """An estimate of the time to fetch *size* bytes; None before anything was fetched."""
         rate = self.throughput.rate
         return None if rate is None else size / rate
 
     def load_cost(self, size: int) -> float:
-        """About how many seconds it takes to fetch *size* bytes again, a request's own time included."""
+        """An estimate of the seconds to refetch *size* bytes, including the latency of a request."""
         return LOAD_LATENCY_S + size / (self.throughput.rate or LOAD_RATE)
 
 
 def max_requests(memory_limit: int, *, request_memory: int = REQUEST_MEMORY) -> int:
-    """How many requests may be under way at once within a limit of memory."""
+    """The most requests under way at once within *memory_limit* bytes."""
     return max(1, min(MAX_REQUESTS, memory_limit // 2 // request_memory))

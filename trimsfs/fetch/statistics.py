@@ -1,11 +1,14 @@
-"""What is counted of fetching."""
+"""The statistics of fetching."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStatistics:
-    """Counts since the server started, and requests under way now; ``rate`` is the recent one, in bytes a second."""
+    """Counts since the server started, except for those of the present.
+
+    ``in_flight`` is batches under way now, ``waiting`` demanded chunks in the queue, ``rate`` recent bytes a second.
+    """
 
     fetched_bytes: int
     fetched_chunks: int

@@ -1,4 +1,4 @@
-"""Uncached chunks: those that have no room on disk, of which the few last read are kept in memory."""
+"""Uncached chunks: they have no room on disk, so the server keeps the few last read in memory."""
 
 import mmap
 import os
@@ -12,27 +12,27 @@ from trimsfs.tiers.blob import Blob
 
 
 class UncachedChunks:
-    """At most *limit* chunks that have come, and as many that are being fetched."""
+    """At most *limit* chunks in memory, and as many in flight."""
 
     def __init__(self, *, limit: int) -> None:
         self._slots = trio.Semaphore(limit)
         self._kept: LRUCache[tuple[str, int], memoryview] = LRUCache(limit)
         self.count = 0
-        """Chunks that have come since the server started."""
+        """Chunks fetched since the server started."""
 
     def get(self, blob: Blob, chunk: int) -> memoryview | None:
-        """The bytes of a chunk, if they are kept."""
+        """The bytes of a chunk if they are in memory."""
         return self._kept.get((blob.token, chunk))
 
     def forget(self, blob: Blob) -> None:
-        """Drop what is kept of a blob: there may be room for it on the disk by now."""
+        """Drop the chunks of a blob: the disk may have room for them now."""
         for key in [key for key in self._kept if key[0] == blob.token]:
             del self._kept[key]
 
     async def fetch(self, blob: Blob, chunk: int, fill: Callable[[int], Awaitable[None]]) -> memoryview:
-        """The bytes of a chunk, which *fill* writes to the file of a descriptor, from its beginning.
+        """The bytes of a chunk, which *fill* writes to a descriptor's file from offset 0.
 
-        Raises StoreUnavailableError when there is no memory for it.
+        Raises StoreUnavailableError when there is no memory for them.
         """
         async with self._slots:
             data = await in_memory(blob, blob.length_of(chunk), fill)
@@ -42,7 +42,7 @@ class UncachedChunks:
 
 
 async def in_memory(blob: Blob, length: int, fill: Callable[[int], Awaitable[object]]) -> memoryview:
-    """The *length* bytes of a blob that *fill* writes to the file of a descriptor, from its beginning.
+    """The *length* bytes of a blob that *fill* writes to a descriptor's file from offset 0.
 
     Raises StoreUnavailableError when there is no memory for them.
     """
@@ -51,9 +51,9 @@ async def in_memory(blob: Blob, length: int, fill: Callable[[int], Awaitable[obj
         try:
             os.truncate(descriptor, length)
             await fill(descriptor)
-            # The mapping lives for as long as a view of it is used.
+            # The mapping outlives the descriptor, until no view of it is left.
             return memoryview(mmap.mmap(descriptor, length, prot=mmap.PROT_READ))
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise StoreUnavailableError(f"{blob.generation.key}: no memory for it: {error.strerror}") from error
+        raise StoreUnavailableError(f"{blob.generation.key}: no memory to fetch it: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Batches under way: they are stopped once nobody wants them any more."""
+"""Batches under way: cancels them once nobody wants them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from trimsfs.fetch.scheduler import Flight, FlightScheduler
 from trimsfs.tiers.blob import Blob
 
 LINGER_S = 0.1
-"""How long what nobody wants any more goes on: many programs open a file twice."""
+"""How long an unwanted batch goes on: many programs open a file twice in a row."""
 
 
 class BatchesUnderWay:
-    """The batches that have started and not ended. *land* is called with one that is stopped, and why."""
+    """The batches that have started and not ended. Calls *land* with a batch that it cancels, and the error."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class BatchesUnderWay:
 
     @contextmanager
     def going_on(self, batch: Sequence[Flight]) -> Iterator[None]:
-        """A batch is under way in this block, which is cancelled when nobody wants it any more."""
+        """Register a batch for the length of the block, and cancel the block once nobody wants the batch."""
         with trio.CancelScope() as scope:
             self._scopes[scope] = batch
             try:
@@ -40,7 +40,7 @@ class BatchesUnderWay:
                 del self._scopes[scope]
 
     def unwanted(self, blob: Blob) -> None:
-        """Somebody wants no more of a blob: stop what is under way of it, unless somebody wants it in a moment."""
+        """Note that a reader has left a blob: cancel its batches if nobody wants them after LINGER_S."""
         if self._background.running and any(_is_of(blob, batch) for batch in self._scopes.values()):
             self._background.start(self._stop, blob)
 
@@ -48,11 +48,11 @@ class BatchesUnderWay:
         await trio.sleep(LINGER_S)
         for scope, batch in list(self._scopes.items()):
             if _is_of(blob, batch) and self._scheduler.unwanted(batch):
-                # They land first: whoever wants these chunks from now on has them fetched anew.
+                # Land them first: a later demand for these chunks then starts a new flight.
                 self._land(batch, StoreUnavailableError(f"{blob.generation.key}: no longer wanted"))
                 scope.cancel()
 
 
 def _is_of(blob: Blob, batch: Sequence[Flight]) -> bool:
-    """Whether a batch is of a blob, and has not landed."""
+    """Whether a batch belongs to a blob and has not landed."""
     return batch[0].blob is blob and not all(flight.done.is_set() for flight in batch)
