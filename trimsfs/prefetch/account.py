@@ -1,4 +1,4 @@
-"""The account of what was fetched ahead: how much of it was used, and how much was wasted."""
+"""The account of prefetched files: how much of them was used, and how much was wasted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +9,16 @@ from cachetools import LRUCache
 from trimsfs.tiers.blob import Blob
 
 REMEMBERED = 1 << 16
-"""Files that are remembered until they are opened or go."""
+"""Prefetched files that are remembered until they are opened or leave the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefetchStatistics:
-    """Files that are coming and that nobody has asked for; and counts of such files since the server started: those
-    that came, at least in part; those of them that were opened then; and those that were stopped, evicted or closed
-    before anybody opened them."""
+    """Prefetched files: those in flight now (``coming``), and counts since the server started.
+
+    ``ahead`` counts files fetched at least in part, ``used`` those that a program opened later, ``wasted`` those that
+    were cancelled, evicted or closed before.
+    """
 
     coming_files: int
     ahead_files: int
@@ -28,7 +30,7 @@ class PrefetchStatistics:
 
 
 class Account:
-    """Counts the files that come ahead, by the tokens of their blobs."""
+    """Counts prefetched files, by the tokens of their blobs."""
 
     def __init__(self) -> None:
         self._coming = set[str]()
@@ -50,7 +52,7 @@ class Account:
 
     @contextmanager
     def coming(self, blob: Blob) -> Iterator[None]:
-        """A file comes ahead; what somebody opens meanwhile does not."""
+        """Count what is fetched of a file in the block as prefetched, unless a program opens the file meanwhile."""
         before = blob.present_bytes
         self._coming.add(blob.token)
         try:
@@ -67,7 +69,7 @@ class Account:
             self._unused[token] = self._unused.get(token, 0) + size
 
     def opened(self, token: str) -> None:
-        """A file is opened."""
+        """Record that a program opens a file."""
         self._coming.discard(token)
         size = self._unused.pop(token, None)
         if size is not None:
@@ -75,7 +77,7 @@ class Account:
             self._used[1] += size
 
     def gone(self, token: str) -> None:
-        """A file has left the disk, or is closed."""
+        """Record that a file has left the disk or is closed."""
         size = self._unused.pop(token, None)
         if size is not None:
             self._wasted[0] += 1

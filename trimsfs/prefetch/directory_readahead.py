@@ -1,4 +1,4 @@
-"""Which small files of a directory to prefetch, as programs open and list them."""
+"""Directory readahead: which small files of a directory to prefetch as programs open and list them."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,11 +12,11 @@ FIRST_WINDOW = 32
 LAST_WINDOW = 512
 LEAST_WINDOW = 4
 WINDOW_SHARE = 4
-"""The files of a window have at most this part of the bytes that as many of the largest would have."""
+"""A window's files may have at most 1/N of the bytes that as many files of the largest size would have."""
 LOOKED_AT = 2048
-"""Names that are looked at for one window: a directory may have a million, none of which is small."""
+"""Most names to search for one window: a directory may have a million, none of them small."""
 SAMPLE = 256
-"""Names of a listing that tell whether a directory is one of small files."""
+"""Names of a listing that are sampled to tell whether a directory has mostly small files."""
 
 Readable = Callable[[str], bool]
 """Whether a user may read the file of a key."""
@@ -24,12 +24,12 @@ Readable = Callable[[str], bool]
 
 @dataclass(slots=True)
 class DirectoryReadahead:
-    """One directory: the first small file that is opened has others prefetched, those that follow it first.
+    """The readahead of one directory: the first open of a small file prefetches others, those after it first.
 
-    ``window`` is how many are chosen at a time. It doubles when half of the last ones have been opened, which is
-    also when the next are chosen, and halves when a file is opened that was not chosen. ``chosen`` holds the ETags,
-    by name, of what was opened or chosen so far and is still here; ``awaited`` the names chosen last, of which ``met``
-    were opened. Files up to ``small`` bytes are.
+    ``window`` is the number of files chosen at a time. When half of the last ones have been opened, it doubles and the
+    next ones are chosen. It halves when a program opens a file that was not chosen. ``chosen`` holds the ETags, by
+    name, of the files opened or chosen so far that are still here. ``awaited`` has the names chosen last, of which
+    ``met`` were opened. A file is small up to ``small`` bytes.
     """
 
     small: int = SMALL
@@ -47,9 +47,9 @@ class DirectoryReadahead:
         *,
         here: bool = False,
     ) -> list[Generation]:
-        """A file is opened, which may be *here*: the files to prefetch now.
+        """Record an open of a file, which may be *here* already; the files to prefetch now.
 
-        *names* are those of the directory's *entries*, in order.
+        *names* are those of the directory's *entries*, sorted.
         """
         if generation.size > self.small:
             return []
@@ -68,13 +68,13 @@ class DirectoryReadahead:
         return self._choose(bisect_right(names, name), names, entries)
 
     def record_listing(self, names: Sequence[bytes], entries: Mapping[bytes, object]) -> list[Generation]:
-        """A program lists the directory: the files to prefetch now, if most are small and nothing is awaited."""
+        """Record a listing of the directory; the files to prefetch now, if most are small and none is awaited."""
         if self.awaited or not self._mostly_small(names, entries):
             return []
         return self._choose(0, names, entries)
 
     def forget(self, name: bytes) -> None:
-        """A file is not here any more, or has not come."""
+        """Forget a file that has left the disk or was not fetched."""
         self.chosen.pop(name, None)
         self.awaited.discard(name)
         if not self.chosen:
@@ -100,5 +100,5 @@ class DirectoryReadahead:
 
 
 def _round(names: Sequence[bytes], start: int) -> Iterator[bytes]:
-    """The names from a place on and round, as many as are looked at."""
+    """The names from *start* on, then those before it; at most LOOKED_AT."""
     return (names[(start + step) % len(names)] for step in range(min(len(names), LOOKED_AT)))

@@ -1,4 +1,4 @@
-"""What the last load of each directory read, kept in the index over restarts: the next one will want the same."""
+"""Load history: what the last load of each directory read, kept in the index. The next load likely reads the same."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,19 +9,19 @@ from trimsfs.prefetch.load_order import MOST_FILES, is_below
 LONGEST = 1 << 16
 """Bytes of the longest record."""
 MOST_PARTS = 64
-"""Ranges of one file that are told apart; of a file with more, all is wanted."""
+"""Most ranges recorded of one file; a file with more counts as wanted whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A file that a load wants, by its path below the directory: the ranges ``parts`` of its chunks, None for all."""
+    """A file that a load wants, by its path below the directory. ``parts`` are ranges of its chunks; None means all."""
 
     name: str
     parts: tuple[tuple[int, int], ...] | None = None
 
 
 def packed(wants: Iterable[Want]) -> str:
-    """A record of a load; of a long one its beginning."""
+    """The record of a load, cut to LONGEST bytes."""
     found: list[tuple[str, object]] = []
     size = 2
     for want in wants:
@@ -33,7 +33,7 @@ def packed(wants: Iterable[Want]) -> str:
 
 
 def unpacked(record: str) -> list[Want]:
-    """What a load wanted, as far as its record can be understood: it may be damaged."""
+    """What a load wanted, as far as its record is valid."""
     try:
         items = json.loads(record) if len(record) <= LONGEST else None
     except (ValueError, RecursionError):
@@ -59,7 +59,7 @@ def _is_range(part: object) -> bool:
 
 
 def ranges(chunks: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
-    """The ranges of some chunks, which are in order; None when there are too many of them."""
+    """The ranges of sorted chunks; None if there are none or more than MOST_PARTS."""
     found: list[tuple[int, int]] = []
     for chunk in chunks:
         if found and found[-1][1] == chunk:

@@ -1,4 +1,4 @@
-"""Which files of a directory a load of a model reads, and in which order: what names and small files tell."""
+"""Load order: which files of a directory a load of a model reads, by their names and by small files that list them."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 
 LARGEST_INDEX = 2 << 20
-"""Bytes of the longest index of shards that is read; what a longer one names is mostly numbered as well."""
+"""Bytes of the longest index of shards that is read; the shards of a longer one are mostly numbered as well."""
 LARGEST_HINT = 1 << 16
 """Bytes of the longest hint that is read."""
 HINT = b".trims-prefetch.json"
@@ -25,10 +25,10 @@ _EPOCH = re.compile(rb"-(\d{4})\.params")
 
 
 def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
-    """The names that are the same but for one number, in the order of the numbers, those after it first.
+    """The names that differ from *name* in one number only: first those with higher numbers, then those with lower.
 
-    *names* are in order. Only numbers that count from 0 or 1 without a gap are those of parts: others are sizes,
-    versions or precisions. MXNet numbers its ``.params`` by epochs.
+    *names* are sorted. Only numbers that count from 0 or 1 without a gap mark parts; others are sizes, versions or
+    precisions. MXNet numbers its ``.params`` by epoch, so they are no parts.
     """
     if name.endswith(PARAMS_END):
         return []
@@ -41,7 +41,7 @@ def numbered(name: bytes, names: Sequence[bytes]) -> list[bytes]:
 
 
 def _varying(name: bytes, match: "re.Match[bytes]", names: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """The names that differ from one in nothing but this number, with their numbers, in order."""
+    """The names that differ from *name* in this number only, with their numbers, sorted."""
     before, after = name[: match.start()], name[match.end() :]
     found: list[tuple[int, bytes]] = []
     first = bisect_left(names, before)
@@ -58,7 +58,7 @@ def _varying(name: bytes, match: "re.Match[bytes]", names: Sequence[bytes]) -> l
 
 
 def described(name: bytes, names: Sequence[bytes]) -> list[bytes]:
-    """The large files that a small one is opened for, by its name: ONNX's external data, MXNet's parameters."""
+    """The large files that a small one describes, by its name: ONNX's external data, MXNet's parameters."""
     if name.endswith(SYMBOL_END):
         stem = name.removesuffix(SYMBOL_END)
         epochs = (other for other in _beginning(stem + b"-", names) if _EPOCH.fullmatch(other[len(stem) :]))
@@ -74,25 +74,25 @@ _ONNX_DATA = {b".onnx.data", b".onnx_data", b".data"}
 
 
 def _beginning(start: bytes, names: Sequence[bytes]) -> Iterator[bytes]:
-    """The names, which are in order, that begin so; a bounded number of them."""
+    """The sorted names that begin with *start*; at most MOST_FILES."""
     place = bisect_left(names, start)
     return (other for other in names[place : place + MOST_FILES] if other.startswith(start))
 
 
 def describes(name: bytes) -> bool:
-    """Whether a small file of this name is opened by those who load large ones next."""
+    """Whether programs open a small file of this name just before they load large ones."""
     return name.endswith((INDEX_END, SYMBOL_END, ONNX_END))
 
 
 def indexed(content: bytes) -> list[str]:
-    """The files that an index of shards names, in the order of their first use; none for one that is damaged."""
+    """The files that an index of shards names, in the order of their first use; none if it is malformed."""
     index = _parsed(content)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     return _plain(shards.values()) if isinstance(shards, dict) else []
 
 
 def hinted(content: bytes) -> list[str] | None:
-    """The files that a hint names: none where nothing is to come ahead, None for a hint that is damaged."""
+    """The files that a hint names; empty if it switches prefetching off, None if it is malformed."""
     hint = _parsed(content)
     wanted = hint.get("prefetch") if isinstance(hint, dict) else None
     if wanted is False:
@@ -109,7 +109,7 @@ def _parsed(content: bytes) -> object:
 
 
 def _plain(names: Iterable[object]) -> list[str]:
-    """Those that are paths below the directory, each once."""
+    """The names that are paths below the directory, each once; at most MOST_FILES."""
     found: dict[str, None] = {}
     for name in names:
         if isinstance(name, str) and is_below(name):

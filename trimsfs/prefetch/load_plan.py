@@ -1,4 +1,4 @@
-"""Plans loads: which files a load is likely to read, by a hint, the last load, an index of shards, or their names."""
+"""Load plans: which files a load will likely read, by a hint, the last load, an index of shards or their names."""
 
 import logging
 import os
@@ -24,15 +24,15 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 MOST_INDEXES = 4
-"""Indexes of a directory that are looked at for one that names a file."""
+"""Most indexes of a directory to search for a file."""
 MOST_NAMES = 10_000
-"""Names of a directory in which indexes are looked for, and which are brought whole."""
+"""Most names of a directory to search for indexes. A directory with more is not prefetched whole."""
 
 Expected = list[tuple[Want, Generation]]
 
 
 class LoadPlanner:
-    """Knows what may be read next of the directories of a store."""
+    """Predicts what loads of a store's directories read next."""
 
     def __init__(self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher) -> None:
         self._namespace = namespace
@@ -40,7 +40,7 @@ class LoadPlanner:
         self._fetcher = fetcher
 
     async def expected(self, key: str) -> Expected:
-        """The files of a load that begins with a file, itself among them, in their order. Raises TrimsError."""
+        """The files of a load that begins with *key*, including it, in load order. Raises TrimsError."""
         prefix = key[: key.rfind("/") + 1]
         name = key[len(prefix) :]
         wants = await self._hinted(prefix)
@@ -66,7 +66,7 @@ class LoadPlanner:
         return [Want(name) for name in names]
 
     async def _of_last_load(self, prefix: str, name: str) -> list[Want]:
-        """What the last load read, if it read this file, too."""
+        """What the last load read, if that includes this file."""
         record = await self._disk.loads.last(prefix)
         wants = unpacked(record) if record is not None else []
         return wants if len(wants) > 1 and any(want.name == name for want in wants) else []
@@ -89,14 +89,14 @@ class LoadPlanner:
         return indexed(await self._content(index, LARGEST_INDEX)) if isinstance(index, Generation) else []
 
     async def _content(self, generation: Generation, most: int) -> bytes:
-        """The content of a small file; none of one that is longer. Raises TrimsError."""
+        """The content of a file of at most *most* bytes; empty for a longer one. Raises TrimsError."""
         if not 0 < generation.size <= most:
             return b""
         async with self._disk.using(generation) as blob:
             return bytes(await self._fetcher.read(blob, 0, generation.size))
 
     async def _found(self, prefix: str, wants: list[Want]) -> Expected:
-        """The files of these names that there are."""
+        """The wanted files that exist."""
         found: Expected = []
         for want in wants[:MOST_FILES]:
             directory, slash, name = (prefix + want.name).rpartition("/")

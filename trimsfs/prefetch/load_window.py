@@ -1,21 +1,21 @@
-"""How far ahead of its reader a model is fetched: further, as what was guessed turns out to be right."""
+"""The load window: how far ahead of its reader a model is fetched. It grows while the predictions are right."""
 
 from dataclasses import dataclass, field
 
 FIRST_FILES = 2
 MOST_FILES = 16
 CAUTIOUS_FILES = 1
-"""Files that come where another was closed before all of it had come."""
+"""Files to prefetch after a program closed another one before all of it was fetched."""
 DESCRIBED_FILES = 1
-"""Files that come once only the small file that describes them has been opened."""
+"""Files to prefetch while only the small file that describes them has been opened."""
 
 
 @dataclass(slots=True)
 class LoadWindow:
     """The files that are expected in a load, by key.
 
-    ``files`` is how many are awaited at a time. It doubles when one of them is opened and halves, to none in the end,
-    when another one is, unless it is ``fixed``.
+    ``files`` is the number awaited at a time. Unless ``fixed``, it doubles when a program opens one of them and halves,
+    down to 0, when it opens another file.
     """
 
     order: list[str] = field(default_factory=list)
@@ -25,11 +25,11 @@ class LoadWindow:
     _last: str = ""
 
     def ends_with(self, key: str) -> bool:
-        """Whether all that is expected has been opened, this file last."""
+        """Whether all expected files have been opened, this one last."""
         return key == self._last and bool(self.order) and self.opened.keys() >= set(self.order)
 
     def record_open(self, key: str) -> None:
-        """A file is opened; the files that follow it are expected from now on."""
+        """Record an open: from now on, the files after this one are expected."""
         if key in self.opened:
             return
         awaited = self.awaited()
@@ -45,12 +45,12 @@ class LoadWindow:
         self._last = key
 
     def awaited(self) -> list[str]:
-        """The next files, in order."""
+        """The expected files that come next, in order."""
         place = self.order.index(self._last) + 1 if self._last in self.order else 0
         following = self.order[place:] + self.order[:place]
         return [key for key in following if key not in self.opened][: self.files]
 
     def _follows(self, key: str) -> bool:
-        """Whether a file comes after the one that was opened last."""
+        """Whether a file is expected right after the one opened last."""
         pairs = zip(self.order, self.order[1:], strict=False)
         return (self._last, key) in pairs

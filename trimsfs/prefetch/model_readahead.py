@@ -1,4 +1,4 @@
-"""Prefetches the rest of a model: the large files that a program is likely to open after the one that it opens."""
+"""Model readahead: prefetches the large files that a program will likely open after the one it has opened."""
 
 import logging
 from collections import Counter
@@ -26,22 +26,22 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 2
-"""Files of one load that come at once: enough to keep the store busy from one to the next."""
+"""Files of one load in flight at once: enough to keep the store busy from one to the next."""
 IDLE_S = 10.0
-"""A load of which nothing is open ends after so long without an open: programs convert what they have read."""
+"""A load without an open file ends after so long without an open: programs pause to convert what they have read."""
 PAUSES = 10
-"""A tenth of that is a pause, in which a load is recorded so far: its server may not live to see its end."""
+"""After 1/N of IDLE_S, the load so far is recorded: the server may not live until its end."""
 MOST_LOADS = 256
-"""Directories that are being loaded at once."""
+"""Most directories whose loads are tracked at once."""
 
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """A program loads the model in a directory.
+    """A program's load of the model in a directory.
 
-    ``generations`` are the files that are expected, by key; ``parts`` the only ranges of their chunks that are wanted.
-    ``coming`` has those under way, ``settled`` those that came once, or cannot. ``used`` is what was opened,
-    ``handles`` counts what is open by the blobs' tokens.
+    ``generations`` has the expected files by key; ``parts`` the ranges of chunks wanted of those not wanted whole.
+    ``coming`` has the prefetches under way, ``settled`` the files fetched once, or impossible to fetch. ``used`` has
+    the files opened; ``handles`` counts open handles by the blobs' tokens.
     """
 
     prefix: str
@@ -60,9 +60,9 @@ class Load:
 
 
 class ModelReadahead:
-    """Watches which large files are opened and closed, and fetches those that come next, whole and in order.
+    """Watches opens and closes of large files, and prefetches those that come next, in order.
 
-    With *whole_directories*, the first open in a directory brings all its files.
+    With *whole_directories*, the first open in a directory prefetches all its files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ModelReadahead:
         await self._background.run(task_status)
 
     def record_open(self, blob: Blob, readable: Readable, *, small: bool) -> None:
-        """A file is opened by somebody who may read what is *readable*; a *small* one tells of the large ones."""
+        """Record an open by a user who may read what is *readable*; a *small* file describes large ones."""
         if not self._background.running:
             return
         key = blob.generation.key
@@ -113,12 +113,12 @@ class ModelReadahead:
         self._watch(load)
 
     def _begin(self, prefix: str, readable: Readable, before: Load | None) -> Load:
-        """A load begins; what an earlier one of the directory has opened may be open still."""
-        readable(prefix)  # whoever opens may have ended once it is known what comes next
+        """Begin a load. Files of the directory's earlier load may still be open."""
+        readable(prefix)  # now: the opening process may have ended once the plan is made
         load = Load(prefix, readable)
         if before is not None:
             load.handles = before.handles
-            if before.ended:  # whoever looked at a file may only look at others
+            if before.ended:  # its program may only glance at the other files, too
                 load.window.files = CAUTIOUS_FILES
             self._end(before)
         load.window.fixed = self._whole
@@ -126,13 +126,13 @@ class ModelReadahead:
         return load
 
     def opened(self, blob: Blob) -> None:
-        """A program has got a handle of a file."""
+        """Count a new handle of a file."""
         load = self._load_of(blob)
         if load is not None:
             load.handles[blob.token] += 1
 
     def closed(self, blob: Blob) -> None:
-        """A handle of a file is given back."""
+        """Count a released handle of a file."""
         load = self._load_of(blob)
         if load is None or not load.handles[blob.token]:
             return
@@ -144,9 +144,9 @@ class ModelReadahead:
         if load.handles or self._whole:
             return
         if blob.complete and load.window.ends_with(blob.generation.key):
-            self._close(load)  # whoever opens a file of it now loads it once more
+            self._close(load)  # the next open begins another load
             return
-        if not blob.complete:  # it was not read to its end: it is not a load of all
+        if not blob.complete:  # the program did not read it to the end, so it may not want the rest
             self._stop(load)
         self._watch(load)
 
@@ -155,7 +155,7 @@ class ModelReadahead:
         return self._loads.get(key[: key.rfind("/") + 1])
 
     def _record_use(self, load: Load, blob: Blob) -> None:
-        """What was used of a file: all, if all is here, else what was fetched."""
+        """Record what was used of a file: all of it if it is whole, else the chunks fetched."""
         key = blob.generation.key
         want = load.used.get(key)
         if want is None or (blob.complete and want.parts is None):
@@ -185,7 +185,7 @@ class ModelReadahead:
         self._advance(load)
 
     def _advance(self, load: Load) -> None:
-        """Stop what is not expected any more, and start the next file that is."""
+        """Cancel prefetches that are no longer expected, and start the next one that is."""
         awaited = load.window.awaited()
         for key, scope in list(load.coming.items()):
             if key not in awaited and key not in load.window.opened:
@@ -202,7 +202,7 @@ class ModelReadahead:
                 return
 
     def _room(self, load: Load, awaited: Sequence[str]) -> int:
-        """The bytes that all awaited files may have together: those that are here take none of what is free."""
+        """Bytes that all awaited files may have together; those that are here need no free space."""
         if not awaited:
             return 0
         here = sum(load.generations[key].size for key in awaited if self._is_here(load.generations[key]))
@@ -217,9 +217,9 @@ class ModelReadahead:
         try:
             with scope:
                 async with self._disk.using(generation) as blob:
-                    self._advance(load)  # the next one asks after this one, so that they come in order
+                    self._advance(load)  # start the next only now, so that they are fetched in order
                     bring = partial(self._bring_blob, blob, load.parts.get(key))
-                    with self._account.coming(blob):  # what an outage ends goes on after it for whoever still loads
+                    with self._account.coming(blob):  # after an outage, retry while the program still loads
                         await self._breaker.outlast(bring, wanted=lambda: bool(load.handles))
         except TrimsError as error:
             log.debug("%s: not prefetched: %s", key, error)
@@ -228,7 +228,7 @@ class ModelReadahead:
         if scope.cancelled_caught:
             self._account.gone(generation.token(self._disk.store))
         else:
-            load.settled.add(key)  # what is evicted before it is opened does not fit
+            load.settled.add(key)  # not again: a file evicted before its open does not fit
         if self._background.running and not load.ended:
             self._advance(load)
 
@@ -238,7 +238,7 @@ class ModelReadahead:
             return
         for first, stop in parts:
             for chunk in range(first, min(stop, len(blob.states))):
-                start, _ = blob.span_of(chunk)  # one at a time: there is no such read that comes last of all
+                start, _ = blob.span_of(chunk)  # one at a time: reads have no urgency AHEAD
                 await self._fetcher.read(blob, start, start + 1)
 
     # The end of a load
@@ -267,24 +267,27 @@ class ModelReadahead:
             self._close(load)
 
     def _close(self, load: Load) -> None:
-        """Forget a load under way, and end it."""
+        """Forget a load and end it."""
         del self._loads[load.prefix]
         self._end(load)
 
     def _stop(self, load: Load) -> None:
-        """Nothing more comes ahead."""
+        """Cancel the prefetches of a load and start no more."""
         load.ended = True
         for scope in load.coming.values():
             scope.cancel()
 
     def _end(self, load: Load) -> None:
-        """Record what was read for the next load: more than one file, or the first that is known of."""
+        """Stop a load, and record what it read for the next one."""
         self._stop(load)
         if load.used and self._background.running:
             self._background.start(self._record, load)
 
     async def _record(self, load: Load, *, paused: bool = False) -> None:
-        """Record what was read; of one that has only *paused*, nothing while it reads a file: the rest may follow."""
+        """Record what a load read: several files, or one if nothing is recorded yet.
+
+        A *paused* load is not recorded while a file is being read: the rest may follow.
+        """
         for token in load.handles:
             blob = self._disk.known(token)
             if blob is not None:
@@ -298,13 +301,13 @@ class ModelReadahead:
             await self._disk.loads.record(load.prefix, record)
 
     def _is_part(self, load: Load, last: Sequence[Want], *, paused: bool) -> bool:
-        """Whether it may read, or may have read before this server, what the last load did, and nothing else."""
+        """Whether a load may be a part of the *last* one: paused before its end, or begun under another server."""
         names, known = [want.name for want in load.used.values()], [want.name for want in last]
         return set(names) <= set(known) and (paused or names[0] != known[0])
 
 
 class _Loads(LRUCache[str, Load]):
-    """The loads under way; those that do not fit end."""
+    """The loads under way; the least recently used ones beyond the limit end."""
 
     def __init__(self, most: int, ended: Callable[[Load], None]) -> None:
         super().__init__(most)

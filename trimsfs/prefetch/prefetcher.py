@@ -1,4 +1,4 @@
-"""What opens and listings bring ahead: the small files beside one, and the rest of a model."""
+"""The prefetcher: opens and listings trigger fetches of sibling files and of the rest of a model."""
 
 import os
 from typing import Literal
@@ -21,11 +21,11 @@ from trimsfs.tiers.disk.tier import DiskTier
 
 Prefetch = Literal["auto", "off", "directory"]
 _CONTROL = f"{CONTROL_NAME.decode()}/"
-"""In the keys of derived blobs, which come from no store."""
+"""Part of the keys of derived blobs, which come from no store."""
 
 
 class Prefetcher:
-    """Hears what programs open, close and list, and has the files fetched that come next."""
+    """Hears of opens, closes and listings, and fetches the files that likely come next."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Prefetcher:
         self._models = ModelReadahead(
             namespace, disk, fetcher, self._account, breaker, whole_directories=mode == "directory"
         )
-        # What nobody has open has to last until somebody opens it.
+        # A tier that evicts idle files at once would drop prefetched ones.
         self._mode: Prefetch = mode if disk.keeps_idle else "off"
 
     def statistics(self) -> PrefetchStatistics:
@@ -56,7 +56,7 @@ class Prefetcher:
             task_status.started()
 
     def record_open(self, blob: Blob, readable: Readable) -> None:
-        """A file is opened by somebody who may read what is *readable*."""
+        """Record an open by a user who may read what is *readable*."""
         self._account.opened(blob.token)
         if self._mode == "off" or _CONTROL in blob.generation.key:
             return
@@ -67,21 +67,23 @@ class Prefetcher:
             self._models.record_open(blob, readable, small=small)
 
     def opened(self, blob: Blob) -> None:
-        """A program has got a handle of a file."""
+        """Count a new handle of a file."""
         self._models.opened(blob)
 
     def closed(self, blob: Blob) -> None:
-        """A handle of a file is given back."""
+        """Count a released handle of a file."""
         self._models.closed(blob)
 
     def record_listing(self, inode: Inode, readable: Readable) -> int:
-        """A directory is listed by somebody who may read what is *readable*: the bytes up to which files of it are
-        about to come."""
+        """Record a listing by a user who may read what is *readable*.
+
+        Returns the size, in bytes, up to which files of the directory are being prefetched; 0 if none is.
+        """
         if self._mode == "off" or inode.kind is not InodeKind.DIRECTORY:
             return 0
         return self._siblings.small if self._siblings.record_listing(inode.path, readable) else 0
 
     def removed(self, blob: Blob) -> None:
-        """A blob leaves the disk, or is closed as nobody has used it for long."""
+        """Record that a blob leaves the disk, or is closed because nobody has used it for long."""
         self._account.gone(blob.token)
         self._siblings.forget(blob.generation)

@@ -1,4 +1,4 @@
-"""Prefetches the small files beside one that is opened, so that they do not cost a round trip each."""
+"""Siblings: prefetches the small files beside an opened one, so that they do not cost a round trip each."""
 
 import logging
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 FILES_AT_ONCE = 32
 FILES_MADE_AT_ONCE = 16
-"""Local files that are looked for, and made, by one switch to a thread; opens wait meanwhile."""
+"""Local files to find or make in one switch to a thread; opens wait meanwhile."""
 DIRECTORIES = 256
-"""How many directories are remembered."""
+"""Most directories to remember."""
 LISTINGS_IN_VAIN = 4
-"""After so many listings in a row that no open has followed, a listing brings nothing until one does."""
+"""After so many listings whose files nobody opened, listings prefetch nothing until a program opens one."""
 
 
 class Siblings:
-    """Watches which small files are opened and listed, and prefetches those beside them."""
+    """Watches opens and listings of small files, and prefetches their siblings."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Siblings:
         self.small = min(SMALL, disk.chunk_size // 8)
         self._directories = FIFOCache[str, DirectoryReadahead](maxsize=DIRECTORIES)
         self._listed = FIFOCache[str, bool](maxsize=DIRECTORIES)
-        """Whether that had files come; of directories from which no file was opened since."""
+        """Directories listed, none of whose files was opened since: whether the listing prefetched anything."""
         self._in_vain = 0
         self._slots = trio.Semaphore(FILES_AT_ONCE)
         self._background = Background()
@@ -56,7 +56,7 @@ class Siblings:
         await self._background.run(task_status)
 
     def record_open(self, generation: Generation, readable: Readable, *, here: bool) -> None:
-        """A small file is opened by somebody who may read what is *readable*; *here*: all of it is on disk."""
+        """Record an open of a small file, which is *here* if it is whole, by a user who may read what is *readable*."""
         prefix, name = _split(generation.key)
         if self._listed.pop(prefix, self) is not self:
             self._in_vain = 0
@@ -69,7 +69,7 @@ class Siblings:
         self._start(readahead.record_open(name, generation, entries.names, entries, here=here), readable)
 
     def record_listing(self, prefix: str, readable: Readable) -> bool:
-        """A directory is listed, perhaps because its files are about to be read: whether small ones of it come."""
+        """Record a listing, after which a program may read the files; whether small files are being prefetched."""
         if prefix in self._listed or self._in_vain >= LISTINGS_IN_VAIN:
             return self._listed.setdefault(prefix, False)
         readahead = self._directories.get(prefix) or DirectoryReadahead(small=self.small)
@@ -83,7 +83,7 @@ class Siblings:
         return bool(wanted)
 
     def forget(self, generation: Generation) -> None:
-        """A file has left the disk, is closed, or has not come."""
+        """Forget a file that has left the disk, is closed or was not fetched."""
         prefix, name = _split(generation.key)
         readahead = self._directories.get(prefix)
         if readahead is not None:
