@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
     """The store that ``options.store`` names; *max_requests* reads may be under way at once.
 
-    Raises ConfigurationError for a URL that names none.
+    Raises ConfigurationError when the URL names no store.
     """
     url = options.store or ""
-    share_links = options.signatures == "off"  # else what is signed at one path would be admitted at others
+    share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
     if url.startswith("s3://"):
-        # Not as a URL is parsed: a prefix may hold any character.
+        # Not parsed as a URL: a prefix may hold any character.
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
             raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
-        from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 takes long to load, which other stores do without
+        from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 is slow to load, and other stores do not need it
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
@@ -43,9 +43,9 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
 
 
 async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:
-    """Check that a store answers, and exists: a prefix exists while there is something under it.
+    """Check that a store answers and exists; a prefix exists if it holds an object.
 
-    Raises BucketNotFoundError, unless ``options.allow_empty``, and what requests to the store do.
+    Raises BucketNotFoundError, for an empty prefix only without ``options.allow_empty``, and the errors of `Store`.
     """
     retrying = Retrying(deadline_s=deadline_s, on_failure=None)
     await retrying.call("no answer", store.probe)

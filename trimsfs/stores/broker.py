@@ -1,8 +1,8 @@
-"""The broker: reads a directory store for a server that may not, as far as the user may who mounts, who is root.
+"""The broker: reads a directory store for the server of root's mount, whose own user may not.
 
-A process without a network, which the server forks while it is root itself. It keeps the capability to read any file,
-gives up all else, and looks at nothing but what is in the store: the server gets names, sizes and times from it, and
-descriptors of regular files for reading. Never of directories, which would lead to files that are no part of the store.
+The server forks this process while it is still root. The broker has no network, keeps only the capability to read any
+file, and reads nothing outside of the store. The server gets names, sizes and times from it, and read-only descriptors
+of regular files. It never gets one of a directory, which would lead to files outside of the store.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ _VALUES = attrgetter(*_NAMES)
 
 
 class Broker:
-    """The server's end, a `DirectoryReader`: for any thread, and for processes that are forked later.
+    """The server's end, a `DirectoryReader` for any thread and for processes forked later.
 
-    The process ends with those that have this end. *confine* has it give up what it does not need; it closes the
+    The broker process ends when nobody holds this end any more. It calls *confine* to drop privileges, and closes the
     descriptors *not_for_it*.
     """
 
@@ -54,7 +54,7 @@ class Broker:
                 for descriptor in not_for_it:
                     os.close(descriptor)
                 set_process_title("broker", mountpoint)
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that stops
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops the server, which ends the broker
                 confine()
                 _serve(theirs, reader)
                 status = 0
@@ -64,7 +64,7 @@ class Broker:
         self._socket = ours
 
     async def watch(self) -> NoReturn:
-        """Raises StoreUnavailableError when the process has ended: the next server has another one."""
+        """Raises StoreUnavailableError once the broker has ended: the next server forks another one."""
         await trio.lowlevel.wait_readable(self._socket)
         raise StoreUnavailableError("the broker has ended: starting another server")
 
@@ -92,7 +92,7 @@ class Broker:
         return descriptor
 
     def _ask(self, **request: object) -> tuple[Any, int | None]:
-        """What the process answers, and the descriptor that it gives."""
+        """The broker's answer to a request, and the descriptor that came with it, if any."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -124,10 +124,10 @@ def _generation(values: list[Any]) -> Generation:
 
 
 def _lost() -> TransientStoreError:
-    return TransientStoreError("the broker has not answered")
+    return TransientStoreError("the broker did not answer")
 
 
-# In the process
+# In the broker process
 
 
 def _serve(orders: socket.socket, reader: DirectoryReader) -> None:
@@ -154,7 +154,7 @@ def _answer_and_close(descriptor: int, data: bytes, reader: DirectoryReader, fre
 
 
 def _answer(end: socket.socket, data: bytes, reader: DirectoryReader) -> None:
-    """Answer a request; what nobody asks who is well gets no answer."""
+    """Answer a request; a malformed one, which no intact server sends, gets no answer."""
     file: int | None = None
     try:
         result, file = _do(json.loads(data), reader)
@@ -166,7 +166,7 @@ def _answer(end: socket.socket, data: bytes, reader: DirectoryReader) -> None:
     except (ValueError, RecursionError, TypeError):
         return
     try:
-        with contextlib.suppress(OSError):  # nobody waits for it any more
+        with contextlib.suppress(OSError):  # the requester has gone
             text = json.dumps(answer).encode()
             sent = socket.send_fds(end, [text], [] if file is None else [file])
             end.sendall(text[sent:])
@@ -176,7 +176,7 @@ def _answer(end: socket.socket, data: bytes, reader: DirectoryReader) -> None:
 
 
 def _do(request: object, reader: DirectoryReader) -> tuple[object, int | None]:
-    """Raises ValueError for what is no request."""
+    """The result of a request, and a descriptor for an open. Raises ValueError for a malformed request."""
     match request:
         case {"do": "probe"}:
             reader.probe()
@@ -189,4 +189,4 @@ def _do(request: object, reader: DirectoryReader) -> tuple[object, int | None]:
             return _VALUES(reader.stat(key)), None
         case {"do": "open", "key": str(key)}:
             return None, reader.open(key)
-    raise ValueError("no request")
+    raise ValueError("not a request")

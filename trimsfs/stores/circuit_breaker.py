@@ -1,4 +1,4 @@
-"""Whether a store answers, as all requests to it tell: not each caller has to find out, and to wait for it."""
+"""The circuit breaker: knows from all requests whether the store answers, so that not each caller waits to find out."""
 
 import logging
 import math
@@ -15,22 +15,21 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 1.0, 3.0
-"""How often a store that has failed is asked whether it answers, and how long it may take."""
+"""How often a failed store is probed, and how long a probe may take."""
 FORGOTTEN_AFTER_S = 5.0
-"""How long a failure counts without another one."""
+"""How long a failure counts unless another one follows."""
 TOLD_AFTER_S = 2.0
-"""How long a store fails before those who wait for it are told: a probe would have found that it answers."""
+"""How long a store fails before waiting callers are told of an outage; a shorter failure ends at the first probe."""
 ATTEMPTS = 3
-"""How often something is tried that fails without an outage: one may have ended just before."""
+"""Most attempts that fail without an outage: one may have ended just before."""
 
 
 class CircuitBreaker:
     """Hears of every request to a store.
 
-    ``failing`` tells that a request has failed for a passing reason and that none has been answered since: who can do
-    without the store does. ``open`` tells that this has gone on for *deadline_s* seconds: then requests fail at once.
-    Either ends with the first answer, whatever it is, and `run` sees to it that the store is asked. The server after
-    this one begins as this one ended, by the *ledger*.
+    ``failing`` says that a request had a transient failure and none was answered since: callers that can avoid the
+    store then do. ``open`` says that this has lasted *deadline_s* seconds: requests then fail at once. Any answer ends
+    both; `run` probes the store for one. The *ledger* passes the state on to the next server.
     """
 
     def __init__(self, *, deadline_s: float, ledger: Ledger | None = None) -> None:
@@ -39,9 +38,9 @@ class CircuitBreaker:
         self._failure = ""
         self._was_open = False
         self.openings = 0
-        """How often requests came to fail at once."""
+        """How often the breaker has opened since the server started."""
         self.closed_at = -math.inf
-        """When requests last ceased to fail at once."""
+        """When the breaker last closed."""
         self._changed = trio.Event()
         self._ledger = ledger
         self._record: int | None = None
@@ -51,16 +50,16 @@ class CircuitBreaker:
 
     @property
     def failing(self) -> bool:
-        """Whether the last that was heard of the store, not long ago, is a failure."""
+        """Whether the last news of the store is a recent failure."""
         return self._failed_at > self._answered_at and trio.current_time() < self._failed_at + FORGOTTEN_AFTER_S
 
     @property
     def silent_s(self) -> float:
-        """For how many seconds requests have failed and none was answered; 0 if the last one was."""
+        """Seconds for which requests have failed and none was answered; 0 if the last one was."""
         return trio.current_time() - self._failing_since if self.failing else 0.0
 
     async def is_silent(self, seconds: float) -> bool:
-        """Whether requests still fail once they have for so long; returns at once when one is answered."""
+        """True once requests have failed for so many seconds; False as soon as one is answered."""
         with trio.move_on_after(seconds - self.silent_s):
             while self.failing:
                 await self._changed.wait()
@@ -68,26 +67,26 @@ class CircuitBreaker:
 
     @property
     def open(self) -> bool:
-        """Whether requests fail at once."""
+        """Whether the breaker is open: requests fail at once."""
         return self.failing and self._failed_at - self._failing_since >= self.deadline_s
 
     @property
     def problem(self) -> str | None:
-        """Why requests fail at once, if they do."""
+        """Why requests fail at once; None if they do not."""
         return self._failure if self.open else None
 
     @property
     def outage(self) -> tuple[float, str] | None:
-        """For how many seconds the store has not answered, and why, if that has lasted."""
+        """For how many seconds the store has not answered, and why; None for less than TOLD_AFTER_S."""
         return (self.silent_s, self._failure) if self.silent_s >= TOLD_AFTER_S else None
 
     def check(self, subject: str) -> None:
-        """Raises StoreUnavailableError, which names the *subject*, while requests fail at once."""
+        """Raises StoreUnavailableError, which names the *subject*, while the breaker is open."""
         if self.open:
             raise StoreUnavailableError(f"{subject}: the store does not answer: {self._failure}")
 
     def answered(self) -> None:
-        """The store has answered a request."""
+        """Record that the store has answered a request."""
         failing = self.failing
         self._answered_at = trio.current_time()
         if failing:
@@ -101,7 +100,7 @@ class CircuitBreaker:
                 self._record = None
 
     def failed(self, error: TransientStoreError | StoreUnavailableError, began: float) -> None:
-        """A request that *began* at a time has failed for a passing reason."""
+        """Record the transient failure of a request that *began* at a time."""
         if not self.failing:
             self._failing_since = max(began, self._answered_at)
             self._tell()
@@ -115,26 +114,26 @@ class CircuitBreaker:
             self._tell()
 
     def give_up(self, error: StoreUnavailableError) -> None:
-        """The store has been asked in vain for long enough: requests fail at once from now on."""
+        """Open the breaker: requests have failed for long enough."""
         self._failed_at = -math.inf
         self.failed(error, trio.current_time() - self.deadline_s)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep until requests fail at once, or so long."""
+        """Sleep for so many seconds, or until the breaker opens."""
         with trio.move_on_after(seconds):
             while not self.open:
                 await self._changed.wait()
 
     async def answers(self) -> None:
-        """Wait until the store is not known to fail."""
+        """Wait while `failing`."""
         while self.failing:
             with trio.move_on_after(PROBE_INTERVAL_S):
                 await self._changed.wait()
 
     async def outlast(self, attempt: Callable[[], Awaitable[T]], *, wanted: Callable[[], bool] = lambda: True) -> T:
-        """The result of an *attempt* that needs the store, made anew after an outage if it is still *wanted* then.
+        """The result of an *attempt* that needs the store, repeated after each outage while it is *wanted*.
 
-        Raises as the attempt does for another reason than an outage.
+        Raises as the attempt does if it fails for another reason than an outage.
         """
         in_vain = 0
         while True:
@@ -143,7 +142,7 @@ class CircuitBreaker:
             except StoreUnavailableError:
                 before = self.openings - self.open
                 await self.answers()
-                in_vain += self.openings == before  # there was no outage: the store answers others
+                in_vain += self.openings == before  # no outage: the store answers other requests
                 if in_vain == ATTEMPTS or not wanted():
                     raise
             await trio.sleep(FORGOTTEN_AFTER_S if in_vain else PROBE_INTERVAL_S)
@@ -151,7 +150,7 @@ class CircuitBreaker:
     async def run(
         self, probe: Callable[[], Awaitable[None]], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Ask the store by a *probe* whether it answers, again and again while it does not."""
+        """Repeat a *probe* of the store while it does not answer."""
         task_status.started()
         while True:
             while not self.failing:

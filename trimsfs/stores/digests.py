@@ -1,4 +1,4 @@
-"""Digests of whole objects, as stores have them: of all bytes, or of the digests of parts."""
+"""Digests of whole objects, as stores compute them: over all bytes, or over the digests of parts."""
 
 import hashlib
 import mmap
@@ -13,38 +13,38 @@ from trimsfs.types import ChunkRecord
 
 try:
     from trimsfs.stores import _md5
-except ImportError:  # it could not be built: hashlib takes the parts one after the other
+except ImportError:  # the extension was not built: hashlib digests the parts one after the other
     _md5 = None  # type: ignore[assignment]
 
 Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
 
 TINY = 1 << 16
-"""Bytes up to which a digest takes less time than handing the work to a thread."""
+"""Bytes up to which computing a digest is quicker than handing the work to a thread."""
 PIECE = 1 << 20
 """Bytes digested at a time: few enough to stay in a core's cache."""
 MIB = 1 << 20
 RWF_DONTCACHE = 0x80
-"""Of <linux/fs.h>, since Linux 6.14: pages that a read brings into the page cache leave it afterwards."""
+"""From <linux/fs.h>, since Linux 6.14: drops the pages that a read has added to the page cache."""
 MD5_BLOCK = 64
 MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
-"""Bytes of a block of MD5, and the words that it begins with."""
+"""The bytes of an MD5 block, and the initial state."""
 LANES = 0 if _md5 is None else _md5.LANES
-"""Parts of which the MD5s are computed side by side."""
+"""Parts whose MD5s are computed side by side."""
 FEWEST_LANES = 6
-"""With fewer parts left, one after the other is about as fast as side by side."""
+"""With fewer parts left, digesting them one after the other is about as fast."""
 USUAL_PART_SIZES = tuple(size * MIB for size in (8, 16, 5, 64, 10, 15, 32, 50, 100, 128, 256, 512))
-"""Of programs that upload in parts, the most common first."""
+"""The part sizes of common upload programs, the most common first."""
 MOST_GUESSES = 3
 _CRCS: dict[str, tuple[Crc, int]] = {"crc32": (crc32, 4), "crc32c": (crc32c, 4), "crc64nvme": (crc64nvme, 8)}
-"""With their bytes."""
+"""CRC functions and the number of bytes in their results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
     """The digest of an object's bytes, according to the store or, if ``signed``, to a manifest.
 
-    ``parts`` is not 0 for an object uploaded in so many parts: it is the digest of their digests, and ``part_size`` is
-    None where the store does not tell it. A digest that is not ``certain`` may be none, as some ETags.
+    For a multipart object, ``parts`` is their number and the value is the digest of their digests; else it is 0.
+    ``part_size`` is None if the store does not tell it. If not ``certain``, the value may be no digest, as some ETags.
     """
 
     algorithm: Algorithm
@@ -56,29 +56,28 @@ class Digest:
 
     @property
     def at_once(self) -> bool:
-        """Whether it is compared before a file is opened: it is signed, or takes next to no time to compute."""
+        """Whether to compare it before an open: it is signed, or quick to compute."""
         return self.signed or self.algorithm in _CRCS
 
     @property
     def binding(self) -> bool:
-        """Whether bytes that have another digest are certainly wrong. Of parts that is not certain: they need not all
-        be of one size."""
+        """Whether bytes with another digest are certainly wrong. A digest of parts is not: their sizes may differ."""
         return self.certain and not self.parts
 
     @property
     def of_nothing(self) -> bytes:
-        """The digest of no bytes at all."""
+        """The digest of an empty file."""
         return _digest_of(self.algorithm, b"")
 
     def part_sizes(self, size: int) -> list[int]:
-        """The sizes that the parts of an object of *size* bytes may have, the likeliest first; 0: without parts."""
+        """The possible part sizes of an object of *size* bytes, the likeliest first; [0] if it has no parts."""
         if not self.parts:
             return [0]
         if self.part_size is not None:
             return [self.part_size]
         usual = [guess for guess in USUAL_PART_SIZES if -(-size // guess) == self.parts]
         smallest = -(-size // self.parts)
-        rounded = -(-smallest // MIB) * MIB  # what programs choose for objects that would have more than 10,000 parts
+        rounded = -(-smallest // MIB) * MIB  # programs choose this to stay below 10,000 parts
         if rounded not in usual and -(-size // rounded) == self.parts:
             usual.append(rounded)
         return usual[:MOST_GUESSES]
@@ -94,7 +93,7 @@ class _Hash(Protocol):
 
 
 class _CrcHash:
-    """A CRC in the form of hashlib."""
+    """A CRC with the interface of hashlib."""
 
     def __init__(self, function: Crc, width: int) -> None:
         self._function = function
@@ -121,10 +120,9 @@ def _new(algorithm: Algorithm) -> _Hash:
 
 
 def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) -> bytes | None:
-    """The digest of the first *size* bytes of a file, in parts unless *part_size* is 0; None when it ends before.
+    """The digest of the first *size* bytes of a file, in parts unless *part_size* is 0; None if the file is shorter.
 
-    What the page cache lacks of more than a few bytes is not brought into it, where the kernel can read so. Raises
-    OSError.
+    Except for tiny files, it adds no pages to the page cache if the kernel supports that. Raises OSError.
     """
     if size <= TINY and not part_size:
         data = os.pread(descriptor, size, 0)
@@ -157,7 +155,7 @@ def _digests_of_parts(file: "_File", size: int, algorithm: Algorithm, part_size:
 
 
 class _File:
-    """A file whose bytes are digested, piece by piece. Its methods raise EOFError when it ends too early."""
+    """A file to digest piece by piece. Its methods raise EOFError when the file ends too early."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -165,7 +163,7 @@ class _File:
         self._flags = RWF_DONTCACHE
         try:
             os.preadv(descriptor, [bytearray(1)], 0, self._flags)
-        except OSError:  # the kernel or the file system is older
+        except OSError:  # the kernel or the file system does not support it
             self._flags = 0
 
     def digest(self, algorithm: Algorithm, start: int, stop: int) -> bytes:
@@ -178,7 +176,7 @@ class _File:
         return found.digest()
 
     def md5_side_by_side(self, start: int, size: int, count: int) -> list[bytes]:
-        """The MD5s of so many parts of a size, from *start* on. Lanes for which there is no part digest anything."""
+        """The MD5s of *count* parts of *size* bytes each, from *start* on. Lanes without a part digest any bytes."""
         state = bytearray(b"".join(word.to_bytes(4, "little") * LANES for word in MD5_START))
         most = PIECE // LANES
         for offset in range(0, size, most):
@@ -192,7 +190,7 @@ class _File:
         return [b"".join(words[lane::LANES]) for lane in range(count)]
 
     def _read(self, piece: memoryview, offset: int) -> None:
-        """Fill a piece with the bytes from *offset* on."""
+        """Fill *piece* with the bytes from *offset* on."""
         while piece:
             count = os.preadv(self._descriptor, [piece], offset, self._flags)
             if count == 0:
@@ -201,6 +199,6 @@ class _File:
 
 
 def crc32c_of(chunks: Iterable[ChunkRecord]) -> bytes:
-    """The CRC32C of a whole object, from the chunks it consists of in their order."""
+    """The CRC32C of a whole object, combined from those of all its chunks, in order."""
     whole = reduce(lambda crc, chunk: combine_crc32c(crc, chunk.crc, chunk.length), chunks, 0)
     return whole.to_bytes(_CRCS["crc32c"][1])

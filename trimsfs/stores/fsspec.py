@@ -1,4 +1,4 @@
-"""Anything that fsspec can read, as a store: gs://, abfs://, hf://, ... The only home of fsspec, an extra."""
+"""The fsspec store: any URL that fsspec reads, such as gs://, abfs:// or hf://. The only user of fsspec, an extra."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ EXTRAS = {
     "gs": "gs",
     "hf": "hf",
 }
-"""The extras of trimsfs that bring what fsspec needs for a kind of URL."""
+"""By URL scheme, the extra of trimsfs that installs what fsspec needs for it."""
 CONTENT_FIELDS = (
     "ETag",
     "etag",
@@ -63,8 +63,8 @@ TIME_FIELDS = (
 class FsspecStore:
     """The files below a URL of fsspec.
 
-    fsspec has no conditional reads. So each read looks at the file afterwards, in one more request: a file that has
-    changed meanwhile is noticed by its ETag, checksum or times.
+    fsspec has no conditional reads. So each read ends with one more request, which compares the file's ETag, checksum
+    or times, to notice a change.
     """
 
     def __init__(self, url: str, *, max_requests: int) -> None:
@@ -88,11 +88,11 @@ class FsspecStore:
 
     @property
     def streaming(self) -> bool:
-        return False  # only afterwards is it known that the file has not changed
+        return False  # a change of the file is only noticed after the read
 
     @property
     def forkable(self) -> bool:
-        return False  # some implementations have threads from the start
+        return False  # some implementations start threads at once
 
     @property
     def links(self) -> bool:
@@ -114,7 +114,7 @@ class FsspecStore:
         return None
 
     async def aclose(self) -> None:
-        """fsspec keeps its connections for as long as the process lives."""
+        """Do nothing: fsspec keeps its connections until the process ends."""
 
     async def _call(self, function: Callable[[], T]) -> T:
         def translated() -> T:
@@ -125,7 +125,7 @@ class FsspecStore:
             except StoreError:
                 raise
             except Exception as error:
-                # Each implementation raises what its own client library does.
+                # Each implementation raises the errors of its own client library.
                 raise TransientStoreError(f"{self._url}: {type(error).__name__}: {error}") from error
 
         return await trio.to_thread.run_sync(translated, limiter=self._limiter, abandon_on_cancel=True)

@@ -1,7 +1,7 @@
-"""Recent failures: what the store did not give until the deadline is not asked for again at once.
+"""Recent failures: after a fetch has failed until the deadline, other fetches of its blob fail at once for a while.
 
-A program that maps a file faults page by page, and the kernel asks up to three times for each: without this, each of
-them would wait for the deadline.
+A program that maps a file faults page by page, and the kernel asks up to three times for each page. Without this, each
+request would wait for the deadline.
 """
 
 import math
@@ -20,14 +20,14 @@ class RecentFailures:
         self._failures: dict[str, tuple[float, str]] = {}
 
     def add(self, token: str, error: StoreUnavailableError) -> None:
-        """The store did not give some bytes of a blob."""
+        """Record that the store did not give some bytes of a blob."""
         now = trio.current_time()
-        # Those that count no more are dropped here, so that there are few.
+        # Drop expired failures here, so that there are few.
         self._failures = {one: found for one, found in self._failures.items() if now < found[0] + REMEMBERED_S}
         self._failures[token] = now, str(error)
 
     def problem(self, token: str, *, since: float) -> str | None:
-        """Why a fetch of a blob failed of late, and after the time *since*; None if none did."""
+        """Why a fetch of a blob failed recently, and after the time *since*; None if none did."""
         failed_at, problem = self._failures.get(token, (-math.inf, ""))
         counts = failed_at > since and trio.current_time() < failed_at + REMEMBERED_S
         return problem if counts else None

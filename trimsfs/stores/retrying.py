@@ -1,4 +1,4 @@
-"""Retries of requests that fail for a passing reason, around any store."""
+"""Retries of transient failures, for any store."""
 
 import itertools
 import logging
@@ -27,14 +27,16 @@ LONGEST_WAIT_S = 3.0
 
 
 def _nothing_yet() -> float:
-    """When the store has last given a part of what is asked for."""
+    """The default of *heard*: the store has sent nothing yet."""
     return -math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatistics:
-    """Requests since the server started, each with all its attempts, and attempts that failed for a passing reason;
-    whether requests fail at once, and how often it came to that."""
+    """Counts since the server started: requests (each with its retries), and attempts with a transient failure.
+
+    ``circuit_open`` is 1 while requests fail at once, ``circuit_openings`` how often that began.
+    """
 
     requests: int
     failed_attempts: int
@@ -43,12 +45,12 @@ class StoreStatistics:
 
 
 class Retrying:
-    """Tries transient failures again, with exponential backoff and full jitter, until *deadline_s* has passed.
+    """Retries transient failures with exponential backoff and full jitter, until *deadline_s* has passed.
 
-    What still fails then is a StoreUnavailableError naming the last cause. Other errors pass at once. No attempt
-    starts after the deadline; one under way is bounded by the store's own timeouts, so that slow progress
-    is not cut. *on_failure*, if any, hears of every failed attempt. While the *breaker* is open, no attempt starts.
-    Nor does one for a blob of which the store, which may answer others, gave nothing until the deadline a moment ago.
+    Then it raises StoreUnavailableError, which names the last cause. Other errors pass at once. No attempt starts after
+    the deadline; the store's own timeouts bound one under way, so that slow progress is not cut off. *on_failure*, if
+    any, hears of every failed attempt. No attempt starts while the *breaker* is open, or for a blob with a recent
+    failure.
     """
 
     def __init__(
@@ -73,11 +75,11 @@ class Retrying:
         )
 
     def problem(self, token: str) -> str | None:
-        """Why no fetch of the blob with this token starts now, if none does."""
+        """Why no fetch of the blob with this token may start now; None if one may."""
         return self._recent.problem(token, since=self.breaker.closed_at) or self.breaker.problem
 
     def check(self, subject: str, token: str) -> None:
-        """Raises StoreUnavailableError while no fetch of the blob with this token starts."""
+        """Raises StoreUnavailableError while no fetch of the blob with this token may start."""
         self.breaker.check(subject)
         problem = self.problem(token)
         if problem is not None:
@@ -91,15 +93,15 @@ class Retrying:
         heard: Callable[[], float] = _nothing_yet,
         token: str | None = None,
     ) -> T:
-        """The result of the first *attempt* at asking the store that succeeds; messages name its *subject*.
+        """The result of the first successful *attempt* at a request; messages name its *subject*.
 
-        *heard* tells when the store has last given a part of it: the deadline counts from then on. A fetch has the
+        *heard* returns when the store last sent a part of the answer: the deadline counts from then. A fetch passes the
         *token* of its blob.
         """
         return await self._call(subject, attempt, self.breaker, heard, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """`call`, for what does not need the store, but may fail with a fetch process."""
+        """As `call`, for work that needs a fetch process but not the store."""
         return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
 
     async def _call(
@@ -137,7 +139,7 @@ class Retrying:
             else:
                 breaker.answered()
                 return result
-            # The last attempt is at the deadline itself: a store that comes back before it is not missed.
+            # The last attempt starts at the deadline itself, in case the store has just come back.
             await breaker.sleep(min(random.uniform(0, longest_s), max(0.0, deadline - now)))  # noqa: S311 jitter
             longest_s = min(2 * longest_s, LONGEST_WAIT_S)
         raise AssertionError("unreachable: the attempts are not bounded")
@@ -150,7 +152,7 @@ class Retrying:
 
 
 class RetryingStore:
-    """A store whose requests are retried. Reads are not: their caller knows which bytes have come."""
+    """A store that retries requests, except for reads: their caller knows which bytes have arrived."""
 
     def __init__(self, store: Store, retrying: Retrying) -> None:
         self._store = store

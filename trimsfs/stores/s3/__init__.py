@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 METADATA_THREADS = 8
 KEY_MAX = 1024
-"""Bytes in the longest key that S3 knows."""
+"""Bytes in the longest key that S3 allows."""
 VERSION_MAX = 1024
-"""Characters in the longest version id that S3 knows."""
+"""Characters in the longest version id that S3 allows."""
 PIECE = 1 << 18
-"""Most bytes read from a response at a time: a stall is looked for after each."""
+"""Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SMALL = 8 << 20
-"""Bytes up to which an ETag that looks like a digest is compared without asking whether it is one."""
+"""Bytes up to which an ETag that looks like a digest is compared without a request that tells whether it is one."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
 
@@ -43,10 +43,10 @@ class _Continuation(TypedDict, total=False):
 
 
 class S3Store:
-    """The objects of a bucket under a prefix, by the SDK's own chain of credentials.
+    """The objects of a bucket under a prefix, with credentials from the SDK's own chain.
 
-    Every read carries If-Match, and VersionId once the bucket has shown one, so that bytes of two contents of a
-    key never mix. Requests are tried once: retries are RetryingStore's.
+    Every read has If-Match, and VersionId once it is known, so that the bytes of two generations never mix.
+    Requests are tried once: RetryingStore retries them.
     """
 
     def __init__(self, bucket: str, prefix: str, options: MountOptions, *, max_requests: int) -> None:
@@ -89,7 +89,7 @@ class S3Store:
         return await self._ask(partial(self._head, key), key)
 
     async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
-        # A thread that is given up passes nothing on afterwards, however late its answer begins: hence two calls.
+        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
         get = partial(self._get, generation, offset, length)
         if length <= PIECE:
             data, version = await self._ask(partial(self._get_small, get, length), generation.key, limiter=self._reads)
@@ -105,7 +105,7 @@ class S3Store:
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
         likely = None if certain else digest_by_etag(generation.etag)
         if likely is not None and not likely.parts and generation.size <= SMALL:
-            return likely  # this takes no request
+            return likely  # without a request
         digest = await self._ask(partial(self._digest, generation), generation.key)
         return None if certain and digest is not None and not digest.certain else digest
 
@@ -113,9 +113,9 @@ class S3Store:
         self._client.close()
 
     async def _ask(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
-        """Make a request in a thread, up to where a large body begins; given up when it takes twice the stall timeout.
+        """Make a request in a thread, which is abandoned after twice the stall timeout.
 
-        The thread goes on until it notices: no timeout of the SDK ends an answer that comes byte by byte.
+        The SDK has no timeout for an answer that drips in byte by byte. Raises StoreStalledError.
         """
         timeout_s = 2 * self._stall_timeout_s
         try:
@@ -156,7 +156,7 @@ class S3Store:
             ),
             prefixes=tuple(item["Prefix"][strip:] for item in common),
             next_token=answer["NextContinuationToken"] if answer["IsTruncated"] else None,
-            # A bucket exists by itself, a directory by an object of its name.
+            # A bucket exists even if it is empty; a directory exists if an object has its name.
             empty=not self._prefix + prefix or any(item["Key"] == self._prefix + prefix for item in contents),
         )
 
@@ -183,7 +183,7 @@ class S3Store:
         return replace(digest, part_size=first) if fits else digest
 
     def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
-        """The body of an answer whose headers are right, and its version id."""
+        """The body and version id of an answer, once its headers match the request."""
         last = offset + length - 1
         answer = self._objects.get(
             self._prefix + generation.key, Range=f"bytes={offset}-{last}", **_condition(generation)
@@ -204,7 +204,7 @@ class S3Store:
             raise
 
     def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
-        """What a request gives, as a whole: another switch of threads takes longer than a few bytes."""
+        """A small answer's bytes, read in the same call: another switch of threads takes longer than a few bytes."""
         body, version = get()
         data = bytearray()
         self._receive(body, length, data.extend)
@@ -218,7 +218,7 @@ class S3Store:
         done = mark = 0
         marked = time.monotonic()
         while done < length:
-            # One piece as it comes: a read that fills its buffer cannot be told from a stall while bytes drip in.
+            # Take each piece as it comes: a read that fills its buffer looks like a stall while bytes drip in.
             piece = stream.read1(min(PIECE, length - done))
             if not piece:
                 raise TransientStoreError(f"the body ended after {done} of {length} bytes")
@@ -232,7 +232,7 @@ class S3Store:
 
 
 def _condition(generation: Generation) -> Condition:
-    """The condition that the object is still of this generation."""
+    """The condition that the object still has this generation."""
     condition: Condition = {"IfMatch": generation.etag}
     if generation.version_id is not None:
         condition["VersionId"] = generation.version_id
@@ -240,7 +240,7 @@ def _condition(generation: Generation) -> Condition:
 
 
 def _possible(key: str) -> bool:
-    """Whether a name can be a key at all; names from the kernel are any bytes, undecodable ones as surrogates."""
+    """Whether a name can be a key. Names from the kernel are any bytes, with undecodable ones as surrogates."""
     try:
         return len(key.encode()) <= KEY_MAX
     except UnicodeEncodeError:
@@ -248,7 +248,7 @@ def _possible(key: str) -> bool:
 
 
 def _seconds(modified: datetime) -> int:
-    """A time in nanoseconds, but of whole seconds: the listings of some servers are finer than their HEAD."""
+    """A time in nanoseconds, cut to whole seconds: some servers' listings are more precise than their HEAD answers."""
     return moment(int(modified.timestamp()) * 1_000_000_000)
 
 

@@ -1,4 +1,4 @@
-"""Bounds on the answers that the SDK reads whole, as listings and errors: in size and in time."""
+"""Answers: bounds the size and time of those that the SDK reads whole, such as listings and errors."""
 
 import threading
 import time
@@ -15,28 +15,30 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ANSWER_LIMIT = 4 << 20
-"""Bytes of the longest answer: 1000 names of 1024 bytes, each of which may be written as three, fit in."""
+"""Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 _PIECE = 1 << 16
 
 
 class Transport:
-    """Sends a client's requests in the SDK's place. Reads no more than ANSWER_LIMIT bytes of an answer that it reads
-    whole, and for no longer than *timeout_s*.
+    """Sends a client's requests in the SDK's place. It reads a whole answer up to ANSWER_LIMIT bytes, within
+    *timeout_s*.
 
-    The SDK alone would read everything into memory, and wait for as long as a byte comes now and then.
+    The SDK alone would read an answer of any size into memory, and wait for as long as single bytes drip in.
     """
 
     def __init__(self, client: "S3Client", timeout_s: float) -> None:
-        self._session: Any = client._endpoint.http_session  # type: ignore[attr-defined]  # there is no other way to it
+        self._session: Any = client._endpoint.http_session  # type: ignore[attr-defined]  # it has no public name
         self._timeout_s = timeout_s
         self._call = _Call()
-        before_send: Any = self._before_send  # botocore takes what it returns for the answer
+        before_send: Any = self._before_send  # botocore uses its result as the answer
         client.meta.events.register("before-send.s3", before_send)
 
     def send(self, request: Any) -> AWSResponse:
-        """Send a request. A body is left to be read if it is a stream and a success. Raises as the SDK's session does,
-        and TransientStoreError."""
-        streamed, request.stream_output = request.stream_output, True  # the body is not to be read yet
+        """Send a request. The caller reads the body of a streamed success; all others are read here.
+
+        Raises as the SDK's session does, and TransientStoreError.
+        """
+        streamed, request.stream_output = request.stream_output, True  # read no body yet
         response: Any = self._session.send(request)
         request.stream_output = streamed
         if streamed and response.status_code < 300:
@@ -45,9 +47,9 @@ class Transport:
         return AWSResponse(response.url, response.status_code, response.headers, _Body(body))
 
     def watched(self, call: Callable[[], T], response: AWSResponse | None = None) -> tuple[T, Any]:
-        """What the SDK returns from a call, and the last request that it made for it.
+        """The result of an SDK *call*, and the last request that the SDK made for it.
 
-        With a *response*, its first request is not sent: this is the answer.
+        With a *response*, the first request is not sent: the SDK gets this answer.
         """
         self._call.response = response
         try:
@@ -62,14 +64,14 @@ class Transport:
 
 
 class _Call(threading.local):
-    """The SDK's call in this thread."""
+    """The state of this thread's SDK call."""
 
     response: AWSResponse | None = None
     sent: Any = None
 
 
 def _received(raw: Any, timeout_s: float) -> bytes:
-    """All of a body. Raises TransientStoreError."""
+    """The whole body. Raises TransientStoreError when it is too long or too slow."""
     deadline = time.monotonic() + timeout_s
     pieces, size = [], 0
     try:
@@ -88,11 +90,11 @@ def _received(raw: Any, timeout_s: float) -> bytes:
 
 
 class _Body:
-    """A body that has been read, as the SDK asks for it."""
+    """A body that has been read, with the interface that the SDK expects."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
 
     def stream(self) -> Iterator[bytes]:
-        """All of it."""
+        """Yield the whole body at once."""
         yield self._content

@@ -22,7 +22,7 @@ CONNECT_TIMEOUT_S = 3.0
 
 
 def make_client(options: MountOptions, connections: int) -> "S3Client":
-    """A client that tries each request once. Raises ConfigurationError for options that cannot be used."""
+    """A client that tries each request once. Raises ConfigurationError for invalid options."""
     if options.endpoint_url is not None:
         _check_endpoint(options.endpoint_url)
     if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
@@ -55,7 +55,7 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
 
 
 def _ask_for_the_region_once(model: Any, context: dict[str, Any], **_: object) -> None:
-    """The SDK answers a redirect by asking where the bucket is; were that redirected as well, it would ask for ever."""
+    """Prevent an endless loop: on a redirect, the SDK sends HeadBucket to learn the region, and would redirect that."""
     if model.name == "HeadBucket":
         context["s3_redirect"]["redirected"] = True
 
@@ -73,5 +73,5 @@ def _check_endpoint(url: str) -> None:
 
 
 def _shown(url: str) -> str:
-    """A URL without what may be a password."""
+    """A URL without a user and password."""
     return re.sub(r"//[^/]*@", "//***@", url)

@@ -1,4 +1,4 @@
-"""Errors of the SDK become trimsfs's own."""
+"""Translates the SDK's errors into trimsfs's own."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ _ACCESS_CODES = {
 _THROTTLE_CODES = {"429", "503", "RequestLimitExceeded", "SlowDown", "Throttling", "TooManyRequests"}
 _CHANGED_CODES = {"412", "416", "InvalidRange", "NoSuchVersion", "PreconditionFailed"}
 _PASSING_CODES = {"307", "400", "408", "InternalError", "RequestTimeout", "TemporaryRedirect"}
-"""An answer to HEAD has no code but its status, so that 400 may mean anything: RequestTimeout as well."""
+"""Codes of transient failures. An answer to HEAD has no code but its status: 400 may mean RequestTimeout, too."""
 _NETWORK_ERRORS = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
@@ -55,18 +55,18 @@ _NO_CREDENTIALS = (
 )
 _MALFORMED = (
     *(botocore.parsers.ResponseParserError, KeyError, ValueError, TypeError, AttributeError),
-    *(ArithmeticError, RuntimeError),  # of invalid times
+    *(ArithmeticError, RuntimeError),  # from invalid times
 )
 _OBJECT = re.compile(r"(?:(https?://[^/\s\"']+)|(?<=with url: ))/[^\s\"']*")
 """What of a URL tells the object that was asked for: the circuit breaker tells of the failure where others are."""
 _TEXT_LIMIT = 500
-"""Characters of a server's message that are passed on."""
+"""Most characters of a server's message to pass on."""
 
 
 def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
-    """Call *function*, which asks the SDK about a bucket or one of its objects; errors are StoreErrors of one line.
+    """Call *function*, which makes a request about a bucket or an object. Raises only StoreErrors of one line.
 
-    No message shows what the SDK would send, as that holds credentials.
+    No message shows what the SDK would send, as that contains credentials.
     """
     subject = f"{key}: bucket {bucket}" if key else f"bucket {bucket}"
     try:
@@ -75,7 +75,7 @@ def translated(function: Callable[[], T], bucket: str, key: str = "") -> T:
         raise
     except (botocore.exceptions.BotoCoreError, *_NETWORK_ERRORS, *_MALFORMED) as error:
         if "header value" in str(error):
-            # Without the cause, whose text is the header: it holds the access key or the token.
+            # Without the cause: its text is the header, which contains the access key or the token.
             message = f"{subject}: the credentials contain a character that cannot be sent: check them"
             raise StoreAccessError(message) from None
         raise _sdk_error(error, subject) from error
@@ -104,7 +104,7 @@ def _sdk_error(error: Exception, subject: str) -> StoreError:
         return BucketNotFoundError(f"{subject}: {said}")
     if isinstance(error, botocore.exceptions.BotoCoreError):
         return StoreUnavailableError(f"{subject}: {said}")
-    return StoreUnavailableError(f"{subject}: the answer is not S3's: check the endpoint")
+    return StoreUnavailableError(f"{subject}: the answer is not from S3: check the endpoint")
 
 
 def _client_error(error: botocore.exceptions.ClientError, bucket: str, subject: str) -> StoreError:

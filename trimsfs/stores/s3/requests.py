@@ -1,8 +1,8 @@
-"""GET and HEAD requests for a bucket's objects, without what the SDK works out anew for each call.
+"""GET and HEAD requests for a bucket's objects, made from templates: the SDK takes long to build each request.
 
-The first request of a kind is the SDK's own. Those that follow are copied from it but for key, range and conditions,
-signed by the SDK's signer and sent by its session. The SDK gets every answer that is not a success as if it had sent
-the request: it parses errors, follows redirects, and raises what it always raises.
+The SDK makes the first request of a kind. Later ones are copies of it with another key, range and conditions; the SDK's
+signer signs them and its session sends them. The SDK handles every answer that is not a success, as if it had sent the
+request: it parses errors, follows redirects, and raises its usual errors.
 """
 
 import uuid
@@ -25,7 +25,7 @@ Operation = Literal["get_object", "head_object"]
 _HEADERS = {"Range": "Range", "IfMatch": "If-Match", "ChecksumMode": "x-amz-checksum-mode"}
 _QUERY = {"VersionId": "versionId", "PartNumber": "partNumber"}
 _SIGNATURES = {"v4", "s3v4", UNSIGNED}
-"""Those that need nothing but credentials, name and region; all others are left to the SDK."""
+"""Signatures that need only credentials, signing name and region. The SDK makes all requests with other ones."""
 _SIGNATURE = "trimsfs_signature"
 _BY_SIGNER = {"authorization", "date", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"}
 _INVOCATION, _ATTEMPT = "amz-sdk-invocation-id", "amz-sdk-request"
@@ -33,14 +33,14 @@ _DIFFERENT_EACH_TIME = {"x-amz-date", "x-amz-security-token", _INVOCATION}
 
 
 class Condition(TypedDict, total=False):
-    """The content that a request is for, by the SDK's names."""
+    """The content that a request must match, by the SDK's names."""
 
     IfMatch: str
     VersionId: str
 
 
 class Parameters(Condition, total=False):
-    """All that a request may ask for."""
+    """All parameters of a request."""
 
     Range: str
     ChecksumMode: Literal["ENABLED"]
@@ -49,14 +49,14 @@ class Parameters(Condition, total=False):
 
 @dataclass(frozen=True, slots=True)
 class ObjectAnswer:
-    """A success. The names of ``headers`` are asked for in lower case; ``body`` is urllib3's stream, None for HEAD."""
+    """A success. Look ``headers`` up in lower case; ``body`` is urllib3's stream, None for HEAD."""
 
     headers: Mapping[str, str]
     body: Any
 
 
 class ObjectRequests:
-    """Requests for the objects of a bucket. Any thread may make one; it raises what the SDK raises."""
+    """Requests for the objects of a bucket, from any thread. They raise the SDK's errors."""
 
     def __init__(self, client: "S3Client", transport: Transport, bucket: str) -> None:
         self._client = client
@@ -70,7 +70,7 @@ class ObjectRequests:
         return self._answer("get_object", key, parameters)
 
     def head(self, key: str, **parameters: Unpack[Parameters]) -> ObjectAnswer:
-        """Ask for an object's headers."""
+        """HEAD an object."""
         return self._answer("head_object", key, parameters)
 
     def _answer(self, operation: Operation, key: str, parameters: Parameters) -> ObjectAnswer:
@@ -83,11 +83,11 @@ class ObjectRequests:
         return self._by_sdk(operation, key, parameters, response)
 
     def _by_sdk(self, operation: Operation, key: str, parameters: Parameters, response: Any = None) -> ObjectAnswer:
-        """Have the SDK make a request, or take *response* for the answer to it; later ones are to be like it."""
+        """Have the SDK make a request, or handle *response* as its answer, and learn the template for later ones."""
         call: Any = partial(getattr(self._client, operation), Bucket=self._bucket, Key=key, **parameters)
         result, request = self._transport.watched(call, response)
         about = result["ResponseMetadata"]
-        # A request that was redirected is no model: the next one goes where the SDK has learnt that the bucket is.
+        # A redirected request is no template: the SDK sends the next one to the bucket's region at once.
         redirected = about.get("RetryAttempts") != 0
         self._templates[operation] = None if redirected else _learned(self._client, request, key, parameters)
         return ObjectAnswer(about["HTTPHeaders"], result["Body"]._raw_stream if "Body" in result else None)
@@ -95,8 +95,8 @@ class ObjectRequests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Template:
-    """What all requests of an operation share. ``base`` is the URL up to the key; ``headers`` are neither the signer's
-    nor those that say which attempt this is."""
+    """What all requests of an operation share. ``base`` is the URL up to the key. ``headers`` lack those of the signer
+    and of the attempt."""
 
     method: str
     base: str
@@ -108,7 +108,7 @@ class _Template:
     streamed: bool
 
     def request(self, client: Any, key: str, parameters: Parameters) -> AWSPreparedRequest:
-        """A request that is ready to be sent. Raises what signing raises: credentials are looked up anew each time."""
+        """A request ready to send. Raises the errors of signing: each request looks up the credentials."""
         own = {_HEADERS[name]: value for name, value in parameters.items() if name in _HEADERS}
         request: Any = AWSRequest(
             method=self.method,
@@ -129,19 +129,19 @@ class _Template:
 
 
 def _tail(key: str, parameters: Parameters) -> str:
-    """What follows the bucket's URL, quoted as the SDK quotes it."""
+    """The part of the URL after the bucket, quoted as the SDK quotes it."""
     query = {_QUERY[name]: value for name, value in parameters.items() if name in _QUERY}
     path: str = percent_encode(key, safe="/~")
     return f"{path}?{percent_encode_sequence(query)}" if query else path
 
 
 def _note_signature(request: Any, signature_version: Any, **_: object) -> None:
-    """Keep what the SDK tells only before it signs."""
+    """Keep the signature version, which the SDK tells only before it signs."""
     request.context[_SIGNATURE] = signature_version
 
 
 def _learned(client: Any, sent: Any, key: str, parameters: Parameters) -> _Template | None:
-    """The template of a request that the SDK has sent; None unless it makes the very same request."""
+    """The template of a request that the SDK has sent; None unless it reproduces that request."""
     version, tail = sent.context.get(_SIGNATURE), _tail(key, parameters)
     if version not in _SIGNATURES or not sent.url.endswith(tail):
         return None
@@ -166,7 +166,7 @@ def _learned(client: Any, sent: Any, key: str, parameters: Parameters) -> _Templ
 
 
 def _same(made: Any, sent: Any) -> bool:
-    """Whether two requests say the same, each at its time."""
+    """Whether two requests are equal but for their times."""
     return (made.method, made.url, made.body, made.stream_output, _comparable(made)) == (
         *(sent.method, sent.url, sent.body, sent.stream_output),
         _comparable(sent),
@@ -174,7 +174,7 @@ def _same(made: Any, sent: Any) -> bool:
 
 
 def _comparable(request: Any) -> dict[str, str]:
-    """The headers of a request, without what is different each time: credentials may have been renewed as well."""
+    """The headers of a request without those that differ each time. Renewed credentials may differ, too."""
     headers = {name: "" if name in _DIFFERENT_EACH_TIME else value for name, value in _headers(request).items()}
     if "authorization" in headers:
         _, _, scope = headers["authorization"].partition("/")
