@@ -1,4 +1,4 @@
-"""Compares whole local copies with the digest that their object should have: match, refetch what differs, decide."""
+"""Compares whole local copies with the digests of their objects, in three steps: match, refetch, decide."""
 
 import enum
 import logging
@@ -22,47 +22,47 @@ from trimsfs.tiers.threads import Threads
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-"""How often a copy is refetched while that gives other bytes, and digested while its bytes are exchanged."""
+"""Most refetches of a copy while each gives other bytes, and most digests of one whose bytes change meanwhile."""
 SMALL = 128 << 10
-"""Bytes up to which a digest takes less time than asking a fetch process for it."""
+"""Bytes up to which a digest is computed in a thread: quicker than in a fetch process."""
 THREADS = 2
-"""That compute such digests."""
+"""Threads that compute such digests."""
 MOST_FRUITLESS = 3
-"""After so many objects whose parts have not the size that was guessed, none is refetched for such a digest."""
+"""After so many multipart objects that match no guessed part size, mismatches of such digests cause no refetch."""
 
 
 class Match(enum.Enum):
-    """What a comparison has found."""
+    """The result of a comparison."""
 
     SAME = enum.auto()
-    """The copy has the digest."""
+    """The copy matches the digest."""
     DIFFERENT = enum.auto()
-    """It has another one. Refetched: the store gives these same bytes, so that the digest may not be theirs."""
+    """The copy does not match. After a refetch: the store gives the same bytes, so the digest itself may be wrong."""
     UNSTABLE = enum.auto()
-    """It has another one, and the store gives other bytes each time."""
+    """The copy does not match, and each refetch gives other bytes."""
     UNKNOWN = enum.auto()
-    """It cannot be known: the parts of the object have no usual size."""
+    """The digest cannot be computed: the object's part size is unknown and unusual."""
 
 
 class DigestTrust:
-    """How far digests count that may not be those of their objects' bytes, as some ETags and digests of parts."""
+    """How far to trust uncertain digests, which may not match their objects' bytes: some ETags, digests of parts."""
 
     def __init__(self) -> None:
         self.certain_only = False
-        """An ETag that looked like a digest was none: the store is asked for digests that are certain."""
+        """Whether to ask the store only for certain digests: an ETag that looked like a digest was none."""
         self._fruitless = 0
 
     def exhausted(self, expected: Digest) -> bool:
-        """Whether a copy that differs is not worth refetching: this store's parts are not of the usual sizes."""
+        """Whether a mismatch is not worth a refetch: this store's parts do not have the usual sizes."""
         return expected.parts > 0 and expected.part_size is None and self._fruitless >= MOST_FRUITLESS
 
     def confirmed(self, expected: Digest) -> None:
-        """A copy has its digest."""
+        """Record that a copy matches its digest."""
         if expected.parts:
             self._fruitless = 0
 
     def refuted(self, expected: Digest) -> None:
-        """The store gives bytes, twice alike, that have not this digest."""
+        """Record that two fetches of an object agree with each other, but not with its digest."""
         if expected.parts:
             self._fruitless += 1
         else:
@@ -70,7 +70,7 @@ class DigestTrust:
 
 
 class Comparer:
-    """Compares blobs of a disk tier with digests. ``compared`` and ``differing`` count copies."""
+    """Compares blobs of a disk tier with digests. ``compared`` counts matches, ``differing`` mismatches."""
 
     def __init__(
         self, disk: DiskTier, copier: Copier, retrying: Retrying, repair: Repair, quarantine: Quarantine
@@ -86,14 +86,14 @@ class Comparer:
         self.differing = 0
 
     def whole(self, blob: Blob) -> bool:
-        """Whether all of a blob is here, and it is still the one of its generation."""
+        """Whether all of a blob is here, and the blob is still the one of its token."""
         return self._disk.known(blob.token) is blob and blob.attached and blob.complete
 
     async def compare(self, blob: Blob, expected: Digest, *, idle_until: float | None = None) -> bool:
-        """Compare a whole blob with the digest that it should have, and refetch what differs; whether it may be read.
+        """Compare a whole blob with its *expected* digest and refetch chunks that differ; whether it may be read.
 
-        Until *idle_until* of trio's clock the digest is computed in idle time only. Raises CacheError and StoreError
-        when it cannot be compared now.
+        Until *idle_until* of trio's clock, the digest is computed in idle time only. Raises CacheError and StoreError
+        when the blob cannot be compared now.
         """
         quarantine, known = blob.health.quarantine, blob.health.digest
 
@@ -106,19 +106,19 @@ class Comparer:
         if not undisturbed():
             return False
         if not expected.signed and blob.health.digest not in {None, known, str(expected)}:
-            return True  # meanwhile it was compared with the digest that is signed
+            return True  # meanwhile it was compared with a signed digest
         return await self._decide(blob, expected, match)
 
     # Match
 
     async def _match(self, blob: Blob, expected: Digest, idle_until: float | None = None) -> Match:
-        """Whether a blob has a digest, by bytes none of which was exchanged meanwhile. Raises CacheError."""
+        """Match a blob against a digest, again if its bytes change meanwhile. Raises CacheError."""
         for _ in range(MOST_ATTEMPTS):
             revision = blob.health.revision
             match = await self._match_once(blob, expected, idle_until)
             if blob.health.revision == revision or not self.whole(blob):
                 return match
-        raise BlobDamagedError(f"{blob.generation.key}: repaired again and again while it is compared with the store")
+        raise BlobDamagedError(f"{blob.generation.key}: repaired repeatedly while compared with the store: try again")
 
     async def _match_once(self, blob: Blob, expected: Digest, idle_until: float | None) -> Match:
         size = blob.generation.size
@@ -126,7 +126,7 @@ class Comparer:
             return Match.SAME if crc32c_of(blob.records()) == expected.value else Match.DIFFERENT
         part_sizes = expected.part_sizes(size)
         try:
-            descriptor = os.dup(blob.fileno())  # it may be evicted meanwhile
+            descriptor = os.dup(blob.fileno())  # the blob may be evicted meanwhile
         except OSError as error:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be compared now: {error}") from error
         try:
@@ -148,7 +148,7 @@ class Comparer:
     async def _digest(
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, idle_until: float | None
     ) -> bytes | None:
-        """The digest of a file's bytes; computed in ordinary time if it is not known by *idle_until*."""
+        """The digest of a file; from *idle_until* on, it is no longer computed in idle time only."""
         if size <= TINY and (page_cache.resident_bytes(descriptor) or 0) >= size:
             return compute(descriptor, size, algorithm, part_size)
         if size <= SMALL:
@@ -161,7 +161,7 @@ class Comparer:
     # Refetch
 
     async def _refetch(self, blob: Blob, expected: Digest, undisturbed: Callable[[], bool]) -> Match:
-        """Refetch a blob until it has its digest, or its bytes come twice alike. Raises CacheError and StoreError."""
+        """Refetch a blob until it matches its digest or a refetch changes nothing. Raises CacheError and StoreError."""
         match = Match.DIFFERENT
         if await self._was_damaged_here(blob):
             match = await self._match(blob, expected)
@@ -185,7 +185,7 @@ class Comparer:
         return match
 
     async def _was_damaged_here(self, blob: Blob) -> bool:
-        """Whether bytes of a blob went wrong in the cache and were repaired: the store is not to blame for them."""
+        """Whether a check found and repaired damage in the cache: then the store is not to blame for the mismatch."""
         revision = blob.health.revision
         if self.whole(blob):
             with held(blob):
@@ -195,7 +195,7 @@ class Comparer:
     # Decide
 
     async def _decide(self, blob: Blob, expected: Digest, match: Match) -> bool:
-        """Record what a comparison has found; whether the blob may be read."""
+        """Record the result of a comparison; whether the blob may be read."""
         key = blob.generation.key
         digest = ""
         if match is Match.SAME:
@@ -206,14 +206,14 @@ class Comparer:
             self._quarantine.add(blob, _mismatch(key, expected))
             return False
         elif match is Match.DIFFERENT:
-            log.warning("%s: not compared: the store gives bytes, twice alike, without its digest %s", key, expected)
+            log.warning("%s: not compared: two fetches agree, but not with the store's digest %s", key, expected)
             self.trust.refuted(expected)
         await self._disk.damage.set_digest(blob, digest)
         return True
 
 
 def _mismatch(key: str, expected: Digest) -> TrimsError:
-    """The error of a file whose bytes, as the store gives them, have not the digest that they should."""
+    """The error of a file whose bytes do not match its digest, although they come from the store."""
     if expected.signed:
         return SignatureError.other_content(key)
     return BlobDamagedError(f"{key}: digest mismatch: the store's bytes do not match its digest {expected}")

@@ -1,4 +1,4 @@
-"""Deferred comparisons: whole copies wait for their comparison with the store's digest until nobody waits for bytes."""
+"""Deferred comparisons: whole copies are compared with the store's digests once the server is idle."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ from trimsfs.tiers.blob import Blob
 log = logging.getLogger(__name__)
 
 IDLE_S = 5.0
-"""How long nothing was fetched, no open waited and the server answered no read before a comparison starts."""
+"""How long the server must be idle before a comparison starts: no fetch, no waiting open, no read."""
 LATEST_S = 600.0
-"""How long a comparison is deferred on a host that is never idle."""
+"""How long a comparison is deferred if the server is never idle."""
 LOOKS = 5
-"""How often, in IDLE_S, the server looks whether it is idle."""
+"""How often in IDLE_S the server checks whether it is idle."""
 RETRY_INTERVAL_S = 1.0
-"""After which a store that could not tell a digest is asked again."""
+"""Seconds after which a failed comparison is retried."""
 
 Compare = Callable[[Blob, float | None], Awaitable[object]]
-"""Compares a blob: in idle time until an instant of trio's clock and then at low priority, or at low priority."""
+"""Compares a blob: in idle time until an instant of trio's clock, then at low priority; for None, at low priority."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Pace:
 
 
 class _Entry:
-    """A blob that waits; *due* is the instant after which it waits no longer for idle time."""
+    """A blob that waits; after the instant *due* it no longer waits for idle time."""
 
     def __init__(self, blob: Blob, due: float) -> None:
         self.blob = blob
@@ -45,9 +45,9 @@ class _Entry:
 
 
 class DeferredComparisons:
-    """Starts comparisons once the server is idle, and late ones, one after the other, though it is not.
+    """Starts comparisons once the server is idle. Overdue ones start anyway, one after the other.
 
-    *quiet_s* tells for how long nobody has waited for bytes, *uncompared* whether a blob still needs its comparison.
+    *quiet_s* returns for how long nobody has waited for bytes, *uncompared* whether a blob still needs a comparison.
     """
 
     def __init__(
@@ -62,24 +62,24 @@ class DeferredComparisons:
 
     @property
     def tokens(self) -> set[str]:
-        """The tokens of the blobs that wait or are being compared."""
+        """The tokens of the blobs that wait for a comparison or are being compared."""
         return set(self._entries)
 
     def add(self, blob: Blob) -> None:
-        """Have a blob compared later."""
+        """Defer the comparison of a blob."""
         entry = self._entries.get(blob.token)
         if entry is None or entry.blob is not blob:
             self._entries[blob.token] = _Entry(blob, trio.current_time() + self._pace.latest_s)
             self._tell()
 
     def discard(self, blob: Blob) -> None:
-        """A blob needs no comparison any more; another of its token, which has come meanwhile, may."""
+        """Forget a blob that needs no comparison, but not a newer one with the same token."""
         entry = self._entries.get(blob.token)
         if entry is not None and entry.blob is blob:
             del self._entries[blob.token]
 
     async def run(self) -> None:
-        """Start comparisons for as long as the server runs."""
+        """Start comparisons until the server stops."""
         async with trio.open_nursery() as nursery:
             while True:
                 changed = self._changed
@@ -98,13 +98,13 @@ class DeferredComparisons:
         self._changed = trio.Event()
 
     def _prune(self) -> None:
-        """Let go of blobs that were evicted, or compared otherwise."""
+        """Forget blobs that were evicted or compared elsewhere."""
         for entry in list(self._entries.values()):
             if not entry.running and not self._uncompared(entry.blob):
                 self.discard(entry.blob)
 
     def _startable(self) -> list[tuple[_Entry, bool]]:
-        """Which comparisons may start now, the oldest first, and whether in idle time."""
+        """The comparisons that may start now, the oldest first, and whether each runs in idle time."""
         now = trio.current_time()
         waiting = [entry for entry in self._entries.values() if not entry.running and entry.not_before <= now]
         running = [entry for entry in self._entries.values() if entry.running]

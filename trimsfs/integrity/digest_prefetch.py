@@ -1,4 +1,4 @@
-"""Prefetching digests: the store is asked while the object is still being fetched, so that nobody waits afterwards."""
+"""Digest prefetch: asks the store for a digest while the object is still being fetched, so that no open waits."""
 
 import trio
 from cachetools import FIFOCache
@@ -12,11 +12,11 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 
 MOST_ASKED = 256
-"""Answers that are kept until they are wanted."""
+"""Most answers kept until they are needed."""
 
 
 class _Request:
-    """A question to the store. Once *ended*, it is *answered* unless the store could not tell."""
+    """A request to the store. Once it has *ended*, it is *answered* unless it failed."""
 
     def __init__(self) -> None:
         self.ended = trio.Event()
@@ -25,7 +25,7 @@ class _Request:
 
 
 class DigestPrefetch:
-    """Asks *store* once, early. Where that fails or was not done, *patient* is asked: the same store, with retries."""
+    """Asks *store* once, early. Without an answer it asks *patient*, the same store with retries."""
 
     def __init__(self, store: Store, patient: Store) -> None:
         self._store = store
@@ -34,16 +34,16 @@ class DigestPrefetch:
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry requests, for as long as the server runs."""
+        """Run the requests until the server stops."""
         await self._background.run(task_status)
 
     def expect(self, blob: Blob) -> None:
-        """All of a blob is being fetched: it will be compared soon."""
+        """Request the digest of a blob that is being fetched whole: it will be compared soon."""
         token = blob.generation.token(self._store.identity)
         if blob.complete or blob.health.compared or token in self._requests or not self._background.running:
             return
         if model_key(blob.generation.key) is not None:
-            return  # no object of the store
+            return  # a derived blob: the store has no such object
         request = self._requests[token] = _Request()
         self._background.start(self._ask, blob.generation, request)
 
@@ -52,7 +52,7 @@ class DigestPrefetch:
             request.digest = await self._store.digest(generation)
             request.answered = True
         except (StoreError, OSError):
-            pass  # whoever wants the digest asks again
+            pass  # `digest` asks again
         finally:
             request.ended.set()
 

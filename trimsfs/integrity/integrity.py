@@ -1,9 +1,8 @@
-"""Integrity: local copies are what the store says they are, and stay what they were when they came.
+"""Integrity: keeps local copies equal to the store's objects.
 
-Each chunk has a checksum from the moment it comes. A whole copy is compared with the store's digest of the object,
-which finds what went wrong on the way. The disk is read again from time to time (*scrubbed*), which finds what went
-wrong there. Wrong bytes are refetched and overwritten (*repaired*). A copy that cannot be repaired goes to the
-*quarantine*.
+Each chunk has a checksum from the moment it arrives. Comparing a whole copy with the store's digest finds damage on the
+way from the store. *Scrubbing*, reading the disk again from time to time, finds damage there. *Repair* refetches wrong
+bytes and overwrites them. A copy that cannot be repaired goes into *quarantine*.
 """
 
 import logging
@@ -41,16 +40,16 @@ from trimsfs.types import CHUNK_SIZE, Generation
 log = logging.getLogger(__name__)
 
 AskDigest = Callable[..., Awaitable[Digest | None]]
-"""``Store.digest``, or what asks somebody else first."""
+"""``Store.digest``, or a function that consults another source first."""
 
 SMALL = CHUNK_SIZE
-"""Bytes up to which any digest is computed before the file is opened."""
+"""Bytes up to which every digest is compared before the first open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegrityStatistics:
-    """Counts since the server started: copies that have the store's digest, that had not, and chunks written anew;
-    bytes scrubbed; copies in quarantine now, and those that are still to be compared."""
+    """Counts since the server started: copies that match the store's digest, digest mismatches, chunks overwritten and
+    bytes scrubbed. Counts of now: copies in quarantine (``doubtful``), and copies still ``to_compare``."""
 
     compared: int
     differing: int
@@ -62,7 +61,7 @@ class IntegrityStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When what is compared and checked: *digests* is the option, the scrub has an interval and bytes a second."""
+    """When copies are compared and scrubbed. ``digests`` is the option; ``scrub_rate`` is in bytes a second."""
 
     digests: Literal["auto", "wait", "off"]
     scrub_interval_s: float
@@ -73,7 +72,7 @@ class Schedule:
 class Integrity:
     """Decides when the blobs of a disk tier are compared, checked and scrubbed, and has them repaired.
 
-    *ask_digest* gives the digest that a file should have, *repaired* hears of files whose bytes were wrong.
+    *ask_digest* returns the digest that a file should have. *repaired* hears of each file whose bytes were wrong.
     """
 
     def __init__(
@@ -126,9 +125,9 @@ class Integrity:
         )
 
     async def run(self) -> None:
-        """Compare what was put off, scrub, and repair what is in quarantine, for as long as the server runs."""
+        """Run deferred comparisons, scrubs and repairs from quarantine until the server stops."""
         for blob in self._disk.complete_blobs():
-            if not blob.health.compared:  # an earlier server has not come to it
+            if not blob.health.compared:  # the earlier server did not get to it
                 if self._mode == "wait":
                     self._compare_again(blob)
                 else:
@@ -142,7 +141,7 @@ class Integrity:
     # When blobs are compared with the store
 
     async def approve(self, blob: Blob) -> bool:
-        """Whether a complete blob, which the caller uses, may be read from its file, as far as is known by now."""
+        """Whether programs may read a complete blob, which the caller holds. May compare it, or defer that."""
         if blob.health.quarantined:
             return False
         if blob.health.compared:
@@ -164,27 +163,27 @@ class Integrity:
         return True
 
     async def _expected(self, generation: Generation) -> Digest | None:
-        """The digest that a file should have; None when there is nothing to compare it with."""
+        """The digest that a file should have; None if there is none."""
         if model_key(generation.key) is not None:
-            return None  # no object of the store
+            return None  # a derived blob: the store has no such object
         return await self._ask_digest(generation, certain=self.comparer.trust.certain_only)
 
     def compare_later(self, blob: Blob) -> None:
-        """A blob is read that may not have been compared since bytes of it were lost."""
+        """Compare a blob soon if it is whole and uncompared: it may have lost bytes since its last comparison."""
         if self._uncompared(blob) and not blob.health.quarantined and blob.token not in self._soon:
             self._compare_again(blob)
 
     def _uncompared(self, blob: Blob) -> bool:
-        """Whether all of a blob is here and not compared."""
+        """Whether a blob is whole and not compared."""
         return self.comparer.whole(blob) and not blob.health.compared
 
     def _checked(self, blob: Blob) -> None:
-        """A blob was checked: it may have been repaired with other bytes."""
+        """Compare a blob after a check, which may have repaired it with other bytes."""
         if self._uncompared(blob) and self._mode != "off":
             self._compare_again(blob)
 
     def _compare_again(self, blob: Blob) -> None:
-        """Have a blob compared now, as its bytes are in doubt or somebody waits for it."""
+        """Compare a blob as soon as possible: its bytes are in doubt, or a program waits for it."""
         self._soon[blob.token] = blob
         self._comes_soon.set()
 
@@ -206,7 +205,7 @@ class Integrity:
                     self._done_with(blob)
 
     def _done_with(self, blob: Blob) -> None:
-        """A blob needs no comparing any more; another of its token, which has come meanwhile, may."""
+        """Forget a blob that needs no comparison, but not a newer one with the same token."""
         self._deferred.discard(blob)
         if self._soon.get(blob.token) is blob:
             del self._soon[blob.token]
@@ -223,8 +222,10 @@ class Integrity:
     # Checking a blob on command, and one in quarantine
 
     async def verify(self, generation: Generation) -> int:
-        """Check what is here of a generation: on the disk, in the page cache, and with the store. How many chunks were
-        wrong. Raises TrimsError when what is wrong cannot be repaired."""
+        """Check the local copy of a generation: on disk, in the page cache, and against the store.
+
+        Returns the number of wrong chunks. Raises TrimsError when they cannot be repaired.
+        """
         async with self._disk.inspecting(generation) as blob:
             if not blob.attached:
                 if generation.size:
@@ -250,8 +251,10 @@ class Integrity:
                 log.warning("%s: still in quarantine: %s", blob.generation.key, error)
 
     async def _check(self, blob: Blob, *, in_memory: bool) -> None:
-        """Check a blob that the caller keeps, compare it, and release it from quarantine if all is well. Raises
-        TrimsError when something is wrong that cannot be repaired."""
+        """Check and compare a blob that the caller holds; release it from quarantine if it is right.
+
+        Raises TrimsError when it is wrong and cannot be repaired.
+        """
         try:
             await self._check_and_compare(blob, in_memory=in_memory)
         finally:
@@ -261,13 +264,13 @@ class Integrity:
         self._remove_surplus(blob)
         quarantine, lost = blob.health.quarantine, bool(blob.health.lost)
         findings = self.repair.findings(blob)
-        for _ in range(MOST_ATTEMPTS):  # what was repaired may have been truncated again since
+        for _ in range(MOST_ATTEMPTS):  # the file may have been truncated again since its repair
             before = findings.wrong_chunks
             await self.repair.check(blob, in_memory=in_memory)
             if findings.wrong_chunks == before or blob.health.quarantine is not quarantine:
                 break
         else:
-            raise BlobDamagedError(f"{blob.generation.key}: is damaged in the cache again and again")
+            raise BlobDamagedError(f"{blob.generation.key}: damaged repeatedly in the cache: check the disk")
         if lost and blob.health.quarantine is quarantine:
             await self._disk.sync(blob)
         if blob.health.quarantine is quarantine and blob.complete and self._mode != "off":
@@ -278,7 +281,7 @@ class Integrity:
         self.quarantine.release(blob)
 
     def _remove_surplus(self, blob: Blob) -> None:
-        """What was truncated comes back as it is repaired; what was added has to go. The kernel may serve both."""
+        """Cut off bytes that somebody appended: the kernel may serve them, and repairs only restore truncated ones."""
         try:
             if blob.surplus > 0:
                 blob.restore_size()

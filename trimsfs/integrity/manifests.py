@@ -1,4 +1,4 @@
-"""Manifests: for each file, the digest that is signed in the nearest directory above it."""
+"""Manifests: finds the signed digest of each file, in the nearest directory above it that has a manifest."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -18,20 +18,20 @@ from trimsfs.types import Generation
 NAME = "model.sig"
 """The file of a model's directory that holds its manifest, as OpenSSF Model Signing names it."""
 LARGEST = 16 << 20
-"""Bytes of the longest manifest that is read: about 100,000 files."""
+"""Bytes of the longest manifest that is read: enough for about 100,000 files."""
 MOST_KEPT = 256
-"""Manifests that are kept in memory."""
+"""Most manifests kept in memory."""
 MOST_READS = 3
-"""How often a manifest is read that is replaced meanwhile."""
+"""Most attempts to read a manifest that is replaced meanwhile."""
 INVALID_FOR_S = 30.0
-"""For how long a manifest that is invalid is not read again."""
+"""Seconds before an invalid manifest is read again."""
 
 ReadManifest = Callable[[bytes], Mapping[str, Digest]]
 """The digests of files by their paths below the manifest's directory. Raises SignatureError."""
 
 
 class Manifests:
-    """Finds and keeps manifests. With *required*, a file without any is refused."""
+    """Finds manifests and keeps them in memory. With *required*, it refuses files without one."""
 
     def __init__(
         self, namespace: Namespace, disk: DiskTier, fetcher: Fetcher, read_manifest: ReadManifest, *, required: bool
@@ -44,13 +44,13 @@ class Manifests:
         self._kept: FIFOCache[str, Mapping[str, Digest] | _Invalid] = FIFOCache(MOST_KEPT)
 
     async def signed(self, generation: Generation) -> Digest | None:
-        """The digest that is signed for a file; None for one that may be opened without.
+        """The signed digest of a file; None for a file that needs none.
 
-        Raises SignatureError for one that may not.
+        Raises SignatureError for a file that needs one and has none.
         """
         key = generation.key
         if model_key(key) is not None or key.rpartition("/")[2] == NAME:
-            return None  # derived from a model that has been admitted, or the manifest itself
+            return None  # a blob derived from an admitted model, or the manifest itself
         for directory in _above(key):
             manifest = await self._manifest_in(directory)
             if manifest is not None:
@@ -63,16 +63,16 @@ class Manifests:
         return None
 
     async def _manifest_in(self, directory: str) -> Mapping[str, Digest] | None:
-        """The manifest of a directory, if it has one."""
+        """The manifest of a directory; None if it has none."""
         for _ in range(MOST_READS):
             found, _ = await self._namespace.lookup(directory, NAME.encode())
             if not isinstance(found, Generation):
                 return None
             try:
                 return await self._manifest(found)
-            except ObjectChangedError:  # the manifest, not the file whose digest it has
+            except ObjectChangedError:  # of the manifest, not of the file
                 self._namespace.replaced(found)
-        raise StoreUnavailableError(f"{directory}{NAME}: replaced again and again while it is read")
+        raise StoreUnavailableError(f"{directory}{NAME}: replaced repeatedly while being read: try again")
 
     async def _manifest(self, generation: Generation) -> Mapping[str, Digest]:
         token = generation.token(self._disk.store)
@@ -98,7 +98,7 @@ class Manifests:
 
 
 class _Invalid:
-    """Why a manifest is invalid. Its bytes may have gone wrong on the way, and be repaired soon."""
+    """Why a manifest is invalid. Its bytes may have been damaged on the way, and repaired later."""
 
     def __init__(self, error: SignatureError, blob: Blob, revision: int) -> None:
         self.error = error
@@ -108,7 +108,7 @@ class _Invalid:
         self._found_at = trio.current_time()
 
     def outdated(self, disk: DiskTier) -> bool:
-        """Whether the manifest may have other bytes by now."""
+        """Whether the bytes of the manifest may have changed since."""
         blob = disk.known(self._token)
         if blob is not None and blob is self._blob():
             return blob.health.revision != self._revision

@@ -1,4 +1,4 @@
-"""Repair: bytes of local copies that are wrong are refetched, and written over the wrong ones."""
+"""Repair: refetches wrong bytes of local copies and overwrites them."""
 
 import logging
 import os
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 
 
 TELL_S = 30.0
-"""How long *repaired* may take."""
+"""How long *repaired* may take, in seconds."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What checks have found of a blob since it was opened."""
+    """What checks have found in a blob since it was opened."""
 
     wrong_chunks: int = 0
     dropped: str | None = None
-    """Why a wrong chunk could not be refetched and is missing now; None when none is."""
+    """Why a wrong chunk could not be refetched and is missing now; None if none is."""
 
 
 class Repair:
-    """Finds and repairs what is wrong with the blobs of a disk tier. What is in use and cannot be repaired comes into
-    the *quarantine*.
+    """Finds and repairs wrong chunks in the blobs of a disk tier. A blob in use that cannot be repaired goes into
+    *quarantine*.
 
-    *unregister* takes a blob that nobody uses from the kernel's backing files, *repaired* hears of files whose bytes
-    were wrong.
+    *unregister* removes a blob that nobody uses from the kernel's backing files. *repaired* hears of each file whose
+    bytes were wrong.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Repair:
         self._threads = Threads(1)
         self._findings = WeakKeyDictionary[Blob, Findings]()
         self.repaired_chunks = 0
-        """Chunks that were written anew."""
+        """Chunks overwritten since the server started."""
         self.checked_bytes = 0
-        """Bytes on the disk that were read to check them."""
+        """Bytes that checks have read from the disk since the server started."""
 
     def findings(self, blob: Blob) -> Findings:
-        """What checks have found of a blob that is open; changes as they go on."""
+        """What checks have found in an open blob; later checks add to it."""
         return self._findings.setdefault(blob, Findings())
 
     async def refetch(self, blob: Blob) -> int:
-        """Refetch all chunks of a blob and write those that differ from what is here; how many did.
+        """Refetch all chunks of a blob and overwrite those that differ; the number of these.
 
         Raises StoreError and OSError.
         """
@@ -87,7 +87,7 @@ class Repair:
         return changed
 
     async def _refetch_chunk(self, blob: Blob, chunk: int, *, damaged: bool) -> bool:
-        """Refetch a chunk, and write it if it is *damaged* or was another when it came; whether it was written.
+        """Refetch a chunk, and overwrite it if it is *damaged* or its checksum differs; whether it was overwritten.
 
         Raises StoreError and OSError.
         """
@@ -107,8 +107,7 @@ class Repair:
         return True
 
     async def _record(self, blob: Blob, wrong: int) -> None:
-        """So many chunks, which programs may have copied, were wrong: *repaired* is told, even if the check was
-        cancelled."""
+        """Count *wrong* chunks and call *repaired*, even if the check was cancelled: GPU copies may have them, too."""
         self.findings(blob).wrong_chunks += wrong
         if wrong:
             with trio.move_on_after(TELL_S, shield=True):
@@ -116,14 +115,14 @@ class Repair:
                     await self._repaired(blob.generation)
                 except TrimsError as error:
                     log.error("%s", error)
-                except Exception:  # a defect there must not end the server
-                    log.exception("%s: what has a copy of its wrong bytes was not told", blob.generation.key)
+                except Exception:  # a defect in *repaired* must not end the server
+                    log.exception("%s: pages and GPU copies of its wrong bytes not invalidated", blob.generation.key)
 
     async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
-        """Read what is on the disk of a blob that the caller keeps, and repair chunks that fail their checksum.
+        """Read a blob, which the caller holds, from disk, and repair chunks that fail their checksum.
 
-        *in_memory* checks what the page cache holds as well. With *rate*, in bytes a second, the blob is not kept
-        between chunks: False if it has left the disk tier before the end. Raises CacheUnusableError.
+        *in_memory* checks the page cache as well. With a *rate*, in bytes a second, the blob may be evicted between
+        chunks; the result is then False. Raises CacheUnusableError.
         """
         damaged = 0
         try:
@@ -145,13 +144,13 @@ class Repair:
         return True
 
     async def _check_chunk(self, blob: Blob, descriptor: int, chunk: int, *, in_memory: bool) -> bool:
-        """Whether a chunk was wrong."""
+        """Check a chunk and repair it; whether it was wrong."""
         crc = await self._checksum(blob, descriptor, chunk)
         if crc is not None and in_memory:
             seen = await self._checksum(blob, blob.fileno(), chunk)
             crc = crc if seen == crc else None
         if blob.states[chunk] == ChunkState.MISSING:
-            return False  # a reader has found the damage first
+            return False  # a reader found the damage first
         if crc == blob.crc(chunk) and chunk not in blob.health.lost:
             if blob.states[chunk] == ChunkState.UNVERIFIED:
                 await self._disk.damage.check_chunk(blob, chunk, crc)
@@ -160,7 +159,7 @@ class Repair:
         return True
 
     async def _checksum(self, blob: Blob, descriptor: int, chunk: int) -> int | None:
-        """The checksum of a chunk; None when it cannot be read."""
+        """The checksum of a chunk; None if it cannot be read."""
         try:
             return await self._retrying.call_locally(
                 blob.generation.key,
@@ -172,7 +171,7 @@ class Repair:
 
     @contextmanager
     def _direct(self, blob: Blob) -> Iterator[int]:
-        """A descriptor that reads a blob from the disk and not from the page cache, where the file system can."""
+        """A descriptor that reads a blob from the disk, past the page cache if the file system supports it."""
         try:
             descriptor = os.open(self._disk.files.path(blob.token), os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError:
@@ -186,7 +185,7 @@ class Repair:
             os.close(descriptor)
 
     async def _repair_chunk(self, blob: Blob, chunk: int) -> None:
-        """A chunk has other bytes than it came with: refetch it, or drop it, or put its blob in quarantine."""
+        """Refetch a damaged chunk. If that fails, drop the chunk or put its blob into quarantine."""
         key = blob.generation.key
         log.error("%s: chunk %d is damaged in the cache: refetching", key, chunk)
         try:
@@ -203,7 +202,7 @@ class Repair:
 
 @contextmanager
 def held(blob: Blob) -> Iterator[None]:
-    """Keep a blob for the length of the block: it is not evicted. It does not count as used by anybody."""
+    """Protect a blob from eviction for the length of the block, without recording a use."""
     blob.users += 1
     try:
         yield
@@ -213,7 +212,7 @@ def held(blob: Blob) -> Iterator[None]:
 
 @contextmanager
 def _let_go(blob: Blob) -> Iterator[None]:
-    """The opposite of `held`: for the length of the block, the blob may be evicted."""
+    """Allow eviction of a held blob for the length of the block."""
     blob.users -= 1
     try:
         yield
@@ -222,7 +221,7 @@ def _let_go(blob: Blob) -> Iterator[None]:
 
 
 def _copy(source: int, target: int, start: int, length: int) -> None:
-    """Write the first bytes of a file into another one, from *start* on."""
+    """Copy the first *length* bytes of a file to *start* in another one."""
     done = 0
     while done < length:
         done += os.pwrite(target, os.pread(source, length - done, done), start + done)

@@ -1,4 +1,4 @@
-"""Scrubbing: what is on the disk is read again from time to time, which finds what went wrong there."""
+"""Scrubbing: reads blobs on the disk again from time to time, to find damage there."""
 
 import logging
 import time
@@ -15,11 +15,11 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 30.0
-"""How often the scrubber looks for what is due."""
+"""How often the scrubber looks for a blob that is due."""
 
 
 class Scrubber:
-    """Has each blob on the disk checked once in *interval_s*, at *rate* bytes a second, and *checked* told of it."""
+    """Checks each blob on the disk once per *interval_s*, at *rate* bytes a second; then calls *checked*."""
 
     def __init__(
         self, disk: DiskTier, repair: Repair, *, interval_s: float, rate: int, checked: Callable[[Blob], None]
@@ -31,14 +31,14 @@ class Scrubber:
         self._checked = checked
 
     async def run(self) -> None:
-        """Scrub for as long as the server runs; not at all with an interval of 0."""
+        """Scrub until the server stops; do nothing if the interval is 0."""
         while self._interval_s:
             generation = await self._disk.damage.next_to_scrub(time.time() - self._interval_s)
             if generation is None or not await self.scrub(generation):
                 await trio.sleep(min(LOOK_INTERVAL_S, self._interval_s))
 
     async def scrub(self, generation: Generation) -> bool:
-        """Check what is on the disk of a generation, unless it leaves meanwhile; False if that cannot be recorded."""
+        """Check a generation's blob on the disk and record the scrub; False if it failed or could not be recorded."""
         async with self._disk.inspecting(generation) as blob:
             if not blob.attached:
                 return False

@@ -1,4 +1,4 @@
-"""The signature policy: with a signing key, only files whose bytes have the digest in a signed manifest are opened."""
+"""The signature policy: with a signing key, programs may open only files that match a signed manifest."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -19,30 +19,30 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
 MOST_ADMITTED = 10_000
-"""Files that are remembered to have been admitted."""
+"""Most admitted files to remember."""
 PATIENCE_S = 1.0
-"""How long an open of such a file waits for the store to say whether it is still signed."""
+"""How long an open of an admitted file waits to learn from the store whether it is still signed."""
 COMPARED_WITHIN_S = 5.0
 LOOK_INTERVAL_S = 0.02
-"""How long, and how often, a read looks whether refetched bytes have been compared."""
+"""How long a read waits for refetched bytes to be compared, and how often it checks."""
 MOST_REFUSED = 256
-"""Files that are remembered to have been refused."""
+"""Most refused files to remember."""
 REFUSED_S = 30.0
-"""For how long a file that was refused is not refetched."""
+"""How long a refused file is not refetched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureStatistics:
-    """Counts since the server started: opens and commands that were refused."""
+    """Opens and commands refused since the server started."""
 
     refusals: int
 
 
 class SignaturePolicy:
-    """Admits files that are what the manifest above them says, or need none: with *required*, all need one.
+    """Admits files that match the manifest above them, or need none; with *required*, all need one.
 
-    A file is fetched whole and compared before it is opened: *fetch* waits for it, *compare* refetches it once more if
-    it differs, *compare_later* has one compared again that lost bytes while it was open.
+    A file is fetched whole and compared before an open. *fetch* waits until it is whole. *compare* compares it, and
+    refetches it on a mismatch. *compare_later* starts another comparison of an open file that lost bytes.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SignaturePolicy:
         self._compare_later = compare_later
         self.manifests = Manifests(namespace, disk, fetcher, read_manifest, required=required)
         self._admitted: FIFOCache[str, Digest | None] = FIFOCache(MOST_ADMITTED)
-        """By the tokens of blobs: the digest by which each was admitted, None if it needed none."""
+        """By the tokens of blobs, the digest by which each was admitted; None if it needed none."""
         self._refused: FIFOCache[tuple[str, Digest], float] = FIFOCache(MOST_REFUSED)
         self._turns = WeakValueDictionary[str, trio.Lock]()
         self._refusals = 0
@@ -73,13 +73,15 @@ class SignaturePolicy:
         return SignatureStatistics(refusals=self._refusals)
 
     async def admit_file(self, generation: Generation, interruptible: Interruptible) -> None:
-        """`admit`, for what is read of a file without opening it."""
+        """As `admit`, for a read without an open."""
         async with self._disk.using(generation) as blob:
             await self.admit(blob, interruptible)
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
-        """Return when a blob that the caller uses has the digest that is signed. Raises SignatureError, and as opens
-        do."""
+        """Return once a blob that the caller holds matches its signed digest, or needs none.
+
+        Raises SignatureError, and as opens do.
+        """
         try:
             await self._admit(blob, interruptible)
         except SignatureError:
@@ -94,7 +96,7 @@ class SignaturePolicy:
         refused = blob.token, digest
         turn = self._turns.setdefault(blob.token, trio.Lock())
         with interruptible():
-            await turn.acquire()  # else each of those that open it at once would refetch it
+            await turn.acquire()  # else concurrent opens would each refetch it
         try:
             if trio.current_time() - self._refused.get(refused, float("-inf")) > REFUSED_S:
                 with suppress(SignatureError):
@@ -107,23 +109,23 @@ class SignaturePolicy:
         raise SignatureError.other_content(blob.generation.key)
 
     async def _signed_of(self, blob: Blob, interruptible: Interruptible) -> Digest | None:
-        """The digest that is signed for a blob; while the store does not answer, the one by which it was admitted."""
+        """The signed digest of a blob; while the store does not answer, the one by which it was admitted."""
         if blob.token not in self._admitted or not blob.complete:
             with interruptible():
                 return await self.manifests.signed(blob.generation)
         before = self._admitted[blob.token]
-        with suppress(StoreError), trio.move_on_after(PATIENCE_S):  # what is here does not wait for the store
+        with suppress(StoreError), trio.move_on_after(PATIENCE_S):  # a whole blob need not wait for the store
             return await self.manifests.signed(blob.generation)
         return before
 
     async def _has(self, blob: Blob, digest: Digest, interruptible: Interruptible) -> bool:
-        """Whether a blob has a digest, once all of it is here."""
+        """Fetch a whole blob; whether it has a digest."""
         if not blob.states:
             return digest.value == digest.of_nothing
         await self._fetch(blob, interruptible)
         before = self._admitted.get(blob.token)
         if before is not None and blob.health.digest == str(before) and before.algorithm == digest.algorithm:
-            return before == digest  # its bytes are what was signed before, which programs may have open
+            return before == digest  # its bytes match the earlier digest, and programs may have them open
         if blob.health.digest != str(digest):
             await self._compare(blob, digest)
         blob.health.check()
@@ -134,30 +136,32 @@ class SignaturePolicy:
     # While a file is open
 
     async def stands(self, blob: Blob) -> bool:
-        """Whether an open file still has the digest by which it was admitted, by this server or the one before: no
-        byte was lost, or found wrong, since it was compared. Raises StoreError and SignatureError."""
+        """Whether an open file still has the digest by which this server, or the last one, admitted it.
+
+        If so, no byte was lost or found wrong since the comparison. Raises StoreError and SignatureError.
+        """
         if blob.token not in self._admitted:
             if blob.health.compared or not blob.states:
                 return True
             digest = self._admitted[blob.token] = await self.manifests.signed(blob.generation)
-            return digest is None  # else it may have been compared and repaired since its bytes were read
+            return digest is None  # else it may have been repaired after the read
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.health.digest == str(digest)
 
     def deadline(self) -> float:
-        """Until when, on trio's clock, a read that begins to wait now does so."""
+        """The instant, on trio's clock, until which a read that begins to wait now may wait."""
         return trio.current_time() + COMPARED_WITHIN_S
 
     async def wait_until_it_stands(self, blob: Blob, deadline: float) -> None:
-        """Return once an open file that lost bytes `stands` again: they are refetched, and compared by others.
+        """Refetch the lost bytes of an open file, and return once it `stands` again after a comparison.
 
-        Raises why the blob is in quarantine, BlobDamagedError at the *deadline* of trio's clock, and as
+        Raises the reason if the blob is in quarantine, BlobDamagedError at the *deadline* of trio's clock, and as
         `Fetcher.fetch_all` and `stands`.
         """
         with trio.move_on_at(deadline):
             while True:
                 blob.health.check()
-                with suppress(CacheFullError):  # there may be room in a moment
+                with suppress(CacheFullError):  # eviction may soon make room
                     await self._fetcher.fetch_all(blob)
                     if await self.stands(blob):
                         return
@@ -166,19 +170,19 @@ class SignaturePolicy:
         raise not_compared_with_signature(blob)
 
     async def expected(self, generation: Generation) -> Digest | None:
-        """The digest by which a file was admitted, else the one that is signed for it. Raises SignatureError."""
+        """The digest by which a file was admitted, else its signed digest. Raises SignatureError."""
         return self._admitted.get(generation.token(self._disk.store)) or await self.manifests.signed(generation)
 
 
 def not_compared_with_signature(blob: Blob) -> BlobDamagedError:
-    """What a reader gets when refetched bytes of a signed file are not compared in time."""
-    return BlobDamagedError(f"{blob.generation.key}: refetched bytes not compared yet with the signed digest")
+    """The error of a read when refetched bytes of a signed file are not compared in time."""
+    return BlobDamagedError(f"{blob.generation.key}: refetched bytes not yet compared with the signed digest")
 
 
 def signed_first(
     signed: Callable[[Generation], Awaitable[Digest | None]], stored: Callable[..., Awaitable[Digest | None]]
 ) -> Callable[..., Awaitable[Digest | None]]:
-    """Asks for a digest as ``Store.digest`` does: the *signed* one, and the *stored* one of a file without it."""
+    """A function like ``Store.digest``: the *signed* digest of a file, else the *stored* one."""
 
     async def ask(generation: Generation, *, certain: bool = False) -> Digest | None:
         return await signed(generation) or await stored(generation, certain=certain)

@@ -1,7 +1,7 @@
 """Signed manifests of models, in the format of OpenSSF Model Signing (``model_signing sign key``).
 
 A manifest is the file ``model.sig`` of a model's directory: the digests of the files below it, signed with a key.
-The only home of cryptography.
+This is the only user of the cryptography package.
 """
 
 import base64
@@ -22,14 +22,14 @@ from trimsfs.stores.digests import Digest
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_PARTS = 1000
-"""JSON values in an envelope, whose only long one is what is signed: a forged one must not cost time."""
+"""Most JSON values in an envelope: a real one has few, and parsing a forged one must not cost time."""
 _NONE = "not a model signature: sign the model again"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
 
 def load_key(path: Path) -> EllipticCurvePublicKey:
-    """The public key of a PEM file. Raises ConfigurationError."""
+    """The public key in a PEM file. Raises ConfigurationError."""
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
@@ -42,7 +42,7 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
 
 
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:
-    """The digests of files, by their paths below the directory of a signature file. Raises SignatureError."""
+    """Verify a signature file; the digests of files, by their paths below its directory. Raises SignatureError."""
     if sum(map(bundle.count, (b"[", b"{", b","))) > MOST_PARTS:
         raise SignatureError(_NONE)
     try:
@@ -64,12 +64,12 @@ def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Di
 
 
 def _signed_bytes(kind: str, payload: bytes) -> bytes:
-    """The bytes of an envelope that are signed: see the protocol of DSSE."""
+    """The bytes that an envelope's signature covers: see the DSSE protocol."""
     return b"DSSEv1 %d %s %d %s" % (len(kind.encode()), kind.encode(), len(payload), payload)
 
 
 def _manifest(payload: bytes) -> Mapping[str, Digest]:
-    """The digests in a payload whose signature is right. Raises SignatureError when its form is unknown."""
+    """The digests in a verified payload. Raises SignatureError when its form is unknown."""
     try:
         statement: Any = json.loads(payload)
         if statement["predicateType"] != _PREDICATE_TYPE:
@@ -82,7 +82,7 @@ def _manifest(payload: bytes) -> Mapping[str, Digest]:
         values = {resource["name"]: bytes.fromhex(resource["digest"]) for resource in predicate["resources"]}
         whole = hashlib.sha256(b"".join(values.values())).hexdigest()
         if [subject["digest"]["sha256"] for subject in statement["subject"]] != [whole]:
-            raise SignatureError("manifest contradicts itself")
+            raise SignatureError("the manifest contradicts itself: sign the model again")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SignatureError("manifest of an unknown form") from None
+        raise SignatureError("the manifest has an unknown form: sign the model again") from None
     return {name: Digest(algorithm="sha256", value=value, signed=True) for name, value in values.items()}
