@@ -1,4 +1,4 @@
-"""A blob: the local file of one generation of an object, and what is known of each of its chunks."""
+"""A blob: the local file of one generation of an object, and the state of each of its chunks."""
 
 import enum
 import errno
@@ -19,47 +19,47 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC
 
 
 class ChunkState(enum.IntEnum):
-    """What is known of a chunk of a blob."""
+    """The state of a chunk of a blob."""
 
     MISSING = 0
     UNVERIFIED = 1
-    """Recorded by an earlier server: its bytes must pass their checksum before they are served."""
+    """Recorded by an earlier server: it must pass its checksum before it is served."""
     VERIFIED = 2
 
 
 class FileChange(enum.Enum):
-    """What others have done to the file of a blob, as far as its status tells."""
+    """What other programs have done to a blob's file, as far as stat tells."""
 
     NONE = enum.auto()
     TOUCHED = enum.auto()
-    """Something was changed while the server had it closed: its bytes must pass their checksums again."""
+    """The file was changed while the server had it closed: its chunks must pass their checksums again."""
     RESIZED = enum.auto()
     REPLACED = enum.auto()
-    """It was removed, or there is another file in its place."""
+    """The file was removed, or another one is in its place."""
 
 
 class OpenFiles(OrderedDict["Blob", None]):
-    """The blobs of a tier whose files are open, the one opened longest ago first; *most* of them at once."""
+    """The blobs of a tier whose files are open, the one opened longest ago first; at most *most*."""
 
     most = sys.maxsize
 
     @property
     def full(self) -> bool:
-        """Whether no further file should stay open."""
+        """Whether no more files should be opened."""
         return len(self) >= self.most
 
 
 class Blob:
-    """A sparse file of the object's size and what is known of its chunks.
+    """A sparse file of the object's size, and the states of its chunks.
 
-    Once a chunk is VERIFIED its bytes never change. ``users`` counts handles, flights and commands that need the blob
-    to stay; ``handles`` those of them that are handles, ``passed`` those of these whose reads the kernel passes to the
-    file by itself. All are only touched from the event loop. A blob without a file (``attached`` is False: the cache
-    could not make one, or the object is empty) never holds a chunk. ``backing_id`` is what the kernel knows the file by
-    while opens are passed through to it, else 0.
+    Once a chunk is VERIFIED, its bytes never change. ``users`` counts the handles, flights and commands that need the
+    blob to stay; ``handles`` the handles among them; ``passed`` the handles whose reads the kernel passes through.
+    Only the event loop touches these. A blob without a file (``attached`` is False: the cache could not make one, or
+    the object is empty) never holds a chunk. ``backing_id`` is the kernel's id of the file while opens are passed
+    through to it, else 0.
 
-    The file of a blob that nobody reads through the server may be closed, which costs nothing of what is known of it:
-    `fileno` opens it again. There are many blobs, so each is small.
+    The server may close the file of a blob that nobody reads through it, and keeps the chunks' states; `fileno` opens
+    it again. There are many blobs, so each is small.
     """
 
     __slots__ = (
@@ -105,12 +105,12 @@ class Blob:
         self.backing_id = 0
         self.health = Health()
         self.resizes = 0
-        """How often the size of the file was restored: what was being written at that time may be lost."""
+        """How often the file's size was restored: bytes written around that time may be lost."""
         self._directory = self._name = ""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
         self._identity = (0, 0)
-        """Inode number and time of the last change of the file when it was closed."""
+        """Inode number and ctime of the file when it was closed."""
         self._open_files = OpenFiles()
 
     @property
@@ -123,8 +123,11 @@ class Blob:
         return self._descriptor is not None
 
     def fileno(self) -> int:
-        """The file's descriptor, while attached; it may be closed once the blob has no user that reads it. From another
-        thread than the event loop's, only while it is open. Raises OSError when the file cannot be opened again."""
+        """The file's descriptor, while attached, valid as long as the blob has a user that reads it.
+
+        Other threads than the event loop's may call this only while the file is open. Raises OSError when the file
+        cannot be opened again.
+        """
         if self._descriptor is not None:
             return self._descriptor
         descriptor = self._reopened()
@@ -148,7 +151,7 @@ class Blob:
         self._open_files[self] = None
 
     def join(self, open_files: OpenFiles) -> None:
-        """The blob, loaded in a thread, is one of a tier from now on, whose event loop may close its file."""
+        """Add the blob, loaded in a thread, to a tier, whose event loop may close its file from now on."""
         self._open_files = open_files
         if self._descriptor is not None:
             open_files[self] = None
@@ -160,7 +163,7 @@ class Blob:
 
     @property
     def verified(self) -> bool:
-        """Whether every byte is here and all of them have been compared with what the store says of them."""
+        """Whether every byte is here and the blob was compared with the store."""
         return self.complete and not self.health.quarantined and (self.health.compared or not self.states)
 
     @property
@@ -197,9 +200,9 @@ class Blob:
         return chunks_of(start, stop, self.chunk_size)
 
     def attach(self, path: str | Path, *, new: bool = False, keep_open: bool = True) -> bool:
-        """Find the file, unless a *new* one is wanted, or make it; False when it was not there in its right size.
+        """Find the file, or make it if it is missing, has the wrong size or is to be *new*; whether it was found.
 
-        A file that is made is open, one that is found if *keep_open*. Raises OSError.
+        A new file is open; a found one only with *keep_open*. Raises OSError.
         """
         status = None
         if not new:
@@ -220,7 +223,7 @@ class Blob:
         return True
 
     def _make_file(self, path: str | Path) -> None:
-        """One that is there is replaced, never changed: programs may still map it."""
+        """Make a new file. Replaces an existing one, and never changes it: programs may still map it."""
         try:
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -244,14 +247,14 @@ class Blob:
 
     @property
     def surplus(self) -> int:
-        """Bytes that somebody has added to the file; negative when it was truncated. Raises OSError."""
+        """Bytes that others have appended to the file; negative if they truncated it. Raises OSError."""
         if not self.attached:
             return 0
         status = os.stat(self._path) if self._descriptor is None else os.fstat(self._descriptor)
         return status.st_size - self.generation.size
 
     def change(self) -> FileChange:
-        """What others have done to the file. Raises OSError."""
+        """What other programs have done to the file. Raises OSError."""
         if self._descriptor is not None:
             resized = os.fstat(self._descriptor).st_size != self.generation.size
             return FileChange.RESIZED if resized else FileChange.NONE
@@ -269,12 +272,12 @@ class Blob:
         return FileChange.NONE if status.st_ctime_ns == changed_ns else FileChange.TOUCHED
 
     def restore_size(self) -> None:
-        """Restore the size of the file; what was truncated reads as zeros. Raises OSError."""
+        """Restore the size of the file; truncated bytes then read as zeros. Raises OSError."""
         self.resizes += 1
         os.truncate(self.fileno(), self.generation.size)
 
     def close_file(self) -> None:
-        """Close the file until somebody needs it. Views that are still in use keep its mapping."""
+        """Close the file until it is needed. Views in use keep its mapping."""
         if self._descriptor is not None:
             try:
                 status = os.fstat(self._descriptor)
@@ -284,7 +287,7 @@ class Blob:
             self._close(self._descriptor)
 
     def detach(self) -> None:
-        """Give the file up. Views that are still in use keep its mapping."""
+        """Close the file for good. Views in use keep its mapping."""
         if self._descriptor is not None:
             self._close(self._descriptor)
         self._directory = self._name = ""
@@ -295,13 +298,13 @@ class Blob:
         self._open_files.pop(self, None)
 
     def recall(self, records: Iterable[ChunkRecord]) -> None:
-        """Take over the chunks that the index has recorded of the file."""
+        """Mark the chunks that the index has recorded as UNVERIFIED."""
         for record in records:
             self.states[record.chunk] = ChunkState.UNVERIFIED
             self._crcs[record.chunk] = record.crc
 
     def trust(self) -> None:
-        """The recorded chunks have passed their checksums since the host was started: serve them from now on."""
+        """Mark recorded chunks as VERIFIED: they have passed their checksums since the host was started."""
         for chunk, state in enumerate(self.states):
             if state == ChunkState.UNVERIFIED:
                 self.states[chunk] = ChunkState.VERIFIED
@@ -314,7 +317,7 @@ class Blob:
     def view(self, start: int, stop: int) -> memoryview:
         """The bytes ``[start, stop)``, which must be readable, as a view of the file's mapping. Raises OSError."""
         if self._view is None and (self._descriptor is not None or not self._open_files.full):
-            with suppress(OSError):  # a process has only so many mappings
+            with suppress(OSError):  # the kernel limits the mappings of a process
                 self._view = mapped(self.fileno(), self.generation.size)
         return self._read(start, stop) if self._view is None else self._view[start:stop]
 
@@ -326,7 +329,7 @@ class Blob:
             os.close(descriptor)
 
     def commit(self, record: ChunkRecord) -> None:
-        """The chunk's bytes are written and right: serve them from now on."""
+        """Mark a chunk as VERIFIED: its bytes are written and right."""
         self._verified += self.states[record.chunk] != ChunkState.VERIFIED
         self._crcs[record.chunk] = record.crc
         self.states[record.chunk] = ChunkState.VERIFIED
@@ -342,11 +345,11 @@ class Blob:
                 yield ChunkRecord(chunk=chunk, length=self.length_of(chunk), crc=self._crcs[chunk])
 
     def forget(self, chunk: int) -> None:
-        """The chunk's bytes are wrong or lost: it is missing."""
+        """Mark a chunk as MISSING: its bytes are wrong or lost."""
         self._verified -= self.states[chunk] == ChunkState.VERIFIED
         self.states[chunk] = ChunkState.MISSING
 
     def sync(self) -> None:
-        """Wait until what is written has reached the disk. Raises OSError."""
+        """Wait until all written bytes have reached the disk. Raises OSError."""
         if self.attached:
             os.fdatasync(self.fileno())

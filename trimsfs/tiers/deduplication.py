@@ -1,7 +1,7 @@
-"""Deduplication: equal bytes of blobs are on the disk once where the file system shares blocks (XFS, btrfs).
+"""Deduplication: stores equal bytes of blobs once on a file system that can share blocks (XFS, btrfs).
 
-Fine-tuned models have most of their bytes in common. The index says which chunks have the same checksum, and the
-kernel compares the bytes before it shares them. Where chunks of related blobs differ, their equal parts are shared.
+Fine-tuned models have most of their bytes in common. The index finds chunks with the same checksum, and the kernel
+compares the bytes before it shares them. If chunks of related blobs differ, their equal parts are shared.
 """
 
 import logging
@@ -25,30 +25,30 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
 REST = 3
-"""Seconds of rest for each second of work: disk and processors are there for readers."""
+"""Seconds of rest per second of work, to leave disk and processors to readers."""
 STEP = 2 << 20
-"""Bytes for which two files are locked at a time: their readers wait for less than a millisecond."""
+"""Bytes to compare per lock of two files: readers wait less than a millisecond."""
 LEAST_BYTES = 1 << 20
 """Bytes of the smallest blob that is worth comparing."""
 RELATIVES = 4
-"""Blobs that are tried for parts of chunks."""
+"""Most blobs to compare with, part by part."""
 PROBES = 2
-"""Chunks that are tried of each, before it counts as unrelated."""
+"""Chunks of each to compare before it counts as unrelated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeduplicationStatistics:
-    """Bytes freed on the file system since the server started, and whole blobs that are still to be compared."""
+    """Bytes freed on disk since the server started, and whole blobs not compared yet."""
 
     shared_bytes: int
     waiting_blobs: int
 
 
 class Deduplication:
-    """Compares each whole blob once with those that were compared before, and has it share their blocks.
+    """Compares each whole blob once with those compared before it, and makes it share their blocks.
 
-    A blob is compared while nobody uses it and it is not pinned: sharing may drop its pages from memory (on XFS), which
-    are then read again. Blobs without anything in common, and those compared before, keep their blocks and pages.
+    It compares only idle blobs, which are neither in use nor pinned: on XFS, sharing may drop their pages from memory.
+    Blobs with nothing in common, and those compared before, keep their blocks and pages.
     """
 
     def __init__(self, disk: DiskTier) -> None:
@@ -62,7 +62,7 @@ class Deduplication:
         return DeduplicationStatistics(shared_bytes=self._shared, waiting_blobs=self._waiting)
 
     async def run(self) -> None:
-        """Share equal chunks, for as long as the server runs, if the file system can."""
+        """Share equal chunks until the server stops, if the file system can."""
         if not await self._threads.run(_can_share, self._disk.directory):
             return
         while True:
@@ -93,12 +93,12 @@ class Deduplication:
             self._waiting -= 1
 
     def _idle(self, token: str) -> bool:
-        """Whether nobody uses a blob, nor has pinned it."""
+        """Whether a blob is neither in use nor pinned."""
         blob = self._disk.known(token)
         return blob is None or (blob.users == 0 and not blob.pinned)
 
     async def _compare(self, token: str) -> str | None:
-        """Have a blob share what it can; another to which it is related. Raises InUseError when somebody uses it."""
+        """Share a blob's blocks; the token of a related blob, or None. Raises InUseError when the blob is not idle."""
         index = self._disk.index
         alone, related = [], []
         for chunk, twin in await self._threads.run(index.twins, token):
@@ -114,7 +114,7 @@ class Deduplication:
         return related[0] if related else None
 
     async def _share_parts(self, token: str, chunks: Sequence[int], other: str) -> bool:
-        """Share parts of chunks with those at the same offset of another blob; whether there are any."""
+        """Share parts of chunks with the same chunks of another blob; whether any are equal."""
         common = 0
         for number, chunk in enumerate(chunks):
             if number == PROBES and not common:
@@ -123,7 +123,7 @@ class Deduplication:
         return common > 0
 
     async def _share(self, token: str, chunk: int, other: str, other_chunk: int) -> int:
-        """Share what two chunks have alike, step by step; the bytes that they have in common now."""
+        """Share the equal parts of two chunks, step by step; the number of bytes that they now share."""
         chunk_size = self._disk.chunk_size
         shift = (other_chunk - chunk) * chunk_size
         common = 0
@@ -136,18 +136,18 @@ class Deduplication:
                     _share_step, self._disk.files.path(other), start + shift, self._disk.files.path(token), start
                 )
             except FileNotFoundError:
-                break  # one of them has been evicted
+                break  # one of the blobs was evicted
             common += now
             self._shared += now - before
             await trio.sleep(REST * (trio.current_time() - began))
         return common
 
     async def shared_with(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
-        """Another model that is *ready* to be mapped, and the parts where both share blocks; empty where there is none.
+        """Another model that is *ready* to be mapped, and the parts where both share blocks; empty if there is none.
 
         ``path`` is relative to the model's directory, ``generation`` a name for the content. Each of the ``parts`` is
-        its offset in the model, that in the other, and its length. All of a family get the same other, as long as that
-        is ready; it gets none itself.
+        an offset in the model, one in the other model, and a length. All models of a family get the same other one
+        while it is ready; that one gets none.
         """
         token = model.token(self._disk.store)
         try:
@@ -165,7 +165,7 @@ class Deduplication:
 
 
 def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
-    """Share what is equal of a part of two files; how many bytes they had in common, and have now."""
+    """Share the equal parts of one step of two files; the bytes that they shared before, and share now."""
     with source.open("rb", buffering=0) as source_file, target.open("r+b", buffering=0) as target_file:
         one, other = source_file.fileno(), target_file.fileno()
         length = min(STEP, os.fstat(one).st_size - at, os.fstat(other).st_size - start)
@@ -178,8 +178,8 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
         in_memory = [page_cache.resident_bytes(descriptor, offset, length) for descriptor, offset in parts]
         for (descriptor, offset), resident in zip(parts, in_memory, strict=True):
             if resident is None or resident < length:
-                # The kernel would read page by page, while both are locked.
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # and no further than this
+                # Read first: the kernel would read page by page while both files are locked.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no readahead
                 os.pread(descriptor, length, offset)
         now = extents.share(one, at, other, start, length)
         for (descriptor, offset), resident in zip(parts, in_memory, strict=True):
@@ -191,7 +191,7 @@ def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, i
 
 
 def _parts(model: Path, other: Path) -> list[tuple[int, int, int]]:
-    """The parts of a file that share blocks with another; none where they are too few to matter."""
+    """The parts of a file that share blocks with another; empty if they are too few to matter."""
     with model.open("rb") as one, other.open("rb") as another:
         parts = extents.shared_extents(one.fileno(), another.fileno(), length=os.fstat(one.fileno()).st_size)
     found = [(part.offset, part.at, part.length) for part in parts if part.length >= extents.LEAST_SHARED]
@@ -204,7 +204,7 @@ def _relative(key: str, other: str) -> str:
 
 
 def _can_share(directory: Path) -> bool:
-    """Whether the file system can share blocks; the log says why not."""
+    """Whether the file system can share blocks. Logs why not."""
     try:
         if extents.can_share(directory):
             return True

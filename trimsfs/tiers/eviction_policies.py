@@ -1,7 +1,7 @@
-"""Eviction policies: pure functions from the entries of a tier to those that are evicted.
+"""Eviction policies: pure functions that choose which entries of a tier to evict.
 
-A policy gets the entries that are neither in use nor pinned and the bytes that are needed. It returns victims that
-together free as much, or fewer when it evicts no more.
+A policy gets the idle entries, which are neither in use nor pinned, and the number of bytes needed. It returns victims
+that together free as much, or fewer if it evicts no more.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evictable:
-    """What a policy knows of an entry that is neither in use nor pinned.
+    """What a policy knows of an idle entry.
 
-    ``size`` is what evicting it frees, in bytes. ``last_used`` grows with every use in the tier and ``loaded``
-    with every entry that comes into it; ``uses`` counts its uses; ``cost_s`` is about how long it would take to load it
-    again, in seconds. ``key`` is that of the object, by which it may be a tenant's.
+    ``size`` is the bytes that its eviction frees. ``last_used`` grows with every use in the tier, ``loaded`` with every
+    entry that enters it. ``uses`` counts the entry's uses. ``cost_s`` estimates the seconds to load it again. ``key``
+    is that of the object, by which it may belong to a tenant.
     """
 
     name: str
@@ -30,38 +30,38 @@ Policy = Callable[[Iterable[Evictable], int], list[Evictable]]
 
 
 def lru(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Those least recently used."""
+    """Evict the least recently used entries."""
     return _first(sorted(entries, key=lambda entry: entry.last_used), needed)
 
 
 def fifo(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Those that came first."""
+    """Evict the entries loaded first."""
     return _first(sorted(entries, key=lambda entry: entry.loaded), needed)
 
 
 def lcu(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Those least commonly used; of equals, those least recently used."""
+    """Evict the least commonly used entries; of equals, the least recently used."""
     return _first(sorted(entries, key=lambda entry: (entry.uses, entry.last_used)), needed)
 
 
 def cost(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Those that cost the least time a byte to load again; of equals, those least recently used."""
+    """Evict the entries quickest to load again, per byte; of equals, the least recently used."""
     return _first(sorted(entries, key=lambda entry: (entry.cost_s / max(1, entry.size), entry.last_used)), needed)
 
 
 def flush(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """All that is idle, as soon as anything is needed."""
+    """Evict all idle entries as soon as any space is needed."""
     return list(entries) if needed > 0 else []
 
 
 def never(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """None: what does not fit is not kept."""
+    """Evict nothing: what does not fit is served without being kept."""
     del entries, needed
     return []
 
 
 def eager(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """All that is idle. A tier with this policy also evicts an entry after its last release."""
+    """Evict all idle entries. A tier with this policy also evicts each entry after its last release."""
     return flush(entries, needed)
 
 

@@ -1,6 +1,6 @@
-"""Extents of files: finding those that two files share, having equal bytes share them, finding and punching holes.
+"""Extents of files: finds and makes extents shared by two files, finds and punches holes.
 
-File systems that copy on write can share: XFS and btrfs. All functions block on the disk and raise OSError.
+Copy-on-write file systems, XFS and btrfs, can share extents. All functions block on the disk and raise OSError.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from pathlib import Path
 
 BLOCK = 4096
 LEAST_SHARED = 64 << 10
-"""Bytes that are worth sharing by themselves: the smaller the parts, the more extents a file has."""
+"""The fewest bytes worth sharing: smaller parts would give a file many extents."""
 _DEDUPE = struct.Struct("=QQHHIqQQiI")
 """``struct file_dedupe_range`` for one other file: offset, length, count; descriptor, offset, bytes shared, status."""
 _FIDEDUPERANGE = 3 << 30 | 24 << 16 | 0x94 << 8 | 54
@@ -26,7 +26,7 @@ _FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
 file, on the disk, length, and flags as the sixth."""
 _FS_IOC_FIEMAP = 3 << 30 | _FIEMAP.size << 16 | ord("f") << 8 | 11
 _LAST, _NOT_ON_DISK = 1, 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11
-"""Flags: the file's last extent; one without a known position, in the inode, or not written."""
+"""Flags of extents: the file's last one; those without a known position, in the inode, or not written."""
 _EXTENTS = 512
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,15 +57,15 @@ def can_share(directory: Path) -> bool:
 
 
 def has_hole(descriptor: int, start: int, stop: int) -> bool:
-    """Whether some of a range of a file, which is not beyond its end, has no blocks on the disk."""
+    """Whether a range, which lies inside the file, has a hole: a part without blocks on the disk."""
     return os.lseek(descriptor, start, os.SEEK_HOLE) < stop
 
 
 def share(source: int, at: int, target: int, offset: int, length: int) -> int:
-    """Have a range of *target* share the blocks of a range of *source*, in parts where not all is equal.
+    """Make a range of *target* share the blocks of a range of *source*; if they differ, their equal parts.
 
-    Returns the bytes that are shared. Both ranges begin at a block, and end at one or with their files. The kernel
-    compares them itself while both files are locked, so no content changes.
+    Returns the number of bytes shared. Both ranges begin at a block boundary, and end at one or at the end of the file.
+    The kernel compares them itself while both files are locked, so no content changes.
     """
     if (shared := _dedupe(source, at, target, offset, length)) or length <= LEAST_SHARED:
         return shared
@@ -84,7 +84,7 @@ def _dedupe(source: int, at: int, target: int, offset: int, length: int) -> int:
 
 
 def shared_extents(one: int, other: int, *, offset: int = 0, at: int = 0, length: int) -> list[SharedExtent]:
-    """The blocks that *length* bytes at an offset of one file share with those *at* an offset of another, in order."""
+    """The blocks that *length* bytes at *offset* of one file share with those at *at* of another, in order."""
     theirs = sorted((position, begin, size) for begin, position, size in _extents(other, at, length))
     positions = [position for position, _, _ in theirs]
     found: list[SharedExtent] = []
@@ -99,7 +99,7 @@ def shared_extents(one: int, other: int, *, offset: int = 0, at: int = 0, length
 
 
 def _add(found: list[SharedExtent], offset: int, at: int, length: int) -> None:
-    """Add a part, or lengthen the last one by it."""
+    """Add a part, merged with the last one if it follows it."""
     if found and (found[-1].offset + found[-1].length, found[-1].at + found[-1].length) == (offset, at):
         length += found[-1].length
         offset, at = found[-1].offset, found.pop().at
@@ -107,7 +107,7 @@ def _add(found: list[SharedExtent], offset: int, at: int, length: int) -> None:
 
 
 def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """The extents of a part of a file: offset, position on the disk and length; in whole blocks at its ends."""
+    """The extents of a part of a file, cut to it: offset, position on the disk, length."""
     stop, last = start + length, False
     while start < stop and not last:
         request = _FIEMAP.pack(start, stop - start, 0, 0, _EXTENTS, 0)
@@ -126,6 +126,6 @@ def _extents(descriptor: int, start: int, length: int) -> Iterator[tuple[int, in
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:
-    """Free the blocks of a part of a file: it reads as zeros. Every file system with sparse files can do it."""
+    """Free the blocks of a part of a file, which then reads as zeros. All file systems with sparse files support it."""
     if _libc.fallocate64(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,16 +1,15 @@
-"""Quotas: the share of a tier that each tenant has for itself, and what is left for everybody else."""
+"""Quotas: each tenant's share of a tier, and the rest for everybody else."""
 
 from collections.abc import Mapping
 
 REST = ""
-"""The pool of what belongs to no tenant."""
+"""The pool of models that belong to no tenant."""
 
 
 class Quotas:
-    """The shares of tenants, by the directory that is theirs, with its closing slash; None for a tenant without one.
+    """The shares of tenants, in bytes, by their directories with the closing slash. A tenant may have no share (None).
 
-    A share is a limit and a promise: for what a tenant loads, its own entries are evicted and those of no tenant, never
-    another tenant's.
+    A share is a limit and a promise: a load evicts entries of its own tenant and of no tenant, never another tenant's.
     """
 
     def __init__(self, shares: Mapping[str, int | None] | None = None) -> None:
@@ -19,11 +18,11 @@ class Quotas:
 
     @property
     def any(self) -> bool:
-        """Whether there are tenants with a share."""
+        """Whether any tenant has a share."""
         return bool(self._shares)
 
     def pools(self) -> list[str]:
-        """The pools of a tier: one of each tenant, and that of the rest."""
+        """The pools of a tier: one per tenant with a share, and REST."""
         return [*self._shares, REST]
 
     def pool(self, key: str) -> str:
@@ -31,9 +30,9 @@ class Quotas:
         return next((prefix for prefix in self._longest_first if key.startswith(prefix)), REST)
 
     def full(self, key: str, option: str) -> str | None:
-        """That the share of an object's tenant is full, with the remedy; None for an object of no tenant.
+        """The message that the share of an object's tenant is full, with the remedy; None for an object of no tenant.
 
-        *option* is the name of the share.
+        *option* is the name of the share's option.
         """
         pool = self.pool(key)
         if pool == REST:
@@ -43,7 +42,7 @@ class Quotas:
         return f"tenant {tenant} is full ({option} {size}): evict or unpin its models, or raise it"
 
     def limit(self, pool: str, total: int | None) -> int | None:
-        """Most bytes of a pool in a tier that may hold *total*; None where only the tier is limited."""
+        """Most bytes of a pool in a tier of at most *total* bytes; None if there is no limit."""
         if pool != REST:
             return self._shares[pool]
         return None if total is None else max(0, total - sum(self._shares.values()))

@@ -1,4 +1,4 @@
-"""Worker threads for what blocks on the disk."""
+"""Worker threads for calls that block on the disk."""
 
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
@@ -10,13 +10,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class Threads:
-    """At most *count* at a time. What has begun is finished though its caller is cancelled: counts stay right."""
+    """At most *count* threads at a time. `run` ignores cancellation once it has begun, so that counts stay right."""
 
     def __init__(self, count: int) -> None:
         self._limiter = trio.CapacityLimiter(count)
 
     async def ask(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """`run`, for a *function* that changes nothing: it is left behind when its caller is cancelled."""
+        """As `run`, for a *function* without side effects: a cancelled caller abandons it."""
         return await trio.to_thread.run_sync(function, *arguments, limiter=self._limiter, abandon_on_cancel=True)
 
     async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:

@@ -18,30 +18,30 @@ from trimsfs.types import ChunkRecord, Generation
 log = logging.getLogger(__name__)
 
 Known = tuple[BlobRecord, list[ChunkRecord]]
-"""What the index has of a blob."""
+"""The index's records of a blob and its chunks."""
 Loaded = tuple[Blob, Sequence[ChunkRecord], bool]
-"""A blob, chunks of it that are lost, and whether it has no file as the disk is full."""
+"""A blob, its lost chunks, and whether it has no file because the disk is full."""
 FREED_TRIES, FREED_INTERVAL_S = 20, 0.05
-"""How often, and how long, the server waits until the kernel has freed the blocks of a removed file."""
+"""How often the server waits for the kernel to free the blocks of a removed file, and how long each time."""
 
 
 def is_full(error: OSError | sqlite3.Error) -> bool:
-    """Whether an error says that a disk is full."""
+    """Whether an error means that the disk is full."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT}
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _log_failure(generation: Generation, error: OSError | sqlite3.Error) -> bool:
-    """Log why a blob has no file; whether that is a full disk."""
+    """Log why a blob has no file; whether the disk is full."""
     log.error("%s: cannot be cached: %s", generation.key, error)
     return is_full(error)
 
 
 class BlobFiles:
-    """The blobs of a store in a directory. All methods but `path` block on the disk.
+    """The blob files of a store in a directory. All methods but `path` block on the disk.
 
-    *usable* says whether files can be made and used, *compares* whether blobs are compared with the store's digests.
+    *usable* says whether the directory can be used, *compares* whether blobs are compared with the store's digests.
     ``open_files`` has the blobs whose files are open.
     """
 
@@ -58,12 +58,14 @@ class BlobFiles:
 
     @property
     def no_digest(self) -> str | None:
-        """The digest of a blob that has not been compared: None where it is to be."""
+        """The digest of an uncompared blob: None if it is to be compared, else empty."""
         return None if self._compares else ""
 
     def load(self, token: str, generation: Generation, *, attach: bool = True) -> Loaded:
-        """A blob, without a file if none can be made or is to be *attached*; the chunks that the index wrongly believes
-        to be in it, and whether it was for a full disk that none could be made. Its file is open."""
+        """Load a blob and open its file; without a file if none can be made, or unless *attach*.
+
+        The lost chunks are those in the index that the file does not have.
+        """
         if not attach or not self._can_have_file(generation):
             return self._blob(token, generation), [], False
         try:
@@ -75,7 +77,7 @@ class BlobFiles:
         return self._attached(token, generation, known)
 
     def load_all(self, wanted: Mapping[str, Generation]) -> list[Loaded]:
-        """Blobs by their tokens, as of `load`; the files of those that were there are closed."""
+        """As `load`, for many blobs by their tokens. Only new files are open."""
         try:
             known = self._index.load_all(wanted)
             new = {token: each for token, each in wanted.items() if token not in known and self._can_have_file(each)}
@@ -100,15 +102,14 @@ class BlobFiles:
         return blob
 
     def _attached(self, token: str, generation: Generation, known: Known | None, *, keep_open: bool = True) -> Loaded:
-        """A blob with its file, as of `load`, by what the index has of it; unless *keep_open*, a new file alone is
-        open."""
+        """As `load`, with the index's records of the blob. Unless *keep_open*, only a new file is open."""
         blob, lost = self._blob(token, generation), list[ChunkRecord]()
         attach = partial(blob.attach, self._path(token), new=known is None, keep_open=keep_open)
         try:
             try:
                 fitting = attach()
             except FileNotFoundError:
-                self.path(token).parent.mkdir(mode=0o700, exist_ok=True)  # not what is above: somebody has removed that
+                self.path(token).parent.mkdir(mode=0o700, exist_ok=True)  # no parents: only somebody else removes them
                 fitting = attach()
             if known is not None:
                 record, chunks = known
@@ -128,14 +129,13 @@ class BlobFiles:
         return blob, lost, False
 
     def remove(self, token: str) -> dict[int, int]:
-        """Remove a blob; the bytes of its chunks that were recorded, by their numbers. Raises OSError and
-        sqlite3.Error."""
+        """Remove a blob; the bytes of its recorded chunks by number. Raises OSError and sqlite3.Error."""
         try:
             freed = self._index.remove(token)
         except sqlite3.OperationalError as error:
             if not is_full(error):
                 raise
-            # Writing the index takes space. If the server dies here, recovery drops the record that has no file.
+            # Writing the index takes space, so remove the file first. After a crash here, recovery drops its record.
             self.path(token).unlink(missing_ok=True)
             freed = self._remove_once_freed(token)
         self.path(token).unlink(missing_ok=True)
@@ -150,7 +150,7 @@ class BlobFiles:
         return self._index.remove(token)
 
     def path(self, token: str) -> Path:
-        """The file of a blob, whether or not it is there."""
+        """The path of a blob's file, which need not exist."""
         return Path(self._path(token))
 
     def _path(self, token: str) -> str:

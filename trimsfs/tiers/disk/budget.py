@@ -1,4 +1,4 @@
-"""The budget of the disk tier: how many bytes it has, uses and may still take."""
+"""The budget of the disk tier: its limit, the bytes used and the bytes left."""
 
 import os
 from collections import Counter
@@ -12,13 +12,15 @@ from trimsfs.tiers.eviction_policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 
 FULL_FOR_S = 1.0
-"""How long the tier does not try again to make space after it found none."""
+"""How long the tier makes no further attempt to free space after one has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLimits:
-    """Most bytes of all models (None: no limit but the disk), bytes to leave free on the file system, the shares of the
-    tenants, and the policy that chooses what is evicted to keep to them."""
+    """The limits of a disk tier, in bytes, and the eviction *policy* that keeps to them.
+
+    ``budget`` is for all models (None: only the disk limits them). ``min_free`` stays free on the file system.
+    """
 
     budget: int | None = None
     min_free: int = 0
@@ -27,10 +29,7 @@ class DiskLimits:
 
 
 class Budget:
-    """Counts the bytes used within *limits*, those of each tenant by themselves.
-
-    *used* is what is used already, by the objects' keys.
-    """
+    """Counts the bytes used within *limits*, in total and per tenant. *used* has the present ones by object key."""
 
     def __init__(self, directory: Path, limits: DiskLimits, *, used: Mapping[str, int]) -> None:
         self._directory = directory
@@ -45,19 +44,19 @@ class Budget:
 
     @property
     def used(self) -> int:
-        """Bytes used, by all."""
+        """Bytes used in total."""
         return self._used.total()
 
     def used_by(self, pool: str) -> int:
-        """Bytes used by a tenant, or by the rest."""
+        """Bytes used by a pool: a tenant, or the rest."""
         return self._used[pool]
 
     def add(self, key: str, size: int) -> None:
-        """Bytes of an object are used from now on; fewer of them for a negative size."""
+        """Count *size* more bytes of an object; fewer if it is negative."""
         self._used[self._quotas.pool(key)] += size
 
     def free(self) -> int:
-        """Bytes that may still be used without an eviction; negative when too many are used."""
+        """Bytes that may still be used without an eviction; negative if too many are used. Raises OSError."""
         status = os.statvfs(self._directory)
         free = status.f_bavail * status.f_frsize - self._min_free
         if self.limit is not None:
@@ -65,12 +64,12 @@ class Budget:
         return free
 
     def left(self, pool: str) -> int | None:
-        """Bytes that a pool may still use of its share; negative when too many are used, None without a limit."""
+        """Bytes left in a pool's share; negative if too many are used, None without a limit."""
         limit = self._quotas.limit(pool, self.limit)
         return None if limit is None else limit - self._used[pool]
 
     def full(self, key: str) -> bool:
-        """Whether a moment ago no space could be made for an object of the same pool, or no write succeeded."""
+        """Whether a moment ago no space could be freed for the object's pool, or a write failed."""
         return self.failing or trio.current_time() < self._full_until.get(self._quotas.pool(key), float("-inf"))
 
     @property
@@ -79,13 +78,13 @@ class Budget:
         return trio.current_time() < self._failing_until
 
     def found_full(self, key: str) -> None:
-        """Nothing can be evicted for an object: not to be searched again for every chunk of a large file."""
+        """Note that nothing can be evicted for an object, so that not each chunk of a large file triggers a search."""
         self._full_until[self._quotas.pool(key)] = trio.current_time() + FULL_FOR_S
 
     def found_failing(self) -> None:
-        """The disk refuses writes though it has space: not to be tried again for every chunk."""
+        """Note that writes fail though the disk has space, so that not each chunk triggers another one."""
         self._failing_until = trio.current_time() + FULL_FOR_S
 
     def found_room(self) -> None:
-        """Something was evicted, or can be now."""
+        """Note that something was evicted, or can be now."""
         self._full_until.clear()

@@ -1,4 +1,4 @@
-"""A cache directory: locking it, opening its index, and telling whether it can be used."""
+"""A cache directory: locks it, opens its index, and knows whether it can be used."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class CacheDirectory:
     """The directory of a disk tier. Raises CacheInUseError and CacheUnusableError.
 
-    With *lock*, the descriptor by which an earlier server locked it, a directory that cannot be used by now is no
-    error: ``problem`` says why, and the ``index`` is one in memory.
+    *lock* is the descriptor by which an earlier server locked it. With a *lock*, an unusable directory is no error:
+    ``problem`` then has the reason, and ``index`` is in memory.
     """
 
     def __init__(self, directory: Path, lock: int | None, *, chunk_size: int) -> None:
@@ -29,7 +29,7 @@ class CacheDirectory:
         try:
             if lock is not None:
                 write_pid(lock)
-            if lock is None or not is_lock_of(lock, directory):  # the directory was removed and made again
+            if lock is None or not is_lock_of(lock, directory):  # the directory was removed and recreated
                 self._locks.append(lock_directory(directory))
             self.index = self._open_index(trusted=lock is not None)
         except CacheError as error:
@@ -53,7 +53,7 @@ class CacheDirectory:
 
     @property
     def lock(self) -> int:
-        """The descriptor by which the directory is locked."""
+        """The descriptor that holds the directory's lock."""
         return self._locks[0]
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class CacheDirectory:
             os.close(descriptor)
 
     def removed(self) -> bool:
-        """Whether somebody has removed the directory, or the blobs in it. Blocks on the disk."""
+        """Whether somebody removed the directory, or the blobs in it. Blocks on the disk."""
         try:
             self.blobs.stat()
         except FileNotFoundError:
@@ -76,9 +76,9 @@ class CacheDirectory:
         return _identity(self.path) != self._identity
 
     def usable(self) -> bool:
-        """Whether the directory can be used, now that it could not. Blocks on the disk.
+        """Whether an unusable directory can be used again. Blocks on the disk.
 
-        A directory that has replaced it is left to the next server: this one may not be allowed to write there.
+        A new directory at its path counts as usable untested: this server may lack the permission to write there.
         """
         found = _identity(self.path)
         if found is None or found != self._identity:
@@ -95,7 +95,7 @@ class CacheDirectory:
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
-    """Device and inode number, by which a directory is known from another at its path; None if there is none."""
+    """Device and inode number, which tell a directory from another one at its path; None if there is none."""
     with suppress(OSError):
         status = os.stat(directory)
         return status.st_dev, status.st_ino

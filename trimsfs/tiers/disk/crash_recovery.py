@@ -1,4 +1,4 @@
-"""Recovery after a killed server or a power loss: the files of blobs and their records in the index agree again."""
+"""Crash recovery: makes blob files and the index agree after a killed server or a power loss."""
 
 import contextlib
 import errno
@@ -17,11 +17,11 @@ from trimsfs.types import ChunkRecord
 log = logging.getLogger(__name__)
 
 SLACK = 64 << 10
-"""Bytes that a file may take beyond its content: file systems allocate blocks of their own for it."""
+"""Bytes that a file may take beyond its content: file systems allocate metadata blocks for it."""
 
 
 class CrashRecovery:
-    """Makes the blob directory and the index agree, some blobs at a time. Blocks on the disk; raises OSError and
+    """Reconciles the blob directory and the index, group by group. Blocks on the disk; raises OSError and
     sqlite3.Error."""
 
     def __init__(self, index: BlobIndex, directory: Path, chunk_size: int) -> None:
@@ -30,13 +30,13 @@ class CrashRecovery:
         self._chunk_size = chunk_size
 
     def groups(self) -> list[str]:
-        """Names of groups of blobs: `reconcile` one after the other."""
+        """The names of all groups of blobs, to `reconcile` one after the other."""
         return sorted({path.name for path in self._directory.iterdir()} | set(self._index.groups()))
 
     def reconcile(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
-        """Make files and records of a group agree, except those of blobs that are *known* to the caller.
+        """Make files and records of a group agree, except those of the *known* blobs.
 
-        Returns, by key, the bytes that the index recorded and that were not there.
+        Returns, by key, the bytes of recorded chunks that were lost.
         """
         directory, lost = self._directory / group, list[tuple[str, int]]()
         recorded = self._index.group(group)
@@ -67,7 +67,7 @@ class CrashRecovery:
 
 
 def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
-    """The recorded chunks that a file cannot have: it is removed or truncated, or has holes where power was lost."""
+    """The recorded chunks that a file cannot have: it is missing, has another size, or has holes from a power loss."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -86,14 +86,16 @@ def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[C
 
 
 def _lost_in_hole(descriptor: int, start: int, stop: int, crc: int) -> bool:
-    """Whether a chunk has holes, and not because the file system keeps zeros so."""
+    """Whether a chunk has holes that are not just zeros: it fails its checksum."""
     return extents.has_hole(descriptor, start, stop) and crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
 def chunks_in_holes(blob: Blob, opened: int) -> list[int]:
-    """The chunks of a whole blob that have holes and fail their checksum; *opened* is its descriptor. Blocks; raises
-    OSError."""
-    descriptor, size = os.dup(opened), blob.generation.size  # it may be closed meanwhile
+    """The chunks of a whole blob that have holes and fail their checksum; *opened* is its descriptor.
+
+    Blocks on the disk; raises OSError.
+    """
+    descriptor, size = os.dup(opened), blob.generation.size  # the caller may close it meanwhile
     try:
         if not extents.has_hole(descriptor, 0, size):
             return []
@@ -107,7 +109,7 @@ def chunks_in_holes(blob: Blob, opened: int) -> list[int]:
 
 
 def free_unrecorded(descriptor: int, size: int, chunk_size: int, recorded: Iterable[ChunkRecord]) -> None:
-    """Free the disk blocks of a blob's chunks that are not recorded. Raises OSError."""
+    """Free the disk blocks of a blob's unrecorded chunks. Raises OSError."""
     here = {record.chunk: record.length for record in recorded}
     if os.fstat(descriptor).st_blocks * 512 <= sum(here.values()) + SLACK:
         return

@@ -1,4 +1,4 @@
-"""Damaged blobs: what is found wrong or lost on the disk, and what was repaired, in step with index and budget."""
+"""Damage: records wrong, lost and repaired chunks of blobs, in step with index and budget."""
 
 import logging
 import sqlite3
@@ -16,10 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Damage:
-    """Keeps index and budget in step with what is found wrong, and repaired, of the blobs of one tier.
-
-    ``found`` counts chunks.
-    """
+    """Keeps index and budget in step with damage to a tier's blobs, and its repair. ``found`` counts damaged chunks."""
 
     def __init__(self, state: TierState) -> None:
         self._state = state
@@ -28,14 +25,14 @@ class Damage:
     # Found by the tier
 
     async def size_changed(self, blob: Blob) -> None:
-        """Somebody has changed the size of a blob's file: fetch all of it again.
+        """Discard all chunks of a blob because somebody has changed the size of its file.
 
-        A file that the kernel serves by itself is repaired in place, in quarantine: handles that are open keep it.
+        A file that is passed through is repaired in place, in quarantine: open handles keep it.
         """
         key, journal = blob.generation.key, self._state.journal
         async with journal.syncing, self._state.lock, journal.recording:  # a sync counts as a user
             if self._state.blobs.get(blob.token) is not blob or blob.change() is not FileChange.RESIZED:
-                return  # another open has found it already
+                return  # another open found it first
             if blob.users and blob.backing_id:
                 if not blob.health.quarantined:  # else it is being repaired
                     self._state.events.suspected(
@@ -45,18 +42,18 @@ class Damage:
             log.error("%s: its file in the cache has another size than its object: refetching", key)
             if blob.users:
                 try:
-                    blob.restore_size()  # at once: it must not take what is written from now on
+                    blob.restore_size()  # before anything else is written
                 except OSError as error:
                     log.error("%s: cannot restore the size of its file in the cache: %s", key, error)
             await self._discard(blob, range(len(blob.states)))
 
     async def not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Chunks of a blob did not reach the disk: the kernel may return other bytes from now on."""
+        """Discard chunks that did not reach the disk, or suspect their blob: the kernel may now return other bytes."""
         key = blob.generation.key
         self._state.budget.found_failing()
         async with self._state.lock, self._state.journal.recording:
             if self._state.blobs.get(blob.token) is not blob:
-                return  # it has been evicted meanwhile
+                return  # it was evicted meanwhile
             if not blob.users or not blob.backing_id:
                 await self._discard(blob, chunks)
                 return
@@ -68,7 +65,7 @@ class Damage:
             await self._state.journal.record()
 
     async def _discard(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Have chunks fetched again, with those that have not been synced to the disk."""
+        """Discard chunks, and those not yet synced to the disk, so that they are refetched."""
         if blob.users == 0:
             self._state.close(blob)
         gone = [
@@ -83,9 +80,9 @@ class Damage:
     # Found by readers, the scrub and `trimsfs verify`
 
     async def check_chunk(self, blob: Blob, chunk: int, crc: int | None) -> bool:
-        """Compare a chunk's CRC32C (None: unreadable) with its record; if they differ, False, and it is missing."""
+        """Compare a chunk's CRC32C (None: unreadable) with its record. If they differ, discard it and return False."""
         if blob.states[chunk] == ChunkState.MISSING:
-            return False  # another reader has found it already
+            return False  # another reader found it first
         length = blob.length_of(chunk)
         if crc == blob.crc(chunk):
             blob.commit(ChunkRecord(chunk=chunk, length=length, crc=crc))
@@ -99,26 +96,26 @@ class Damage:
         return False
 
     def _discard_chunk(self, blob: Blob, chunk: int) -> None:
-        """A chunk is missing from now on, and counts no more."""
+        """Mark a chunk as missing, and free its part of the budget."""
         blob.forget(chunk)
         if chunk in blob.health.lost:
-            blob.health.lost -= {chunk}  # it counts no more since it was lost
+            blob.health.lost -= {chunk}  # the budget no longer counts it
         else:
             self._state.budget.add(blob.generation.file, -blob.length_of(chunk))
 
     def _compare_again(self, blob: Blob) -> None:
-        """A blob is to be compared with the store again: its bytes are others from now on."""
+        """Mark a blob as uncompared, because its bytes change."""
         blob.health.bytes_changed(self._state.files.no_digest)
         self._state.journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
-        """The wrong bytes of a chunk were overwritten with those of the store."""
+        """Record that a chunk's wrong bytes were overwritten with those of the store."""
         self.found += 1
         blob.health.revision += 1
         if blob.states[record.chunk] == ChunkState.MISSING:
-            return  # it was discarded meanwhile, and a fetch may be writing it
+            return  # discarded meanwhile; a fetch may be writing it
         if record.crc != blob.crc(record.chunk):
-            self._compare_again(blob)  # another comparison may have ended meanwhile
+            self._compare_again(blob)  # also if another comparison ended meanwhile
         if record.chunk in blob.health.lost:
             blob.health.lost -= {record.chunk}
             self._state.budget.add(blob.generation.file, record.length)
@@ -126,7 +123,7 @@ class Damage:
         self._state.journal.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have this digest; None, which is recorded at once, if they are to be compared again."""
+        """Record that a blob has a digest; with None, recorded at once, that it is to be compared again."""
         if digest is None:
             self._compare_again(blob)
             await self._state.journal.flush()
@@ -135,11 +132,11 @@ class Damage:
             self._state.journal.compared(blob, digest)
 
     async def record_scrub(self, blob: Blob) -> bool:
-        """All that is on the disk of a blob has passed its checksum; whether that could be recorded."""
+        """Record that a blob's chunks on disk have passed their checksums; whether that succeeded."""
         return await self._record(self._state.index.scrubbed, blob.token)
 
     async def next_to_scrub(self, before: float) -> Generation | None:
-        """The generation that was scrubbed longest ago, before a time in seconds since the epoch."""
+        """The generation scrubbed longest ago, if that was *before* a time in seconds since the epoch; else None."""
         try:
             record = await self._state.threads.run(self._state.index.to_scrub, self._state.store, before)
         except sqlite3.Error as error:
@@ -148,7 +145,7 @@ class Damage:
         return None if record is None else record.generation
 
     async def _record(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
-        """Write to the index what does no harm if it is lost; whether it could be written."""
+        """Write a record that may be lost to the index; whether that succeeded."""
         try:
             await self._state.threads.run(function, *arguments)
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""The events of a disk tier that other components hear of."""
+"""The events of a disk tier, of which other components hear."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from trimsfs.tiers.blob import Blob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierEvents:
-    """Who hears of what happens to blobs. Neither may wait.
+    """The listeners to a disk tier. They must not block.
 
-    ``removed`` hears of each blob that leaves the tier, before it is closed; ``suspected`` of each blob in use whose
-    file may not be what it was, and why.
+    ``removed`` hears of each blob that leaves the tier, before it is closed. ``suspected`` hears of each blob in use
+    whose file may be damaged, and why.
     """
 
     removed: Callable[[Blob], None]

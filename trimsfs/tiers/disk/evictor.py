@@ -1,4 +1,4 @@
-"""Eviction from the disk: which blobs could go, and removing one from all that knows it."""
+"""Eviction from the disk: finds the candidates, and removes a blob from disk, index, journal and budget."""
 
 import logging
 import sqlite3
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class Evictor:
-    """Removes blobs that nobody uses or has pinned. Counts since the server started.
+    """Removes blobs that are neither in use nor pinned, and counts evictions since the server started.
 
-    *load_cost* says how many seconds it takes to fetch so many bytes.
+    *load_cost* estimates the seconds to fetch a number of bytes.
     """
 
     def __init__(self, state: TierState, load_cost: Callable[[int], float]) -> None:
@@ -36,9 +36,9 @@ class Evictor:
         return blob.users == 0 or self._state.journal.is_only_user(blob)
 
     async def try_remove(self, token: str, key: str) -> bool:
-        """Evict a blob, if nobody uses it or has pinned it; False when it could not be removed.
+        """Evict a blob unless it is in use or pinned; False if the removal failed.
 
-        One that is being synced to the disk is removed afterwards.
+        If the blob is being synced to the disk, wait for that first.
         """
         journal, blob = self._state.journal, self._state.blobs.get(token)
         try:
@@ -53,7 +53,7 @@ class Evictor:
         return True
 
     async def remove(self, token: str, key: str) -> int | None:
-        """Remove a blob; the bytes freed. None when it is in use or pinned.
+        """Remove a blob; returns the bytes freed, or None if it is in use or pinned.
 
         Raises OSError and sqlite3.Error.
         """

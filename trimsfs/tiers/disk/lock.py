@@ -1,4 +1,4 @@
-"""The lock file of a cache directory: one server at a time uses it."""
+"""The lock file of a cache directory: only one server at a time may use the directory."""
 
 import contextlib
 import fcntl
@@ -10,7 +10,10 @@ from trimsfs.processes import shown
 
 
 def lock_directory(directory: Path) -> int:
-    """Make the cache directory and lock it; the descriptor that holds the lock."""
+    """Make and lock the cache directory; returns the descriptor that holds the lock.
+
+    Raises CacheInUseError and CacheUnusableError.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -42,7 +45,7 @@ def holder_of(directory: Path) -> int | None:
 
 
 def is_lock_of(descriptor: int, directory: Path) -> bool:
-    """Whether a descriptor is of the lock of a directory, not of one that was removed from its path."""
+    """Whether a descriptor is of a directory's present lock file, not of a removed one."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(directory / "lock"))
     except OSError:
@@ -50,7 +53,7 @@ def is_lock_of(descriptor: int, directory: Path) -> bool:
 
 
 def write_pid(descriptor: int) -> None:
-    """Write into a lock file that this process holds it."""
-    with contextlib.suppress(OSError):  # a full disk: the error of another server names no pid
+    """Write this process's pid into a lock file."""
+    with contextlib.suppress(OSError):  # on a full disk, another server's error names no pid
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

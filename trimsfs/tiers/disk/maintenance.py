@@ -1,4 +1,4 @@
-"""Maintenance of a disk tier: recording, syncing, recovery at the start, watching that its directory is usable."""
+"""Maintenance of a disk tier: records, syncs, recovers after a crash and watches that the directory is usable."""
 
 import logging
 import sqlite3
@@ -21,13 +21,13 @@ not go on for long, as whoever waits for it has a better use for the disk and th
 REST_S = 15.0
 """How long the directory is not looked at while nothing is to be recorded or synced."""
 PATIENCE_S = 2.0
-"""For how long the index may fail before the server ends."""
+"""How long the index may fail before the server ends."""
 LOOK_INTERVAL_S = 5.0
-"""How often a directory that cannot be used is tried again."""
+"""How often an unusable directory is tried again."""
 
 
 class Maintenance:
-    """Looks after the directory of a disk tier.
+    """Maintains the directory of a disk tier.
 
     ``unfinished`` has the blobs with a chunk whose fetch failed.
     """
@@ -46,9 +46,9 @@ class Maintenance:
         self._state.journal.wake()
 
     async def run(self) -> None:
-        """Record what was written and used, for as long as the directory can be used, or until it can be.
+        """Record what was written and used, while the directory is usable; if it is not, wait until it is.
 
-        Raises CacheUnusableError then.
+        Raises CacheUnusableError when that changes.
         """
         if self._state.directory.problem is not None:
             await self._wait_until_usable()
@@ -88,18 +88,18 @@ class Maintenance:
             if await self._state.threads.run(self._state.directory.usable):
                 break
         raise CacheUnusableError(
-            f"cache directory {self._state.directory.path} can be used again: the next server uses it"
+            f"cache directory {self._state.directory.path} can be used again: starting a server that uses it"
         )
 
     async def _give_up(self) -> None:
         with suppress(OSError, sqlite3.Error):
             await self._state.threads.run(self._state.index.rebuild)
         raise CacheUnusableError(
-            f"cache directory {self._state.directory.path} cannot be used any longer: the next server goes on"
+            f"cache directory {self._state.directory.path} cannot be used any longer: starting a server without it"
         )
 
     async def _free_unfinished(self) -> None:
-        """Free what was written of chunks whose fetch failed, once nobody uses the blob."""
+        """Free the space of partly written chunks whose fetch failed, once nobody uses the blob."""
         for token in list(self.unfinished):
             async with self._state.lock:
                 blob = self._state.blobs.get(token)
@@ -108,7 +108,7 @@ class Maintenance:
                 self.unfinished.discard(token)
                 if blob is None or blob.complete or not blob.attached:
                     continue
-                del self._state.blobs[token]  # so that an open meanwhile waits for the lock
+                del self._state.blobs[token]  # so that a concurrent open waits for the lock
                 blob.users += 1
                 try:
                     await self._state.threads.run(
@@ -121,7 +121,7 @@ class Maintenance:
                     self._state.blobs[token] = blob
 
     async def _recover(self) -> None:
-        """Make files and index agree after a crash between the steps of a change."""
+        """Reconcile files and index after a crash in the middle of a change."""
         try:
             groups = await self._state.threads.run(self._recovery.groups)
         except (OSError, sqlite3.Error) as error:
@@ -138,11 +138,11 @@ class Maintenance:
                     log.error("crash recovery: cannot reconcile the blobs %s*: %s", group, error)
 
     async def _sync_recorded(self) -> None:
-        """Sync what an earlier server recorded and did not sync: the next boot would drop it."""
+        """Sync chunks that an earlier server recorded but did not sync: the next boot would drop them."""
         try:
             for token in await self._state.threads.run(self._state.index.unsynced):
                 loaded = await self._state.threads.run(self._state.index.load, token)
-                if loaded is not None:  # else it has been evicted meanwhile
+                if loaded is not None:  # else it was evicted meanwhile
                     blob = await self._open_blobs.open(token, loaded[0].generation)
                     self._state.journal.found_unsynced(
                         blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)

@@ -1,4 +1,4 @@
-"""Opening the blobs of a disk tier, closing the files that the server does not need, and forgetting blobs."""
+"""Open blobs: opens the blobs of a disk tier, closes files that the server does not need, and forgets blobs."""
 
 import logging
 import resource
@@ -13,18 +13,18 @@ from trimsfs.types import ChunkRecord, Generation
 log = logging.getLogger(__name__)
 
 MOST_KNOWN = 1 << 17
-"""Blobs that are known at once, about 2 KiB each, and as much again in the kernel: to open another one that nobody uses
-is a search of the index, a checksum and a registration."""
+"""Most blobs known at once. Each takes about 2 KiB here and as much in the kernel. To open a forgotten one again takes
+a search of the index, a checksum and a registration."""
 MOST_IDLE = 1024
-"""Files that are open though the server does not need them: it takes microseconds to open them again."""
+"""Most files kept open though the server does not need them: to open one again takes microseconds."""
 LOOKS = 8
-"""Blobs that are looked at for one to be closed, whenever one is released."""
+"""Blobs to examine per release, in search of one to close."""
 SPARE_DESCRIPTORS = 256
-"""Descriptors that are not for blobs: a server without any answers nothing."""
+"""Descriptors reserved for other purposes: without any, the server answers no request."""
 
 
 class OpenBlobs:
-    """Opens and closes the blobs of a tier; on a full disk *space* evicts for the file of a new one."""
+    """Opens and closes the blobs of a tier. On a full disk, *space* evicts blobs for a new file."""
 
     def __init__(self, state: TierState, space: DiskSpace) -> None:
         self._state = state
@@ -34,7 +34,7 @@ class OpenBlobs:
         state.open_files.most = max(descriptors // 2, descriptors - SPARE_DESCRIPTORS)
 
     async def open(self, token: str, generation: Generation) -> Blob:
-        """The blob of a generation, without a file if none can be made; the caller keeps it before it awaits."""
+        """The blob of a generation, without a file if none can be made. The caller must hold it before it awaits."""
         state, key = self._state, generation.file
         if state.open_files.full:
             await self._close_some()
@@ -47,7 +47,7 @@ class OpenBlobs:
         return blob
 
     def reopen(self, blob: Blob) -> bool:
-        """Have the file of a known blob open, unless the kernel alone reads it; False if that cannot be."""
+        """Open the file of a known blob again, unless only the kernel reads it; False if that fails."""
         if blob.opened or blob.backing_id or not blob.attached:
             return True
         self._close_files(most=self._most_idle, looks=LOOKS)
@@ -61,8 +61,10 @@ class OpenBlobs:
         return True
 
     async def _load(self, token: str, generation: Generation, *, again: bool = False) -> tuple[Blob, bool]:
-        """The blob of a generation, and whether the disk was too full to make a file for it; *again* to try once more
-        when nobody uses it by now."""
+        """The blob of a generation, and whether the disk was too full for its file.
+
+        With *again*, a known blob that has neither file nor users is loaded once more.
+        """
         state = self._state
         async with state.lock:
             known = state.blobs.get(token)
@@ -78,9 +80,9 @@ class OpenBlobs:
             return blob, full
 
     def _loaded(self, blob: Blob, lost: Sequence[ChunkRecord], gone: set[int]) -> None:
-        """A blob was loaded, with *lost* chunks that its file does not have; those known to be *gone* count no more."""
+        """Register a loaded blob, whose file lacks the *lost* chunks. *gone* chunks no longer count in the budget."""
         state = self._state
-        blob.join(state.open_files)  # not before: a thread used its file
+        blob.join(state.open_files)  # only now: a thread has used its file
         for chunk in gone:
             blob.forget(chunk)
             blob.health.digest = state.files.no_digest
@@ -89,7 +91,7 @@ class OpenBlobs:
         state.blobs[blob.token] = blob
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool) -> list[Blob]:
-        """The blobs of generations, found all at once; what the index has of them is served if it was *checked*."""
+        """The blobs of generations, loaded together. If *checked*, chunks in the index count as verified."""
         state = self._state
         tokens = [generation.token(state.store) for generation in generations]
         async with state.lock:
@@ -107,19 +109,18 @@ class OpenBlobs:
         return [state.blobs[token] for token in tokens]
 
     def released(self, blob: Blob) -> None:
-        """A blob has a user less."""
+        """Note that a blob has lost a user: close its file, or forget blobs, if too many are open or known."""
         state = self._state
         if blob.users == 0:
             state.budget.found_room()
         if blob.users == 0 and not blob.attached and state.blobs.get(blob.token) is blob:
-            del state.blobs[blob.token]  # the next open tries again to make a file for it
+            del state.blobs[blob.token]  # the next open tries again to make its file
         else:
             self._close_files(most=self._most_idle, looks=LOOKS)
             self._forget(most=MOST_KNOWN, looks=LOOKS)
 
     def _close_files(self, *, most: int, looks: int) -> None:
-        """Close files that the server does not need, the one opened longest ago first, while more than *most* are
-        open."""
+        """Close files that the server does not need, those opened longest ago first, until *most* are open."""
         opened = self._state.open_files
         for _ in range(looks):
             if len(opened) <= most:
@@ -128,10 +129,10 @@ class OpenBlobs:
             if blob.users == blob.passed and self._state.journal.synced(blob):
                 blob.close_file()
             else:
-                opened.move_to_end(blob)  # so that others are looked at next
+                opened.move_to_end(blob)  # so that the next search begins with others
 
     def _forget(self, *, most: int, looks: int) -> None:
-        """Forget blobs that nobody uses, the one used longest ago first, while more than *most* are known."""
+        """Forget blobs that nobody uses, those used longest ago first, until *most* are known."""
         state = self._state
         for _ in range(looks):
             if len(state.blobs) <= most:
@@ -143,11 +144,11 @@ class OpenBlobs:
                 state.blobs.move_to_end(blob.token)
 
     def close_idle(self) -> None:
-        """Close the files that the server does not need, but for some."""
+        """Close files that the server does not need, except for the allowed number of idle ones."""
         self._close_files(most=self._most_idle, looks=len(self._state.open_files))
 
     async def _close_some(self) -> None:
-        """Close files, as too many are open; those that are not on the disk yet if it has to be."""
+        """Close files because too many are open; sync to the disk if that allows more to be closed."""
         self.close_idle()
         if self._state.open_files.full:
             await self._state.journal.flush()

@@ -1,4 +1,4 @@
-"""Residency: how much of a generation is on the disk and in memory of this host."""
+"""Residency: how much of a generation is on this host's disk and in its memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,9 @@ from trimsfs.types import Generation
 class Residency:
     """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
-    ``verified`` says that every byte is here, has been checked since the server started, and that all of them have the
-    ``digest`` of the store, None before they were compared and empty where it has none; ``handles`` counts those that
-    are open, ``users`` commands and fetches as well, ``uses`` all opens ever, ``last_used`` is in seconds since the
-    epoch.
+    ``verified`` says that every byte is here, was checked since the server started, and was compared with the store's
+    ``digest`` (None if not compared, empty if there is none). ``handles`` counts open handles; ``users`` includes
+    commands and fetches; ``uses`` counts all opens ever. ``last_used`` is in seconds since the epoch.
     """
 
     generation: Generation
@@ -33,7 +32,7 @@ class Residency:
 
 
 def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency:
-    """Put together what the index, the server and the page cache know; *path* is the blob's file."""
+    """The residency by index record, open blob and page cache; *path* is the blob's file."""
     try:
         with path.open("rb") as file:
             host_bytes = resident_bytes(file.fileno())

@@ -1,4 +1,4 @@
-"""Making space on the disk: whose blobs are evicted, and how many."""
+"""Space on the disk: decides whose blobs to evict, and how many."""
 
 import contextlib
 import logging
@@ -14,14 +14,14 @@ from trimsfs.tiers.quotas import REST
 log = logging.getLogger(__name__)
 
 HEADROOM_CHUNKS = 4
-"""Chunks that are evicted beyond the need, so that a full cache is not searched for every chunk."""
+"""Chunks to evict beyond the need, so that not each chunk triggers a search of a full cache."""
 
 
 class DiskSpace:
-    """Keeps a disk tier within its limits, and evicts some chunks more than it has to.
+    """Keeps a disk tier within its limits, with some headroom.
 
-    *candidates* returns the blobs that may be evicted, and raises sqlite3.Error; *evict* removes one by its token and
-    key, and returns whether the disk could be written.
+    *candidates* returns the blobs that may be evicted, and raises sqlite3.Error. *evict* removes one by token and key,
+    and returns False if the disk fails.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class DiskSpace:
         self._lock = trio.Lock()
 
     async def make(self, key: str, size: int) -> bool:
-        """Count *size* bytes of an object as used, evicting for them if need be; False when there is no space.
+        """Reserve *size* bytes for an object, after evictions if needed; False if there is no space.
 
-        Blobs of the same tenant, or of none, are evicted. Raises OSError.
+        Only blobs of the same tenant, or of none, are evicted. Raises OSError.
         """
         pool = self._quotas.pool(key)
         if self._missing(pool, size) > 0:
@@ -63,20 +63,20 @@ class DiskSpace:
         return True
 
     def _missing(self, pool: str, size: int) -> int:
-        """How many bytes a pool has too few for *size* more."""
+        """How many bytes a pool lacks for *size* more."""
         free, left = self._budget.free(), self._budget.left(pool)
         return size - (free if left is None else min(left, free))
 
     async def _free(self, size: int, pools: Set[str]) -> None:
-        """Evict blobs of some pools for *size* bytes and some more; none at all when they hold less than *size*."""
+        """Evict blobs of some pools to free *size* bytes and the headroom; none if they hold less than *size*."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, pools, at_least=size)
 
     async def write_failed(self, key: str, size: int) -> None:
-        """The disk was full earlier than it said: evict for *size* bytes of an object, as far as that goes."""
+        """Evict for *size* bytes of an object, as far as possible: the disk was full before statvfs said so."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, {self._quotas.pool(key), REST})
 
     async def keep(self) -> None:
-        """Evict what an earlier server was allowed to keep and this one is not."""
+        """Evict what exceeds this server's limits: the last server's may have been higher."""
         with contextlib.suppress(OSError):
             for pool in self._quotas.pools():
                 left = self._budget.left(pool)
@@ -85,7 +85,7 @@ class DiskSpace:
             await self._choose(-self._budget.free(), {REST})
 
     async def tidy(self) -> None:
-        """With the policy eager, evict all that is idle."""
+        """With the policy eager, evict all idle blobs."""
         if self._policy is eager:
             await self._choose(1, set(self._quotas.pools()))
 

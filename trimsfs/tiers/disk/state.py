@@ -1,4 +1,4 @@
-"""What the parts of a disk tier share: its directory and index, its files, its books, and the blobs that it knows."""
+"""The state that the parts of a disk tier share: directory, index, files, journal, budget and known blobs."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -19,9 +19,9 @@ from trimsfs.tiers.threads import Threads
 class TierState:
     """The state of the disk tier of one *store*, in chunks of *chunk_size* bytes.
 
-    Invariants: ``blobs`` holds every blob with users, the one used last at its end, so a token has at most one Blob.
-    ``lock`` is held from looking a blob up in the index to putting it into ``blobs``, and from taking one out to
-    removing its file. ``budget`` counts chunks from the moment when space was made for them.
+    Invariants: ``blobs`` has every blob with users, the last used one at its end; a token has at most one Blob.
+    ``lock`` is held from the look-up of a blob in the index until it is in ``blobs``, and from its removal there until
+    its file is removed. ``budget`` counts chunks from the moment that space is reserved for them.
     """
 
     store: str
@@ -44,7 +44,7 @@ class TierState:
         return self.files.open_files
 
     def close(self, blob: Blob) -> None:
-        """Close a blob that nobody uses; its file stays."""
+        """Forget a blob that nobody uses; its file stays."""
         del self.blobs[blob.token]
         self.events.removed(blob)
         blob.detach()

@@ -1,4 +1,4 @@
-"""The disk tier: blobs in a cache directory, under a budget, kept from one server to the next."""
+"""The disk tier: blobs in a cache directory, within a budget; each server takes them over from the last."""
 
 import errno
 import logging
@@ -44,7 +44,7 @@ AHEAD_SHARE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskStatistics:
-    """Bytes and counts since the server started; ``budget_bytes`` is None where only free space limits."""
+    """Bytes in use now, and counts since the server started. ``budget_bytes`` is None if only free space limits."""
 
     used_bytes: int
     budget_bytes: int | None
@@ -59,12 +59,12 @@ class DiskStatistics:
 class DiskTier:
     """The blobs of one store in one cache directory, which no other server may use meanwhile.
 
-    *lock* is the locked descriptor of a server that has ended and left the directory to this one. If the directory
-    cannot be used by then, nothing is kept, and ``unusable`` says why. ``damage`` takes reports of wrong bytes.
+    *lock* is the locked descriptor that an ended server left to this one. With it, an unusable directory is no error:
+    nothing is cached, and ``unusable`` has the reason. ``damage`` takes reports of wrong bytes.
 
-    A blob in use or pinned is never evicted; the policy chooses among the others. When there is no space even so,
-    `reserve` declines and the caller serves the bytes uncached. *load_cost* says how many seconds it takes to fetch so
-    many bytes again; *compares* says that blobs are compared with the digests of the store.
+    A blob in use or pinned is never evicted; the policy chooses among the others. If that frees no space, `reserve`
+    declines, and the caller serves the bytes uncached. *load_cost* estimates the seconds to refetch a number of bytes.
+    *compares* says that blobs are compared with the store's digests.
     """
 
     def __init__(
@@ -134,45 +134,45 @@ class DiskTier:
         )
 
     def free_bytes(self) -> int:
-        """Bytes that models may still take on the disk without an eviction."""
+        """Bytes that models may still use on the disk without an eviction."""
         try:
             return max(0, self._budget.free())
         except OSError:
-            return 0  # the directory is gone
+            return 0  # the directory was removed
 
     def full(self, generation: Generation) -> bool:
-        """Whether no space could be made a moment ago, for this or another object of the same tenant."""
+        """Whether a moment ago no space could be freed for an object of the same tenant."""
         return self._budget.full(generation.file)
 
     def tenant_full(self, blob: Blob) -> str | None:
-        """That the share of a blob's tenant has no room for the rest of it, with the remedy; None if that is not so."""
+        """The message that a tenant's share has no room for the rest of a blob, with the remedy; None if it has."""
         key = blob.generation.file
         left = self._budget.left(self._quotas.pool(key))
         missing = blob.generation.size - blob.verified_bytes
         return self._quotas.full(key, "cache_size") if left is not None and left < missing else None
 
     def known(self, token: str) -> Blob | None:
-        """The blob of this token, if it is open."""
+        """The blob of this token, if the tier knows it; else None."""
         return self._state.blobs.get(token)
 
     def suspect(self, blob: Blob, error: TrimsError) -> None:
-        """The file of a blob in use may not be what it was."""
+        """Report that the file of a blob in use may be damaged."""
         self._state.events.suspected(blob, error)
 
     def complete_blobs(self) -> list[Blob]:
-        """The open blobs of which all bytes can be served."""
+        """The known blobs whose bytes can all be served from their files."""
         return [blob for blob in self._state.blobs.values() if blob.attached and blob.complete]
 
     async def run(self) -> None:
-        """Record what was written and used, for as long as the server runs.
+        """Record what was written and used until the server stops.
 
-        Raises CacheUnusableError when the directory cannot be used any longer, or can be used again: the next server
-        goes on without it, or with it.
+        Raises CacheUnusableError when the directory becomes unusable, or usable again: the next server goes on without
+        or with it.
         """
         await self._maintenance.run()
 
     async def aclose(self, *, sync: bool = True) -> None:
-        """Record everything and unlock the directory; unless *sync*, nothing is synced to the disk."""
+        """Record everything and unlock the directory; with *sync*, sync it to the disk first."""
         await self.flush()
         if sync:
             await self._journal.sync()
@@ -185,7 +185,7 @@ class DiskTier:
 
     @asynccontextmanager
     async def using(self, generation: Generation) -> AsyncIterator[Blob]:
-        """The blob of a generation, kept for the length of the block."""
+        """The blob of a generation, held for the length of the block."""
         blob = await self.acquire(generation)
         try:
             yield blob
@@ -194,7 +194,7 @@ class DiskTier:
 
     @asynccontextmanager
     async def inspecting(self, generation: Generation) -> AsyncIterator[Blob]:
-        """The blob of a generation, kept for the length of the block without counting as a use."""
+        """The blob of a generation, held for the length of the block, without recording a use."""
         token = generation.token(self.store)
         try:
             blob = self._unchanged(token)
@@ -209,7 +209,7 @@ class DiskTier:
             self._open_blobs.released(blob)
 
     async def acquire(self, generation: Generation) -> Blob:
-        """The blob of a generation, made if need be; it stays open until it is released as often as acquired."""
+        """The blob of a generation, made if needed. The caller holds it until a matching `release`."""
         token = generation.token(self.store)
         try:
             blob = self._unchanged(token)
@@ -239,9 +239,9 @@ class DiskTier:
         self._journal.used(blob, 1)
 
     def _unchanged(self, token: str) -> Blob | None:
-        """The blob of this token, if it is known, and what is known holds for its file. Raises OSError.
+        """The blob of this token, if it is known and its file unchanged; else None. Raises OSError.
 
-        What has happened to a file that is in use while it was closed concerns nobody: the kernel has it open.
+        A file in use needs no check while the server has it closed: the kernel has it open.
         """
         blob = self._state.blobs.get(token)
         if blob is None or blob.opened or blob.users:
@@ -260,22 +260,22 @@ class DiskTier:
         raise CacheUnusableError(f"{generation.key}: the disk of the cache fails: see the log of the mount")
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
-        """The blobs of generations that an earlier server had in use, found all at once; the caller keeps them.
+        """The blobs of generations that an earlier server had in use, loaded together. The caller must hold them.
 
-        *checked* says that that server had verified the chunks in the index: they may be served.
+        *checked* says that the earlier server had verified the chunks in the index: they may be served.
         """
         return await self._open_blobs.recall(generations, checked=checked)
 
     def release(self, blob: Blob) -> None:
-        """The opposite of `acquire`."""
+        """Undo one `acquire`."""
         blob.users -= 1
         self._journal.used(blob, 0)
         self._open_blobs.released(blob)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
-        """Make space for *size* bytes that are about to be written to a blob; False when there is none.
+        """Reserve space for *size* bytes about to be written to a blob; False if there is none, also for its tenant.
 
-        `unreserve` undoes it for bytes that are not written after all. Each tenant's share is full by itself.
+        `unreserve` returns the space of bytes that are not written after all.
         """
         if not blob.attached or self._budget.failing:
             return False
@@ -287,14 +287,14 @@ class DiskTier:
             return False
 
     def unreserve(self, blob: Blob, size: int) -> None:
-        """The opposite of `reserve`."""
+        """Return reserved space."""
         self._budget.add(blob.generation.file, -size)
         self._maintenance.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
-        """A write of *size* reserved bytes has failed: make space for another attempt, unless it was the *last*.
+        """Handle a failed write of *size* reserved bytes: make space for another attempt, unless it was the *last*.
 
-        When that cannot help, `reserve` declines for a while.
+        If space would not help, `reserve` declines for a while.
         """
         self.unreserve(blob, size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -304,20 +304,22 @@ class DiskTier:
             self._budget.found_failing()
 
     def refused(self) -> None:
-        """A chunk is not kept, as there is no space."""
+        """Count a chunk that is not cached because there is no space."""
         self._refused += 1
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
-        """A whole chunk, for which space was reserved, has been written: serve it from now on."""
+        """Serve a whole chunk from now on: it has been written to reserved space."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
-            self._budget.add(blob.generation.file, -record.length)  # it was fetched twice at once
+            self._budget.add(blob.generation.file, -record.length)  # fetched twice at the same time
         blob.health.lost -= {record.chunk}
         blob.commit(record)
         self._journal.wrote(blob, record)
 
     def room_ahead(self, generation: Generation, here: int) -> int:
-        """Bytes that may come ahead of an object's readers, with those that are *here* of them: what is free, or, where
-        more can be evicted, a quarter of what there is for its tenant."""
+        """Bytes that prefetches for an object's load may take, of which *here* are on disk already.
+
+        That is the free space, or a quarter of the tenant's space if evictions can free more.
+        """
         pool = self._quotas.pool(generation.file)
         left = self._budget.left(pool)
         free = self.free_bytes() if left is None else max(0, min(left, self.free_bytes()))
@@ -325,10 +327,10 @@ class DiskTier:
         return max(free + here, share)
 
     async def check_holes(self, blob: Blob) -> None:
-        """Find what was truncated before the last chunks of a blob came: it reads as zeros. It is fetched again."""
-        blob.users += 1  # so that its file stays open
+        """Discard chunks in holes: a truncation before the last chunks arrived has left zeros. They are refetched."""
+        blob.users += 1  # to keep its file open
         try:
-            if len(blob.states) <= 1:  # a look takes less than a thread does
+            if len(blob.states) <= 1:  # quicker than a switch to a thread
                 gone = chunks_in_holes(blob, blob.fileno())
             else:
                 gone = await self._threads.run(chunks_in_holes, blob, blob.fileno())
@@ -343,13 +345,13 @@ class DiskTier:
     # Commands
 
     async def residencies(self) -> list[Residency]:
-        """What is here of every blob in the index, by key."""
+        """The residency of every blob in the index, by key."""
         await self.flush()
         records = await self._ask_index(self.index.records, self.store)
         return await self._threads.run(lambda: [self._residency(record) for record in records])
 
     async def residency(self, generation: Generation) -> Residency:
-        """What is here of one generation."""
+        """The residency of one generation."""
         token = generation.token(self.store)
         await self.flush()
         loaded = await self._ask_index(self.index.load, token)
@@ -359,12 +361,15 @@ class DiskTier:
         return await self._threads.run(self._residency, record)
 
     async def pin(self, blob: Blob, pinned: bool) -> None:
-        """Keep a blob from eviction, or no longer."""
+        """Pin or unpin a blob. Raises CacheUnusableError."""
         await self._ask_index(self.index.set_pinned, blob.token, pinned)
         blob.pinned = pinned
 
     async def evict(self, generation: Generation) -> int:
-        """Remove a blob; the bytes freed. Raises InUseError when it is open or pinned, CacheUnusableError."""
+        """Remove a blob; returns the bytes freed.
+
+        Raises InUseError when the blob is open or pinned, and CacheUnusableError when the disk fails.
+        """
         token = generation.token(self.store)
         await self.flush()
         loaded = await self._ask_index(self.index.load, token)
@@ -387,12 +392,12 @@ class DiskTier:
         await self._journal.flush()
 
     async def sync(self, blob: Blob) -> None:
-        """Return when what was written to a blob has reached the disk. Raises BlobDamagedError if it cannot."""
+        """Return once a blob's written bytes have reached the disk. Raises BlobDamagedError when they cannot."""
         if not await self._journal.sync_blob(blob):
             raise BlobDamagedError(f"{blob.generation.key}: its chunks cannot be synced to the disk")
 
     async def wait_until_recorded(self, blob: Blob) -> None:
-        """Return when what was written to a blob so far has been recorded."""
+        """Return once the chunks written to a blob so far are recorded."""
         await self._journal.wait_until_recorded(blob)
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
@@ -401,7 +406,7 @@ class DiskTier:
     # In worker threads
 
     async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """For commands: raises CacheUnusableError when the index cannot be read or written."""
+        """Call an index *function* for a command. Raises CacheUnusableError when the index fails."""
         try:
             return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:
