@@ -19,7 +19,7 @@
     │   └── NameTooLongError       the name is too long for a file
     ├── LookUpAgainError           the name now leads to another inode (ESTALE)
     ├── NotPermittedError          the caller lacks permission for the command
-    ├── SignatureError             the file is unsigned, or differs from what was signed
+    ├── SignatureError             the file is unsigned, or does not match its signature
     ├── InUseError                 the command needs a file that nobody uses
     ├── InvalidRequestError        the request has invalid arguments
     ├── DeviceError                the GPU is missing or has failed
@@ -111,11 +111,11 @@ class NotPermittedError(TrimsError):
 
 
 class SignatureError(TrimsError):
-    """The file may not be opened: it is unsigned, or differs from what was signed."""
+    """The file must not be opened: it is unsigned, or does not match its signature."""
 
     @classmethod
     def other_content(cls, key: str) -> Self:
-        """The error for a file that differs from what was signed."""
+        """The error of a file that does not match its signature."""
         return cls(f"{key}: digest differs from the signed one: check who can write to the store")
 
 

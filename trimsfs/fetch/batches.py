@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 class BatchFetcher:
     """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
-    Calls *landed* with each flight that succeeds, *came* with the sizes of what the store sent, and *refused* with a
-    blob for which the disk has no room. Demanded chunks of such a blob stay in memory; its others are not fetched.
+    Calls *landed* with each flight that succeeds, and *came* with the sizes of what the store sent. Calls *refused*
+    with a blob for which the disk has no room: its demanded chunks stay in memory, its others are not fetched.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class BatchFetcher:
         """Chunks of earlier servers that have passed their checksum since this server started."""
 
     async def missing(self, batch: Sequence[Flight]) -> list[Sequence[Flight]]:
-        """What is to be fetched of a batch, in batches. Chunks that are here and pass their checksum have landed."""
+        """The missing flights of a batch, in batches to fetch. Chunks that are here and pass their checksum land."""
         states = batch[0].blob.states
         if all(states[flight.chunk] == ChunkState.MISSING for flight in batch):
             return [batch]

@@ -9,7 +9,7 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Buffer
 
 LEAST_CHUNKS = 8
-"""A file of fewer chunks is fetched whole, whatever the access pattern."""
+"""A file of fewer chunks is fetched whole, with any access pattern."""
 
 
 class RandomReads:

@@ -11,8 +11,8 @@ from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.types import Generation
 
 HEAD_START_S, LONGEST_HEAD_START_S = 0.02, 0.25
-"""The head start: no prefetch starts until the first bytes that a reader waits for have come and HEAD_START_S has
-passed, or LONGEST_HEAD_START_S has. A program that reads only a header has closed the file by then."""
+"""The head start: once a reader waits for the first bytes, no prefetch starts for HEAD_START_S. It lasts until they
+arrive, at most LONGEST_HEAD_START_S. A program that reads only a header has closed the file by then."""
 
 
 class Flight:

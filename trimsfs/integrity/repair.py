@@ -121,7 +121,7 @@ class Repair:
     async def check(self, blob: Blob, *, in_memory: bool = False, rate: int | None = None) -> bool:
         """Read a blob, which the caller holds, from disk, and repair chunks that fail their checksum.
 
-        *in_memory* checks the page cache as well. With a *rate*, in bytes a second, the blob may be evicted between
+        *in_memory* checks the page cache, too. With a *rate*, in bytes a second, the blob may be evicted between
         chunks; the result is then False. Raises CacheUnusableError.
         """
         damaged = 0

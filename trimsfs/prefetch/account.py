@@ -52,7 +52,7 @@ class Account:
 
     @contextmanager
     def coming(self, blob: Blob) -> Iterator[None]:
-        """Count what is fetched of a file in the block as prefetched, unless a program opens the file meanwhile."""
+        """Count bytes fetched in the block as prefetched, unless a program opens the file meanwhile."""
         before = blob.present_bytes
         self._coming.add(blob.token)
         try:

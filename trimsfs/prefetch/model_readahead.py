@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FILES_AT_ONCE = 2
 """Files of one load in flight at once: enough to keep the store busy from one to the next."""
 IDLE_S = 10.0
-"""A load without an open file ends after so long without an open: programs pause to convert what they have read."""
+"""A load with no file open ends after IDLE_S without an open: programs pause to convert what they have read."""
 PAUSES = 10
 """After 1/N of IDLE_S, the load so far is recorded: the server may not live until its end."""
 MOST_LOADS = 256
@@ -85,11 +85,11 @@ class ModelReadahead:
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Prefetch in the background, for as long as the server runs."""
+        """Prefetch in the background until the server stops."""
         await self._background.run(task_status)
 
     def record_open(self, blob: Blob, readable: Readable, *, small: bool) -> None:
-        """Record an open by a user who may read what is *readable*; a *small* file describes large ones."""
+        """Record an open by a user who may read the *readable* files; a *small* file describes large ones."""
         if not self._background.running:
             return
         key = blob.generation.key
@@ -155,7 +155,7 @@ class ModelReadahead:
         return self._loads.get(key[: key.rfind("/") + 1])
 
     def _record_use(self, load: Load, blob: Blob) -> None:
-        """Record what was used of a file: all of it if it is whole, else the chunks fetched."""
+        """Record which chunks of a file were used: all if it is whole, else those fetched."""
         key = blob.generation.key
         want = load.used.get(key)
         if want is None or (blob.complete and want.parts is None):
@@ -163,7 +163,7 @@ class ModelReadahead:
         chunks = [chunk for chunk, state in enumerate(blob.states) if state != ChunkState.MISSING]
         load.used[key] = Want(want.name, None if blob.complete else ranges(chunks))
 
-    # What comes next
+    # Prefetching the next files
 
     async def _plan(self, load: Load, key: str) -> None:
         try:

@@ -49,14 +49,14 @@ class Prefetcher:
         return self._account.statistics()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Prefetch in the background, for as long as the server runs."""
+        """Prefetch in the background until the server stops."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._siblings.run)
             await nursery.start(self._models.run)
             task_status.started()
 
     def record_open(self, blob: Blob, readable: Readable) -> None:
-        """Record an open by a user who may read what is *readable*."""
+        """Record an open by a user who may read the *readable* files."""
         self._account.opened(blob.token)
         if self._mode == "off" or _CONTROL in blob.generation.key:
             return
@@ -75,7 +75,7 @@ class Prefetcher:
         self._models.closed(blob)
 
     def record_listing(self, inode: Inode, readable: Readable) -> int:
-        """Record a listing by a user who may read what is *readable*.
+        """Record a listing by a user who may read the *readable* files.
 
         Returns the size, in bytes, up to which files of the directory are being prefetched; 0 if none is.
         """

@@ -52,11 +52,11 @@ class Siblings:
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Prefetch in the background, for as long as the server runs."""
+        """Prefetch in the background until the server stops."""
         await self._background.run(task_status)
 
     def record_open(self, generation: Generation, readable: Readable, *, here: bool) -> None:
-        """Record an open of a small file, which is *here* if it is whole, by a user who may read what is *readable*."""
+        """Record an open of a small file, *here* if whole, by a user who may read the *readable* files."""
         prefix, name = _split(generation.key)
         if self._listed.pop(prefix, self) is not self:
             self._in_vain = 0

@@ -38,8 +38,8 @@ _VALUES = attrgetter(*_NAMES)
 class Broker:
     """The server's end, a `DirectoryReader` for any thread and for processes forked later.
 
-    The broker process ends when nobody holds this end any more. It calls *confine* to drop privileges, and closes the
-    descriptors *not_for_it*.
+    The broker process ends once all processes have closed this end. It calls *confine* to drop privileges, and closes
+    the descriptors *not_for_it*.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 1.0, 3.0
 FORGOTTEN_AFTER_S = 5.0
 """How long a failure counts unless another one follows."""
 TOLD_AFTER_S = 2.0
-"""How long a store fails before waiting callers are told of an outage; a shorter failure ends at the first probe."""
+"""How long a store fails before `outage` reports it to waiting callers; a shorter failure ends at the first probe."""
 ATTEMPTS = 3
 """Most attempts that fail without an outage: one may have ended just before."""
 
@@ -59,7 +59,7 @@ class CircuitBreaker:
         return trio.current_time() - self._failing_since if self.failing else 0.0
 
     async def is_silent(self, seconds: float) -> bool:
-        """True once requests have failed for so many seconds; False as soon as one is answered."""
+        """Wait for news: True once requests have failed for *seconds*, False as soon as one is answered."""
         with trio.move_on_after(seconds - self.silent_s):
             while self.failing:
                 await self._changed.wait()
@@ -119,7 +119,7 @@ class CircuitBreaker:
         self.failed(error, trio.current_time() - self.deadline_s)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for so many seconds, or until the breaker opens."""
+        """Sleep for *seconds*, or until the breaker opens."""
         with trio.move_on_after(seconds):
             while not self.open:
                 await self._changed.wait()

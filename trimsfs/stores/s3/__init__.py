@@ -218,7 +218,7 @@ class S3Store:
         done = mark = 0
         marked = time.monotonic()
         while done < length:
-            # Take each piece as it comes: a read that fills its buffer looks like a stall while bytes drip in.
+            # Take each piece as it arrives: a read that fills its buffer looks like a stall while bytes drip in.
             piece = stream.read1(min(PIECE, length - done))
             if not piece:
                 raise TransientStoreError(f"the body ended after {done} of {length} bytes")

@@ -23,7 +23,7 @@ class Transport:
     """Sends a client's requests in the SDK's place. It reads a whole answer up to ANSWER_LIMIT bytes, within
     *timeout_s*.
 
-    The SDK alone would read an answer of any size into memory, and wait for as long as single bytes drip in.
+    The SDK alone would read an answer of any size into memory, and wait while single bytes drip in.
     """
 
     def __init__(self, client: "S3Client", timeout_s: float) -> None:

@@ -69,12 +69,12 @@ class Budget:
         return None if limit is None else limit - self._used[pool]
 
     def full(self, key: str) -> bool:
-        """Whether a moment ago no space could be freed for the object's pool, or a write failed."""
+        """Whether the object's pool was recently full, or a write failed."""
         return self.failing or trio.current_time() < self._full_until.get(self._quotas.pool(key), float("-inf"))
 
     @property
     def failing(self) -> bool:
-        """Whether a write failed a moment ago."""
+        """Whether a write failed within the last FULL_FOR_S."""
         return trio.current_time() < self._failing_until
 
     def found_full(self, key: str) -> None:

@@ -13,8 +13,8 @@ from trimsfs.types import Generation
 class Residency:
     """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
-    ``verified`` says that every byte is here, was checked since the server started, and was compared with the store's
-    ``digest`` (None if not compared, empty if there is none). ``handles`` counts open handles; ``users`` includes
+    ``verified`` says that every byte is here, was checked since the server started, and matches the store's ``digest``.
+    The digest is None if not compared, and empty if there is none. ``handles`` counts open handles; ``users`` includes
     commands and fetches; ``uses`` counts all opens ever. ``last_used`` is in seconds since the epoch.
     """
 

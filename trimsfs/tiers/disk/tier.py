@@ -141,7 +141,7 @@ class DiskTier:
             return 0  # the directory was removed
 
     def full(self, generation: Generation) -> bool:
-        """Whether a moment ago no space could be freed for an object of the same tenant."""
+        """Whether the disk recently had no space for an object of the same tenant, or a write failed."""
         return self._budget.full(generation.file)
 
     def tenant_full(self, blob: Blob) -> str | None:
@@ -166,8 +166,8 @@ class DiskTier:
     async def run(self) -> None:
         """Record what was written and used until the server stops.
 
-        Raises CacheUnusableError when the directory becomes unusable, or usable again: the next server goes on without
-        or with it.
+        Raises CacheUnusableError when the directory becomes unusable, or usable again: then the next server starts
+        without it, or with it.
         """
         await self._maintenance.run()
 

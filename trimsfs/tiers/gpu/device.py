@@ -109,7 +109,7 @@ class Device:
         """Call a function in the device's thread and context. Raises DeviceError, and CudaError when out of memory."""
         if self.failure is not None:
             raise DeviceError(f"{self.uuid}: {self.failure}")
-        # A call that has begun is awaited, whatever is cancelled: the accounts stay right.
+        # Shield calls that have begun from cancellation, so that the accounts stay right.
         with trio.CancelScope(shield=True) as call:
             self._calls.add(call)
             try:
@@ -177,7 +177,7 @@ class Device:
 
     @asynccontextmanager
     async def staging_buffer(self) -> AsyncIterator[StagingBuffer]:
-        """A staging buffer for the length of the block; no earlier copy uses it, and copies begun in it may outlive it.
+        """A staging buffer for the length of the block, free of earlier copies. Copies begun there may outlive it.
 
         Raises as `run`.
         """

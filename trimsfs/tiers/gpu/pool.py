@@ -1,4 +1,4 @@
-"""The copies on one device: their leases, the memory they use, and which are evicted."""
+"""The copies on one device: their leases, the memory they use, and their eviction."""
 
 import itertools
 import logging
@@ -26,7 +26,7 @@ LOAD_RATE = 1e10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who uses a copy, as the host sees it. The process id is for operators only, and may be reused by now."""
+    """The user and process of a lease, as the host sees them. ``pid`` is for operators only: it may be reused."""
 
     uid: int
     pid: int = 0
@@ -56,7 +56,7 @@ class CopyKey:
 class Copy:
     """A copy of a file, or of some of its tensors, on a device, by its UUID.
 
-    ``done`` is set when it is loaded, or when loading failed with ``error``. ``memory`` is None before, and after it is
+    ``done`` is set once it is loaded, or loading failed with ``error``. ``memory`` is None before, and again once it is
     ``gone``. Either ``descriptor`` or ``handle`` shares the memory. ``checked_by`` counts the comparisons under way.
     ``number`` is its number at the keeper, and ``slot`` its record in the ledger.
     """
@@ -182,7 +182,7 @@ class Pool:
         return self.add_lease(copy, holder)
 
     def add_lease(self, copy: Copy, holder: Holder) -> Lease:
-        """Make another lease for one that has a lease already: no new use."""
+        """Lease a copy to a holder without counting a use."""
         lease = Lease(copy, holder)
         copy.leases.add(lease)
         return lease
@@ -213,7 +213,7 @@ class Pool:
                 try:
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
                 except CudaError:
-                    # Another program has allocated what was free.
+                    # Another program has taken the free memory.
                     await self._evict(await self._victims(copy.size))
                     await self._wait_until_free(copy.size)
                     copy.memory = await self.device.allocate(copy.layout.nbytes, shared=shared)
@@ -227,7 +227,7 @@ class Pool:
             copy.size = copy.memory.size
 
     async def _make_room(self, copy: Copy) -> None:
-        """Evict for a copy; nothing, when all evictions would not suffice. Raises DeviceFullError, DeviceError."""
+        """Evict for a copy; nothing if all evictions would not suffice. Raises DeviceFullError, DeviceError."""
         if copy.size > self.budget:
             raise DeviceFullError(
                 f"{copy.generation.key}: {_mb(copy.size)} exceed the {_mb(self.budget)} that copies may use of "
@@ -256,7 +256,7 @@ class Pool:
         return bool(unwanted)
 
     async def _wait_until_free(self, needed: int) -> bool:
-        """Wait until so many bytes are free, as holders release what was evicted; False when they do not in time."""
+        """Wait until *needed* bytes are free, while holders release evicted memory; False if that takes too long."""
         for _ in range(FREE_CHECKS):
             if await self.device.free_bytes() >= needed:
                 return True
@@ -294,7 +294,7 @@ class Pool:
         return self._copies.get(copy.key) is copy
 
     def forget(self, copy: Copy) -> None:
-        """Lease a copy to nobody again; its holders keep it."""
+        """Lease a copy to no more holders; its present ones keep it."""
         if self.serves(copy):
             del self._copies[copy.key]
 
@@ -322,7 +322,7 @@ class Pool:
                     self._used -= copy.size
 
     async def _victims(self, wanted: int) -> list[Copy]:
-        """The copies that the policy evicts for so many bytes; all idle ones may be fewer bytes."""
+        """The copies that the policy evicts for *wanted* bytes; they may free fewer."""
         idle = {str(number): copy for number, copy in enumerate(self.copies) if not copy.in_use}
         entries = [
             Evictable(
@@ -357,5 +357,5 @@ def _mb(size: int) -> str:
 
 
 def rounded(nbytes: int) -> int:
-    """The bytes that a device allocates for so many, approximately."""
+    """The approximate number of bytes that a device allocates for *nbytes*."""
     return -(-max(1, nbytes) // GRANULARITY) * GRANULARITY

@@ -19,7 +19,7 @@ from trimsfs.types import CHUNK_SIZE, Buffer
 log = logging.getLogger(__name__)
 
 PARTS_AT_ONCE = 64
-"""Copies from registered memory that one call of the driver's thread begins."""
+"""Copies from registered memory to begin in one call of the driver's thread."""
 
 
 class CopySource(Protocol):
@@ -128,7 +128,7 @@ def _read_fully(descriptor: int, views: Sequence[memoryview], offset: int) -> No
             left[0] = left[0][count:]
 
 
-# When the cache is in memory, the device can copy from there by itself.
+# If the cache is in memory, the device copies from there by DMA, without staging buffers.
 
 
 async def _from_registered(device: Device, address: int, layout: Layout, source: CopySource) -> bool:
