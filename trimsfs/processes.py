@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import signal
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ SHOWN = 5
 """How many users of a mount a message names."""
 _CONTAINER = re.compile(r"([0-9a-f]{12})[0-9a-f]{52}")
 """The container's identifier, which engines put into the name of its control group."""
+_PR_SET_PDEATHSIG = 1
 _AT_FDCWD, _AT_STATX_DONT_SYNC = -100, 0x4000
 _INODE, _DEVICE = struct.Struct("=32xQ"), struct.Struct("=136xII")
 """Where a ``struct statx`` has a file's inode number, and the numbers of its device."""
@@ -64,6 +66,11 @@ def _family(pid: int) -> list[int]:
     except OSError:
         children = []
     return [pid, *(below for child in children for below in _family(int(child)))]
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def open_descriptors() -> int:

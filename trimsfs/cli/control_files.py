@@ -24,6 +24,7 @@ from trimsfs.errors import (
     TrimsError,
 )
 from trimsfs.mountinfo import Mount, mount_of
+from trimsfs.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -134,6 +135,7 @@ def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tup
 def _ask(ask: Callable[[], object], sender: int) -> None:
     """Ask a mount, in a process of its own."""
     try:
+        end_with_parent()
         try:
             found = ask()
         except TrimsError as error:
