@@ -19,7 +19,7 @@ from trimsfs.errors import CacheUnusableError, StoreError, TrimsError
 from trimsfs.gpu.copy_requests import parse_warm_command
 from trimsfs.handover.ledger import Ledger
 from trimsfs.namespace.inodes import Inode
-from trimsfs.namespace.listing import NonObject
+from trimsfs.namespace.listing import SLICE, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
@@ -184,7 +184,9 @@ class Commands:
         found, failures, prefixes = list[Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
-            for name, entry in (await self._namespace.entries(prefix)).items():
+            for place, (name, entry) in enumerate((await self._namespace.entries(prefix)).items(), 1):
+                if place % SLICE == 0:
+                    await trio.lowlevel.checkpoint()
                 if isinstance(entry, Generation):
                     found.append(entry)
                 elif entry is NonObject.DIRECTORY:

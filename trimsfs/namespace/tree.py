@@ -192,6 +192,8 @@ class Namespace:
 
     def links(self) -> Iterator[Generation]:
         """The links that listings have shown."""
+        if not self.has_links:
+            return iter(())
         return (link for _, directory in self._directories for link in directory.entries.links)
 
     def replaced(self, generation: Generation) -> None:
