@@ -7,7 +7,7 @@ from itertools import islice
 import trio
 
 from trimsfs.control.handle import as_json
-from trimsfs.errors import StoreAccessError
+from trimsfs.errors import InvalidRequestError, StoreAccessError
 from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.types import Generation
 
@@ -42,7 +42,9 @@ class Inventory:
 
     async def read(self, offset: int, size: int) -> bytes:
         async with self._reading:
-            self._text, self._start = self._text[max(0, offset - self._start) :], max(offset, self._start)
+            if offset < self._start:
+                raise InvalidRequestError("it is made while it is read: read it from its beginning to its end")
+            self._text, self._start = self._text[offset - self._start :], offset
             if not self._text and (self._names is not None or self._prefixes):
                 self._text = await self._line()
             return self._text[:size]

@@ -199,8 +199,8 @@ class Namespace:
     def replaced(self, generation: Generation) -> None:
         """The store has another generation of an object: its directory is asked for at the next lookup in it."""
         prefix = generation.key[: generation.key.rfind("/") + 1]
-        directory = self._directories.get(prefix)
-        if directory is not None and not directory.has_replaced(generation):
+        directory = self._directory(prefix)  # perhaps forgotten here, and its names not in the kernel
+        if not directory.has_replaced(generation):
             directory.distrust(trio.current_time())
             self.mark_outdated(generation.key)
             self._forget_siblings(prefix)

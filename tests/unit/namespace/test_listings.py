@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from tests.support.stores import MemoryStore, as_store
 from tests.unit.namespace.common import TTL_S, a_generation, look
 from trimsfs.namespace.directories import Directories
+from trimsfs.namespace.inodes import InodeKind
 from trimsfs.namespace.listing import SLICE, STEP, Entry, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.base import Page
@@ -142,6 +143,22 @@ async def test_a_directory_of_which_the_kernel_has_names_of_an_earlier_server_is
         known.use(f"{number}/")
     assert known.get("restored/") is not None
     assert len(known) == 2
+
+
+async def test_a_file_of_a_directory_that_was_forgotten_is_found_to_be_replaced() -> None:
+    store = MemoryStore({"dir/a": b"a", "dir/b": b"b", "other/c": b"c"})
+    invalidated: list[bytes] = []
+    namespace = Namespace(as_store(store), ttl_s=TTL_S, invalidate=lambda _, name: invalidated.append(name))
+    namespace._directories = Directories(1)
+    before = await look(namespace, "dir/a")
+    assert isinstance(before, Generation)
+    for key in ("dir/a", "dir/b"):
+        namespace.inodes.count_lookup(namespace.inodes.reference(InodeKind.OBJECT, key, store.generation(key)))
+    await look(namespace, "other/c")
+    assert namespace.statistics().directories == 1
+
+    namespace.replaced(before)
+    assert sorted(invalidated) == [b"a", b"b"]
 
 
 async def test_the_kernel_may_use_a_listed_name_as_long_as_its_listing_is_believed(

@@ -1,5 +1,7 @@
 """While a store does not answer, what it has said last counts: presence at once, absence once nobody asks any more."""
 
+import json
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +17,7 @@ from trimsfs.errors import StoreUnavailableError, TransientStoreError
 from trimsfs.namespace.directory import STALE_RETRY_S
 from trimsfs.namespace.inquiries import PATIENCE_S
 from trimsfs.namespace.kept_listings import KeptListings, packed, unpacked
-from trimsfs.namespace.listing import Entry, NonObject
+from trimsfs.namespace.listing import SLICE, Entry, NonObject
 from trimsfs.namespace.tree import ABSENT_AFTER_S, Namespace
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
@@ -253,6 +255,14 @@ ENTRIES: dict[bytes, Entry] = {
 async def test_a_record_has_all_of_a_listing() -> None:
     assert dict(await unpacked("p/", packed(ENTRIES)) or {}) == ENTRIES
     assert list(await unpacked("p/", packed(ENTRIES)) or ()) == sorted(ENTRIES)
+    many: dict[bytes, Entry] = {b"%06d" % number: a_generation(f"p/{number:06}") for number in range(3 * SLICE)}
+    assert dict(await unpacked("p/", packed(many)) or {}) == many
+
+
+async def test_a_record_of_an_earlier_version_is_understood() -> None:
+    record = json.dumps([["below"], ["a", '"x"', 1, 0, None, None]]).encode()
+    entries = dict(await unpacked("p/", zlib.compress(record)) or {})
+    assert entries == {b"a": a_generation("p/a"), b"below": NonObject.DIRECTORY}
 
 
 @pytest.mark.parametrize("damaged", range(0, 90, 7))
