@@ -141,6 +141,7 @@ def many(directory: Path, names: int, files: int) -> Iterator[Many]:
             wait_until(partial(fetched, mount.path / f"{number:04}"), PATIENCE_S)
         with held(mount, files) as holders:
             yield Many(mount, names, files, holders)
+        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0, PATIENCE_S)
 
 
 @pytest.mark.parametrize(
