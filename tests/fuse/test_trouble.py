@@ -173,11 +173,12 @@ def test_one_mount_that_fails_does_not_hide_the_others(
     with mounted(store_directory, tmp_path / "dead") as dead:
         os.kill(dead.control()["keeper_pid"], signal.SIGKILL)
         os.kill(dead.control()["server_pid"], signal.SIGKILL)
+        alone = trimsfs("status", dead.path)
         done = trimsfs("ls")
         again = trimsfs("mount", dead.path, "--store", store_directory)
 
+        assert alone.returncode == 2
         assert (done.returncode, f"left out: {dead.path}" in done.stderr) == (10, True)
-        assert trimsfs("status", dead.path).returncode == 2
         assert str(directory_mount.path / "model") in done.stdout
         assert "its server is gone" in again.stderr
         assert trimsfs("doctor", "--store", store_directory, "--cache-dir", tmp_path / "cache").returncode == 1

@@ -22,6 +22,8 @@ from trimsfs.processes import Usage, usage
 STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
 ENDING_INTERVAL_S = 0.02
+PATIENCE_S = 0.5
+"""How long a copy of a mount in another mount namespace may take to go by itself."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -48,12 +50,8 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
         _unmount(mount, lazy=False)  # a bind of it, or another namespace's: the file system goes on
         return
     processes = _processes(facts) if facts is not None else []
-    others = outliving(mount, namespaces()[0]) if everywhere or not lazy else []
-    if everywhere:
-        _unmount_others(mount, others, lazy=lazy)
-    elif others:
-        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in others])
-        raise InUseError(f"{mountpoint} is in use {held}: end that, or use --everywhere")
+    if everywhere or not lazy:
+        _check_others(mount, everywhere=everywhere, lazy=lazy)
     connection = _connection(mount)
     _unmount(mount, lazy=lazy, connection=connection)
     if connection is not None and connection == _connection(mount):
@@ -82,26 +80,31 @@ def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
     return bool(facts["mountpoint"] == str(mountpoint))
 
 
-def _unmount_others(mount: Mount, others: list[tuple[int, Mount]], *, lazy: bool) -> None:
-    """Unmount what would be left of a file system in this and in other mount namespaces."""
-    if os.geteuid() != 0:
+def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
+    """Find out what an unmount would leave of the file system in this and in other mount namespaces, and unmount it
+    if *everywhere*. Containers that start or end may have copies for a moment. Raises InUseError, NotPermittedError."""
+    if everywhere and os.geteuid() != 0:
         raise NotPermittedError("--everywhere: only root can unmount in other mount namespaces")
-    held = usage(mount.device)
-    if held.processes and not lazy:
+    if everywhere and not lazy and (held := usage(mount.device)).processes:
         raise InUseError(f"{mount.mountpoint} is in use {held}: end that, or use --lazy")
     failed: dict[int, OSError] = {}
-    for pid, each in reversed(others):  # the mount that covers another first
-        try:
-            detach(pid, each)
-        except OSError as error:
-            failed[each.number] = error
-    left = outliving(mount, namespaces()[0])  # one that is gone may have gone with another
+    deadline = time.monotonic() + PATIENCE_S
+    while left := outliving(mount, namespaces()[0]):
+        for pid, each in reversed(left) if everywhere else ():  # the mount that covers another first
+            try:
+                detach(pid, each)
+            except OSError as error:
+                failed[each.number] = error
+        if time.monotonic() > deadline:
+            break
+        time.sleep(ENDING_INTERVAL_S)
     if left and not lazy:
-        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in left])
         reason = failed.get(left[0][1].number)
         locked = reason is not None and reason.errno == errno.EINVAL
-        why = "locked in a user namespace" if locked else reason.strerror if reason is not None else "mounted just now"
-        raise InUseError(f"{mount.mountpoint} is in use {held}: {why}: end that, or use --lazy")
+        why = "" if reason is None else ": locked in a user namespace" if locked else f": {reason.strerror}"
+        remedy = "--lazy" if everywhere else "--everywhere"
+        held = Usage(mounted=[(pid, each.mountpoint) for pid, each in left])
+        raise InUseError(f"{mount.mountpoint} is in use {held}{why}: end that, or use {remedy}")
 
 
 def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None:
