@@ -298,7 +298,7 @@ tell([leases(), model.tensors["half"].numpy().tobytes().hex()])
     (leases, lost, forked), parent = gpu_mount.run(code)
     assert leases == 0
     assert lost[0] == "GpuLostError"
-    assert "this process was forked from its holder" in lost[1]
+    assert "this process was forked from the lease's holder" in lost[1]
     assert "CUDA does not survive a fork" in forked[1]
     assert parent == [1, ARRAYS["half"].data.hex()]
 

@@ -146,7 +146,7 @@ def test_a_process_without_a_place_for_temporary_files(gpu_mount: GpuMount) -> N
 
 def test_a_file_that_is_on_no_mount(model: Path) -> None:
     assert error_of(lambda: take(model)) == (
-        f"{model} is on no trimsfs mount: only models on a mount are shared in GPU memory"
+        f"{model} is not on a trimsfs mount: only models on a mount are shared in GPU memory"
     )
 
 

@@ -147,7 +147,7 @@ def test_a_directory_without_a_model_says_what_to_open(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "model_index.json").write_text("{}")
     said = error(tmp_path, FileNotFoundError)
-    assert said == ("[Errno 2] no model in this directory: open a model's file, or the directory that has it: 'PATH'")
+    assert said == ("[Errno 2] no model in this directory: open a model's file, or its directory: 'PATH'")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_several_models_in_a_directory_are_an_error_that_names_them(
         (tmp_path / other).write_bytes(model_files.safetensors())
     said = error(tmp_path)
     assert said.startswith(f"PATH: {named}")
-    assert said.endswith(": open one by the path of its file or index, or give each a directory")
+    assert said.endswith(": open one by the path of its file or index, or move each to a directory of its own")
     assert content(trimsfs.open(tmp_path / INDEX)) == ARRAYS
 
 
@@ -189,7 +189,7 @@ def test_a_tensor_that_is_not_in_its_shard_is_an_error(tmp_path: Path, changed: 
     write(tmp_path, **changed)
     (name,) = changed
     said = error(tmp_path, use=True)
-    why = f"{INDEX} lists it there: index and shards are not of one model"
+    why = f"{INDEX} lists it there: index and shards belong to different models"
     assert said == f"PATH/{SECOND}: no tensor '{name}', but {why}"
     assert set(trimsfs.open(tmp_path).numpy("net.weight")) == {"net.weight"}
 
@@ -211,16 +211,16 @@ def test_the_index_decides_which_tensors_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "no valid index of shards: "),
-        ("[" * 100_000, "no valid index of shards: "),
+        ("{", "not a valid index of shards: "),
+        ("[" * 100_000, "not a valid index of shards: "),
         ("[]", "it has no weight_map"),
         ('{"weight_map": {}}', "it has no weight_map"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' is there twice"),
-        ('{"weight_map": {"a": 1}}', "tensor 'a' is in 1, which is no file below the index"),
-        ('{"weight_map": {"a": "../x.safetensors"}}', "which is no file below the index"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "which is no file below the index"),
-        ('{"weight_map": {"a": ""}}', "which is no file below the index"),
-        ('{"weight_map": {"a": "x\\u0000"}}', "which is no file below the index"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "'a' is a duplicate name"),
+        ('{"weight_map": {"a": 1}}', "tensor 'a' is in 1, which is not a path below the index"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "which is not a path below the index"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "which is not a path below the index"),
+        ('{"weight_map": {"a": ""}}', "which is not a path below the index"),
+        ('{"weight_map": {"a": "x\\u0000"}}', "which is not a path below the index"),
     ],
 )
 def test_an_index_that_is_none_is_an_error(tmp_path: Path, text: str, says: str) -> None:

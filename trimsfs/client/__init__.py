@@ -1,14 +1,14 @@
-"""The client library: in a user's process, model files become tensors without a copy.
+"""The client library: opens model files in a user's process, and returns their tensors without a copy.
 
-It needs nothing of the server.
+It runs without server code, and opens files on a mount or anywhere else.
 
 ::
 
     model = trimsfs.open("/models/resnet50/model.safetensors")
-    weights = model.torch()          # or numpy(), jax(), tensorflow(), mxnet(): a dictionary by name
-    weights = model.to("cuda:0").torch()     # over one copy in the GPU's memory, shared by all processes
+    weights = model.torch()          # or numpy(), jax(), tensorflow(), mxnet(): tensors by name
+    weights = model.to("cuda:0").torch()     # all processes share one copy in the GPU's memory
 
-    model = trimsfs.open("/models/llama")    # a directory: its one model, of shards or not
+    model = trimsfs.open("/models/llama")    # a directory with one model, in one file or in shards
     module.load_state_dict(model.state_dict(), assign=True)
 """
 
@@ -27,7 +27,7 @@ __all__ = [
     "open",
 ]
 
-TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
+TYPE_CHECKING = False  # type checkers treat it as true; importing it from typing would slow every start
 if TYPE_CHECKING:
     from trimsfs.client.folding import Folded
     from trimsfs.client.gpu import DeviceModel, DeviceTensor, GpuError, GpuFullError, GpuLostError
@@ -42,7 +42,7 @@ else:
         "ShardedModel": "sharded_model",
     } | dict.fromkeys(("DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostError"), "gpu")
 
-    def __getattr__(name: str) -> object:  # every program of `trimsfs run` imports this first: it must cost nothing
+    def __getattr__(name: str) -> object:  # lazy: every program of `trimsfs run` imports this package first
         import importlib  # noqa: PLC0415
 
         if name not in _HOMES:
@@ -53,11 +53,11 @@ else:
 def open(path: str | PathLike[str]) -> "Model | ShardedModel":  # noqa: A001 - trimsfs.open(), as zarr.open()
     """Open a model file, the index of a sharded model, or a directory of one model, on a mount or anywhere else.
 
-    Of a directory, safetensors are preferred to other formats. Raises FileNotFoundError for a shard that is missing
-    and for a directory without a model, FormatError for one of several models, and OSError.
+    In a directory, safetensors files take precedence over other formats. Raises FileNotFoundError for a missing shard
+    and for a directory without a model, FormatError for a directory of several models and for an invalid index, and
+    OSError.
 
-    The client reads a model's files at the first call that needs their content. That call raises FormatError for a file
-    of an unknown format.
+    The first call that needs a model's content reads its files. It raises FormatError for a file of unknown format.
     """
     from trimsfs.client.sharded_model import open_model  # noqa: PLC0415
 

@@ -1,8 +1,8 @@
 /*
- * Capsules of DLPack over memory that an object of Python's keeps.
+ * Makes DLPack capsules over memory that a Python object owns.
  *
- * In C because of what frees them: it may be called in the midst of an exception, which a function of Python's would
- * lose, in any thread, and when the interpreter has ended.
+ * In C because of the deleter: it may be called during an exception, which a Python function would lose, in any thread,
+ * and after the interpreter has ended.
  */
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
@@ -19,7 +19,7 @@
 static const char PLAIN[] = "dltensor";
 static const char VERSIONED[] = "dltensor_versioned";
 
-/* As of version 1. */
+/* Since version 1. */
 struct versioned {
 	uint32_t major, minor;
 	void *context;
@@ -28,7 +28,7 @@ struct versioned {
 	struct tensor tensor;
 };
 
-/* What a capsule has: one of the two, which leads back here, and the sizes and strides of its dimensions. */
+/* The content of a capsule: one of the two, whose context points back here, and the shape and strides. */
 struct lent {
 	PyObject *owner;
 	union {
@@ -43,7 +43,7 @@ static void give_back(struct lent *lent)
 	PyObject *type, *value, *traceback;
 	PyGILState_STATE state;
 
-	if (!Py_IsInitialized()) /* the process ends, and with it all it holds */
+	if (!Py_IsInitialized()) /* the process is ending: the kernel frees everything */
 		return;
 	state = PyGILState_Ensure();
 	PyErr_Fetch(&type, &value, &traceback);
@@ -53,7 +53,7 @@ static void give_back(struct lent *lent)
 	PyGILState_Release(state);
 }
 
-/* Frameworks may pass a copy of what they were given, so only what it leads to counts. */
+/* Frameworks may pass a copy of the structure, so use only its context. */
 static void delete_managed(struct managed *managed)
 {
 	give_back(managed->context);
@@ -64,7 +64,7 @@ static void delete_versioned(struct versioned *versioned)
 	give_back(versioned->context);
 }
 
-/* Of a capsule; one that was taken has another name by then, and its taker calls the deleter. */
+/* Destroy a capsule. A consumer renames the capsule that it takes, and calls the deleter itself. */
 static void destroy(PyObject *capsule)
 {
 	if (PyCapsule_IsValid(capsule, PLAIN))
@@ -73,7 +73,7 @@ static void destroy(PyObject *capsule)
 		delete_versioned(PyCapsule_GetPointer(capsule, VERSIONED));
 }
 
-/* A dense tensor without an offset; *type* is its code, bits and lanes. NULL with an exception set on failure. */
+/* Make a capsule of a dense tensor; type is its code, bits and lanes. Returns NULL with an exception set on failure. */
 PyObject *trimsfs_capsule(
 	PyObject *owner, void *data, const int32_t device[2], const uint16_t type[3], const int64_t *shape,
 	int32_t dimensions, int versioned, int read_only)

@@ -1,9 +1,8 @@
 /*
- * A step of folding: a part of memory is compared with a part of a file, and the file is mapped in its place as far as
- * they are the same.
+ * A step of folding: compares a part of memory with a part of a file, and maps the file there where they are equal.
  *
- * Plain C that any interpreter can load by ctypes, so that a framework's own threads can execute it: it needs no GIL,
- * runs no finalizers, and may be executed when the interpreter has ended.
+ * Plain C, loaded by ctypes, so that a framework's own threads can execute it: it needs no GIL, runs no finalizers, and
+ * may run after the interpreter has ended.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -38,7 +37,7 @@ static atomic_int folding;
 
 static void in_child(void)
 {
-	/* Whoever held these is not here. */
+	/* The child has only the forking thread: no other thread would ever release these. */
 	pthread_mutex_init(&executing, NULL);
 	atomic_store(&writers, 0);
 	atomic_store(&folding, 0);
@@ -49,7 +48,7 @@ __attribute__((constructor)) static void loaded(void)
 	pthread_atfork(NULL, NULL, in_child);
 }
 
-/* One of the two owners of a step, who makes it and what executes it, needs it no more. */
+/* Drop one of a step's two owners, its maker and its executor; the last frees the step. */
 void trimsfs_release(void *argument)
 {
 	struct step *step = argument;
@@ -62,8 +61,8 @@ void trimsfs_release(void *argument)
 }
 
 /*
- * Compare [here, here + size) with what is at offset of a file, and share what is equal, in parts of no less than
- * least bytes. NULL, and errno, when the file's part cannot be had in memory.
+ * Make a step that maps a file's bytes at offset over [here, here + size), in equal parts of at least least bytes.
+ * Returns NULL and sets errno when the file's part cannot be read into memory.
  */
 void *trimsfs_step(void *here, size_t size, int file, off_t offset, size_t least)
 {
@@ -79,7 +78,7 @@ void *trimsfs_step(void *here, size_t size, int file, off_t offset, size_t least
 	atomic_init(&step->owners, 2);
 	step->file = fcntl(file, F_DUPFD_CLOEXEC, 0);
 	step->there = step->file < 0 ? MAP_FAILED : mmap(NULL, size, PROT_READ, MAP_PRIVATE, file, offset);
-	/* Now, and not while somebody waits for the step; and what cannot be read is an error, no signal. */
+	/* Read it now: nobody waits for the step yet, and a failed read is an error here but SIGBUS later. */
 	if (step->there != MAP_FAILED && madvise(step->there, size, MADV_POPULATE_READ) == 0)
 		return step;
 	error = errno;
@@ -106,7 +105,7 @@ static void share(struct step *step, size_t begin, size_t size)
 	}
 }
 
-/* Execute a step, while nobody else writes to its part of memory. */
+/* Execute a step. The caller ensures that nobody writes to its part of memory meanwhile. */
 void trimsfs_execute(void *context, void *argument)
 {
 	struct step *step = argument;
@@ -121,7 +120,7 @@ void trimsfs_execute(void *context, void *argument)
 	atomic_store(&step->done, 1);
 }
 
-/* How many bytes an executed step has shared, -1 while it is not executed. */
+/* Return the bytes that an executed step has shared; -1 before it is executed. */
 long trimsfs_shared(void *argument)
 {
 	struct step *step = argument;
@@ -129,7 +128,7 @@ long trimsfs_shared(void *argument)
 	return atomic_load(&step->done) ? (long)step->shared : -1;
 }
 
-/* Steps that are executed from now on do nothing. */
+/* Make all later steps do nothing. */
 void trimsfs_stop(void)
 {
 	pthread_mutex_lock(&executing);
@@ -137,7 +136,7 @@ void trimsfs_stop(void)
 	pthread_mutex_unlock(&executing);
 }
 
-/* Around what writes to memory by itself, and not where steps are executed in turn with it: no step is under way. */
+/* Begin to write outside of the framework's engine: wait for a running step; later steps do nothing until the end. */
 void trimsfs_begin_write(void)
 {
 	atomic_fetch_add(&writers, 1);

@@ -1,8 +1,8 @@
 /*
- * A file of arrays that MXNet has saved, mapped: where they are in it, and MXNet's arrays over them.
+ * Finds the arrays in a mapped .params file of MXNet, and makes MXNet's arrays over them.
  *
- * A network has hundreds of arrays, and what takes microseconds for each of them is most of what loading it takes.
- * What is out of the ordinary is refused, and left to the reader in Python, which says what is wrong.
+ * A network has hundreds of arrays, so microseconds for each would dominate the time of a load. This code refuses
+ * unusual files: the parser in Python reads them, or reports what is wrong.
  */
 #include <stdatomic.h>
 #include <stdint.h>
@@ -17,7 +17,7 @@
 #define GPU 2
 #define MOST_DIMENSIONS 32
 
-/* As RECORD in mxnet_arrays.py. */
+/* As RECORD in mxnet/arrays.py. */
 struct record {
 	uint64_t data, nbytes, shape;
 	uint64_t name, name_length;
@@ -26,8 +26,8 @@ struct record {
 };
 
 /*
- * What arrays are over. The last of them may go in any thread, even when the interpreter has ended, and so calls nothing
- * of Python's: whoever holds what it is over asks what is of no more use.
+ * A mapping under arrays. MXNet may free the last array in any thread, even after the interpreter has ended, so that
+ * calls no Python: Python polls trimsfs_unused for mappings to release.
  */
 struct holder {
 	atomic_size_t arrays;
@@ -37,7 +37,7 @@ struct holder {
 
 static _Atomic(struct holder *) unused;
 
-/* Integers of 8 bits and so on, as DLPack has them, by MXNet's number of a type. */
+/* DLPack's code and bits, by MXNet's number of a type. */
 static const struct {
 	uint8_t code, bits;
 } TYPES[] = {{2, 32}, {2, 64}, {2, 16}, {1, 8}, {0, 32}, {0, 8}, {0, 64}, {1, 1}};
@@ -91,8 +91,8 @@ static int take_array(struct reader *reader, struct record *record)
 }
 
 /*
- * Fill in a record of each of the arrays of a file, count of them; names are offsets. How many have names, all or none,
- * and -1 where the file is not an ordinary one.
+ * Fill in a record for each of a file's count arrays; names are offsets. Returns the number of names, which is count or
+ * 0, or -1 for an unusual file.
  */
 long trimsfs_scan(const void *base, size_t size, struct record *records, size_t count)
 {
@@ -138,8 +138,8 @@ static void array_is_gone(struct managed *array)
 }
 
 /*
- * Have MXNet's function make arrays of so many records; how many it has made before it failed, if it did, and -1 without
- * memory. When all of them are gone, or there are none, trimsfs_unused tells the number.
+ * Have MXNet's function make arrays from count records. Returns how many it made, fewer than count when it failed, or -1
+ * without memory. When all arrays are freed, or count is 0, trimsfs_unused reports the number.
  */
 long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct managed *, int, void **),
 		  uint64_t number, void **handles)
@@ -170,12 +170,12 @@ long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct
 		if (make(&array, 1, &handles[made]) != 0)
 			break;
 	}
-	/* Whether one that could not be made is told of as gone is not known: what it is over stays. */
+	/* MXNet may or may not call the deleter of the array that failed: keep one reference, and so the mapping. */
 	release(holder, made == count ? 1 : count - made);
 	return (long)made;
 }
 
-/* The numbers of what no array is over any more, each told but once and at most so many of them; how many. */
+/* Write the numbers of mappings without arrays, at most most of them and each only once; returns how many. */
 size_t trimsfs_unused(uint64_t *numbers, size_t most)
 {
 	struct holder *holder = atomic_exchange(&unused, NULL);

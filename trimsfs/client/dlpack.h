@@ -1,4 +1,4 @@
-/* Tensors as DLPack describes them, and what version 0 lends them by. */
+/* DLPack's tensor, and the structure by which version 0 passes it on. */
 #ifndef TRIMSFS_DLPACK_H
 #define TRIMSFS_DLPACK_H
 

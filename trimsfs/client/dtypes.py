@@ -1,4 +1,4 @@
-"""Element types by their names in NumPy and ml_dtypes, which frameworks use too."""
+"""Looks up element types in libraries, by the names that NumPy, ml_dtypes and frameworks share."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ NUMPY = frozenset(
 
 
 def attribute(name: str, dtype: str, library: str) -> Any:
-    """The element type of a library, by its attribute *dtype*; errors name the tensor *name*. Raises TypeError."""
+    """A library's element type, its attribute *dtype*. Raises TypeError, which names the tensor *name*."""
     try:
         return getattr(importlib.import_module(library), dtype)
     except ImportError:
@@ -27,13 +27,13 @@ def attribute(name: str, dtype: str, library: str) -> Any:
 
 
 def numpy_dtype(name: str, dtype: str) -> "np.dtype[Any]":
-    """The element type of NumPy or ml_dtypes; errors name the tensor *name*. Raises TypeError."""
+    """The element type in NumPy or ml_dtypes. Raises TypeError, which names the tensor *name*."""
     import numpy as np  # noqa: PLC0415 - the client itself needs no library
 
     return np.dtype(dtype if dtype in NUMPY else attribute(name, dtype, "ml_dtypes"))
 
 
 def check_whole_bytes(name: str, dtype: str) -> None:
-    """Raises TypeError for a type whose elements share bytes, such as int4."""
+    """Check that each element has bytes of its own. Raises TypeError for types such as int4."""
     if DTYPE_BITS[dtype] % 8:
         raise TypeError(f"tensor {name!r} of {dtype}: elements share bytes; use raw()")

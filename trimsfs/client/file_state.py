@@ -1,7 +1,7 @@
 """Asks a mount for the state of a file, and waits until the whole file is on this host.
 
-A page of a mapped file that does not come is a SIGBUS, which ends the program without a word. So all of a file is read
-before it is mapped, and what cannot be read is an exception.
+If a page of a mapped file cannot be fetched, the program gets SIGBUS and dies without a message. So the client reads
+the whole file before it maps it: a failed read raises an exception.
 """
 
 import fcntl
@@ -19,8 +19,8 @@ _PROBLEM, _REPLACED = "user.trims.problem", "user.trims.replaced"
 def ensure_local(file: io.FileIO) -> bool | None:
     """Wait until all of an open file is on this host.
 
-    Returns whether the mount lists what the file shares with another, and None for a file on no mount. A bind mount of
-    a mount, as in a container, counts as one. Raises OSError, which names the file and why it cannot be completed.
+    Returns whether the mount lists blocks that the file shares with another, or None for a file off a mount. A bind
+    mount of a mount counts as a mount. Raises OSError, which names the file and the cause.
     """
     state = _state(file)
     if state is None:
@@ -36,20 +36,20 @@ def ensure_local(file: io.FileIO) -> bool | None:
 
 
 def explained(error: OSError, file: int | str, path: str) -> OSError:
-    """The error of a file on a mount, given by its descriptor or path, with what the server knows of the cause."""
+    """Return *error* with the file's *path* and, if the server knows it, the cause; *file* is a descriptor or path."""
     try:
         cause = os.getxattr(file, _PROBLEM).decode(errors="replace")
-    except OSError:  # the server knows of none, or the file is on no mount
+    except OSError:  # the server knows no cause, or the file is off a mount
         return OSError(error.errno, error.strerror, path)
     remedy = "try again once the store answers, see `trimsfs status`"
     return OSError(error.errno, f"{error.strerror}: cannot be completed: {cause}: {remedy}", path)
 
 
 def is_replaced(file: io.FileIO) -> bool:
-    """Whether the mount of an open file knows that the store has another content for it by now."""
+    """Whether the store has replaced an open file, as far as its mount knows."""
     try:
         return os.getxattr(file.fileno(), _REPLACED) == b"true"
-    except OSError:  # on no mount, or on one of an earlier version
+    except OSError:  # off a mount, or on a mount of an earlier version
         return False
 
 
@@ -59,7 +59,7 @@ def on_mount(file: io.FileIO) -> bool:
 
 
 def _state(file: io.FileIO) -> int | None:
-    """The flags of a file on a mount; None for a file on no mount."""
+    """The flags of a file on a mount; None for a file off a mount."""
     answer = bytearray(4)
     try:
         fcntl.ioctl(file.fileno(), _IOC_STATE, answer, True)

@@ -21,12 +21,12 @@ from trimsfs.client.shared_blocks import similar_model
 STEP = 8 << 20
 """Bytes compared and mapped at a time: a few milliseconds."""
 LEAST = 1 << 20
-"""Private bytes from which on folding pays, and the shortest equal range that is mapped."""
+"""The fewest private bytes worth folding, and the shortest equal range worth mapping."""
 NEAR = 64 << 10
-"""Ranges with a smaller gap are merged: fewer mappings."""
+"""Ranges with a gap of at most this many bytes are merged, to save mappings."""
 MOST_RANGES = 1000
 MOST_MAPPINGS = 20_000
-"""Mappings of a process above which it folds no more: the kernel allows 65,530."""
+"""A process with this many mappings stops folding: the kernel allows 65,530."""
 MOST_NUMBERS = 4
 _MAGIC = b"TRIMSFS\1"
 _HEADER, _RANGE = struct.Struct("=8sQ"), struct.Struct("=QQ")
@@ -39,7 +39,7 @@ _IOC_CALLER = 2 << 30 | 4 << 16 | ord("t") << 8 | 0x73
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folded:
-    """Bytes of a mapping that folding has made shared, has uploaded to the mount, and has left private."""
+    """What folding did to a mapping, in bytes: now shared, uploaded to the mount, and still private."""
 
     shared: int
     passed_on: int
@@ -49,7 +49,7 @@ class Folded:
 class Foldable:
     """A private mapping of a model's file on a mount; the inode number identifies the file's generation.
 
-    All of it is folded, or only the whole pages *within* regions of memory, in order of address. Each step then lies in
+    With *within*, regions of memory in order of address, only whole pages inside them are folded, and each step lies in
     one region.
     """
 
@@ -115,7 +115,7 @@ class Foldable:
         return MOST_NUMBERS
 
     def _derived(self, path: Path, number: int) -> Path:
-        """The path of a derived blob, which contains the user id as the mount sees it, outside of any container.
+        """The path of a derived blob, with the user id as the mount sees it, outside any container's user namespace.
 
         Raises OSError.
         """
@@ -140,7 +140,7 @@ class Foldable:
     def _upload(self, number: int, regions: Sequence[Region]) -> int:
         """Upload the bytes of regions to the mount; returns their number.
 
-        Raises OSError when the mount refuses them, as while another process uploads the same blob.
+        Raises OSError when the mount refuses them, for example while another process uploads the same blob.
         """
         with self.path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_ino != self._inode:
@@ -206,7 +206,7 @@ def _ranges(blob: mmap.mmap, limit: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _pieces(start: int, regions: Sequence[Region], number: int) -> Iterator[bytearray]:
-    """The pieces, for the ioctl, of a derived blob of *regions* of a mapping that begins at *start*."""
+    """The ioctl arguments that upload *regions* of a mapping, which begins at *start*, as derived blob *number*."""
     header = _HEADER.pack(_MAGIC, len(regions))
     header += b"".join(_RANGE.pack(first - start, last - first) for first, last in regions)
     header = header.ljust(pages.rounded(len(header)), b"\0")

@@ -13,11 +13,11 @@ from types import ModuleType
 ADAPTERS = {"mxnet": "trimsfs.client.mxnet"}
 """For each framework, the module with the function ``install``."""
 VERBOSE = "TRIMSFS_VERBOSE"
-"""An environment variable: when it is set, the client logs to standard error what it does with each model."""
+"""If this environment variable is set, the client logs to standard error what it does with each model."""
 
 
 def install() -> None:
-    """Install the adapters of the frameworks that are imported already, and of others when they are imported."""
+    """Install the adapters of imported frameworks now, and of others when the program imports them."""
     if os.environ.get(VERBOSE):
         _log_to_stderr()
     for framework in ADAPTERS:
@@ -41,11 +41,11 @@ def _log_to_stderr() -> None:
 def _adapt(framework: str) -> None:
     try:
         importlib.import_module(ADAPTERS[framework]).install()
-    except Exception:  # the program must run in any case, if without the adapter
+    except Exception:  # a failed adapter must not stop the program
         import logging  # noqa: PLC0415
 
         logging.getLogger(__name__).exception(
-            "the adapter of %s is not installed: models are copied as without trimsfs", framework
+            "the %s adapter cannot be installed: models are copied, as without trimsfs", framework
         )
 
 

@@ -1,4 +1,4 @@
-"""Maps a model's file copy-on-write, so that a process has pages of its own only where it writes."""
+"""Maps a model's file copy-on-write: a process gets private pages only where it writes."""
 
 import io
 import mmap
@@ -9,7 +9,7 @@ from trimsfs.client.shared_blocks import map_shared
 
 
 def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
-    """Map all of an open file, which is local; what it has in *common* with another file, from that one.
+    """Map all of an open local file; if *common*, map the blocks that it shares with another file from that file.
 
     Raises OSError.
     """
@@ -20,9 +20,9 @@ def mapped(path: Path, file: io.FileIO, *, common: bool) -> mmap.mmap | bytes:
 
 
 def map_file(file: io.FileIO) -> mmap.mmap | bytes:
-    """Map all of a file, which is local: a page of any other may not arrive, and the process gets SIGBUS.
+    """Map all of a file, which must be local: a page that cannot be fetched would raise SIGBUS.
 
-    An empty file cannot be mapped, and gives ``b""``. Raises OSError.
+    Returns ``b""`` for an empty file, which cannot be mapped. Raises OSError.
     """
     if os.fstat(file.fileno()).st_size == 0:
         return b""

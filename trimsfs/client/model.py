@@ -1,4 +1,4 @@
-"""A model file, mapped copy-on-write: pages that a process writes to become its own, all others stay shared."""
+"""A model file, mapped copy-on-write: a process gets private pages where it writes, and shares all others."""
 
 import mmap
 import os
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Model(Tensors):
-    """A model file and its tensors. Tensors keep the mapping, and so the file's generation, while they live.
+    """A model file and its tensors. Tensors keep the mapping, and so the file's generation, alive.
 
-    The constructor opens the file. The first use of its content maps it, after waiting until all of it is on this host:
-    what the store does not give raises OSError, and is no SIGBUS later. ``inode`` is its inode number.
+    The constructor opens the file. The first use of its content waits until all of it is on this host, then maps it. If
+    the store fails, that use raises OSError; a later access never raises SIGBUS for it. ``inode`` is its inode number.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -33,7 +33,7 @@ class Model(Tensors):
         except OSError as error:
             raise explained(error, os.fspath(path), os.fspath(path)) from None
         self.inode = os.fstat(self._file.fileno()).st_ino
-        # Computed on first use. Without a lock, which a forked child could find held: the first result counts.
+        # Computed on first use; the first result wins. No lock: a forked child could inherit it held.
         self._made: dict[str, Any] = {}
         self._others: dict[str, mmap.mmap | bytes] = {}
 
@@ -43,12 +43,12 @@ class Model(Tensors):
 
     @property
     def replaced(self) -> bool:
-        """Whether its mount knows that the store has another content for the file by now."""
+        """Whether the store has replaced the file since it was opened, as far as the mount knows."""
         return is_replaced(self._file)
 
     @property
     def mapping(self) -> mmap.mmap | bytes:
-        """The whole file. Raises OSError, as when the store fails."""
+        """The whole file, mapped; ``b""`` if it is empty. Raises OSError, for example when the store fails."""
         made: mmap.mmap | bytes | None = self._made.get("mapping")
         if made is None:
             mapping = mapped(self.path, self._file, common=bool(ensure_local(self._file)))
@@ -68,15 +68,14 @@ class Model(Tensors):
         return made
 
     def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
-        """Lease the copy in a device's memory that all processes share, or a part of it. Needs a mount with a GPU tier.
+        """Lease a copy of the file, or of some tensors, in a device's memory. Needs a mount with a GPU tier.
 
-        *device* is ``"cuda:1"`` or ``1`` by the ordinal in this process, ``"GPU-…"`` by UUID, or ``"cuda"`` for the
-        first. *tensors* is one pattern of `fnmatch` or several; the server loads only the tensors that match.
-        *memory* is ``"vmm"``, which this process can only read, or ``"ipc"``, which every holder can write to and which
-        ends with the server.
+        Processes share the copy, as the mount's ``--gpu-sharing`` allows. *device* is ``"cuda:1"`` or ``1`` by the
+        ordinal in this process, ``"GPU-…"`` by UUID, or ``"cuda"`` for the first. *tensors* is one `fnmatch` pattern or
+        several; the server loads only the tensors that match. *memory* is ``"vmm"``, which is read-only, or ``"ipc"``,
+        which every holder can write to and which is lost when the server ends.
 
-        Waits until the copy is loaded. The file may be of any format, and is not mapped in this process. Raises
-        GpuError.
+        Waits until the copy is loaded. The file may have any format; this process does not map it. Raises GpuError.
         """
         from trimsfs.client.gpu import load  # noqa: PLC0415 - most programs use no GPU
 
@@ -98,7 +97,7 @@ class Model(Tensors):
     def mxnet(self) -> "dict[str, NDArray]":
         """All tensors as MXNet arrays, by name, on the CPU. Raises TypeError for types that MXNet lacks.
 
-        They share the mapping: what MXNet writes shows in this model's tensors of other frameworks.
+        The arrays share the mapping: this model's tensors in other frameworks see what MXNet writes.
         """
         from trimsfs.client.mxnet.load import arrays  # noqa: PLC0415
 
@@ -110,7 +109,7 @@ class Model(Tensors):
     def fold(self) -> Folded:
         """Share the pages that this process wrote with processes of the same user that wrote the same bytes.
 
-        No thread may write to the mapping meanwhile. Needs a mount, and Linux 6.7; raises OSError before that.
+        No thread may write to the mapping meanwhile. Does nothing off a mount. Raises OSError before Linux 6.7.
         """
         if isinstance(self.mapping, bytes):
             return Folded(shared=0, passed_on=0, own=0)

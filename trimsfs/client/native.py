@@ -1,4 +1,4 @@
-"""The native library: folding steps, MXNet's arrays, and system calls without the GIL."""
+"""The native library: folding steps, MXNet's arrays, DLPack capsules, and system calls without the GIL."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The native library, whatever interpreter it was built for. Raises OSError when it is not there."""
+    """Load the native library; a build for another Python version will do. Raises OSError when there is none."""
     directory = Path(__file__).parent
     own = (directory / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
     built = next((path for path in (*own, *directory.glob("_native.*so")) if path.exists()), None)
@@ -37,13 +37,13 @@ def library() -> ctypes.CDLL:
 
 
 def ioctl(descriptor: int, request: int, argument: bytearray) -> None:
-    """An ioctl that lets other threads run meanwhile: ``fcntl.ioctl`` holds the GIL. Raises OSError."""
+    """Issue an ioctl without the GIL, which ``fcntl.ioctl`` would hold. Raises OSError."""
     if libc.ioctl(descriptor, request, (ctypes.c_char * len(argument)).from_buffer(argument)) < 0:
         raise last_error()
 
 
 class Step:
-    """One step of folding: maps a part of a file over the memory ``[start, start + size)``, as far as both are equal.
+    """One step of folding: maps a part of a file over the memory ``[start, start + size)``, where both are equal.
 
     Equal ranges shorter than *least* bytes stay as they are. The executor calls ``trimsfs_execute`` with ``pointer``,
     then ``trimsfs_release``. Raises OSError when the file cannot be read.
@@ -83,7 +83,7 @@ def execute(step: Step) -> None:
 
 
 def writing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that writes to arrays in the calling thread: no step is executed during a call."""
+    """Wrap a function that writes to arrays in the calling thread: during its calls, folding steps map nothing."""
     begin, end = library().trimsfs_begin_write, library().trimsfs_end_write
 
     @functools.wraps(function, updated=())

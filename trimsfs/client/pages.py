@@ -1,4 +1,4 @@
-"""Pages of this process's memory: which are private because it wrote to them, and how a file is mapped over them."""
+"""Finds the pages that this process has written to, which are private, and maps files over its memory."""
 
 import ctypes
 import fcntl
@@ -37,7 +37,7 @@ def rounded(size: int) -> int:
 
 
 def own(start: int, end: int) -> list[Region]:
-    """The parts of a private file mapping that this process has pages of its own for, because it wrote to them.
+    """The parts of a private file mapping that are private pages, because this process wrote to them.
 
     Raises OSError before Linux 6.7, which lacks PAGEMAP_SCAN.
     """
@@ -63,7 +63,7 @@ def _scan(pagemap: int, start: int, end: int) -> Iterator[Region]:
 
 
 def view(start: int, end: int) -> memoryview:
-    """The bytes of a region. The view does not keep it mapped."""
+    """The bytes of a region. The view does not keep the region mapped."""
     return memoryview((ctypes.c_char * (end - start)).from_address(start)).cast("B")
 
 

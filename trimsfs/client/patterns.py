@@ -1,15 +1,15 @@
-"""Patterns of tensor names, as in `fnmatch`: which tensors a program wants."""
+"""Patterns of tensor names, as in `fnmatch`, by which a program selects tensors."""
 
 import fnmatch
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 Patterns = str | Iterable[str] | None
-"""One pattern, or several; None is all tensors."""
+"""One pattern, or several; None selects all tensors."""
 
 
 def listed(tensors: str | Iterable[str]) -> list[str]:
-    """The patterns, each once. Raises ValueError when there is none."""
+    """The patterns without duplicates. Raises ValueError when there is none."""
     patterns = [tensors] if isinstance(tensors, str) else list(dict.fromkeys(tensors))
     if not patterns:
         raise ValueError("tensors: give at least one pattern of tensor names")
@@ -17,7 +17,7 @@ def listed(tensors: str | Iterable[str]) -> list[str]:
 
 
 def matching(names: Collection[str], tensors: Patterns, path: Path) -> set[str]:
-    """The *names*, of the model at *path*, that match. Raises LookupError for a pattern that matches none."""
+    """The *names* that match. Raises LookupError, which names *path*, for a pattern that matches none."""
     if tensors is None:
         return set(names)
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""A model in several files, each opened when one of its tensors is first asked for."""
+"""A model in several files; a program's first use of a shard's tensors opens the shard."""
 
 import errno
 import fnmatch
@@ -33,17 +33,17 @@ def open_model(path: str | PathLike[str]) -> "Model | ShardedModel":
 
 
 class ShardedModel(Tensors):
-    """A model in several files and its tensors, whose ``file`` is their shard.
+    """A model in several files, and its tensors; a tensor's ``file`` is its shard.
 
-    With an index, only the shards of the tensors that are asked for are opened, and tensors that it does not list are
-    left out. Without one, the first call that needs a name opens all shards. Each is a `Model`: it waits until its
-    whole file is on this host. When the store has replaced an open one meanwhile, no other is opened: OSError, ESTALE.
+    With an index, a call opens only the shards of the tensors that it needs, and tensors that the index does not list
+    are left out. Without one, the first call that needs a name opens all shards. Each shard is a `Model`, and waits
+    until its whole file is on this host. Once the store replaces an open shard, opening another raises OSError, ESTALE.
     """
 
     def __init__(self, shards: Shards) -> None:
         self.path = shards.path
         self._shards = shards
-        # As of `Model`: without a lock, the first result counts.
+        # As in `Model`: no lock; the first result wins.
         self._opened: dict[str, Model] = {}
         self._made: dict[str, Mapping[str, str]] = {}
 
@@ -67,12 +67,12 @@ class ShardedModel(Tensors):
         return self._shard(tensor.file).raw(tensor._replace(file=None))
 
     def mxnet(self) -> "dict[str, NDArray]":
-        """All tensors as MXNet arrays, by name. As `Model.mxnet`."""
+        """All tensors as MXNet arrays, by name: see `Model.mxnet`."""
         arrays = {file: self._shard(file).mxnet() for file in self._shards.files}
         return {tensor.name: arrays[tensor.file][tensor.name] for tensor in self.select() if tensor.file is not None}
 
     def fold(self) -> Folded:
-        """Fold each shard that is open. As `Model.fold`."""
+        """Fold each open shard: see `Model.fold`."""
         folded = [shard.fold() for shard in list(self._opened.values())]
         return Folded(
             shared=sum(each.shared for each in folded),
@@ -81,9 +81,9 @@ class ShardedModel(Tensors):
         )
 
     def to(self, device: str | int, tensors: Patterns = None, memory: Literal["vmm", "ipc"] = "vmm") -> "DeviceModel":
-        """Lease the copies of the shards in a device's memory, or of the tensors that match. As `Model.to`.
+        """Lease copies of the shards, or of the tensors that match, in a device's memory: see `Model.to`.
 
-        Without an index, the files are mapped in this process for their names.
+        Without an index, this process also maps the files, to read their tensors' names.
         """
         from trimsfs.client.gpu import DeviceModel  # noqa: PLC0415 - most programs use no GPU
 
@@ -97,7 +97,7 @@ class ShardedModel(Tensors):
         return DeviceModel.joined(self.path, parts)
 
     def _shard(self, file: str) -> Model:
-        """A shard, which is of the same version of the model as those that are open. Raises OSError."""
+        """The model of a shard. Raises OSError, also when the store has replaced an open shard."""
         model = self._opened.get(file)
         if model is None:
             model = Model(self._shards.directory / file)
@@ -109,7 +109,7 @@ class ShardedModel(Tensors):
         return model
 
     def _chosen(self, tensors: Patterns) -> dict[str, set[str]]:
-        """The names that match, by their shards in order. Raises LookupError, FormatError, OSError."""
+        """The names that match, by shard, in order of the shards. Raises LookupError, FormatError, OSError."""
         shard_of = self._shard_of()
         chosen: dict[str, set[str]] = {file: set() for file in self._shards.files}
         for name in matching(shard_of, tensors, self.path):
@@ -117,7 +117,7 @@ class ShardedModel(Tensors):
         return {file: names for file, names in chosen.items() if names}
 
     def _shard_of(self) -> Mapping[str, str]:
-        """The shard of each tensor: by the index, or by all shards. Raises FormatError, OSError."""
+        """The shard of each tensor, from the index or from the tables of all shards. Raises FormatError, OSError."""
         made = self._shards.shard_of or self._made.get("shard_of")
         if made is None:
             found: dict[str, str] = {}
@@ -131,9 +131,9 @@ class ShardedModel(Tensors):
         return made
 
     def _check(self, file: str, names: Collection[str], found: Collection[str]) -> None:
-        """Raises FormatError unless all *names* of a shard are *found* in it."""
+        """Check that a shard has all of its *names*. Raises FormatError."""
         missing = sorted(set(names).difference(found))
         if missing:
             shard = self._shards.directory / file
-            why = f"{self.path.name} lists it there: index and shards are not of one model"
+            why = f"{self.path.name} lists it there: index and shards belong to different models"
             raise FormatError(f"{shard}: no tensor {missing[0]!r}, but {why}")

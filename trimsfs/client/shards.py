@@ -1,4 +1,4 @@
-"""Finds the files of a model: by an index of shards, by their numbers, or as the only one of a directory."""
+"""Finds a model's files: by an index of shards, by their numbers, or as a directory's only model."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ _PREFERRED = "safetensors"
 _SHARDED = "safetensors|bin|pt|pth|gguf"
 _FILE = re.compile(rf"[^.].*\.(?P<format>{_SHARDED}|npy|npz|onnx|params)")
 _INDEX = re.compile(rf"[^.].*\.(?P<format>{_SHARDED})\.index(\..+)?\.json")
-"""Of a variant: ``model.safetensors.index.fp16.json``."""
+"""A variant's index has its name inside: ``model.safetensors.index.fp16.json``."""
 _NUMBERED = re.compile(rf"(?P<model>.+)-(?P<number>\d{{1,9}})-of-(?P<count>\d{{1,9}})\.(?P<format>{_SHARDED})")
 _SHOWN = 4
 
@@ -25,7 +25,7 @@ _SHOWN = 4
 class Shards:
     """The files of a sharded model, by their paths below ``directory``.
 
-    ``path`` is the index, or the directory of shards without one. ``shard_of`` is the file of each tensor by the index.
+    ``path`` is the index, or the directory if there is none. ``shard_of`` maps tensors to files, as the index does.
     """
 
     path: Path
@@ -45,10 +45,10 @@ def by_index(index: Path) -> Shards:
 
 
 def in_directory(directory: Path) -> Path | Shards:
-    """The file of the one model in a directory, or its shards.
+    """The file, or the shards, of the only model in a directory.
 
-    Raises FormatError for several models and for an invalid index, FileNotFoundError for no model and when a shard is
-    missing, and OSError.
+    Raises FormatError for several models and for an invalid index, FileNotFoundError for no model and for a missing
+    shard, and OSError.
     """
     names = _preferred(os.listdir(directory))
     indexes = {name: _weight_map(directory / name) for name in names if is_index(name)}
@@ -61,11 +61,11 @@ def in_directory(directory: Path) -> Path | Shards:
             groups.setdefault(group, []).append(match)
     models = [*indexes, *groups]
     if not models:
-        remedy = "no model in this directory: open a model's file, or the directory that has it"
+        remedy = "no model in this directory: open a model's file, or its directory"
         raise FileNotFoundError(errno.ENOENT, remedy, str(directory))
     if len(models) > 1:
         shown = ", ".join(models[:_SHOWN]) + (", …" if len(models) > _SHOWN else "")
-        remedy = "open one by the path of its file or index, or give each a directory"
+        remedy = "open one by the path of its file or index, or move each to a directory of its own"
         raise FormatError(f"{directory}: {len(models)} models: {shown}: {remedy}")
     if indexes:
         [(index, weight_map)] = indexes.items()
@@ -115,22 +115,22 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         found = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{index}: no valid index of shards: {error}: replace it") from None
+        raise FormatError(f"{index}: not a valid index of shards: {error}: replace it") from None
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(f"{index}: no index of shards: it has no weight_map")
+        raise FormatError(f"{index}: not an index of shards: it has no weight_map")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_below(shard):
-            raise FormatError(f"{index}: tensor {tensor!r} is in {shard!r}, which is no file below the index")
+            raise FormatError(f"{index}: tensor {tensor!r} is in {shard!r}, which is not a path below the index")
     return weight_map
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a name that is there twice."""
+    """A JSON object. Raises ValueError for a duplicate name."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name!r} is there twice")
+            raise ValueError(f"{name!r} is a duplicate name")
         found[name] = value
     return found
 

@@ -1,4 +1,4 @@
-"""Maps what two models share on disk from one of their files, so that the page cache holds it once.
+"""Maps the blocks that two models share on disk from one of their files, so that the page cache holds them once.
 
 The mount lists only ranges that lie in the same disk blocks. The kernel compared their bytes before it shared them.
 """
@@ -18,13 +18,13 @@ from trimsfs.client.xattrs import read_attribute
 log = logging.getLogger(__name__)
 
 LEAST = 1 << 20
-"""Bytes of the smallest model for which the mount is asked."""
+"""Bytes of the smallest model for which the client asks the mount."""
 
 
 def map_shared(path: Path, inode: int, mapping: mmap.mmap) -> int:
-    """Map the shared ranges over a private mapping of a model's file on a mount; returns their bytes.
+    """Map the shared ranges over a private mapping of a model's file on a mount; returns their total bytes.
 
-    Nothing may have been written to the mapping. *inode* identifies the generation that is mapped.
+    The program must not have written to the mapping. *inode* identifies the mapped generation.
     """
     listing = _listing(path) if len(mapping) >= LEAST else {}
     with suppress(OSError):
@@ -42,7 +42,7 @@ def similar_model(path: Path) -> Path | None:
 
 
 def _listing(path: Path) -> dict[str, Any]:
-    """The control file ``shared`` of a model; empty off a mount, and on one that does not share chunks."""
+    """The content of a model's control file ``shared``; empty off a mount, and on a mount that shares no chunks."""
     try:
         listing: dict[str, Any] = json.loads((path.parent / ".trims" / path.name / "shared").read_bytes())
     except OSError:
@@ -51,7 +51,7 @@ def _listing(path: Path) -> dict[str, Any]:
 
 
 def _generation(descriptor: int) -> str | None:
-    """The generation of an open file; None where the package to read it is missing. Raises OSError."""
+    """The generation of an open file; None without the package xattr. Raises OSError."""
     try:
         return read_attribute(descriptor, "generation")
     except ImportError:  # it is missing, cannot be loaded, or is another module of the program
@@ -61,7 +61,7 @@ def _generation(descriptor: int) -> str | None:
 
 @functools.cache
 def _warn_of_missing_package() -> None:
-    log.warning("trimsfs maps shared ranges of models twice: this Python has no package xattr: pip install xattr")
+    log.warning("trimsfs: models do not share equal blocks in memory: this Python lacks xattr: pip install xattr")
 
 
 def _map(mapping: mmap.mmap, descriptor: int, parts: list[tuple[int, int, int]]) -> int:

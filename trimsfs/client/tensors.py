@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor as TorchTensor
 
 _ALIGNMENT = 64
-"""Bytes; addresses of memory that TensorFlow uses are multiples of it."""
+"""Bytes: TensorFlow needs memory at multiples of this."""
 
 
 class Tensors(ABC):
-    """The tensors of a model at ``path``, of one file or several.
+    """The tensors of a model at ``path``, in one file or several.
 
-    *tensors* is one pattern of `fnmatch` or several: methods give the tensors that match, by default all. They raise
-    LookupError for a pattern that matches no name.
+    Methods return the tensors whose names match *tensors*, one `fnmatch` pattern or several; by default, all. They
+    raise LookupError for a pattern that matches no name.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Tensors(ABC):
         """The bytes of a tensor of the table; writes stay in this process."""
 
     def numpy(self, tensors: Patterns = None) -> "dict[str, np.ndarray[Any, Any]]":
-        """The tensors as NumPy arrays, by name; types that NumPy lacks, such as bfloat16, come from ml_dtypes.
+        """The tensors as NumPy arrays, by name; ml_dtypes adds types that NumPy lacks, such as bfloat16.
 
         Raises TypeError for types that both lack.
         """
@@ -69,15 +69,15 @@ class Tensors(ABC):
         return torch.frombuffer(self.raw(tensor), dtype=dtype).reshape(tensor.shape)
 
     def state_dict(self, tensors: Patterns = None) -> "dict[str, TorchTensor]":
-        """What `torch` gives, for ``module.load_state_dict(model.state_dict(), assign=True)``, which copies nothing."""
+        """Same as `torch`: ``module.load_state_dict(model.state_dict(), assign=True)`` copies nothing."""
         return self.torch(tensors)
 
     def jax(self, tensors: Patterns = None) -> "dict[str, JaxArray]":
         """The tensors as JAX arrays, by name, on JAX's default device. Raises TypeError for types that JAX lacks.
 
-        On a CPU, tensors at addresses that are multiples of 64 share the mapping: writes through a NumPy array of this
-        model show in them. Other tensors are copied. JAX also copies elements of 64 bits, which it narrows to 32 unless
-        ``jax_enable_x64`` is set.
+        On a CPU, tensors at multiples of 64 bytes share the mapping, and see writes through this model's NumPy arrays.
+        JAX copies the others. It also copies 64-bit elements, which it narrows to 32 bits unless ``jax_enable_x64`` is
+        set.
         """
         import jax  # noqa: PLC0415
 
@@ -86,8 +86,8 @@ class Tensors(ABC):
     def tensorflow(self, tensors: Patterns = None) -> "dict[str, TensorFlowTensor]":
         """The tensors as TensorFlow tensors, by name, on the CPU. Raises TypeError for types that TensorFlow lacks.
 
-        Tensors at addresses that are multiples of 64 share the mapping: writes through a NumPy array of this model show
-        in them. Other tensors are copied, and so are all 8-bit floats.
+        Tensors at multiples of 64 bytes share the mapping, and see writes through this model's NumPy arrays. TensorFlow
+        copies the others, and all 8-bit floats.
         """
         import tensorflow  # noqa: PLC0415
 
@@ -101,7 +101,7 @@ def _tensorflow(array: "np.ndarray[Any, Any]") -> "TensorFlowTensor":
 
     dtype = tensorflow.as_dtype(array.dtype)
     shared = tensorflow.experimental.dlpack.from_dlpack
-    if array.ctypes.data % _ALIGNMENT:  # TensorFlow accepts it, and crashes when it computes with it
+    if array.ctypes.data % _ALIGNMENT:  # TensorFlow would accept it, then crash when it computes
         return tensorflow.constant(array)
     if array.dtype.name in NUMPY:
         return shared(array.__dlpack__())

@@ -1,6 +1,6 @@
 """Reads the extended attributes ``user.trims.*`` of files on mounts.
 
-The only home of the package xattr. An interpreter that `trimsfs run` starts may lack it: it is imported when needed.
+Only this module imports the package xattr, and only when needed: a Python that `trimsfs run` starts may lack it.
 """
 
 from pathlib import Path
@@ -11,8 +11,7 @@ PREFIX = "user.trims."
 def read_attribute(file: Path | int, name: str) -> str:
     """The value of ``user.trims.NAME`` of a file, given by its path or an open descriptor.
 
-    Raises OSError, as ENODATA for a file on no mount, and ImportError without the package xattr, or with
-    another module of that name.
+    Raises OSError, such as ENODATA for a file off a mount, and ImportError if xattr is missing or another module.
     """
     from xattr import getxattr  # noqa: PLC0415 - see above
 

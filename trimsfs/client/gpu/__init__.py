@@ -1,4 +1,4 @@
-"""The client library for GPUs: a mount's copies in device memory become tensors of this process without a copy."""
+"""The client library for GPUs: maps a mount's copies in device memory, and returns their tensors without a copy."""
 
 import io
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ __all__ = ["DeviceModel", "DeviceTensor", "GpuError", "GpuFullError", "GpuLostEr
 _TRIES = 3
 
 with suppress(cuda.CudaUnavailableError):
-    cuda.bindings()  # a program may give up the right to read its libraries before it loads a model
+    cuda.bindings()  # now: a program may enter a sandbox that hides its libraries before it loads a model
 
 
 def load(path: Path, file: io.FileIO, device: str | int, tensors: Patterns, memory: str) -> DeviceModel:

@@ -1,4 +1,4 @@
-"""Receives the descriptor of a copy's memory over the server's socket, for the token of a lease."""
+"""Exchanges a lease's token for a descriptor of the copy's memory, over the server's socket."""
 
 import array
 import json
@@ -20,11 +20,11 @@ _UNKNOWN = "NoSuchEntryError"
 
 
 class NotYetError(GpuError):
-    """A refusal by a server that may just have started: the lease soon shows another token, or a socket."""
+    """A refusal by a server that may just have started: the lease soon names another token or a socket."""
 
 
 def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
-    """A descriptor of the memory, for the caller to close, and the memory's size in bytes.
+    """Receive a descriptor of the memory, which the caller closes, and the memory's size in bytes.
 
     Raises GpuError, NotYetError.
     """
@@ -32,7 +32,7 @@ def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
         raise NotYetError("the mount has no socket for GPU clients: its log says why")
     with fork_safety.guard:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        kept = fork_safety.Descriptor(connection.fileno())  # a forked child would keep its lease
+        kept = fork_safety.Descriptor(connection.fileno())  # a forked child would keep the connection's lease
     try:
         message, descriptors = _answer(connection, path, token)
     except (ConnectionResetError, BrokenPipeError) as error:
@@ -54,7 +54,7 @@ def receive(path: str, token: str) -> tuple[fork_safety.Descriptor, int]:
 
 
 def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, list[fork_safety.Descriptor]]:
-    """Raises OSError."""
+    """Send the token, and wait for the answer. Raises OSError."""
     # Not settimeout(): with it, connect() fails instead of waiting while the server's backlog is full.
     limit = struct.pack("ll", int(TIMEOUT_S), int(TIMEOUT_S % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -69,7 +69,10 @@ def _answer(connection: socket.socket, path: str, token: str) -> tuple[bytes, li
 
 
 def _received(connection: socket.socket) -> tuple[bytes, list[fork_safety.Descriptor]]:
-    """Receive without waiting. ``socket.recv_fds`` ignores flags, and a program started meanwhile would inherit."""
+    """Receive without waiting.
+
+    Not by ``socket.recv_fds``, which ignores flags: a program started meanwhile would inherit the descriptors.
+    """
     room = socket.CMSG_SPACE(_MOST_DESCRIPTORS * _DESCRIPTOR)
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     message, ancillary, _, _ = connection.recvmsg(_MESSAGE_SIZE, room, flags)
@@ -81,7 +84,7 @@ def _received(connection: socket.socket) -> tuple[bytes, list[fork_safety.Descri
 
 
 def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor]) -> tuple[fork_safety.Descriptor, int]:
-    """Raises GpuError, NotYetError."""
+    """Parse the answer: the descriptor and the size. Raises GpuError, NotYetError."""
     if not message:
         raise NotYetError(f"{path}: the server closed the connection")
     try:
@@ -91,7 +94,7 @@ def _taken(path: str, message: bytes, descriptors: list[fork_safety.Descriptor])
         kind = NotYetError if told.get("kind") == _UNKNOWN else GpuError
         error = kind(f"{path}: {told['error']}")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        error = GpuError(f"{path}: invalid answer: update client and server to one version")
+        error = GpuError(f"{path}: invalid answer: update client and server to the same version")
     raise error
 
 

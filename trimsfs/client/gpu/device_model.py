@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class DeviceModel:
-    """A model, or parts of it, in a device's memory. Tensors keep the memory and its lease while they live.
+    """A model, or parts of it, in a device's memory. Tensors keep the memory and its lease alive.
 
     ``tensors`` maps names to tensors; it is empty for a file of unknown format, which has only an `image`. ``device``
     is the device's UUID, ``ordinal`` its number in this process, ``generation`` the file's generation, and ``format``
-    the name of its format or None. The generation of a sharded model has those of its files, with commas.
+    the name of its format or None. For a sharded model, ``generation`` joins those of its files by commas.
     """
 
     def __init__(self, path: Path, copies: Sequence[MappedCopy]) -> None:
-        """*copies* are of parts of one generation of each file."""
+        """Join *copies*: parts of one file or of several, each file in one generation."""
         self.path = path
         self._copies = tuple(copies)
         first = copies[0]
@@ -45,7 +45,7 @@ class DeviceModel:
 
     @classmethod
     def joined(cls, path: Path, shards: Iterable[tuple[Self, Collection[str]]]) -> Self:
-        """A model of several files on one device; of each, the tensors of these names."""
+        """Join the models of several files on one device, with the named tensors of each."""
         parts = list(shards)
         model = cls(path, [copy for part, _ in parts for copy in part._copies])
         model.tensors = {
@@ -60,7 +60,7 @@ class DeviceModel:
     def image(self) -> DeviceTensor:
         """The whole copy as bytes; for a file of unknown format, the file. Raises GpuError for several copies.
 
-        A part that the server serves from a loaded copy of the whole file has that copy as its image.
+        If the server serves a part from a loaded copy of the whole file, the image is that copy.
         """
         if len(self._copies) > 1:
             raise GpuError(
@@ -71,7 +71,7 @@ class DeviceModel:
         return DeviceTensor(Tensor("", "uint8", (copy.description.nbytes,), 0, copy.description.nbytes), copy)
 
     def check(self) -> None:
-        """Raises GpuLostError when the memory or its lease is lost: load the model again then."""
+        """Check that memory and lease still exist. Raises GpuLostError otherwise: load the model again then."""
         for copy in self._copies:
             copy.lease.check()
 

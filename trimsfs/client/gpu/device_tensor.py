@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class DeviceTensor:
     """A dense tensor in C order: ``nbytes`` bytes at ``address`` of device ``device_ordinal`` of this process.
 
-    Framework tensors made of it keep the memory. ``dtype`` is a key of DTYPE_BITS, or GGUF's name of blocks of
-    quantised weights, which frameworks get as bytes.
+    Framework tensors made from it keep the memory alive. ``dtype`` is a key of DTYPE_BITS or, for blocks of quantised
+    weights, GGUF's name; frameworks get such blocks as bytes.
     """
 
     __slots__ = ("_copy", "address", "device_ordinal", "dtype", "name", "nbytes", "shape")
 
     def __init__(self, tensor: Tensor, copy: MappedCopy) -> None:
-        """*tensor* has its offset in the copy's allocation."""
+        """Wrap *tensor* of a copy; its offset is in the copy's allocation."""
         self._copy = copy
         self.name = tensor.name
         self.dtype = tensor.dtype
@@ -62,9 +62,9 @@ class DeviceTensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A DLPack capsule. No *stream* needs to wait: the copy was complete before it was leased.
+        """A DLPack capsule. No *stream* needs to wait: the server leases only complete copies.
 
-        Raises BufferError for a copy and for another device.
+        Raises BufferError if the caller wants a copy, or another device.
         """
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError(f"tensor {self.name!r} cannot be copied by DLPack: numpy() copies it to the host")
@@ -92,11 +92,11 @@ class DeviceTensor:
         }
 
     def __array__(self, *_: object, **__: object) -> "np.ndarray[Any, Any]":
-        """Raises TypeError: NumPy would make an array of this one object."""
+        """Refuse conversion: NumPy would make an array of this one object. Raises TypeError."""
         raise TypeError(f"tensor {self.name!r} is in a device's memory: numpy() copies it to the host")
 
     def numpy(self) -> "np.ndarray[Any, Any]":
-        """A copy in the host's memory. Types that NumPy lacks, such as bfloat16, come from ml_dtypes.
+        """A copy in the host's memory. ml_dtypes adds types that NumPy lacks, such as bfloat16.
 
         Raises TypeError for types that both lack, and GpuError.
         """

@@ -62,7 +62,7 @@ def capsule(
 
 @cache
 def _function() -> Callable[..., Any]:
-    """Raises OSError without the native library."""
+    """The native function that makes capsules. Raises OSError without the native library."""
     loaded = library()
     function = ctypes.PyDLL(loaded._name, handle=loaded._handle).trimsfs_capsule  # PyDLL: called with the GIL
     function.restype = ctypes.py_object

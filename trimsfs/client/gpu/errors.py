@@ -4,9 +4,9 @@
 
     GpuError               the copy cannot be loaded or mapped
     ├── GpuFullError       the device has no room for it
-    └── GpuLostError       it was mapped, and has been lost
+    └── GpuLostError       this process had leased it, and lost it
 
-Messages are one line: the subject, the cause and, where there is one, the remedy.
+A message is one line: the subject, the cause and, if there is one, the remedy.
 """
 
 
@@ -19,4 +19,4 @@ class GpuFullError(GpuError):
 
 
 class GpuLostError(GpuError):
-    """A copy that this process leased is lost, or its lease is."""
+    """This process has lost the lease of a copy, or the copy itself."""

@@ -1,8 +1,8 @@
 """Closes descriptors of leases and GPU memory in forked children, where CUDA's mappings do not exist.
 
-A child would otherwise keep leases and memory in use. The parent loses nothing. Another thread may open or close a
-descriptor while the process forks: short steps hold the `guard`. An open that waits until a copy is loaded cannot hold
-it, as nobody could fork meanwhile: the child finds that descriptor by its path.
+A child would otherwise keep leases and memory in use. The parent keeps its descriptors. Threads hold the `guard` while
+they open or close one, so that no fork happens between the steps. An open that waits for a copy to load cannot hold it,
+because no thread could fork meanwhile: the child finds that descriptor by its path.
 """
 
 import os
@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 
 guard = threading.RLock()
-"""While it is held, nobody forks this process. Reentrant: a finalizer may take it at any time."""
+"""While a thread holds it, no other thread can fork. Reentrant: a finalizer may take it at any time."""
 _DELETED = " (deleted)"
 _DESCRIPTORS = "/proc/self/fd"
 
 
 class Descriptor:
-    """An open descriptor that forked children close. Create it under the same `guard` as the descriptor."""
+    """An open descriptor that forked children close. Hold the `guard` from opening the descriptor to creating this."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -30,7 +30,7 @@ class Descriptor:
         return self._number
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the descriptor. A second call does nothing."""
         with guard:
             number, self._number = self._number, -1
             if number >= 0:
@@ -38,7 +38,7 @@ class Descriptor:
 
 
 def open_file(path: Path) -> Descriptor:
-    """Open a file for reading; the open may take long. Raises OSError."""
+    """Open a file for reading, without the `guard`, as the open may take long. Raises OSError."""
     name = str(path)
     with guard:
         _opening.append(name)
@@ -46,7 +46,7 @@ def open_file(path: Path) -> Descriptor:
         return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     finally:
         with guard:
-            if name in _opening:  # not in a child
+            if name in _opening:  # a forked child has cleared the list
                 _opening.remove(name)
 
 

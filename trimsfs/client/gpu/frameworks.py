@@ -1,6 +1,7 @@
-"""Converts tensors in a device's memory to those of frameworks, without a copy; each result keeps the memory.
+"""Converts tensors in a device's memory to those of frameworks, without a copy.
 
-Each function raises TypeError for a type that the framework lacks. Blocks of quantised weights become bytes.
+Each result keeps the memory alive. Each function raises TypeError for a type that the framework lacks. Blocks of
+quantised weights become bytes.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""Takes leases of copies: an open control file is a lease, describes the copy, and closes with the process."""
+"""Takes leases of copies: an open control file is a lease, and its content describes the copy.
+
+The lease ends when the file is closed, at the latest with the process.
+"""
 
 import errno
 import io
@@ -62,11 +65,11 @@ class Lease:
             return _description(json.loads(data))
         except (ValueError, KeyError, TypeError) as error:
             raise GpuError(
-                f"{self._path}: invalid description: {error!r}: update client and server to one version"
+                f"{self._path}: invalid description: {error!r}: update client and server to the same version"
             ) from None
 
     def check(self) -> None:
-        """Raises GpuLostError when the mount has ended the lease."""
+        """Check that the lease holds. Raises GpuLostError when the mount has ended it."""
         try:
             os.pread(self._held_descriptor(), 1, 0)
         except OSError as error:
@@ -83,7 +86,7 @@ class Lease:
 
     def _held_descriptor(self) -> int:
         if not self.held:
-            raise GpuLostError(f"{self._path}: this process was forked from its holder: open the model here")
+            raise GpuLostError(f"{self._path}: this process was forked from the lease's holder: open the model here")
         return self._descriptor.number
 
     def _lost(self, error: OSError) -> GpuError:
@@ -96,7 +99,7 @@ class Lease:
 
 def take(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str | None, memory: str) -> Lease:
     """Lease the copy of a *model*, which is open as *file*; waits until it is loaded. Raises GpuError, GpuFullError."""
-    there = Path(os.path.realpath(model))  # a symbolic link has other neighbours
+    there = Path(os.path.realpath(model))  # control files lie beside the file itself, not beside links to it
     path = there.parent / ".trims" / there.name / "gpu" / _name(device.uuid, pattern, memory)
     try:
         return Lease(path, fork_safety.open_file(path))
@@ -117,7 +120,7 @@ def _refused(error: OSError, model: Path, file: io.FileIO, path: Path, pattern: 
     where, device = path.parent, path.name.partition("@")[0].removesuffix(".ipc")
     match error.errno:
         case errno.ENOENT | errno.ENOTDIR if not on_mount(file):
-            return GpuError(f"{model} is on no trimsfs mount: only models on a mount are shared in GPU memory")
+            return GpuError(f"{model} is not on a trimsfs mount: only models on a mount are shared in GPU memory")
         case errno.ENOENT | errno.ENOTDIR:
             known = ", ".join(_names(where))
             if not os.path.exists(where.parent):
@@ -146,7 +149,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _description(told: dict[str, Any]) -> CopyDescription:
-    """Raises ValueError, KeyError, TypeError."""
+    """Parse and check a description. Raises ValueError, KeyError, TypeError."""
     tensors = tuple(
         Tensor(each["name"], each["dtype"], tuple(map(int, each["shape"])), int(each["offset"]), int(each["nbytes"]))
         for each in told["tensors"]
@@ -173,12 +176,12 @@ def _description(told: dict[str, Any]) -> CopyDescription:
 
 
 def _check(tensor: Tensor, description: CopyDescription) -> None:
-    """Raises ValueError: a wrong shape would lead frameworks into the memory of others."""
-    end = description.nbytes if tensor.nbytes else description.size  # an empty tensor may lie behind the last
+    """Check a tensor's place and size: a wrong one would let frameworks use foreign memory. Raises ValueError."""
+    end = description.nbytes if tensor.nbytes else description.size  # an empty tensor may follow the last byte
     if not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= end:
-        raise ValueError(f"tensor {tensor.name!r} outside of the allocation")
+        raise ValueError(f"tensor {tensor.name!r} lies outside the allocation")
     bits = DTYPE_BITS.get(tensor.dtype)  # None: blocks of quantised weights
     if min(tensor.shape, default=0) < 0 or tensor.nbytes < 0:
-        raise ValueError(f"tensor {tensor.name!r} of a negative size")
+        raise ValueError(f"tensor {tensor.name!r} has a negative size")
     if bits is not None and -(-math.prod(tensor.shape) * bits // 8) != tensor.nbytes:
-        raise ValueError(f"tensor {tensor.name!r} of {tensor.nbytes} bytes, which its type and shape do not have")
+        raise ValueError(f"tensor {tensor.name!r} has {tensor.nbytes} bytes, which do not fit its type and shape")

@@ -1,4 +1,4 @@
-"""Maps copies of models in a device's memory in this process, for as long as anything refers to them."""
+"""Maps copies of models in a device's memory into this process, while anything refers to them."""
 
 import io
 import logging
@@ -20,10 +20,10 @@ _INTERVAL_S = 0.05
 
 
 class MappedCopy:
-    """A lease of a copy, and the copy's memory, mapped. Both end with the last reference to this, in any thread.
+    """A lease of a copy, and the copy's mapped memory. The last reference to this object releases both, in any thread.
 
-    They are not released at the end of the process, when the driver and the kernel do it, nor in a forked child, which
-    has nothing mapped.
+    At the end of the process, the driver and the kernel release them. A forked child has no mapping, and releases
+    nothing.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MappedCopy:
         weakref.finalize(self, _release, lease, memory, device.ordinal).atexit = False
 
     def read(self, host_address: int, address: int, size: int) -> None:
-        """Copy a part of it to this process's memory. Raises CudaError."""
+        """Copy a part of the copy to the host's memory. Raises CudaError."""
         with _context(self.ordinal):
             stream = cuda.Stream()
             try:
@@ -63,7 +63,7 @@ def map_copy(model: Path, file: io.FileIO, device: cuda.DeviceInfo, pattern: str
 
 
 def _mapped_soon(lease: Lease, ordinal: int) -> tuple[CopyDescription, cuda.DeviceMemory]:
-    """Raises GpuError, GpuLostError and CudaError."""
+    """Map a lease's copy; retries for PATIENCE_S while a server refuses. Raises GpuError, GpuLostError, CudaError."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         description = lease.description()
@@ -77,14 +77,14 @@ def _mapped_soon(lease: Lease, ordinal: int) -> tuple[CopyDescription, cuda.Devi
 
 
 def _mapped(description: CopyDescription, ordinal: int) -> cuda.DeviceMemory:
-    """Raises GpuError, and CudaError."""
+    """Map the memory of a description. Raises GpuError, and CudaError."""
     if description.memory == "ipc":
         return cuda.IpcMemory.open(description.handle, description.size)
     descriptor, size = descriptor_client.receive(description.socket, description.token)
     try:
         if size != description.size:
-            sizes = f"{size} bytes, and not {description.size}"
-            raise GpuError(f"{description.socket}: {sizes}: update client and server to one version")
+            sizes = f"{size} bytes instead of {description.size}"
+            raise GpuError(f"{description.socket}: {sizes}: update client and server to the same version")
         return cuda.VmmMemory.adopt(ordinal, size, descriptor.number)
     finally:
         descriptor.close()
@@ -95,7 +95,7 @@ def _release(lease: Lease, memory: cuda.DeviceMemory, ordinal: int) -> None:
         return
     try:
         with _context(ordinal):
-            cuda.synchronize()  # work that the program has queued may still read it
+            cuda.synchronize()  # work that the program has queued may still read the memory
             memory.close()
     except cuda.CudaError as error:  # what may still be mapped must stay leased until the process ends
         log.warning("a model stays in the memory of cuda:%d until this process ends: %s", ordinal, error)

@@ -28,8 +28,8 @@ RECORD = np.dtype(
         ("unused", np.uint16),
     ]
 )
-"""An array to be made, as in ``_params.c``: the addresses of its bytes and of its shape (int64), its type by DLPack's
-code and bits, and the offset of its name in the file. Afterwards, only ``data`` and ``nbytes`` are valid."""
+"""An array to make, as in ``_params.c``: the addresses of its bytes and of its shape (int64), its type as DLPack's code
+and bits, and the offset of its name in the file. Once arrays are made, only ``data`` and ``nbytes`` are valid."""
 Records = np.ndarray[Any, np.dtype[np.void]]
 
 _KINDS = {
@@ -45,7 +45,7 @@ _KINDS = {
 """DLPack's code and bits of the types that MXNet accepts."""
 _numbers = itertools.count(1)
 _held: dict[int, mmap.mmap] = {}
-"""The mappings under arrays. MXNet may free an array when no Python can run any more, so arrays hold no reference."""
+"""The mappings under arrays. MXNet may free an array after the interpreter has ended, so arrays hold no reference."""
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_held))  # the interpreter must not unmap them when it clears its modules
 _AT_ONCE = 64
 _MOST = 1 << 16
@@ -56,7 +56,7 @@ _GPU = 2
 def read(mapping: mmap.mmap, name: str) -> tuple[list[Any], list[str] | None, Records] | None:
     """The arrays of a mapped ``.params`` file, their names if they have any, and their records.
 
-    None where MXNet itself would make other arrays. Raises FormatError, and MXNetError.
+    None if MXNet itself would make different arrays. Raises FormatError, and MXNetError.
     """
     found = _scan(mapping)
     if found is not None:
@@ -90,7 +90,7 @@ def _scan(mapping: mmap.mmap) -> tuple[Records, list[str] | None] | None:
 
 
 def _new(mapping: mmap.mmap, tensors: Sequence[Tensor]) -> bool:
-    """Whether the file was saved with NumPy's shapes: MXNet refuses to load it without them."""
+    """Whether the file was saved with NumPy shapes: without them, MXNet refuses to load it."""
     return bool(tensors) and struct.unpack_from("<I", mapping, params.FIRST_ARRAY) == (params.V3,)
 
 
@@ -143,7 +143,7 @@ def make_arrays(mapping: mmap.mmap, records: Records) -> list[Any]:
 
 
 def unmap_unused() -> bool:
-    """Unmap what no array lies over any more; returns whether any mapping is left."""
+    """Unmap the mappings under which no array is left; returns whether any mapping is left."""
     numbers = np.zeros(_AT_ONCE, np.uint64)
     told = _AT_ONCE
     while told == _AT_ONCE:

@@ -1,8 +1,8 @@
-"""Wraps MXNet's executors for inference, and so its Modules: parameters from a mount are mapped, not copied.
+"""Wraps MXNet's executors for inference, and so its Modules: they map parameters from a mount instead of copying them.
 
-MXNet copies parameters into arrays that the executor owns. Here these arrays lie in reserved, untouched memory, laid
-out as in a file that has been loaded. A parameter that still equals the file is not copied: the file is mapped there
-privately, so that a write to one array changes no other. MXNet does everything else.
+MXNet copies parameters into arrays that the executor owns. The wrapper places these arrays in reserved, untouched
+memory, laid out as in a loaded file. Where a parameter still equals the file, it maps the file privately instead of
+copying, so that a write to one array changes no other. MXNet does everything else.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ from trimsfs.formats import Tensor
 log = logging.getLogger(__name__)
 
 LEAST = 16 * PAGE
-"""Bytes of the smallest array that is mapped: of each, one or two pages are copied in any case."""
+"""Bytes of the smallest array worth mapping: one or two pages at its ends are copied in any case."""
 
 _get_data = _LIB["MXNDArrayGetData"]
-"""A separate function object: a call of MXNet's own attribute ends folding, as programs may write there."""
+"""A separate function object: a call through MXNet's own attribute ends folding, because the program may then write."""
 _reserved: "weakref.WeakKeyDictionary[Any, tuple[mmap.mmap, Records, list[Any]]]" = weakref.WeakKeyDictionary()
-"""For each executor, the reserved memory and its arrays; until something is mapped there."""
+"""The reserved memory and its arrays, for each executor, until something is mapped there."""
 
 
 def install() -> None:
@@ -96,7 +96,7 @@ def _bind_reserved(bind: Callable[..., Any], symbol: Any, named: dict[str, Any])
 
 
 def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
-    """The parameters as they lie in the file that holds most of their bytes, and the file's size."""
+    """The parameters as laid out in the file that holds most of their bytes, and the file's size."""
     names = symbol.list_arguments()
     if not mapped_files.files or len(set(names)) < len(names):
         return {}, 0
@@ -117,7 +117,7 @@ def _layout(symbol: Any, types: Mapping[str, Any], shapes: Mapping[str, Any]) ->
 
 
 class _Match(NamedTuple):
-    """An open file, and the tensors of it that arrays still equal, by the arrays' names."""
+    """An open file, and those of its tensors that arrays still equal, by the arrays' names."""
 
     mapped_file: MappedFile
     file: io.FileIO
@@ -146,7 +146,7 @@ def _best_match(arrays: Mapping[str, Any]) -> _Match | None:
 
 
 class _CopiedParameters(dict[str, Any]):
-    """Parameters to be copied: its items leave out each one that *mapped_instead* maps when its turn comes."""
+    """Parameters to copy: ``items`` skips each one that *mapped_instead* maps, when its turn comes."""
 
     def __init__(self, arrays: dict[str, Any], mapped_instead: Callable[[str, Any], bool]) -> None:
         super().__init__(arrays)
@@ -175,7 +175,7 @@ def _wrap_copy_params_from(original: Callable[..., Any]) -> Callable[..., Any]:
             with match.file:
                 return original(self, copied, *others, **named)
         finally:
-            if copied.mapped:  # folding may change it from now on, so nothing is mapped there again
+            if copied.mapped:  # folding may remap the memory from now on, so this must not map there again
                 folder.watch(match.mapped_file, *reserved)
             else:
                 _reserved[self] = reserved
@@ -192,7 +192,7 @@ def _map(reserved: mmap.mmap, executor: Any, match: _Match, name: str, array: An
     begin, end = here + tensor.offset, here + tensor.offset + tensor.nbytes
     if (target.dtype, target.shape) != (array.dtype, array.shape) or _address(target) != begin:
         return False
-    # Counts as a write, so that operators drop what they have cached of the array.
+    # Counts as a write, so that operators drop their caches of the array.
     check_call(_LIB.MXNDArrayWaitToWrite(target.handle))
     first, last = pages.rounded(begin), end // PAGE * PAGE
     with contextlib.suppress(OSError):
@@ -229,7 +229,7 @@ def _wrap_init_params(original: Callable[..., Any]) -> Callable[..., Any]:
 def _map_again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays to replace the present ones: the given parameters, in another mapping of their file."""
     if not all(type(given.get(name)) is NDArray and given[name].shape == present[name].shape for name in present):
-        return {}  # MXNet may raise, and must have done as much as ever before
+        return {}  # MXNet may raise, and must do so at the same point as without trimsfs
     alike = [name for name, of in present.items() if (of.dtype, of.context) == (given[name].dtype, given[name].context)]
     match = _best_match({name: given[name] for name in alike})
     if match is None:
@@ -242,7 +242,7 @@ def _map_again(given: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str
 
 
 def _wrap_zeros(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``zeros``, by which a Module makes arrays that it overwrites: their memory stays untouched until then."""
+    """Wrap ``zeros``, with which a Module makes arrays to overwrite: their memory stays untouched until then."""
 
     @functools.wraps(original)
     def postponed(shape: Any, ctx: Any = None, dtype: Any = None, stype: Any = None, **named: Any) -> Any:

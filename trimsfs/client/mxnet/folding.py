@@ -1,7 +1,7 @@
-"""Folding in MXNet programs, whose oneDNN rewrites weights in a layout of its own: a thread folds them.
+"""Folding in MXNet programs: oneDNN rewrites weights in a layout of its own, and a thread folds them.
 
 MXNet's engine tracks the readers and writers of each array, and schedules operators accordingly. The thread pushes each
-folding step as an operator that writes to the arrays there, and nothing else has to wait.
+folding step as an operator that writes to the array there, so that only users of this array wait.
 """
 
 import _thread
@@ -38,13 +38,13 @@ WRITING = ("MXNDArraySyncCopyFromCPU", "MXNDArraySyncCopyFromNDArray")
 EXPOSING = ("MXNDArrayGetData", "MXNDArrayToDLPack")
 """Functions that expose an array's memory: the program may then write to it without the engine's knowledge."""
 FIRST_S, LAST_S, GROWTH = 1.0, 5.0, 1.2
-"""Seconds between two checks of the mappings: after a change, at most, and the factor between them. The next check or
-load frees a model that the program has dropped."""
+"""Seconds between two checks of the mappings: after a change, at most, and the growth factor. The next check or load
+frees a model that the program has dropped."""
 MOST_SKIPPED = 64
 PATIENCE_S = 30.0
 """How long the thread waits until the engine has executed a step."""
 END_S = 2.0
-"""How long the end of a program waits for a check that is under way."""
+"""How long the end of a program waits for a running check."""
 NAIVE = "NaiveEngine"
 """An engine that executes everything in the calling thread, and so cannot keep steps apart from writers."""
 
@@ -62,8 +62,8 @@ class _Watched:
 
     ``regions`` are the addresses of the arrays, in order, and their numbers, from the first check on. ``seen`` is the
     number of private bytes at the last check, and ``checksum`` that of the bytes that would have been uploaded.
-    ``tries`` counts folds in vain: another process uploads, or the bytes change, as in training. After each, more
-    checks are ``skipped``.
+    ``tries`` counts folds that shared nothing, because another process uploads or the bytes change, as in training.
+    After each, more checks are ``skipped``.
     """
 
     file: MappedFile
@@ -77,9 +77,9 @@ class _Watched:
     skipped: int = 0
 
     def sort(self) -> None:
-        """Find the regions, later than the load, which is not to wait for it. A forked child does it again."""
+        """Find the regions, at the first check, so that the load need not wait for it."""
         if not self.regions and self.arrays:
-            _ = self.file.parts  # must be known before anything is folded
+            _ = self.file.parts  # computed before folding changes the mappings
             begins, sizes = (self.records[field].tolist() for field in ("data", "nbytes"))
             regions = zip(begins, sizes, range(len(begins)), strict=True)
             self.regions = sorted((begin, begin + size, number) for begin, size, number in regions)
@@ -92,7 +92,7 @@ class _Watched:
         return any(array is not None for array in self.arrays)
 
     def settled(self, regions: Sequence[Region]) -> bool:
-        """Whether the bytes are the same as at the last call: those of weights in training are not."""
+        """Whether the bytes are the same as at the last call; weights in training change."""
         checksum = 0
         for start, end in regions:
             checksum = zlib.crc32(pages.view(start, end), checksum)
@@ -102,9 +102,9 @@ class _Watched:
 
 @dataclass(slots=True, eq=False)
 class Folder:
-    """Folds the mappings that it watches, and unmaps what the program has dropped, while there is any mapping.
+    """Folds the mappings that it watches, and unmaps those that the program has dropped, while there are mappings.
 
-    No method waits for a lock: a finalizer may load a model at any point of any of them.
+    No method waits for a lock, because a finalizer may load a model in the middle of any method.
     """
 
     _watched: list[_Watched] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Folder:
         atexit.register(self._end)
 
     def install(self) -> None:
-        """Begin to watch, and wrap the functions that write to arrays outside of the engine."""
+        """Enable folding, and wrap the functions that write to arrays outside of the engine."""
         self._folding = os.environ.get("MXNET_ENGINE_TYPE") != NAIVE
         if self._folding:
             for name in WRITING:
@@ -136,7 +136,7 @@ class Folder:
         self.start()
 
     def start(self) -> None:
-        """Start the thread unless it runs; it ends when nothing is mapped. Two started at once would take turns."""
+        """Start the thread unless it runs; it ends when nothing is mapped. If two start at once, they take turns."""
         if not self._running:
             self._running = True
             try:
@@ -168,7 +168,7 @@ class Folder:
             native.library().trimsfs_stop()
 
     def _end(self) -> None:
-        """The interpreter ends: keep the thread from calling MXNet any more."""
+        """At the interpreter's end, keep the thread from calling MXNet."""
         self._stop()
         self._active.acquire(timeout=END_S)
 
@@ -178,7 +178,7 @@ class Folder:
             with self._active:
                 self._check_all()
             self._running = False
-            if not self._watched and not unmap_unused():  # a load from now on starts a new thread
+            if not self._watched and not unmap_unused():  # a later load starts a new thread
                 return
             self._running = True
 
@@ -194,7 +194,7 @@ class Folder:
                 each.sort()
             changed = [self._check(each) for each in watched]
             self._wait_s = FIRST_S if any(changed) else min(LAST_S, self._wait_s * GROWTH)
-        except Exception as error:  # the program must go on as without trimsfs
+        except Exception as error:  # a failed check must not stop the program
             log.info("folding ends in this process: %r", error)
             self._stop()
 
@@ -228,14 +228,14 @@ class Folder:
         return True
 
     def _execute(self, watched: _Watched, step: Step) -> None:
-        """Push a step to the engine, behind all operators that use the array there, and wait until it is executed.
+        """Push a step to the engine, behind all operators that use the array there, and wait for its execution.
 
         A step lies in one array: pushing an operator on several is not atomic, and two threads could deadlock.
         """
         _, _, number = watched.regions[bisect_right(watched.regions, (step.start, sys.maxsize)) - 1]
         array = watched.arrays[number]
         if not self._folding or array is None:
-            native.library().trimsfs_release(step.pointer)  # the engine will not
+            native.library().trimsfs_release(step.pointer)  # in place of the engine
             return
         execute, release = native.engine_functions()
         self._pending.append((step, array))  # keeps memory and array until the engine has executed it

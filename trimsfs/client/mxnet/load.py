@@ -1,7 +1,7 @@
 """Wraps MXNet's loaders: parameters that a program loads from a mount are arrays over the mapped file.
 
-`install` replaces ``mx.nd.load``, and Gluon's functions that take its result. MXNet's own code runs off a mount, and
-for files and contexts that a mapping cannot serve. Written for MXNet 1.9.
+`install` replaces ``mx.nd.load``, and Gluon's functions that take its result. MXNet's own code loads files off a mount,
+and files and contexts that a mapping cannot serve. Written for MXNet 1.9.
 """
 
 import functools
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class _Fresh(threading.local):
-    """The arrays, by ``id``, that the load under way in this thread made and that the program cannot have yet."""
+    """The arrays, by ``id``, of this thread's running load, which the program cannot hold yet."""
 
     arrays: dict[int, Any] | None = None
     taken = False
-    """Whether the parameter that is being initialised takes one of them."""
+    """Whether the parameter being initialised takes one of them."""
 
 
 _fresh = _Fresh()
@@ -74,7 +74,7 @@ def _wrap_load(original: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _load_mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
-    """What MXNet would have loaded, over the mapped file; None when MXNet must load it itself."""
+    """What MXNet would load, as arrays over the mapped file; None when MXNet must load it itself."""
     try:
         with open(fname, "rb", buffering=0) as file:
             common = ensure_local(file)
@@ -99,7 +99,7 @@ def _load_mapped(fname: str) -> "list[Any] | dict[str, Any] | None":
 
 
 def arrays(table: TensorTable, mapping: mmap.mmap | bytes) -> dict[str, Any]:
-    """All tensors of a mapped file as arrays by name. Raises TypeError for a tensor that MXNet has no array for."""
+    """All tensors of a mapped file as arrays by name. Raises TypeError for a tensor that no MXNet array can hold."""
     tensors = table.tensors
     for tensor in tensors:
         if not fits(tensor):
@@ -111,7 +111,7 @@ def arrays(table: TensorTable, mapping: mmap.mmap | bytes) -> dict[str, Any]:
 
 
 def _wrap_load_parameters(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function that loads arrays only to set parameters: the parameters may keep the arrays."""
+    """Wrap a function that loads arrays only to set parameters, so that the parameters may keep the arrays."""
 
     @functools.wraps(original)
     def load(*arguments: Any, **named: Any) -> Any:
@@ -142,7 +142,7 @@ class _Uncopied:
 
 
 def _wrap_init_impl(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``Parameter._init_impl``, which copies the data to each context: the array is used as it is in its own."""
+    """Wrap ``Parameter._init_impl``, which copies the data to each context, to use a fresh array itself in its own."""
 
     @functools.wraps(original)
     def init_impl(self: Any, data: Any, ctx_list: Any) -> Any:

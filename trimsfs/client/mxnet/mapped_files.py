@@ -1,4 +1,4 @@
-"""The mapped files that MXNet's arrays lie over, and which parts of memory still equal the file."""
+"""The mapped files under MXNet's arrays, and which parts of memory still equal the file."""
 
 import io
 import mmap
@@ -13,7 +13,7 @@ from trimsfs.client import pages
 from trimsfs.formats import BufferSource, Tensor, parse
 
 files: "list[MappedFile]" = []
-"""The files that are mapped now."""
+"""The currently mapped files."""
 
 
 def register(path: Path, status: os.stat_result, mapping: mmap.mmap) -> "MappedFile":
@@ -30,7 +30,7 @@ class _Part(NamedTuple):
     start: int
     end: int
     file: tuple[str, str, int]
-    """Its device, its inode, and the address at which the file's first byte would be."""
+    """The file's device and inode, and the address at which its first byte would be."""
 
 
 class MappedFile:
@@ -41,7 +41,7 @@ class MappedFile:
         self.start = pages.address_of(mapping)
         self._end = self.start + len(mapping)
         self.mapping = weakref.ref(mapping)
-        # Computed on first use. Without a lock, which a forked child could find held: the first result counts.
+        # Computed on first use; the first result wins. No lock: a forked child could inherit it held.
         self._read: dict[str, Any] = {}
 
     @property
@@ -56,10 +56,9 @@ class MappedFile:
 
     @property
     def parts(self) -> Sequence[_Part]:
-        """What was mapped there at first: the file, or other files that share its blocks.
+        """The first mappings there: of the file, or of other files that share its blocks.
 
-        Finding this takes longer than the rest of a load, so it happens later, but before anything is folded: it never
-        contains what folding maps.
+        Finding them takes longer than the rest of a load, so it happens later, but before folding changes anything.
         """
         found: Sequence[_Part] | None = self._read.get("parts")
         if found is None:
@@ -67,7 +66,7 @@ class MappedFile:
         return found
 
     def open(self) -> io.FileIO:
-        """Open the same generation again. Raises OSError, also when the path leads to another by now."""
+        """Open the same generation again. Raises OSError, also when the path now leads to another."""
         file = self.path.open("rb", buffering=0)
         if not os.path.samestat(os.fstat(file.fileno()), self.status):
             file.close()
@@ -75,17 +74,15 @@ class MappedFile:
         return file
 
     def unwritten(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors whose bytes in memory still are those of the file. Raises OSError before Linux 6.7."""
+        """The tensors whose bytes in memory still equal the file. Raises OSError before Linux 6.7."""
         regions = {name: (self.start + of.offset, self.start + of.offset + of.nbytes) for name, of in tensors.items()}
         whole = {name: (a // pages.PAGE * pages.PAGE, pages.rounded(b)) for name, (a, b) in regions.items()}
         kept = [name for name in tensors if not pages.own(*whole[name])]
-        unchanged = list(
-            self._unchanged()
-        )  # asked later, for folding maps other files where the process's own pages were
+        unchanged = list(self._unchanged())  # after pages.own: folding replaces private pages by other files
         return {name: tensors[name] for name in kept if _covered(whole[name], unchanged)}
 
     def _unchanged(self) -> Iterator[pages.Region]:
-        """Where the mapping is as at first."""
+        """The regions that still have their first mapping."""
         before = {part.start: part for part in self.parts}
         starts = sorted(before)
         for start, end, file in _parts(self.start, self._end):
@@ -97,7 +94,7 @@ class MappedFile:
 def _parts(start: int, end: int) -> Iterator[_Part]:
     """The mappings of a part of memory, from ``/proc/self/maps``."""
     lines = Path("/proc/self/maps").read_bytes()
-    for line in io.BytesIO(lines[max(0, lines.find(b"%08x-" % start)) :]):  # the file is long, and in order of address
+    for line in io.BytesIO(lines[max(0, lines.find(b"%08x-" % start)) :]):  # skip the lower addresses of a long file
         first = int(line[: line.index(b"-")], 16)
         if first >= end:
             return

@@ -1,6 +1,6 @@
-"""Run by every Python that `trimsfs run` starts, before its program: see ``trimsfs.client.import_hook``.
+"""Installs the import hook: every Python that `trimsfs run` starts runs this before its program.
 
-The interpreter may be of any environment. Only ``trimsfs`` itself is made importable, none of its dependencies.
+The interpreter may belong to any environment: this makes ``trimsfs`` importable, but none of its dependencies.
 """
 
 import os  # not pathlib, which would slow every program down
@@ -32,7 +32,7 @@ def _start() -> None:
 
 def _pass_on() -> None:
     """Run the sitecustomize module that this one hides."""
-    # Without the startup directories of other installations, which would find this one again.
+    # Skip the startup directories of other installations: their module would run this one again.
     others = [place for place in sys.path if place.rstrip(os.sep).split(os.sep)[-3:] != _TAIL]
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
