@@ -1,1 +1,1 @@
-"""Models in containers: shared directories, running containers, CDI devices and the OCI hook."""
+"""Gives containers models: by shared directories, attachments, CDI devices and the OCI hook."""

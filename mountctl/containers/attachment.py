@@ -1,8 +1,8 @@
 """Attaches a model to a running container: bind-mounts it in the container's mount namespace, and unmounts it.
 
-This runs as root, and a container may be hostile. So a path of the container is only resolved below its root, as the
-container itself would. Missing directories are created with the privileges of the user namespace that owns the
-container's mounts. The mount goes to the directory that was opened and checked, whatever its name leads to by then.
+This runs as root, and a container may be hostile. So it resolves a path of the container only below the container's
+root. It creates missing directories with the privileges of the user namespace that owns the container's mounts. It
+mounts on the very directory that it has opened and checked, even if the container renames it meanwhile.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, mounts
 
 CONTROL, DELETED = ".trims", "//deleted"
 FORBIDDEN = {"proc", "sysfs", "cgroup", "cgroup2", "securityfs", "debugfs", "tracefs", "devtmpfs", "devpts", "mqueue"}
-"""File systems through which runtimes set up and confine a container: nothing may be mounted on them."""
+"""File systems through which runtimes set up and confine a container: attach mounts nothing on them."""
 ATTEMPTS = 10
-"""The kernel fails a resolution below a root with EAGAIN when something is renamed meanwhile."""
+"""Tries to resolve a path: the kernel fails with EAGAIN when something is renamed or mounted meanwhile."""
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
 class BindSource(NamedTuple):
-    """What is bind-mounted: a path of the host or, with *mountpoint*, a path below that mount which leads nowhere else.
+    """The source of a bind mount: a path of the host or, with *mountpoint*, a path that must stay below that mount.
 
     It is a model, a whole mount, or the socket of a mount's GPU clients at its path of the host.
     """
@@ -47,7 +47,7 @@ class BindSource(NamedTuple):
 class Target(NamedTuple):
     """A path in a container: below the root of a process or, with *rootfs*, below that directory in its namespace.
 
-    A path below a *rootfs* is resolved without following any symbolic link.
+    A path below a *rootfs* may contain no symbolic link.
     """
 
     pid: int
@@ -73,7 +73,7 @@ def attach(source: BindSource, target: Target, timeout_s: float = TIMEOUT_S) -> 
 
 
 def detach(target: Target, timeout_s: float = TIMEOUT_S) -> None:
-    """Unmount what is attached at *target*, even if it is in use. Raises ContainerError."""
+    """Unmount the attachment at *target*, even if it is in use. Raises ContainerError."""
     _check_target(target.path)
 
     def work() -> bytes:
@@ -98,7 +98,7 @@ def _check_target(path: str) -> None:
 
 
 def _clone(source: BindSource) -> tuple[int, bool]:
-    """A mount of *source* that is attached nowhere yet, and whether it is a directory."""
+    """Clone *source* as a mount that is attached nowhere yet; also returns whether it is a directory."""
     proc = os.open("/proc", _DIRECTORY | os.O_CLOEXEC)
     with _step("path"):
         if source.mountpoint is None:
@@ -123,13 +123,13 @@ def _clone(source: BindSource) -> tuple[int, bool]:
 
 @contextmanager
 def _entered(target: Target) -> Iterator[tuple[int, int]]:
-    """Enter the mount namespace of a process; yields its root and the host's /proc, which no container can forge."""
+    """Enter a process's mount namespace; yields its root and the host's /proc, which no container can forge."""
     proc = os.open("/proc", _DIRECTORY | os.O_CLOEXEC)
     with _step("process"):
         process = os.pidfd_open(target.pid)
         mounts = os.open(f"/proc/{target.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         root = os.open(f"/proc/{target.pid}/root", _DIRECTORY | os.O_CLOEXEC)
-        if select.select([process], [], [], 0)[0]:  # it has ended: these may be of another with its pid
+        if select.select([process], [], [], 0)[0]:  # it has ended: another process may have its pid now
             raise ProcessLookupError(errno.ESRCH, "ended")
     if _same(mounts, "/proc/self/ns/mnt"):
         raise RefusalError("own")
@@ -166,7 +166,7 @@ def _resolve(root: int, target: Target, path: str, flags: int) -> int:
 
 
 def _mountpoint(root: int, proc: int, target: Target, directory: bool) -> int:
-    """Open the mount point; creates it and its parents if missing, but never on a file system of the kernel."""
+    """Open the mount point; creates it and missing parents, but never on one of the FORBIDDEN file systems."""
     parts = [part for part in target.path.split("/") if part]
     above = root
     for number, name in enumerate(parts, 1):
@@ -197,7 +197,7 @@ def _check_file_system(proc: int, file: int) -> None:
 
 
 def _is_ours(proc: int, file: int) -> bool:
-    """Whether an open file lies on a mount that `attach` made: a model, or a socket that may be gone on the host."""
+    """Whether an open file is an attachment: on trimsfs, or a GPU socket, which the host may have deleted since."""
     file_system_type, root = _mount(proc, file)
     if file_system_type == FILE_SYSTEM_TYPE:
         return True
@@ -235,7 +235,7 @@ def _read(proc: int, path: str) -> bytes:
 
 @contextmanager
 def _step(name: str) -> Iterator[None]:
-    """Name the step in which a system call fails."""
+    """Turn an OSError of the block into a RefusalError that names the step."""
     try:
         yield
     except OSError as error:

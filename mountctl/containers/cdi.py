@@ -1,6 +1,6 @@
 """Writes models as devices of the Container Device Interface, which podman, docker, containerd and cri-o mount by name.
 
-A model's name comes from a store and may hold any byte of a file name; the specs are valid all the same.
+A model's name comes from a store and may hold any byte that a file name can; the specs are valid for all of them.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from mountctl.containers.errors import ArgumentError, ContainerError, NoAnswerEr
 from mountctl.containers.mountpoints import holds_mountpoints_only, is_shared
 
 VERSION = "0.5.0"
-"""The oldest version with all that the specs use, so that older engines read them too."""
+"""The oldest version with all fields that the specs use, so that older engines read them too."""
 VENDOR = "trimsfs.dev"
 WHOLE, GPU = "all", "gpu"
 DEFAULT_DIRECTORY = Path("/var/run/cdi")
@@ -78,14 +78,14 @@ def spec_of(
 ) -> tuple[dict[str, Any], bool]:
     """The spec of a mount's devices, and whether device `all` follows a remount.
 
-    *gpu_socket* is a device of its own: engines start no container whose device is gone. Raises ArgumentError.
+    *gpu_socket* is a separate device, because engines start no container whose device is gone. Raises ArgumentError.
     """
     if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9])?", kind_class):
         raise ArgumentError(f"--class {kind_class}: give letters, digits, - and _, with a letter first")
     try:
         str(mountpoint).encode()
     except UnicodeEncodeError:
-        raise ArgumentError(f"{mountpoint!r}: not UTF-8, which CDI needs") from None
+        raise ArgumentError(f"{mountpoint!r}: not UTF-8, which CDI needs: mount it elsewhere") from None
     models = list(models)
     parent = mountpoint.parent
     follows = parent != Path("/") and is_shared(parent) and holds_mountpoints_only(parent)
@@ -107,9 +107,9 @@ def spec_of(
 
 
 def device_name(model: str) -> str:
-    """A valid CDI name, unique for each model: `:` stands for `/`, and `::` precedes a hash where characters are lost.
+    """A valid CDI name, unique for each model: `:` replaces `/`, and a hash after `::` replaces invalid characters.
 
-    A name depends on its model alone, so no model can take the name of another.
+    A name depends only on its model, so no model can take the name of another.
     """
     if len(model) <= NAME_LIMIT and model not in {WHOLE, GPU} and all(map(_plain, model.split("/"))):
         return model.replace("/", ":")
@@ -122,7 +122,7 @@ def _plain(part: str) -> bool:
 
 
 def _variables(models: list[str]) -> list[str]:
-    """The name of each model's environment variable; a hash keeps apart those that would be equal."""
+    """The name of each model's environment variable; a hash distinguishes names that would be equal."""
     plain = ["TRIMSFS_MODEL_" + (re.sub(r"[^A-Z0-9]+", "_", model.upper())[:NAME_LIMIT].strip("_")) for model in models]
     number = Counter(plain)
     return [
@@ -145,7 +145,7 @@ def _bind(path: Path, propagation: str) -> dict[str, Any]:
 
 
 def default_output(mountpoint: Path) -> Path:
-    """Where engines look for the spec of a mount."""
+    """The default path of a mount's spec, where engines look for it."""
     name = str(mountpoint).strip("/").replace("/", "-")
     if not _plain(name) or len(name) > NAME_LIMIT:
         name = device_name(name).replace("::", "-")
@@ -176,7 +176,7 @@ def write(spec: dict[str, Any], output: Path) -> None:
 
 
 def _check_alone(spec: dict[str, Any], output: Path) -> None:
-    """Check that no other spec has these devices: engines refuse a device of two specs. Raises ArgumentError."""
+    """Check that no other spec has these devices: engines refuse a device in two specs. Raises ArgumentError."""
     names = {device["name"] for device in spec["devices"]}
     for other in output.parent.glob("*.json"):
         if other.name == output.name or other.stat().st_size > SPEC_LIMIT:

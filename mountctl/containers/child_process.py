@@ -14,11 +14,11 @@ from mountctl.containers.errors import NoAnswerError
 
 TIMEOUT_S = 10.0
 LIMIT = 16 << 20
-"""Most bytes of a result."""
+"""The most bytes of a result."""
 
 
 class RefusalError(Exception):
-    """The step at which the work failed, and the errno value of the failed system call, 0 if none failed."""
+    """Work failed: the step, and the errno value of the failed system call, or 0 if none failed."""
 
     def __init__(self, step: str, number: int = 0) -> None:
         super().__init__(step, number)
@@ -27,7 +27,7 @@ class RefusalError(Exception):
 
 
 def run_in_child(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> bytes:
-    """What *work* returns in a child process. Raises its RefusalError, and NoAnswerError at the deadline."""
+    """Run *work* in a child process; returns its result. Raises its RefusalError, and NoAnswerError at the deadline."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -49,8 +49,8 @@ def run_in_child(work: Callable[[], bytes], timeout_s: float = TIMEOUT_S) -> byt
 
 
 def _work(work: Callable[[], bytes], sender: int, timeout_s: float) -> NoReturn:
-    # The work may enter a root directory that others fill, so nothing may be imported from there. Messages may load
-    # modules and parts of the C library: the parent writes them, and gets only a step and a number.
+    # The work may enter a hostile container's root directory, so the child must import nothing from there. Messages may
+    # load modules and parts of the C library, so the parent writes them: the child sends only a step and a number.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout_s + 1)
     sys.meta_path.clear()
@@ -60,7 +60,7 @@ def _work(work: Callable[[], bytes], sender: int, timeout_s: float) -> NoReturn:
         answer = b"refused\0%s %d" % (refusal.step.encode(), refusal.number)
     except OSError as error:
         answer = b"refused\0unexpected %d" % (error.errno or errno.EIO)
-    except BaseException:  # the parent must learn of it, whatever it is
+    except BaseException:  # report every failure to the parent
         answer = b"refused\0unexpected 0"
     with contextlib.suppress(OSError):
         rest = memoryview(answer)
@@ -79,11 +79,11 @@ def _read(receiver: int, deadline: float) -> bytes:
         if not part:
             return bytes(answer)
         answer += part
-    raise NoAnswerError("too long an answer")
+    raise NoAnswerError("the answer is too long")
 
 
 def _reap(child: int) -> None:
-    """Wait for a killed process, but not for one that hangs in the kernel."""
+    """Reap the child; give up after 1 s, as it may hang in the kernel."""
     deadline = time.monotonic() + 1
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -21,7 +21,7 @@ from trimsfs.text import printable
 LISTING_TIMEOUT_S = 20.0
 
 _P = ParamSpec("_P")
-_engine = click.option("--engine", type=click.Choice(list(ENGINES)), help="Ask this engine for CONTAINER, no other.")
+_engine = click.option("--engine", type=click.Choice(list(ENGINES)), help="Ask only this engine for CONTAINER.")
 _timeout = click.option(
     "--timeout",
     "timeout_s",
@@ -54,9 +54,10 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
 @_timeout
 @_reported
 def attach(container: str, path: Path, at: str | None, engine: str | None, timeout_s: float) -> None:
-    """Mount PATH, a model, a whole mount or its socket of GPU copies, in CONTAINER, which runs already.
+    """Mount PATH in the running CONTAINER.
 
-    CONTAINER is a name that podman, docker, nerdctl or crictl knows, or the number of a process.
+    PATH is a model, a whole mount, or the socket of its GPU clients. CONTAINER is a name that podman, docker, nerdctl
+    or crictl knows, or the number of a process.
     """
     source = BindSource(str(path.absolute()))
     target = Target(process_of(container, engine), at or source.path)
@@ -71,7 +72,7 @@ def attach(container: str, path: Path, at: str | None, engine: str | None, timeo
 @_timeout
 @_reported
 def detach(container: str, target: str, engine: str | None, timeout_s: float) -> None:
-    """Unmount the model at TARGET in CONTAINER; processes that have it open keep it."""
+    """Unmount the model at TARGET in CONTAINER. Processes keep the files that they have open."""
     attachment.detach(Target(process_of(container, engine), target), timeout_s)
     click.echo(f"{target} is no longer in {container}")
 
@@ -79,13 +80,13 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
 @click.command()
 @click.argument("mountpoint", type=Path, required=False)
 @click.option(
-    "--output", type=Path, help="The file to write, - for standard output.  [default: /var/run/cdi/trimsfs-NAME.json]"
+    "--output", type=Path, help="File to write, or - for standard output.  [default: /var/run/cdi/trimsfs-NAME.json]"
 )
 @click.option(
-    "--depth", type=click.IntRange(1, 16), default=1, show_default=True, help="Levels of directories that are models."
+    "--depth", type=click.IntRange(1, 16), default=1, show_default=True, help="Levels of directories to list as models."
 )
 @click.option(
-    "--class", "kind_class", default="models", show_default=True, help="The devices are trimsfs.dev/CLASS=MODEL."
+    "--class", "kind_class", default="models", show_default=True, help="Name the devices trimsfs.dev/CLASS=MODEL."
 )
 @click.option(
     "--timeout",
@@ -97,10 +98,10 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
 )
 @_reported
 def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
-    """Make each model of MOUNTPOINT a CDI device that containers can be started with; device `all` is all of them.
+    """Write a CDI spec, so that engines start containers with models of MOUNTPOINT as devices.
 
-    Device `gpu` is the socket of GPU clients, if there is one. MOUNTPOINT may be left out where there is one
-    mount. Run it again when there are new models.
+    Each model is a device. Device `all` is the whole mount; device `gpu` is the socket of GPU clients, if there is one.
+    If this host has only one mount, MOUNTPOINT may be left out. Run the command again when the store has new models.
     """
     mountpoint = mountpoint_of(mountpoint)
     listing = devices.list_models(mountpoint, depth, timeout_s)
@@ -124,11 +125,11 @@ def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: st
 @click.command("oci-hook")
 @_reported
 def oci_hook() -> None:
-    """Mount the models that a container's annotations ask for; run by OCI runtimes at stage createRuntime.
+    """Mount the models that a container's annotations request; OCI runtimes run this at stage createRuntime.
 
-    Reads the container's state on standard input. dev.trimsfs.models is a list, `resnet50,bert=/opt/bert`;
-    dev.trimsfs.mount is the mount point, if there are several mounts. dev.trimsfs.gpu, `true`, asks for the socket of
-    GPU clients, with or without models.
+    Reads the container's state on standard input. dev.trimsfs.models lists models, as `resnet50,bert=/opt/bert`.
+    dev.trimsfs.mount is the mount point; it is needed if there are several mounts. dev.trimsfs.gpu=true requests the
+    socket of GPU clients, with or without models.
     """
     state = hook.read_state(sys.stdin.fileno())
     if not hook.asks(state.annotations):
@@ -142,9 +143,9 @@ def oci_hook() -> None:
 @click.argument("directory", type=Path)
 @_reported
 def share(directory: Path) -> None:
-    """Share DIRECTORY: containers that bind it with rslave see mounts that are made below it later.
+    """Share DIRECTORY: containers that bind it with rslave see later mounts below it.
 
-    This lasts until the host restarts. DIRECTORY must hold only mount points.
+    The sharing ends when the host restarts. DIRECTORY must hold only mount points.
     """
     if propagation.share(directory):
         click.echo(f"{directory} is shared")

@@ -1,4 +1,4 @@
-"""Asks container engines for the first process of a container."""
+"""Asks container engines for a container's first process."""
 
 import json
 import re
@@ -19,11 +19,11 @@ ENGINES: dict[str, tuple[str, ...]] = {
 
 
 def process_of(container: str, engine: str | None = None) -> int:
-    """The first process of a container; *container* may be a process itself. Raises ContainerError."""
+    """The first process of a container; *container* is its name, or a process's number. Raises ContainerError."""
     if engine is None and container.isdecimal() and container.isascii():
         return _number(container)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}", container):
-        raise ArgumentError(f"{container!r}: neither a container's name nor the number of a process")
+        raise ArgumentError(f"{container!r}: neither a container's name nor the number of a process: give one of them")
     installed = [name for name in ENGINES if shutil.which(name) is not None and engine in {None, name}]
     if not installed:
         wanted = engine or f"none of {', '.join(ENGINES)}"

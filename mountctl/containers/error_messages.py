@@ -14,17 +14,17 @@ from mountctl.containers.errors import (
 )
 
 _MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
-    ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount"),
-    ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link"),
+    ("path", errno.EXDEV): (ArgumentError, "{source}: leads out of the mount: give a path in it"),
+    ("path", errno.ELOOP): (ArgumentError, "{source}: leads through a symbolic link: give the path that it leads to"),
     ("path", errno.ENOENT): (NoSuchEntryError, "{source}: {cause}"),
-    ("not-trimsfs", None): (NotMountedError, "{source}: no trimsfs mount: `trimsfs status` lists them"),
+    ("not-trimsfs", None): (NotMountedError, "{source}: not on a trimsfs mount: `trimsfs status` lists the mounts"),
     ("control", None): (ArgumentError, "{source}: containers get no control files: give a model"),
     ("process", errno.ENOENT): (NoSuchEntryError, "process {pid}: no such process"),
     ("process", errno.ESRCH): (NoSuchEntryError, "process {pid}: no such process"),
     ("own", None): (ArgumentError, "process {pid} is in the mount namespace of the host: it sees every model already"),
     ("occupied", None): (
         TargetError,
-        "{target}: a model is there already: `mountctl detach` it first, or choose another target",
+        "{target}: a model is already mounted there: `mountctl detach` it first, or choose another target",
     ),
     ("nothing", None): (NotMountedError, "{target}: no trimsfs mount in the container"),
     ("forbidden", None): (TargetError, "{target}: lies on a kernel file system: choose another target"),
@@ -36,10 +36,10 @@ _MESSAGES: dict[tuple[str, int | None], tuple[type[ContainerError], str]] = {
     ),
     ("resolve", None): (TargetError, "{target}: {cause} in the container: choose another target"),
     ("create", None): (TargetError, "{target}: cannot be created in the container: {cause}: choose one that exists"),
-    ("mount", None): (TargetError, "{target}: cannot be mounted on: {cause}"),
-    ("unmount", None): (TargetError, "{target}: cannot be unmounted: {cause}"),
+    ("mount", None): (TargetError, "{target}: cannot mount there: {cause}"),
+    ("unmount", None): (TargetError, "{target}: cannot unmount it: {cause}"),
 }
-"""By step and errno value; None stands for all other values."""
+"""The messages, by step and errno value; None stands for all other values."""
 _PRIVILEGED = {"clone", "process", "enter", "mount", "unmount"}
 
 

@@ -1,23 +1,23 @@
 """The errors of the commands for containers, with the exit code of each.
 
-A message is one line: the subject, the cause and, where there is one, the remedy.
+A message is one line: the subject, the cause and, if there is one, the remedy.
 """
 
 
 class ContainerError(Exception):
-    """Base of these errors; by itself, an unexpected one."""
+    """Base of these errors; raised itself for an unexpected error."""
 
     exit_code = 1
 
 
 class ArgumentError(ContainerError):
-    """An argument that cannot be used."""
+    """The command cannot use an argument."""
 
     exit_code = 2
 
 
 class TargetError(ContainerError):
-    """The target in the container cannot be mounted on, or unmounted."""
+    """The command cannot mount on the target in the container, or cannot unmount it."""
 
     exit_code = 4
 
@@ -35,7 +35,7 @@ class NotPermittedError(ContainerError):
 
 
 class NoSuchEntryError(ContainerError):
-    """A path, process or container that does not exist."""
+    """A path, process or container does not exist."""
 
     exit_code = 13
 
@@ -47,7 +47,7 @@ class EngineError(ContainerError):
 
 
 class NoAnswerError(ContainerError):
-    """A mount, or a container's file system, that does not answer in time."""
+    """A mount, or a container's file system, does not answer in time."""
 
     exit_code = 16
 

@@ -1,4 +1,4 @@
-"""The OCI hook: reads the container's state from the runtime, and which models its annotations ask for."""
+"""The OCI hook: reads a container's state from the runtime, and the models that its annotations request."""
 
 import json
 import os
@@ -48,19 +48,19 @@ def parse_state(text: bytes) -> State:
     state = _parse(text, "the container's state")
     pid, bundle, annotations = state.get("pid"), state.get("bundle"), state.get("annotations") or {}
     if not isinstance(annotations, dict):
-        raise ArgumentError("the container's state: annotations are not names and texts")
+        raise ArgumentError("the container's state: annotations are not a JSON object")
     ours = {name: annotations[name] for name in (MODELS, MOUNT, GPU) if name in annotations}
     for name, value in ours.items():
         if not _is_text(value):
-            raise ArgumentError(f"annotation {name}: not a text without NUL")
+            raise ArgumentError(f"annotation {name}: not a UTF-8 string without NUL")
     if not _is_text(bundle) or not bundle.startswith("/"):
-        raise ArgumentError("the container's state: no absolute path of a bundle")
-    if state.get("status") not in ("creating", "created"):  # a tuple, as it may be anything
+        raise ArgumentError("the container's state: bundle is not an absolute path")
+    if state.get("status") not in ("creating", "created"):  # a tuple, as the value may be unhashable
         raise ArgumentError(
-            f"the container is {str(state.get('status'))[:20]!r}: the hook is one of stage createRuntime"
+            f"the container is {str(state.get('status'))[:20]!r}: configure the hook for stage createRuntime"
         )
     if not isinstance(pid, int) or isinstance(pid, bool) or not 1 < pid < 1 << 31:
-        raise ArgumentError("the container's state: no process of the host: the hook is one of stage createRuntime")
+        raise ArgumentError("the container's state: pid is not a process: configure the hook for stage createRuntime")
     return State(pid, Path(bundle), ours)
 
 
@@ -82,7 +82,7 @@ def root_of(bundle: Path) -> str:
 
 
 def parse_models(text: str) -> list[tuple[str, str | None]]:
-    """The models of an annotation, ``resnet50,bert=/opt/bert``, each with its path in the container if one is given.
+    """The models of an annotation ``resnet50,bert=/opt/bert``, each with its path in the container or None.
 
     Raises ArgumentError.
     """
@@ -101,12 +101,12 @@ def parse_models(text: str) -> list[tuple[str, str | None]]:
 
 
 def asks(annotations: dict[str, str]) -> bool:
-    """Whether a container asks for a model or for GPU copies. Raises ArgumentError."""
+    """Whether a container requests a model or GPU copies. Raises ArgumentError."""
     return MODELS in annotations or _asks_for_gpu(annotations)
 
 
 def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target]]:
-    """The bind mounts that a container asks for. Raises ContainerError."""
+    """The bind mounts that a container requests. Raises ContainerError."""
     wanted = state.annotations.get(MODELS)
     models = [] if wanted is None else parse_models(wanted)
     root = root_of(state.bundle)
@@ -121,7 +121,7 @@ def attachments(state: State, mountpoint: Path) -> list[tuple[BindSource, Target
 
 
 def _asks_for_gpu(annotations: dict[str, str]) -> bool:
-    """Whether a container asks for the socket of GPU clients. Raises ArgumentError."""
+    """Whether a container requests the socket of GPU clients. Raises ArgumentError."""
     value = annotations.get(GPU, "false")
     if value not in {"true", "false"}:
         raise ArgumentError(f"annotation {GPU}: {value[:20]!r}: give true or false")

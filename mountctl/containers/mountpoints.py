@@ -1,4 +1,4 @@
-"""Finds mounts in the kernel's mount table; nothing here touches a mount, so a mount that hangs does no harm."""
+"""Finds mounts in the kernel's mount table, without touching them: a mount may hang."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from trimsfs.mountinfo import mount_at, mounts, named_mountpoint, trimsfs_at
 
 
 def mountpoint_of(given: Path | None) -> Path:
-    """The mount point of a trimsfs mount, or of the only one there is. Raises ContainerError."""
+    """The mount point of the *given* trimsfs mount or, for None, of the only one. Raises ContainerError."""
     if given is not None:
         mountpoint = named_mountpoint(given)
         if trimsfs_at(mountpoint) is None:
@@ -34,7 +34,7 @@ def gpu_socket(mountpoint: Path) -> Path | None:
 
 
 def is_shared(mountpoint: Path) -> bool:
-    """Whether mounts made below a mount point propagate to its slaves in containers. False if it is no mount point."""
+    """Whether later mounts below a mount point propagate to containers; False if it is no mount point."""
     mounted = mount_at(mountpoint)
     return mounted is not None and mounted.shared != 0
 

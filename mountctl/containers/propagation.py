@@ -1,4 +1,4 @@
-"""Mount propagation: directories in which running containers see mounts that are made later."""
+"""Mount propagation: shares directories, in which running containers see later mounts."""
 
 import os
 import stat
@@ -43,7 +43,7 @@ def _share(path: Path) -> None:
     directory = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not stat.S_ISDIR(os.fstat(directory).st_mode):
-            raise ArgumentError(f"{path}: not a directory")
+            raise ArgumentError(f"{path}: not a directory: choose a directory for mount points")
         if mount_at(path) is not None:
             bind_mounts.propagate(directory, bind_mounts.MS_SHARED)
             return
@@ -52,7 +52,7 @@ def _share(path: Path) -> None:
             raise TargetError(f"{path}: {below[0]} is mounted below: unmount it, share {path}, mount it again")
         tree = bind_mounts.clone(directory)
         try:
-            # A clone is in the peer group of its original, where mounts made here would appear as well.
+            # A clone joins the peer group of its original: mounts made below it would also appear there.
             bind_mounts.propagate(tree, bind_mounts.MS_PRIVATE)
             bind_mounts.propagate(tree, bind_mounts.MS_SHARED)
             bind_mounts.move(tree, directory)

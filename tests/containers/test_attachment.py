@@ -153,7 +153,7 @@ def test_no_container_can_write(podman: Podman, models: MountedStore, privilege:
         (["CONTAINER", "MODELS/.trims"], 2, "control files"),
         (["CONTAINER", "MODELS/bert/.trims/params/info", "--at", "/info"], 2, "control files"),
         (["CONTAINER", "MODELS/none"], 13, "MODELS/none: No such file or directory"),
-        (["CONTAINER", "/etc", "--at", "/opt"], 10, "/etc: no trimsfs mount"),
+        (["CONTAINER", "/etc", "--at", "/opt"], 10, "/etc: not on a trimsfs mount"),
         (["CONTAINER", "MODELS/bert", "--at", "/proc"], 4, "/proc: lies on a kernel file system"),
         (["CONTAINER", "MODELS/bert", "--at", "/proc/x"], 4, "/proc/x: lies on a kernel file system"),
         (["CONTAINER", "MODELS/bert", "--at", "/sys/kernel"], 4, "/sys/kernel: lies on a kernel file system"),

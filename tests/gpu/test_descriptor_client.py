@@ -127,7 +127,7 @@ def test_memory_of_another_size_than_was_told_is_not_mapped(tmp_path: Path) -> N
     before = open_files()
     with Answering(tmp_path / "socket", b'{"size": 8192}', 1) as server:
         told = CopyDescription(**DESCRIPTION, socket=str(server.path))
-        assert "8192 bytes, and not 4096" in error_of(lambda: mapped_copy._mapped(told, 0))
+        assert "8192 bytes instead of 4096" in error_of(lambda: mapped_copy._mapped(told, 0))
     assert open_files() == before
 
 
