@@ -1,7 +1,7 @@
 """A CSI driver: gives Kubernetes pods models of this node's mounts as read-only inline volumes.
 
-A volume is a bind of a mount, or of a directory in it. What is published is read from the kernel's table of mounts, so
-the driver keeps no state: it may be restarted at any time, and volumes do not notice.
+A volume is a bind mount of a mount, or of a directory in it. The driver keeps no state: it reads published volumes from
+the kernel's mount table. So it may restart at any time without effect on volumes.
 """
 
 DRIVER_NAME = "models.trimsfs.dev"

@@ -1,16 +1,16 @@
-"""Bind-mounts a directory of a mount at a target, read-only; a child process, because the mount may hang.
+"""Bind-mounts a directory of a mount at a target, read-only; runs in a child process, because the mount may hang.
 
-``python -m mountctl.csi.bind_volume ORDER``, the order being JSON::
+``python -m mountctl.csi.bind_volume ORDER``, where the order is JSON::
 
     {"mountpoint": "/mounts/models", "number": 40, "path": "resnet50", "target": "/...", "replace": false}
 
-``number`` is the mount id, the path "" is the whole mount, and ``replace`` unmounts what is mounted at the target. It
-prints one line of JSON: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that
-failed: "mount", "path", "clone" or "target".
+``number`` is the mount id, the path "" is the whole mount, and ``replace`` first unmounts the mount at the target. The
+process prints one line of JSON: ``{}``, or ``{"stage": STAGE, "errno": NUMBER}`` with the stage that failed: "mount",
+"path", "clone" or "target".
 
-The kernel resolves the path beneath the mount, and follows no symbolic link. The bind mount gets its attributes before
-it is attached, and appears in one step: nobody ever sees it writable, and a killed process leaves nothing half done.
-These calls need Linux 5.12; mount(2) can do neither.
+The kernel resolves the path beneath the mount, and follows no symbolic link. The bind mount is read-only before it is
+attached, and appears in one step: nobody ever sees it writable, and a killed process leaves nothing half done. These
+system calls need Linux 5.12; mount(2) can do neither.
 """
 
 import json
@@ -30,7 +30,7 @@ _HERE = -100
 
 
 class BindError(Exception):
-    """The stage that failed, and its errno; 0 if no system call failed."""
+    """A stage failed: its name, and the errno value, or 0 if no system call failed."""
 
     def __init__(self, stage: str, number: int) -> None:
         super().__init__(stage, number)
@@ -38,7 +38,7 @@ class BindError(Exception):
 
 
 def open_directory(path: Path) -> int:
-    """An O_PATH descriptor of a directory by its absolute path, following no symbolic link. Raises OSError."""
+    """Open a directory by its absolute path, as O_PATH, without following symbolic links. Raises OSError."""
     return bind_mounts.open_below(_HERE, str(path), _DIRECTORY, _NO_LINKS)
 
 
@@ -70,7 +70,7 @@ def bind(order: dict[str, Any]) -> None:
 
 
 def _mount_id(descriptor: int) -> int:
-    """The mount id of the mount that a descriptor is on."""
+    """The id of the mount that a descriptor is on."""
     lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("mnt_id:")).split()[1])
 

@@ -1,7 +1,7 @@
-"""Runs what may wait for a mount in child processes, each with a deadline.
+"""Runs commands that touch a mount, and so may hang, in child processes with a deadline.
 
-A process that waits for a server which has read its request and does not answer cannot be killed. The driver leaves
-such a child behind, and does not ask its mount again until it has ended: so there are never many of them.
+While a server does not answer a request that it has read, the waiting process cannot be killed. The driver leaves such
+a child behind, and does not touch its mount again until it has ended, so that hanging children stay few.
 """
 
 import os
@@ -18,7 +18,7 @@ KILL_TIMEOUT_S = 0.3
 
 
 class ChildProcesses:
-    """Runs child processes, and remembers those that hang, by the device of their mount."""
+    """Runs child processes, and tracks those that hang, by the device of their mount."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -27,13 +27,13 @@ class ChildProcesses:
     def run(
         self, mount: Mount, command: list[str | Path], timeout_s: float
     ) -> "subprocess.CompletedProcess[str] | None":
-        """Run a command that touches a mount; None when it did not end in time. Raises StatusError."""
+        """Run a command that touches a mount; None if it did not end in time. Raises StatusError."""
         with self._lock:
             hanging = [process for process in self._hanging.get(mount.device, []) if process.poll() is None]
             self._hanging[mount.device] = hanging
         if hanging:
             raise no_answer(mount)
-        # Without any argument for which Popen would fork: beside gRPC's threads that is not safe.
+        # No argument that would make Popen fork, which is not safe beside gRPC's threads.
         process = subprocess.Popen(
             command,
             env={**os.environ, "LC_ALL": "C"},
@@ -58,7 +58,7 @@ class ChildProcesses:
         return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
     def check_answers(self, mount: Mount, path: Path | None = None) -> tuple[int, int]:
-        """Check that a mount answers, at a path of it; total and free bytes. Raises StatusError (UNAVAILABLE)."""
+        """Check that a mount answers at a path; returns total and free bytes. Raises StatusError (UNAVAILABLE)."""
         where = path or mount.mountpoint
         done = self.run(mount, ["stat", "-f", "-c", "%S %b %f", "--", where], ANSWER_TIMEOUT_S)
         if done is None:

@@ -1,4 +1,4 @@
-"""``mountctl csi``. Imports the packages of the extra only when it runs."""
+"""The command ``mountctl csi``. Imports the packages of the extra ``csi`` only when it runs."""
 
 import logging
 import os
@@ -21,23 +21,24 @@ NODE_ID_LIMIT = 256
     type=Path,
     default=Path("/var/lib/trimsfs/mounts"),
     show_default=True,
-    help="Directory whose mounts pods may use.",
+    help="Directory with the mounts that pods may use.",
 )
-@click.option("--tenants", type=Path, help="TOML file: which namespaces may use what.  [default: all may use all]")
+@click.option("--tenants", type=Path, help="TOML file: which namespaces may use which models.  [default: no limits]")
 def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
     """Serve a CSI driver: pods get models of this node's mounts as read-only inline volumes.
 
-    Runs as root until SIGTERM; volumes stay mounted. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid option.
+    Runs as root until SIGTERM; volumes stay mounted then. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid
+    option.
     """
     try:
         from mountctl.csi.server import EndpointError, serve  # noqa: PLC0415 - of an extra
         from mountctl.csi.tenants import TenantsError, read_tenants  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        _fail(2, f"csi needs the package of {error.name}: pip install 'trimsfs[csi]'")
+        _fail(2, f"csi: the package of {error.name} is missing: pip install 'trimsfs[csi]'")
     if not node_id or len(node_id.encode()) > NODE_ID_LIMIT:
         _fail(2, f"--node-id {node_id[:40]!r}: must have 1 to {NODE_ID_LIMIT} bytes")
     if not mounts_dir.is_absolute() or not mounts_dir.is_dir():
-        _fail(2, f"--mounts-dir {mounts_dir}: not an absolute path of a directory: create it")
+        _fail(2, f"--mounts-dir {mounts_dir}: give the absolute path of an existing directory")
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

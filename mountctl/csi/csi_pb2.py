@@ -1,8 +1,8 @@
-"""The messages of ``csi.proto``, made at run time from ``csi.binpb``, its descriptor as protoc writes it.
+"""The messages of ``csi.proto``, made at run time from ``csi.binpb``, the descriptor that protoc wrote.
 
-Python code that protoc writes works with two major versions of protobuf at most, the one that wrote it and the next.
-The descriptor works with all, and no compiler is needed where the driver is installed. ``csi_pb2.pyi`` is protoc's;
-`make protocol` writes both, and a test compares them with ``csi.proto``.
+Python code from protoc works with at most two major versions of protobuf: its own and the next. The descriptor works
+with all versions, and the driver's host needs no compiler. protoc also wrote ``csi_pb2.pyi``; `make protocol` writes
+both, and a test compares them with ``csi.proto``.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ DESCRIPTOR = _POOL.FindFileByName(_FILES.file[0].name)
 
 
 def _class(message: descriptor.Descriptor) -> type[Message]:
-    """The class of a message, with those of the messages in it: not every implementation of protobuf adds them."""
+    """The class of a message, with its nested messages' classes, which not every implementation of protobuf adds."""
     made = message_factory.GetMessageClass(message)
     for nested in message.nested_types:
         if not hasattr(made, nested.name):

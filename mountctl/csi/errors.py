@@ -6,7 +6,7 @@ SHOWN_LENGTH = 120
 
 
 class StatusError(Exception):
-    """A call that fails with a gRPC status code."""
+    """A call fails with a gRPC status code."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -14,20 +14,20 @@ class StatusError(Exception):
 
 
 def invalid(message: str) -> StatusError:
-    """The request is wrong, whatever the state of the node."""
+    """INVALID_ARGUMENT: the request is wrong on any node."""
     return StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def precondition(message: str) -> StatusError:
-    """The driver cannot do what is asked, or the node is not in a state for it."""
+    """FAILED_PRECONDITION: the driver does not support the request, or the node is not ready for it."""
     return StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def unavailable(message: str) -> StatusError:
-    """The call may succeed when it is retried."""
+    """UNAVAILABLE: a retry may succeed."""
     return StatusError(grpc.StatusCode.UNAVAILABLE, message)
 
 
 def shown(text: str) -> str:
-    """Text of a request for a message: quoted, on one line, cut to SHOWN_LENGTH."""
+    """Quote text of a request for a message: on one line, cut to SHOWN_LENGTH characters."""
     return repr(text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…")

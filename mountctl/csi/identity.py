@@ -22,11 +22,11 @@ class IdentityService:
         self._children = children
 
     def get_plugin_info(self, _: csi_pb2.GetPluginInfoRequest) -> csi_pb2.GetPluginInfoResponse:
-        """Name and version."""
+        """The driver's name and version."""
         return csi_pb2.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=trimsfs.__version__)
 
     def get_plugin_capabilities(self, _: csi_pb2.GetPluginCapabilitiesRequest) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """Nothing beyond the Node service: volumes are neither created nor attached."""
+        """No capabilities beyond the Node service: the driver neither creates nor attaches volumes."""
         return csi_pb2.GetPluginCapabilitiesResponse()
 
     def probe(self, _: csi_pb2.ProbeRequest) -> csi_pb2.ProbeResponse:

@@ -1,4 +1,4 @@
-"""The directory whose mounts pods may use, each by its name there."""
+"""The directory with the mounts that pods may use, by name."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from trimsfs.mountinfo import Mount, trimsfs_at
 
 
 class MountsDirectory:
-    """Finds mounts by name. It reads only the directory and the kernel's mount table, and touches no mount."""
+    """Finds mounts by name. It reads only the directory and the kernel's mount table, because a mount may hang."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,7 +21,7 @@ class MountsDirectory:
         try:
             entries = sorted(os.listdir(self.path))
         except OSError as error:
-            raise unavailable(f"{self.path}: {error.strerror}: is it mounted into the container?") from None
+            raise unavailable(f"{self.path}: {error.strerror}: mount it into the driver's container") from None
         return [name for name in entries if _is_name(name)]
 
     def resolve(self, name: str | None) -> str:
@@ -30,9 +30,9 @@ class MountsDirectory:
             return name
         names = self.names()
         if not names:
-            raise unavailable(f"{self.path}: there is no mount: `trimsfs mount {self.path}/NAME` makes one")
+            raise unavailable(f"{self.path}: there is no mount: make one with `trimsfs mount {self.path}/NAME`")
         if len(names) > 1:
-            raise invalid(f"volumeAttributes: mount is missing: there are {', '.join(names)}")
+            raise invalid(f"volumeAttributes: mount is missing: choose one of {', '.join(names)}")
         return names[0]
 
     def find(self, name: str) -> Mount:
@@ -43,11 +43,11 @@ class MountsDirectory:
             return mounted
         names = self.names()
         if name in names:
-            raise unavailable(f"{path} is not mounted: is its server running?")
-        there = f"there are {', '.join(names)}" if names else "there is none"
+            raise unavailable(f"{path} is not mounted: mount it, or see its log")
+        there = f"choose one of {', '.join(names)}" if names else "there is none"
         raise StatusError(
             grpc.StatusCode.NOT_FOUND,
-            f"volumeAttributes: mount {name}: there is no such mount in {self.path}: {there}",
+            f"volumeAttributes: mount {name}: no such mount in {self.path}: {there}",
         )
 
     def devices(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Locks by name, which exist only while somebody holds them."""
+"""Locks by name, which exist only while a call holds them."""
 
 import threading
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ class NamedLocks:
 
     @contextmanager
     def hold(self, *names: str, timeout_s: float) -> Iterator[None]:
-        """Hold all of the names. Raises StatusError (ABORTED) if another call holds one for longer than *timeout_s*."""
+        """Hold all names during the block. Raises StatusError (ABORTED) if another call holds one after *timeout_s*."""
         wanted = set(names)
         with self._changed:
             if not self._changed.wait_for(lambda: not self._busy & wanted, timeout_s):
                 raise StatusError(
-                    grpc.StatusCode.ABORTED, f"{names[0]}: an earlier call for it is under way: try again later"
+                    grpc.StatusCode.ABORTED, f"{names[0]}: an earlier call for it still runs: try again later"
                 )
             self._busy |= wanted
         try:

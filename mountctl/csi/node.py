@@ -25,10 +25,10 @@ from trimsfs.mountinfo import FILE_SYSTEM_TYPE, Mount, mount_at, trimsfs_at
 log = logging.getLogger(__name__)
 
 BIND_TIMEOUT_S = 25.0
-"""How long finding a path may take: a server retries a failing store for 15 s."""
+"""How long a path lookup may take: a server retries a failing store for 15 s."""
 LOCK_TIMEOUT_S = 35.0
 LAYERS_LIMIT = 64
-"""Most mounts on top of each other that one call unmounts from a target."""
+"""The most stacked mounts that one call unmounts from a target."""
 DELETED = "//deleted"
 
 
@@ -45,11 +45,11 @@ class NodeService:
         self._locks = NamedLocks()
 
     def node_get_info(self, _: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:
-        """Which node this is."""
+        """This node's name."""
         return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)
 
     def node_get_capabilities(self, _: csi_pb2.NodeGetCapabilitiesRequest) -> csi_pb2.NodeGetCapabilitiesResponse:
-        """What else the service does."""
+        """The service's optional calls: volume statistics and condition."""
         rpc = csi_pb2.NodeServiceCapability.RPC
         return csi_pb2.NodeGetCapabilitiesResponse(
             capabilities=[
@@ -59,7 +59,7 @@ class NodeService:
         )
 
     def node_publish_volume(self, request: csi_pb2.NodePublishVolumeRequest) -> csi_pb2.NodePublishVolumeResponse:
-        """Bind-mount a directory of a mount at the target; replaces a bind of a mount that is gone."""
+        """Bind-mount a directory of a mount at the target; replaces a bind mount whose mount is gone."""
         wanted = publication(request, self._mounts.path)
         name = self._mounts.resolve(wanted.mount)
         check_tenant(self._tenants, wanted.namespace, name, wanted.path)
@@ -122,7 +122,7 @@ class NodeService:
     def _is_wanted(self, there: Mount, source: Mount, wanted: Publication) -> bool:
         """Whether the requested volume is mounted at the target; False if it may be replaced. Raises StatusError."""
         _check_ours(there)
-        # The store may have lost the directory meanwhile; if it comes back, it is the same one.
+        # The store may have deleted the directory meanwhile; if it reappears, it is the same one.
         if there.device == source.device and there.root.removesuffix(DELETED) == _root(source, wanted.path):
             return True
         if there.device in self._mounts.devices():
@@ -167,7 +167,7 @@ def _check_ours(there: Mount) -> None:
 
 
 def _make_target(target: Path) -> bool:
-    """Create the target, or check that it is an empty directory; whether it was created. Raises StatusError."""
+    """Create the target, or check that it is an empty directory; returns whether it created it. Raises StatusError."""
     try:
         parent = open_directory(target.parent)
     except OSError as error:
@@ -196,7 +196,7 @@ def _holds_something(parent: int, name: str) -> bool:
 
 
 def _remove_target(target: Path) -> None:
-    """Remove the directory that a volume was mounted on, if there is one. Raises StatusError."""
+    """Remove a volume's target directory if it exists. Raises StatusError."""
     try:
         parent = open_directory(target.parent)
     except FileNotFoundError:
@@ -215,11 +215,11 @@ def _remove_target(target: Path) -> None:
 def _bad_target(target: Path, error: OSError) -> StatusError:
     match error.errno:
         case errno.ELOOP:
-            return invalid(f"target_path {target}: a symbolic link is on the way: name the directory itself")
+            return invalid(f"target_path {target}: leads through a symbolic link: give the directory's own path")
         case errno.ENOENT:
             return precondition(f"target_path {target}: {target.parent} does not exist: create it")
         case errno.ENOTDIR:
-            return precondition(f"target_path {target}: is no directory")
+            return precondition(f"target_path {target}: is not a directory")
         case _:
             return precondition(f"target_path {target}: {error.strerror}")
 
@@ -231,7 +231,7 @@ def _refusal(stage: str, number: int, what: str, target: Path) -> StatusError:
         case "path", errno.ENOENT:
             return StatusError(grpc.StatusCode.NOT_FOUND, f"{what}: does not exist: see `trimsfs ls`")
         case "path", errno.ENOTDIR:
-            return invalid(f"{what}: is a file: name the directory that it is in")
+            return invalid(f"{what}: is a file: give its directory")
         case "path", errno.ELOOP | errno.EXDEV:
             return invalid(f"{what}: leads out of the mount")
         case "mount", 0:

@@ -1,4 +1,4 @@
-"""Parses and checks requests before anything is touched. All functions raise StatusError."""
+"""Parses and checks requests, before the driver touches any path. All functions raise StatusError."""
 
 import re
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ _MOUNT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FILE_SYSTEM_TYPES = {"", "trimsfs", FILE_SYSTEM_TYPE}
 _MOUNT_FLAGS = {"ro", "nosuid", "nodev"}
-"""The flags that every volume has anyway."""
+"""The flags that every volume has in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ def publication(request: csi_pb2.NodePublishVolumeRequest, mounts_dir: Path) -> 
     context = dict(request.volume_context)
     if context.get(EPHEMERAL) != "true":
         raise invalid(
-            f"volume {volume}: is no inline volume of a pod: "
-            "name the driver in the pod's volumes, and have podInfoOnMount in the CSIDriver"
+            f"volume {volume}: is not an inline volume of a pod: "
+            "name the driver in the pod's volumes, and set podInfoOnMount in the CSIDriver"
         )
     unknown = {name for name in context if not name.startswith(RESERVED)} - {"mount", "path"}
     if unknown:
-        raise invalid(f"volumeAttributes: there is no {shown(min(unknown))}: there are mount and path")
+        raise invalid(f"volumeAttributes: unknown {shown(min(unknown))}: give only mount and path")
     return Publication(
         volume=volume,
         target=target,
@@ -75,7 +75,7 @@ def volume_id(text: str) -> str:
 
 
 def target_path(text: str, mounts_dir: Path, field: str = "target_path") -> Path:
-    """The target of a volume. Nothing touches it here: it may lie on a mount that hangs."""
+    """The target of a volume. This must not touch it: it may lie on a mount that hangs."""
     if not text:
         raise invalid(f"{field}: is missing")
     if len(text.encode()) > PATH_LIMIT:
@@ -85,7 +85,7 @@ def target_path(text: str, mounts_dir: Path, field: str = "target_path") -> Path
         raise invalid(f"{field} {shown(text)}: must be an absolute path below a directory, without '.', '..' and '//'")
     path = Path("/", *parts)
     if path.is_relative_to(mounts_dir) or mounts_dir.is_relative_to(path):
-        raise invalid(f"{field} {shown(text)}: {mounts_dir} holds the mounts themselves")
+        raise invalid(f"{field} {shown(text)}: overlaps {mounts_dir}, which holds the mounts themselves")
     if mount_of(path.parent) is not None:
         raise invalid(f"{field} {shown(text)}: lies on a trimsfs mount")
     return path
@@ -99,7 +99,7 @@ def mount_name(text: str) -> str:
 
 
 def model_path(text: str, field: str) -> str:
-    """A path in a mount as the store names it; "" for all of the mount."""
+    """A path in a mount, as the store names it; "" is the whole mount."""
     if not text:
         return ""
     if len(text.encode()) > KEY_LIMIT:
@@ -108,12 +108,12 @@ def model_path(text: str, field: str) -> str:
     if not _plain(parts):
         raise invalid(f"{field} {shown(text)}: must be a relative path without '.', '..', '//' and '/' at either end")
     if CONTROL_DIRECTORY in parts:
-        raise invalid(f"{field} {shown(text)}: {CONTROL_DIRECTORY} is no model: name the directory that it is in")
+        raise invalid(f"{field} {shown(text)}: {CONTROL_DIRECTORY} is not a model: give the directory above it")
     return text
 
 
 def _plain(names: Iterable[str]) -> bool:
-    """Whether all are names of directory entries."""
+    """Whether all names can be names of directory entries."""
     return all(
         name not in {"", ".", ".."} and len(name.encode()) <= NAME_LIMIT and not _CONTROL_CHARACTER.search(name)
         for name in names
@@ -134,7 +134,7 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
         raise invalid("volume_capability: access_mode is missing")
     if not mode.SINGLE_NODE_WRITER <= capability.access_mode.mode <= mode.MULTI_NODE_MULTI_WRITER:
         raise precondition(
-            f"volume_capability: access_mode {capability.access_mode.mode}: is not one that the driver offers"
+            f"volume_capability: access_mode {capability.access_mode.mode}: the driver does not support it"
         )
     mount = capability.mount
     if mount.fs_type not in _FILE_SYSTEM_TYPES:
@@ -146,5 +146,5 @@ def _check_capability(request: csi_pb2.NodePublishVolumeRequest) -> None:
             )
     if mount.volume_mount_group:
         raise precondition(
-            "volume_capability: volume_mount_group: owner and group are the mount's: see trimsfs mount --gid"
+            "volume_capability: volume_mount_group: the mount sets owner and group: see trimsfs mount --gid"
         )

@@ -28,18 +28,18 @@ log = logging.getLogger(__name__)
 
 THREADS = 16
 CALLS_LIMIT = 64
-"""Most calls that run or wait for a thread; gRPC refuses others with RESOURCE_EXHAUSTED."""
+"""The most calls that run or wait for a thread; gRPC refuses others with RESOURCE_EXHAUSTED."""
 MESSAGE_LIMIT = 1 << 20
 SOCKET_PATH_LIMIT = 107
 STOP_TIMEOUT_S = 10.0
 
 
 class EndpointError(Exception):
-    """The socket cannot be served."""
+    """The driver cannot serve the socket."""
 
 
 def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
-    """Serve until SIGTERM or SIGINT. Volumes stay. Raises EndpointError with one line."""
+    """Serve until SIGTERM or SIGINT; volumes stay mounted. Raises EndpointError with one line."""
     path = _socket_path(endpoint)
     mounts, children = MountsDirectory(mounts_dir), ChildProcesses()
     identity = IdentityService(mounts=mounts, children=children)
@@ -65,7 +65,7 @@ def serve(*, endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None
 def _ending() -> Iterator[Callable[[], object]]:
     """Yields a function that returns once the process gets SIGTERM or SIGINT.
 
-    A socket wakes it: a lock of the main thread would not, when a thread of gRPC gets the signal.
+    It waits on a socket: if a thread of gRPC gets the signal, a lock would not wake the main thread.
     """
     receiver, sender = socket.socketpair()
     with receiver, sender:
@@ -92,7 +92,7 @@ def _listen(server: grpc.Server, path: Path) -> None:
     """Listen at *path*; replaces the stale socket of an earlier driver, but neither a file nor a socket in use."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise EndpointError(f"--endpoint {path}: exists and is no socket: choose another")
+            raise EndpointError(f"--endpoint {path}: exists and is not a socket: choose another path")
         with socket.socket(socket.AF_UNIX) as other:
             other.settimeout(1)
             other.connect(str(path))
@@ -108,12 +108,12 @@ def _listen(server: grpc.Server, path: Path) -> None:
     try:
         server.add_insecure_port(f"unix:{path}")
     except RuntimeError as error:
-        raise EndpointError(f"--endpoint {path}: cannot be listened on: {error}") from None
+        raise EndpointError(f"--endpoint {path}: cannot listen there: {error}") from None
 
 
 @contextlib.contextmanager
 def _only_for_root() -> Iterator[None]:
-    """Only this user can use files that are created in this context."""
+    """Create files in this block for this user only."""
     before = os.umask(0o177)
     try:
         yield
@@ -136,7 +136,7 @@ def _handlers(service: descriptor.ServiceDescriptor, implementation: object) -> 
 def _as_grpc(
     method: descriptor.MethodDescriptor, call: Callable[[Any], Message]
 ) -> Callable[[bytes, grpc.ServicerContext], Message]:
-    """A gRPC handler: a StatusError becomes its status; an unexpected error is logged, and ends this call only."""
+    """A gRPC handler: returns a StatusError's status; logs an unexpected error, which ends only this call."""
     name = method.name
     kind = message_factory.GetMessageClass(method.input_type)
 
@@ -144,7 +144,7 @@ def _as_grpc(
         try:
             return call(kind.FromString(request))
         except DecodeError:
-            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is no {method.input_type.name}"
+            code, message = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: the request is not a {method.input_type.name}"
             log.warning("%s", message)
         except StatusError as error:
             code, message = error.code, str(error)

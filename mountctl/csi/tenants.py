@@ -1,12 +1,12 @@
-"""Which Kubernetes namespaces may use which part of which mount, by a TOML file of the operator::
+"""Checks which Kubernetes namespaces may use which part of which mount, by the operator's TOML file::
 
     [[tenant]]
     namespaces = ["vision", "vision-*"]     # names, with * for any characters
     mount = "models"                        # default: every mount
     paths = ["vision", "public/resnet50"]   # these and what is below them; default: all of the mount
 
-The driver refuses what no entry allows. It reads the file at each publication, so a change needs no restart; an invalid
-file allows nothing.
+The driver refuses a volume that no entry allows. It reads the file at each publication, so a change needs no restart.
+With an invalid file, it refuses all volumes.
 """
 
 import tomllib
@@ -24,7 +24,7 @@ Names = Annotated[list[str], Field(min_length=1)]
 
 
 class TenantsError(Exception):
-    """The file cannot be used."""
+    """The driver cannot use the file."""
 
 
 class Tenant(BaseModel):
@@ -72,7 +72,7 @@ def read_tenants(path: Path) -> list[Tenant]:
 
 
 def check_tenant(file: Path | None, namespace: str | None, mount: str, path: str) -> None:
-    """Check that a namespace may use a path of a mount; without a file, all may use all. Raises StatusError."""
+    """Check that a namespace may use a path of a mount; without a file, every one may. Raises StatusError."""
     if file is None:
         return
     try:
@@ -82,11 +82,11 @@ def check_tenant(file: Path | None, namespace: str | None, mount: str, path: str
     if namespace is None:
         raise StatusError(
             grpc.StatusCode.PERMISSION_DENIED,
-            "the request names no namespace of a pod: set podInfoOnMount in the CSIDriver",
+            "the request does not name the pod's namespace: set podInfoOnMount in the CSIDriver",
         )
     if not any(tenant.allows(namespace, mount, path) for tenant in tenants):
         what = f"path {shown(path)}" if path else "all"
         raise StatusError(
             grpc.StatusCode.PERMISSION_DENIED,
-            f"namespace {shown(namespace)} may not have {what} of mount {mount}: see the tenants file of the driver",
+            f"namespace {shown(namespace)} may not use {what} of mount {mount}: change the driver's --tenants file",
         )

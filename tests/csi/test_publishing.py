@@ -273,7 +273,7 @@ def test_a_volume_outlives_its_driver_and_the_next_one_knows_it(directory: Path,
 def test_a_mount_is_chosen_by_its_name(directory: Path, driver: Driver) -> None:
     (directory / "mounts/other").mkdir()
     try:
-        with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount is missing: there are models, other"):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "mount is missing: choose one of models, other"):
             driver.publish("a", path="resnet50")
         with refused(grpc.StatusCode.UNAVAILABLE, "other is not mounted"):
             driver.publish("a", mount="other")

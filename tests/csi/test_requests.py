@@ -94,16 +94,16 @@ BAD: list[tuple[Callable[[Request], None], grpc.StatusCode, str]] = [
     (target("{}/pods/a\0b"), INVALID, "absolute"),
     (target("{}/pods/a\nb"), INVALID, "absolute"),
     (target("{}/link/mount"), INVALID, "symbolic link"),
-    (target("{}/link"), UNMET, "is no directory"),
+    (target("{}/link"), UNMET, "is not a directory"),
     (target("{}/mounts/models"), INVALID, "holds the mounts themselves"),
     (target("{}/mounts/new"), INVALID, "holds the mounts themselves"),
     (target("{}/mounts/models/resnet50"), INVALID, "holds the mounts themselves"),
     (target("{}"), INVALID, "holds the mounts themselves"),
     (target("{}/pods/gone/mount"), UNMET, "/pods/gone does not exist: create it"),
     (target("{}/full"), UNMET, "is not empty"),
-    (target("{}/full/file"), UNMET, "is no directory"),
-    (target("{}/full/file/mount"), UNMET, "is no directory"),
-    (target("/proc/self"), UNMET, "is no directory"),
+    (target("{}/full/file"), UNMET, "is not a directory"),
+    (target("{}/full/file/mount"), UNMET, "is not a directory"),
+    (target("/proc/self"), UNMET, "is not a directory"),
     (target("/dev/shm"), UNMET, "a tmpfs file system is mounted there"),
     (attribute("mount", ""), INVALID, "must be a name"),
     (attribute("mount", ".."), INVALID, "must be a name"),
@@ -111,7 +111,7 @@ BAD: list[tuple[Callable[[Request], None], grpc.StatusCode, str]] = [
     (attribute("mount", "models/resnet50"), INVALID, "must be a name"),
     (attribute("mount", "/models"), INVALID, "must be a name"),
     (attribute("mount", "m" * 129), INVALID, "must be a name"),
-    (attribute("mount", "other"), grpc.StatusCode.NOT_FOUND, "there is no such mount in"),
+    (attribute("mount", "other"), grpc.StatusCode.NOT_FOUND, "no such mount in"),
     (attribute("path", "/resnet50"), INVALID, "relative"),
     (attribute("path", ".."), INVALID, "relative"),
     (attribute("path", "../../store"), INVALID, "relative"),
@@ -123,15 +123,15 @@ BAD: list[tuple[Callable[[Request], None], grpc.StatusCode, str]] = [
     (attribute("path", "resnet50\n2026 INFO all is well"), INVALID, "relative"),
     (attribute("path", "x" * 256), INVALID, "relative"),
     (attribute("path", "/".join(["x" * 200] * 6)), INVALID, "longer than 1024"),
-    (attribute("path", ".trims"), INVALID, "is no model"),
-    (attribute("path", "resnet50/.trims/params"), INVALID, "is no model"),
-    (attribute("path", "resnet50/params"), INVALID, "is a file: name the directory"),
+    (attribute("path", ".trims"), INVALID, "is not a model"),
+    (attribute("path", "resnet50/.trims/params"), INVALID, "is not a model"),
+    (attribute("path", "resnet50/params"), INVALID, "is a file: give its directory"),
     (attribute("path", "resnet50/params/x"), INVALID, "is a file"),
     (attribute("path", "resnet51"), grpc.StatusCode.NOT_FOUND, "does not exist"),
-    (attribute("Path", "resnet50"), INVALID, "there is no 'Path'"),
-    (attribute("readOnly", "false"), INVALID, "there is no 'readOnly'"),
-    (attribute(EPHEMERAL, "false"), INVALID, "no inline volume"),
-    (attribute(EPHEMERAL, "True"), INVALID, "no inline volume"),
+    (attribute("Path", "resnet50"), INVALID, "unknown 'Path'"),
+    (attribute("readOnly", "false"), INVALID, "unknown 'readOnly'"),
+    (attribute(EPHEMERAL, "false"), INVALID, "not an inline volume"),
+    (attribute(EPHEMERAL, "True"), INVALID, "not an inline volume"),
     (lambda request: request.volume_context.clear(), INVALID, "podInfoOnMount"),
     (lambda request: request.ClearField("volume_capability"), INVALID, "volume_capability: is missing"),
     (lambda request: request.volume_capability.ClearField("mount"), INVALID, "access_type is missing"),
@@ -202,7 +202,7 @@ def test_what_is_legal_of_the_same_fields_is_taken(driver: Driver) -> None:
         ("{}/mounts/models/resnet50", INVALID, "holds the mounts themselves"),
         ("{}/link/pod", INVALID, "symbolic link"),
         ("{}/full", UNMET, "not empty"),
-        ("{}/full/file", UNMET, "is no directory"),
+        ("{}/full/file", UNMET, "is not a directory"),
     ],
 )
 def test_only_volumes_are_unpublished(path: str, code: grpc.StatusCode, words: str, driver: Driver) -> None:
@@ -257,7 +257,7 @@ def test_calls_that_are_no_messages_end_alone(driver: Driver) -> None:
             data[source.randrange(len(data))] = source.randrange(256)
         with pytest.raises(grpc.RpcError):  # if only because there is no such model
             raw("Node/NodePublishVolume", bytes(data))
-    with refused(INVALID, "is no NodePublishVolumeRequest"):
+    with refused(INVALID, "is not a NodePublishVolumeRequest"):
         raw("Node/NodePublishVolume", b"\xff" * 20)
     with refused(grpc.StatusCode.UNIMPLEMENTED):
         raw("Node/NodeStageVolume", b"")

@@ -59,7 +59,7 @@ def test_a_namespace_has_what_an_entry_allows(
 
 def test_an_empty_file_allows_nothing(rules: Path) -> None:
     rules.write_text("")
-    with pytest.raises(StatusError, match="may not have all of mount models"):
+    with pytest.raises(StatusError, match="may not use all of mount models"):
         check_tenant(rules, "admin", "models", "")
 
 

@@ -101,7 +101,7 @@ def test_volumes_of_a_mount_that_is_made_anew_are_published_anew(directory: Path
         with models_mount(directory) as mount:
             target = driver.publish("a", path="resnet50")
             lose(mount)
-            with refused(grpc.StatusCode.UNAVAILABLE, "is not mounted: is its server running?"):
+            with refused(grpc.StatusCode.UNAVAILABLE, "is not mounted: mount it, or see its log"):
                 driver.publish("b", path="resnet50")
             assert not driver.ready()
             with models_mount(directory):
@@ -212,7 +212,7 @@ def test_a_name_that_is_held_for_too_long_is_given_up() -> None:
     held.wait(10)
     try:
         for names in (("volume a", "target y"), ("volume b", "target x")):
-            with pytest.raises(StatusError, match="under way") as caught, locks.hold(*names, timeout_s=0.05):
+            with pytest.raises(StatusError, match="still runs") as caught, locks.hold(*names, timeout_s=0.05):
                 pass
             assert caught.value.code == grpc.StatusCode.ABORTED
         with locks.hold("volume b", "target y", timeout_s=0.05):
@@ -264,7 +264,7 @@ def test_what_cannot_be_served_gives_one_line_and_its_exit_code(directory: Path)
     bad = directory / "tenants.toml"
     bad.write_text("tenant = 1")
     for code, words, done in (
-        (1, "is no socket", start(directory, endpoint=f"unix://{directory}/file")),
+        (1, "is not a socket", start(directory, endpoint=f"unix://{directory}/file")),
         (1, "does not exist: create it", start(directory, endpoint=f"unix://{directory}/none/csi.sock")),
         (1, "must be unix:///", start(directory, endpoint="tcp://0.0.0.0:1")),
         (1, "must be unix:///", start(directory, endpoint="unix:csi.sock")),
