@@ -1,7 +1,7 @@
 """Parsers of model formats: which tensors a file holds, and where.
 
-They are pure and bounded: a hostile file gives a FormatError. The caller lends a ``Source``: a mapped file, or one that
-comes piece by piece.
+They do no I/O of their own, and limit time and memory: a hostile file raises FormatError. The caller passes a
+``Source``: a mapped file, or one that it fetches piece by piece.
 """
 
 import codecs
@@ -25,7 +25,7 @@ _READERS = {
 def parse(source: Source, name: str) -> TensorTable:
     """The tensors of a model file: MXNet, safetensors, GGUF, NumPy, PyTorch or, by the suffix of its *name*, ONNX.
 
-    Raises FormatError for any other file and for a malformed one, and OSError from the source.
+    Raises FormatError for another format and for a malformed file, and OSError from the source.
     """
     begin = bytes(source.read(0, min(_PROBED, source.size)))
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= source.size:
@@ -42,10 +42,10 @@ def load_readers() -> None:
     """Import the parsers of all formats, for a process whose sandbox forbids it later."""
     for form in {*_READERS.values(), "safetensors", "onnx"}:
         _reader(form)
-    codecs.lookup("cp437")  # for names in zip archives
+    codecs.lookup("cp437")  # decodes names in zip archives
 
 
 def _reader(form: str) -> Callable[[Source], TensorTable]:
-    """The parser of a format, imported on first use: each would slow the start of programs."""
+    """The parser of a format, imported on first use, because each import would slow the start of programs."""
     function: Callable[[Source], TensorTable] = importlib.import_module(f"trimsfs.formats.{form}").parse
     return function

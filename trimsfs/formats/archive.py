@@ -8,14 +8,14 @@ from trimsfs.formats.source import HEADER_LIMIT, Source
 from trimsfs.formats.table import FormatError
 
 MEMBER_LIMIT = 16 << 20
-"""Most bytes of a member that is read as a description of tensors."""
+"""The most bytes of a member that a parser reads as a description of tensors."""
 MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = 30
 _ENCRYPTED = 1
 
 
 class Archive:
-    """The members of a zip archive. Raises FormatError for another file, and OSError from the source."""
+    """The members of a zip archive. Raises FormatError for an invalid archive, and OSError from the source."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -53,7 +53,7 @@ class Archive:
 
 
 class _File(io.RawIOBase):
-    """A source as a file object for zipfile, limited to reading HEADER_LIMIT bytes."""
+    """A source as a file object for zipfile, which may read at most HEADER_LIMIT bytes."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _File(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._source.size}[whence]
         if base + offset < 0:
-            raise ValueError("a negative offset")
+            raise ValueError("an offset is negative")
         self._offset = base + offset
         return self._offset
 

@@ -1,4 +1,4 @@
-"""Parses GGUF: metadata of the model, descriptions of the tensors, the bytes.
+"""Parses GGUF: the model's metadata, then descriptions of the tensors, then their bytes.
 
 By https://github.com/ggml-org/ggml, ``docs/gguf.md``; versions 2 and 3, little-endian.
 """
@@ -74,7 +74,7 @@ def parse(source: Source) -> TensorTable:
     """The table of a GGUF file, with shapes reversed to C order. Raises FormatError, and OSError from the source."""
     cursor = Cursor(source)
     if bytes(cursor.take(4)) != MAGIC:
-        raise FormatError("no GGUF file: wrong magic")
+        raise FormatError("not a GGUF file: wrong magic")
     version = cursor.number("I")
     if version not in _VERSIONS:
         raise FormatError(f"unsupported GGUF version {version}")
@@ -89,7 +89,7 @@ def parse(source: Source) -> TensorTable:
         else:
             _skip(cursor, kind)
     if alignment == 0 or alignment & (alignment - 1):
-        raise FormatError(f"alignment {alignment} is no power of two")
+        raise FormatError(f"alignment {alignment} is not a power of two")
     described = [_tensor(cursor) for _ in range(count)]
     base = -(-cursor.offset // alignment) * alignment
     return table(
@@ -103,7 +103,7 @@ def _tensor(cursor: Cursor) -> tuple[str, _TensorType, tuple[int, ...], int, int
     """The next tensor: its name, type, shape, offset from the first tensor, and size in bytes."""
     name, dimensions = cursor.text(cursor.number("Q")), cursor.number("I")
     if dimensions > _MOST_DIMENSIONS:
-        raise FormatError(f"tensor {name!r}: {dimensions} dimensions")
+        raise FormatError(f"tensor {name!r}: {dimensions} dimensions are too many")
     shape = checked_shape(name, cursor.unpack(f"{dimensions}Q")[::-1])
     number, offset = cursor.unpack("IQ")
     kind = _TYPES.get(number)

@@ -35,13 +35,13 @@ _DTYPES = (
 
 
 def parse(source: Source) -> TensorTable:
-    """The table of a ``.params`` file. Arrays without names are named by their numbers.
+    """The table of a ``.params`` file. Arrays without names get their numbers as names.
 
     Raises FormatError, and OSError from the source.
     """
     cursor = Cursor(source)
     if bytes(cursor.take(8)) != MAGIC:
-        raise FormatError("no list of NDArrays: wrong magic")
+        raise FormatError("not a list of NDArrays: wrong magic")
     _, count = cursor.unpack("QQ")
     if count > min(source.size, HEADER_LIMIT) // _LEAST_ENTRY:
         raise FormatError(f"the file is too small for {count} arrays")
@@ -56,21 +56,21 @@ def parse(source: Source) -> TensorTable:
 
 def _array(cursor: Cursor, number: int) -> Tensor:
     begin = cursor.offset
-    magic, storage, dimensions = cursor.unpack("Iii")  # the shortest array has these
+    magic, storage, dimensions = cursor.unpack("Iii")  # even the shortest array has as many bytes
     if magic in {_V2, V3}:
         if storage != _DENSE:
             raise FormatError(f"array {number} is sparse (storage type {storage})")
-        # Before V3, a shape without dimensions meant that there is no array.
+        # Before V3, zero dimensions meant an empty array; since V3, -1 does.
         nothing, size = dimensions == (0 if magic == _V2 else -1), "q"
-    else:  # the oldest have no magic, but the number of dimensions there
+    else:  # the oldest format has the number of dimensions in place of the magic
         dimensions, size, header = (storage, "q", 8) if magic == _V1 else (magic, "I", 4)
         nothing = dimensions == 0
         cursor.offset = begin + header
     if nothing:
         raise FormatError(f"array {number} is empty")
     if not 0 <= dimensions <= _MOST_DIMENSIONS:
-        raise FormatError(f"{dimensions} dimensions at {begin}")
-    *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # the two numbers skipped are the device
+        raise FormatError(f"{dimensions} dimensions at {begin} are out of range")
+    *shape, _, _, kind = cursor.unpack(f"{dimensions}{size}iii")  # skips the device, two numbers
     if not 0 <= kind < len(_DTYPES):
         raise FormatError(f"array {number}: unknown dtype {kind}")
     tensor = dense(str(number), _DTYPES[kind], shape, cursor.offset)

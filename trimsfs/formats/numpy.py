@@ -1,4 +1,4 @@
-"""Parses NumPy's ``.npy``, and ``.npz`` whose members are stored, not compressed.
+"""Parses NumPy's ``.npy`` and uncompressed ``.npz``.
 
 By ``numpy.lib.format``. Arrays of objects, which are pickles, and arrays in Fortran order are not supported.
 """
@@ -48,7 +48,7 @@ def _members(source: Source, archive: Archive) -> Iterator[Tensor]:
     cursor = Cursor(source)
     for member in archive.members():
         if not member.filename.endswith(SUFFIX):
-            raise FormatError(f"member {member.filename!r} is no .npy array")
+            raise FormatError(f"member {member.filename!r} is not a .npy array")
         if member.compress_type != zipfile.ZIP_STORED:
             raise FormatError(f"member {member.filename!r} is compressed: save it with numpy.savez")
         span = archive.span(member)
@@ -60,7 +60,7 @@ def _members(source: Source, archive: Archive) -> Iterator[Tensor]:
 
 def _array(name: str, cursor: Cursor) -> Tensor:
     if bytes(cursor.take(len(MAGIC))) != MAGIC:
-        raise FormatError(f"array {name!r} is no .npy: wrong magic")
+        raise FormatError(f"array {name!r} is not a .npy array: wrong magic")
     major, _ = cursor.unpack("BB")
     length = cursor.number("H" if major == 1 else "I")
     if length > _LONGEST:
@@ -69,7 +69,7 @@ def _array(name: str, cursor: Cursor) -> Tensor:
     try:
         header = ast.literal_eval(text.strip())
     except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
-        raise FormatError(f"array {name!r}: its header is no dictionary") from None
+        raise FormatError(f"array {name!r}: its header is not a dictionary") from None
     match header:
         case {"descr": str(descr), "fortran_order": bool(fortran), "shape": tuple(shape)}:
             sizes = checked_shape(name, shape)

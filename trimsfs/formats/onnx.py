@@ -1,7 +1,7 @@
 """Parses ONNX: initializers, in the file or in files beside it.
 
-By https://github.com/onnx/onnx, ``onnx.proto3``, read as protocol buffers, of which few fields matter here. Only
-initializers that are stored as raw bytes are listed.
+By https://github.com/onnx/onnx, ``onnx.proto3``, of which it decodes only a few fields. It lists only initializers that
+are stored as raw bytes.
 """
 
 from collections.abc import Iterator
@@ -45,11 +45,11 @@ _DTYPES = {
 
 
 def parse(source: Source) -> TensorTable:
-    """The table of a model's initializers that are stored as raw bytes. Raises FormatError, and OSError."""
+    """The table of a model's initializers that are raw bytes. Raises FormatError, and OSError from the source."""
     cursor = Cursor(source)
     graphs = [span for number, span in _fields(cursor, source.size) if number == _GRAPH and isinstance(span, range)]
     if len(graphs) != 1:
-        raise FormatError("no ONNX model: it has no graph")
+        raise FormatError("not an ONNX model: it has no graph, or several")
     tensors: list[Tensor] = []
     cursor = cursor.at(graphs[0].start)
     for number, span in _fields(cursor, graphs[0].stop, entered=_INITIALIZER):
@@ -61,9 +61,9 @@ def parse(source: Source) -> TensorTable:
 
 
 def _fields(cursor: Cursor, stop: int, entered: int | None = None) -> Iterator[tuple[int, int | range]]:
-    """The numbers and values of the fields up to *stop*; for fields of bytes, their offsets.
+    """The numbers and values of the fields up to *stop*; for fields of bytes, their offsets instead.
 
-    The cursor skips each field, except those of the number *entered*, which the caller must skip.
+    The cursor skips each field but those with the number *entered*, which the caller must skip.
     """
     while cursor.offset < stop:
         key = _varint(cursor)
@@ -131,7 +131,7 @@ def _external(name: str, dtype: str, shape: list[int], entries: dict[str, str]) 
     """A tensor whose bytes lie in another file."""
     location = PurePosixPath(entries.get("location", ""))
     if not location.parts or location.is_absolute() or ".." in location.parts:
-        raise FormatError(f"tensor {name!r} is in {str(location)!r}, which is no file below the model")
+        raise FormatError(f"tensor {name!r} is in {str(location)!r}, which is not a path below the model")
     tensor = dense(name, dtype, shape, _number(name, entries.get("offset", "0")), file=str(location))
     if "length" in entries and _number(name, entries["length"]) != tensor.nbytes:
         raise FormatError(f"tensor {name!r}: {entries['length']} bytes where its shape needs {tensor.nbytes}")
@@ -140,7 +140,7 @@ def _external(name: str, dtype: str, shape: list[int], entries: dict[str, str]) 
 
 def _number(name: str, text: str) -> int:
     if not text.isdecimal() or len(text) > 19:
-        raise FormatError(f"tensor {name!r}: {text[:32]!r} is no size in bytes")
+        raise FormatError(f"tensor {name!r}: {text[:32]!r} is not a size in bytes")
     return int(text)
 
 

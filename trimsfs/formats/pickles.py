@@ -1,6 +1,6 @@
 """Reads a pickle without running it: calls become descriptions.
 
-By the opcodes of ``pickletools``. Nothing is imported, and no value of the pickle is hashed.
+By the opcodes of ``pickletools``. It imports nothing that the pickle names, and hashes none of its values.
 """
 
 import pickletools
@@ -15,14 +15,14 @@ MEMO_LIMIT = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A global, not imported: ``torch.FloatStorage``."""
+    """The name of a global, such as ``torch.FloatStorage``, which is not imported."""
 
     text: str
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call, not made."""
+    """The description of a call, which is not made."""
 
     function: Any
     arguments: Any
@@ -44,7 +44,7 @@ class Items:
 
 
 def describe(data: bytes) -> Any:
-    """The content of a pickle: plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
+    """Decode a pickle into plain values, tuples, `Items`, `Name`, `Call` and `Reference`.
 
     Raises FormatError for an invalid pickle.
     """
@@ -177,7 +177,7 @@ class _Machine:
         if isinstance(container, Items) and container.pairs == pairs:
             container.elements.extend(elements)
         elif not isinstance(container, Call):  # the result of a call may be a container
-            raise ValueError("elements for a value that is no container")
+            raise ValueError("elements for a value that is not a container")
 
     def _remember(self, argument: int | None) -> None:
         index = len(self._memo) if argument is None else argument

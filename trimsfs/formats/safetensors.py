@@ -1,4 +1,4 @@
-"""Parses safetensors: the length of a JSON header, the header, the bytes.
+"""Parses safetensors: the length of a JSON header, then the header, then the tensors' bytes.
 
 By https://github.com/huggingface/safetensors, "Format".
 """
@@ -47,7 +47,7 @@ def parse(source: Source) -> TensorTable:
     except (ValueError, RecursionError):
         raise FormatError("its header is not JSON") from None
     if not isinstance(header, dict):
-        raise FormatError("its header is no JSON object")
+        raise FormatError("its header is not a JSON object")
     tensors = sorted(_tensors(header, cursor.offset), key=lambda tensor: tensor.offset)
     return table(NAME, tensors, source.size)
 

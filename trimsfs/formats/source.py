@@ -1,4 +1,4 @@
-"""Reads a file in pieces, never beyond its end and never more than HEADER_LIMIT bytes."""
+"""Reads a file in pieces, within its size, and at most HEADER_LIMIT bytes in all."""
 
 import functools
 import struct
@@ -7,9 +7,9 @@ from typing import NoReturn, Protocol
 from trimsfs.formats.table import FormatError
 
 HEADER_LIMIT = 32 << 20
-"""Most bytes of a file that may describe its tensors."""
+"""The most bytes of a file that may describe its tensors."""
 COST = 16
-"""Bytes that each piece counts besides its own, so that time is bounded too."""
+"""Bytes that each piece counts besides its own, to limit time as well."""
 BLOCK = 64 << 10
 """Bytes read at a time."""
 
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class BufferSource:
-    """A file in memory, or mapped."""
+    """A file in memory, or a mapped file."""
 
     def __init__(self, buffer: Bytes) -> None:
         self._view = memoryview(buffer)
@@ -46,10 +46,10 @@ def _little_endian(layout: str) -> struct.Struct:
 
 
 class Cursor:
-    """Reads from an offset of a source on, block by block.
+    """Reads a source from an offset on, block by block.
 
-    Raises FormatError at the end of the source, and when it has read more than HEADER_LIMIT together with all cursors
-    made with `at`. Each piece counts COST bytes more than it has.
+    Raises FormatError at the end of the source, and when all cursors made from one by `at` have together read more than
+    HEADER_LIMIT. Each piece counts COST bytes more than its size.
     """
 
     def __init__(self, source: Source, offset: int = 0) -> None:
@@ -87,7 +87,7 @@ class Cursor:
         begin = self.offset - self._block_offset
         if begin < 0 or count < 0 or begin + count > len(self._block):
             self._check(count)
-            if count + COST > self._budget.left:  # checked before reading
+            if count + COST > self._budget.left:  # check before reading
                 self._budget.exceeded()
             length = min(max(count, BLOCK), self._size - self.offset)
             self._block, self._block_offset, begin = self._source.read(self.offset, length), self.offset, 0
@@ -120,4 +120,4 @@ class _Budget:
         self.left = left
 
     def exceeded(self) -> NoReturn:
-        raise FormatError(f"the description of its tensors exceeds {HEADER_LIMIT >> 20} MiB")
+        raise FormatError(f"the description of the tensors exceeds {HEADER_LIMIT >> 20} MiB")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class FormatError(ValueError):
-    """A file is of an unknown format, or malformed."""
+    """A file has an unknown format, or is malformed."""
 
 
 DTYPE_BITS: dict[str, int] = {
@@ -73,7 +73,7 @@ class TensorTable:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def as_dict(self) -> dict[str, object]:
-        """The table as JSON represents it."""
+        """The table as a value for JSON."""
         return {
             "format": self.format,
             "tensors": [
@@ -100,10 +100,10 @@ def dense(name: str, dtype: str, shape: Iterable[int], offset: int, *, file: str
 
 
 def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
-    """A shape, checked for plausible sizes. Raises FormatError."""
+    """The shape, after a check of its sizes. Raises FormatError."""
     sizes = tuple(shape)
     if len(sizes) > MOST_DIMENSIONS:
-        raise FormatError(f"tensor {name!r}: {len(sizes)} dimensions")
+        raise FormatError(f"tensor {name!r}: {len(sizes)} dimensions are too many")
     for size in sizes:
         if type(size) is not int or not 0 <= size < 1 << 63:
             raise FormatError(f"tensor {name!r}: an invalid size")
@@ -113,7 +113,7 @@ def checked_shape(name: str, shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def table(name: str, tensors: Iterable[Tensor], size: int, *, named: bool = True) -> TensorTable:
-    """A table, checked: tensors lie within a file of *size* bytes, and names are unique. Raises FormatError."""
+    """Make a table, after checks that tensors lie in *size* bytes and names are unique. Raises FormatError."""
     checked: list[Tensor] = []
     for tensor in tensors:
         if len(checked) == MOST_TENSORS:

@@ -1,4 +1,4 @@
-"""Parses PyTorch's zip files of ``torch.save`` since 1.6: a pickle, and each storage as a member beside it.
+"""Parses the zip files of PyTorch's ``torch.save`` since 1.6: a pickle, and a member for each storage.
 
 By ``torch.serialization`` and ``torch._utils``.
 """
@@ -38,7 +38,7 @@ _PARAMETERS = frozenset({"torch._utils._rebuild_parameter", "torch._utils._rebui
 
 
 def parse(source: Source, archive: Archive) -> TensorTable:
-    """The table of a file of tensors in dictionaries and lists, named by their keys joined with dots.
+    """The table of a file of tensors in dictionaries and lists; a tensor's name is its keys, joined with dots.
 
     Raises FormatError, and OSError from the source.
     """
@@ -59,7 +59,7 @@ def parse(source: Source, archive: Archive) -> TensorTable:
 
 
 def _tensors(value: Any) -> Iterator[tuple[str, Call]]:
-    """The calls that make tensors, by name; a container in two places is visited once."""
+    """The calls that make tensors, by name; visits a container in two places only once."""
     seen: set[int] = set()
     left: list[tuple[tuple[str, ...], Iterator[tuple[Any, Any]]]] = [((), iter([(None, value)]))]
     while left:
@@ -94,7 +94,7 @@ def _children(value: "Items | tuple[Any, ...]") -> Iterator[tuple[Any, Any]]:
         return iter(enumerate(value))
     if not value.pairs:
         return iter(enumerate(value.elements))
-    # A longer number could not even be printed.
+    # Python refuses to print longer numbers.
     return (
         (key, inner)
         for key, inner in value.elements
@@ -110,7 +110,7 @@ class _Storages:
         self._spans: dict[str, range] = {}
 
     def tensor(self, name: str, call: Call) -> Tensor:
-        """The tensor that a call makes, with the offset of its bytes."""
+        """The tensor that a call would make, with the offset of its bytes."""
         match call.arguments:
             case (
                 Reference(("storage", Name(kind), str(key), str(), int())),

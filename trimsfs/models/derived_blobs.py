@@ -1,8 +1,8 @@
 """Derived blobs: bytes that programs computed from a model in memory, kept for other programs of the same user.
 
 A framework that rewrites weights in place makes the same bytes in every process. One process uploads them in pieces
-through an open file of the model. Complete, they are the file ``.trims/FILE/derived-UID-NUMBER``, which only that user
-may read and nobody can change. The other processes compare it with their own bytes, and map it in their place.
+through the model's open file. A complete upload becomes the file ``.trims/FILE/derived-UID-NUMBER``, which only that
+user may read and nobody can change. Other processes compare it with their own bytes, and map it where both are equal.
 """
 
 import logging
@@ -29,11 +29,11 @@ MOST_NUMBERS = 4
 SMALLEST_MODEL = 1 << 20
 """Bytes of the smallest model that may have derived blobs."""
 SLACK = 64 << 10
-"""Bytes that a derived blob may exceed its model by: it contains a table of ranges."""
+"""Bytes by which a derived blob may exceed its model, for its table of ranges."""
 MOST_UPLOADS = 8
-"""Uploads at once, one for each user; each buffers a chunk in memory."""
+"""Concurrent uploads, at most one for each user; each buffers a chunk in memory."""
 PATIENCE_S, LEAST_RATE = 10.0, 10e6
-"""Another program replaces an upload that pauses for so long, or sends fewer bytes a second."""
+"""Another program may replace an upload that pauses for longer, or sends fewer bytes a second."""
 REMOVE_TRIES, REMOVE_INTERVAL_S = 50, 0.1
 _NAME = re.compile(r"derived-([0-9]{1,10})-([0-9])")
 _KEY = re.compile(r"(|.*/)\.trims/([^/]+)/derived-[0-9]+-[0-9]", re.DOTALL)
@@ -52,7 +52,7 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class _Upload:
-    """An upload of a derived blob: ``data`` has arrived and is not in the file yet, where it begins at ``offset``."""
+    """An upload of a derived blob: ``data`` has arrived and is still to be written at ``offset`` of the file."""
 
     key: str
     uid: int
@@ -66,7 +66,7 @@ class _Upload:
 
     @property
     def stale(self) -> bool:
-        """Whether the program is too slow."""
+        """Whether the program is too slow, so that another may replace it."""
         now, allowed_s = trio.current_time(), PATIENCE_S + self.blob.generation.size / LEAST_RATE
         return not self.writing and (now - self.last > PATIENCE_S or now - self.began > allowed_s)
 
@@ -104,17 +104,17 @@ class DerivedBlobs:
         another open file, and CacheFullError.
         """
         if not self._allowed:
-            raise NotPermittedError("derived blobs are switched off by --no-derived")
+            raise NotPermittedError("derived blobs: --no-derived disables them on this mount")
         key = _key(model, f"derived-{piece.uid}-{piece.number}")
         upload = self._uploads.get(key)
         if piece.offset == 0:
             upload = await self._begin(model, key, handle, piece)
         elif upload is None or upload.handle != handle:
-            raise InvalidRequestError(f"{key}: the upload was not begun, or another program has replaced it")
+            raise InvalidRequestError(f"{key}: no upload has begun, or another program has replaced it: begin again")
         await self._add(upload, piece)
 
     def closed(self, handle: int) -> None:
-        """Discard the incomplete uploads of a file that has been closed."""
+        """Discard the incomplete uploads of a closed file."""
         for upload in [upload for upload in self._uploads.values() if upload.handle == handle]:
             self._give_up(upload)
 
@@ -128,7 +128,7 @@ class DerivedBlobs:
                     self._give_up(known)
             busy = any(piece.uid == known.uid for known in self._uploads.values())
             if busy or len(self._uploads) >= MOST_UPLOADS or await self._find(model, key) is not None:
-                raise InUseError(f"{key} exists, or another upload is under way")
+                raise InUseError(f"{key} exists, or another upload is running")
             etag = f"{_identity(model)}-{secrets.token_hex(8)}"  # each upload gets an inode of its own
             generation = Generation(key=key, etag=etag, size=piece.size, modified_ns=time.time_ns())
             blob, now = await self._disk.acquire(generation), trio.current_time()
@@ -148,7 +148,7 @@ class DerivedBlobs:
         if len(upload.data) < blob.chunk_size and end < size:
             return
         upload.writing = True
-        blob.users += 1  # keeps the blob if the file is closed meanwhile
+        blob.users += 1  # keeps the blob even if the program closes the file meanwhile
         try:
             await self._write(upload)
             upload.data += piece.data[room:]
@@ -240,7 +240,7 @@ def _identity(model: Generation) -> str:
 
 
 def _key(model: Generation, name: str) -> str:
-    """The key of a derived blob; no object of the store is visible below a ``.trims``."""
+    """The key of a derived blob; it is unique, as the mount hides objects below any ``.trims``."""
     prefix, slash, file = model.key.rpartition("/")
     return f"{prefix}{slash}.trims/{file}/{name}"
 

@@ -1,4 +1,4 @@
-"""Parses the tensor tables of model files on demand, and fetches no more of a file than that needs."""
+"""Parses the tensor tables of model files on demand, and fetches only the bytes that the parser reads."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 2
 REMEMBERED, LONGEST_REMEMBERED = 64, 1 << 20
-"""The number of tables that are cached, and the bytes of the longest."""
+"""The number of cached tables, and the bytes of the longest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A cached table, valid while the blob's health has this revision: its bytes may have been corrupt."""
+    """A cached table, valid while the blob's health has this revision: a later one means wrong bytes."""
 
     blob: "weakref.ref[Blob]"
     revision: int
@@ -41,7 +41,7 @@ class TensorTables:
         self._known = LRUCache[str, _Known](maxsize=REMEMBERED)
 
     async def table(self, generation: Generation) -> bytes:
-        """The table of a file as JSON; for a file without one, the reason. Raises as a read does."""
+        """The table of a file as JSON; for a file without a table, the reason. Raises the errors of a read."""
         async with self._disk.using(generation) as blob:
             known = self._known.get(blob.token)
             if known is not None and known.blob() is blob and known.revision == blob.health.revision:
@@ -58,7 +58,7 @@ class TensorTables:
         return found
 
     async def tensors(self, generation: Generation) -> TensorTable | None:
-        """The table of a file; None for an unknown format. Raises as a read does."""
+        """The table of a file; None for an unknown format. Raises the errors of a read."""
         try:
             async with self._disk.using(generation) as blob:
                 return await self._parse(blob)

@@ -163,7 +163,7 @@ def test_a_gguf_tensor_of_quantised_blocks_has_their_size() -> None:
     ("old", "new", "message"),
     [
         (b"GGUF\x03", b"GGUF\x01", "unsupported GGUF version 1"),
-        (struct.pack("<II", 4, 64), struct.pack("<II", 4, 48), "no power of two"),
+        (struct.pack("<II", 4, 64), struct.pack("<II", 4, 48), "not a power of two"),
         (struct.pack("<IIQ", 9, 8, 2), struct.pack("<IIQ", 9, 99, 2), "unknown value type 99"),
         (struct.pack("<IB", 7, 1), struct.pack("<IB", 77, 1), "unknown value type 77"),
         (struct.pack("<IQ", 27, 64), struct.pack("<IQ", 5, 64), "unknown type 5"),
@@ -184,7 +184,7 @@ def test_a_wrong_gguf_header_is_refused(old: bytes, new: bytes, message: str) ->
     [
         (b"'<f4'", b"'|O4'", "dtype '|O4' is not supported"),
         (b"'<f4'", b"'>f4'", "dtype '>f4' is not supported"),
-        (b"(2, 3)", b"(2, -3", "no dictionary"),
+        (b"(2, 3)", b"(2, -3", "not a dictionary"),
         (b"(2, 3)", b"[2, 3]", "incomplete"),
         (b"False", b"True ", "Fortran order"),
         (b"\x01\x00v", b"\x03\x00v", "its header of"),
@@ -226,8 +226,8 @@ def in_archive(pickled: bytes) -> bytes:
     ("pickled", "message"),
     [
         (b"", "invalid pickle"),
-        (b"\x80\x02}K\x01a.", "elements for a value that is no container"),
-        (b"\x80\x02]K\x01K\x02s.", "elements for a value that is no container"),
+        (b"\x80\x02}K\x01a.", "elements for a value that is not a container"),
+        (b"\x80\x02]K\x01K\x02s.", "elements for a value that is not a container"),
         (b"\x80\x02K\x01K\x02u.", "invalid pickle"),
         (b"\x80\x02(K\x01K\x02K\x03d.", "invalid pickle"),
         (b"\x80\x02}r\xff\xff\xff\xff0.", "invalid pickle"),
@@ -262,12 +262,12 @@ def test_external_tensors_name_their_file() -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({}, "is in '.', which is no file below"),
-        ({"location": "/etc/passwd"}, "which is no file below the model"),
-        ({"location": "../other/model.bin"}, "which is no file below the model"),
-        ({"location": "a/../../b"}, "which is no file below the model"),
-        ({"location": "w", "offset": "-1"}, "is no size in bytes"),
-        ({"location": "w", "offset": "9" * 30}, "is no size in bytes"),
+        ({}, "is in '.', which is not a path below"),
+        ({"location": "/etc/passwd"}, "which is not a path below the model"),
+        ({"location": "../other/model.bin"}, "which is not a path below the model"),
+        ({"location": "a/../../b"}, "which is not a path below the model"),
+        ({"location": "w", "offset": "-1"}, "is not a size in bytes"),
+        ({"location": "w", "offset": "9" * 30}, "is not a size in bytes"),
         ({"location": "w", "length": "25"}, "25 bytes where its shape needs 24"),
     ],
 )
