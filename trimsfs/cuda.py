@@ -1,9 +1,9 @@
 """Wraps the CUDA driver API for the server and for programs that map its copies.
 
-The only home of cuda-bindings. Nothing here loads a runtime library or a framework, and nothing initialises the driver
-before the first call: an initialised driver does not survive a fork. Addresses are device addresses unless they are
-called the host's; all of them and all sizes are in bytes. Everything but `load_driver` and `devices` needs the context
-of a device to be current in the calling thread, see `Context`. Failures of the driver raise `CudaError`.
+Only this module imports cuda-bindings. It loads no runtime library and no framework, and initialises the driver only at
+the first call of `devices`, because an initialised driver does not survive a fork. Addresses are device addresses,
+unless their name says host; sizes are in bytes. Everything but `load_driver` and `devices` needs a device's context to
+be current in the calling thread: see `Context`. Failures of the driver raise `CudaError`.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ IPC_HANDLE_SIZE = 64
 
 
 class CudaError(Exception):
-    """A call of the driver failed; ``name`` is the driver's name of the error, as ``CUDA_ERROR_OUT_OF_MEMORY``."""
+    """A call of the driver failed; ``name`` is the driver's name of the error, such as ``CUDA_ERROR_OUT_OF_MEMORY``."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -30,14 +30,14 @@ class CudaError(Exception):
 
 
 class CudaUnavailableError(CudaError):
-    """The driver, cuda-python or a device is missing; the message says which, and the remedy."""
+    """The driver, cuda-python or a device is missing; the message names it, and the remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__("CUDA_ERROR_NO_DEVICE", message)
 
 
 def load_driver() -> None:
-    """Load the driver's library and cuda-python, for a process whose sandbox forbids it later; initialises nothing.
+    """Load the driver's library and cuda-python before a sandbox forbids it; initialises nothing.
 
     Raises CudaUnavailableError.
     """
@@ -50,7 +50,7 @@ def load_driver() -> None:
 
 @functools.cache
 def bindings() -> Any:
-    """``cuda.bindings.driver``. Imported on use: it takes a tenth of a second, also where there is no GPU.
+    """``cuda.bindings.driver``, imported on use: the import takes a tenth of a second, even without a GPU.
 
     Raises CudaUnavailableError.
     """
@@ -58,7 +58,7 @@ def bindings() -> Any:
         from cuda.bindings import driver  # noqa: PLC0415
     except ImportError:  # an optional extra
         raise CudaUnavailableError("cuda-python is not installed: pip install 'trimsfs[cuda]'") from None
-    except (OSError, RuntimeError) as error:  # without ldconfig, it runs a compiler, which writes files
+    except (OSError, RuntimeError) as error:  # without ldconfig, the import runs a compiler, which writes files
         message = f"cuda-python cannot be loaded: {error}: set TMPDIR to a writable directory"
         raise CudaUnavailableError(message) from None
     return driver
@@ -102,7 +102,7 @@ def devices() -> list[DeviceInfo]:
 
 def _found(ordinal: int) -> DeviceInfo:
     device = call("cuDeviceGet", ordinal)
-    # The second version, the only one in new drivers, distinguishes the parts of a partitioned device.
+    # _v2, the only version in new drivers, distinguishes the parts of a partitioned device.
     identity = call("cuDeviceGetUuid_v2" if hasattr(bindings(), "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", device)
     return DeviceInfo(
         ordinal=ordinal,
@@ -113,25 +113,25 @@ def _found(ordinal: int) -> DeviceInfo:
 
 
 class Context:
-    """The primary context of a device, which all libraries in a process share."""
+    """The primary context of a device, which all libraries of a process share."""
 
     def __init__(self, ordinal: int) -> None:
         self._device = call("cuDeviceGet", ordinal)
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
 
     def enter(self) -> None:
-        """Make it current in this thread."""
+        """Make the context current in this thread."""
         call("cuCtxSetCurrent", self._context)
 
     def __enter__(self) -> None:
-        """Make it current in this thread during the block."""
+        """Make the context current in this thread during the block."""
         call("cuCtxPushCurrent", self._context)
 
     def __exit__(self, *_: object) -> None:
         call("cuCtxPopCurrent")
 
     def close(self) -> None:
-        """Release it."""
+        """Release the context."""
         call("cuDevicePrimaryCtxRelease", self._device)
 
 
@@ -152,12 +152,12 @@ def synchronize() -> None:
 class VmmMemory:
     """Physical memory of a device, mapped in this process; other processes map it by a descriptor.
 
-    It lives until every process has unmapped it and closed its descriptors. ``size`` is a multiple of the device's
-    allocation granularity.
+    The memory lives until every process has unmapped it and closed its descriptors. ``size`` is a multiple of the
+    device's allocation granularity.
     """
 
     def __init__(self, ordinal: int, size: int, handle: Any, *, writable: bool) -> None:
-        """Map the memory of a driver's *handle*; takes ownership of the handle."""
+        """Map the memory of the driver's *handle*; takes ownership of the handle."""
         self._location = _location(ordinal)
         self.size = size
         self.address = 0
@@ -194,7 +194,7 @@ class VmmMemory:
         return cls(ordinal, size, handle, writable=False)
 
     def protect(self, *, writable: bool) -> None:
-        """Let this process's writes succeed, or fault."""
+        """Make this process's writes succeed or, if not *writable*, fault."""
         access = bindings().CUmemAccessDesc()
         access.location = self._location
         flags = bindings().CUmemAccess_flags
@@ -206,16 +206,16 @@ class VmmMemory:
         return int(call("cuMemExportToShareableHandle", self._handle, _descriptor_kind(), 0))
 
     def close(self) -> None:
-        """Unmap it."""
+        """Unmap the memory, and release it."""
         call("cuMemUnmap", self.address, self.size)
         call("cuMemAddressFree", self.address, self.size)
         call("cuMemRelease", self._handle)
 
 
 class IpcMemory:
-    """Memory of a device that other processes open by an IPC handle of 64 bytes, readable and writable.
+    """Memory of a device that other processes open by an IPC handle of 64 bytes, to read and write.
 
-    It lives until its owner frees it; the others lose it then.
+    When its owner frees it, the other processes lose it.
     """
 
     def __init__(self, address: int, size: int, *, owner: bool) -> None:
@@ -243,7 +243,7 @@ class IpcMemory:
         return ctypes.string_at(opaque.getPtr(), IPC_HANDLE_SIZE)
 
     def close(self) -> None:
-        """Free it, or close the memory of another process."""
+        """Free the memory or, if another process owns it, close it."""
         call("cuMemFree" if self._owner else "cuIpcCloseMemHandle", self.address)
 
 
@@ -274,14 +274,14 @@ def _properties(ordinal: int) -> Any:
 
 
 class PinnedBuffer:
-    """Page-locked memory of the host, for DMA. ``view`` is all of it."""
+    """Page-locked memory of the host, for DMA. ``view`` covers all of it."""
 
     def __init__(self, size: int) -> None:
         self.address = int(call("cuMemHostAlloc", size, 0))
         self.view = memoryview((ctypes.c_char * size).from_address(self.address)).cast("B")
 
     def close(self) -> None:
-        """Free it, and invalidate ``view``."""
+        """Free the memory, and invalidate ``view``."""
         self.view.release()
         call("cuMemFreeHost", self.address)
 
@@ -305,16 +305,16 @@ class Stream:
         call("cuMemsetD8Async", address, 0, size, self._stream)
 
     def synchronize(self) -> None:
-        """Wait for all copies that were begun."""
+        """Wait for all begun copies."""
         call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Wait for its copies, and destroy it."""
+        """Destroy the stream; the driver still completes its begun copies."""
         call("cuStreamDestroy", self._stream)
 
 
 def clear(address: int, size: int) -> None:
-    """Zero memory of the device, and wait."""
+    """Zero memory of the device, and wait until that is done."""
     stream = Stream()
     try:
         stream.clear(address, size)
@@ -329,5 +329,5 @@ def register(host_address: int, size: int) -> None:
 
 
 def unregister(host_address: int) -> None:
-    """The opposite of `register`."""
+    """Undo `register`."""
     call("cuMemHostUnregister", host_address)

@@ -1,1 +1,1 @@
-"""GPU copies on loan: programs lease a model's copy in device memory by its path, across restarts of the server."""
+"""GPU copies: programs lease a model's copy in device memory by the model's path, across restarts of the server."""

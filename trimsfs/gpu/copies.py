@@ -40,15 +40,15 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 MOST_WAITING, MOST_WAITING_OF_USER = 512, 256
-"""Requests that may wait at once: half of all that the server answers at a time."""
+"""The most requests that may wait at once: half of those that the server can answer at a time."""
 LINGER_S = 2.0
-"""How long a load goes on after the last program that waited for it has gone."""
+"""How long a load continues after the last program that waits for it has gone."""
 
 
 class GpuCopies:
     """The copies of a mount. *unavailable* says why there can be none; *in_memory*, whether the cache is in memory.
 
-    `run` searches for devices; earlier requests wait until it has.
+    `run` searches for devices; requests wait until the search has ended.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class GpuCopies:
         return statistics_of(self.pools)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Find the devices, take over the copies of an earlier server, and load others until the server ends."""
+        """Find the devices, take over an earlier server's copies, and load others until the server ends."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._background.run)
             task_status.started()
@@ -122,12 +122,12 @@ class GpuCopies:
         try:
             return (await self._disk.residency(generation)).pinned
         except CacheUnusableError:
-            return True  # a copy stays while nobody knows
+            return True  # keep the copy while the index cannot tell
 
     # Copies of an earlier server
 
     def _add_recorded(self) -> None:
-        """Add the recorded copies to their pools: requests for them wait until they are adopted."""
+        """Add the recorded copies to their pools, so that requests for them wait until `_adopt` is done."""
         for copy in self.ledger.copies:
             pool = self.pools.get(copy.device)
             if pool is not None:
@@ -160,10 +160,10 @@ class GpuCopies:
     # Leases
 
     async def lease(self, generation: Generation, request: CopyRequest, holder: Holder) -> Lease:
-        """Lease a copy, which is loaded first if it is not there; `release` ends the lease.
+        """Lease a copy, and load it first if there is none; `release` ends the lease.
 
         Raises NoSuchEntryError when no device or no tensor matches, DeviceFullError, DeviceError, InUseError when too
-        many requests wait, and as a read of the file does.
+        many requests wait, and the errors of a read of the file.
         """
         with self._waiting_request(holder.uid):
             pool = await self._pool(request.device)
@@ -183,7 +183,7 @@ class GpuCopies:
 
     @contextmanager
     def _waiting_request(self, uid: int) -> Iterator[None]:
-        """Count a waiting request of a user, as each takes one of the server's tasks. Raises InUseError."""
+        """Count a waiting request of a user, because each takes one of the server's tasks. Raises InUseError."""
         if self._waiting.total() >= MOST_WAITING or self._waiting[uid] >= MOST_WAITING_OF_USER:
             raise InUseError(
                 f"too many requests for GPU copies are waiting, {self._waiting[uid]} of them of uid {uid}: try again"
@@ -207,7 +207,7 @@ class GpuCopies:
         return copy
 
     def release(self, lease: Lease) -> None:
-        """End a lease; the copy may be evicted after its last."""
+        """End a lease; after the last one, the policy may evict the copy."""
         copy = lease.copy
         self.ledger.forget_lease(lease)
         copy.leases.discard(lease)
@@ -220,14 +220,14 @@ class GpuCopies:
             self._background.start(self._after_use, pool, copy)
 
     async def _abandon(self, pool: Pool, copy: Copy) -> None:
-        """Cancel a load after LINGER_S, unless it is requested again, as by a program that a signal interrupted."""
+        """Cancel a load after LINGER_S, unless a program requests it again, for example after a signal."""
         with trio.move_on_after(LINGER_S):
             await copy.done.wait()
         if copy.unwanted and not copy.done.is_set():
             pool.abandon(copy)
 
     async def _after_use(self, pool: Pool, copy: Copy) -> None:
-        """Free a copy without leases if it cannot be leased again, and what the policy does not keep."""
+        """Free a copy without leases if nobody can lease it again, and the copies that the policy does not keep."""
         await copy.done.wait()
         if copy.leases or copy.checked_by:
             return
@@ -238,7 +238,7 @@ class GpuCopies:
         await pool.tidy()
 
     def share(self, lease: Lease, holder: Holder) -> Lease:
-        """Make another lease of the same copy."""
+        """Make another lease of the same copy, for another holder."""
         return self.pools[lease.copy.device].add_lease(lease.copy, holder)
 
     def may_share(self, uid: int, other: int) -> bool:
@@ -246,7 +246,7 @@ class GpuCopies:
         return self._options.gpu_sharing == "all" or uid == other
 
     def handle(self, generation: Generation, device: str, uid: int) -> bytes | None:
-        """The IPC handle of a loaded copy that a user may share, without a lease; None when there is none."""
+        """The IPC handle of a loaded copy that a user may share, without a lease; None if there is no such copy."""
         pool = self.pools.get(device)
         if pool is None or self._options.gpu_sharing == "none":
             return None
@@ -266,7 +266,7 @@ class GpuCopies:
         return CopyKey(token=token, domain=domain, memory=request.memory.value, pattern=request.pattern)
 
     def _domain(self, holder: Holder) -> str:
-        """The sharing domain of a holder: those in the same may share a copy."""
+        """The sharing domain of a holder: holders in one domain may share a copy."""
         match self._options.gpu_sharing:
             case "all":
                 return "all"
@@ -293,7 +293,7 @@ class GpuCopies:
 
     async def _load(self, pool: Pool, copy: Copy) -> None:
         await self._loader.load(pool, copy)
-        if copy.error is None and not copy.leases:  # all that waited have gone
+        if copy.error is None and not copy.leases:  # all waiting programs have gone
             await self._after_use(pool, copy)
 
     # Commands
@@ -305,7 +305,7 @@ class GpuCopies:
         """
         if self._options.gpu_sharing == "none":
             raise InvalidRequestError(
-                f"{generation.key}: --gpu-sharing none gives each program a copy of its own: none can be loaded ahead"
+                f"{generation.key}: with --gpu-sharing none, each program gets a copy of its own: nothing to load ahead"
             )
         if models_only and await self._tables.tensors(generation) is None:
             return False
@@ -313,7 +313,7 @@ class GpuCopies:
         return True
 
     def check_idle(self, generation: Generation) -> None:
-        """Raises InUseError when a copy of any generation of a file is in use."""
+        """Check that no copy of any generation of a file is in use. Raises InUseError."""
         for pool in self.pools.values():
             for copy in pool.of_file(generation.file):
                 if copy.in_use:
@@ -329,13 +329,13 @@ class GpuCopies:
     async def compare(self, generation: Generation) -> int:
         """Compare all copies of a generation with the file, byte by byte; returns their number.
 
-        A copy that differs is leased to nobody again. Raises CopyDamagedError, and as a read of the file does.
+        The server stops leasing a copy that differs. Raises CopyDamagedError, and the errors of a read of the file.
         """
         differing: list[str] = []
         compared = 0
         async with self._disk.using(generation) as blob:
             for pool in self.pools.values():
-                async with pool.comparing:  # one at a time: each takes two of the device's staging buffers
+                async with pool.comparing:  # one at a time: each comparison takes two of the device's staging buffers
                     for copy in pool.of(generation.token(self._disk.store)):
                         await copy.done.wait()
                         if copy.memory is None:
@@ -345,7 +345,7 @@ class GpuCopies:
                             differing.append(copy.device)
         if differing:
             raise CopyDamagedError(
-                f"{generation.key}: its copy on {', '.join(differing)} differs from the file and is leased no more: "
+                f"{generation.key}: its copy on {', '.join(differing)} differs from the file, and is no longer leased: "
                 "end the programs that use it"
             )
         return compared
@@ -378,7 +378,7 @@ def _in_use(copy: Copy) -> InUseError:
     holders = {lease.holder for lease in copy.leases}
     users = sorted({shown(one.pid) if one.pid else f"a process of uid {one.uid}" for one in holders})
     who = ", ".join(users) or "the server, which loads or compares it"
-    return InUseError(f"{copy.generation.key} is in use on {copy.device} by {who}: it can be evicted once it is not")
+    return InUseError(f"{copy.generation.key} is in use on {copy.device} by {who}: evict it once nobody uses it")
 
 
 def _no_tensor(generation: Generation, pattern: str) -> NoSuchEntryError:

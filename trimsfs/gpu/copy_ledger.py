@@ -1,7 +1,7 @@
 """Hands GPU copies to the next server: the keeper holds their memory, and the ledger describes them and their leases.
 
-Memory that is shared by descriptor (vmm) lives while anybody has a descriptor of it. Memory that is shared by IPC
-handle ends with the server that allocated it.
+Memory shared by descriptor (vmm) lives while any process has a descriptor of it or a mapping. Memory shared by IPC
+handle is lost when the server that allocated it ends.
 """
 
 import itertools
@@ -18,26 +18,26 @@ from trimsfs.tiers.gpu.pool import Copy, CopyKey, Holder, Lease
 from trimsfs.types import Generation
 
 _SENDING, _HELD = 1, 2
-"""The count of a copy in the ledger: its descriptor is being handed to the keeper, or the keeper holds it."""
+"""The count of a copy's record in the ledger: the server is sending the descriptor, or the keeper holds it."""
 
 
 class DescriptorStore(Protocol):
-    """Keeps descriptors, by number, when a server dies: the keeper."""
+    """Keeps descriptors, by number, beyond the life of a server: the keeper."""
 
     async def hold(self, number: int, descriptor: int) -> bool:
         """Store a descriptor; False when the keeper cannot."""
 
     def let_go(self, number: int, done: Callable[[], None]) -> None:
-        """Close it soon, and call *done* then."""
+        """Close the descriptor soon, and then call *done*."""
 
     async def recall(self, number: int) -> int | None:
-        """A stored descriptor; None when there is none of this number."""
+        """The stored descriptor with this number; None if there is none."""
 
 
 class CopyLedger:
     """The copies and leases of one server, recorded in the ledger for the next one.
 
-    ``copies`` are those that the server before has recorded.
+    ``copies`` are those that the previous server recorded.
     """
 
     def __init__(self, ledger: Ledger, custodian: DescriptorStore) -> None:
@@ -71,11 +71,11 @@ class CopyLedger:
             self._leases.setdefault(record.number, []).append(lease)
 
     def leases(self, handle: int) -> list[Lease]:
-        """The leases of a file that an earlier server opened; the second call for a handle finds none."""
+        """Take the leases of a file that an earlier server opened; a second call for a handle returns none."""
         return self._leases.pop(handle, [])
 
     def unclaimed(self) -> Iterator[Lease]:
-        """The leases of files that are not open any more."""
+        """Take the leases of files that are no longer open."""
         while self._leases:
             _, leases = self._leases.popitem()
             yield from leases
@@ -96,12 +96,12 @@ class CopyLedger:
             copy.number, copy.slot = number, slot
 
     async def recall(self, copy: Copy) -> bool:
-        """Get the descriptor of an earlier server's copy back from the keeper; False when it is lost."""
+        """Get the descriptor of an earlier server's copy from the keeper; False if it is lost."""
         copy.descriptor = await self._descriptors.recall(copy.number)
         return copy.descriptor is not None
 
     def let_go(self, copy: Copy) -> None:
-        """Close the descriptor of a copy that is to be freed, and have the keeper close its own."""
+        """Close a copy's descriptor before the copy is freed, and have the keeper close its own."""
         descriptor, copy.descriptor = copy.descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -114,13 +114,13 @@ class CopyLedger:
         self._descriptors.let_go(number, lambda: self._ledger.set_count(slot, 0))
 
     def record_lease(self, lease: Lease, handle: int) -> None:
-        """Record a lease of an open file."""
+        """Record the lease of an open file."""
         if lease.copy.number:
             content = {"copy": lease.copy.number, "holder": asdict(lease.holder), "since": lease.since}
             self._lease_slots[lease] = self._ledger.add(RecordKind.GPU_LEASE, handle, json.dumps(content).encode())
 
     def forget_lease(self, lease: Lease) -> None:
-        """Remove a lease that has ended."""
+        """Remove the record of an ended lease."""
         slot = self._lease_slots.pop(lease, None)
         if slot is not None:
             self._ledger.set_count(slot, 0)

@@ -1,4 +1,4 @@
-"""Loads copies: from the blob, while it arrives from the store, to the device."""
+"""Loads copies from blobs to devices, while the blobs' bytes still arrive from the store."""
 
 import logging
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class CopyLoader:
-    """Fills copies from blobs. *in_memory* says that the cache directory is in memory, as on a tmpfs."""
+    """Fills copies from blobs. *in_memory* says whether the cache directory is in memory, as on a tmpfs."""
 
     def __init__(self, disk: DiskTier, fetcher: Fetcher, ledger: CopyLedger, *, in_memory: bool) -> None:
         self._disk = disk
@@ -27,7 +27,7 @@ class CopyLoader:
         self._in_memory = in_memory
 
     async def load(self, pool: Pool, copy: Copy) -> None:
-        """Load a copy that a pool has added; sets its ``done`` at the end, and its ``error`` when loading failed."""
+        """Load a copy that a pool has added; sets its ``done`` at the end, and its ``error`` on failure."""
         key, began = copy.generation.key, trio.current_time()
         copy.error = DeviceError(f"{key}: loading was cancelled")
         try:
@@ -63,7 +63,7 @@ class CopyLoader:
 
     async def _fill(self, pool: Pool, copy: Copy) -> None:
         async with self._disk.using(copy.generation) as blob:
-            self._fetcher.hold(blob)  # prefetches what is missing
+            self._fetcher.hold(blob)  # prefetches the missing bytes
             try:
                 await pool.allocate(copy)
                 assert copy.memory is not None
@@ -74,12 +74,12 @@ class CopyLoader:
                 self._fetcher.unhold(blob)
 
     def source(self, blob: Blob) -> BlobSource:
-        """The source of copies of a blob, which the caller keeps in use."""
+        """A source for copies of a blob, which the caller keeps in use."""
         return BlobSource(blob, self._fetcher, in_memory=self._in_memory)
 
 
 def _make_shareable(copy: Copy) -> None:
-    """Write-protect a loaded copy, and create the descriptor or handle that shares it. For the device's thread."""
+    """Write-protect a loaded vmm copy, and create the descriptor or handle to share. For the device's thread."""
     match copy.memory:
         case VmmMemory():
             copy.memory.protect(writable=False)

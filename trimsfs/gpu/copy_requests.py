@@ -1,4 +1,4 @@
-"""Parses what programs request: control files ``DEVICE[.ipc][@PATTERN]``, warm commands and attributes."""
+"""Parses programs' requests: names of control files ``DEVICE[.ipc][@PATTERN]``, of warm commands and of attributes."""
 
 import enum
 import fnmatch
@@ -46,7 +46,7 @@ def parse_request(name: str) -> CopyRequest | None:
 
 @dataclass(frozen=True, slots=True)
 class WarmRequest:
-    """A request to load a copy ahead, for a user id; None stands for the user who gives the command."""
+    """A request to load a copy ahead for user ``uid``; None is the user who gives the command."""
 
     request: CopyRequest
     uid: int | None

@@ -1,7 +1,7 @@
-"""Serves descriptors of copies to holders of a lease, over a Unix socket whose listening end the keeper holds.
+"""Serves descriptors of copies to holders of leases, over a Unix socket whose listening end the keeper holds.
 
-A client sends ``{"token": ...}``, which it has read from its control file. It receives ``{"size": ...}`` and a
-descriptor of the memory, or ``{"error": ..., "kind": ...}``. The connection is another lease until it is closed.
+A client sends ``{"token": ...}``, which it reads from its control file. It receives ``{"size": ...}`` and a descriptor
+of the memory, or ``{"error": ..., "kind": ...}``. The connection is another lease until either side closes it.
 """
 
 import logging
@@ -29,9 +29,9 @@ Share = Callable[[Lease, Holder], Lease]
 
 
 class DescriptorServer:
-    """Issues tokens for leases, and sends a descriptor to whoever presents one.
+    """Issues tokens for leases, and sends a descriptor to each client that presents one.
 
-    *share* makes another lease of the same copy, *release* ends it. ``path`` is None where clients cannot connect.
+    *share* makes another lease of the same copy, *release* ends it. ``path`` is None if clients cannot connect.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DescriptorServer:
         return token
 
     def ended(self, lease: Lease) -> None:
-        """Revoke the token of a lease that has ended."""
+        """Revoke the token of an ended lease."""
         token = self._known.pop(lease, None)
         if token is not None:
             del self._leases[token]
@@ -115,7 +115,7 @@ class DescriptorServer:
         token = message.get("token") if isinstance(message, dict) else None
         given = self._leases.get(token) if isinstance(token, str) else None
         if given is not None:
-            with trio.move_on_after(PATIENCE_S):  # the copy of an earlier server may still be being adopted
+            with trio.move_on_after(PATIENCE_S):  # this server may still be adopting the copy of an earlier one
                 await given.copy.done.wait()
         if given is None or not given.copy.ready or given.copy.descriptor is None:
             await channel.send({"error": "no lease has this token", "kind": "NoSuchEntryError"})
@@ -133,7 +133,7 @@ class DescriptorServer:
 
 
 async def _receive(channel: Channel) -> Message:
-    """The next message; descriptors that come with it are closed."""
+    """The next message; closes any descriptors that come with it."""
     message, descriptors = await channel.receive()
     for descriptor in descriptors:
         os.close(descriptor)

@@ -10,7 +10,7 @@ _PROCESS = re.compile(r"^Tgid:\s*([0-9]+)$", re.MULTILINE)
 
 
 def holder_of(uid: int, thread: int) -> Holder:
-    """The holder with this user id and thread; a *thread* of 0 is one of another PID namespace."""
+    """The holder with this user id and thread; *thread* is 0 in another PID namespace."""
     if thread == 0:
         return Holder(uid=uid)
     return Holder(uid=uid, pid=_process_of(thread), container=container_of(thread))

@@ -1,4 +1,4 @@
-"""How programs use GPU copies: control files, attributes and ioctls; and the facts about them for operators."""
+"""Serves GPU copies to programs by control files, attributes and ioctls, and facts about them to operators."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ from trimsfs.tiers.gpu.pool import Copy, CopyKey, Lease, Pool
 from trimsfs.types import Generation
 
 DIRECTORY = "gpu"
-"""The control directory of a model file that has one file for each device and copy."""
+"""The control directory of a model file; it has one file for each device and copy."""
 
 RENDERED = 16
-"""Tensor listings that are kept, as clients read them piece by piece."""
+"""The number of cached tensor listings, which clients read piece by piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class LeaseFile:
         self._pattern = pattern
 
     async def read(self, offset: int, size: int) -> bytes:
-        # Without waiting, which no signal could interrupt: it describes a copy that is still being adopted, too.
+        # Never waits, as no signal could interrupt that: it also describes a copy whose adoption still runs.
         copy = self.lease.copy
         if copy.done.is_set() and not copy.ready:
             raise LookUpAgainError(f"/{copy.generation.key}: its memory on {copy.device} is lost")
@@ -71,7 +71,7 @@ class GpuInterface:
         return sorted(self._copies.pools)
 
     def knows(self, name: str) -> bool:
-        """Whether a control file may have this name; opening it finds out whether there is such a device."""
+        """Whether a control file may have this name; its open checks whether the device exists."""
         return parse_request(name) is not None
 
     async def open(self, generation: Generation, name: str, uid: int, pid: int) -> LeaseFile:
@@ -81,11 +81,11 @@ class GpuInterface:
         return LeaseFile(self, await self._copies.lease(generation, asked, holder_of(uid, pid)), asked.pattern)
 
     def assign_handle(self, file: LeaseFile, handle: int) -> None:
-        """Record the lease of a control file that has been opened under *handle*."""
+        """Record the lease of a control file, open under *handle*."""
         self._copies.ledger.record_lease(file.lease, handle)
 
     def restored(self, handle: int, name: str) -> LeaseFile | None:
-        """A control file that an earlier server opened; None when its copy is lost."""
+        """A control file that an earlier server opened; None if its copy is lost."""
         leases, asked = self._copies.ledger.leases(handle), parse_request(name)
         return LeaseFile(self, leases[0], asked.pattern) if leases and asked is not None else None
 
@@ -116,7 +116,7 @@ class GpuInterface:
         )
 
     def _existing_lease(self, handle: int, uid: int, device: str, memory: MemoryKind) -> Lease | None:
-        """The lease of such a copy that an open file has already: repeated requests share it."""
+        """The lease that an open file already has of such a copy, so that repeated requests share it."""
         for lease in self._by_handle.get(handle, ()):
             copy = lease.copy
             if copy.ready and (lease.holder.uid, copy.device, copy.key.memory) == (uid, device, memory):
@@ -124,7 +124,7 @@ class GpuInterface:
         return None
 
     def closed(self, handle: int) -> None:
-        """End the leases of a model file that has been closed."""
+        """End the leases of a closed model file."""
         for lease in self._by_handle.pop(handle, ()):
             self.ended(lease)
 
@@ -135,12 +135,12 @@ class GpuInterface:
             self._by_handle[handle] = leases
 
     def all_restored(self) -> None:
-        """End the leases of files that are not open any more, after all others are taken over."""
+        """End the leases of files that are no longer open, after the takeover of all others."""
         for lease in self._copies.ledger.unclaimed():
             self.ended(lease)
 
     def xattr(self, generation: Generation, name: str, uid: int) -> bytes | None:
-        """The value of an attribute, named without its prefix; None for another attribute, and without a copy."""
+        """The value of an attribute, named without its prefix; None for other attributes, and without a copy."""
         device = device_of_attribute(name)
         return self._copies.handle(generation, device, uid) if device is not None else None
 
@@ -172,7 +172,7 @@ class GpuInterface:
         return json.dumps(description).encode()[:-1], b', "tensors": ', self._tensors(copy, pattern), b"}\n"
 
     def _tensors(self, copy: Copy, pattern: str | None) -> bytes:
-        """The tensors of a copy with their offsets in it; of a copy of the whole file, those that match."""
+        """The tensors of a copy that match, with their offsets in it, as JSON."""
         key = (copy.key, pattern)
         rendered = self._rendered.get(key)
         if rendered is None:
@@ -188,9 +188,9 @@ class GpuInterface:
         }
 
     def copies(self, may_tell: Callable[[Generation], bool], uid: int | None) -> list[dict[str, object]]:
-        """The devices with the copies on them for which *may_tell* is true.
+        """The devices, each with its copies for which *may_tell* is true.
 
-        For a user, only the copies that the user can lease, and the user's own leases; for None, all.
+        For a user, only the copies that the user can lease and the user's own leases; for None, all.
         """
         return [
             _device(pool)

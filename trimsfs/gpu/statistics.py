@@ -8,9 +8,9 @@ from trimsfs.tiers.gpu.pool import Pool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuStatistics:
-    """For each device: bytes that copies use and may use, copies and leases now, and counts since the server started.
+    """For each device: the bytes that copies use and may use, current copies and leases, and counts since the start.
 
-    A hit is a request for a copy that was loaded or loading.
+    A hit is a request for a copy that is loaded or loading.
     """
 
     device_used_bytes: dict[str, int]

@@ -1,6 +1,6 @@
-"""A GPU: runs calls of the driver in a thread of its own, and owns the staging buffers for copies.
+"""A GPU: runs calls of the driver in a worker thread, and owns the staging buffers for copies.
 
-Each device executes one call at a time, so that a driver that hangs blocks only its own device.
+Each device runs one call at a time, so that a hanging call blocks only its own device.
 """
 
 import logging
@@ -31,7 +31,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 STAGING_BUFFERS = 8
-"""Copies under way at once. Each takes CHUNK_SIZE of pinned memory, from first use until the server ends."""
+"""Concurrent copies. Each takes CHUNK_SIZE bytes of pinned memory, from first use until the server ends."""
 _FATAL = frozenset(
     f"CUDA_ERROR_{name}"
     for name in (
@@ -45,7 +45,7 @@ _FATAL = frozenset(
 
 
 class StagingBuffer:
-    """A buffer of pinned memory, and the stream for copies from and to it."""
+    """A buffer of pinned memory, and the stream for copies to and from it."""
 
     def __init__(self) -> None:
         self._buffer: PinnedBuffer | None = None
@@ -58,7 +58,7 @@ class StagingBuffer:
         return self._buffer.view
 
     def prepare(self) -> None:
-        """Wait until an earlier copy is done. For the device's thread."""
+        """Allocate the buffer at first use, and wait until an earlier copy is done. For the device's thread."""
         if self._buffer is None:
             self._buffer = PinnedBuffer(CHUNK_SIZE)
         if self._stream is None:
@@ -79,15 +79,15 @@ class StagingBuffer:
         self._stream.synchronize()
 
     def finish(self) -> None:
-        """Wait until the copies that were begun are done. For the device's thread."""
+        """Wait until all begun copies are done. For the device's thread."""
         if self._stream is not None:
             self._stream.synchronize()
 
 
 class Device:
-    """A device of this host. Its context and memory are created at the first use.
+    """A device of this host. Its first use creates its context and memory.
 
-    Once it has failed, every later call fails, and ``failure`` says why; *on_failure* is called once, then.
+    After a failure, every later call fails, and ``failure`` says why; the device then calls *on_failure*, once.
     """
 
     def __init__(self, info: DeviceInfo, on_failure: Callable[[], None]) -> None:
@@ -133,7 +133,7 @@ class Device:
             call.cancel()
 
     def fail(self, reason: str) -> None:
-        """Mark the device as failed, for good."""
+        """Mark the device as failed, until the server ends."""
         if self.failure is None:
             self.failure = f"{reason}: check `nvidia-smi`, then run `mountctl restart`"
             log.error("device %s has failed: %s", self.uuid, self.failure)
@@ -165,7 +165,7 @@ class Device:
         await self.run(clear, memory.address, memory.size)
 
     async def free(self, memory: DeviceMemory) -> None:
-        """Free memory after all copies to it; on a failed device, do nothing."""
+        """Free memory after all copies to it; on a failed device, only log."""
         try:
             await self.run(self._free, memory)
         except (DeviceError, CudaError) as error:

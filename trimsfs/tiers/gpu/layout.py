@@ -1,4 +1,4 @@
-"""Lays out the tensors of a file in a device's memory, and the batches in which they are copied. Pure logic."""
+"""Lays out a file's tensors in a device's memory, in batches for copying. Pure logic."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import NamedTuple
 from trimsfs.formats.table import Tensor, TensorTable
 
 ALIGNMENT = 256
-"""Bytes: the alignment of CUDA's own allocations, which its libraries' kernels expect."""
+"""Bytes: the alignment of CUDA's allocations, which kernels of its libraries expect."""
 MOST_PARTS = 1000
-"""Parts of a run: one system call accepts 1024 buffers."""
+"""The most parts of a run: one system call accepts 1024 buffers."""
 
 
 class Part(NamedTuple):
@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Parts that follow each other in the file without a gap."""
+    """Parts that are contiguous in the file."""
 
     parts: tuple[Part, ...]
 
@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The bytes ``[offset, offset + length)`` of the copy, copied to the device at once."""
+    """The bytes ``[offset, offset + length)`` of the copy, which one transfer copies to the device."""
 
     offset: int
     length: int
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The contents of a copy: ``nbytes`` bytes. ``format`` is the file's, None for an image of a file without one.
+    """The contents of a copy: ``nbytes`` bytes. ``format`` is the file's, or None for the image of an unknown format.
 
     The offsets of ``tensors`` are in the copy. ``parts``, in order of offset, map the copy to the file.
     """
@@ -78,8 +78,8 @@ class Layout:
 def lay_out(table: TensorTable | None, size: int) -> Layout:
     """The layout of a file of *size* bytes: its tensors in file order or, without a *table*, its image.
 
-    Tensors in other files are left out. Each tensor begins at a multiple of ALIGNMENT. Tensors that overlap in the file
-    overlap in the copy in the same way.
+    It leaves out tensors in other files. Each tensor begins at a multiple of ALIGNMENT, unless it overlaps another:
+    then both overlap in the copy as in the file.
     """
     if table is None:
         return Layout(format=None, tensors=(), parts=(Part(0, 0, size),) if size else (), nbytes=size)

@@ -18,10 +18,10 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 GRANULARITY = 2 << 20
-"""Bytes that a device allocates at a time."""
+"""Bytes: a device allocates multiples of it."""
 FREE_CHECKS, FREE_INTERVAL_S = 25, 0.02
 LOAD_RATE = 1e10
-"""Bytes a second: the estimated rate of loading a copy again."""
+"""Bytes a second: the estimated rate of reloading a copy of unknown load time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class CopyKey:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Copy:
-    """A copy of a file, or of some of its tensors, on a device, by its UUID.
+    """A copy of a file, or of some of its tensors, on the device with UUID ``device``.
 
     ``done`` is set once it is loaded, or loading failed with ``error``. ``memory`` is None before, and again once it is
     ``gone``. Either ``descriptor`` or ``handle`` shares the memory. ``checked_by`` counts the comparisons under way.
@@ -84,17 +84,17 @@ class Copy:
 
     @property
     def unwanted(self) -> bool:
-        """Whether nobody waits for it, and no keeper holds it."""
+        """Whether nobody leases or compares it, and the keeper does not hold it."""
         return not (self.leases or self.checked_by or self.number)
 
     @property
     def in_use(self) -> bool:
-        """Whether it must stay: it is leased, being compared, or loading."""
+        """Whether it must stay, because it is leased, being compared or loading."""
         return bool(self.leases or self.checked_by or not self.done.is_set())
 
     @property
     def ready(self) -> bool:
-        """Whether it can be leased."""
+        """Whether its memory is loaded and usable."""
         return self.done.is_set() and self.error is None and not self.gone
 
 
@@ -114,11 +114,11 @@ class Counts:
 class Pool:
     """The copies on a device: at most *budget* bytes, with *headroom* left for other programs.
 
-    A copy that is leased, being compared, loading or pinned is never evicted. *before_free* is called before a copy's
-    memory is freed, so that the keeper releases it too.
+    The pool never evicts a copy that is leased, being compared, loading or pinned. It calls *before_free* before it
+    frees a copy's memory, so that the keeper releases the memory too.
 
-    Invariants: ``_all`` contains every copy until its memory is freed. ``_used`` counts a copy from the moment that its
-    memory is reserved until then. A copy that has left ``_copies`` is leased to nobody again.
+    Invariants: ``_all`` contains every copy until its memory is freed. ``_used`` counts a copy's bytes from their
+    reservation until then. A copy that has left ``_copies`` gets no new lease.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class Pool:
             raise await self._full(copy)
 
     async def _abandon_unwanted(self, copy: Copy) -> bool:
-        """Cancel loads that nobody waits for; returns whether there were any."""
+        """Cancel other loads that nobody waits for; returns whether there were any."""
         unwanted = [one for one in self._all if one is not copy and not one.done.is_set() and one.unwanted]
         for one in unwanted:
             self.abandon(one)
@@ -270,17 +270,17 @@ class Pool:
             f"{copy.generation.key}: no room for {_mb(copy.size)} on {self.device.uuid}: {_mb(free)} are free, and "
             f"--gpu-headroom keeps {_mb(self._headroom)}; copies take {_mb(self._used)} of the "
             f"{_mb(self.budget)} of --gpu-memory, {_mb(in_use)} of them in use: end programs that use "
-            "them (`trimsfs status --gpu` names them)"
+            "copies (`trimsfs status --gpu` names them)"
         )
 
     async def tidy(self) -> None:
-        """With the policy eager, evict all idle copies."""
+        """Evict all idle copies, if the policy is eager."""
         if self._policy is eager:
             async with self._lock:
                 await self._evict(await self._victims(1))
 
     async def drop(self, copy: Copy) -> bool:
-        """Evict a copy; False when it is in use."""
+        """Evict a copy; returns False if it is in use."""
         async with self._lock:
             if not self.serves(copy):
                 return True
@@ -290,7 +290,7 @@ class Pool:
         return True
 
     def serves(self, copy: Copy) -> bool:
-        """Whether a copy can still be leased."""
+        """Whether the pool still leases a copy."""
         return self._copies.get(copy.key) is copy
 
     def forget(self, copy: Copy) -> None:
@@ -299,7 +299,7 @@ class Pool:
             del self._copies[copy.key]
 
     async def discard(self, copy: Copy) -> None:
-        """Free the memory of a copy that nobody uses."""
+        """Stop leasing a copy, and free its memory; nobody may use it."""
         self.forget(copy)
         self._all.discard(copy)
         copy.gone = True

@@ -23,24 +23,24 @@ PARTS_AT_ONCE = 64
 
 
 class CopySource(Protocol):
-    """The file that a copy is made of."""
+    """The source of a copy's bytes: a file."""
 
     async def bytes_of(self, start: int, stop: int) -> Buffer | None:
-        """Wait until the bytes ``[start, stop)`` are local and checked; None when they are in the file.
+        """Wait until the bytes ``[start, stop)`` are local and checked; None if they are in the file.
 
         Raises StoreError.
         """
 
     def fileno(self) -> int:
-        """The descriptor of the file that `bytes_of` refers to."""
+        """The descriptor of the file."""
 
     @property
     def registrable(self) -> int:
-        """The size of the file if it is complete and in memory that the driver may register; else 0."""
+        """The file's size if it is complete and in memory that the driver may register; else 0."""
 
 
 async def fill(device: Device, address: int, layout: Layout, source: CopySource) -> None:
-    """Copy the contents of a layout to the memory at *address* while they arrive, several batches at once.
+    """Copy the contents of a layout to device memory at *address* while they arrive, several batches at once.
 
     Raises StoreError, DeviceError, and OSError when the file cannot be read.
     """
@@ -68,7 +68,7 @@ async def fill(device: Device, address: int, layout: Layout, source: CopySource)
 
 
 async def differs(device: Device, address: int, layout: Layout, source: CopySource) -> int | None:
-    """The first offset at which a copy differs from its file; None when all bytes are equal.
+    """The first offset at which a copy differs from its file; None if all bytes are equal.
 
     Raises as `fill`.
     """
@@ -84,7 +84,7 @@ async def differs(device: Device, address: int, layout: Layout, source: CopySour
 
 
 def _first_difference(left: memoryview, right: memoryview) -> int:
-    """The first offset at which two unequal buffers of one length differ."""
+    """The first offset at which two unequal buffers of equal length differ."""
     low, high = 0, len(left)
     while high - low > 1:
         middle = (low + high) // 2
@@ -115,7 +115,7 @@ def _view_of(view: memoryview, batch: Batch, part: Part) -> memoryview:
 
 
 def _read_fully(descriptor: int, views: Sequence[memoryview], offset: int) -> None:
-    """Read a file from an offset on into views, in their order. Raises OSError."""
+    """Fill views, in order, with a file's bytes from *offset* on. Raises OSError."""
     left = list(views)
     while left:
         count = os.preadv(descriptor, left, offset)
