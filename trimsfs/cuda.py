@@ -1,9 +1,9 @@
 """Wraps the CUDA driver API for the server and for programs that map its copies.
 
-Only this module imports cuda-bindings. It loads no runtime library and no framework, and initialises the driver only at
-the first call of `devices`, because an initialised driver does not survive a fork. Addresses are device addresses,
-unless their name says host; sizes are in bytes. Everything but `load_driver` and `devices` needs a device's context to
-be current in the calling thread: see `Context`. Failures of the driver raise `CudaError`.
+Only this module imports cuda-bindings. It loads no runtime library and no framework. Only `devices` initialises the
+driver, because an initialised driver does not survive a fork. Addresses are device addresses, unless their name says
+host; sizes are in bytes. Everything but `load_driver` and `devices` needs a device's context to be current in the
+calling thread: see `Context`. Failures of the driver raise `CudaError`.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """The client library: opens model files in a user's process, and returns their tensors without a copy.
 
-It runs without server code, and opens files on a mount or anywhere else.
+It imports no server code, and files need not be on a mount.
 
 ::
 

@@ -84,7 +84,7 @@ class DeviceModel:
         return self._all(frameworks.cupy)
 
     def jax(self) -> "dict[str, JaxArray]":
-        """All tensors as JAX arrays, by name. Raises TypeError for types of less than a byte, and what JAX raises."""
+        """All tensors as JAX arrays, by name. Raises TypeError for types of less than a byte, and JAX's errors."""
         return self._all(frameworks.jax)
 
     def numba(self) -> "dict[str, NumbaArray]":

@@ -97,7 +97,7 @@ def _release(lease: Lease, memory: cuda.DeviceMemory, ordinal: int) -> None:
         with _context(ordinal):
             cuda.synchronize()  # work that the program has queued may still read the memory
             memory.close()
-    except cuda.CudaError as error:  # what may still be mapped must stay leased until the process ends
+    except cuda.CudaError as error:  # memory that may still be mapped must stay leased
         log.warning("a model stays in the memory of cuda:%d until this process ends: %s", ordinal, error)
         return
     lease.close()

@@ -28,8 +28,8 @@ RECORD = np.dtype(
         ("unused", np.uint16),
     ]
 )
-"""An array to make, as in ``_params.c``: the addresses of its bytes and of its shape (int64), its type as DLPack's code
-and bits, and the offset of its name in the file. Once arrays are made, only ``data`` and ``nbytes`` are valid."""
+"""An array to make, as in ``_params.c``. ``data`` and ``shape`` (int64) are addresses, ``code`` and ``bits`` DLPack's
+type, ``name`` an offset in the file. Once arrays are made, only ``data`` and ``nbytes`` are valid."""
 Records = np.ndarray[Any, np.dtype[np.void]]
 
 _KINDS = {

@@ -135,7 +135,7 @@ def _best_match(arrays: Mapping[str, Any]) -> _Match | None:
         address = _address(array) if nbytes >= LEAST else 0
         for mapped_file in list(mapped_files.files):
             here = mapped_file.start <= address < mapped_file.start + mapped_file.status.st_size
-            if here and mapped_file.mapping() is not None:  # else another file may be mapped there by now
+            if here and mapped_file.mapping() is not None:  # else the addresses may now belong to another mapping
                 tensor = Tensor(name, dtype.name, array.shape, address - mapped_file.start, nbytes)
                 found.setdefault(mapped_file, {})[name] = tensor
     if found:

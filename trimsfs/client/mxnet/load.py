@@ -63,7 +63,7 @@ def install() -> None:
 def _wrap_load(original: Callable[[str], Any]) -> Callable[[str], Any]:
     @functools.wraps(original)
     def load(fname: str) -> Any:
-        legacy = not is_np_array() and not is_np_shape()  # with NumPy's shapes, MXNet decides what a file gives
+        legacy = not is_np_array() and not is_np_shape()  # NumPy semantics change the arrays that MXNet makes
         if not legacy:
             log.debug("%s: not mapped: MXNet runs with NumPy semantics", fname)
         found = _load_mapped(fname) if legacy and isinstance(fname, str) else None
