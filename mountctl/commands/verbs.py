@@ -187,7 +187,10 @@ def _down(mount: NamedMount, options: list[str]) -> int:
 @_mounts_directory
 @_reported
 def restart(name: str, directory: Path) -> None:
-    """Replace the server of NAME, with the same options. Readers wait for some milliseconds."""
+    """Replace the server, with the same options.
+
+    Readers wait for some milliseconds.
+    """
     _replace(find_mount(name, directory), {"do": "replace"})
 
 
@@ -196,10 +199,10 @@ def restart(name: str, directory: Path) -> None:
 @_mounts_directory
 @_reported
 def upgrade(name: str, directory: Path) -> None:
-    """Replace the server of NAME by one of the installed version, with the options that are declared now.
+    """Replace the server by one of the installed version.
 
-    The new server starts beside the old one and takes over, while readers wait for some milliseconds. If it does not
-    start, the old one keeps serving.
+    It has the options that are declared now. The new server starts beside the old one and takes over, while readers
+    wait for some milliseconds. If it does not start, the old one keeps serving.
     """
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
@@ -224,7 +227,9 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
 @_mounts_directory
 @_reported
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
-    """Show NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
+    """Show whether mounts are served.
+
+    Shows NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
 
     Exit code 1 if one of them is served without a keeper, 10 if one is not being served, 11 if another user's mount
     does not let you see. What only keepers know, such as how a server ended, they tell root and the user who mounted.
@@ -323,7 +328,9 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
 @_mounts_directory
 @_reported
 def recover(name: str, directory: Path) -> None:
-    """Give NAME a keeper again after its own was killed, without unmounting: what is open stays open.
+    """Replace the killed keeper of a mount.
+
+    The mount stays, and open files stay open.
 
     The new keeper takes the mount over from the server that is left, and replaces it; readers wait for some tens of
     milliseconds. Exit codes: 0 done, 1 it cannot be taken over or its keeper is alive, 10 no server is left.
@@ -348,7 +355,9 @@ def recover(name: str, directory: Path) -> None:
 @_mounts_directory
 @_reported
 def abort(name: str, directory: Path) -> None:
-    """Abort the FUSE connection of NAME: processes that wait for it get an error at once, and the keeper unmounts it.
+    """Abort the connection of a mount to the kernel.
+
+    Processes that wait for it get an error at once, and the keeper unmounts it.
 
     The last resort for a server that does not answer. Exit codes: 0 done, 10 no trimsfs mount there, 11 not allowed.
     """

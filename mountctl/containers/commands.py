@@ -98,7 +98,9 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
 )
 @_reported
 def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: str, timeout_s: float) -> None:
-    """Write a CDI spec, so that engines start containers with models of MOUNTPOINT as devices.
+    """Write a CDI spec of the models of a mount.
+
+    Engines then start containers with models of MOUNTPOINT as devices.
 
     Each model is a device. Device `all` is the whole mount; device `gpu` is the socket of GPU clients, if there is one.
     If this host has only one mount, MOUNTPOINT may be left out. Run the command again when the store has new models.
@@ -125,7 +127,9 @@ def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: st
 @click.command("oci-hook")
 @_reported
 def oci_hook() -> None:
-    """Mount the models that a container's annotations request; OCI runtimes run this at stage createRuntime.
+    """Mount models that annotations request (OCI hook).
+
+    OCI runtimes run this at stage createRuntime.
 
     Reads the container's state on standard input. dev.trimsfs.models lists models, as `resnet50,bert=/opt/bert`.
     dev.trimsfs.mount is the mount point; it is needed if there are several mounts. dev.trimsfs.gpu=true requests the
@@ -143,7 +147,9 @@ def oci_hook() -> None:
 @click.argument("directory", type=Path)
 @_reported
 def share(directory: Path) -> None:
-    """Share DIRECTORY: containers that bind it with rslave see later mounts below it.
+    """Share a directory of mounts with containers.
+
+    Containers that bind DIRECTORY with rslave see later mounts below it.
 
     The sharing ends when the host restarts. DIRECTORY must hold only mount points.
     """

@@ -25,7 +25,9 @@ NODE_ID_LIMIT = 256
 )
 @click.option("--tenants", type=Path, help="TOML file: which namespaces may use which models.  [default: no limits]")
 def csi(endpoint: str, node_id: str, mounts_dir: Path, tenants: Path | None) -> None:
-    """Serve a CSI driver: pods get models of this node's mounts as read-only inline volumes.
+    """Serve a CSI driver for Kubernetes.
+
+    Pods get models of this node's mounts as read-only inline volumes.
 
     Runs as root until SIGTERM; volumes stay mounted then. Exit codes: 0 ended, 1 cannot serve the socket, 2 invalid
     option.

@@ -57,7 +57,9 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a l
 @_as_json
 @reported
 def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, quiet: bool, as_json: bool) -> None:
-    """Fetch models before they are needed; a directory means all files below it, for a GPU only the models.
+    """Fetch models before they are needed.
+
+    A directory means all files below it, for a GPU only the models.
 
     Ctrl-C ends the fetch, unless somebody else wants it.
     """
@@ -72,7 +74,9 @@ def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, 
 @_as_json
 @reported
 def pin(paths: tuple[Path, ...], best_effort: bool, background: bool, quiet: bool, as_json: bool) -> None:
-    """Fetch models to disk, lock them in memory and never evict them, until `trimsfs unpin`.
+    """Fetch models and keep them in memory and on disk.
+
+    They are locked in memory and not evicted until `trimsfs unpin`.
 
     Models that the host does not let the server lock are pinned on disk alone; the exit code is 9 then.
     """
@@ -94,7 +98,10 @@ def unpin(paths: tuple[Path, ...], as_json: bool) -> None:
 @_as_json
 @reported
 def evict(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Remove models from the disk tier and from GPUs; refuses those that are open, pinned or in use."""
+    """Remove local copies of models, on disk and on GPUs.
+
+    Models that are open, pinned or in use stay, and the exit code is 12.
+    """
     _give(lambda _: "evict", paths, _Manner("evicting", "evicted", bar=False, as_json=as_json))
 
 
@@ -111,7 +118,9 @@ def evict(paths: tuple[Path, ...], as_json: bool) -> None:
 @_as_json
 @reported
 def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> None:
-    """Check local copies of models; a directory means all files below it.
+    """Check local copies of models, and repair them.
+
+    A directory means all files below it.
 
     In the cache, trimsfs compares every chunk with its checksum and complete models with the store's digest, and
     refetches what differs. On GPUs, it compares copies with the files, byte by byte; a copy that differs is leased to

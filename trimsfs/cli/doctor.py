@@ -48,7 +48,9 @@ class _Advice(Exception):  # noqa: N818 - not an error
 @reported
 @mount_options
 def doctor(options: MountOptions, as_json: bool) -> None:
-    """Check this host, the cache directory and the store; takes the options that `trimsfs mount` would get.
+    """Check this host, the cache directory and the store.
+
+    Takes the options that `trimsfs mount` would get.
 
     Prints a line for each check: ok, a note on what could be better, or FAIL. Exits 1 when one failed.
     """

@@ -30,7 +30,7 @@ class _ListedByDefault(click.Group):
 
 @click.group(cls=_ListedByDefault, subcommand_metavar="[PATH] | list [PATH] | cancel ID...")
 def jobs() -> None:
-    """List the jobs of `warm --background` and `pin --background`, or cancel one.
+    """List or cancel background jobs.
 
     A job goes on when its server is restarted, and waits while the store does not answer. Those that have ended stay
     listed for a while.

@@ -59,10 +59,10 @@ class _Row:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: bool) -> None:
-    """List the models below PATH (default: of all mounts): sizes, what is on disk, in memory and on GPUs, and how many
-    files are open or pinned.
+    """List models: sizes, tiers, open and pinned files.
 
-    Each directory in PATH is one model, with all that is below it.
+    Lists the models below PATH, or of all mounts, with what is on disk, in memory and on GPUs. Each directory in PATH
+    is one model, with all that is below it.
     """
     rows: dict[str, _Row] = {}
     has_device = False

@@ -56,7 +56,7 @@ class _SourceFirst(click.Command):
 @reported
 @mount_options
 def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
-    """Mount STORE, a store of models, at MOUNTPOINT, an empty directory.
+    """Mount a store of models at an empty directory.
 
     A mount point that does not exist is made in a directory that does. Returns when the mount answers. All but
     --foreground can also be lines of the configuration file (with _ for -) or an environment variable, TRIMSFS_STORE

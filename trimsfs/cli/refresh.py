@@ -16,7 +16,9 @@ from trimsfs.errors import NoSuchEntryError
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def refresh(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Ask the store about PATH, and all below it, at the next use: what was just uploaded or deleted is seen at once.
+    """Show what was just uploaded or deleted.
+
+    The server asks the store about PATH, and all below it, at the next use.
 
     Of a PATH that is not known, the directory is asked for. Nothing that is cached is lost, and while the store does
     not answer, what it said last goes on to count.

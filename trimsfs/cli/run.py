@@ -18,11 +18,11 @@ STARTUP = Path(trimsfs.client.__file__).with_name("startup")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @reported
 def run(command: tuple[str, ...], *, verbose: bool) -> None:
-    """Run COMMAND, a Python program or a program that starts one, with models from mounts loaded without a copy.
+    """Run a program whose MXNet maps models.
 
     MXNet's own loaders then map files that lie on a mount instead of reading them; nothing else changes. This includes
     all Python programs that COMMAND starts, unless they ignore PYTHONPATH, as `python -E` and `python -I` do.
-    `trimsfs run -- python app.py`.
+    Example: `trimsfs run -- python app.py`.
     """
     places = [str(STARTUP), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}

@@ -27,7 +27,9 @@ DEGRADED, NOT_ANSWERING = 1, 2
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
-    """Show the mounts of this host, or the one that MOUNTPOINT lies on.
+    """Show whether mounts are well.
+
+    Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
     Exits 0 when all is well, 1 when a mount serves without its keeper, its store, its cache or a GPU, 2 when one does
     not answer.

@@ -35,7 +35,7 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 )
 @reported
 def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
-    """Unmount MOUNTPOINT; returns when its server has ended and its cache directory is free.
+    """Unmount MOUNTPOINT and end its server.
 
     A mount that something still uses stays, exit code 12; the message names the processes, mounts and containers.
     """
