@@ -25,7 +25,7 @@ RATE = 8 * MIB
 """Bytes a second of each connection: a chunk takes a second."""
 DEADLINE_S = 4
 LARGE, SMALL = "large", "model/small"
-SIZES = {LARGE: 4 << 30, SMALL: 24 * MIB}
+SIZES = {LARGE: 4 << 30, SMALL: 48 * MIB}
 
 
 @dataclass(frozen=True, slots=True)
