@@ -159,7 +159,7 @@ def test_the_next_server_goes_on_with_jobs_and_commands(slow: Slow) -> None:
         wait_until(lambda: slow.state(number) == "done")
         told, failed = process.communicate(timeout=10)
     assert (process.returncode, failed) == (0, "")
-    assert told == f"{slow.path('model')}: warmed 1 file, 25.2 MB\n"
+    assert told == f"{slow.path('model')}: warmed 1 file, 50.3 MB\n"
     assert slow.mount.info(SMALL)["residency"]["disk"] == SIZES[SMALL]
 
 
