@@ -5,6 +5,7 @@
 #   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, rclone, JuiceFS and s3fs
+#   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 # And on a host with an NVIDIA GPU and its driver:
 #   make bench-gpu   measures models on the GPU beside plain copies and other loaders
@@ -18,6 +19,7 @@ HAS_MXNET := $(shell $(PYTHON) -c 'import sys; print("yes" if sys.version_info <
 MAIN := .venv
 MXNET := .venv-mxnet
 FRAMEWORKS := .venv-frameworks
+ENGINES := .venv-engines
 HEAVY := .venv-heavy
 GPU := .venv-gpu
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
@@ -32,7 +34,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit bench bench-gpu eval card lint protocol clean apt-main apt-test apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint protocol clean apt-main apt-test apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -54,6 +56,10 @@ model: apt-test $(MAIN)/ready-dev
 
 soak: apt-test $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m tests.reliability.soak $(ARGS)
+
+engines: apt-main $(MAIN)/ready-bench $(MAIN)/ready-dev $(FRAMEWORKS)/ready $(ENGINES)/ready \
+		$(HEAVY)/ready $(if $(HAS_MXNET),$(MXNET)/ready)
+	$(MAIN)/bin/python -m tests.engines $(ARGS)
 
 bench: apt-bench $(MAIN)/ready-bench $(FRAMEWORKS)/ready $(if $(HAS_MXNET),$(MXNET)/ready)
 	$(MAIN)/bin/python -m tests.benchmarks $(ARGS)
@@ -91,6 +97,9 @@ apt-main:
 
 apt-test: apt-main
 	$(if $(call missing,$(APT_TEST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_TEST)))
+
+apt-engines: apt-main
+	$(if $(shell command -v npm),,$(APT_GET) update && $(APT_GET) install -y --no-install-recommends npm)
 
 apt-bench: apt-main
 	$(if $(call missing,$(APT_BENCH)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_BENCH)))
@@ -132,10 +141,16 @@ $(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt | apt-main
 	$(FRAMEWORKS)/bin/pip install -q -r $<
 	touch $@
 
+$(ENGINES)/ready: tests/engines/requirements-engines.txt | apt-engines
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/pip install -q -r $<
+	npm install --silent --no-fund --no-audit --prefix $(ENGINES)/node 'node-llama-cpp@^3'
+	touch $@
+
 $(HEAVY)/ready: tests/frameworks/requirements-heavy.txt | apt-main
 	$(PYTHON) -m venv $(HEAVY)
 	$(HEAVY)/bin/pip install -q -r $<
 	touch $@
 
 clean:
-	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(HEAVY) $(GPU) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(ENGINES) $(HEAVY) $(GPU) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

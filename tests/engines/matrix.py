@@ -1,0 +1,185 @@
+"""Have engines load their models from local files and from a mount, and compare."""
+
+import json
+import select
+import statistics
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.engines.engines import REPOSITORY, Engine, builder, command
+from tests.services import S3Server
+from tests.support.mounts import MountedStore, mounted, trimsfs
+
+BUCKET = "engines"
+BUILD_S, LOAD_S = 600, 240
+REPEATED = 3
+SHARERS = 2
+
+
+class EngineError(Exception):
+    """A program failed or took too long; the message is the end of what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one engine. Times in seconds, of load and first use; *mapped* and *copied* in bytes, of each of two
+    processes at once; *size* is that of the files it loads."""
+
+    engine: str
+    size: int
+    local_s: float
+    cold_s: float
+    warm_s: float
+    mapped: int
+    copied: int
+    equal: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+class Program:
+    """An engine's program that waits for a path; it is killed when the context ends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._process = subprocess.Popen(
+            command(engine, "load", engine.way),
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Program":
+        assert self._line() == "ready"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=LOAD_S)
+
+    def ask(self, word: str | Path = "") -> dict[str, Any]:
+        """Give it a line; what it answers. Raises EngineError."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._line())
+        return answer
+
+    def _line(self) -> str:
+        """The next line that is the program's own: libraries print, too."""
+        assert self._process.stdout is not None
+        while True:
+            if not select.select([self._process.stdout], [], [], LOAD_S)[0]:
+                raise EngineError(f"{self._engine.name}: no answer within {LOAD_S} s")
+            line = self._process.stdout.readline()
+            if not line:
+                assert self._process.stderr is not None
+                words = self._process.stderr.read().strip().splitlines()
+                raise EngineError(f"{self._engine.name}: {words[-1] if words else 'ended'}")
+            if line.startswith("{") or line.strip() == "ready":
+                return line.strip()
+
+
+@dataclass(slots=True)
+class Matrix:
+    """Models in a directory and in a bucket of a server, and a mount of that; *divide* makes them so much smaller, and
+    each load but the cold one is *repeated*."""
+
+    local: Path
+    server: S3Server
+    mount: MountedStore
+    divide: int = 1
+    repeated: int = REPEATED
+    _built: set[str] = field(default_factory=set)
+
+    def row(self, engine: Engine) -> Row:
+        """Load the model of one engine in each way. Raises EngineError."""
+        directory = self._model(engine)
+        local = self._loads(engine, directory, self.repeated)
+        on_mount = self.mount.path / engine.program
+        done = trimsfs("evict", on_mount)
+        assert done.returncode == 0, done.stderr
+        cold = self._loads(engine, on_mount, 1)
+        warm = self._loads(engine, on_mount, self.repeated)
+        outputs = {each["digest"] for each in (*local, *cold, *warm)}
+        memory = self._memory(engine, on_mount)
+        return Row(
+            engine=engine.name,
+            size=cold[0]["size"],
+            local_s=_typical(local),
+            cold_s=_typical(cold),
+            warm_s=_typical(warm),
+            mapped=min(each["mapped"] for each in memory),
+            copied=min(each["copied"] for each in memory),
+            equal=len(outputs) == 1,
+        )
+
+    def _loads(self, engine: Engine, directory: Path, count: int) -> list[dict[str, Any]]:
+        outcomes = []
+        for _ in range(count):
+            with Program(engine) as program:
+                outcomes.append(program.ask(directory))
+        return outcomes
+
+    def _memory(self, engine: Engine, directory: Path) -> list[dict[str, Any]]:
+        """What processes map and have copied, while all of them hold the model."""
+        with ExitStack() as stack:
+            programs = [stack.enter_context(Program(engine)) for _ in range(SHARERS)]
+            for program in programs:
+                program.ask(directory)
+            return [program.ask() for program in programs]
+
+    def _model(self, engine: Engine) -> Path:
+        """The local directory of a program's models, which it builds, and which then is in the bucket."""
+        directory = self.local / engine.program
+        if engine.program not in self._built:
+            if not directory.exists():
+                staged = directory.with_suffix(".staged")
+                done = subprocess.run(
+                    command(builder(engine), "build", staged, f"--divide={self.divide}"),
+                    cwd=REPOSITORY,
+                    capture_output=True,
+                    text=True,
+                    timeout=BUILD_S,
+                    check=False,
+                )
+                if done.returncode != 0:
+                    raise EngineError(f"{engine.name}: {done.stderr.strip().splitlines()[-1]}")
+                staged.rename(directory)
+            _upload(self.server, self.local, directory)
+            self._built.add(engine.program)
+        return directory
+
+
+@contextmanager
+def matrix(server: S3Server, directory: Path, *, divide: int = 1, repeated: int = REPEATED) -> Iterator[Matrix]:
+    """A mount of a bucket for engines; local models are beside it."""
+    local = directory / "local"
+    local.mkdir(parents=True, exist_ok=True)
+    with closing(server.client()) as client:
+        client.create_bucket(Bucket=BUCKET)
+    options = ("--endpoint-url", server.endpoint_url, "--allow-empty", "--metadata-ttl", "1")
+    with mounted(f"s3://{BUCKET}", directory, *options, environment=server.environment()) as mount:
+        yield Matrix(local, server, mount, divide, repeated)
+
+
+def _upload(server: S3Server, root: Path, directory: Path) -> None:
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    with closing(server.client()) as client, ThreadPoolExecutor(4) as pool:
+        keys = [str(path.relative_to(root)) for path in files]
+        list(pool.map(client.upload_file, map(str, files), [BUCKET] * len(files), keys))
+
+
+def _typical(outcomes: Sequence[dict[str, Any]]) -> float:
+    """The median, without the first of several: it brings the library's own files into memory."""
+    outcomes = outcomes[1:] or outcomes
+    return statistics.median(float(each["load_s"]) for each in outcomes)

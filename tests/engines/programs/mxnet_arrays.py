@@ -1,0 +1,33 @@
+"""MXNet: arrays of a ``.params`` file."""
+
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+
+from tests.engines.programs.common import floats, main
+
+WIDTH, LAYERS = 2048, 6
+
+
+def build(directory: Path, divide: int) -> None:
+    """Random weights."""
+    random = np.random.default_rng(0)
+    weights = {
+        f"layer{layer}": mx.nd.array(random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 45)
+        for layer in range(max(1, LAYERS // divide))
+    }
+    mx.nd.save(str(directory / "network.params"), weights)
+
+
+def load(directory: Path) -> tuple[object, bytes]:
+    """The arrays, and their products."""
+    weights = mx.nd.load(str(directory / "network.params"))
+    data = mx.nd.ones((1, WIDTH))
+    for name in sorted(weights):
+        data = mx.nd.relu(mx.nd.dot(data, weights[name]))
+    return weights, floats(data.asnumpy()[0, :64].tolist())
+
+
+if __name__ == "__main__":
+    main(build, {"nd-load": ("*.params", load)})
