@@ -136,7 +136,8 @@ async def inspect(cache: Path, said: list[str]) -> None:
         pinned = {"b": "pinned b" in said and "unpinned b" not in said, "d": "pinned d" in said}
         residencies = {here.generation.key: here for here in await server.disk.residencies()}
         for key, wanted in pinned.items():
-            assert not wanted or (key in residencies and residencies[key].pinned), f"{key} is not pinned any more"
+            here = residencies.get(key)
+            assert not wanted or (here is not None and here.pinned), f"{key} is not pinned any more: {here}"
         await settled(server, cache)
         await right(server, *CONTENTS)
         await right(server, *reversed(CONTENTS))
