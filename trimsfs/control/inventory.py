@@ -8,15 +8,14 @@ import trio
 
 from trimsfs.control.handle import as_json
 from trimsfs.errors import InvalidRequestError, StoreAccessError
-from trimsfs.namespace.listing import Entry, NonObject
+from trimsfs.namespace.listing import SLICE, Entry, NonObject
 from trimsfs.types import Generation
-
-SLICE = 250
-"""Most files in a line: other requests wait while it is made."""
 
 
 class Inventory:
     """Lines of JSON, for each directory one or more: its ``path``, ``files`` with their sizes, and what is ``here``.
+
+    A line has SLICE files at most.
 
     They are made from listings while they are read, and the kernel has to know none of the names. *here* tells what is
     here of a file; directories that are not *listable*, or that the store may not list, are left out.

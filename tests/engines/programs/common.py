@@ -5,8 +5,11 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+WIDTH, LAYERS = 2048, 6
 
 Load = Callable[[Path], "tuple[object, bytes]"]
 """Loads what lies in a directory and uses it; what must stay alive meanwhile, and the bytes of the output."""
@@ -70,6 +73,15 @@ def mapped_kib(directory: Path) -> int:
         elif inside and words[0] == "Anonymous:":
             total -= int(words[1])
     return total
+
+
+def matrices(divide: int) -> Iterator[Any]:
+    """Random square matrices of float32, LAYERS of WIDTH, that keep the size of what they are multiplied with."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    for _ in range(max(1, LAYERS // divide)):
+        yield random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 45
 
 
 def floats(values: Sequence[float]) -> bytes:

@@ -3,20 +3,13 @@
 from pathlib import Path
 
 import mxnet as mx
-import numpy as np
 
-from tests.engines.programs.common import floats, main
-
-WIDTH, LAYERS = 2048, 6
+from tests.engines.programs.common import WIDTH, floats, main, matrices
 
 
 def build(directory: Path, divide: int) -> None:
     """Random weights."""
-    random = np.random.default_rng(0)
-    weights = {
-        f"layer{layer}": mx.nd.array(random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 45)
-        for layer in range(max(1, LAYERS // divide))
-    }
+    weights = {f"layer{layer}": mx.nd.array(matrix) for layer, matrix in enumerate(matrices(divide))}
     mx.nd.save(str(directory / "network.params"), weights)
 
 

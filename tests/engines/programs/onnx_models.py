@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from tests.engines.programs.common import Way, floats, main
+from tests.engines.programs.common import WIDTH, Way, floats, main, matrices
 
 REAL = {
     "silero": ("silero_vad", "**/silero_vad.onnx"),
@@ -21,7 +21,6 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "silero": {"input": (1, 512), "state": (2, 1, 128), "sr": ()},
     "rapidocr": {"x": (1, 3, 48, 320)},
 }
-WIDTH, LAYERS = 2048, 6
 
 
 def build(directory: Path, divide: int) -> None:
@@ -32,7 +31,7 @@ def build(directory: Path, divide: int) -> None:
             continue  # an environment that has only some
         found = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
         shutil.copy(found[0], directory / f"{name}.onnx")
-    _large(directory, max(1, LAYERS // divide))
+    _large(directory, divide)
     if find_spec("openvino") is not None:
         import openvino
 
@@ -41,15 +40,12 @@ def build(directory: Path, divide: int) -> None:
         )
 
 
-def _large(directory: Path, layers: int) -> None:
+def _large(directory: Path, divide: int) -> None:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    random = np.random.default_rng(0)
-    weights = [
-        numpy_helper.from_array(random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 45, f"w{layer}")
-        for layer in range(layers)
-    ]
+    weights = [numpy_helper.from_array(matrix, f"w{layer}") for layer, matrix in enumerate(matrices(divide))]
+    layers = len(weights)
     nodes = [helper.make_node("MatMul", [f"x{layer}", f"w{layer}"], [f"x{layer + 1}"]) for layer in range(layers)]
     ends = [helper.make_tensor_value_info(f"x{layer}", TensorProto.FLOAT, [1, WIDTH]) for layer in (0, layers)]
     graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)

@@ -7,18 +7,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.engines.programs.common import floats, main
-
-WIDTH, LAYERS = 2048, 6
+from tests.engines.programs.common import WIDTH, floats, main, matrices
 
 
 def build(directory: Path, divide: int) -> None:
     """Random weights."""
-    random = np.random.default_rng(0)
-    weights = {
-        f"layer{layer}": jax.numpy.asarray(random.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 45)
-        for layer in range(max(1, LAYERS // divide))
-    }
+    weights = {f"layer{layer}": jax.numpy.asarray(matrix) for layer, matrix in enumerate(matrices(divide))}
     shutil.rmtree(directory)  # Orbax makes it
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.absolute(), weights)

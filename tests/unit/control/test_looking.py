@@ -16,8 +16,8 @@ from tests.unit.control.common import ATTRIBUTES, COMMANDS, IN_CONTROL_GROUP, RO
 from trimsfs import __version__
 from trimsfs.control import metrics
 from trimsfs.control.authorisation import Caller
-from trimsfs.control.inventory import SLICE
 from trimsfs.errors import NoSuchEntryError, NotPermittedError, StoreAccessError
+from trimsfs.namespace.listing import SLICE
 from trimsfs.options import AccessRule
 
 # Attributes
