@@ -24,14 +24,14 @@ from trimsfs.text import printable
 
 BACKGROUND = "background-"
 MOST_SERVERS = 6
-"""How many servers in a row are given a command: the keeper starts no more of those that end at once."""
+"""How many servers in a row get a command before it fails: the keeper gives up after as many crashes."""
 
 _paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path, shell_complete=complete_mounted)
 _background = click.option(
     "--background", is_flag=True, help="Return at once with the id of a job, which goes on: see `trimsfs jobs`."
 )
-_quiet = click.option("--quiet", is_flag=True, help="No progress bar, and no lines that tell of success.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a line for each step of the progress.")
+_quiet = click.option("--quiet", is_flag=True, help="Show no progress bar and no success lines.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: one line for each step.")
 
 
 @click.command()
@@ -42,7 +42,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a l
     metavar="disk|host|gpu[:UUID][.ipc]",
     default="host",
     show_default=True,
-    help="The tier: the cache directory, the host's memory as well, or a GPU, by UUID where there are several; "
+    help="Where to load models: disk (the cache directory), host (also memory) or a GPU, by UUID if there are several; "
     ".ipc for programs that open copies by CUDA IPC.",
 )
 @click.option(
@@ -50,7 +50,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a l
     "uid",
     type=click.IntRange(0, (1 << 32) - 2),
     metavar="N",
-    help="The user whose programs share the copy on the GPU. Default: the user who gives the command.",
+    help="The user whose programs share the copy on the GPU. Default: the user who runs the command.",
 )
 @_background
 @_quiet
@@ -59,16 +59,16 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: a l
 def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, quiet: bool, as_json: bool) -> None:
     """Fetch models before they are needed.
 
-    A directory means all files below it, for a GPU only the models.
+    A directory stands for all files below it; for a GPU, only for the models.
 
-    Ctrl-C ends the fetch, unless somebody else wants it.
+    Ctrl-C stops the fetch, unless another program also needs it.
     """
     _give(warming(tier, uid), paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
 
 
 @click.command()
 @_paths
-@click.option("--best-effort", is_flag=True, help="Exit 0 also when models are not locked in memory.")
+@click.option("--best-effort", is_flag=True, help="Exit 0 even if models cannot be locked in memory.")
 @_background
 @_quiet
 @_as_json
@@ -76,9 +76,9 @@ def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, 
 def pin(paths: tuple[Path, ...], best_effort: bool, background: bool, quiet: bool, as_json: bool) -> None:
     """Fetch models and keep them in memory and on disk.
 
-    They are locked in memory and not evicted until `trimsfs unpin`.
+    The server locks them in memory and does not evict them until `trimsfs unpin`.
 
-    Models that the host does not let the server lock are pinned on disk alone; the exit code is 9 then.
+    If the host forbids the lock, the server pins them on disk only, and the exit code is 9.
     """
     manner = _Manner("pinning", "pinned", quiet=quiet, as_json=as_json, best_effort=best_effort)
     _give(lambda _: "pin", paths, manner, background)
@@ -100,7 +100,7 @@ def unpin(paths: tuple[Path, ...], as_json: bool) -> None:
 def evict(paths: tuple[Path, ...], as_json: bool) -> None:
     """Remove local copies of models, on disk and on GPUs.
 
-    Models that are open, pinned or in use stay, and the exit code is 12.
+    Models that are open, pinned or in use stay; the exit code is then 12.
     """
     _give(lambda _: "evict", paths, _Manner("evicting", "evicted", bar=False, as_json=as_json))
 
@@ -112,7 +112,7 @@ def evict(paths: tuple[Path, ...], as_json: bool) -> None:
     type=click.Choice(["disk", "gpu"]),
     default="disk",
     show_default=True,
-    help="Which copies: those in the cache, or those on GPUs.",
+    help="Which copies to check: those in the cache (disk) or on GPUs.",
 )
 @_quiet
 @_as_json
@@ -120,11 +120,11 @@ def evict(paths: tuple[Path, ...], as_json: bool) -> None:
 def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> None:
     """Check local copies of models, and repair them.
 
-    A directory means all files below it.
+    A directory stands for all files below it.
 
     In the cache, trimsfs compares every chunk with its checksum and complete models with the store's digest, and
-    refetches what differs. On GPUs, it compares copies with the files, byte by byte; a copy that differs is leased to
-    no program again.
+    refetches what differs. On GPUs, it compares copies with the files byte by byte, and never again leases a copy
+    that differs.
     """
     manner = _Manner("verifying", "verified", quiet=quiet, as_json=as_json)
     _give(verifying if tier == "gpu" else lambda _: "verify", paths, manner)
@@ -132,7 +132,7 @@ def verify(paths: tuple[Path, ...], tier: str, quiet: bool, as_json: bool) -> No
 
 @dataclass(frozen=True, slots=True)
 class _Manner:
-    """How a command is told of: what it does, what it has done, and how much of that is shown."""
+    """How a command reports: its verb in the present and past tense, and what it shows."""
 
     doing: str
     done: str
@@ -143,7 +143,7 @@ class _Manner:
 
 
 def _give(naming: Naming, paths: tuple[Path, ...], manner: _Manner, background: bool = False) -> None:
-    """Give a command for each path, and exit with the code of the first failure after all."""
+    """Run a command for each path; after all of them, exit with the code of the first failure."""
     failures: list[tuple[str, str]] = []
     carry_out = _start_jobs if background else _carry_out
     files: dict[Path, Path] = {}
@@ -157,7 +157,7 @@ def _give(naming: Naming, paths: tuple[Path, ...], manner: _Manner, background: 
 
 
 def _failed(path: Path, error: TrimsError, manner: _Manner) -> tuple[str, str]:
-    """The error class and message of a command that could not be given."""
+    """Report a failed command as JSON if asked for; its error class and message."""
     kind = type(error).__name__
     if manner.as_json:
         click.echo(json.dumps({"path": str(path), "state": "failed", "error": str(error), "kind": kind}))
@@ -165,7 +165,7 @@ def _failed(path: Path, error: TrimsError, manner: _Manner) -> tuple[str, str]:
 
 
 def _start_jobs(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]]:
-    """Begin a job for each path; what has failed."""
+    """Start a job for each path; the failures."""
     failures = []
     for path, file in files.items():
         try:
@@ -177,7 +177,7 @@ def _start_jobs(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str
 
 
 def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]]:
-    """Give a command by each control file and wait for its end; what has failed."""
+    """Run the command of each control file to its end; the failures."""
     failures = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     waiting = TextColumn("{task.fields[waiting]}", markup=False, table_column=Column(no_wrap=True))
@@ -205,7 +205,7 @@ def _carry_out(files: dict[Path, Path], manner: _Manner) -> list[tuple[str, str]
 
 @dataclass(slots=True)
 class _Follower:
-    """Shows how far the command for a path has come."""
+    """Shows the progress of the command for a path."""
 
     path: Path
     manner: _Manner
@@ -214,12 +214,12 @@ class _Follower:
     _waiting: bool = field(default=False, init=False)
 
     def last_line(self, file: Path) -> dict[str, Any]:
-        """What the command has come to."""
+        """Show the progress of the command; its last line, which has the result."""
         line: dict[str, Any] = {"state": "running"}
         for line in _lines(file):
             if self.manner.as_json:
                 click.echo(json.dumps(line | {"path": str(self.path)}))
-            reason = line.get("waiting") or ""  # absent from a server of an earlier version
+            reason = line.get("waiting") or ""  # older servers do not send it
             self.progress.update(
                 self.task, completed=line["done_bytes"], total=line["total_bytes"] or None, waiting=printable(reason)
             )
@@ -231,7 +231,7 @@ class _Follower:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a command, which is given again to the next server when its own has ended."""
+    """The lines of a command. If its server ends, the command starts again on the next one."""
     for server in range(MOST_SERVERS):
         try:
             yield from read_lines(file)
@@ -243,7 +243,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, str] | None:
-    """The error class and message of a command that has not succeeded."""
+    """The error class and message of a command that failed; None if it succeeded."""
     if line["state"] == "failed":
         return line["kind"], line["error"] + _users(path, line) + _extent(line)
     if line["state"] != "done":
@@ -254,17 +254,17 @@ def _failure(path: Path, line: dict[str, Any], manner: _Manner) -> tuple[str, st
 
 
 def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
-    """What is told of a command that has succeeded."""
+    """What to print about a command that succeeded."""
     left_out = line.get("left_out_files", 0)
     told = []
-    if command == VERIFY_GPU and "compared_copies" in line:  # absent from a server of an earlier version
+    if command == VERIFY_GPU and "compared_copies" in line:  # older servers do not send it
         told.append(f"{counted(line['compared_copies'], 'copy')} compared, no difference")
     elif not manner.quiet:
-        absent = line.get("absent_files", 0)  # not told by a server of an earlier version
+        absent = line.get("absent_files", 0)  # older servers do not send it
         size = f", {decimal(line['total_bytes'] - line.get('absent_bytes', 0))}" if manner.bar else ""
         told.append(f"{manner.done} {counted(line['total_files'] - left_out - absent, 'file')}{size}")
         if absent:
-            told.append(f"nothing of {counted(absent, 'other file')} is here")
+            told.append(f"skipped {counted(absent, 'other file')} that this host does not have")
     if left_out:
         told.append(f"left out {left_out} of {line['total_files']} files of unknown format: name one to load it anyway")
     if line.get("unlocked_files"):
@@ -273,13 +273,13 @@ def _result(command: str, line: dict[str, Any], manner: _Manner) -> list[str]:
 
 
 def _unlocked(line: dict[str, Any]) -> str:
-    """The message of a command that has pinned models and could not lock them in memory."""
+    """The message about models that are pinned on disk but not locked in memory."""
     extent = f"{line['unlocked_files']} of {line['total_files']} files"
     return f"pinned on disk, not locked in memory ({extent}): {line['unlocked']}; --best-effort exits 0"
 
 
 def _extent(line: dict[str, Any]) -> str:
-    """How many files of a command for a directory have failed."""
+    """How many files of a directory failed, for an error message."""
     if line["total_files"] <= 1:
         return ""
     if line["failed_files"] == line["total_files"]:
@@ -288,7 +288,7 @@ def _extent(line: dict[str, Any]) -> str:
 
 
 def _users(path: Path, line: dict[str, Any]) -> str:
-    """By whom the file is used that a command cannot do anything about."""
+    """Who uses the file that blocks a command, for an error message."""
     if not line.get("in_use"):
         return ""
     mount = mount_of_path(path)
@@ -296,4 +296,4 @@ def _users(path: Path, line: dict[str, Any]) -> str:
         file = mount.mountpoint / os.path.relpath(f"/{line['in_use']}", mount.root)
         return f" (used {usage(mount.device, file.stat().st_ino)})"
     except OSError:
-        return ""  # the store does not have it any more
+        return ""  # the store no longer has it

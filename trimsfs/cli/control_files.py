@@ -31,11 +31,11 @@ T = TypeVar("T")
 ANSWER_TIMEOUT_S = 10.0
 CONTROL_NAME = ".trims"
 STANDSTILL_S = 30.0
-"""How long nothing may happen while one of several mounts is asked for more than whether it answers."""
+"""How long a query may use no processor time before its mount counts as hanging."""
 
 
 def mount_over(path: Path) -> Mount:
-    """The mount that a path lies on, whether it answers or not. Raises NotMountedError."""
+    """Find the mount that a path lies on, without checking that it answers. Raises NotMountedError."""
     for candidate in (os.path.abspath, os.path.realpath):
         # abspath comes first: it does not touch a mount that may hang.
         mount = mount_of(Path(candidate(path)))
@@ -45,15 +45,15 @@ def mount_over(path: Path) -> Mount:
 
 
 def mount_of_path(path: Path) -> Mount:
-    """The mount that a path lies on, checked to answer. Raises NotMountedError."""
+    """Find the mount that a path lies on, and check that it answers. Raises NotMountedError, NotPermittedError."""
     mount = mount_over(path)
     check_answers(mount.mountpoint)
     return mount
 
 
 def check_answers(mountpoint: Path) -> None:
-    """Check that a mount answers. Raises NotMountedError when it does not in ANSWER_TIMEOUT_S."""
-    # In a child process: one that waits for a hanging mount cannot be killed.
+    """Check that a mount answers. Raises NotMountedError after ANSWER_TIMEOUT_S; NotPermittedError."""
+    # A child process asks: a process that waits for a hanging mount cannot be killed.
     process = subprocess.Popen(
         ["stat", "-f", "--", mountpoint],
         env={**os.environ, "LC_ALL": "C"},
@@ -66,8 +66,8 @@ def check_answers(mountpoint: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         raise NotMountedError(
-            f"{mountpoint} does not answer: a server that hangs is replaced after 30 s, "
-            f"or at once by `mountctl restart {mountpoint}`"
+            f"{mountpoint} does not answer: its keeper replaces a hanging server after 30 s: wait, "
+            f"or run `mountctl restart {mountpoint}`"
         ) from None
     if process.returncode != 0:
         cause = message.strip().rpartition(": ")[2]
@@ -78,7 +78,7 @@ def check_answers(mountpoint: Path) -> None:
 
 @dataclass(slots=True)
 class _Asking(Generic[T]):
-    """A child process that asks a mount, and what it has said; ``moved`` is when it last did anything."""
+    """A child process that queries a mount, and its output so far; ``moved`` is when it last made progress."""
 
     mount: Mount
     pid: int
@@ -87,7 +87,7 @@ class _Asking(Generic[T]):
     said: bytes = b""
 
     def stands_still(self) -> bool:
-        """Whether it has done nothing for too long."""
+        """Whether it has made no progress for STANDSTILL_S."""
         try:
             used = tuple(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13])
         except OSError:
@@ -97,16 +97,16 @@ class _Asking(Generic[T]):
         return time.monotonic() > self.moved + STANDSTILL_S
 
     def result(self) -> T | TrimsError:
-        """What it has come to."""
+        """Wait for its end; what it found, or the error that it got."""
         os.waitpid(self.pid, 0)
-        unexpected = TrimsError(f"{self.mount.mountpoint}: who asked it has ended")
+        unexpected = TrimsError(f"{self.mount.mountpoint}: the process that queried it has ended: try again")
         return cast("T | TrimsError", pickle.loads(self.said)) if self.said else unexpected  # noqa: S301 - own child
 
 
 def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tuple[Mount, T | TrimsError]]:
-    """What *ask* finds out about each mount, all at once; a NotMountedError of one that hangs.
+    """Query all mounts at once: each mount with what *ask* returns, its TrimsError, or a NotMountedError if it hangs.
 
-    In child processes: one that waits for a hanging mount cannot be killed.
+    Child processes run *ask*: a process that waits for a hanging mount cannot be killed.
     """
     asking: dict[int, _Asking[T]] = {}
     for mount in mounts:
@@ -133,7 +133,7 @@ def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tup
 
 
 def _ask(ask: Callable[[], object], sender: int) -> None:
-    """Ask a mount, in a process of its own."""
+    """Run a query in this child process, send its result, and exit."""
     try:
         end_with_parent()
         try:
@@ -165,8 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path, *, about: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The lines of a control file as they arrive; errors name what it is *about*. Closing the iterator cancels a
-    command."""
+    """The lines of a control file as they arrive; closing the iterator cancels a command. Errors name *about*."""
     try:
         with path.open("rb", buffering=0) as file:
             text = b""
@@ -194,7 +193,7 @@ def translated(error: OSError, path: Path) -> TrimsError:
         case errno.EPERM:
             return NotPermittedError(f"{message}: only root, the owner of the mount and its --control-gid may do this")
         case errno.EACCES:
-            return StoreAccessError(f"{message}: by the mode of the mount, or the store's credentials: see its log")
+            return StoreAccessError(f"{message}: the mount's modes or the store's credentials deny it: see its log")
         case errno.ESTALE:
             return ObjectChangedError(f"{message}: replaced or deleted in the store: try again")
         case errno.ENOTCONN:

@@ -1,4 +1,4 @@
-"""``trimsfs doctor``: what of this host is fit for a mount, and what to do about the rest."""
+"""``trimsfs doctor``: checks whether this host is fit for a mount, and says what to fix."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ class _ProblemError(Exception):
 
 
 class _Advice(Exception):  # noqa: N818 - not an error
-    """A check that found something that works, but could be better."""
+    """A check that passed, though something could be better."""
 
 
 @click.command()
@@ -50,9 +50,9 @@ class _Advice(Exception):  # noqa: N818 - not an error
 def doctor(options: MountOptions, as_json: bool) -> None:
     """Check this host, the cache directory and the store.
 
-    Takes the options that `trimsfs mount` would get.
+    Takes the options of `trimsfs mount`.
 
-    Prints a line for each check: ok, a note on what could be better, or FAIL. Exits 1 when one failed.
+    Prints a line for each check: ok, note (something could be better) or FAIL. Exits 1 if a check fails.
     """
     options = options.resolved(Path("/models"))
     checks: list[tuple[str, Callable[[MountOptions], str]]] = [
@@ -69,7 +69,7 @@ def doctor(options: MountOptions, as_json: bool) -> None:
         ("store", _store),
         ("mounts", _mounts),
     ]
-    logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # each line is a check's
+    logging.getLogger("trimsfs").addHandler(logging.NullHandler())  # the checks report, not the log
     done: list[dict[str, str]] = []
     for name, check in checks:
         try:
@@ -126,7 +126,7 @@ def _libfuse(_: MountOptions) -> str:
 def _cache(options: MountOptions) -> str:
     directory = options.cache_dir
     assert directory is not None
-    use = "will be made by the first mount"
+    use = "the first mount creates it"
     if directory.exists():
         try:
             os.close(lock_directory(directory))
@@ -135,7 +135,7 @@ def _cache(options: MountOptions) -> str:
             use = str(error).removeprefix(f"cache directory {directory} is ").partition(": unmount that")[0]
     place = _existing(directory)
     if not os.access(place, os.W_OK | os.X_OK):
-        raise _ProblemError(f"{directory}: {place} may not be written: set --cache-dir")
+        raise _ProblemError(f"{directory}: {place} is not writable: set --cache-dir")
     closed = _as_server(options, '[ -x "$one" ]', [*reversed(place.parents), *([place] if place != directory else [])])
     if closed:
         raise _ProblemError(
@@ -153,12 +153,12 @@ def _cache(options: MountOptions) -> str:
 
 def _sharing(options: MountOptions) -> str:
     if not options.share_chunks:
-        return "models that are alike in part are kept apart: --share-chunks has them share disk blocks"
+        return "models do not share equal blocks on disk: --share-chunks turns that on"
     assert options.cache_dir is not None
     place = _existing(options.cache_dir)
     if not can_share(place):
-        raise _Advice(f"{place}: files cannot share blocks on this file system: XFS and btrfs can")
-    return "models that are alike in part share disk blocks"
+        raise _Advice(f"{place}: this file system cannot share blocks between files: use XFS or btrfs")
+    return "models share equal blocks on disk"
 
 
 def _existing(directory: Path) -> Path:
@@ -167,7 +167,7 @@ def _existing(directory: Path) -> Path:
 
 
 def _passthrough(options: MountOptions) -> str:
-    """Mounts an empty store for a moment, with a cache beside the real one: only the kernel can tell."""
+    """Mount an empty store for a moment, with a cache beside the real one: only the kernel knows."""
     if not options.passthrough:
         raise _Advice("switched off by --no-passthrough: files are served in cached mode")
     assert options.cache_dir is not None
@@ -179,14 +179,14 @@ def _passthrough(options: MountOptions) -> str:
         mountpoint, store = Path(scratch, "mount"), Path(scratch, "store")
         for directory in (mountpoint, store):
             directory.mkdir()
-        trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # whatever lies in this directory
+        trimsfs = [sys.executable, "-P", "-m", "trimsfs"]  # -P: import nothing from this directory
         mount = [*trimsfs, "mount", str(mountpoint), "--store", str(store), "--cache-dir", cache]
         mount += ["--min-free", "0", "--gpu", "off"]
         environment = {**os.environ, f"{ENVIRONMENT_PREFIX}CONFIG": os.devnull}
         done = subprocess.run(mount, env=environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-            raise _ProblemError(f"a mount for a test failed: {said[-1].removeprefix('trimsfs: ')}")
+            raise _ProblemError(f"a test mount failed: {said[-1].removeprefix('trimsfs: ')}")
         try:
             answer = read_json(mountpoint / ".trims/control")["passthrough"]
         finally:
@@ -205,14 +205,14 @@ def _memory(options: MountOptions) -> str:
         return f"{facts}; the cache directory is in memory: disk and host tier in one"
     if options.cache_size is not None and options.cache_size <= available // 2:
         raise _Advice(
-            f"{facts}: --cache-size fits: a cache directory on `mount -t tmpfs -o huge=always,size="
-            f"{(options.cache_size + options.min_free) >> 20}m tmpfs DIR` maps by huge page (a boot empties it)"
+            f"{facts}: --cache-size fits: put the cache directory on `mount -t tmpfs -o huge=always,size="
+            f"{(options.cache_size + options.min_free) >> 20}m tmpfs DIR`, for mappings by huge page (lost at reboot)"
         )
     return facts
 
 
 def _available_bytes() -> int:
-    """Memory that programs could have without swapping."""
+    """Bytes that programs can allocate without swapping."""
     text = Path("/proc/meminfo").read_text()
     return int(text.partition("MemAvailable:")[2].split()[0]) * 1024
 
@@ -231,8 +231,8 @@ def _cuda(options: MountOptions) -> str:
 def _gpus(_: MountOptions) -> str:
     try:
         cuda.load_driver()
-    except CudaUnavailableError:  # which has been told
-        return "none that can be used"
+    except CudaUnavailableError:  # the check "CUDA" says why
+        return "none is usable"
     try:
         found = cuda.devices()
     except CudaError as error:
@@ -241,14 +241,14 @@ def _gpus(_: MountOptions) -> str:
 
 
 def _no_copies(error: CudaError) -> str:
-    """Why there are no copies on GPUs: worth a note where there is a GPU."""
+    """Why there are no copies on GPUs. Raises _Advice if this host has a GPU."""
     if _nodes():
         raise _Advice(f"no copies of models on GPUs: {error}")
     return f"no copies of models on GPUs: {error}"
 
 
 def _gpu_nodes(options: MountOptions) -> str:
-    """Whether a server could open the nodes of GPUs; CUDA has made them by now, where it does."""
+    """Check that the server may open the device nodes of GPUs, which CUDA created in an earlier check."""
     nodes = _nodes()
     if not nodes:
         return "none"
@@ -262,15 +262,17 @@ def _gpu_nodes(options: MountOptions) -> str:
 
 
 def _server(options: MountOptions) -> str:
-    """Whom the server of the mount runs as."""
+    """The user that the server runs as, for messages."""
     if options.server_user is None:
         return "this user"
     return f"the server, which runs as {identity(options.server_user).name},"
 
 
 def _as_server(options: MountOptions, test: str, paths: Sequence[Path]) -> list[str]:
-    """The paths for which a *test* of the shell fails that the server's user makes of each as ``$one``: only the kernel
-    can tell, which also asks control groups and access lists."""
+    """The paths for which a shell *test* of ``$one``, run by the server's user, fails.
+
+    Only the kernel can decide this: it also consults control groups and access lists.
+    """
     user = identity(options.server_user) if options.server_user is not None else None
     done = subprocess.run(
         ["/bin/sh", "-c", f'for one; do {test} || echo "$one"; done', "sh", *paths],
@@ -297,7 +299,7 @@ def _nodes() -> list[Path]:
 
 def _store(options: MountOptions) -> str:
     if options.store == str(default_store()) and not default_store().exists():
-        return f"{options.store} will be made by the first mount"
+        return f"{options.store}: the first mount creates it"
 
     async def probe() -> None:
         store = open_store(options, max_requests=1)

@@ -31,7 +31,7 @@ _OTHERS = re.compile(
 @click.command("mount.trimsfs")
 @click.argument("source")
 @click.argument("mountpoint", type=Path)
-@click.option("-o", "texts", multiple=True, metavar="OPTIONS", help="Options, with commas between them.")
+@click.option("-o", "texts", multiple=True, metavar="OPTIONS", help="Options, separated by commas.")
 @click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Do everything except mount.")
 @click.option("-n", is_flag=True, help="Do not write /etc/mtab: trimsfs never does.", expose_value=False)
@@ -55,8 +55,8 @@ def main(
 def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions, bool]:
     """Parse an option list of mount(8) into options, and whether the mount stays in the foreground.
 
-    A value with commas is quoted, ``store="a,b"``. With the source ``none`` or ``trimsfs``, the store is an option, or
-    the default one. Raises ConfigurationError.
+    Quotes protect commas in a value: ``store="a,b"``. If the source is ``none`` or ``trimsfs``, the store is an option
+    or the default one. Raises ConfigurationError.
     """
     given: dict[str, Any] = {} if source in {"none", "trimsfs"} else {"store": source.strip()}
     configs: list[Path] = []
@@ -81,7 +81,7 @@ def parse(text: str, source: str, *, sloppy: bool = False) -> tuple[MountOptions
 
 
 def split(text: str) -> Iterator[str]:
-    """Split an option list at commas outside double quotes, and remove the quotes."""
+    """Split an option list at commas outside double quotes, and remove the quotes. Raises ConfigurationError."""
     for match in re.finditer(r'((?:"[^"]*"|[^",])*)(,|$|")', text):
         item, end = match[1], match[2]
         if end == '"':

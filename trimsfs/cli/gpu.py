@@ -30,7 +30,7 @@ Naming = Callable[[Path], str]
 def warming(to: str, uid: int | None) -> Naming:
     """The naming of the command that loads models to the tier *to*, for the user *uid*. Raises ConfigurationError.
 
-    The name depends on the mount's devices, and so is determined for each control directory.
+    The name depends on the mount's devices, so each control directory needs its own.
     """
     if to in {"disk", "host"}:
         if uid is not None:
@@ -45,13 +45,13 @@ def warming(to: str, uid: int | None) -> Naming:
 
 
 def verifying(directory: Path) -> str:
-    """The naming of the command that compares GPU copies with files. Raises DeviceError on a mount without a GPU."""
+    """The name of the command that compares GPU copies with files. Raises DeviceError on a mount without a GPU."""
     _wait_for_devices(directory)
     return VERIFY_GPU
 
 
 def devices(directory: Path) -> list[str]:
-    """The devices of a mount, by a control directory: works where only a part of the mount is visible, too."""
+    """The devices of a mount, read from a control directory: works even if only a part of the mount is visible."""
     try:
         names = os.listdir(directory)
     except OSError as error:
@@ -60,16 +60,16 @@ def devices(directory: Path) -> list[str]:
 
 
 def _chosen(directory: Path, device: str) -> str:
-    """The given device; the only one, if none is given. Raises DeviceError, ConfigurationError."""
+    """The given device or, without one, the only device. Raises DeviceError, ConfigurationError."""
     found = _wait_for_devices(directory)
     told = ", ".join(found)
     if device and device not in found:
         raise DeviceError(f"no device {device}: this mount has {told}")
     if not device and len(found) > 1:
-        raise ConfigurationError(f"option --to gpu: this mount has several devices: --to gpu:UUID, one of {told}")
+        raise ConfigurationError(f"option --to gpu: this mount has several devices: use --to gpu:UUID, one of {told}")
     facts = _facts(directory)
     if facts is not None and facts.get("options", {}).get("gpu_sharing") == "none":
-        raise ConfigurationError(f"{facts['mountpoint']} is mounted with --gpu-sharing none: none can be loaded ahead")
+        raise ConfigurationError(f"{facts['mountpoint']} is mounted with --gpu-sharing none: no copy can be preloaded")
     return device or found[0]
 
 
@@ -106,7 +106,7 @@ def add_details(gpu: dict[str, Any], metrics: str, mountpoint: Path, *, copies: 
 
 
 def has_failed(gpu: dict[str, Any] | None) -> bool:
-    """Whether one of the GPUs has failed, by the facts on them."""
+    """Whether a GPU has failed, according to the facts on GPUs."""
     return gpu is not None and any(device["failure"] is not None for device in gpu["devices"])
 
 
@@ -162,7 +162,7 @@ def _copy(copy: dict[str, Any], which: str) -> str:
 
 
 def _lease(lease: dict[str, Any]) -> str:
-    # A process of another PID namespace has no number here.
+    # A process of another PID namespace has no pid here.
     pid = f", pid {lease['pid']}" if lease["pid"] else ""
     container = f", container {lease['container']}" if lease["container"] else ""
     return f"uid {lease['uid']}{pid}{container}, since {datetime.fromtimestamp(lease['since']):%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""``trimsfs jobs``: commands that go on in the servers of mounts after `trimsfs warm --background`."""
+"""``trimsfs jobs``: lists and cancels the commands that servers run in the background."""
 
 import json
 import os
@@ -32,8 +32,8 @@ class _ListedByDefault(click.Group):
 def jobs() -> None:
     """List or cancel background jobs.
 
-    A job goes on when its server is restarted, and waits while the store does not answer. Those that have ended stay
-    listed for a while.
+    A job survives a restart of its server, and waits while the store does not answer. Jobs that have ended stay listed
+    for a while.
     """
 
 
@@ -42,7 +42,7 @@ def jobs() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def list_jobs(path: Path | None, as_json: bool) -> None:
-    """List the jobs of all mounts, or those about PATH and what is below it."""
+    """List the jobs of all mounts, or those for PATH and everything below it."""
     failures: list[tuple[str, str]] = []
     if path is None:
         found = left_out(ask_each(file_systems(), _jobs_of), failures)
@@ -76,7 +76,7 @@ def _jobs_of(mount: Mount) -> list[dict[str, Any]]:
     try:
         found = read_json(mount.mountpoint / ".trims/.trims/jobs")["jobs"]
     except NoSuchEntryError:
-        return []  # its server has an earlier version
+        return []  # older servers have no jobs
     paths = [(job, PurePath("/", job["path"])) for job in found]
     return [
         job | {"path": str(mount.mountpoint / path.relative_to(mount.root))}
@@ -94,7 +94,7 @@ def _age(seconds: float) -> str:
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @reported
 def cancel(ids: tuple[str, ...]) -> None:
-    """End jobs; what has come so far stays cached."""
+    """Cancel jobs; what they have fetched stays cached."""
     failures: list[tuple[str, str]] = []
     for number in ids:
         try:
@@ -107,7 +107,7 @@ def cancel(ids: tuple[str, ...]) -> None:
 
 
 def _cancelled(number: str) -> dict[str, Any]:
-    """Cancel a job of any mount of this host; what it has come to. Raises TrimsError."""
+    """Cancel a job of any mount of this host; its final state. Raises TrimsError."""
     for mount in file_systems() if number.isalnum() else []:
         try:
             check_answers(mount.mountpoint)

@@ -1,4 +1,4 @@
-"""``trimsfs ls``: the models of mounts, with their sizes, what of them is in which tier, and who uses them."""
+"""``trimsfs ls``: lists models, with their size, their bytes in each tier, and how many files are open or pinned."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class _Row:
     pinned: int = 0
 
     def add(self, other: "_Row") -> None:
-        """Count another as a part of this."""
+        """Add the counts of another row."""
         for name in ("files", "size", "disk", "host", "open", "pinned"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for device, size in other.gpu.items():
@@ -52,7 +52,7 @@ class _Row:
     type=Path,
     shell_complete=complete_mounted,
     metavar="MOUNT",
-    help="PATH, and what is shown, is relative to this mount.",
+    help="Take PATH, and print paths, relative to this mount.",
 )
 @click.option("-r", "--recursive", "lines", flag_value="directories", help="One line for each directory.")
 @click.option("--files", "lines", flag_value="files", help="One line for each file.")
@@ -61,8 +61,8 @@ class _Row:
 def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: bool) -> None:
     """List models: sizes, tiers, open and pinned files.
 
-    Lists the models below PATH, or of all mounts, with what is on disk, in memory and on GPUs. Each directory in PATH
-    is one model, with all that is below it.
+    Lists the models below PATH, or of all mounts, and how much of each is on disk, in memory and on GPUs. Each
+    directory in PATH is one model, with everything below it.
     """
     rows: dict[str, _Row] = {}
     has_device = False
@@ -134,15 +134,17 @@ def _rows(path: Path, lines: str | None) -> tuple[dict[str, _Row], bool]:
 
 
 def _shown(root: str, below: str, lines: str | None, *, alone: bool) -> str | None:
-    """What the files of a directory *below* the root are shown as parts of: a directory at the top or, as *lines* says,
-    their own; None if each is shown by itself, as those at the top of a mount always are."""
+    """The row for the files of the directory *below* the root: their top directory or, by *lines*, their own.
+
+    None if each file has its own row, as files at the top of a mount always do.
+    """
     if lines == "files" or (alone and not below):
         return None
     return os.path.join(root, below if lines == "directories" else below.partition("/")[0]).rstrip("/")
 
 
 def _row(size: int, here: dict[str, Any] | None) -> _Row:
-    """A file, and what is here of it."""
+    """The row of one file; *here* says what this host has of it."""
     if here is None:
         return _Row(files=1, size=size)
     residency = here["residency"]

@@ -20,8 +20,10 @@ _HOMES = {
     "run": "trimsfs.cli.run",
     "doctor": "trimsfs.cli.doctor",
 }
-"""The module of each subcommand, imported on use, in the order of first use: `trimsfs run` delays the start of every
-program."""
+"""The module of each subcommand, in the order of the help.
+
+Each is imported on use: an import would delay every program that `trimsfs run` starts.
+"""
 
 
 @click.group(

@@ -1,4 +1,4 @@
-"""``trimsfs mount``."""
+"""``trimsfs mount``: checks the options, starts a keeper, and waits until the mount answers."""
 
 import json
 import os
@@ -36,11 +36,11 @@ from trimsfs.tiers.disk.lock import holder_of
 
 START_TIMEOUT_S = 60.0
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
-"""A URL, or what was meant as one."""
+"""A URL, also with too few or too many slashes."""
 
 
 class _SourceFirst(click.Command):
-    """A command whose last argument is required, and the one before it is not."""
+    """A command with an optional argument, the source, before a required one, the mount point."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
@@ -58,9 +58,9 @@ class _SourceFirst(click.Command):
 def mount(mountpoint: Path, foreground: bool, options: MountOptions) -> None:
     """Mount a store of models at an empty directory.
 
-    A mount point that does not exist is made in a directory that does. Returns when the mount answers. All but
-    --foreground can also be lines of the configuration file (with _ for -) or an environment variable, TRIMSFS_STORE
-    for --store. Credentials for S3 are found as by any AWS tool.
+    Creates the mount point if its parent directory exists. Returns when the mount answers. All options but
+    --foreground can also be set in the configuration file (with _ for -) or the environment (TRIMSFS_STORE for
+    --store). trimsfs finds S3 credentials as any AWS tool does.
     """
     mount_store(mountpoint, options, foreground=foreground)
 
@@ -79,7 +79,7 @@ def mount_store(mountpoint: Path, options: MountOptions, *, foreground: bool) ->
 
 
 def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None:
-    """`mount_store`, at a mount point that is there."""
+    """Mount at a checked mount point, see `mount_store`."""
     options = options.resolved(mountpoint)
     _check_apart(mountpoint, options)
     if options.store is not None and "://" not in options.store:
@@ -96,24 +96,27 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
 
 
 def _check_meaning(mountpoint: Path, store: str | None) -> None:
-    """Find out whether something else was meant. Raises ConfigurationError, BucketNotFoundError."""
-    url = _URL.fullmatch(str(mountpoint))  # a Path has one slash of two
+    """Refuse swapped arguments and misspelt stores. Raises ConfigurationError, BucketNotFoundError."""
+    url = _URL.fullmatch(str(mountpoint))  # Path turns // into /
     if url is not None and not mountpoint.exists():
         first = f"trimsfs mount {url[1]}://{url[2]} {store or 'MOUNTPOINT'}"
-        raise ConfigurationError(f"{url[1]}://{url[2]} is a store, and a mount point comes after it: `{first}`")
+        raise ConfigurationError(f"{url[1]}://{url[2]} is a store: name the mount point after it: `{first}`")
     if store is None or "://" in store:
         return
     if not os.path.lexists(store):
         url = _URL.fullmatch(store)
         if url is not None:
-            raise ConfigurationError(f"store {store} is no URL, and no directory: write {url[1]}://{url[2]}")
+            raise ConfigurationError(f"store {store} is neither a URL nor a directory: write {url[1]}://{url[2]}")
         if not store.startswith(("/", ".")):
             missing = f"store directory {Path(store).absolute()} does not exist"
             raise BucketNotFoundError(f"{missing}: create it; a bucket is written s3://{store}")
 
 
 def _check(mountpoint: Path, store: str | None) -> Path:
-    """The mount point as an absolute path without links, checked to be mountable. Raises MountpointError."""
+    """Check or create a mount point; its absolute path.
+
+    Raises MountpointError, NotMountedError, FuseUnavailableError.
+    """
     mountpoint = canonical(mountpoint)
     mounted = mount_at(mountpoint)
     if mounted is not None:
@@ -144,7 +147,7 @@ def _check(mountpoint: Path, store: str | None) -> Path:
 
 
 def _check_apart(mountpoint: Path, options: MountOptions) -> None:
-    """Check that the server's files and store lie outside its own mount. Raises ConfigurationError."""
+    """Check that store, mount point, cache and log do not overlap. Raises ConfigurationError."""
     own = {"cache_dir": options.cache_dir, "log_file": options.log_file}
     store = (options.store or "").removeprefix("file://")
     if "://" not in store:
@@ -177,7 +180,7 @@ def _warn_of_full_disk(options: MountOptions) -> None:
 
 
 def _make_default_store(store: Path) -> None:
-    """Create the default store, and no other, so that `trimsfs mount` works without any setup."""
+    """Create the store if it is the default one, so that `trimsfs mount` works without any setup."""
     if store == default_store():
         with suppress(OSError):
             store.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -193,7 +196,7 @@ def _become(keeper: list[str], order: dict[str, object]) -> NoReturn:
 
 
 def _open_log(path: Path) -> BinaryIO:
-    """Open the log, and refuse one that another user has placed. Raises CacheUnusableError."""
+    """Open the log. Raises CacheUnusableError, also if another user could have placed it."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -242,8 +245,10 @@ def _start(keeper: list[str], order: dict[str, object], options: MountOptions) -
 
 
 def _who_keeps_it(options: MountOptions) -> str:
-    """Who uses the file system of the server that has the cache directory, if it was detached; as far as this user may
-    know, and, before Linux 6.18, nothing."""
+    """Who still uses the detached mount whose server holds the cache directory, for an error message.
+
+    Empty if the mount is not detached, or if the kernel does not show it (before Linux 6.18).
+    """
     assert options.cache_dir is not None
     server = holder_of(options.cache_dir)
     device = device_served_by(server) if server is not None else None

@@ -18,13 +18,15 @@ T = TypeVar("T")
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Print text as one line, whatever names it contains."""
+    """Print text as one line, with control characters escaped."""
     click.echo(printable(line), err=error)
 
 
 def show(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Print a table, of which the first row is its headings; all columns but the first *left* ones, and the last if its
-    heading is empty, are aligned to the right."""
+    """Print a table; the first row has the headings.
+
+    The first *left* columns, and those without a heading, are aligned to the left, the others to the right.
+    """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -43,7 +45,7 @@ def fail(kind: str, message: str) -> NoReturn:
 
 
 def fail_if_any(failures: Sequence[tuple[str, str]]) -> None:
-    """Print a line for each failure, of an error class and with a message, and exit with the code of the first."""
+    """Print the message of each failure, a pair of error class and message, and exit with the code of the first."""
     for _, message in failures:
         say(f"trimsfs: {message}", error=True)
     if failures:
@@ -53,8 +55,10 @@ def fail_if_any(failures: Sequence[tuple[str, str]]) -> None:
 def left_out(
     answers: Iterable[tuple[Mount, T | errors.TrimsError]], failures: list[tuple[str, str]]
 ) -> Iterator[tuple[Mount, T]]:
-    """The answers of those mounts that have given one; *failures* get the others, and why. That another user's mount
-    lets nobody else in is told, and is no failure."""
+    """The mounts that answered, and their answers; adds the others to *failures*.
+
+    Another user's mount that denies access is reported, but is no failure.
+    """
     for mount, answer in answers:
         if not isinstance(answer, errors.TrimsError):
             yield mount, answer

@@ -1,4 +1,4 @@
-"""``trimsfs refresh``: shows what has been uploaded or deleted at once."""
+"""``trimsfs refresh``: makes new uploads and deletions visible at once."""
 
 import json
 from pathlib import Path
@@ -16,23 +16,23 @@ from trimsfs.errors import NoSuchEntryError
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def refresh(paths: tuple[Path, ...], as_json: bool) -> None:
-    """Show what was just uploaded or deleted.
+    """Make new uploads and deletions visible.
 
-    The server asks the store about PATH, and all below it, at the next use.
+    The server asks the store about PATH, and everything below it, at the next use.
 
-    Of a PATH that is not known, the directory is asked for. Nothing that is cached is lost, and while the store does
-    not answer, what it said last goes on to count.
+    If PATH is unknown, the server asks about the nearest known directory above it. What is cached stays cached. While
+    the store does not answer, its last answer counts.
     """
     done = [read_json(_known(path) / "refresh") | {"path": str(path)} for path in paths]
     if as_json:
         click.echo(json.dumps(done, indent=2))
         return
     for path in paths:
-        say(f"{path}: the store is asked at the next use")
+        say(f"{path}: the server asks the store at the next use")
 
 
 def _known(path: Path) -> Path:
-    """The control directory of a path, or of the nearest directory above it that is known."""
+    """The control directory of a path, or of the nearest known directory above it."""
     try:
         return control_directory(path)
     except NoSuchEntryError:

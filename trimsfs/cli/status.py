@@ -27,12 +27,12 @@ DEGRADED, NOT_ANSWERING = 1, 2
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
-    """Show whether mounts are well.
+    """Show whether mounts work.
 
     Shows all mounts of this host, or the one that MOUNTPOINT lies on.
 
-    Exits 0 when all is well, 1 when a mount serves without its keeper, its store, its cache or a GPU, 2 when one does
-    not answer.
+    Exits 0 if all mounts work, 1 if one serves without its keeper, its store, its cache or a GPU, 2 if one does not
+    answer.
     """
     chosen = [mount_over(mountpoint)] if mountpoint is not None else file_systems()
     told = dict(ask_each(chosen, partial(_facts, copies=with_copies or as_json)))
@@ -48,12 +48,12 @@ def status(mountpoint: Path | None, with_copies: bool, as_json: bool) -> None:
 
 
 def _facts(mount: Mount, *, copies: bool) -> dict[str, Any]:
-    """What a mount tells of itself. Raises TrimsError."""
+    """The facts and metrics of a mount, read from its control files. Raises TrimsError."""
     check_answers(mount.mountpoint)
     facts = read_json(mount.mountpoint / ".trims/control")
     metrics = read_text(mount.mountpoint / ".trims/metrics")
     facts["metrics"] = parse(metrics)
-    if "gpu" in facts:  # absent from a server of an earlier version
+    if "gpu" in facts:  # older servers do not send it
         add_details(facts["gpu"], metrics, mount.mountpoint, copies=copies)
     return facts
 
@@ -97,7 +97,7 @@ def _show(facts: dict[str, Any]) -> None:
     say(f"  server      pid {facts['server_pid']}, {keeper}, version {facts['version']}")
     if facts.get("keeper_problem"):
         say(f"  keeper      {facts['keeper_problem']}")
-    if "processes" in facts:  # absent from a server of an earlier version
+    if "processes" in facts:  # older servers do not send it
         say(f"  processes   {_processes(facts['processes'])}; {_descriptors(facts['descriptors'])}")
     if facts.get("cache_problem"):
         say(f"  cache       not used: {facts['cache_problem']}")
@@ -105,10 +105,10 @@ def _show(facts: dict[str, Any]) -> None:
         say(f"  cache       {decimal(number('disk_used_bytes'))}{limit} in {facts['cache_dir']}")
     say(
         f"  fetched     {decimal(number('fetch_fetched_bytes_total'))}, "
-        f"{number('fetch_in_flight')} requests under way of at most {number('fetch_request_limit')}"
+        f"{number('fetch_in_flight')} requests in flight of at most {number('fetch_request_limit')}"
     )
     if facts.get("store_problem"):
-        say(f"  store       does not answer, what is cached is served: {facts['store_problem']}")
+        say(f"  store       does not answer, serving from the cache: {facts['store_problem']}")
     else:
         say(
             f"  store       {number('store_requests_total')} requests, "

@@ -1,4 +1,4 @@
-"""``trimsfs umount``."""
+"""``trimsfs umount``: unmounts, and waits until the processes of the mount have ended."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 20.0
 """How long the processes of a mount may take to end."""
 ENDING_INTERVAL_S = 0.02
 PATIENCE_S = 0.5
-"""How long a copy of a mount in another mount namespace may take to go by itself."""
+"""How long a copy of a mount in another mount namespace may take to disappear by itself."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -31,13 +31,13 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 @click.argument("mountpoint", type=Path, shell_complete=complete_mounted)
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @click.option(
-    "--everywhere", is_flag=True, help="Unmount what containers, and binds on this host, have of it as well; as root."
+    "--everywhere", is_flag=True, help="Also unmount it in containers, and its bind mounts on this host; needs root."
 )
 @reported
 def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
     """Unmount MOUNTPOINT and end its server.
 
-    A mount that something still uses stays, exit code 12; the message names the processes, mounts and containers.
+    A mount that is in use stays, with exit code 12; the message names the processes, mounts and containers that use it.
     """
     mountpoint = canonical(mountpoint)
     mount = trimsfs_at(mountpoint)
@@ -47,7 +47,7 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
         raise NotMountedError(f"{mountpoint}: no trimsfs mount{hint}")
     facts = None if lazy else _facts(mountpoint)
     if facts is not None and not everywhere and not _is_at(mountpoint, facts):
-        _unmount(mount, lazy=False)  # a bind of it, or another namespace's: the file system goes on
+        _unmount(mount, lazy=False)  # a bind mount, or another namespace's: the file system stays
         return
     processes = _processes(facts) if facts is not None else []
     if everywhere or not lazy:
@@ -55,7 +55,7 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
     connection = _connection(mount)
     _unmount(mount, lazy=lazy, connection=connection)
     if connection is not None and connection == _connection(mount):
-        goes_on = f"its server, and its cache, go on until that ends: it is in use {usage(mount.device)}"
+        goes_on = f"its server runs on, and keeps its cache, while it is in use {usage(mount.device)}"
         if not lazy:
             raise InUseError(f"{mountpoint} is unmounted, but {goes_on}")
         say(f"trimsfs: {mountpoint} is detached; {goes_on}", error=True)
@@ -63,7 +63,7 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
 
 
 def _facts(mountpoint: Path) -> dict[str, Any] | None:
-    """What the server tells of itself; None if it does not answer."""
+    """The facts that the server reports; None if it does not answer."""
     try:
         check_answers(mountpoint)
         return read_json(mountpoint / ".trims/control")
@@ -81,8 +81,10 @@ def _is_at(mountpoint: Path, facts: dict[str, Any]) -> bool:
 
 
 def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
-    """Find out what an unmount would leave of the file system in this and in other mount namespaces, and unmount it
-    if *everywhere*. Containers that start or end may have copies for a moment. Raises InUseError, NotPermittedError."""
+    """Find the mounts that an unmount would leave, in all mount namespaces; unmount them if *everywhere*.
+
+    Waits up to PATIENCE_S for containers that start or end. Raises InUseError, NotPermittedError.
+    """
     if everywhere and os.geteuid() != 0:
         raise NotPermittedError("--everywhere: only root can unmount in other mount namespaces")
     if everywhere and not lazy and (held := usage(mount.device)).processes:
@@ -108,7 +110,7 @@ def _check_others(mount: Mount, *, everywhere: bool, lazy: bool) -> None:
 
 
 def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None:
-    """Unmount; returns when the *connection* has ended. The kernel may free what it knows of names for seconds more."""
+    """Unmount; returns once the *connection* has ended, though the kernel may free cached names for seconds more."""
     mountpoint = mount.mountpoint
     if os.geteuid() == 0:
         command = ["umount", "--internal-only", "--no-canonicalize", *(["--lazy"] if lazy else []), str(mountpoint)]
@@ -136,13 +138,13 @@ def _unmount(mount: Mount, *, lazy: bool, connection: int | None = None) -> None
 
 
 def _users(mount: Mount) -> str:
-    """Who keeps a mount from being unmounted."""
+    """What keeps a mount busy, for an error message."""
     above = [str(each.mountpoint) for each in mounts(None) if each.parent == mount.number]
     return f"by what is mounted on it, {', '.join(above)}" if above else str(usage(mount.device))
 
 
 def _connection(mount: Mount) -> int | None:
-    """What tells a FUSE connection from a later one with its number; None once it has ended, or without fusectl."""
+    """An id that tells a FUSE connection from later ones of its number; None once it has ended, or without fusectl."""
     with suppress(OSError):
         return (CONNECTIONS / mount.device.partition(":")[2]).stat().st_ino
     return None
@@ -152,14 +154,14 @@ def _processes(facts: dict[str, Any]) -> list[int]:
     """Pidfds of a mount's processes."""
     descriptors: list[int] = []
     for name in ("server_pid", "keeper_pid"):
-        if facts[name] is not None:  # as of a keeper that is gone
+        if facts[name] is not None:  # the keeper is gone
             with suppress(OSError):
                 descriptors.append(os.pidfd_open(facts[name]))
     return descriptors
 
 
 def _wait(mount: Mount, processes: list[int]) -> None:
-    """Wait for the processes of what was unmounted to end."""
+    """Wait until the processes of the unmounted file system have ended; fail after STOP_TIMEOUT_S."""
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while processes:
         ended, _, _ = select.select(processes, [], [], max(0, deadline - time.monotonic()))
