@@ -1,4 +1,4 @@
-"""The settings of a FUSE connection: what its first server negotiated, and later servers have to keep to."""
+"""The settings of a FUSE connection: its first server negotiates them, and later servers keep them."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,9 +8,10 @@ from trimsfs.handover.ledger import Ledger, RecordKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """Whether ``passthrough`` was requested, with backing files on an ``overlay``, and when it was mounted.
+    """What the first server requested: ``passthrough``, and whether for backing files on an ``overlay``.
 
-    ``init`` is the kernel's INIT message in hexadecimal digits, ``refusal`` the reason why passthrough is off.
+    ``mounted_ns`` is the time of the mount, ``init`` the kernel's INIT message in hexadecimal digits, ``refusal`` the
+    reason why passthrough is off.
     """
 
     passthrough: bool

@@ -30,9 +30,9 @@ _DESCRIPTORS = ("ledger", "lock", "fuse", "standby")
 class Promotion:
     """What the keeper sends to a standby that it promotes. The first server of a mount gets no ``lock`` and ``fuse``.
 
-    ``unclaimed`` are backing ids that the server before may have died without hearing of, ``restarts`` how many servers
-    this mount has had before, ``backing_limit`` how many files one message may register: None where the keeper, of an
-    earlier version, takes them one by one. ``standby`` is an end of a channel, for the next standby to be forked.
+    ``unclaimed`` are backing ids that the previous server may have died before receiving, ``restarts`` counts servers
+    that another has replaced. ``backing_limit`` is how many files one message may register; None if an older keeper
+    takes them one by one. ``standby`` is an end of a channel, for the standby that this server forks.
     """
 
     ledger: int
@@ -47,7 +47,7 @@ class Promotion:
 def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
     """Tell the keeper that this process stands by, and wait to be promoted; None if the keeper dismisses it or ends.
 
-    *forks*: it can fork the next standby, which not every keeper understands.
+    *forks*: this process can fork the next standby; older keepers do not understand it.
     """
     data, descriptors = b"", list[int]()
     message = {"type": "standing-by", "ledger": VERSION} | ({"forks": True} if forks else {})
@@ -74,14 +74,14 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
 
 @dataclass(slots=True, eq=False)
 class _Registration:
-    """A file that is to be registered as a backing file, and its id or why it has none."""
+    """A file to register as a backing file; ``result`` is its id or the error, once known."""
 
     descriptor: int
     result: int | FuseUnavailableError | None = None
 
 
 class KeeperClient:
-    """Asks the keeper to do what only it may do; *backing_limit* is that of the promotion."""
+    """Asks the keeper for privileged operations; *backing_limit* is that of the promotion."""
 
     def __init__(self, end: socket.socket, *, backing_limit: int | None = None) -> None:
         self._channel = Channel(end)
@@ -93,11 +93,11 @@ class KeeperClient:
         self.pid, _ = self._channel.peer()
 
     def connected(self) -> bool:
-        """Whether the keeper is there, as far as is known: it is told each few seconds that this server is alive."""
+        """Whether the last message reached the keeper; `run` sends one every ALIVE_INTERVAL_S."""
         return not self._gone
 
     async def mount(self, lock: int) -> int:
-        """Have the keeper mount, and keep the lock of the cache directory; the /dev/fuse descriptor.
+        """Ask the keeper to mount, and to keep the lock of the cache directory; the /dev/fuse descriptor.
 
         Raises FuseUnavailableError, MountpointError.
         """
@@ -110,8 +110,8 @@ class KeeperClient:
     async def open(self, descriptor: int) -> int:
         """Register a file as a backing file of the mount; its id. Raises FuseUnavailableError.
 
-        Callers that wait at the same time share a message: each takes two switches between processes. None gives up,
-        even if it is cancelled: nobody would have the id.
+        Callers that wait at the same time share a message, as each message costs two context switches. A cancelled
+        caller still waits for its id, which would leak otherwise.
         """
         registration = _Registration(descriptor)
         self._registrations.append(registration)
@@ -140,14 +140,14 @@ class KeeperClient:
             registration.result = result
 
     def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
-        """Have a backing id unregistered, soon, and call *done* then."""
+        """Queue the release of a backing id; call *done* once the message is sent."""
         self._queue.send_nowait(({"type": "backing-close", "id": backing_id}, done))
 
     async def hold(self, number: int, descriptor: int) -> bool:
-        """Have a descriptor of a GPU copy stored for later servers; False if the keeper refuses.
+        """Store a descriptor of a GPU copy with the keeper, for later servers; False if the keeper refuses.
 
-        A descriptor whose number is lost leaks until the unmount: record a number in the ledger before it is held and
-        until it has been let go, and never use it again.
+        A descriptor whose number is lost leaks until the unmount: keep the number in the ledger from before this call
+        until after `let_go`, and never reuse it.
         """
         answer, _ = await self._ask_if_there({"type": "hold", "number": number}, [descriptor])
         if "error" in answer:
@@ -155,18 +155,18 @@ class KeeperClient:
         return "error" not in answer
 
     def let_go(self, number: int, done: Callable[[], None] = lambda: None) -> None:
-        """Have the descriptor of a number closed, soon, and call *done* then; there may be none."""
+        """Queue the release of a stored descriptor, if there is one; call *done* once the message is sent."""
         self._queue.send_nowait(({"type": "let-go", "number": number}, done))
 
     async def recall(self, number: int) -> int | None:
-        """A descriptor that is stored under a number, and stays stored; None if there is none."""
+        """A duplicate of the descriptor stored under a number; None if there is none."""
         _, descriptors = await self._ask_if_there({"type": "recall", "number": number})
         return descriptors[0] if descriptors else None
 
     async def listen(self) -> tuple[Path, int] | None:
         """The path and the descriptor of the non-blocking socket of GPU clients, the same for each server of a mount.
 
-        None if the keeper cannot make it.
+        None if the keeper cannot create it.
         """
         answer, descriptors = await self._ask_if_there({"type": "listen"})
         if not descriptors:
@@ -175,7 +175,7 @@ class KeeperClient:
         return Path(answer["path"]), descriptors[0]
 
     async def run(self) -> None:
-        """Send what `close` and `let_go` have queued, and that the server is alive, for as long as it runs."""
+        """Send queued releases, and a sign of life every ALIVE_INTERVAL_S, until the keeper is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_queued)
             while True:
@@ -206,13 +206,13 @@ class KeeperClient:
         if not self._gone:
             self._gone = True
             log.error(
-                "the keeper, pid %d, has ended: no other server would follow this one: run `mountctl recover`",
+                "the keeper, pid %d, has ended: no server takes over if this one ends: run `mountctl recover`",
                 self.pid,
             )
 
     async def _ask(self, message: Message, descriptors: Sequence[int] = ()) -> tuple[Message, list[int]]:
         async with self._asking:
-            with trio.CancelScope(shield=True):  # else a later question would get the answer to this one
+            with trio.CancelScope(shield=True):  # else a later request would get the answer to this one
                 return await self._exchange(message, descriptors)
         raise AssertionError("unreachable: a shield swallows nothing")
 
@@ -242,7 +242,7 @@ def tell_failure(end: socket.socket, error: TrimsError) -> None:
 
 
 def _backing_id(answer: Message) -> int | FuseUnavailableError:
-    """The id of a backing file, or why there is none."""
+    """The id of a backing file, or the error."""
     if "error" in answer:
         return FuseUnavailableError(_why_no_backing(answer["errno"], answer["error"]))
     number: int = answer["id"]
@@ -250,7 +250,7 @@ def _backing_id(answer: Message) -> int | FuseUnavailableError:
 
 
 def _why_no_backing(number: int, text: str) -> str:
-    """Why the kernel refuses a backing file, and the remedy."""
+    """Why the kernel refuses a backing file, with the remedy if there is one."""
     return {
         errno.EPERM: "passthrough needs CAP_SYS_ADMIN: mount as root",
         errno.ENOTTY: "this kernel has no FUSE passthrough: use Linux 6.9 or newer",

@@ -1,12 +1,12 @@
 """The ledger: what the kernel knows of the mount, recorded in memory that outlives the server.
 
-The keeper holds the descriptor of the memory and never looks inside. A server records what the next one has to know:
+The keeper holds the descriptor of the memory and never looks inside. A server records what the next one needs:
 the inodes and open files that the kernel uses by their numbers, and the settings of the connection. Recording takes no
 system call, so a server records every lookup and every open.
 
 The memory is a row of slots: the words ``size, kind, number, count, length``, then the content. A slot with a count of
-0 is free for another record of its size. One instruction writes each word, the count last, and the size of a new slot
-after that: a server that is killed between two instructions leaves each slot either free or whole.
+0 is free for another record of its size. One instruction writes each word: the count last, and the size of a new slot
+after it. So a server that is killed between two instructions leaves each slot either free or whole.
 """
 
 import enum
@@ -21,18 +21,18 @@ from trimsfs.errors import TakeoverError
 log = logging.getLogger(__name__)
 
 VERSION = "2"
-"""Changes when a server could not read what an earlier version has written."""
+"""Changes when a server cannot read the ledgers of earlier versions."""
 _MAGIC = int.from_bytes(b"trimsfs" + VERSION.encode(), "little")
 _CAPACITY = 1 << 30
 """Bytes of the mapping; unused ones take no memory."""
 _WORD, _HEAD, _GRAIN, _LARGE = 8, 40, 64, 4096
 _SIZE, _KIND, _NUMBER, _COUNT, _LENGTH = range(5)
 UNRECORDED = 0
-"""The slot of what did not fit into a full ledger: the next server will not know of it."""
+"""The slot of a record that did not fit into a full ledger: the next server will not have it."""
 
 
 class RecordKind(enum.IntEnum):
-    """What a slot is about; its number is an inode's, a file handle, a backing id, a thread's, a copy's, and else 0."""
+    """The kind of a record. Its number is that of an inode, handle, backing id, thread or copy, or 0."""
 
     CONNECTION = 1
     INODE = 2
@@ -59,9 +59,9 @@ class Record:
 
 
 class Ledger:
-    """The slots in the memory of a *descriptor*, which is closed, or in new memory. Not thread-safe.
+    """The slots in the memory of a *descriptor*, which this closes, or in new memory. Not thread-safe.
 
-    Raises TakeoverError for memory that holds something else.
+    Raises TakeoverError if the memory is damaged, or of another version.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
@@ -71,7 +71,7 @@ class Ledger:
             fresh = os.fstat(descriptor).st_size == 0
             if fresh:
                 os.ftruncate(descriptor, _CAPACITY)
-            self._memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)  # with a descriptor of its own
+            self._memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)  # duplicates the descriptor
         finally:
             os.close(descriptor)
         self._words = memoryview(self._memory).cast("Q")
@@ -111,10 +111,10 @@ class Ledger:
                 raise TakeoverError(f"the ledger is of another version: {error}: unmount and mount again") from None
 
     def add(self, kind: RecordKind, number: int, content: bytes, *, count: int = 1) -> int:
-        """Record something, with a count above 0; its slot."""
+        """Add a record with a count above 0; its slot, UNRECORDED if the ledger is full."""
         size = -(-(_HEAD + len(content)) // _GRAIN) * _GRAIN
         if size > _LARGE:
-            size = 1 << (size - 1).bit_length()  # or each would have a size that no other fits into
+            size = 1 << (size - 1).bit_length()  # few sizes, so that others can reuse the slot
         free = self._free.get(size)
         slot = free.pop() if free else self._end
         if slot + size > len(self._memory):
