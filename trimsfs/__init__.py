@@ -1,13 +1,13 @@
 """Models of an object store as ordinary files, one shared copy per host.
 
-``trimsfs.open`` is ``trimsfs.client.open``, which is imported when it is asked for, and so are its errors.
+``trimsfs.open`` and its errors are those of ``trimsfs.client``, imported on first use.
 """
 
 __all__ = ["FormatError", "GpuError", "GpuFullError", "GpuLostError", "__version__", "open"]
 
 __version__ = "0.1.0.dev0"
 
-TYPE_CHECKING = False  # type checkers take it as true; importing it would take time
+TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
 if TYPE_CHECKING:
     from trimsfs.client import (
         FormatError,

@@ -1,4 +1,4 @@
-"""CRC checksums of bytes in memory. The only home of awscrt, whose CRC32C is the fastest of those measured."""
+"""CRC checksums of bytes in memory. Only this module imports awscrt, which has the fastest CRC32C measured."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from trimsfs.types import Buffer
 
 
 class Crc(Protocol):
-    """A CRC of bytes that follow others, whose CRC is *previous*. It lets other threads run meanwhile."""
+    """The CRC of bytes that follow others, whose CRC is *previous*. Releases the GIL."""
 
     def __call__(self, data: Buffer, previous: int = 0, /) -> int: ...
 
@@ -19,6 +19,6 @@ crc64nvme: Crc = checksums.crc64nvme
 
 
 def combine_crc32c(first: int, second: int, length: int) -> int:
-    """The CRC32C of two pieces of bytes together, from those of each; *length* is the second one's, in bytes."""
+    """The CRC32C of two pieces in a row, from the CRC32C of each; *length* is that of the second piece, in bytes."""
     combined: int = checksums.combine_crc32c(first, second, length)
     return combined

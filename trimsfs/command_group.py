@@ -1,4 +1,4 @@
-"""What the commands ``trimsfs`` and ``mountctl`` share: their subcommands, paths, and what they print to."""
+"""What ``trimsfs`` and ``mountctl`` share: subcommands, the completion of paths, and standard output."""
 
 import importlib
 import io
@@ -16,7 +16,7 @@ from trimsfs.mountinfo import mounts
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. No OSError: whoever handles those of other files lets it pass."""
+    """Standard output cannot be written. Not an OSError: handlers for other files must not catch it."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"standard output: {cause.strerror}")
@@ -24,7 +24,7 @@ class OutputError(Exception):
 
 
 class _Output(io.FileIO):
-    """Standard output, with errors that end the command."""
+    """Standard output. Raises OutputError, which ends the command."""
 
     def write(self, data: Any) -> int:
         try:
@@ -36,7 +36,7 @@ class _Output(io.FileIO):
 class CommandGroup(click.Group):
     """Subcommands that are imported on use, listed in the order of *homes*: the module of each.
 
-    *synonyms* are taken as well. A command whose output cannot be written ends as those of coreutils do.
+    *synonyms* are other names of subcommands. If standard output fails, a command ends as those of coreutils do.
     """
 
     def __init__(self, *, homes: Mapping[str, str], synonyms: Mapping[str, str] | None = None, **settings: Any) -> None:
@@ -61,11 +61,11 @@ class CommandGroup(click.Group):
 
 @contextmanager
 def _writing(program: str | None) -> Iterator[None]:
-    """End as coreutils do when standard output cannot be written: by SIGPIPE if nobody reads it, else with a line."""
-    if sys.stdout is not sys.__stdout__:  # a test has its own
+    """End as coreutils do if standard output fails: by SIGPIPE if nobody reads it, else with an error message."""
+    if sys.stdout is not sys.__stdout__:  # a test has replaced it
         yield
         return
-    if sys.stdout is None:  # closed: to write there fails
+    if sys.stdout is None:  # closed: make writes fail
         os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
     encoding, errors = ("utf-8", "strict") if sys.stdout is None else (sys.stdout.encoding, sys.stdout.errors)
     raw = _Output(1, "w", closefd=False)
@@ -76,7 +76,7 @@ def _writing(program: str | None) -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except OutputError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered still goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard what is still buffered
         if error.nobody_reads:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGPIPE)
@@ -85,7 +85,7 @@ def _writing(program: str | None) -> Iterator[None]:
 
 
 def complete_path(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Have the shell complete a path. (click's own type for paths calls stat, which a mount may never answer.)"""
+    """Let the shell complete a path: click's own type for paths calls stat, which a mount may never answer."""
     return [CompletionItem(incomplete, type="file")]
 
 

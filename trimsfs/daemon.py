@@ -1,14 +1,14 @@
-"""What a keeper starts as ``python -m trimsfs.daemon``: a server. Keepers of other versions rely on this name."""
+"""The server's entry point, ``python -m trimsfs.daemon``. Keepers of other versions rely on this name."""
 
 import gc
 import os
 
 if __name__ == "__main__":
-    gc.disable()  # all that a start brings stays: to look through it again and again is a fifth of the start's time
-    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # it would read the metadata of all that is installed
+    gc.disable()  # objects made at start stay: collections would take a fifth of the start's time
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # plugins would read the metadata of every installed package
 
     from trimsfs.server.daemon import main
 
     main()
-    # The kernel frees at once what this process knows, 900 MB of a million names; Python would take six seconds.
+    # The kernel frees this process's memory at once. Python would take six seconds for the 900 MB of a million names.
     os._exit(0)

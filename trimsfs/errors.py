@@ -115,7 +115,7 @@ class SignatureError(TrimsError):
 
     @classmethod
     def other_content(cls, key: str) -> Self:
-        """The error of a file that does not match its signature."""
+        """A SignatureError for a file that does not match its signature."""
         return cls(f"{key}: digest differs from the signed one: check who can write to the store")
 
 

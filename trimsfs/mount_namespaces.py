@@ -1,4 +1,4 @@
-"""Mount namespaces: where else a file system is mounted, what an unmount leaves of it, and unmounting it there too."""
+"""Mount namespaces: lists the mounts in all of them, finds those that an unmount leaves, and unmounts them."""
 
 import ctypes
 import errno
@@ -11,7 +11,7 @@ from pathlib import Path
 from trimsfs.mountinfo import Mount, mounts
 
 TIMEOUT_S = 5.0
-"""How long a path of another namespace may take to be resolved: its file systems may be anybody's."""
+"""Timeout of an unmount in another namespace, where file systems may hang."""
 _CLONE_NEWNS, _MNT_DETACH = 0x00020000, 2
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -19,8 +19,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def namespaces() -> tuple[dict[int, list[Mount]], bool]:
-    """All mounts of each mount namespace, by a process of it, of this one by this process; and whether some are of
-    processes that this user may not look at."""
+    """All mounts of each mount namespace, by the pid of a process in it (this process's for its own).
+
+    The second value tells whether this user may not look at some processes.
+    """
     found = {os.getpid(): mounts(None)}
     known, hidden = {os.readlink("/proc/self/ns/mnt")}, False
     for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
@@ -37,10 +39,10 @@ def namespaces() -> tuple[dict[int, list[Mount]], bool]:
 
 
 def outliving(mount: Mount, places: Mapping[int, Sequence[Mount]]) -> list[tuple[int, Mount]]:
-    """What is left of a file system once a *mount* of it is unmounted, with a process of each one's namespace.
+    """The mounts of a file system that stay when *mount* is unmounted, each with the pid of a process in its namespace.
 
-    As the kernel does it, an unmount propagates as the mount has: to what lies at the same place of the mounts that
-    its parent's peer group reaches.
+    The kernel propagates an unmount like a mount: to the same place on all mounts that the peer group of the parent
+    reaches.
     """
     known = {each.number: each for there in places.values() for each in there}
     parent = known.get(mount.parent)
@@ -64,10 +66,10 @@ def _place(mount: Mount, parent: Mount) -> Path:
 
 
 def detach(pid: int, mount: Mount) -> None:
-    """Unmount *mount* in the mount namespace of a process; what is open there stays open. Raises OSError.
+    """Unmount *mount* in the mount namespace of a process; open files stay open. Raises OSError.
 
-    The paths there may be changed meanwhile by whoever they belong to: what is unmounted is the mount of this number,
-    or nothing. A child process does it, as one that waits for a file system cannot be helped.
+    The owner of the namespace may change its paths meanwhile: this unmounts the mount of this number, or nothing. A
+    child process does it, as a file system that hangs would block this one.
     """
     child = os.fork()
     if child == 0:
@@ -92,7 +94,7 @@ def detach(pid: int, mount: Mount) -> None:
 
 
 def _detach(pid: int, mount: Mount) -> None:
-    proc = os.open("/proc", _DIRECTORY)  # which nobody else can have made
+    proc = os.open("/proc", _DIRECTORY)  # this namespace's, as the other one could have a false /proc
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     root = os.open(f"/proc/{pid}/root", _DIRECTORY)
     if _libc.setns(namespace, _CLONE_NEWNS) != 0:

@@ -29,8 +29,7 @@ class Mount:
 
 
 def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") -> list[Mount]:
-    """The mounts of a type, or all, in the mount namespace of a process, by default this one's; a covering mount comes
-    after the one it covers."""
+    """The mounts of a type, or all, in a process's mount namespace; a covering mount comes after the one it covers."""
     found = []
     for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").rstrip("\n").split("\n"):
         fields, _, rest = line.partition(" - ")
@@ -55,7 +54,7 @@ def mounts(kind: str | None = FILE_SYSTEM_TYPE, *, process: int | str = "self") 
 
 
 def file_systems() -> list[Mount]:
-    """One mount of each trimsfs file system: the first of its root; if there is none, as in a container, the first."""
+    """One mount of each trimsfs file system: the first of its root or, without one (as in a container), the first."""
     found: dict[str, Mount] = {}
     for mount in mounts():
         known = found.setdefault(mount.device, mount)
@@ -65,8 +64,7 @@ def file_systems() -> list[Mount]:
 
 
 def canonical(mountpoint: Path) -> Path:
-    """A mount point as the kernel lists it, resolved without touching what is mounted there; a path on a mount as it
-    is."""
+    """A mount point as the kernel lists it, resolved without touching the mount; a path on a mount stays as it is."""
     absolute = Path(os.path.abspath(mountpoint))
     if mount_of(absolute) is not None:
         return absolute
@@ -75,7 +73,7 @@ def canonical(mountpoint: Path) -> Path:
 
 
 def named_mountpoint(path: Path) -> Path:
-    """The mount point of the trimsfs mount that a path lies on; the path itself, as `canonical` has it, if on none."""
+    """The mount point of the trimsfs mount that a path lies on; the `canonical` path if it lies on none."""
     path = canonical(path)
     mount = mount_of(path)
     return path if mount is None else mount.mountpoint
@@ -102,7 +100,7 @@ def holding(path: Path) -> Mount | None:
     """The mount of any type that an absolute path without symbolic links lies on; None for a hidden path."""
     over = [mount for mount in mounts(None) if path.is_relative_to(mount.mountpoint)]
     numbers = {mount.number for mount in over}
-    # From the root down, into whatever is mounted first on the way: a mount below a covered one is not on it.
+    # Walk down from the root, into the first mount on the way: a path cannot reach mounts below a covered one.
     here = [mount for mount in over if mount.parent not in numbers - {mount.number}]
     found = None
     while here:

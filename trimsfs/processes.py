@@ -1,4 +1,4 @@
-"""What /proc tells of processes: which belong to a mount, and which use one. Nothing here waits for a mount."""
+"""Reads from /proc which processes belong to a mount, and which use one. Never waits for a mount."""
 
 import ctypes
 import os
@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def title_of(pid: int) -> str:
-    """The title of a process of a mount, as ``trimsfs server /models``; the program's name of any other."""
+    """The title of a mount's process, such as ``trimsfs server /models``; for others, the program's name."""
     try:
         title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0")
         if not title.startswith(TITLE_PREFIX):
@@ -38,13 +38,13 @@ def title_of(pid: int) -> str:
 
 
 def shown(pid: int) -> str:
-    """A process, for messages: its program, and the container that it runs in if that is known."""
+    """A process, for messages: its pid, its program and, if known, its container."""
     container = container_of(pid)
     return f"pid {pid} ({title_of(pid)}{f', container {container}' if container else ''})"
 
 
 def container_of(pid: int) -> str | None:
-    """The identifier of a process's container, as engines show it; None without one that its control group names."""
+    """The identifier of a process's container, as engines show it; None if its control group names none."""
     try:
         found = _CONTAINER.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
     except OSError:
@@ -53,14 +53,14 @@ def container_of(pid: int) -> str | None:
 
 
 def roles(keeper: int | None) -> dict[str, int]:
-    """How many processes of each role this server's mount has; None for a keeper that is gone."""
+    """How many processes of each role this server's mount has; *keeper* is None if the keeper is gone."""
     pids = {*_family(os.getpid()), *(_family(keeper) if keeper is not None else ())}
     titles = [title_of(pid) for pid in sorted(pids)]
     return dict(Counter(title.split(" ")[1] for title in titles if title.startswith(TITLE_PREFIX)))
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it, as far as the kernel tells."""
+    """The pids of a process and its descendants, as far as the kernel lists them."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
@@ -69,7 +69,7 @@ def _family(pid: int) -> list[int]:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Make the kernel kill this process when its parent ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
@@ -80,7 +80,7 @@ def open_descriptors() -> int:
 
 
 def device_served_by(pid: int) -> str | None:
-    """The device of the file system whose FUSE connection a process has, which the kernel tells since Linux 6.18."""
+    """The device of the FUSE file system that a process serves; None if it serves none, or before Linux 6.18."""
     for facts in Path(f"/proc/{pid}/fdinfo").glob("*"):
         with suppress(OSError):  # closed meanwhile
             for line in facts.read_text().splitlines():
@@ -103,7 +103,7 @@ class Usage:
     hidden: bool = False
 
     def __str__(self) -> str:
-        """For messages: by whom, or that the kernel does not tell."""
+        """The users, for messages that say "in use"."""
         users = [shown(pid) for pid in self.processes]
         own = os.getpid()
         users += [
@@ -114,11 +114,11 @@ class Usage:
             users[SHOWN:] = [f"{len(users) - SHOWN} more"]
         if users:
             return f"by {', '.join(users)}"
-        return "by a process that only root can see" if self.hidden else "by whom the kernel does not tell"
+        return "by a process that only root can see" if self.hidden else "by a process that the kernel does not show"
 
 
 def usage(device: str, inode: int | None = None) -> Usage:
-    """Who uses the file system of a *device*, ``major:minor``, or its file of this inode number."""
+    """Find who uses the file system of a *device*, ``major:minor``, or only its file of this inode number."""
     found = Usage()
     others, found.hidden = namespaces()
     others.pop(os.getpid())
@@ -127,13 +127,13 @@ def usage(device: str, inode: int | None = None) -> Usage:
         with _looking(found):
             if _has_open(pid, device, inode) or _has_mapped(pid, device, inode):
                 found.processes.append(pid)
-    found.hidden &= os.geteuid() != 0  # what the kernel keeps from root, nobody can see
+    found.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
     return found
 
 
 @contextmanager
 def _looking(usage: Usage) -> Iterator[None]:
-    """Look at a process, which may be another user's, or end meanwhile."""
+    """Look at a process that may belong to another user, or end meanwhile."""
     try:
         yield
     except PermissionError:

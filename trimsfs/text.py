@@ -1,4 +1,4 @@
-"""What people see in a terminal: names that others have chosen, log lines, and the titles that ``ps`` shows."""
+"""Text for terminals: names that others have chosen, log lines, and the titles that ``ps`` shows."""
 
 import logging
 from pathlib import Path
@@ -7,13 +7,13 @@ from types import TracebackType
 from setproctitle import setproctitle
 
 TITLE_PREFIX = "trimsfs "
-"""What the titles of a mount's processes begin with."""
+"""The prefix of the titles of a mount's processes."""
 
 Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 def printable(text: str) -> str:
-    """Text as one line without control characters: whatever is not printable is escaped."""
+    """Text as one line, with all unprintable characters escaped."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
@@ -25,7 +25,7 @@ def title(role: str, mountpoint: Path) -> str:
 
 
 def set_process_title(role: str, mountpoint: Path) -> None:
-    """Have ``ps`` show this process as ``trimsfs ROLE MOUNTPOINT``.
+    """Make ``ps`` show this process as ``trimsfs ROLE MOUNTPOINT``.
 
     The title overwrites the memory that /proc/PID/cmdline and /proc/PID/environ show; `os.environ` stays as it is.
     """

@@ -1,4 +1,4 @@
-"""Values that every layer speaks of."""
+"""Values that all layers share."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 CHUNK_SIZE = 8 * 1024 * 1024
 """Bytes in a chunk, the unit of fetching and verification. The last chunk of an object is shorter."""
 SIZE_MAX = 1 << 46
-"""Bytes of the largest object there can be a file of, above what any store holds: what is known of its chunks takes
-memory."""
+"""Bytes of the largest object that trimsfs shows, above what any store holds: records of chunks take memory."""
 ETAG_MAX = 1024
 """Characters of the longest ETag."""
 
@@ -29,7 +28,7 @@ class Generation:
 
     ``size`` is in bytes, ``modified_ns`` in nanoseconds since the epoch. ``etag`` is the store's name for
     the content: another content of the same key has another one. ``version_id`` lets some stores
-    serve a generation that has since been replaced; it is no part of the identity. ``linked`` is the key of the file
+    serve a generation that has since been replaced; it is not part of the identity. ``linked`` is the key of the file
     that a symbolic link leads to: all links to a file have its content.
     """
 
@@ -47,7 +46,7 @@ class Generation:
 
     @property
     def plausible(self) -> bool:
-        """Whether a store may tell such a thing: if not, it lies, and the rest of trimsfs is not to see it."""
+        """Whether a store can have such an object; callers drop entries that are not plausible."""
         named = 0 < len(self.etag) <= ETAG_MAX and self.etag.isascii() and self.etag.isprintable()
         return named and 0 <= self.size <= SIZE_MAX
 

@@ -12,7 +12,7 @@ from trimsfs.processes import SHOWN, Usage, open_descriptors, roles, shown, titl
 
 def test_who_uses_a_mount_is_named_or_that_it_is_not_known() -> None:
     own = f"pid {os.getpid()} ({title_of(os.getpid())})"
-    assert str(Usage()) == "by whom the kernel does not tell"
+    assert str(Usage()) == "by a process that the kernel does not show"
     assert str(Usage(hidden=True)) == "by a process that only root can see"
     assert str(Usage(processes=[os.getpid()], hidden=True)) == f"by {own}"
     elsewhere = Usage(mounted=[(os.getpid(), Path("/bind")), (os.getppid(), Path("/other"))])
