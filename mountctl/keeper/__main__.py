@@ -1,6 +1,6 @@
 """``python -m mountctl.keeper``: runs a keeper, with its order as JSON on standard input.
 
-With ``--recover``, it takes the mount and the order over from what a killed keeper has left.
+With ``--recover``, the keeper takes over the mount and the order of a killed keeper.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from trimsfs.text import set_process_title
 
 
 def _leave_no_core() -> None:
-    """Have the kernel write no core dump of this process and its servers, which have credentials in memory.
+    """Stop the kernel from dumping core of this process and its servers, which have credentials in memory.
 
     A limit of 0 does not stop programs that read cores from a pipe; a limit of 1 does.
     """

@@ -1,6 +1,6 @@
-"""What outlives every server of a mount: the FUSE connection, the ledger, and the lock of the cache directory.
+"""What outlives the servers of a mount: the FUSE connection, the ledger, and the lock of the cache directory.
 
-A keeper has a lock on the ledger, so that a mount has one keeper at a time.
+A keeper locks the ledger, so that a mount has one keeper at a time.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class AlreadyKeptError(Exception):
 
 
 def memory_of(content: bytes) -> int:
-    """A memfd with this content, which nobody can change, positioned at its start."""
+    """A sealed memfd with this content, positioned at its start."""
     descriptor = os.memfd_create("trimsfs-order", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
@@ -42,7 +42,7 @@ def memory_of(content: bytes) -> int:
 
 
 def _locked(ledger: int) -> int:
-    """Lock a ledger; the descriptor, with an open file of its own, that has the lock. Raises AlreadyKeptError."""
+    """Lock a ledger through an open file of its own; the descriptor of that file. Raises AlreadyKeptError."""
     descriptor = os.open(f"/proc/self/fd/{ledger}", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,7 +80,7 @@ class Connection:
 
     @classmethod
     def of(cls, order: dict[str, Any], stored: Mapping[str, int]) -> "Connection":
-        """The connection of an order, in which an earlier keeper may have noted the identity of what is mounted."""
+        """The connection of an order, which has the identity of the mount if an earlier keeper stored it."""
         known = order.get("identity")
         return cls(
             Path(order["mountpoint"]),
@@ -92,7 +92,7 @@ class Connection:
 
     @property
     def mounted(self) -> bool:
-        """Whether it has been mounted."""
+        """Whether a keeper has mounted it."""
         return "fuse" in self._held
 
     @property
@@ -107,7 +107,7 @@ class Connection:
         return {name: descriptor for name, descriptor in self._held.items() if name in _FOR_SERVERS}
 
     def stored(self, order: bytes) -> dict[str, int]:
-        """The descriptors that the next keeper needs, by name, with one for the present order."""
+        """The descriptors that the next keeper needs, by name, with a new one for *order*."""
         before = self._held.pop("order", None)
         if before is not None:
             os.close(before)
@@ -127,7 +127,7 @@ class Connection:
 
     def open_backings(self, files: list[int], count: int) -> list[dict[str, Any]]:
         """Register *count* backing files; the id or the error of each, as the answer to the server."""
-        # The kernel drops the descriptors that there is no room for.
+        # The kernel drops descriptors for which this process has no room.
         return [self._open_backing(file) for file in islice(chain(files, repeat(None)), count)]
 
     def _open_backing(self, file: int | None) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Connection:
             mounting.close_backing(self._held["fuse"], number)
 
     def unmount(self) -> str | None:
-        """Unmount, lazily if it is busy; the reason why it had to be lazily, if so."""
+        """Unmount, lazily if it is busy; the reason if it stays in use or the unmount failed, else None."""
         if not self.mounted:
             return None
         if not self._is_in_tree:
@@ -161,7 +161,7 @@ class Connection:
         return None
 
     def _users(self) -> str:
-        return str(usage(self.identity.device)) if self.identity is not None else "by whom is not known"
+        return str(usage(self.identity.device)) if self.identity is not None else "by an unknown process"
 
     def abort(self) -> None:
         """Abort the FUSE connection: requests that wait for an answer fail."""

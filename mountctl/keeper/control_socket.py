@@ -27,7 +27,7 @@ class KeeperRefusesError(KeeperGoneError):
 
 
 def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    """Ask the keeper of a mount. Raises KeeperGoneError."""
+    """Send a request to the keeper of a mount; its reply. Raises KeeperGoneError."""
     path = socket_path(mountpoint)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
@@ -38,14 +38,14 @@ def ask(mountpoint: Path, request: dict[str, Any], *, timeout_s: float) -> dict[
                 found: dict[str, Any] = json.loads(answer.readline(REQUEST_LIMIT))
                 return found
     except (OSError, ValueError) as error:
-        # A user who has no socket of this mount is not the one who mounted it.
+        # If this user has no socket of the mount, another user mounted it.
         if isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and os.geteuid() != 0):
-            raise KeeperRefusesError(f"only the user who mounted {mountpoint} may ask its keeper") from None
+            raise KeeperRefusesError(f"only root and the user who mounted {mountpoint} may ask its keeper") from None
         raise KeeperGoneError(f"the keeper of {mountpoint} is gone: run `mountctl recover {mountpoint}`") from error
 
 
 class ControlSocket:
-    """Listens for operators in the keeper's loop. *handle* gets each request, and a function to reply, now or later."""
+    """Listens for operators in the keeper's loop. *handle* gets each request and a function to reply, now or later."""
 
     def __init__(self, selector: selectors.BaseSelector, handle: Callable[[dict[str, Any], Reply], None]) -> None:
         self._selector = selector

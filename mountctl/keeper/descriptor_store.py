@@ -1,13 +1,13 @@
 """The keeper's descriptor store: descriptors of GPU copies, and the socket of GPU clients, which outlive a server.
 
 A copy in GPU memory lasts as long as a process has a descriptor of it. A server stores its descriptors by number, and
-the next one fetches them. They end with the keeper: a keeper that replaces a killed one has none, and tells servers so.
+the next one fetches them. They end with the keeper: the successor of a killed keeper has none, and tells servers so.
 A service manager could store them as well; but if it missed that one was released, that GPU memory would leak until the
 unmount.
 
-The socket belongs to the keeper because a server may not write to its directory, and so that clients who connect while
-no server serves wait for the next one. The server decides who may have what. A service manager stores the socket, as
-containers have bind-mounted the socket itself, not its name.
+The keeper owns the socket because a server may not write to its directory. Clients that connect while no server serves
+wait for the next one. The server decides who gets which copy. A service manager stores the socket: containers have
+bind-mounted the socket itself, and would not see a new one of the same name.
 """
 
 import errno
@@ -50,7 +50,7 @@ class DescriptorStore:
         descriptors: list[int],
         send: Callable[[dict[str, Any], list[int]], None],
     ) -> None:
-        """Do what a server asks for, and answer it. Removes a descriptor that is stored from *descriptors*."""
+        """Handle a message of a server, and answer it. Removes a descriptor that it stores from *descriptors*."""
         match message:
             case protocol.Hold(number):
                 send(self._hold(number, descriptors), [])
@@ -68,7 +68,7 @@ class DescriptorStore:
             return {"error": f"number {number} is held already"}
         if len(self._descriptors) >= _room():
             return {"error": f"{len(self._descriptors)} descriptors are held already"}
-        if not descriptors:  # the kernel drops a descriptor that there is no room for
+        if not descriptors:  # the kernel drops a descriptor if this process has no room
             return {"error": os.strerror(errno.EMFILE)}
         if not _harmless(descriptors[0]):
             return {"error": "neither a device nor a pipe"}
@@ -92,7 +92,7 @@ class DescriptorStore:
         return {"path": self._listener.getsockname()}, [self._listener.fileno()]
 
     def store(self) -> None:
-        """Have the service manager store the socket, as soon as there is one."""
+        """Let the service manager store the socket, as soon as there is one."""
         if not self._storing:
             self._storing = True
             self._store()
@@ -102,7 +102,7 @@ class DescriptorStore:
             self._notifier.store({LISTENER: self._listener.fileno()})
 
     def close(self) -> None:
-        """Close everything, for good."""
+        """Close all descriptors, and remove the socket."""
         for number in list(self._descriptors):
             self._let_go(number)
         if self._listener is not None and self._bound_path is not None:
@@ -120,7 +120,7 @@ class DescriptorStore:
 
 
 def _room() -> int:
-    """How many descriptors may be held: the keeper needs others itself, above all to replace a server."""
+    """How many descriptors may be stored: the keeper needs some itself, above all to replace a server."""
     return min(HELD_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 

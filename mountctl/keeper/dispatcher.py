@@ -14,7 +14,7 @@ from mountctl.keeper.server_process import ServerProcess
 class Dispatcher:
     """Calls *handle* with each message and its descriptors; closes the descriptors that *handle* leaves in the list.
 
-    It kills a server for whose message *handle* raises ProtocolError.
+    Kills a server that violates the protocol.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Dispatcher:
         """Handle a message that a server has sent."""
         try:
             if not self._receive_next(server):
-                self._unregister(server)  # the keeper's loop will notice that it has ended
+                self._unregister(server)  # the keeper's loop notices that it has ended
         except protocol.ProtocolError as error:
             self._reporter.log(f"server {server.pid} violated the protocol: {error}: killing it")
             server.kill()
@@ -57,7 +57,7 @@ class Dispatcher:
         self._unreaped.append(server)
 
     def reap(self) -> None:
-        """Collect the exit codes of removed servers that have ended, and of what servers have left behind."""
+        """Collect the exit codes of removed servers that have ended, and of processes that servers left behind."""
         self._unreaped = [server for server in self._unreaped if not server.reaped()]
         reap_orphans([*self._servers, *self._unreaped])
 

@@ -1,7 +1,7 @@
-"""Servers that a server has forked, and processes that are no children of the keeper, or not yet.
+"""Servers that another server has forked, and processes that are not, or not yet, children of the keeper.
 
-A server that the keeper has started forks another one when it is promoted, before it reads anything from a network or
-answers anybody. That one stands by: it has all loaded, in memory that it shares with the first.
+A server that the keeper has started forks a standby when it is promoted, before it reads anything from a network or
+answers anybody. The standby has everything loaded, in memory that it shares with the first server.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 from mountctl.keeper.server_process import ServerProcess
 
 _SO_PASSPIDFD = 76
-"""Of Linux 6.5: with a message comes a pidfd of its sender."""
+"""Since Linux 6.5: a message comes with a pidfd of its sender."""
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PIDFD_GETFD = 438
 
@@ -43,7 +43,7 @@ class OtherProcess:
             try:
                 self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, os.WNOHANG)[1])
             except ChildProcessError:
-                self.returncode = -signal.SIGKILL  # how it has ended, only its parent is told
+                self.returncode = -signal.SIGKILL  # only its parent gets the exit code
         found: int | None = self.returncode
         return found
 
@@ -59,7 +59,7 @@ class OtherProcess:
         return self.poll() or 0
 
     def descriptor(self, number: int) -> int:
-        """A close-on-exec descriptor for what the process has open under a number."""
+        """A close-on-exec duplicate of the process's descriptor of this number. Raises OSError."""
         found = int(_libc.syscall(_PIDFD_GETFD, self._pidfd, number, 0))
         if found < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -80,12 +80,12 @@ class _NotYetKnown:
             poll = select.poll()
             poll.register(self._channel, 0)
             if poll.poll(0):
-                self.kill()  # nobody is there
+                self.kill()  # the other end is closed
         found: int | None = self.returncode
         return found
 
     def kill(self) -> None:
-        self.returncode = -signal.SIGKILL  # the channel is closed then
+        self.returncode = -signal.SIGKILL  # the fork ends when the keeper closes the channel
 
     terminate = kill
 
@@ -94,9 +94,9 @@ class _NotYetKnown:
 
 
 class ForkedServer(ServerProcess):
-    """A server that another one forks, and gives *their_end* of a channel.
+    """A server that another one forks; the fork gets *their_end* of the channel.
 
-    Raises OSError where the kernel cannot tell who has sent a message.
+    Raises OSError if the kernel does not identify the sender of a message (before Linux 6.5).
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -117,8 +117,7 @@ class ForkedServer(ServerProcess):
 
 
 def forked_by(server: ServerProcess) -> tuple[ForkedServer | None, socket.socket | None]:
-    """What a server is to fork, and its end of the channel; none if it forks nothing, or this kernel cannot tell who it
-    is."""
+    """The server that *server* is to fork, and the fork's end of the channel; None for both if it cannot fork one."""
     try:
         forked = ForkedServer(server.order) if server.forks else None
     except OSError:
@@ -127,16 +126,16 @@ def forked_by(server: ServerProcess) -> tuple[ForkedServer | None, socket.socket
 
 
 def adopt_orphans() -> None:
-    """Be the parent of what servers leave behind when they end: of the server that follows, above all."""
+    """Become the parent of the processes that servers leave behind when they end, above all of the standby."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_orphans(servers: Collection[ServerProcess]) -> None:
-    """Collect the exit codes of children that have ended, but for those of *servers*, which these collect."""
+    """Collect the exit codes of children that have ended, except *servers*, which collect their own."""
     adopts = ctypes.c_int()
     _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0)
     if not adopts.value:
-        return  # all children are known
+        return  # without orphans, all children are servers
     known = {server.pid for server in servers}
     with contextlib.suppress(ChildProcessError):  # there is none
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in known:

@@ -12,7 +12,7 @@ for its own child cannot help it. ``__main__`` starts it with a JSON order::
 
 ``server`` is the command line of the server, which gets the whole order on its own standard input. The keeper reports
 the outcome as one JSON line on ``--status-fd``: ``{"type": "ready"}`` or ``{"type": "failed", "kind": ...,
-"error": ...}``. A keeper that follows a killed one replaces the server that it has left, or leaves it as it is.
+"error": ...}``. The successor of a killed keeper replaces the server that is left or, if that fails, lets it serve on.
 """
 
 import os
@@ -44,16 +44,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK_S = 2.0
 """How often the keeper checks its servers."""
 DEATH_TICK_S = 0.002
-"""How often it checks a server that it has killed: the next one waits for its end."""
+"""How often it checks a server that it has killed: the next server waits for that end."""
 STOP_TIMEOUT_S = 10.0
 """How long a server may take to record its state after the unmount, as a thread of it may hang in a driver. `trimsfs
 umount` waits twice as long."""
 SILENCE_LIMIT_S = 30.0
-"""A server that has sent nothing for so long hangs, and is replaced."""
+"""The keeper kills a server that has sent nothing for so long."""
 HURRY_AFTER_S = 15.0
 """How long a standby may load in idle time alone."""
 START_TIMEOUT_S = 60.0
-"""A standby that is not ready after so long hangs, and is replaced."""
+"""The keeper kills a standby that is not ready after so long."""
 
 
 class Keeper:
@@ -79,13 +79,13 @@ class Keeper:
         self._active: ServerProcess | None = left
         self._standby: ServerProcess | None = None
         self._unclaimed: list[int] = []
-        """Backing ids that the last server may have died before hearing of."""
+        """Backing ids that the last server may have died before receiving."""
         self._ledger_version: str | None = None
-        """Of the server that was ready last; None until one was."""
+        """The version of the last ready server's ledger; None until a server was ready."""
         self._leaves = False
-        """Whether the mount is left to the server that an earlier keeper has left."""
+        """Whether this keeper ends without an unmount, and lets the predecessor's server serve on."""
         self._stop_by = 0.0
-        """When the server is overdue after the unmount."""
+        """When the keeper kills a server that still runs after the unmount."""
         self._exit_code = 0
         if left is not None:
             self._ledger_version = left.ledger_version
@@ -184,7 +184,7 @@ class Keeper:
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
-            self._reporter.log("unmounting, as the keeper has been told to stop")
+            self._reporter.log("the keeper got a signal to stop: unmounting")
             self._service_manager.stopping()
             self._unmount()
             self._end(0)
@@ -194,7 +194,7 @@ class Keeper:
     def _start(self) -> None:
         """Start a standby."""
         try:
-            # A server that has died is often followed by another that does.
+            # After a crash the next server often crashes too: a standby must be ready soon.
             spare = self._active is not None and not self._replacement.under_way and not self._restart_policy.last_end
             server = ServerProcess(self._replacement.order, spare=spare)
         except OSError as error:
@@ -272,7 +272,7 @@ class Keeper:
             self._descriptor_store.store()
 
     def _on_followed(self, answer: dict[str, Any]) -> None:
-        """The server that an earlier keeper has left was replaced, or could not be: then it serves on."""
+        """Handle the outcome of replacing the predecessor's server, which serves on after a failure."""
         if "error" in answer:
             self._reporter.outcome({"type": "failed", "kind": "TakeoverError"} | answer, answer["error"])
             if self._active is not None and self._replacement.outgoing is None:
@@ -288,7 +288,7 @@ class Keeper:
             self._reporter.log(f"server {server.pid} failed: {message.error}")
 
     def _on_end(self, server: ServerProcess) -> None:
-        """A server has ended: the keeper ends as well, or another server follows."""
+        """Handle the end of a server: another server follows, or the keeper ends too."""
         self._dispatcher.drain(server)
         self._dispatcher.remove(server)
         if server is self._standby:
@@ -387,7 +387,7 @@ class Keeper:
         self._dismiss_standby()
         server = self._active
         if server is not None:
-            server.channel.close()  # it gets no more answers from here
+            server.channel.close()  # the keeper answers it no more
             if not self._connection.mounted:
                 server.terminate()  # it does not end by itself
             if not server.wait(STOP_TIMEOUT_S):

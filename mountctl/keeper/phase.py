@@ -4,21 +4,21 @@ import enum
 
 
 class Phase(enum.Enum):
-    """What has become of the mount. Phases follow each other in this order; a keeper may leave some out.
+    """The state of the mount. Phases follow each other in this order; a keeper may skip some.
 
     A keeper that takes over the mount of an earlier keeper begins with REPLACEABLE.
     """
 
     STARTING = enum.auto()
-    """No server has been ready yet. The keeper ends with the first one, and tells whoever mounts why."""
+    """No server has been ready yet. If the first one ends, the keeper reports why, and ends."""
     IRREPLACEABLE = enum.auto()
-    """A server is ready, but this kernel (before Linux 6.9) does not resend what it leaves unanswered: no other server
-    could take the mount over, and the keeper ends with this one."""
+    """A server is ready, but this kernel (before Linux 6.9) does not resend the requests that it leaves unanswered: no
+    other server can take over, and the keeper ends with this one."""
     REPLACEABLE = enum.auto()
     """Servers may end at any moment, and operators may replace them: the next one takes the mount over."""
     UNMOUNTED = enum.auto()
-    """The file system is unmounted, or its connection was aborted. The server gets a moment to record its state. No
-    other is started beside it, and the keeper ends with it."""
+    """The file system is unmounted, or its connection was aborted. The server gets a moment to record its state.
+    The keeper starts no other, and ends with this one."""
     OVERDUE = enum.auto()
     """The keeper has killed a server that did not end after the unmount. The keeper exits with 0 all the same: after a
     failure, a service manager would mount again."""
@@ -32,7 +32,7 @@ class Phase(enum.Enum):
 
     @property
     def refusal(self) -> str | None:
-        """Why an operator cannot have the server replaced; None when that is possible."""
+        """Why the keeper refuses to replace the server; None if it does not."""
         if self.unmounted:
             return "it is unmounted, and its server ends"
         if not self.replaceable:
@@ -41,5 +41,5 @@ class Phase(enum.Enum):
 
     @property
     def unmounted(self) -> bool:
-        """Whether there is nothing left to serve."""
+        """Whether the file system is unmounted, or its connection aborted."""
         return self in {Phase.UNMOUNTED, Phase.OVERDUE}

@@ -1,9 +1,9 @@
 """The predecessor of a keeper: one that was killed, and whose server still serves the mount.
 
 That server has all that a keeper needs: the descriptors of /dev/fuse, of the ledger and of the locked cache directory,
-and on its standard input the order that it was started with. None of it is believed. A server that has been taken over
-can have any title, and anything open that it may open. It can neither make nor change a sealed file of the keeper's
-user, as an order is, and of a descriptor the kernel tells what it is of.
+and on its standard input the order that it was started with. The new keeper trusts none of this. An attacker in the
+server can give it any title, and open any file that it may open. But an order is a sealed file of the keeper's user,
+which the server can neither create nor change. And the kernel shows what each descriptor refers to.
 """
 
 import fcntl
@@ -28,16 +28,16 @@ from trimsfs.processes import shown, title_of
 from trimsfs.text import title
 
 RESENDS_SINCE = (6, 9)
-"""The version of Linux since which the kernel resends what a server has left unanswered."""
+"""The first version of Linux that resends the requests that a server has left unanswered."""
 ORDER_LINK = "/memfd:trimsfs-order (deleted)"
 _NAMES = {"/memfd:trimsfs-ledger (deleted)": "ledger", "/dev/fuse": "fuse"}
 _MAGIC = b"trimsfs"
-"""What a ledger begins with, before its version."""
+"""The first bytes of a ledger, before its version."""
 _MAGIC_LENGTH = 8
 
 
 class _UnfitError(Exception):
-    """A process is not the server of the mount, or not fit to be followed."""
+    """A process is not the server of the mount, or a keeper cannot take over from it."""
 
 
 class LeftServer(ServerProcess):
@@ -53,8 +53,7 @@ class LeftServer(ServerProcess):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predecessor:
-    """What a killed keeper has left: its order and environment, its server, and the descriptors of the mount by name,
-    which are this process's now."""
+    """What a killed keeper has left: order, environment, server, and copies of the mount's descriptors, by name."""
 
     order: dict[str, Any]
     environment: dict[str, str]
@@ -63,7 +62,7 @@ class Predecessor:
 
 
 def find_predecessor(mountpoint: Path) -> Predecessor:
-    """The predecessor of a new keeper of a mount. Raises NotMountedError, TakeoverError."""
+    """Find the predecessor of a new keeper of a mount. Raises NotMountedError, TakeoverError."""
     if _linux() < RESENDS_SINCE:
         raise TakeoverError(
             f"{mountpoint}: before Linux 6.9 no server can take over a mount: run `mountctl down` and `mountctl up`"
@@ -77,7 +76,7 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
         try:
             found.append(_look_at(pid, mountpoint, identity.device))
         except PermissionError:
-            unfit.append(f"{shown(pid)}: recovering takes root with CAP_SYS_PTRACE")
+            unfit.append(f"{shown(pid)}: recovering needs root with CAP_SYS_PTRACE")
         except (_UnfitError, OSError) as error:
             unfit.append(f"{shown(pid)}: {error}")
     if len(found) == 1:
@@ -88,7 +87,7 @@ def find_predecessor(mountpoint: Path) -> Predecessor:
         raise TakeoverError(f"{mountpoint}: cannot be taken over from {unfit[0]}")
     others = [pid for pid in _titled("keeper", mountpoint) if pid != os.getpid()]
     if others:
-        raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, takes it over at this moment")
+        raise TakeoverError(f"{mountpoint}: another keeper, {shown(others[0])}, is taking it over: wait")
     raise NotMountedError(
         f"{mountpoint}: its server has ended as well, and the connection to the kernel with it: "
         f"unmount it with `trimsfs umount {mountpoint}` and mount it again"
@@ -106,7 +105,7 @@ def _titled(role: str, mountpoint: Path) -> list[int]:
 
 
 def _look_at(pid: int, mountpoint: Path, device: str) -> Predecessor:
-    """What a process has of the mount on a device. Raises _UnfitError, OSError."""
+    """The predecessor whose server is this process, checked to serve the mount. Raises _UnfitError, OSError."""
     process = OtherProcess(os.pidfd_open(pid))
     order = _order_of(process)
     if order["mountpoint"] != str(mountpoint):
@@ -163,7 +162,7 @@ def _descriptors_of(process: OtherProcess, order: dict[str, Any], device: str) -
 
 
 def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
-    """Whether a descriptor is what it is taken for. Raises OSError."""
+    """Whether a descriptor is what *name* says. Raises OSError."""
     status = os.fstat(descriptor)
     match name:
         case "ledger":
@@ -177,7 +176,7 @@ def _is(name: str, descriptor: int, order: dict[str, Any], device: str) -> bool:
 
 
 def _serves(fuse: int, device: str) -> bool:
-    """Whether a descriptor of /dev/fuse is of a mount, and of that on a device, as far as the kernel tells."""
+    """Whether a descriptor of /dev/fuse belongs to the mount on a device; before Linux 6.18, to any mount."""
     poll = select.poll()
     poll.register(fuse, 0)
     if poll.poll(0):

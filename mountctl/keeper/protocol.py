@@ -13,7 +13,7 @@ from trimsfs.text import printable
 
 MESSAGE_LIMIT = 8192
 BACKING_LIMIT = 32
-"""Most files that one message registers."""
+"""How many files one message may register."""
 DESCRIPTOR_LIMIT = BACKING_LIMIT
 _KIND = re.compile(r"[A-Za-z]{1,64}")
 _VERSION = re.compile(r"[0-9a-z.]{1,16}")
@@ -22,12 +22,12 @@ _NUMBER_LIMIT = (1 << 31) - 1
 
 
 class ProtocolError(Exception):
-    """Bytes that are none of the messages."""
+    """A message is invalid, or out of order."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """The server could serve; it reads ledgers of this version, and ``forks`` the next server when it is promoted."""
+    """The server can take over; it reads ledgers of this version. ``forks``: when promoted, it forks the next."""
 
     ledger: str
     forks: bool = False
@@ -35,20 +35,22 @@ class StandingBy:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """Mount the file system; with the descriptor of the locked cache directory. Answered with that of /dev/fuse."""
+    """Mount the file system; comes with the descriptor of the cache directory's lock. Answered with /dev/fuse's."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackingOpen:
-    """Register the files of *count* descriptors that come with it. Answered with the id of each, or the error; without
-    a count, as earlier versions send it, with that of the only one."""
+    """Register the files of *count* descriptors that come with it. Answered with the id or the error of each.
+
+    Earlier versions send one descriptor without a count, and get one answer.
+    """
 
     count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BackingClose:
-    """Give the backing id up."""
+    """Unregister a backing id."""
 
     number: int
 
@@ -147,7 +149,7 @@ def _is_number(value: object) -> TypeGuard[int]:
 
 
 def most_descriptors(message: Message) -> int:
-    """How many descriptors may come with a message; fewer do where the kernel finds no room for them."""
+    """How many descriptors may come with a message; fewer do if the keeper has no room for them."""
     if isinstance(message, BackingOpen):
         return message.count or 1
     return 1 if isinstance(message, _WITH_DESCRIPTOR) else 0

@@ -1,4 +1,4 @@
-"""Replacing a server while the file system is mounted: with the same order, or with a new one of the operator."""
+"""Replaces a server while the file system is mounted, with the same order or with the operator's new one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ FIXED = ("mountpoint", "source", "allow_other", "foreground")
 
 @dataclass(slots=True)
 class _Request:
-    """An operator's request; ``before`` is the order to return to if the new server fails, ``outgoing`` the old server
-    once it was killed."""
+    """An operator's request. ``before`` is the order to return to if the new server fails, ``outgoing`` the old server
+    once the keeper has killed it."""
 
     reply: Reply
     before: dict[str, Any]
@@ -23,7 +23,7 @@ class _Request:
 class Replacement:
     """The order that servers are started with, and the operator's request to replace the server, if there is one.
 
-    A server with the new order stands by first; only then is the old one killed. The operator gets a reply once the new
+    The keeper kills the old server only when one with the new order stands by. The operator gets a reply once the new
     one serves, or has failed.
     """
 
@@ -39,11 +39,11 @@ class Replacement:
 
     @property
     def outgoing(self) -> ServerProcess | None:
-        """The server that was killed for the new one, if one was."""
+        """The server that the keeper killed for the new one, if it did."""
         return self._request.outgoing if self._request is not None else None
 
     def begin(self, order: Any, reply: Reply) -> bool:
-        """Begin to replace the server by one with this order. False if that is refused, which *reply* has been told."""
+        """Begin to replace the server by one with this order; False, after a reply that says why, if refused."""
         if self._request is not None:
             reply({"error": "the server is being replaced already"})
             return False
@@ -66,7 +66,7 @@ class Replacement:
         server.kill()  # the new one takes over whatever it leaves
 
     def complete(self, server: ServerProcess) -> bool:
-        """A server is ready; if it is the new one of the request, tell the operator. Whether it is."""
+        """Note that a server is ready; if it is the new one, tell the operator and return True."""
         if self._request is None or not self.awaits(server):
             return False
         self._request.reply({"server_pid": server.pid})
@@ -74,7 +74,7 @@ class Replacement:
         return True
 
     def fail(self, error: str) -> None:
-        """The new server has failed, if one was requested: tell the operator, and return to the order before."""
+        """Note that the new server failed, if one was requested: tell the operator, and return to the order before."""
         if self._request is not None:
             self.order = self._request.before
             self._request.reply({"error": error})
@@ -94,5 +94,5 @@ def _refusal(before: dict[str, Any], order: Any) -> dict[str, Any] | None:
     if not changed:
         return None
     names = ", ".join(changed).replace("source", "store")
-    error = f"{names} cannot be changed while it is mounted: take it down, and up again"
+    error = f"{names} cannot be changed while it is mounted: run `mountctl down` and `mountctl up`"
     return {"error": error, "kind": "ConfigurationError"}

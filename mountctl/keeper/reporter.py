@@ -1,4 +1,4 @@
-"""Reports the outcome of the mount to whoever waits for it, and writes the keeper's log."""
+"""Reports the outcome of the mount to the command that waits for it, and writes the keeper's log."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from mountctl.linux import logfile
 
 
 class Reporter:
-    """Reports for a keeper. *status* is a descriptor on which somebody waits for the outcome, None if nobody does.
+    """Reports for a keeper. *status* is the descriptor on which a command waits for the outcome, None without one.
 
     *log_file* is the file that standard error is written to, None for a terminal.
     """
@@ -23,19 +23,19 @@ class Reporter:
         self._reported = False
 
     def outcome(self, message: dict[str, Any], text: str) -> None:
-        """Report the outcome of the mount, the first time; without anybody who waits, log *text*."""
+        """Report the outcome of the mount, once; log *text* if no command waits."""
         if self._reported:
             return
         self._reported = True
         if self._status is None:
             self.log(text)
             return
-        with contextlib.suppress(OSError):  # whoever waited has ended
+        with contextlib.suppress(OSError):  # the command has ended
             os.write(self._status, json.dumps(message).encode() + b"\n")
         os.close(self._status)
 
     def log(self, text: str) -> None:
-        """Log a line. A log that cannot be written, or whose reader is stuck, does not hold the mount up."""
+        """Log a line, or drop it: a log that cannot be written, or whose reader is stuck, must not block the mount."""
         with contextlib.suppress(OSError, ValueError):
             if select.select([], [sys.stderr], [], 0)[1]:
                 os.write(sys.stderr.fileno(), f"trimsfs: {text}\n".encode(errors="backslashreplace"))

@@ -1,14 +1,14 @@
-"""When the next server of a mount may start, and when the keeper gives up, by how the earlier ones have ended."""
+"""Decides when the next server may start, and when the keeper gives up, from how earlier servers have ended."""
 
 import time
 from typing import Any
 
 STABLE_S = 1.0
-"""A server that ends sooner after it was ready has crashed at once."""
+"""A server that ends sooner after it was ready counts as a crash."""
 CRASH_LIMIT = 6
-"""After so many crashes in a row the keeper gives up: readers that wait are better served with an error."""
+"""After so many crashes in a row the keeper gives up: an error is better than to let readers wait on."""
 IMMEDIATE_RESTARTS = 2
-"""So many crashes in a row are followed by a restart without a delay."""
+"""After so many crashes in a row the keeper still restarts without a delay."""
 BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 5.0
 
 
@@ -17,7 +17,7 @@ class RestartPolicy:
 
     def __init__(self) -> None:
         self.restarts = 0
-        """Servers that have been followed by another."""
+        """How many servers have ended after their promotion."""
         self.last_end: str | None = None
         self.last_end_at: float | None = None
         """How the last server ended that was not replaced on purpose, and when, in seconds since the epoch."""
@@ -25,7 +25,7 @@ class RestartPolicy:
         self._not_before = 0.0
 
     def facts(self) -> dict[str, Any]:
-        """What operators are told."""
+        """The counts that operators see."""
         return {"restarts": self.restarts, "last_end": self.last_end, "last_end_at": self.last_end_at}
 
     @property
@@ -35,15 +35,15 @@ class RestartPolicy:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many servers have crashed at once, in a row, that no other is to be started."""
+        """Whether CRASH_LIMIT servers have crashed in a row."""
         return self._crashes >= CRASH_LIMIT
 
     def replaced(self) -> None:
-        """An operator has had a server replaced."""
+        """Count a server that an operator has replaced."""
         self.restarts += 1
 
     def ended(self, reason: str, ready_at: float | None) -> None:
-        """A server has ended by itself that was ready since *ready_at*; None if it never was."""
+        """Count a server that has ended by itself. It was ready since *ready_at*; None if it never was."""
         self.restarts += 1
         self.last_end, self.last_end_at = reason, time.time()
         lived_s = 0.0 if ready_at is None else time.monotonic() - ready_at
@@ -51,7 +51,7 @@ class RestartPolicy:
         self._back_off(self._crashes - IMMEDIATE_RESTARTS)
 
     def standby_failed(self, reason: str, *, alone: bool) -> None:
-        """A standby could not be started, or ended before it served; *alone* tells that no server serves meanwhile."""
+        """Count a standby that could not start, or ended before it served. *alone*: no server serves meanwhile."""
         self._failed_standbys += 1
         if alone:
             self._crashes += 1
@@ -59,7 +59,7 @@ class RestartPolicy:
         self._back_off(self._failed_standbys)
 
     def standby_promoted(self) -> None:
-        """A standby serves now."""
+        """Note that a standby serves now."""
         self._failed_standbys = 0
 
     def reset_delay(self) -> None:

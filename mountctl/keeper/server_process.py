@@ -17,7 +17,7 @@ from mountctl.keeper.connection import memory_of
 
 STRAY_TIMEOUT_S = 0.5
 ENVIRONMENT = "environment"
-"""The field of an order that has the variables of the keeper's environment, for a keeper that follows it."""
+"""The field of an order that has the keeper's environment variables, for its successor."""
 FORKS = "forks"
 """The field of an order that lets a server fork the next one."""
 _SCM_PIDFD = 4
@@ -44,14 +44,13 @@ class Process(Protocol):
 class ServerProcess:
     """A server process and the channel to it. It stands by until it is promoted.
 
-    A *spare* one, which nobody waits for, loads in idle time until it is told to `hurry`. Raises OSError when it cannot
-    be started.
+    A *spare* one, which nobody waits for, loads in idle time until `hurry`. Raises OSError if it cannot be started.
     """
 
     def __init__(self, order: dict[str, Any], *, spare: bool = False) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._begin(order, ours)
-        # The server has the order for as long as it lives: a keeper that follows this one finds it there.
+        # The server keeps the order open: a successor of this keeper reads it there.
         order_file = memory_of(json.dumps(order | {ENVIRONMENT: dict(os.environ), FORKS: True}).encode())
         try:
             self._process: Process = subprocess.Popen(
@@ -68,7 +67,7 @@ class ServerProcess:
         finally:
             os.close(order_file)
             theirs.close()
-        self._in_idle_time = spare and os.geteuid() == 0  # others may not undo it
+        self._in_idle_time = spare and os.geteuid() == 0  # only root may undo it
         if self._in_idle_time:
             self._schedule(os.SCHED_IDLE, niceness=19)
 
@@ -80,10 +79,10 @@ class ServerProcess:
         self.heard_at = time.monotonic()
         self.ready_at: float | None = None
         self.unclaimed: list[int] = []
-        """Backing ids that the server may have died before hearing of."""
+        """Backing ids that the server has not confirmed: it may die before it receives them."""
 
     def hurry(self) -> None:
-        """Have it load as fast as any other process, if it does not by now."""
+        """Let it load at normal priority, if it still loads in idle time."""
         if self._in_idle_time:
             self._in_idle_time = False
             self._schedule(os.SCHED_OTHER, niceness=0)
@@ -102,9 +101,11 @@ class ServerProcess:
     def promote(
         self, held: dict[str, int], *, unclaimed: list[int], restarts: int, for_forked: socket.socket | None = None
     ) -> None:
-        """Have it serve, with the descriptors of the mount by name. *unclaimed* are backing ids that the server before
-        may have died before hearing of, *restarts* is how many servers there were, *for_forked* is an end of a channel
-        for the server that it forks, closed here."""
+        """Promote the standby: it gets the descriptors of the mount, by name, and serves.
+
+        *unclaimed* are backing ids that the previous server may have died before receiving, *restarts* counts the
+        servers before. *for_forked* is an end of a channel, for the server that it forks; this closes it.
+        """
         self.standing_by = False
         self.heard_at = time.monotonic()
         held = held if for_forked is None else held | {"standby": for_forked.fileno()}
@@ -120,7 +121,7 @@ class ServerProcess:
             for_forked.close()
 
     def has_message(self) -> bool:
-        """Whether it has sent a message that is not received yet."""
+        """Whether it has sent a message that `receive` has not returned yet."""
         return bool(select.select([self.channel], [], [], 0)[0])
 
     def receive(self) -> tuple[protocol.Message | None, list[int]]:
@@ -138,7 +139,7 @@ class ServerProcess:
         try:
             message = protocol.parse(data)
             if len(descriptors) > protocol.most_descriptors(message):
-                raise protocol.ProtocolError("a descriptor too many")
+                raise protocol.ProtocolError("too many descriptors")
         except protocol.ProtocolError:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -146,17 +147,17 @@ class ServerProcess:
         return message, descriptors
 
     def _sent_by(self, pidfd: int) -> None:
-        """The process of this pidfd has sent a message; only asked for where it is not known."""
+        """Take the pidfd of a message's sender, which comes only while the process is unknown."""
         os.close(pidfd)
 
     def send(self, message: dict[str, Any], descriptors: list[int] | None = None) -> None:
-        """Send a message. A server that does not receive is as good as dead, which the keeper notices soon."""
+        """Send a message without waiting. A server that does not receive hangs, which the keeper notices soon."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         with contextlib.suppress(OSError):  # `socket.send_fds` ignores its flags and would block
             self.channel.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
 
     def ended(self) -> bool:
-        """Whether the server has ended, or only threads are left of it that hang in the kernel."""
+        """Whether the server has ended; threads that hang in the kernel may be left of it."""
         if self._process.poll() is not None:
             return True
         try:
@@ -166,7 +167,7 @@ class ServerProcess:
         return state in {"Z", "X"}
 
     def reaped(self) -> bool:
-        """Whether it has ended wholly, and its exit code been collected."""
+        """Whether all its threads have ended, and its exit code is collected."""
         return self._process.poll() is not None
 
     def kill(self) -> None:
@@ -180,7 +181,7 @@ class ServerProcess:
             self._process.terminate()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; False if that does not come in time."""
+        """Wait for its end; False after the timeout."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -210,8 +211,10 @@ class ServerProcess:
 
 
 def _received(channel: socket.socket) -> tuple[bytes, list[int], int | None]:
-    """Receive a message, close-on-exec descriptors, so that servers do not inherit them, and the sender's pidfd, if the
-    channel has been told to ask for it: ``socket.recv_fds`` ignores its flags."""
+    """Receive a message: its bytes, its descriptors and, if the channel is set to pass it, the sender's pidfd.
+
+    Descriptors are close-on-exec, so that servers do not inherit them; ``socket.recv_fds`` ignores its flags.
+    """
     room = socket.CMSG_SPACE(protocol.DESCRIPTOR_LIMIT * _DESCRIPTOR) + socket.CMSG_SPACE(_DESCRIPTOR)
     data, ancillary, _, _ = channel.recvmsg(protocol.MESSAGE_LIMIT, room, socket.MSG_CMSG_CLOEXEC)
     descriptors, pidfds = array.array("i"), array.array("i")

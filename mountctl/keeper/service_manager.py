@@ -1,4 +1,4 @@
-"""What a keeper tells its service manager, and has it store for the next keeper of the mount."""
+"""Tells the service manager how the keeper does, and stores there what the next keeper of the mount needs."""
 
 import json
 import os
@@ -18,28 +18,28 @@ class ServiceManager:
         self._stored = False
 
     def ready(self) -> None:
-        """A server is ready."""
+        """Report that a server is ready."""
         self._notifier.tell("READY=1", f"STATUS=serving {self._source}", f"MAINPID={os.getpid()}")
 
     def alive(self) -> None:
-        """The keeper's loop runs, and there is a server."""
+        """Report that the keeper's loop runs and has a server."""
         self._notifier.alive()
 
     def stopping(self) -> None:
-        """The keeper has been told to end."""
+        """Report that the keeper is ending."""
         self._notifier.tell("STOPPING=1")
 
     def gave_up(self) -> None:
-        """The keeper starts no more servers."""
+        """Report that the keeper starts no more servers."""
         self._notifier.tell("STATUS=servers keep crashing: gave up")
 
     @property
     def stored(self) -> bool:
-        """Whether the manager has what the next keeper would need."""
+        """Whether the manager has what the next keeper needs."""
         return self._stored
 
     def store(self, connection: Connection, order: dict[str, Any]) -> None:
-        """Have the manager store the descriptors and the order that the next keeper needs; later, the new order."""
+        """Let the manager store the descriptors and the order that the next keeper needs; later, only the new order."""
         identity = connection.identity
         known = {"identity": asdict(identity)} if identity is not None else {}
         descriptors = connection.stored(json.dumps(order | known).encode())
@@ -50,5 +50,5 @@ class ServiceManager:
         self._stored = True
 
     def unstore(self) -> None:
-        """The mount ends: have the manager close what it has stored."""
+        """Let the manager close what it has stored, as the mount ends."""
         self._notifier.unstore(STORED)

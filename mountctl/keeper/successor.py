@@ -16,11 +16,11 @@ from mountctl.linux import logfile
 from trimsfs.errors import TakeoverError, TrimsError
 
 _OF_A_SERVICE = ("NOTIFY_", "WATCHDOG_", "LISTEN_")
-"""What the variables begin with that a service manager has set for the killed keeper alone."""
+"""Prefixes of the variables that a service manager has set for the killed keeper alone."""
 
 
 def recover(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
-    """Start a keeper that follows a killed one. What it reports: ``ready``, or ``failed`` with the error."""
+    """Start the successor of a killed keeper; its report: ``ready``, or ``failed`` with the error."""
     receiver, sender = os.pipe()
     command = [sys.executable, "-m", "mountctl.keeper", "--recover", str(mountpoint), "--status-fd", str(sender)]
     subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[sender], start_new_session=True, cwd="/")
@@ -28,13 +28,13 @@ def recover(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
     with os.fdopen(receiver) as status:
         told = select.select([status], [], [], timeout_s)[0]
         line = status.readline() if told else ""
-    problem = "the keeper has ended" if told else f"no server has taken it over in {timeout_s:.0f} s"
+    problem = "the keeper has ended" if told else f"no server took over within {timeout_s:.0f} s"
     report: dict[str, Any] = json.loads(line) if line else {"type": "failed", "kind": "", "error": problem}
     return report
 
 
 def follow(mountpoint: Path, status: int | None) -> int:
-    """Be the keeper that follows a killed one; the exit code. *status* is as of `Reporter`."""
+    """Run as the successor of a killed keeper; the exit code. *status* is that of `Reporter`."""
     try:
         keeper = _successor(mountpoint, status)
     except TrimsError as error:
@@ -45,7 +45,7 @@ def follow(mountpoint: Path, status: int | None) -> int:
 
 
 def _successor(mountpoint: Path, status: int | None) -> Keeper:
-    """The keeper that follows a killed one. Raises TrimsError."""
+    """The successor of a killed keeper. Raises TrimsError."""
     left = find_predecessor(mountpoint)
     try:
         logfile.append_output_to(Path(left.order["options"]["log_file"]))
@@ -55,8 +55,8 @@ def _successor(mountpoint: Path, status: int | None) -> Keeper:
         )
         keeper = Keeper(left.order | {"foreground": False}, status, left.descriptors, left.server)
     except AlreadyKeptError:
-        raise TakeoverError(f"{mountpoint}: another keeper is about to take it over") from None
+        raise TakeoverError(f"{mountpoint}: another keeper is taking it over: wait") from None
     except OSError as error:
         raise TakeoverError(f"{mountpoint}: {error.filename}: {error.strerror}") from error
-    print(f"trimsfs: this keeper, pid {os.getpid()}, follows one that was killed", file=sys.stderr, flush=True)
+    print(f"trimsfs: keeper pid {os.getpid()} takes over from a killed keeper", file=sys.stderr, flush=True)
     return keeper
