@@ -68,8 +68,10 @@ def _read(file: Path) -> NamedMount:
 
 
 def find_mount(name: str, directory: Path, *, exact: bool = False) -> NamedMount:
-    """A mount by its name or, given a path (with a slash, or a dot in front), by its mount point or, unless it must be
-    *exact*, what lies on it. Raises ConfigurationError."""
+    """Find a mount by its name or by a path, which has a slash or begins with a dot. Raises ConfigurationError.
+
+    The path is the mount point or, unless *exact*, any path on the mount.
+    """
     mounts, _ = declared_mounts(directory)
     if "/" in name or name.startswith("."):
         mountpoint = canonical(Path(name)) if exact else named_mountpoint(Path(name))

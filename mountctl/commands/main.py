@@ -35,5 +35,5 @@ _HOMES = {
 def main() -> None:
     """Manage the trimsfs mounts of this host.
 
-    NAME is that of a file in /etc/trimsfs/mounts.d, NAME.toml, or any mount point.
+    NAME stands for the file /etc/trimsfs/mounts.d/NAME.toml, or is any mount point.
     """

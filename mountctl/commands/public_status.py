@@ -1,4 +1,4 @@
-"""What users learn of a mount whose keeper they may not ask: what the mount itself tells everybody."""
+"""The status of a mount for users who may not ask its keeper: what the mount itself shows to everybody."""
 
 import json
 import subprocess
@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN, NOT_KEPT = "hidden", "not kept"
-"""The states of a mount that does not let this user in, and of one that is served without a keeper."""
+"""The states of a mount that denies this user access, and of one that a server serves without a keeper."""
 
 
 def public_status(mountpoint: Path, *, timeout_s: float) -> dict[str, Any]:
-    """The status of a mount as its server tells it. A child process asks, as one that waits for a mount cannot be
-    killed."""
+    """The status of a mount, from its server. A child process asks: one that waits for a mount cannot be killed."""
     command = ["cat", "--", str(mountpoint / ".trims/control")]
     process = subprocess.Popen(command, env={"LC_ALL": "C"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:

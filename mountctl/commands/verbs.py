@@ -39,13 +39,12 @@ P = ParamSpec("P")
 ANSWER_TIMEOUT_S = 5.0
 DEAD = "dead"
 """The state of a mount whose keeper and servers have ended."""
-"""The state of a mount that a server serves without a keeper."""
 DEGRADED = 1
-"""The exit code of `status` for such a mount."""
+"""The exit code of `status` for a mount that a server serves without a keeper."""
 REPLACE_TIMEOUT_S = 90.0
 STORE_AWAY = exit_code(StoreUnavailableError.__name__)
 STORE_WAIT_S, STORE_INTERVAL_S = 300.0, 1.0
-"""How long `up --wait-for-store` waits, and between two attempts, each of which takes seconds itself."""
+"""How long `up --wait-for-store` waits, and how long it pauses between attempts."""
 
 _mounts_directory = click.option(
     "--mounts-dir",
@@ -61,7 +60,7 @@ _names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=c
 
 
 def _reported(function: Callable[P, int | None]) -> Callable[P, None]:
-    """A command that returns its exit code, and whose errors become one line and a documented exit code."""
+    """Decorate a command that returns its exit code: an error ends it with one line and a documented exit code."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> None:
@@ -100,8 +99,8 @@ class _WaitsForStore(click.Command):
     "wait_s",
     type=click.FloatRange(min=0),
     metavar="[=SECONDS]",
-    help="Try again for a while, by default 5 minutes, where the store does not answer and the cache knows nothing of "
-    "it. What the cache knows is served at once.",
+    help="Retry for a while, by default 5 minutes, if the store does not answer and the cache knows nothing of it. "
+    "A mount whose cache knows its store starts at once.",
 )
 @_mounts_directory
 @_reported
@@ -127,7 +126,7 @@ def up(names: tuple[str, ...], wait_s: float | None, directory: Path) -> int:
 
 
 def _up(mount: NamedMount) -> tuple[int, str]:
-    """Bring a mount up; the exit code, and what is still to be told if that is STORE_AWAY."""
+    """Bring a mount up; the exit code and, if that is STORE_AWAY, the message to print at the end."""
     if mount.file is None:
         raise NotMountedError(f"{mount.name} is not declared: use `trimsfs mount`, or a file in {DIRECTORY}")
     mounted = trimsfs_at(mount.mountpoint)
@@ -161,7 +160,7 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
 @click.command()
 @_names
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
-@click.option("--everywhere", is_flag=True, help="Unmount what containers, and binds on this host, have of it as well.")
+@click.option("--everywhere", is_flag=True, help="Also unmount it in containers, and its bind mounts on this host.")
 @_mounts_directory
 @_reported
 def down(names: tuple[str, ...], lazy: bool, everywhere: bool, directory: Path) -> int:
@@ -201,8 +200,8 @@ def restart(name: str, directory: Path) -> None:
 def upgrade(name: str, directory: Path) -> None:
     """Replace the server by one of the installed version.
 
-    It has the options that are declared now. The new server starts beside the old one and takes over, while readers
-    wait for some milliseconds. If it does not start, the old one keeps serving.
+    The new server gets the options that are declared now. It starts beside the old one and takes over; readers wait
+    for some milliseconds. If it does not start, the old one keeps serving.
     """
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
@@ -229,10 +228,10 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
 def status(names: tuple[str, ...], as_json: bool, directory: Path) -> int:
     """Show whether mounts are served.
 
-    Shows NAME, or all mounts, declared or not: whether a server serves it, and how often one was restarted.
+    Shows NAME, or all mounts, declared or not: whether a server serves it, and how often the keeper restarted one.
 
-    Exit code 1 if one of them is served without a keeper, 10 if one is not being served, 11 if another user's mount
-    does not let you see. What only keepers know, such as how a server ended, they tell root and the user who mounted.
+    Exits 1 if a mount is served without a keeper, 10 if one is not served, 11 if another user's mount denies access.
+    A keeper tells only root and the user who mounted what it alone knows, such as how a server ended.
     """
     chosen, code = _chosen(names, directory)
     if not names:
@@ -283,7 +282,7 @@ def _status_of(mount: NamedMount) -> dict[str, Any]:
 
 
 def _state_without_keeper(mountpoint: Path) -> str:
-    """Whether a server still answers. A child process asks, as one that waits for a mount cannot be killed."""
+    """The state of a mount without a keeper. A child process asks: one that waits for a mount cannot be killed."""
     command = ["stat", "-f", "--", str(mountpoint)]
     environment = {**os.environ, "LC_ALL": "C"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -318,7 +317,7 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     if file is None:
         raise NotMountedError(f"{mount.name}: no trimsfs mount, and none is declared")
     if not os.access(file, os.R_OK):
-        Path(file).open("rb").close()  # which says why
+        Path(file).open("rb").close()  # raises an error that says why
     code = subprocess.run(["tail", f"--lines={lines}", *(["-F"] if follow else []), "--", file], check=False).returncode
     return code if code >= 0 else 128 - code
 
@@ -332,8 +331,8 @@ def recover(name: str, directory: Path) -> None:
 
     The mount stays, and open files stay open.
 
-    The new keeper takes the mount over from the server that is left, and replaces it; readers wait for some tens of
-    milliseconds. Exit codes: 0 done, 1 it cannot be taken over or its keeper is alive, 10 no server is left.
+    The new keeper takes the mount over from the server that is left, and replaces that server; readers wait for some
+    tens of milliseconds. Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
     """
     mount = find_mount(name, directory)
     _check_mounted(mount)
@@ -341,7 +340,7 @@ def recover(name: str, directory: Path) -> None:
     if keeper is not None:
         raise TakeoverError(f"{mount.name}: its keeper, pid {keeper}, is alive: there is nothing to recover")
     if mount.file is not None and systemd.restarts(mount.name):
-        raise TakeoverError(f"{mount.name}: systemd starts its keeper again: see `systemctl status` of {mount.name}")
+        raise TakeoverError(f"{mount.name}: systemd restarts its keeper: see systemctl status trimsfs@{mount.name}")
     report = start_recovery(mount.mountpoint, timeout_s=REPLACE_TIMEOUT_S)
     if report["type"] != "ready":
         click.echo(f"mountctl: {printable(report['error'])}", err=True)
@@ -373,7 +372,7 @@ def abort(name: str, directory: Path) -> None:
 @_mounts_directory
 @_reported
 def run(name: str, directory: Path) -> None:
-    """Mount NAME and stay in the foreground, for a service manager; take over the mount that an earlier run left."""
+    """Mount NAME in the foreground, for a service manager; take over the mount if an earlier run left it."""
     mount = find_mount(name, directory)
     if mount.file is None:
         raise NotMountedError(f"{name} is not declared")
