@@ -11,14 +11,16 @@ _PIECE = 1 << 20
 
 
 def append_output_to(path: Path) -> None:
-    """Have what this process writes, and its children, appended to a log. Raises OSError, also for a log that another
-    user could have placed."""
+    """Append the output of this process and its children to a log.
+
+    Raises OSError, also if another user could have placed the log.
+    """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
-            raise OSError(errno.EPERM, "is another user's", str(path))
+            raise OSError(errno.EPERM, "another user could have placed it", str(path))
         for standard in (1, 2):
             os.dup2(descriptor, standard)
     finally:
@@ -26,9 +28,10 @@ def append_output_to(path: Path) -> None:
 
 
 def rotate(descriptor: int, path: Path) -> None:
-    """Move the content of a long log to ``PATH.1``. Its writers append, so they go on at its new end.
+    """Move the content of a log above SIZE_LIMIT to ``PATH.1``.
 
-    The file is truncated, not replaced, as its writers keep their descriptors. Lines written meanwhile may be lost.
+    This truncates the file instead of replacing it, as its writers keep their descriptors and append. Lines written
+    meanwhile may be lost.
     """
     with contextlib.suppress(OSError):
         if os.fstat(descriptor).st_size <= SIZE_LIMIT:

@@ -116,7 +116,7 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def tune(device: str) -> list[str]:
-    """Raise a file system's read-ahead, where allowed; what could not be set, and why.
+    """Raise a file system's read-ahead; what could not be set, and why.
 
     Call it after the INIT handshake, which resets the read-ahead.
     """
@@ -170,11 +170,11 @@ def _open_fuse() -> int:
     except FileNotFoundError:
         raise FuseUnavailableError("/dev/fuse does not exist: load the module with `modprobe fuse`") from None
     except OSError as error:
-        raise FuseUnavailableError(f"/dev/fuse: {error.strerror}: is the container allowed to use it?") from None
+        raise FuseUnavailableError(f"/dev/fuse: {error.strerror}: give this user or container access to it") from None
 
 
 def _fusermount() -> str:
-    import shutil  # noqa: PLC0415 - keepers of root do without: it takes memory
+    import shutil  # noqa: PLC0415 - root's keepers do not need it, and it takes memory
 
     path = shutil.which("fusermount3")
     if path is None:

@@ -10,7 +10,7 @@ _FIRST_DESCRIPTOR = 3
 
 
 class Notifier:
-    """Sends to the service manager, by the protocol of sd_notify(3); to nobody where there is no manager."""
+    """Sends messages to the service manager by sd_notify(3); does nothing if there is no manager."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -30,12 +30,12 @@ class Notifier:
             socket.send_fds(end, ["\n".join(lines).encode()], descriptors)
 
     def store(self, descriptors: Mapping[str, int]) -> None:
-        """Have the manager store descriptors, by name, for the next start of this service."""
+        """Let the manager store descriptors, by name, for the next start of this service."""
         for name, descriptor in descriptors.items():
             self.tell("FDSTORE=1", f"FDNAME={name}", descriptors=(descriptor,))
 
     def unstore(self, names: tuple[str, ...]) -> None:
-        """Have the manager close stored descriptors."""
+        """Let the manager close stored descriptors."""
         for name in names:
             self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
 

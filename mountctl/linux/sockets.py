@@ -19,7 +19,7 @@ _SIOCUNIXFILE = 0x89E0  # of <linux/un.h>
 
 
 class ListenError(Exception):
-    """The socket cannot be made."""
+    """The socket cannot be created."""
 
 
 def socket_path(mountpoint: Path) -> Path:
@@ -49,7 +49,7 @@ def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -
     try:
         with _umask(0o022):  # the users whom the mode admits must reach it
             path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.lstat().st_uid != os.geteuid():  # nor may it be a link of theirs to ours
+        if path.parent.lstat().st_uid != os.geteuid():  # lstat: another user's link to our directory is refused
             raise ListenError(f"{path.parent} belongs to another user")
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -66,7 +66,7 @@ def listen_at(path: Path, kind: socket.SocketKind, *, mode: int, backlog: int) -
 
 
 class BoundPath:
-    """The path that a socket is bound to. Meanwhile the socket of another keeper may have replaced it there."""
+    """The path that a socket is bound to, where another keeper's socket may have replaced it."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._path: str = listener.getsockname()

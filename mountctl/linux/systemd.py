@@ -20,7 +20,7 @@ def manages(name: str) -> bool:
 
 
 def start(name: str) -> tuple[int, str]:
-    """Start the service; the exit code, which is that of the mount if it fails, and what systemctl says."""
+    """Start the service; the exit code (that of the mount if the mount fails), and the message of systemctl."""
     done = subprocess.run(["systemctl", "start", unit_of(name)], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return 0, ""
