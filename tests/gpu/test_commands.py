@@ -167,7 +167,7 @@ def test_what_cannot_be_warmed_is_told_in_a_line(scene: Scene, store: Path, tmp_
     absent = "GPU-00000000-0000-0000-0000-000000000000"
     fails(15, f"no device {absent}: this mount has {one}, {other}", "warm", params, "--to", f"gpu:{absent}")
     fails(15, "no device 0: this mount has", "warm", params, "--to", "gpu:0")
-    fails(2, f"several devices: --to gpu:UUID, one of {one}, {other}", "warm", params, "--to", "gpu")
+    fails(2, f"several devices: use --to gpu:UUID, one of {one}, {other}", "warm", params, "--to", "gpu")
     fails(2, "option --to gpu:: must be disk, host, gpu", "warm", params, "--to", "gpu:")
     fails(2, "option --to tape: must be disk, host, gpu", "warm", params, "--to", "tape")
     fails(2, "only copies on GPUs belong to a user", "warm", params, "--for-uid", "1")

@@ -1,4 +1,4 @@
-"""``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: run commands of a mount, with a progress bar."""
+"""``trimsfs warm``, ``pin``, ``unpin``, ``evict`` and ``verify``: run a command of a mount and show its progress."""
 
 import json
 import os

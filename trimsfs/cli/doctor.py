@@ -248,7 +248,7 @@ def _no_copies(error: CudaError) -> str:
 
 
 def _gpu_nodes(options: MountOptions) -> str:
-    """Check that the server may open the device nodes of GPUs, which CUDA created in an earlier check."""
+    """Check that the server may open the device nodes of GPUs. CUDA may have created them in an earlier check."""
     nodes = _nodes()
     if not nodes:
         return "none"

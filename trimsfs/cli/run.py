@@ -1,4 +1,4 @@
-"""``trimsfs run``: runs a program whose frameworks map models from mounts."""
+"""``trimsfs run``: runs a program whose MXNet maps models from mounts."""
 
 import os
 from pathlib import Path
