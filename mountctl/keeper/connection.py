@@ -146,7 +146,7 @@ class Connection:
             mounting.close_backing(self._held["fuse"], number)
 
     def unmount(self) -> str | None:
-        """Unmount, lazily if it is busy; the reason if it stays in use or the unmount failed, else None."""
+        """Unmount, lazily if that fails; the reason if it failed or files are still in use, else None."""
         if not self.mounted:
             return None
         if not self._is_in_tree:

@@ -46,7 +46,7 @@ TICK_S = 2.0
 DEATH_TICK_S = 0.002
 """How often it checks a server that it has killed: the next server waits for that end."""
 STOP_TIMEOUT_S = 10.0
-"""How long a server may take to record its state after the unmount, as a thread of it may hang in a driver. `trimsfs
+"""How long a server may take to record its state after the unmount: one of its threads may hang in a driver. `trimsfs
 umount` waits twice as long."""
 SILENCE_LIMIT_S = 30.0
 """The keeper kills a server that has sent nothing for so long."""
@@ -347,7 +347,7 @@ class Keeper:
                 reply({"error": self._phase.refusal})
             case {"do": "replace", **given}:
                 if self._replacement.begin(given.get("order", self._replacement.order), reply):
-                    self._dismiss_standby()  # it has loaded the outdated version
+                    self._dismiss_standby()  # it has loaded the version or options of before
                     self._restart_policy.reset_delay()
             case _:
                 reply({"error": "unknown request"})
@@ -377,7 +377,7 @@ class Keeper:
                 self._active.terminate()
 
     def _clean_up(self) -> None:
-        """End the servers and unmount, unless the mount is left as it is."""
+        """End the servers and unmount, unless the predecessor's server serves on."""
         self._control_socket.close()
         if self._leaves:
             self._dismiss_standby()

@@ -6,9 +6,9 @@ from typing import Any
 STABLE_S = 1.0
 """A server that ends sooner after it was ready counts as a crash."""
 CRASH_LIMIT = 6
-"""After so many crashes in a row the keeper gives up: an error is better than to let readers wait on."""
+"""After so many crashes in a row the keeper gives up: readers then get an error instead of waiting on."""
 IMMEDIATE_RESTARTS = 2
-"""After so many crashes in a row the keeper still restarts without a delay."""
+"""Up to so many crashes in a row, the keeper restarts without a delay."""
 BACKOFF_S, BACKOFF_LIMIT_S = 0.1, 5.0
 
 

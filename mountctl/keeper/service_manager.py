@@ -1,4 +1,4 @@
-"""Tells the service manager how the keeper does, and stores there what the next keeper of the mount needs."""
+"""Tells the service manager the keeper's state, and stores there what the next keeper of the mount needs."""
 
 import json
 import os
