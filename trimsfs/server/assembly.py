@@ -1,6 +1,6 @@
-"""Builds the components of a server from the options of its mount and from the world outside of it.
+"""Assembly: builds a server's components from the mount's options and the server's environment.
 
-Tests build their servers here, too, in an environment of their own.
+Tests build their servers here, too, each in its own environment.
 """
 
 from collections.abc import Awaitable, Callable
@@ -58,7 +58,7 @@ from trimsfs.types import Generation
 
 
 class Calls:
-    """Calls from components to those that are built after them."""
+    """Late-bound calls, from components to those that are built after them."""
 
     def __init__(self) -> None:
         self.blob_removed = LateBound[[Blob], None]("blob_removed")
@@ -69,7 +69,7 @@ class Calls:
 
 
 def assemble(options: MountOptions, environment: Environment) -> Components:
-    """The components of the server of a mount; *options* are resolved. Raises CacheError and TakeoverError."""
+    """Build the components of a mount's server. *options* are resolved. Raises CacheError and TakeoverError."""
     calls = Calls()
     speed = StoreSpeed(max_requests=max_requests(options.memory_limit, request_memory=environment.request_memory))
     tiers = _tiers(options, environment, calls, speed)
@@ -134,7 +134,7 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
 
 
 def _always_compared(options: MountOptions) -> bool:
-    """Whether nothing may be opened before it has been compared with the store's digest."""
+    """Whether every file is compared with the store's digest before a program may open it."""
     return options.digests == "wait"
 
 
@@ -275,12 +275,12 @@ def _checks(
 
 
 def _ask_nothing(_blob: Blob) -> None:
-    """The store's digest is not asked for early where a signed one counts for more."""
+    """Prefetch no digest: where files may be signed, the signed digest takes precedence."""
 
 
 def _repaired(environment: Environment, fetching: Fetching, gpu: Gpu) -> Callable[[Generation], Awaitable[None]]:
     async def repaired(generation: Generation) -> None:
-        """The bytes of a file were wrong: the kernel's pages and the GPUs' copies may be, too."""
+        """Drop the kernel's pages of a repaired file, and compare its GPU copies: they may hold wrong bytes, too."""
         for number in fetching.namespace.inodes.cached_numbers(generation):
             await trio.to_thread.run_sync(environment.forget_pages, number, abandon_on_cancel=True)
         await gpu.copies.compare(generation)
@@ -349,6 +349,6 @@ def _control(
 
 
 def lies_on(directory: Path, kind: str) -> bool:
-    """Whether a directory lies on a kind of file system."""
+    """Whether a directory is on a file system of this kind."""
     mount = holding(directory.resolve())
     return mount is not None and mount.kind == kind

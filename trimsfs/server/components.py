@@ -1,4 +1,4 @@
-"""The components of a server, in groups while they are built, and the order in which they begin."""
+"""The components of a server: in groups while assembly builds them, then the order in which they start."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
 
 Service = Callable[..., Awaitable[Any]]
-"""Runs for as long as the server does, and tells when it has begun."""
+"""Runs until the server stops. A service of `Components.services` reports when it has started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiers:
-    """Where the bytes of files are kept on this host, but for GPUs."""
+    """The disk tier, the memory tier, and passthrough."""
 
     disk: DiskTier
     host: HostTier
@@ -42,7 +42,7 @@ class Tiers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetching:
-    """What is known of the store's files, and their bytes."""
+    """The components that ask the store for names, bytes and digests."""
 
     retrying: Retrying
     kept_listings: KeptListings
@@ -54,7 +54,7 @@ class Fetching:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checks:
-    """What a file has to pass before it is opened, and later."""
+    """The components that check a file before a program may open it, and later."""
 
     integrity: Integrity
     cold_opener: ColdOpener
@@ -63,7 +63,7 @@ class Checks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """The copies of files on GPUs, and what lends them."""
+    """The GPU copies of files, and the interface through which programs lease them."""
 
     copies: GpuCopies
     interface: GpuInterface
@@ -73,8 +73,8 @@ class Gpu:
 class Components:
     """The components of a server.
 
-    ``services`` run before the first request is answered. ``commands`` and ``maintenance`` evict, so they have to know
-    what is open: they begin after a takeover.
+    ``services`` start before the server answers its first request. ``commands`` and ``maintenance`` may evict, so they
+    start after a takeover has restored what is open.
     """
 
     disk: DiskTier
@@ -95,28 +95,28 @@ class Components:
     maintenance: tuple[Service, ...]
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Return when all that a request may need runs in a nursery."""
+        """Start the services in a nursery; return when all are ready for requests."""
         for run in self.services:
             await nursery.start(run)
 
     def decide_passthrough(self, backing: Backing, refusal: str | None) -> None:
-        """Have the kernel read the files of *backing* by itself, unless a *refusal* tells why it cannot."""
+        """Enable passthrough with *backing*, or disable it for the reason in *refusal*."""
         if refusal is None:
             self.passthrough.enable(backing)
         else:
             self.passthrough.disable(refusal)
 
     async def take_over(self, *, unclaimed: Sequence[int]) -> None:
-        """Go on with what the ledger tells of the server before; call `decide_passthrough` first.
+        """Restore the previous server's state from the ledger; call `decide_passthrough` first.
 
-        *unclaimed* are backing ids that the server before may not have heard of.
+        *unclaimed* are backing ids that the previous server may not have received.
         """
         if self.passthrough.enabled:
             await self.passthrough.restore(unclaimed)
         await self.filesystem.takeover.restore()
 
     async def start_maintenance(self, nursery: trio.Nursery) -> None:
-        """Carry out commands from now on, and let files be recorded, evicted and checked."""
+        """Start carrying out commands, and recording, evicting and checking files."""
         await nursery.start(self.commands.run)
         for run in self.maintenance:
             nursery.start_soon(run)

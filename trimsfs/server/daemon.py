@@ -1,12 +1,12 @@
-"""The server's process: loads what it needs, gives up what it does not, and serves when its turn comes.
+"""The server process: loads its code, drops privileges, stands by, and serves once the keeper promotes it.
 
-Started by the keeper as ``python -m trimsfs.daemon --keeper-fd N`` with the mount's options as JSON on standard input.
+The keeper starts it as ``python -m trimsfs.daemon --keeper-fd N``, with the mount's options as JSON on standard input.
 """
 
 import argparse
 import contextlib
 import ctypes
-import encodings.idna  # noqa: F401 - wanted by the first request, when Python may be out of reach
+import encodings.idna  # noqa: F401 - for the first request: after the drop, Python's files may be unreadable
 import gc
 import importlib
 import json
@@ -53,23 +53,23 @@ log = logging.getLogger(__name__)
 
 SERVER_NICENESS, STANDBY_NICENESS = -10, 10
 SWITCH_INTERVAL_S = 0.0005
-"""How long the event loop waits, at most, for a thread that runs Python; by default ten times as long."""
+"""Longest wait of the event loop for a thread that runs Python. Python's default is ten times as long."""
 DEVICES = Path("/dev")
 
 
 def _configure_logging(options: MountOptions) -> None:
-    """Log to what the keeper logs to: a file that is its to open, and to keep short, or a terminal."""
+    """Log to standard error: a file that the keeper has opened and rotates, or a terminal."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
-    sys.excepthook = lambda *raised: log.critical("ended by a defect", exc_info=raised)
+    sys.excepthook = lambda *raised: log.critical("server crashed: report the traceback", exc_info=raised)
     for name in ("boto3", "botocore", "urllib3"):
-        # They log headers, signatures among them, at debug.
+        # At debug, they log headers with signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> None:
-    """Entry point of the server process; exits 0 when the file system was unmounted, else with a documented code."""
+    """Run the server process. Exits with 0 after an unmount, else with a documented exit code."""
     parser = argparse.ArgumentParser(prog="trimsfs.daemon")
     parser.add_argument("--keeper-fd", type=int, required=True)
     arguments = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
         options = MountOptions.model_validate(order["options"])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        gc.freeze()  # so that what is put aside from here on is found quickly
+        gc.freeze()  # garbage collections skip what is loaded so far
         store = open_store(options, max_requests=max_requests(options.memory_limit))
         load_readers()
         no_gpu = _load_driver(options)
@@ -114,16 +114,18 @@ def main() -> None:
 
 
 def _settle_memory() -> None:
-    """What has been loaded stays: looking through it for garbage would hold the event loop up for tens of ms, and write
-    to memory that this process is to share with those that it forks."""
+    """Exempt what is loaded from garbage collection, and give free memory back.
+
+    A collection would block the event loop for tens of ms, and write to memory shared with forked processes.
+    """
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(AttributeError):  # it is the C library of GNU that can give memory back
+    with contextlib.suppress(AttributeError):  # only GNU's C library has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _load_driver(options: MountOptions) -> str | None:
-    """Load the driver of GPUs while it can be found; why none can be used, if so."""
+    """Load the GPU driver before privileges are dropped; why no GPU can be used, or None."""
     if options.gpu == "off":
         return GPU_OFF
     try:
@@ -134,11 +136,11 @@ def _load_driver(options: MountOptions) -> str | None:
 
 
 def _manifests(options: MountOptions) -> ReadManifest | None:
-    """What reads signed manifests, with its key, where files must be what is signed. Raises ConfigurationError."""
+    """The reader of signed manifests, with its key; None if signatures are off. Raises ConfigurationError."""
     if options.signatures == "off":
         return None
     try:
-        signatures = importlib.import_module("trimsfs.integrity.signatures")  # which takes memory
+        signatures = importlib.import_module("trimsfs.integrity.signatures")  # only if needed: it takes memory
     except ImportError as error:
         raise ConfigurationError(
             f"option --signatures {options.signatures}: {error}: pip install 'trimsfs[signatures]'"
@@ -148,7 +150,7 @@ def _manifests(options: MountOptions) -> ReadManifest | None:
 
 
 def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path, keeper_end: socket.socket) -> None:
-    """Start what reads for a server of root's mount the files that its own user may not read. Raises TrimsError."""
+    """Start a broker, if the server drops root: it reads files that the server's user may not. Raises TrimsError."""
     if options.server_user is None or (user := identity(options.server_user)).uid == 0:
         return
 
@@ -161,8 +163,10 @@ def _start_broker(options: MountOptions, store: DirectoryStore, mountpoint: Path
 
 
 def _hand_over(options: MountOptions) -> CacheUnusableError | None:
-    """Give the cache to the user that this process is to become, and begin to log; why the disk fails below the cache
-    directory, if it does: who goes on with a mount can do without. Raises TrimsError."""
+    """Start logging, and give the cache directory to the user that this process will become. Raises TrimsError.
+
+    Returns the error if the disk fails: a server that takes over a mount serves without a cache.
+    """
     assert options.cache_dir is not None
     _configure_logging(options)
     if options.server_user is None:
@@ -177,15 +181,15 @@ def _hand_over(options: MountOptions) -> CacheUnusableError | None:
 
 
 def _confine(options: MountOptions, cache_fails: CacheUnusableError | None) -> None:
-    """Give up what is not needed once everything is loaded. Raises TrimsError."""
+    """Drop privileges, once everything is loaded. Raises TrimsError."""
     assert options.cache_dir is not None
     if options.server_user is not None:
         if raised(RLIMIT_NICE, HIGHEST_NICE):
-            os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until it is this process's turn
+            os.setpriority(os.PRIO_PROCESS, 0, STANDBY_NICENESS)  # until the keeper promotes this process
         else:
-            _raise_priority()  # there is no other chance
+            _raise_priority()  # it cannot raise it later
         become(identity(options.server_user))
-    with contextlib.suppress(OSError):  # before the fence: nothing is made beside it later
+    with contextlib.suppress(OSError):  # before the fence forbids it
         options.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     hindered = hindrance(options.cache_dir)
     if hindered is not None and cache_fails is None:
@@ -196,7 +200,7 @@ def _confine(options: MountOptions, cache_fails: CacheUnusableError | None) -> N
 
 
 def _writable(options: MountOptions) -> list[Path]:
-    """What a server writes to."""
+    """The paths that a server writes to."""
     assert options.cache_dir is not None
     return [options.cache_dir, *(DEVICES.glob("nvidia*") if options.gpu != "off" else ())]
 
@@ -204,19 +208,19 @@ def _writable(options: MountOptions) -> list[Path]:
 def _await_turn(
     keeper_end: socket.socket, options: MountOptions, *, forks: bool
 ) -> tuple[socket.socket, Promotion | None]:
-    """Stand by until it is this process's turn; if it *forks*, it first forks another one that stands by from then on.
+    """Stand by until the keeper promotes this process, which may then fork the next standby, if it *forks*.
 
-    The channel to the keeper, of either process, and the promotion; None if the process is not needed any more.
+    Returns, in either process, its channel to the keeper and its promotion; None if the keeper dismisses it.
     """
     promotion = stand_by(keeper_end, forks=forks)
     if promotion is None or promotion.standby is None:
         return keeper_end, promotion
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the keeper alone needs to know how it ends
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # only the keeper waits for the standby
     with socket.socket(fileno=promotion.standby) as end:
         try:
             forked = os.fork() == 0
         except OSError:
-            forked = False  # the keeper finds the channel closed, and starts one
+            forked = False  # the keeper sees the channel close, and starts a standby
         if not forked:
             if options.fence:
                 set_apart(_writable(options))
@@ -229,15 +233,15 @@ def _await_turn(
 
 
 def _raise_priority() -> None:
-    """Get a core before other processes, as far as that is allowed: the opens of all programs wait for this one."""
+    """Raise this process's priority, if allowed: the opens of all programs wait for it."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, SERVER_NICENESS)
-        if os.getsid(0) == os.getpid():  # its own session
+        if os.getsid(0) == os.getpid():  # it leads its session, so the group is its own
             Path("/proc/self/autogroup").write_text(str(SERVER_NICENESS))
 
 
 def _make_copier(options: MountOptions, store: Store) -> ThreadCopier:
-    """What a fetch process works with: the server's own store, where it can be shared."""
+    """The copier of a fetch process: it shares the server's store, if that works after a fork."""
     requests = max_requests(options.memory_limit)
     return ThreadCopier(store if store.forkable else open_store(options, max_requests=requests), threads=requests)
 

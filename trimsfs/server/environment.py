@@ -1,4 +1,4 @@
-"""What a server is given from outside: its store, its keeper, the kernel."""
+"""The environment of a server: its connections to the store, the keeper and the kernel."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,19 +16,18 @@ from trimsfs.types import CHUNK_SIZE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The world outside of a server: what production connects to, and tests stand in for.
+    """What a server connects to in production, and tests replace.
 
-    ``mounted_ns`` and ``started`` are when the mount and this server began, since the epoch; ``restarts`` is how many
-    servers there were before. ``lock`` is that of the cache directory which an earlier server has left. ``kept`` tells
-    whether the keeper is there.
+    ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
+    earlier servers. ``lock`` is the descriptor of the cache directory's lock, from an earlier server. ``kept`` tells
+    whether the keeper runs.
 
-    ``store`` makes no second attempts; ``copier`` moves its bytes. ``no_gpu`` tells why no GPU can be used, if so;
-    ``read_manifest`` reads signed manifests, where files must be what is signed.
+    ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
+    ``read_manifest`` reads signed manifests; it is None if signatures are off.
 
-    ``invalidate`` has the kernel look a name of a directory's inode up again, and must not block; ``forget_pages`` has
-    it read a file's inode again, and ``expire`` has it look names up again at their next use, each given after its
-    directory's inode number: both are called in a worker thread. Chunks, and the memory of a request for one, are
-    smaller in tests, and deferred comparisons have another pace.
+    ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``forget_pages``
+    makes it drop the pages of an inode. ``expire`` makes it look up names, as pairs of directory inode and name, at
+    their next use. A worker thread calls the last two. Tests set smaller chunks and requests, and another ``pace``.
     """
 
     mountpoint: Path

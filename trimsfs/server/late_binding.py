@@ -1,4 +1,4 @@
-"""Calls from a component to one that can only be built after it."""
+"""Late binding: calls from a component to one that can only be built after it."""
 
 from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 class LateBound(Generic[P, T]):
-    """A function that is handed out before it exists. Called before it is bound, or bound twice, it raises."""
+    """A function that components get before it exists. An early call or a second `bind` raises RuntimeError."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._function: Callable[P, T] | None = None
 
     def bind(self, function: Callable[P, T]) -> None:
-        """From now on a call is one of *function*."""
+        """Make later calls go to *function*."""
         if self._function is not None:
             raise RuntimeError(f"{self._name} is bound already")
         self._function = function

@@ -1,4 +1,4 @@
-"""A server's life: it begins a mount or takes one over, answers requests, and ends with the mount."""
+"""Lifecycle: a server begins a mount or takes one over, answers requests, and ends with the mount."""
 
 import logging
 import math
@@ -31,18 +31,14 @@ from trimsfs.stores.broker import Broker
 log = logging.getLogger(__name__)
 
 SETTLED_AFTER_S = 10.0
-"""After which a server has seen all requests that the one before it did not answer: the kernel sends them at once."""
+"""Time in which the kernel resends, at once, all requests that the previous server did not answer."""
 PROBE_DEADLINE_S, KNOWN_PROBE_DEADLINE_S = 5.0, 1.0
-"""How long a mount tries to reach its store before it gives up, or goes on with what is cached."""
+"""How long a new mount tries to reach its store, before it fails or, if it knows names, serves what is cached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What a server's process loads before it gives up its privileges.
-
-    ``no_gpu`` tells why no GPU can be used, if so; ``read_manifest`` reads signed manifests, where files must be what
-    is signed.
-    """
+    """What a server process loads before it drops privileges. The fields are as in `Environment`."""
 
     store: Store
     spawner: Spawner
@@ -137,7 +133,7 @@ async def _serve(
 async def _serve_descriptors(
     keeper: KeeperClient, gpu: GpuInterface, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Let clients connect that want descriptors of GPU copies, if the keeper can listen for them."""
+    """Hand descriptors of GPU copies to clients, if the keeper can listen for them."""
     listener = await keeper.listen()
     if listener is None:
         task_status.started()
@@ -148,7 +144,7 @@ async def _serve_descriptors(
 async def _begin(
     session: Session, keeper: KeeperClient, components: Components, settings: ConnectionSettings, ledger: Ledger
 ) -> None:
-    """Once the kernel has agreed on the connection, find out whether there is passthrough, and tell the keeper."""
+    """Begin a mount: wait for the kernel's settings, decide on passthrough, and tell the keeper that it serves."""
     connection = await session.agreed()
     refusal = None
     if not settings.passthrough:
@@ -172,7 +168,7 @@ async def _take_over(
     settings: ConnectionSettings,
     unclaimed: Sequence[int],
 ) -> None:
-    """Go on with what the server before has left, before the first request is answered."""
+    """Take a mount over: restore the previous server's state before the first request is answered."""
     components.decide_passthrough(keeper, settings.refusal)
     await components.take_over(unclaimed=unclaimed)
     session.resume()
@@ -180,13 +176,13 @@ async def _take_over(
 
 
 async def _settle(takeover: Takeover) -> None:
-    """An open that the kernel has not sent again by then was answered by the server before."""
+    """Settle a takeover: the previous server has answered the opens that the kernel has not resent by now."""
     await trio.sleep(SETTLED_AFTER_S)
     takeover.all_resent()
 
 
 def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
-    """Whether an earlier server has told the kernel other owners or modes of files."""
+    """Whether an earlier server had other options for owners and modes; records those of now."""
     names = {"uid", "gid", "mode", "dir_mode", "access"}
     content = options.model_dump_json(include=names).encode()
     before = ledger.inherited(RecordKind.OWNERSHIP)
@@ -199,7 +195,7 @@ def _ownership_has_changed(options: MountOptions, ledger: Ledger) -> bool:
 
 
 async def _reach_store(store: Store, options: MountOptions, components: Components) -> None:
-    """Raises StoreError when a store that is not known cannot be used; one whose names are known may be away."""
+    """Probe the store. Raises StoreError; if the store's names are known, only warns when it does not answer."""
     known = await components.namespace.recall_root()
     deadline_s = KNOWN_PROBE_DEADLINE_S if known else PROBE_DEADLINE_S
     try:
@@ -219,5 +215,5 @@ async def _reach_store(store: Store, options: MountOptions, components: Componen
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
-            log.info("stopping")
+            log.info("received SIGTERM: stopping")
             scope.cancel()

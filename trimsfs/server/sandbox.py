@@ -1,7 +1,7 @@
-"""Giving up what a server does not need: root, capabilities, most of the files it could write, and some system calls.
+"""The sandbox: a server drops root, capabilities, write access to most files, and system calls that it does not need.
 
-A server that root's keeper starts loads its programs and credentials as root, and gives that up before it reads
-anything from a network or answers a request. What takes privileges later is the keeper's to do.
+Under root's keeper, a server loads its code and credentials as root. It drops root before it reads from a network or
+answers a request. The keeper does what needs privileges later.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from trimsfs.errors import CacheUnusableError, ConfigurationError
 
 try:
     import pyseccomp
-except RuntimeError:  # it finds no libseccomp
+except RuntimeError:  # libseccomp is missing
     pyseccomp = None
 
 log = logging.getLogger(__name__)
@@ -33,22 +33,22 @@ _CAPABILITY_VERSION = 0x20080522
 """_LINUX_CAPABILITY_VERSION_3 of <linux/capability.h>."""
 _TIOCSTI, _CLONE_NEWUSER = 0x5412, 0x10000000
 RLIMIT_NICE, HIGHEST_NICE = 13, 40
-"""The limit by which a process without privileges may raise its priority, and its highest value."""
+"""The limit up to which an unprivileged process may raise its priority, and the highest value of it."""
 _LAST_CAPABILITY = Path("/proc/sys/kernel/cap_last_cap")
 
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
 _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
-# LANDLOCK_ACCESS_FS_* of <linux/landlock.h>, all that change a file or directory. REFER is of version 2, TRUNCATE of 3.
+# The LANDLOCK_ACCESS_FS_* that change files or directories. REFER needs version 2, TRUNCATE version 3.
 _WRITE_FILE, _REMOVE_AND_MAKE, _REFER, _TRUNCATE = 1 << 1, 0x1FF << 4, 1 << 13, 1 << 14
 _SCOPE_SIGNAL = 1 << 1
-"""LANDLOCK_SCOPE_SIGNAL, of version 6."""
+"""LANDLOCK_SCOPE_SIGNAL, which needs version 6."""
 
 _CACHE_ENTRIES = {
     *("blobs", "lock", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm", "index.sqlite-journal"),
     *("index.sqlite-damaged", "index.sqlite-damaged-wal", "index.sqlite-damaged-shm"),
     *("trimsfs.log", "trimsfs.log.1", "trimsfs.log.2"),
 }
-"""What a cache directory may hold; logs are from earlier versions."""
+"""The names that a cache directory may hold; earlier versions kept their logs there."""
 
 _DENIED = """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen
@@ -58,7 +58,7 @@ _DENIED = """
     quotactl_fd reboot request_key setdomainname sethostname setns settimeofday swapoff swapon syslog umount2
     unshare userfaultfd vhangup
 """
-"""System calls that a server never makes, and that somebody who has taken it over might."""
+"""System calls that a server never makes, but an attacker in it might."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -74,16 +74,16 @@ class Identity:
 
 
 def identity(user: str) -> Identity:
-    """The identity of a user by name or number; a number need not be in the password file.
+    """Look up a user by name or number; a number need not be in the password file.
 
-    Raises ConfigurationError for a name that is not known.
+    Raises ConfigurationError for an unknown name.
     """
     try:
         entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
     except KeyError:
         if not user.isdecimal():
             raise ConfigurationError(
-                f"option --server-user {user}: there is no such user: `useradd --system {user}`"
+                f"option --server-user {user}: no such user: run `useradd --system {user}`"
             ) from None
         return Identity(name=f"uid {user}", uid=int(user), gid=int(user))
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
@@ -91,34 +91,34 @@ def identity(user: str) -> Identity:
 
 
 def give(directory: Path, to: Identity) -> None:
-    """Make a cache directory that belongs, with all in it, to a user; one that is theirs is not looked into.
+    """Create a cache directory, or give it and its content to a user, unless they own it already.
 
-    Raises CacheUnusableError, also for a directory that holds anything but a cache.
+    Raises CacheUnusableError, also if the directory holds anything but a cache.
     """
     try:
         for missing in [above for above in reversed(directory.parents) if not above.exists()]:
             missing.mkdir(exist_ok=True)
-            missing.chmod(0o755)  # whatever the umask: the user has to get through
+            missing.chmod(0o755)  # whatever the umask: the user must be able to enter
         directory.mkdir(mode=0o700, exist_ok=True)
         if directory.stat().st_uid == to.uid:
             return
         entries = set(os.listdir(directory)) - {"lost+found"}
         if not entries <= _CACHE_ENTRIES:
             strange = sorted(entries - _CACHE_ENTRIES)[0]
-            raise CacheUnusableError(f"cache directory {directory}: holds {strange!r}: choose one of its own")
+            raise CacheUnusableError(f"cache directory {directory}: holds {strange!r}: choose an empty one")
         for name in entries:
             os.chown(directory / name, to.uid, to.gid, follow_symlinks=False)
         if "blobs" in entries:
             for _, directories, files, descriptor in os.fwalk(directory / "blobs"):
                 for name in (*directories, *files):
                     os.chown(name, to.uid, to.gid, dir_fd=descriptor, follow_symlinks=False)
-        os.chown(directory, to.uid, to.gid)  # last: until then it is done again
+        os.chown(directory, to.uid, to.gid)  # last: a failure before is mended by the next start
     except OSError as error:
         raise CacheUnusableError(f"{directory}: {error.strerror}: set --cache-dir or --server-user") from error
 
 
 def raised(limit: int, value: int) -> bool:
-    """Raise a limit of this process; False for a root without CAP_SYS_RESOURCE, as in some containers."""
+    """Raise a limit of this process; False if it lacks CAP_SYS_RESOURCE, as root does in some containers."""
     try:
         resource.setrlimit(limit, (value, value))
     except ValueError:
@@ -127,14 +127,13 @@ def raised(limit: int, value: int) -> bool:
 
 
 def become(user: Identity, *, keep: int | None = None) -> None:
-    """Become a user without capabilities, but for one to *keep* if this root has it, for good. For a process of root,
-    with one thread.
+    """Become a user for good, without capabilities except *keep*, if this root has it. For root, with one thread.
 
-    Raises ConfigurationError where this root may not become that user.
+    Raises ConfigurationError if this root may not become that user.
     """
     if user.uid == 0:
         return
-    raised(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)  # models are locked in memory
+    raised(resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)  # to lock models in memory
     try:
         for capability in range(int(_LAST_CAPABILITY.read_text()) + 1):
             _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
@@ -144,7 +143,7 @@ def become(user: Identity, *, keep: int | None = None) -> None:
         os.setresuid(user.uid, user.uid, user.uid)
         if keep is not None and not _hold(1 << keep):
             _hold(0)
-        # As after an exec: who may write to this process's files in /proc is this user, not root.
+        # As after an exec: this user, not root, then owns this process's files in /proc.
         _libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(1), 0, 0, 0)
     except OSError as error:
         raise ConfigurationError(
@@ -154,35 +153,37 @@ def become(user: Identity, *, keep: int | None = None) -> None:
 
 
 def _hold(capabilities: int) -> bool:
-    """Give up all other capabilities; False if this process does not have these."""
+    """Keep only these capabilities, a bit mask; False if this process lacks them."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     held: int = _libc.capset(header, struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0))
     return held == 0
 
 
 def fence(writable: Iterable[Path]) -> None:
-    """Have the kernel deny what this process and its children never do: programs with more privileges, files written
-    that are neither *writable* nor in such directories, processes of the same user that are not behind this fence, and
-    system calls that are an administrator's. What it cannot deny is logged once."""
+    """Restrict this process and its children for good, by landlock and seccomp.
+
+    They gain no privileges by exec, and write only to *writable* paths and what is below, /proc and /dev/null. They
+    neither trace nor signal processes outside the fence, nor make administrators' system calls. Logs what is missing.
+    """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     try:
         _restrict_writing(writable)
     except OSError as error:
-        log.info("no landlock fence: %s", error.strerror)
+        log.info("sandbox without landlock: %s", error.strerror)
     try:
         _restrict_calls()
     except (OSError, RuntimeError) as error:
-        log.info("no seccomp fence: %s", error)
+        log.info("sandbox without seccomp: %s", error)
 
 
 def set_apart(writable: Iterable[Path]) -> None:
-    """Have the kernel keep this process, behind the `fence`, from tracing and signalling others behind the same one."""
-    with contextlib.suppress(OSError):  # there is no landlock fence, which was logged
+    """Keep this process, behind the `fence`, from tracing and signalling others behind the same one."""
+    with contextlib.suppress(OSError):  # no landlock: `fence` has logged it
         _restrict_writing(writable)
 
 
 def _restrict_writing(writable: Iterable[Path]) -> None:
-    """By landlock. Raises OSError."""
+    """Restrict, by landlock, which files may be written. Raises OSError."""
     version = _landlock(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
     rights = _WRITE_FILE | _REMOVE_AND_MAKE | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
     attributes = struct.pack("=QQQ", rights, 0, _SCOPE_SIGNAL) if version >= 6 else struct.pack("=Q", rights)
@@ -192,10 +193,10 @@ def _restrict_writing(writable: Iterable[Path]) -> None:
             try:
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except OSError:
-                continue  # it is not there, or its disk fails: nothing will be written there
+                continue  # it is missing, or its disk fails: no write would succeed
             try:
                 directory = stat.S_ISDIR(os.fstat(place).st_mode)
-                # The kernel takes no right for a file that is about what is in a directory.
+                # The kernel rejects rights of directories for a file.
                 rule = struct.pack("=Qi", rights if directory else rights & (_WRITE_FILE | _TRUNCATE), place)
                 _landlock(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
             finally:
@@ -214,14 +215,14 @@ def _landlock(number: int, *arguments: int | bytes | None) -> int:
 
 
 def _restrict_calls() -> None:
-    """By seccomp, through libseccomp. Raises RuntimeError where there is none, OSError."""
+    """Deny system calls by seccomp. Raises OSError, and RuntimeError without libseccomp."""
     if pyseccomp is None:
         raise RuntimeError("libseccomp is not installed")
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     for name in _DENIED.split():
-        with contextlib.suppress(OSError, ValueError):  # one that this architecture or libseccomp does not know
+        with contextlib.suppress(OSError, ValueError):  # unknown to this architecture or libseccomp
             rules.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
-    # Input for the terminal that root's shell reads, and namespaces by fork; the C library does without clone3.
+    # Deny typing into the terminal of root's shell, and new user namespaces. Without clone3, libc uses clone.
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "ioctl", pyseccomp.Arg(1, pyseccomp.EQ, _TIOCSTI))
     new_user = pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_NEWUSER, _CLONE_NEWUSER)
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", new_user)
@@ -231,8 +232,8 @@ def _restrict_calls() -> None:
 
 
 def hindrance(path: Path) -> str | None:
-    """What keeps this process from a directory, if anything does: for messages."""
+    """Why this process cannot enter a directory, for messages; None if it can."""
     for above in (*reversed(path.parents), path):
         if os.access(above, os.F_OK) and not os.access(above, os.X_OK):
-            return f"{above} may not be entered by the server, which runs as uid {os.getuid()}"
+            return f"the server, uid {os.getuid()}, may not enter {above}"
     return None

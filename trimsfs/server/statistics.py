@@ -1,4 +1,4 @@
-"""What a server tells of itself, its keeper and the processes of its mount, in control files and metrics."""
+"""Statistics: a server's facts about itself, its keeper and their processes, for control files and metrics."""
 
 import os
 import resource
@@ -17,15 +17,17 @@ from trimsfs.server.environment import Environment
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeeperStatistics:
-    """Whether the keeper is there: 1 or 0."""
+    """``connected`` is 1 while the keeper runs, else 0."""
 
     connected: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStatistics:
-    """How many servers this mount has had before, and when this one was started, in seconds since the epoch; what this
-    one has open, and how many processes the mount has."""
+    """``restarts`` counts the mount's earlier servers; ``started`` is in seconds since the epoch.
+
+    The descriptors are this server's, the processes the mount's.
+    """
 
     restarts: int
     started: float
@@ -37,7 +39,7 @@ class ServerStatistics:
 def facts(
     options: MountOptions, environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu
 ) -> Callable[[], dict[str, object]]:
-    """What the control file ``control`` tells about the mount."""
+    """A function that returns the content of the control file ``control``."""
     breaker = fetching.retrying.breaker
     return lambda: {
         "version": __version__,
@@ -57,7 +59,7 @@ def facts(
 def sources(
     environment: Environment, tiers: Tiers, fetching: Fetching, gpu: Gpu, checks: Checks
 ) -> dict[str, metrics.Source]:
-    """What is counted, by the first word of the metrics' names."""
+    """The functions that return statistics, by the first word of their metrics' names."""
     found: dict[str, metrics.Source] = {
         "disk": tiers.disk.statistics,
         "fetch": fetching.fetcher.statistics,
@@ -75,12 +77,10 @@ def sources(
 
 
 def _keeper_statistics(environment: Environment) -> KeeperStatistics:
-    """Statistics of the keeper."""
     return KeeperStatistics(connected=int(environment.kept()))
 
 
 def _server_statistics(environment: Environment) -> ServerStatistics:
-    """Statistics of this server."""
     return ServerStatistics(
         restarts=environment.restarts,
         started=environment.started,
@@ -91,11 +91,11 @@ def _server_statistics(environment: Environment) -> ServerStatistics:
 
 
 def _process_facts(environment: Environment) -> dict[str, object]:
-    """What the control file ``control`` tells of this server, its keeper and their processes."""
+    """The part of the control file ``control`` about this server, its keeper and their processes."""
     keeper, problem = _keeper(environment), None
     if keeper is None:
         remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
-        problem = f"pid {environment.keeper_pid} has ended, and no other server would follow this one: run {remedy}"
+        problem = f"pid {environment.keeper_pid} has ended, and nothing would replace this server: run {remedy}"
     return {
         "server_pid": os.getpid(),
         "keeper_pid": keeper,
