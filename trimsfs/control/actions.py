@@ -1,4 +1,4 @@
-"""What a command does to one file: warm, pin, unpin, evict or verify it."""
+"""Actions: warm, pin, unpin, evict or verify one file."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RELEASE_CHECKS, RELEASE_INTERVAL_S = 50, 0.01
-"""How long an eviction waits for a close that has not been heard of yet, or for what the server itself does."""
+"""How often, and how far apart, an eviction checks for a late close, or for the server to end its own use."""
 
 
 class Actions:
-    """Brings files into tiers and removes them. All methods raise TrimsError."""
+    """Brings files into tiers, checks and removes them. Methods for one file raise TrimsError."""
 
     def __init__(
         self,
@@ -63,18 +63,18 @@ class Actions:
         return list(self._gpu.pools)
 
     async def restore_pins(self) -> None:
-        """Have what was pinned before the server started in memory again; what is missing comes after an outage."""
+        """Load all pinned files into memory again. Refetch what is missing, if need be after an outage."""
         try:
             found = await self._disk.residencies()
         except TrimsError as error:
-            log.error("what is pinned is not known: %s", error)
+            log.error("cannot restore pinned files: %s", error)
             return
         held_up = []
         for generation in [here.generation for here in found if here.pinned]:
             try:
                 await self._pin_again(generation)
             except StoreUnavailableError:
-                held_up.append(generation)  # the others need not wait for the store
+                held_up.append(generation)  # the others may not need the store
         for generation in held_up:
             with suppress(StoreUnavailableError):
                 await self._breaker.outlast(partial(self._pin_again, generation))
@@ -83,17 +83,17 @@ class Actions:
         try:
             await self.pin(generation, Progress(generation.key), again=True)
         except TrimsError as error:
-            log.warning("%s is pinned, but not all here: %s", generation.key, error)
+            log.warning("%s: pinned, but not wholly cached: %s", generation.key, error)
             if isinstance(error, StoreUnavailableError):
                 raise
 
     async def warm_disk(self, generation: Generation, progress: Progress) -> None:
-        """Bring a file to the disk."""
+        """Fetch a file to disk."""
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
 
     async def warm_host(self, generation: Generation, progress: Progress) -> None:
-        """Bring a file to the disk and into memory."""
+        """Fetch a file to disk and load it into memory."""
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
             await self._in_memory(partial(self._host.load, again=True), blob)
@@ -105,21 +105,20 @@ class Actions:
         blob.health.check()
 
     async def _admit(self, blob: Blob) -> None:
-        """Raises SignatureError for what nobody could open."""
+        """Check a blob's signature. Raises SignatureError if no program may open it."""
         if self._signature_policy is not None:
             await self._signature_policy.admit(blob, nullcontext)
 
     async def _in_memory(self, function: Callable[[Blob], Awaitable[T]], blob: Blob) -> T | None:
         if not blob.attached:
-            return None  # it is empty
+            return None  # an empty file
         try:
             return await function(blob)
         except OSError as error:
             raise CacheUnusableError(f"{blob.generation.key}: cannot be read from the cache: {error}") from error
 
     async def pin(self, generation: Generation, progress: Progress, *, again: bool = False) -> None:
-        """Pin a file, *again* if it has not been unpinned meanwhile. One that cannot be locked in memory is pinned on
-        the disk alone."""
+        """Pin a file; on disk only, if it cannot be locked in memory. *again*: only if it is still pinned."""
         async with self._arriving(generation, progress) as blob:
             await self._fetch(blob)
             await self._in_memory(partial(self._host.load, again=True), blob)
@@ -139,14 +138,14 @@ class Actions:
 
     @asynccontextmanager
     async def _pinning(self) -> AsyncIterator[None]:
-        """One at a time, and to its end: what is locked in memory is what is pinned."""
+        """Run one pin or unpin at a time, uncancelled, so that exactly the pinned files are locked in memory."""
         async with self._pins:
             with trio.CancelScope(shield=True):
                 yield
 
     @asynccontextmanager
     async def _arriving(self, generation: Generation, progress: Progress) -> AsyncIterator[Blob]:
-        """The blob of a generation, whose arrival counts as progress for the length of the block."""
+        """The blob of a generation, held and counted as progress for the length of the block."""
         async with self._disk.using(generation) as blob:
             progress.arriving.add(blob)
             progress.interrupted.pop(generation.key, None)
@@ -159,14 +158,14 @@ class Actions:
                 progress.arriving.discard(blob)
 
     async def unpin(self, generation: Generation, progress: Progress) -> None:
-        """Let a file be evicted again."""
+        """Allow eviction of a pinned file."""
         del progress
         async with self._disk.using(generation) as blob, self._pinning():
             await self._disk.pin(blob, False)
             await self._host.unpin(blob)
 
     async def evict(self, generation: Generation, progress: Progress) -> None:
-        """Remove a file, its copies on GPUs, and what was derived from it. Raises InUseError while it is open."""
+        """Evict a file, its GPU copies and its derived blobs. Raises InUseError while it is open."""
         for _ in range(RELEASE_CHECKS):
             here = await self._disk.residency(generation)
             if here.users == 0 or here.pinned:
@@ -178,13 +177,13 @@ class Actions:
         await self._disk.evict(generation)
         await self._gpu.evict(generation)
         for derived in await self._derived.of(generation):
-            with suppress(InUseError):  # its programs go on; it is evicted as others are
+            with suppress(InUseError):  # programs use it: the evictor removes it later
                 await self._disk.evict(derived)
 
     async def warm_gpu(
         self, wanted: WarmRequest, uid: int, models_only: bool, generation: Generation, progress: Progress
     ) -> None:
-        """Load a copy of a file to a GPU; *models_only* leaves out a file without tensors."""
+        """Load a copy of a file to a GPU; with *models_only*, leave out a file without tensors."""
         holder = Holder(uid=uid if wanted.uid is None else wanted.uid)
         async with self._arriving(generation, progress) as blob:
             await self._admit(blob)
@@ -192,14 +191,17 @@ class Actions:
                 progress.left_out_files += 1
 
     async def verify(self, generation: Generation, progress: Progress) -> None:
-        """Check a file on the disk and in memory, and compare it with the store. Raises BlobDamagedError."""
+        """Check a file on disk and in memory, and compare it with the store.
+
+        Raises BlobDamagedError if it was damaged, even if it is repaired now.
+        """
         if (await self._disk.residency(generation)).disk_bytes == 0:
             progress.absent(generation.size)
         damaged = await self._integrity.verify(generation)
         if damaged:
-            raise BlobDamagedError(f"{generation.key}: damaged chunks of its local copy, fetched again: {damaged}")
+            raise BlobDamagedError(f"{generation.key}: local copy was damaged, chunks refetched: {damaged}")
 
     async def verify_gpu(self, generation: Generation, progress: Progress) -> None:
-        """Compare the copies of a file on GPUs with the file."""
-        compared = await self._gpu.compare(generation)  # others count meanwhile
+        """Compare a file's GPU copies with the file."""
+        compared = await self._gpu.compare(generation)  # before the +=: other files count during the await
         progress.compared_copies += compared

@@ -1,4 +1,4 @@
-"""Who may command a mount, and who may learn of which file."""
+"""Authorisation: who may command a mount, and who may learn of which file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ CONTROL_PART = f"{CONTROL_NAME.decode()}/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who opened a control file: ids as the host sees them, the thread's 0 when it is in another PID namespace."""
+    """Who opened a control file, by the host's ids. ``pid`` is that of the thread; 0 in another PID namespace."""
 
     uid: int
     groups: frozenset[int]
@@ -21,7 +21,7 @@ class Caller:
 
 
 class Authorisation:
-    """Decides by the options of the mount. ``permissions`` has the owners and modes of its files."""
+    """Decides by the mount's options. ``permissions`` has the owners and modes of its files."""
 
     def __init__(self, options: MountOptions) -> None:
         self.permissions = Permissions(options)
@@ -29,11 +29,11 @@ class Authorisation:
         self._control_gid = options.control_gid
 
     def may_command(self, caller: Caller) -> bool:
-        """Whether a caller may give commands: root, the owner of the mount, and who is in its control group."""
+        """Whether a caller may give commands: root, the mount's owner, and members of its control group may."""
         return caller.uid in {0, self._owner} or self._control_gid in caller.groups
 
     def may_read(self, key: str, caller: Caller) -> bool:
-        """Whether a caller may read a file; what was derived from one is for its maker."""
+        """Whether a caller may read a file. Only its maker and root may read a derived blob."""
         made_by = owner(key.rpartition("/")[2]) if CONTROL_PART in key else None
         if made_by is not None and caller.uid not in {0, made_by}:
             return False
@@ -49,7 +49,7 @@ class Authorisation:
 
 
 def readable_by(authorisation: Authorisation, caller: Callable[[], Caller]) -> Callable[[str], bool]:
-    """Whether a caller, who is looked at once it matters, may read the file of a key."""
+    """A function that returns whether a caller may read a key's file. It calls *caller* at most once."""
     known: Caller | None = None
 
     def readable(key: str) -> bool:

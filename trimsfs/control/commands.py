@@ -1,6 +1,6 @@
-"""Commands by control file: opening it starts the command, each read tells how far it has come, closing it ends it.
+"""Commands by control file: an open starts the command, each read returns its progress, a close cancels it.
 
-A job goes on when the file that began it is closed.
+A job goes on after the file that started it is closed.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ T = TypeVar("T")
 FILES_AT_ONCE = 16
 VERIFY_GPU = "verify-gpu"
 BACKGROUND = "background-"
-"""Before the name of a command: it becomes a job."""
+"""The prefix of a command's name that makes it a job."""
 
 
 Command = Callable[[Generation, Progress], Awaitable[None]]
-"""Does something about one file. Raises TrimsError."""
+"""Carries out a command on one file. Raises TrimsError."""
 
 
 class Commands:
-    """Carries out commands on files, and on all below a directory."""
+    """Carries out commands on a file, or on all files below a directory."""
 
     def __init__(
         self, namespace: Namespace, disk: DiskTier, actions: Actions, breaker: CircuitBreaker, ledger: Ledger
@@ -62,7 +62,7 @@ class Commands:
         }
 
     def names(self) -> list[str]:
-        """The names of the commands; those about GPUs where there are any."""
+        """The names of the commands; those for GPUs only if there are any."""
         devices = self._actions.devices()
         always = [name for name in self._commands if name != VERIFY_GPU or devices]
         return [*always, *(f"warm-{device}" for device in devices)]
@@ -74,7 +74,7 @@ class Commands:
         return known and (command == name or command.startswith(("pin", "warm-")))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry commands, for as long as the server runs, and the jobs of the server before."""
+        """Run commands, and the unfinished jobs of the previous server, until the server stops."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for job in self.jobs.under_way():
@@ -84,7 +84,7 @@ class Commands:
             await trio.sleep_forever()
 
     def start(self, name: str, inode: Inode, uid: int) -> ControlHandle:
-        """Begin a command, for the user of this number."""
+        """Start a user's command; the handle of its control file."""
         assert self._nursery is not None
         log.info("%s /%s", name, inode.path)
         command = name.removeprefix(BACKGROUND)
@@ -99,7 +99,7 @@ class Commands:
         return RunningCommand(progress, scope)
 
     def _outage(self, *, patient: bool) -> str | None:
-        """Why a command waits for the store, if it does not answer; one that is not *patient* has a deadline."""
+        """Why a command waits for the store; None if it answers. A *patient* command has no deadline."""
         outage = self._breaker.outage
         if outage is None:
             return None
@@ -109,18 +109,18 @@ class Commands:
 
     async def _carry_job(self, job: Job) -> None:
         await self._carry(job.order, job.progress, job.scope)
-        # If the server stops, this is not reached: the next one goes on with the job.
+        # Not reached if the server stops: the next one continues the job.
         self.jobs.end(job)
         log.info("job %s: %s /%s: %s", job.id, job.order.name, job.order.path, job.facts()["state"])
 
     async def cancel(self, job: Job) -> ControlHandle:
-        """Cancel a job, and tell what it has come to."""
+        """Cancel a job; its final state."""
         job.scope.cancel()
         await job.over.wait()
         return Text(as_json(job.facts()))
 
     async def _carry(self, order: Order, progress: Progress, scope: trio.CancelScope) -> None:
-        """Give a command for everything that it is about; what fails does not keep the rest from being done."""
+        """Run a command on all of its files; one that fails does not stop the others."""
         slots = trio.Semaphore(FILES_AT_ONCE)
         try:
             with scope:
@@ -128,7 +128,7 @@ class Commands:
                 concerned, failures = await self._outlasting(progress, partial(self._concerned, order))
                 for failure in failures:
                     progress.failed(failure)
-                # What several links lead to is one content.
+                # Several links may lead to one content.
                 generations = list({(each.file, each.etag): each for each in concerned}.values())
                 progress.total_files = len(generations)
                 progress.total_bytes = sum(generation.size for generation in generations)
@@ -154,7 +154,7 @@ class Commands:
         return partial(self._actions.warm_gpu, request, order.uid, order.generation is None)
 
     async def _outlasting(self, progress: Progress, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of a part of a command, which a patient one tries again after an outage of the store."""
+        """The result of *attempt*, which a patient command repeats after an outage of the store."""
         return await (self._breaker.outlast(attempt) if progress.patient else attempt())
 
     async def _carry_one(
@@ -172,13 +172,13 @@ class Commands:
             slots.release()
 
     async def _concerned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
-        """The files that a command is about, and why others cannot be had."""
+        """The files of a command, and the errors of names that cannot be looked up."""
         if order.name == "unpin":
             return await self._pinned(order)
         return await self._below(order)
 
     async def _below(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
-        """The file, or the files below the directory, that a command was given for."""
+        """The command's file, or all files below its directory, and the errors of the names there."""
         if order.generation is not None:
             return [order.generation], []
         found, failures, prefixes = list[Generation](), list[TrimsError](), [order.path]
@@ -199,8 +199,10 @@ class Commands:
         return found, failures
 
     async def _pinned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
-        """What is pinned under a name or below it, also what the store has replaced or deleted since, and what links
-        there lead to."""
+        """The pinned files at a path or below, and the pinned targets of links there; the errors of unreadable names.
+
+        Includes files that the store has replaced or deleted since.
+        """
         name = order.path.removesuffix("/")
         found, failures, elsewhere = list[Generation](), list[TrimsError](), set[str]()
         for here in await self._disk.residencies():

@@ -1,9 +1,8 @@
 """The control files below ``.trims``, by name.
 
-Reading a ``files``, ``info`` or ``jobs`` file only looks. A command file acts: opening it starts the command, each
-read gives the next line of JSON on how far it has come, closing it ends the command. So a command dies with the
-process that gave it, and needs nothing but the path. ``background-COMMAND`` makes it a job, which goes on until
-``cancel-ID`` of its directory, or of one above, is opened.
+A ``files``, ``info`` or ``jobs`` file only reports. A command file acts: an open starts the command, each read returns
+a line of JSON with its progress, a close cancels it. So a command ends with the process that gave it.
+``background-COMMAND`` starts a job, which only an open of ``cancel-ID`` in its directory, or one above, cancels.
 """
 
 import logging
@@ -26,15 +25,15 @@ log = logging.getLogger(__name__)
 
 REFRESH = "refresh"
 SUBJECT = "subject"
-"""Marks the inode of ``.trims/NAME``, as against ``.trims`` itself."""
+"""Marks the inode of ``.trims/NAME``, to tell it from ``.trims`` itself."""
 CANCEL = "cancel-"
 
 
 class Control:
     """Answers for everything below ``.trims``; ``xattrs`` for ``user.trims.*``.
 
-    ``tells_common`` tells whether there are files that tell what a model has in common with another. *refresh* has the
-    store asked for a path, and for all below it, at the next lookup.
+    ``tells_common``: whether models have a control file ``shared``, for the blocks that they share with others.
+    *refresh* makes the next lookup of a path, or of a name below it, ask the store.
     """
 
     def __init__(
@@ -78,9 +77,9 @@ class Control:
         return sorted(self._root_files) if not inode.path else []
 
     def find(self, inode: Inode, name: str) -> tuple[InodeKind, str] | None:
-        """What a name in a control directory is: its kind, and what its inode is told apart by; None for no such name.
+        """Look up a name in a control directory: its kind, and the ``control`` of its inode; None if there is none.
 
-        Not all that can be asked for by name is among the `names`.
+        Some names can be looked up but are not among `names`.
         """
         if inode.control == GPU_DIRECTORY:
             return (InodeKind.CONTROL_FILE, f"{GPU_DIRECTORY}/{name}") if self.gpu.knows(name) else None
@@ -92,13 +91,13 @@ class Control:
         return (InodeKind.CONTROL_FILE, name) if known else None
 
     def _job_to_cancel(self, inode: Inode, name: str) -> Job | None:
-        """The job that a control file of a directory cancels."""
+        """The job that a control file of a directory cancels; None if there is none."""
         if not name.startswith(CANCEL) or inode.generation is not None:
             return None
         return self._commands.jobs.find(name.removeprefix(CANCEL), inode.path)
 
     async def open(self, inode: Inode, caller: Caller) -> ControlHandle:
-        """Open a control file. Raises NotPermittedError when it is a command that the caller may not give."""
+        """Open a control file. Raises NotPermittedError if the caller may not give this command."""
         name = inode.control
         if name == REFRESH:
             self._check_may_command(inode, caller)
@@ -111,7 +110,7 @@ class Control:
             self._check_may_command(inode, caller)
             job = self._job_to_cancel(inode, name)
             if job is None:
-                raise NoSuchEntryError(f"no job {name.removeprefix(CANCEL)}")
+                raise NoSuchEntryError(f"no job {name.removeprefix(CANCEL)}: see `trimsfs jobs`")
             return await self._commands.cancel(job)
         directory, _, asked = name.partition("/")
         if directory == GPU_DIRECTORY and asked:
@@ -135,16 +134,16 @@ class Control:
             raise NotPermittedError(f"{inode.control} /{inode.path}: uid {caller.uid} may not command this mount")
 
     def assign_handle(self, file: ControlHandle, handle: int) -> None:
-        """An open control file has this handle."""
+        """Record the handle of an open control file."""
         if isinstance(file, LeaseFile):
             self.gpu.assign_handle(file, handle)
 
     def restored(self, inode: Inode, handle: int) -> ControlHandle | None:
-        """A control file that an earlier server opened; None when it cannot go on."""
+        """Reopen a control file that an earlier server opened; None if it cannot go on."""
         directory, _, asked = inode.control.partition("/")
         return self.gpu.restored(handle, asked) if directory == GPU_DIRECTORY else None
 
 
 def shows_content(name: str) -> bool:
-    """Whether a control file or attribute of a file lets who reads it have something of its content."""
+    """Whether a control file or attribute reveals some of its file's content."""
     return name == "tensors" or name.startswith((f"{GPU_DIRECTORY}/", f"{GPU_DIRECTORY}."))

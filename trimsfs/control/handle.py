@@ -1,4 +1,4 @@
-"""What an open control file can do: be read, and be closed."""
+"""Handles of open control files."""
 
 import json
 from typing import Protocol
@@ -11,11 +11,11 @@ class ControlHandle(Protocol):
         """At most *size* bytes from *offset* on; none at the end."""
 
     def close(self) -> None:
-        """The caller has closed the file."""
+        """Handle the close of the file."""
 
 
 class Text:
-    """A control file whose content is made when it is opened."""
+    """An open control file whose content was made by the open."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -24,9 +24,9 @@ class Text:
         return self._content[offset : offset + size]
 
     def close(self) -> None:
-        """Nothing goes on."""
+        """Do nothing: the content is complete."""
 
 
 def as_json(value: object) -> bytes:
-    """A line of a control file."""
+    """A line of JSON for a control file."""
     return json.dumps(value).encode() + b"\n"

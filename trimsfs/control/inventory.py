@@ -1,4 +1,4 @@
-"""The control file that lists every file below a directory, with what of it is here."""
+"""Inventory: a control file that lists all files below a directory, and what of each is cached."""
 
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -13,12 +13,10 @@ from trimsfs.types import Generation
 
 
 class Inventory:
-    """Lines of JSON, for each directory one or more: its ``path``, ``files`` with their sizes, and what is ``here``.
+    """Lines of JSON, at least one per directory: ``path``, ``files`` with their sizes, and what is cached, ``here``.
 
-    A line has SLICE files at most.
-
-    They are made from listings while they are read, and the kernel has to know none of the names. *here* tells what is
-    here of a file; directories that are not *listable*, or that the store may not list, are left out.
+    A line has at most SLICE files. Reads make the lines from listings: no name needs an inode. *here* returns what is
+    cached of a file. Directories that are not *listable*, or that the store refuses to list, are left out.
     """
 
     def __init__(
@@ -42,14 +40,14 @@ class Inventory:
     async def read(self, offset: int, size: int) -> bytes:
         async with self._reading:
             if offset < self._start:
-                raise InvalidRequestError("it is made while it is read: read it from its beginning to its end")
+                raise InvalidRequestError("this file is made as it is read: read it once, from start to end")
             self._text, self._start = self._text[offset - self._start :], offset
             if not self._text and (self._names is not None or self._prefixes):
                 self._text = await self._line()
             return self._text[:size]
 
     def close(self) -> None:
-        """Nothing goes on."""
+        """Do nothing: only reads make lines."""
 
     async def _listed(self, prefix: str) -> Iterator[tuple[bytes, Entry]]:
         try:
@@ -57,11 +55,11 @@ class Inventory:
         except StoreAccessError:
             if prefix == self._path:
                 raise
-            return iter(())  # the store may not tell
+            return iter(())  # the store refuses to list it
 
     async def _line(self) -> bytes:
         if self._names is None:
-            self._names = await self._listed(self._prefixes[-1])  # a read that is interrupted here changes nothing
+            self._names = await self._listed(self._prefixes[-1])  # if interrupted here, a read changes nothing
             self._prefix = self._prefixes.pop()
         files, here = dict[str, int](), dict[str, object]()
         names = list(islice(self._names, SLICE))
@@ -75,7 +73,7 @@ class Inventory:
                 if found is not None:
                     here[name] = found
             elif entry is not NonObject.DIRECTORY:
-                files[name] = 0  # the store may not tell
+                files[name] = 0  # the store refuses to describe it
             elif self._listable(below := f"{self._prefix}{name}/"):
                 self._prefixes.append(below)
         return as_json({"path": self._prefix, "files": files, "here": here})

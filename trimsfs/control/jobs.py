@@ -1,4 +1,4 @@
-"""Jobs: commands that go on in the server when who gave them has gone, until they end or are cancelled."""
+"""Jobs: commands that outlive the process that gave them, until they end or are cancelled."""
 
 import json
 import secrets
@@ -13,12 +13,12 @@ from trimsfs.handover.ledger import UNRECORDED, Ledger, Record, RecordKind
 from trimsfs.types import Generation
 
 MOST_ENDED = 32
-"""Jobs that stay listed once they have ended."""
+"""Most ended jobs that stay listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A command by its name, for the file of a generation or for all below a directory, from a user."""
+    """A user's command, by its name, for the file of a generation or for all files below a directory."""
 
     name: str
     path: str
@@ -28,9 +28,9 @@ class Order:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """A command that goes on by itself; ``began`` and ``ended`` are in seconds since the epoch.
+    """A command that outlives its process. ``began`` and ``ended`` are in seconds since the epoch.
 
-    ``over`` is set once it has ended, and ``result`` is what its progress has come to.
+    ``over`` is set once it has ended; ``result`` is its final progress.
     """
 
     id: str
@@ -44,20 +44,20 @@ class Job:
     slot: int = UNRECORDED
 
     def facts(self) -> dict[str, object]:
-        """What is told of it."""
+        """The job as control files report it."""
         about: dict[str, object] = {"id": self.id, "command": self.order.name, "uid": self.order.uid}
         return about | {"began": self.began, "ended": self.ended} | (self.result or self.progress.facts())
 
     def packed(self) -> bytes:
-        """What the ledger has of it."""
+        """The job as the ledger records it."""
         recorded = {"id": self.id, "order": asdict(self.order), "began": self.began, "ended": self.ended}
         return json.dumps(recorded | {"result": self.result}).encode()
 
 
 class Jobs:
-    """The jobs of a mount. The *ledger* has them for the next server, which goes on with those that have not ended.
+    """The jobs of a mount. The *ledger* records them for the next server, which continues those that have not ended.
 
-    *outage* tells jobs why the store does not answer, while it does not.
+    *outage* returns why the store does not answer, or None.
     """
 
     def __init__(self, ledger: Ledger, outage: Callable[[], str | None]) -> None:
@@ -66,7 +66,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         inherited = map(self._unpacked, ledger.inherited(RecordKind.JOB))
         for job in sorted(inherited, key=lambda job: (job.began, job.ended is not None)):
-            if job.id in self._jobs:  # its server was killed while it recorded the end
+            if job.id in self._jobs:  # its server was killed while recording the end
                 ledger.set_count(self._jobs[job.id].slot, 0)
             self._jobs[job.id] = job
 
@@ -82,7 +82,7 @@ class Jobs:
         return job
 
     def add(self, order: Order) -> Job:
-        """A new job."""
+        """Create and record a job."""
         progress = Progress(order.path, self._outage, patient=True)
         job = Job(id=secrets.token_hex(4), order=order, began=time.time(), progress=progress)
         self._jobs[job.id] = job
@@ -90,7 +90,7 @@ class Jobs:
         return job
 
     def end(self, job: Job) -> None:
-        """A job has ended; of too many that have, the first is forgotten."""
+        """Record the end of a job; forget the oldest if more than MOST_ENDED have ended."""
         job.ended, job.result = time.time(), job.progress.facts()
         self._record(job)
         job.over.set()
@@ -105,14 +105,14 @@ class Jobs:
         self._ledger.set_count(before, 0)
 
     def under_way(self) -> list[Job]:
-        """Those that have not ended."""
+        """The jobs that have not ended."""
         return [job for job in self._jobs.values() if job.ended is None]
 
     def below(self, prefix: str) -> list[Job]:
-        """Those about a directory or anything below it, the first one first."""
+        """The jobs for a directory or anything below it, the oldest first."""
         return [job for job in self._jobs.values() if job.order.path.startswith(prefix)]
 
     def find(self, number: str, prefix: str) -> Job | None:
-        """The job of this id, if it is about a directory or anything below it."""
+        """The job of this id, if it is for a directory or anything below it; else None."""
         job = self._jobs.get(number)
         return job if job is not None and job.order.path.startswith(prefix) else None

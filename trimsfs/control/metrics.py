@@ -1,4 +1,4 @@
-"""Statistics of the components as Prometheus text. The only home of prometheus_client."""
+"""Metrics: the components' statistics as Prometheus text. The only home of prometheus_client."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -41,89 +41,89 @@ GAUGES = frozenset(
         "waiting_blobs",
     }
 )
-"""Fields that go up and down; all others only grow."""
+"""Fields that are gauges; all others are counters."""
 
 HELP = {
     "disk_used_bytes": "Bytes of models on disk.",
-    "disk_budget_bytes": "Most bytes of models on disk, by --cache-size.",
+    "disk_budget_bytes": "Limit of bytes of models on disk, from --cache-size.",
     "disk_open_blobs": "Local copies in use.",
     "disk_evictions": "Local copies removed from disk.",
     "disk_evicted_bytes": "Bytes removed from disk.",
-    "disk_corrupt_chunks": "Chunks on disk that failed their checksum and were fetched again.",
-    "disk_tenant_used_bytes": "Bytes of models on disk, of each tenant with a share.",
-    "disk_refused_chunks": "Chunks fetched and not kept, for want of room on disk.",
+    "disk_corrupt_chunks": "Chunks on disk that failed their checksum and were refetched.",
+    "disk_tenant_used_bytes": "Bytes of models on disk, of each tenant with a quota.",
+    "disk_refused_chunks": "Chunks fetched but not cached, as the disk had no room.",
     "fetch_fetched_bytes": "Bytes of models that came from the store.",
     "fetch_fetched_chunks": "Chunks that came from the store.",
-    "fetch_failed_chunks": "Chunks that could not be fetched, all attempts included.",
-    "fetch_verified_chunks": "Chunks of an earlier server whose checksum was right.",
+    "fetch_failed_chunks": "Chunks that could not be fetched, even with retries.",
+    "fetch_verified_chunks": "Chunks of an earlier server that passed their checksum.",
     "fetch_uncached_chunks": "Chunks fetched into memory only.",
-    "fetch_in_flight": "Requests for bytes under way.",
-    "fetch_waiting": "Chunks that readers wait for and no request has been made for yet.",
-    "fetch_request_limit": "Requests for prefetching that may be under way at once, as the store's latency allows.",
-    "fetch_rate": "Bytes a second that came from the store, of late, while something was fetched.",
+    "fetch_in_flight": "Requests for bytes in flight.",
+    "fetch_waiting": "Chunks that readers wait for and no request fetches yet.",
+    "fetch_request_limit": "Most prefetch requests in flight; adapts to the store's latency.",
+    "fetch_rate": "Recent bytes a second from the store, while requests were in flight.",
     "files_open_handles": "Open files.",
-    "files_passthrough_handles": "Open files that the kernel reads by itself.",
+    "files_passthrough_handles": "Open files that the kernel reads without the server.",
     "files_passthrough_opens": "Opens in passthrough mode.",
     "files_cached_opens": "Opens in cached mode.",
     "files_reads": "Reads answered by the server.",
     "files_read_bytes": "Bytes in reads answered by the server.",
-    "files_replaced_while_open": "Times that files were replaced in the store in a directory of which files were open.",
-    "gpu_device_used_bytes": "Bytes of each GPU that copies of models take.",
-    "gpu_device_budget_bytes": "Most bytes of each GPU that copies may take, by --gpu-memory.",
-    "gpu_device_copies": "Copies on each GPU, and on their way there.",
-    "gpu_device_leases": "Programs' leases of copies on each GPU.",
-    "gpu_device_hits": "Requests for copies that were on the GPU, or on their way there.",
+    "files_replaced_while_open": "How often the store replaced files of a directory of which files were open.",
+    "gpu_device_used_bytes": "Bytes that copies take on each GPU.",
+    "gpu_device_budget_bytes": "Limit of bytes that copies take on each GPU, from --gpu-memory.",
+    "gpu_device_copies": "Copies on each GPU, loaded or loading.",
+    "gpu_device_leases": "Leases that programs hold of copies on each GPU.",
+    "gpu_device_hits": "Requests for copies that were loaded or loading.",
     "gpu_device_loads": "Copies loaded to each GPU.",
-    "gpu_device_failed_loads": "Copies that could not be loaded.",
+    "gpu_device_failed_loads": "Loads of copies that failed.",
     "gpu_device_loaded_bytes": "Bytes of models copied to each GPU.",
-    "gpu_device_load_seconds": "Seconds that the loads have taken, the wait for what was not here included.",
-    "gpu_device_evictions": "Copies given up.",
-    "gpu_device_evicted_bytes": "Bytes of copies given up.",
-    "host_used_bytes": "Bytes of models brought into memory and not evicted from there.",
-    "host_budget_bytes": "Most bytes of models in memory, by --host-size.",
-    "host_tenant_used_bytes": "Bytes of models brought into memory, of each tenant with a share.",
+    "gpu_device_load_seconds": "Seconds spent loading copies, waits for the store included.",
+    "gpu_device_evictions": "Copies evicted from each GPU.",
+    "gpu_device_evicted_bytes": "Bytes of copies evicted from each GPU.",
+    "host_used_bytes": "Bytes of models loaded into memory and not evicted.",
+    "host_budget_bytes": "Limit of bytes of models in memory, from --host-size.",
+    "host_tenant_used_bytes": "Bytes of models in memory, of each tenant with a quota.",
     "host_locked_bytes": "Bytes of models locked in memory.",
-    "host_evictions": "Models dropped from memory.",
-    "host_evicted_bytes": "Bytes dropped from memory.",
-    "integrity_compared": "Local copies found to have the digest that the store tells.",
-    "integrity_differing": "Local copies found to have another digest than the store tells.",
-    "integrity_repaired_chunks": "Chunks that were wrong and have been written anew.",
-    "integrity_scrubbed_bytes": "Bytes on disk that were read to check them.",
-    "integrity_doubtful": "Local copies that are wrong, could not be mended, and are given to nobody.",
-    "integrity_to_compare": "Local copies in use that are still to be compared with the store's digest.",
-    "keeper_connected": "1 while the keeper runs, 0 once it has ended: see `mountctl recover`.",
+    "host_evictions": "Models evicted from memory.",
+    "host_evicted_bytes": "Bytes evicted from memory.",
+    "integrity_compared": "Comparisons in which a local copy matched the store's digest.",
+    "integrity_differing": "Comparisons in which a local copy did not match the store's digest.",
+    "integrity_repaired_chunks": "Wrong chunks overwritten with refetched bytes.",
+    "integrity_scrubbed_bytes": "Bytes read from disk to check them.",
+    "integrity_doubtful": "Local copies in quarantine: damaged and not repaired, so reads of them fail.",
+    "integrity_to_compare": "Local copies still to be compared with the store's digest.",
+    "keeper_connected": "1 while the keeper runs, 0 once it has ended: run `mountctl recover`.",
     "names_inodes": "Files and directories that the kernel knows.",
-    "names_directories": "Directories whose names are known.",
-    "names_hidden_keys": "Keys of the store that cannot be files.",
-    "prefetch_coming_files": "Files that are coming and that nobody has asked for yet.",
-    "prefetch_ahead_files": "Files that came, at least in part, before anybody asked for them.",
-    "prefetch_ahead_bytes": "Bytes that came before anybody asked for them.",
-    "prefetch_used_files": "Files that came ahead and were opened then.",
-    "prefetch_used_bytes": "Bytes of files that came ahead and were opened then.",
-    "prefetch_wasted_files": "Files that came ahead and were stopped, evicted or closed before they were opened.",
-    "prefetch_wasted_bytes": "Bytes of such files.",
-    "server_descriptor_limit": "Most descriptors that the server may have open.",
-    "server_open_descriptors": "Descriptors that the server has open.",
+    "names_directories": "Directories whose listings are known.",
+    "names_hidden_keys": "Hidden keys of the store: they cannot be files.",
+    "prefetch_coming_files": "Files being prefetched that no program has opened yet.",
+    "prefetch_ahead_files": "Files prefetched, at least in part, before a program opened them.",
+    "prefetch_ahead_bytes": "Bytes prefetched before a program opened their file.",
+    "prefetch_used_files": "Prefetched files that a program opened later.",
+    "prefetch_used_bytes": "Prefetched bytes of files that a program opened later.",
+    "prefetch_wasted_files": "Prefetched files that were cancelled, evicted or closed before a program opened them.",
+    "prefetch_wasted_bytes": "Prefetched bytes of such files.",
+    "server_descriptor_limit": "Limit of the server's open descriptors.",
+    "server_open_descriptors": "Open descriptors of the server.",
     "server_processes": "Processes of the mount: keeper, servers and fetch processes.",
-    "server_restarts": "Servers that have been replaced since the file system was mounted.",
+    "server_restarts": "Servers replaced since the file system was mounted.",
     "server_started": "When this server was started, in seconds since the epoch.",
-    "sharing_shared_bytes": "Bytes given back to the file system, as models share the blocks of what they have alike.",
-    "sharing_waiting_blobs": "Local copies that are still to be compared with others.",
-    "signatures_refusals": "Opens and commands refused, as a file has not been signed or is not what has.",
-    "store_requests": "Requests to the store, each with all its attempts.",
-    "store_failed_attempts": "Attempts at requests that failed and were made again.",
-    "store_circuit_open": "1 while the store does not answer and requests fail at once, else 0.",
-    "store_circuit_openings": "How often it came to that.",
+    "sharing_shared_bytes": "Bytes freed on disk, as models share equal blocks.",
+    "sharing_waiting_blobs": "Local copies still to be compared with others for equal blocks.",
+    "signatures_refusals": "Opens and commands refused, as a file is unsigned or does not match its signature.",
+    "store_requests": "Requests to the store; retries of one do not count.",
+    "store_failed_attempts": "Attempts at requests that failed transiently.",
+    "store_circuit_open": "1 while the circuit breaker is open: requests fail at once, as the store does not answer.",
+    "store_circuit_openings": "How often the circuit breaker opened.",
 }
-"""What each number is, by component and field."""
+"""The help texts of the metrics, by component and field."""
 
 Source = Callable[[], Any]
 
 
 class _Statistics(Collector):
-    """Every number of every component's ``statistics()``, as ``trimsfs_<component>_<field>``.
+    """Every field of every component's ``statistics()``, as ``trimsfs_<component>_<field>``.
 
-    A field that is a dictionary has a sample for each of its keys, under a label named by the field's first word.
+    A dictionary has one sample per key, in a label named after the field's first word.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -149,20 +149,20 @@ class _Statistics(Collector):
 
 
 def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:
-    """A function that renders the sources' statistics of the moment in the Prometheus text format."""
+    """A function that renders the sources' current statistics as Prometheus text."""
     registry = CollectorRegistry()
     registry.register(_Statistics(sources))
     return lambda: generate_latest(registry)
 
 
 def parse(text: str) -> dict[str, float]:
-    """The values in a rendered text by the samples' names, counters with their ``_total``; not those with labels."""
+    """The values without labels in a rendered text, by the samples' names: counters with their ``_total``."""
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return {sample.name: sample.value for sample in samples if not sample.labels}
 
 
 def labelled(text: str, label: str) -> dict[str, dict[str, float]]:
-    """The values in a rendered text that have a label, by its value and then by name, as those of `parse`."""
+    """The values with a *label* in a rendered text, by the label's value, then by name as in `parse`."""
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""How far a command has come, and the control file that tells it."""
+"""The progress of a command, and the control file that reports it."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,9 @@ PROGRESS_INTERVAL_S = 0.25
 
 
 class Progress:
-    """How far a command has come: shared by the command, which writes, and its handle, which reads.
+    """The progress of a command: the command writes it, its handle reads it.
 
-    *outage* tells why the store does not answer, while it does not; a *patient* command waits for it without a limit.
+    *outage* returns why the store does not answer, or None. A *patient* command waits for the store without a limit.
     """
 
     def __init__(self, path: str, outage: Callable[[], str | None] = lambda: None, *, patient: bool = False) -> None:
@@ -31,7 +31,7 @@ class Progress:
         self.compared_copies = 0
         self.arriving: set[Blob] = set()
         self.interrupted: dict[str, int] = {}
-        """Bytes that have come of files, by their keys, of which no more comes now."""
+        """By key, the verified bytes of files whose fetch an outage has interrupted."""
         self.finished = trio.Event()
         self.cancelled = False
         self.error: TrimsError | None = None
@@ -39,23 +39,23 @@ class Progress:
         self._outage = outage
 
     def failed(self, error: TrimsError) -> None:
-        """One file has failed; the first tells why."""
+        """Count a failed file; keep the first error."""
         self.failed_files += 1
         self.error = self.error or error
 
     def absent(self, size: int) -> None:
-        """Nothing of one file, of so many bytes, is here: there is nothing to do."""
+        """Count a file, of *size* bytes, that is not cached: the command has nothing to do."""
         self.absent_files += 1
         self.absent_bytes += size
 
     def not_locked(self, hindrance: str) -> None:
-        """One file is pinned and not locked in memory; the first tells what hinders it."""
+        """Count a file that is pinned but not locked in memory; keep the first reason."""
         self.unlocked_files += 1
         self._hindrance = self._hindrance or hindrance
 
     @property
     def waiting(self) -> str | None:
-        """Why it waits, if the store does not answer and it wants something of it."""
+        """Why the command waits for the store; None if it does not."""
         if self.finished.is_set():
             return None
         wants = self.patient or not self.total_files or not all(blob.complete for blob in self.arriving)
@@ -69,7 +69,7 @@ class Progress:
         return "done" if self.error is None else "failed"
 
     def facts(self) -> dict[str, object]:
-        """What is told of it."""
+        """The progress as control files report it."""
         waiting = self.waiting
         facts: dict[str, object] = {
             "path": self.path,
@@ -96,7 +96,7 @@ class Progress:
 
 
 class RunningCommand:
-    """A running command. Reads block for a moment at most, so a reader can always be interrupted."""
+    """The handle of a running command. Reads block only briefly, so that a reader can be interrupted."""
 
     def __init__(self, progress: Progress, scope: trio.CancelScope) -> None:
         self._progress = progress

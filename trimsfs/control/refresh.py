@@ -1,4 +1,4 @@
-"""Has the store asked for names, whatever is known of them."""
+"""Refresh: makes the server ask the store about names that it knows already."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,9 +8,9 @@ from trimsfs.namespace.tree import Namespace
 
 
 async def refresh(namespace: Namespace, expire: Callable[[Iterable[tuple[int, bytes]]], None], path: str) -> None:
-    """Ask the store at the next lookup of a path, or of what lies below it; *expire* has the kernel look it up.
+    """Make the next lookup of a path, or of a name below it, ask the store. *expire* makes the kernel look them up.
 
-    While the store does not answer, what is known goes on to count.
+    While the store does not answer, lookups return what is known.
     """
     namespace.mark_outdated(path.removesuffix("/"))
     namespace.expire(path)

@@ -1,4 +1,4 @@
-"""What the control files tell, as JSON: models, jobs, copies on GPUs, facts about the mount, metrics."""
+"""Reports: the contents of control files on models, jobs, GPU copies, the mount and its metrics."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,10 +21,9 @@ from trimsfs.types import Generation
 
 
 class Reports:
-    """Makes the contents of control files, for a caller who learns only of the files that he may read.
+    """Makes the contents of control files. Callers learn only of files that they may read.
 
-    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* and *entries* are as of
-    `Namespace`.
+    *facts* returns facts about the mount, *metrics* renders all statistics. *links* and *entries* are of `Namespace`.
     """
 
     def __init__(
@@ -53,13 +52,13 @@ class Reports:
         self._entries = entries
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
-        """What is here of a file, or of each file below a directory."""
+        """What is cached of a file, or of each file below a directory."""
         if inode.generation is not None:
             return as_json(self._model(await self._disk.residency(inode.generation)))
         return await self.models(inode.path, caller)
 
     async def models(self, prefix: str, caller: Caller) -> bytes:
-        """What is here of the objects below a prefix that the caller may read."""
+        """What is cached of the objects below a prefix that the caller may read."""
         links: dict[tuple[str, str], set[Generation]] = {}
         for link in self._links():
             links.setdefault((link.file, link.etag), set()).add(link)
@@ -72,16 +71,19 @@ class Reports:
         return as_json({"path": prefix, "models": [self._model(here) for here in below]})
 
     async def _here(self) -> list[Residency]:
-        """What is here of all objects; of a path that is here in several contents, the last is the newest."""
+        """What is cached of all objects; the newest of several generations of a path is the last."""
         on_disk = await self._disk.residencies()
         on_gpu = self._gpu.generations()
         absent = on_gpu.keys() - {here.token for here in on_disk}
         return [*[await self._disk.residency(on_gpu[token]) for token in absent], *on_disk]
 
     async def inventory(self, path: str, caller: Caller) -> Inventory:
-        """All files below a directory, of which what is here is told of those that the caller may read."""
+        """All files below a directory, with what is cached of those that the caller may read.
+
+        Raises StoreAccessError if the caller may not list the directory.
+        """
         if not self._authorisation.may_list(path, caller):
-            raise StoreAccessError(f"files of /{path}: uid {caller.uid} may not list it")
+            raise StoreAccessError(f"/{path}: uid {caller.uid} may not list it")
         found = {here.token: here for here in await self._here()}
 
         def here(generation: Generation) -> dict[str, object] | None:
@@ -93,7 +95,7 @@ class Reports:
         return Inventory(path, self._entries, here, lambda below: self._authorisation.may_list(below, caller))
 
     def jobs(self, inode: Inode, caller: Caller) -> bytes:
-        """The jobs below a directory, about what the caller may read."""
+        """The jobs below a directory: all, for a caller who may command, else those for paths that they may read."""
         jobs = [
             job.facts()
             for job in self._jobs.below(inode.path)
@@ -102,34 +104,39 @@ class Reports:
         return as_json({"path": inode.path, "jobs": jobs})
 
     async def shared(self, inode: Inode, caller: Caller) -> bytes:
-        """What a model has in common with others that the caller may learn of."""
+        """What a model shares with others that the caller may learn of."""
         assert inode.generation is not None
         may_tell = partial(self._may_tell, caller, inode.path)
         return as_json(await self._deduplication.shared_with(inode.generation, may_tell))
 
     def _may_tell(self, caller: Caller, path: str, blob: Blob) -> bool:
-        """Whether a caller may learn of a blob that is ready to be mapped. A container's root may read all files, but
-        learns of a tenant's model only at the path of another one of that tenant."""
+        """Whether a caller may learn of a blob that is ready to be mapped.
+
+        A container's root may read all files, so it learns of a tenant's model only at a path of the same tenant.
+        """
         key = blob.generation.key
         same_tenant = self._authorisation.same_tenant(key, path)
         return same_tenant and self._passthrough.ready(blob) and self._authorisation.may_read(key, caller)
 
     async def metrics(self, caller: Caller) -> bytes:
-        """The statistics of all components as Prometheus text; those of tenants for who may command."""
+        """All statistics as Prometheus text; those of tenants only for callers who may command."""
         text = self._render_metrics()
         if not self._authorisation.may_command(caller):
             text = b"".join(line for line in text.splitlines(keepends=True) if b'{tenant="' not in line)
         return text
 
     async def mount(self, caller: Caller) -> bytes:
-        """Facts about the mount; its options for who may command."""
+        """Facts about the mount; its options only for callers who may command."""
         facts = self._facts()
         if not self._authorisation.may_command(caller):
-            facts = {name: fact for name, fact in facts.items() if name != "options"}  # it names tenants
+            facts = {name: fact for name, fact in facts.items() if name != "options"}  # options name tenants
         return as_json(facts)
 
     async def gpu_copies(self, caller: Caller) -> bytes:
-        """The copies of files that the caller may read, and who uses them, as far as that is the caller's affair."""
+        """The GPU copies of files that the caller may read, and their users.
+
+        Other users' copies and leases are only for callers who may command.
+        """
         uid = None if self._authorisation.may_command(caller) else caller.uid
         devices = self._gpu.copies(lambda generation: self._authorisation.may_read(generation.key, caller), uid)
         return as_json({"devices": devices})

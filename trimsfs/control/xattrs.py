@@ -15,13 +15,13 @@ from trimsfs.types import Generation
 
 PREFIX = "user.trims."
 LIMIT = 65536
-"""Bytes of the longest value that the kernel passes on."""
+"""Bytes of the longest value that the kernel accepts."""
 
 
 class Xattrs:
-    """Answers for the attributes of files. Reading one only looks.
+    """Answers for the extended attributes of files. Reading one changes nothing.
 
-    *problem* tells why no fetch of the blob with a token starts now.
+    *problem* returns why no fetch of the blob with a token starts now, or None.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Xattrs:
         self._tables = tables
         self._gpu = gpu
         self._problem = problem
-        # At once, without a look at what is here.
+        # These need no lookup in the disk tier.
         self._of_identity: dict[str, Callable[[Generation], str]] = {
             "etag": lambda generation: generation.etag,
             "generation": lambda generation: generation.token(disk.store),
@@ -57,10 +57,10 @@ class Xattrs:
         return [PREFIX + name for name in names] if inode.kind is InodeKind.OBJECT else []
 
     async def value(self, inode: Inode, name: str, caller: Callable[[], Caller]) -> bytes | None:
-        """The value of an attribute by its full name; None when there is no such attribute.
+        """The value of an attribute by its full name; None if there is no such attribute.
 
-        The tensor table, which may have to be fetched, is not among the `names`, nor is ``problem``, which tells why
-        the store gives no more of the file now.
+        Not among `names`: ``tensors``, which may need a fetch; ``problem``, why fetches of the file fail now; and those
+        of GPU copies.
         """
         generation, short = inode.generation, name.removeprefix(PREFIX)
         if short == name or generation is None or inode.kind is not InodeKind.OBJECT:

@@ -212,7 +212,7 @@ async def test_what_an_earlier_server_left_is_mended_by_verify_or_it_says_why_no
     flip_byte(blob_files(tmp_path / "cache")[0], 5)
     async with serving(backing=FakeBacking()) as server:
         last = (await server.command("verify", "a"))[-1]
-        assert last["error"] == "a: damaged chunks of its local copy, fetched again: 1"
+        assert last["error"] == "a: local copy was damaged, chunks refetched: 1"
         assert (await server.disk.residency(store.generation("a"))).disk_bytes == len(content)
         assert server.disk.statistics().used_bytes == len(content)
         assert await server.outcome("verify", "a") == ("done", None)
