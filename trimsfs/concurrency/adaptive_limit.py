@@ -1,4 +1,4 @@
-"""An adaptive limit of concurrent requests: as many as the store serves without queueing them."""
+"""Adaptive limit: how many requests may be in flight, so that few of them queue."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -6,11 +6,11 @@ from typing import ClassVar
 
 @dataclass(slots=True)
 class AdaptiveLimit:
-    """A limit that follows the store's latency (as TCP Vegas does) and halves when it is throttled.
+    """A limit that follows the store's latency, as TCP Vegas does, and halves when the store throttles.
 
-    With ``n`` requests under way, each taking ``latency`` where the best of its size ever seen took ``best``, about
-    ``n * (1 - best / latency)`` of them wait in a queue somewhere. Few waiting: there is room for one more. Many: one
-    less. Some queue is wanted: it keeps the store busy while the next request is on its way.
+    Of ``n`` requests in flight, about ``n * (1 - best / latency)`` wait in a queue; ``best`` is the lowest latency seen
+    for their size. While few wait, the limit grows by one; when many wait, it shrinks by one. A short queue keeps the
+    store busy until the next request arrives.
     """
 
     maximum: int
@@ -32,14 +32,14 @@ class AdaptiveLimit:
 
     @property
     def limit(self) -> int:
-        """The number of requests that may be under way now."""
+        """How many requests may be in flight now."""
         return int(self.value)
 
     def succeeded(self, latency_s: float, under_way: int, *, size: int) -> None:
-        """A request for *size* bytes took *latency_s* seconds while *under_way* (itself included) were running."""
+        """Adjust to a request for *size* bytes that took *latency_s* seconds, one of *under_way* in flight."""
         self._samples += 1
         if self._samples % self.PROBE_EVERY == 0:
-            # The store may have become slower for good: learn its best latency anew, with a shorter queue.
+            # The store may have become slower for good: measure the best latency again, with a shorter queue.
             self._best.clear()
             self._set(self.value * self.PROBE_SHARE)
         best = self._best[size] = min(self._best.get(size, latency_s), latency_s)
@@ -50,7 +50,7 @@ class AdaptiveLimit:
             self._set(self.value + 1)
 
     def throttled(self, now_s: float) -> None:
-        """The store refused a request for load, or stalled: halve, at most once a second."""
+        """Halve the limit, at most once a second: the store throttled a request, or stalled."""
         if now_s - self._last_cut >= self.CUT_INTERVAL_S:
             self._last_cut = now_s
             self._set(self.value / 2)

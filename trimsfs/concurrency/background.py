@@ -1,4 +1,4 @@
-"""Background tasks, which outlive their callers."""
+"""Background tasks, which outlive the calls that start them."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple
@@ -9,13 +9,13 @@ Ts = TypeVarTuple("Ts")
 
 
 class Background:
-    """Runs tasks for as long as `run` does: none before it and none after it."""
+    """Runs tasks while `run` runs; its end cancels them."""
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run what is started, until cancelled."""
+        """Run started tasks until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
@@ -30,6 +30,6 @@ class Background:
         return self._nursery is not None
 
     def start(self, function: Callable[[*Ts], Awaitable[object]], *arguments: *Ts) -> None:
-        """Start a task, while `running`."""
+        """Start a task. Call it only while `running`."""
         assert self._nursery is not None
         self._nursery.start_soon(function, *arguments)

@@ -1,4 +1,4 @@
-"""Messages between the processes of a mount: JSON objects, with descriptors, over a pair of Unix sockets."""
+"""Channel: JSON messages and descriptors between two processes of a mount, over a Unix socket pair."""
 
 import array
 import contextlib
@@ -25,12 +25,12 @@ class ChannelClosedError(Exception):
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected sockets that keep messages apart; neither is inherited by programs."""
+    """A connected pair of sockets that keep message boundaries; an exec closes them."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Channel:
-    """One end of a pair of sockets, inside trio. For one sender (`post` aside) and one receiver at a time."""
+    """One end of a socket pair, for trio. For one sender, besides `post`, and one receiver at a time."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -45,9 +45,9 @@ class Channel:
             raise ChannelClosedError(str(error)) from error
 
     async def refuse(self, message: Message) -> None:
-        """Send a last message to a process whose own messages are not read. Raises ChannelClosedError."""
+        """Discard the peer's unread messages and send it a last one. Raises ChannelClosedError."""
         try:
-            # Closing an end with unread messages would reset the other before it reads this one.
+            # A close with messages unread would reset the connection before the peer reads this one.
             self._end.shutdown(socket.SHUT_RD)
             while self._end.recv(1):
                 pass
@@ -56,7 +56,7 @@ class Channel:
         await self.send(message)
 
     def post(self, message: Message) -> None:
-        """Send a message from any thread; waits while the other end is slow. Raises ChannelClosedError."""
+        """Send a message from any thread; block while the peer is slow. Raises ChannelClosedError."""
         data = json.dumps(message).encode()
         while True:
             try:
@@ -71,19 +71,19 @@ class Channel:
                 return
 
     def try_post(self, message: Message) -> None:
-        """Send a message unless the other end is slow or gone."""
+        """Send a message; drop it if the peer is slow or gone."""
         with contextlib.suppress(OSError):
             self._end.send(json.dumps(message).encode())
 
     async def receive(self) -> tuple[Message, list[int]]:
-        """The next message and the descriptors that came with it. Raises ChannelClosedError at the end."""
+        """The next message and its descriptors. Raises ChannelClosedError if the peer is gone or sends no JSON."""
         size = socket.CMSG_SPACE(DESCRIPTORS_LIMIT * array.array("i").itemsize)
         try:
             data, ancillary, _, _ = await self._socket.recvmsg(MESSAGE_LIMIT, size, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
             raise ChannelClosedError(str(error)) from error
         if not data:
-            raise ChannelClosedError("end of messages")
+            raise ChannelClosedError("closed by the other end")
         descriptors = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -96,7 +96,7 @@ class Channel:
             raise ChannelClosedError("invalid message") from error
 
     def peer(self) -> tuple[int, int]:
-        """The process at the other end when it connected, 0 in another PID namespace, and its user. Raises OSError."""
+        """The pid, 0 in another PID namespace, and uid of the peer when it connected. Raises OSError."""
         pid, uid, _ = _CREDENTIALS.unpack(
             self._end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         )
