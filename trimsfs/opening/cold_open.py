@@ -1,4 +1,4 @@
-"""Cold opens: whether an open of a file that is not all here waits until it is, or is served as its bytes come."""
+"""Cold opens: an open of a file that is not resident waits for the whole file, or streams it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,34 +13,33 @@ from trimsfs.tiers.blob import Blob
 
 ColdOpen = Literal["auto", "wait", "stream"]
 Interruptible = Callable[[], AbstractContextManager[object]]
-"""Makes a block that a signal to the opening thread ends with InterruptedError."""
+"""Makes a block in which a signal to the opening thread raises InterruptedError."""
 
 PATIENCE_S, SHORT_PATIENCE_S = 3.0, 0.5
-"""How long an open waits at most for a file that is expected to be read whole, and for any other: a reader of a header
-pays for what readers of whole files gain."""
+"""Longest wait of an open: for a file that others fetch whole, and for any other. Readers of a header wait in vain."""
 GUESSED_RATE = 512 << 20
-"""Bytes a second, while nothing is known of the store."""
+"""Bytes a second to assume before the store's speed is measured."""
 TRIAL_S = 0.5
-"""How long the fetch of one file is watched before its rate is believed."""
+"""How long the fetch of a file runs before its own rate counts."""
 WATCH_INTERVAL_S = 0.05
 ROOM_INTERVAL_S = 0.05
-"""How often room is looked for on a disk that is full of open files."""
+"""How often an open tries again while open files fill the cache."""
 MOST_WAITING = 512
-"""Opens that wait at once; the server answers no more than twice as many requests at a time."""
+"""Most opens that wait at once: half of the requests that the server answers at once."""
 MOST_ATTEMPTS = 3
-"""How often an open waits for a blob that loses bytes meanwhile."""
+"""Most waits of an open for a blob that loses bytes meanwhile."""
 
 
 class ColdOpener:
-    """Waits for blobs that are not registered for passthrough.
+    """Lets opens wait for blobs that are not registered for passthrough.
 
-    A program that reads all of a file has it sooner when its open waits until the file is here and then maps the local
-    file, of which there is one copy in memory then; one that reads only a header has it sooner when bytes are passed on
-    as they come. ``auto`` waits if the fetch should take no longer than SHORT_PATIENCE_S, or PATIENCE_S for a file that
-    is fetched ahead or that another waits for; by the recent rate, and then by its own.
+    A program that reads a whole file gets it sooner if its open waits: it then maps the local file, with one copy in
+    memory. A program that reads only a header gets it sooner from a stream. ``auto`` waits if the fetch should take at
+    most SHORT_PATIENCE_S, or PATIENCE_S for a file that is prefetched or that another caller waits for. It estimates by
+    the store's recent rate, then by the rate of this fetch.
 
-    *compared* means that no whole blob may be opened before it has been compared with the store's digest.
-    *fetching* is called with each blob that an open is about to wait for.
+    *compared*: no whole blob may be opened before it is compared with the store's digest. *fetching* hears of each
+    blob that an open is about to wait for.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class ColdOpener:
         self._fetching = fetching
 
     async def wait(self, blob: Blob, interruptible: Interruptible) -> bool:
-        """Wait for a blob that the caller uses, if that is wise; whether its opens can be passed through now.
+        """Wait for a blob that the caller holds, if the wait is short; whether its opens can be passed through now.
 
-        Raises InterruptedError for a signal, ObjectChangedError when the store no longer has the generation,
-        StoreError when nothing of the file is here and the store cannot give it, and why the blob is in quarantine.
+        Raises InterruptedError on a signal, ObjectChangedError if the store has another generation, StoreError if the
+        fetch fails and no cached byte may be read, and the reason if the blob is in quarantine.
         """
         if self._mode == "stream" or not blob.attached or (self._mode == "auto" and not self._wise(blob)):
             return False
@@ -76,7 +75,7 @@ class ColdOpener:
                         return False
                     registered = await self._passthrough.register(blob)
                     if blob.complete:
-                        break  # else its file has lost bytes
+                        break  # else its file lost bytes meanwhile
         except ObjectChangedError:
             raise
         except CacheFullError:
@@ -84,16 +83,16 @@ class ColdOpener:
         except StoreError:
             if self._compared or blob.present_bytes == 0:
                 raise
-            return False  # reads of what is here succeed
+            return False  # reads of cached bytes succeed
         if not registered and self._compared and not blob.health.compared:
             blob.health.check()
             raise not_compared(blob)
         return registered
 
     async def fetch(self, blob: Blob, interruptible: Interruptible) -> bool:
-        """Wait for a blob however long it takes; whether its opens can be passed through now.
+        """Wait for a blob without a time limit; whether its opens can be passed through now.
 
-        Raises as `wait`, and CacheFullError when there is no room for PATIENCE_S.
+        Raises as `wait`, and CacheFullError if the cache has no room for PATIENCE_S.
         """
         full_since: float | None = None
         with interruptible(), self._counted():
@@ -105,7 +104,7 @@ class ColdOpener:
                     full_since = full_since or trio.current_time()
                     if not blob.attached or trio.current_time() - full_since > PATIENCE_S:
                         raise
-                    await trio.sleep(ROOM_INTERVAL_S)  # until others close what they have open
+                    await trio.sleep(ROOM_INTERVAL_S)  # until programs close other files
         raise AssertionError("unreachable: an interrupted block raises")
 
     @contextmanager
@@ -117,7 +116,7 @@ class ColdOpener:
             self._waiting -= 1
 
     def _wise(self, blob: Blob) -> bool:
-        """Whether a blob is likely to be here soon."""
+        """Whether a fetch of the missing bytes should be short enough."""
         missing = blob.missing_bytes
         missing_s = self._fetcher.seconds_for(missing)
         if missing_s is None:
@@ -128,7 +127,7 @@ class ColdOpener:
         return PATIENCE_S if self._fetcher.expected(blob) else SHORT_PATIENCE_S
 
     async def _fetch(self, blob: Blob) -> bool:
-        """Fetch all of a blob; False when it turns out to take too long, and goes on by itself."""
+        """Fetch all of a blob; False if it takes too long: the fetch then goes on without the open."""
         patience_s = self._patience_s(blob)
         self._fetching(blob)
         if self._mode == "wait":
@@ -139,7 +138,7 @@ class ColdOpener:
             with trio.move_on_after(wait_s):
                 await self._fetcher.fetch_all(blob)
                 break
-            # At the rate so far, when would the rest be here?
+            # Estimate the end of the fetch by its rate so far.
             elapsed, come = trio.current_time() - began, blob.verified_bytes - already
             left = blob.generation.size - blob.verified_bytes
             if come == 0 or elapsed + left * elapsed / come > patience_s + TRIAL_S:
@@ -149,5 +148,5 @@ class ColdOpener:
 
 
 def not_compared(blob: Blob) -> BlobDamagedError:
-    """The error of a blob that nobody may read before it has been compared."""
+    """The error of an open of a blob that must be compared first, and could not be."""
     return BlobDamagedError(f"{blob.generation.key}: could not be compared with the store's digest: see the log")

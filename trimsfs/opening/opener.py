@@ -1,9 +1,9 @@
-"""How an open of a model file is answered: passed through, served by the server, or ESTALE for a reopen.
+"""The opener answers an open of a model file: in passthrough mode, in cached mode, or with ESTALE for a reopen.
 
-The number of an inode decides between the first two, so that the kernel never meets one inode opened both ways. An open
-by a number that the name no longer leads to is answered ESTALE: the kernel looks the name up and opens what it finds.
-It does so only once, so the reopen is served by whatever number it comes. So is an open of a file that is bind-mounted,
-to which no lookup leads.
+The inode number decides the mode, so that the kernel never sees one inode opened in both. If the name now has another
+number, the server answers ESTALE: the kernel looks the name up and opens what it finds. The kernel does so only once,
+so the server answers a reopen in the mode of whatever number it comes with. A reopen of a bind-mounted file comes with
+the old number, as no lookup reaches that file.
 """
 
 from trimsfs.errors import LookUpAgainError, ObjectChangedError
@@ -26,10 +26,10 @@ class Opener:
         self.passthrough_opens = self.cached_opens = 0
 
     async def open(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """Return when an open by this inode can be answered; the caller uses the blob, and ends with `closed`.
+        """Return when an open by this inode can be answered. The caller holds the blob, and calls `closed` at the end.
 
-        Raises LookUpAgainError for a reopen, ObjectChangedError when the store has replaced the object,
-        InterruptedError for a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
+        Raises LookUpAgainError to get a reopen, ObjectChangedError if the store has replaced the object,
+        InterruptedError on a signal to the thread, and as `ColdOpener.wait` and `ColdOpener.fetch`.
         """
         if inode.passthrough:
             await self._open_passed_through(inode, blob, interruptible, thread)
@@ -37,7 +37,7 @@ class Opener:
             await self._open_cached(inode, blob, interruptible, thread)
 
     async def _open_passed_through(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """What was evicted since the kernel learnt the number is fetched again."""
+        """Open by a passthrough number. Refetches a blob that was evicted since the kernel learnt the number."""
         if not self.passthrough.ready(blob):
             if not blob.backing_id and self.reopens.request(thread, inode.path):
                 raise LookUpAgainError(inode.path)
@@ -49,19 +49,19 @@ class Opener:
         self.opened(blob)
 
     def ready(self, blob: Blob) -> bool:
-        """Whether an open by a number that is passed through can be answered at once, by `opened`."""
+        """Whether an open by a passthrough number can be answered at once, with `opened`."""
         return self.passthrough.ready(blob) and not blob.health.quarantined
 
     def opened(self, blob: Blob) -> None:
-        """An open of a blob, which the caller uses, is passed through; it ends with `closed`."""
+        """Count an open in passthrough mode of a blob that the caller holds; `closed` ends it."""
         blob.passed += 1
         self.passthrough.used(blob)
         self.passthrough_opens += 1
 
     async def _open_cached(self, inode: Inode, blob: Blob, interruptible: Interruptible, thread: int) -> None:
-        """Raises LookUpAgainError when the blob is passed through by now, and so has another number."""
+        """Open in cached mode. Raises LookUpAgainError if the blob is registered by now: it has another number then."""
         if inode.replaced and not blob.complete:
-            raise ObjectChangedError(f"{inode.path} has been replaced in the store")
+            raise ObjectChangedError(f"{inode.path}: replaced in the store: open it again")
         self._fetcher.hold(blob)
         try:
             with self.reopens.under_way(thread, inode.path):
@@ -75,14 +75,14 @@ class Opener:
         self.cached_opens += 1
 
     def restore(self, inode: Inode, blob: Blob) -> None:
-        """A file is open since before this server was started."""
+        """Take over a file that an earlier server opened."""
         if inode.passthrough:
             blob.passed += 1
         else:
             self._fetcher.hold(blob)
 
     def closed(self, inode: Inode, blob: Blob) -> None:
-        """The opposite of `open` and `restore`."""
+        """End what `open`, `opened` or `restore` began."""
         if inode.passthrough:
             blob.passed -= 1
         else:

@@ -1,8 +1,8 @@
-"""Passthrough: registers whole local files with the kernel, which then serves their opens and reads without the server.
+"""Passthrough: registers whole local files with the kernel, which then reads and maps them without the server.
 
-A blob is registered when all of it is verified, recorded in the index and in memory. From then on its name leads to
-another inode number, so that the kernel never sees one inode opened both ways (it fails such opens). Unregistering is
-the same move backwards. The kernel is not notified: it looks the name up again when it opens the number of before.
+A blob is registered when all of it is verified, recorded in the index and in memory. Its name then leads to another
+inode number: the kernel fails opens of one inode in both modes. Unregistering reverses this. The server does not notify
+the kernel, but answers an open by the old number with ESTALE: the kernel then looks the name up again.
 """
 
 import json
@@ -28,28 +28,28 @@ log = logging.getLogger(__name__)
 
 
 _REGISTERED, _CLOSING, _QUARANTINED = 1, 2, 3
-"""Counts of a backing id in the ledger: in use, about to be closed, or in use by a blob in quarantine."""
+"""States of a backing id, as its count in the ledger: in use, being closed, in use by a blob in quarantine."""
 MOST_ATTEMPTS = 3
-"""How often registering a blob starts over because the blob lost bytes meanwhile."""
+"""Most attempts to register a blob that loses bytes meanwhile."""
 REASONS_REMEMBERED = 256
-"""Different failures that are logged once each."""
+"""Most failures to remember, so that each is logged once."""
 
 
 class Backing(Protocol):
     """Registers files with the kernel as backing files of this mount."""
 
     async def open(self, descriptor: int) -> int:
-        """The backing id, a positive number, of a file. Raises FuseUnavailableError."""
+        """Register a file; its backing id, a positive number. Raises FuseUnavailableError."""
 
     def close(self, backing_id: int, done: Callable[[], None] = lambda: None) -> None:
-        """Give a backing id up, and call *done* when that is certain. No open file may have it any more."""
+        """Unregister a backing id that no open file has, and call *done* then."""
 
 
 class Passthrough:
-    """Registers blobs as backing files: none before `enable`, so that the server answers all reads until then.
+    """Registers blobs as backing files, after `enable`; until then, the server answers all reads.
 
-    ``blob.backing_id`` tells whether a blob is registered. *approve* tells whether a blob, all of which is here, may be
-    read from its file; *compared* that no blob may be opened before it has been compared with the store's digest.
+    ``blob.backing_id`` is 0 unless the blob is registered. *approve* returns whether programs may read a complete blob.
+    *compared*: no blob may be opened before it is compared with the store's digest.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Passthrough:
         self._ledger = ledger
         self._approve = approve
         self._slots: dict[int, int] = {}
-        self._names = set[tuple[str, str]]()  # keys and ETags: a listing asks for each name, and hashes none
+        self._names = set[tuple[str, str]]()  # keys and ETags: listings ask for each name, and tokens are hashes
         self._backing: Backing | None = None
         self._reason = "not known yet"
         self._registering: dict[str, trio.Event] = {}
@@ -75,20 +75,20 @@ class Passthrough:
         self._compared = compared
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Register blobs in the background, for as long as the server runs."""
+        """Register blobs in the background until the server stops."""
         await self._background.run(task_status)
 
     def enable(self, backing: Backing) -> None:
-        """The kernel accepts backing files: blobs can be registered."""
+        """Allow registering blobs: the kernel accepts backing files."""
         self._backing = backing
 
     def disable(self, reason: str) -> None:
-        """This mount has no passthrough."""
+        """Serve all files in cached mode, for this reason."""
         self._reason = reason
         log.info("files are served in cached mode: %s", reason)
 
     async def restore(self, unclaimed: Sequence[int]) -> None:
-        """Take over the backing files of the server before this one; call `enable` first.
+        """Take over the previous server's backing files; call `enable` first.
 
         *unclaimed* are backing ids that the keeper gave to that server, which may not have recorded them.
         """
@@ -121,7 +121,7 @@ class Passthrough:
         return self._backing is not None
 
     def facts(self) -> dict[str, object]:
-        """Whether passthrough is used on this mount, and why not."""
+        """Whether this mount uses passthrough; if not, the reason."""
         return {"used": True} if self._backing is not None else {"used": False, "reason": self._reason}
 
     def has(self, generation: Generation) -> bool:
@@ -129,7 +129,7 @@ class Passthrough:
         return (generation.file, generation.etag) in self._names
 
     async def register(self, blob: Blob) -> bool:
-        """Have a complete blob compared, in memory and registered; whether its opens can be passed through now."""
+        """Compare a complete blob, load it into memory, and register it; whether opens can be passed through now."""
         while (event := self._registering.get(blob.token)) is not None:
             await event.wait()
         if self.ready(blob):
@@ -137,7 +137,7 @@ class Passthrough:
         if not blob.complete or not blob.attached or self._served_in_cached_mode(blob):
             return False
         if not self._background.running:
-            return False  # the server stops
+            return False  # the server is stopping
         event = self._registering[blob.token] = trio.Event()
         blob.users += 1
         self._background.start(self._register_to_the_end, blob, event)
@@ -145,11 +145,11 @@ class Passthrough:
         return blob.backing_id != 0 and self._may_be_opened(blob)
 
     def _served_in_cached_mode(self, blob: Blob) -> bool:
-        """Whether nothing is left to do for a blob, as this mount has no passthrough."""
+        """Whether a blob needs nothing more: it is in memory and compared, and this mount has no passthrough."""
         return self._backing is None and self._host.holds(blob) and blob.health.compared
 
     async def _register_to_the_end(self, blob: Blob, event: trio.Event) -> None:
-        """Register a blob even if nobody waits for it any more: the kernel's id would be lost."""
+        """Register a blob even if no open waits for it any more: a cancelled call would lose the kernel's id."""
         try:
             with trio.CancelScope(shield=True):
                 await self._register(blob)
@@ -168,21 +168,21 @@ class Passthrough:
                 if blob.complete and blob.health.revision == revision:
                     self._registered(blob, backing_id)
                     return
-                self._backing.close(backing_id)  # nobody has approved what came for the bytes that were lost
+                self._backing.close(backing_id)  # the bytes refetched meanwhile are not approved
         except (OSError, TrimsError) as error:
             if str(error) not in self._logged:
                 self._logged[str(error)] = None
                 log.warning("%s: served in cached mode: %s", blob.generation.key, error)
 
     async def _prepare(self, blob: Blob) -> bool:
-        """Have a blob compared and in memory; False if it may not be read. Raises OSError and TrimsError."""
+        """Compare a blob and load it into memory; False if it may not be read. Raises OSError and TrimsError."""
         if not blob.backing_id:
             await self._disk.check_holes(blob)
             if not blob.complete:
                 return False
         try:
             await self._disk.wait_until_recorded(blob)
-        finally:  # a blob that cannot be registered is served as well
+        finally:  # without registration, the blob is served in cached mode
             approved = await self._approve(blob)
         if not approved:
             return False
@@ -200,10 +200,10 @@ class Passthrough:
         self._slots[backing_id] = self._ledger.add(RecordKind.BACKING, backing_id, content, count=count)
 
     async def _lock_again(self, blob: Blob) -> None:
-        """Lock a pinned blob in memory again, after a repair had unregistered it."""
+        """Lock a pinned blob in memory again: a repair may have unregistered it."""
         with suppress(CacheFullError):
             await self._host.pin(blob)
-        if not blob.pinned:  # it has been unpinned meanwhile
+        if not blob.pinned:  # unpinned meanwhile
             await self._host.unpin(blob)
 
     def health_changed(self, blob: Blob) -> None:
@@ -220,11 +220,11 @@ class Passthrough:
         return blob.health.compared or not self._compared
 
     def used(self, blob: Blob) -> None:
-        """A blob was opened in passthrough mode."""
+        """Record an open of a blob in passthrough mode."""
         self._host.used(blob)
 
     def unregister(self, blob: Blob) -> None:
-        """A blob that nobody uses leaves the disk tier, or is repaired: its next open is served in cached mode."""
+        """Unregister a blob that nobody uses: it leaves the disk or is damaged. Its next open is in cached mode."""
         self._host.removed(blob)
         backing_id, blob.backing_id = blob.backing_id, 0
         if backing_id and self._backing is not None:

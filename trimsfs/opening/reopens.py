@@ -1,7 +1,7 @@
-"""Reopens: an open that is answered ESTALE makes the kernel look the name up again, and open what it finds.
+"""Reopens: when the server answers an open with ESTALE, the kernel looks the name up again and opens what it finds.
 
-The kernel does so once for each open: a second ESTALE would be an error of the program. So the server remembers which
-opens it has answered so, and its successor finds them in the ledger.
+The kernel does so once for each open: a second ESTALE reaches the program as an error. So the server remembers which
+opens it has answered with ESTALE. The ledger records them for the next server.
 """
 
 import os
@@ -16,16 +16,16 @@ from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.tiers.blob import Blob
 
 REOPENED_WITHIN_S = 1.0
-"""Within this time the kernel has come back to open what the name leads to."""
+"""Seconds in which the kernel sends the reopen."""
 KEPT_FOR_S = 0.4
-"""How long a blob is kept from eviction for a reopen."""
+"""Seconds for which a blob is held for its reopen."""
 
 
 @dataclass(slots=True)
 class _Reopen:
-    """A reopen that is expected since a time; ``slot`` is its place in the ledger.
+    """A reopen that is expected since an instant; ``slot`` is its place in the ledger.
 
-    ``under_way`` counts the opens that may be it; ``arrived`` is set when one of them is about to be answered.
+    ``under_way`` counts the opens in progress that may be it; ``arrived`` is set when one is about to be answered.
     """
 
     since: float
@@ -35,7 +35,7 @@ class _Reopen:
 
 
 class Reopens:
-    """The reopens that are expected, by thread and path. A thread of another PID namespace has the number 0."""
+    """The expected reopens, by thread and path. The number of a thread in another PID namespace is 0."""
 
     def __init__(self, ledger: Ledger, release: Callable[[Blob], None]) -> None:
         self._ledger = ledger
@@ -44,20 +44,20 @@ class Reopens:
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep blobs that are about to be reopened, for as long as the server runs."""
+        """Hold blobs for their reopens until the server stops."""
         await self._background.run(task_status)
 
     def restore(self) -> None:
-        """Take over the reopens that the server before this one expected."""
+        """Take over the reopens that the previous server expected."""
         for record in self._ledger.inherited(RecordKind.REOPEN):
             self._expect(record.number, os.fsdecode(record.content), record.slot)
 
     def request(self, thread: int, path: str, *, keep: Blob | None = None) -> bool:
-        """Whether the caller may answer an open with ESTALE: not if it is a reopen itself. It counts as answered so.
+        """Whether the caller may answer an open with ESTALE: not if it is a reopen. If so, expect its reopen.
 
-        The reopen stays expected until the kernel has its answer (`completed`), as the next server gets the request
-        again if this one dies before; one that has not come within REOPENED_WITHIN_S is forgotten. A blob to *keep* is
-        not evicted for KEPT_FOR_S, or until the thread has come back.
+        The reopen stays expected until the kernel has its answer (`completed`): if this server dies before, the next
+        one gets the request again. It is forgotten if it does not come within REOPENED_WITHIN_S. *keep* is a blob to
+        hold until the reopen arrives, for at most KEPT_FOR_S.
         """
         self._forget_expired()
         if (thread, path) in self._expected:
@@ -99,7 +99,7 @@ class Reopens:
 
     @contextmanager
     def under_way(self, thread: int, path: str) -> Iterator[None]:
-        """The length of an open, however long it takes: if it is a reopen, it stays expected."""
+        """Keep a reopen expected for the length of the block, in which its open is under way."""
         reopen = self._expected.get((thread, path))
         if reopen is None:
             yield
@@ -110,12 +110,12 @@ class Reopens:
         finally:
             reopen.under_way -= 1
             if self._expected.get((thread, path)) is reopen:
-                del self._expected[thread, path]  # it becomes the youngest
+                del self._expected[thread, path]  # so that it becomes the youngest
                 reopen.since = trio.current_time()
                 self._expected[thread, path] = reopen
 
     def arrived(self, thread: int, path: str) -> bool:
-        """An open is about to be answered with a handle; whether it is a reopen, which ends with `completed`."""
+        """Record that an open is about to be answered with a handle; whether it is a reopen: `completed` ends it."""
         reopen = self._expected.get((thread, path))
         if reopen is None:
             return False
@@ -123,7 +123,7 @@ class Reopens:
         return True
 
     def completed(self, thread: int, path: str) -> None:
-        """The kernel has got the handle of a reopen: the next open by the thread is an open of its own."""
+        """Record that the kernel has the handle of a reopen: the thread's next open of the path is a new one."""
         reopen = self._expected.pop((thread, path), None)
         if reopen is not None:
             self._ledger.set_count(reopen.slot, 0)
