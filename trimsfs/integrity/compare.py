@@ -1,4 +1,4 @@
-"""Compares whole local copies with the digests of their objects, in three steps: match, refetch, decide."""
+"""Comparison of whole local copies with their objects' digests, in three steps: match, refetch, decide."""
 
 import enum
 import logging
@@ -22,13 +22,13 @@ from trimsfs.tiers.threads import Threads
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-"""Most refetches of a copy while each gives other bytes, and most digests of one whose bytes change meanwhile."""
+"""Most refetches of a copy if each gives other bytes; most digests of a copy whose bytes change meanwhile."""
 SMALL = 128 << 10
-"""Bytes up to which a digest is computed in a thread: quicker than in a fetch process."""
+"""Bytes up to which a thread computes a digest: it is quicker than a fetch process."""
 THREADS = 2
 """Threads that compute such digests."""
 MOST_FRUITLESS = 3
-"""After so many multipart objects that match no guessed part size, mismatches of such digests cause no refetch."""
+"""Multipart mismatches in a row after which the comparer refetches no more of them: it cannot guess the part size."""
 
 
 class Match(enum.Enum):
@@ -86,7 +86,7 @@ class Comparer:
         self.differing = 0
 
     def whole(self, blob: Blob) -> bool:
-        """Whether all of a blob is here, and the blob is still the one of its token."""
+        """Whether a blob is complete, in its file, and still the one of its token."""
         return self._disk.known(blob.token) is blob and blob.attached and blob.complete
 
     async def compare(self, blob: Blob, expected: Digest, *, idle_until: float | None = None) -> bool:
@@ -148,7 +148,7 @@ class Comparer:
     async def _digest(
         self, descriptor: int, size: int, algorithm: Algorithm, part_size: int, idle_until: float | None
     ) -> bytes | None:
-        """The digest of a file; from *idle_until* on, it is no longer computed in idle time only."""
+        """Compute the digest of a file: in idle time only until *idle_until*, then at any time."""
         if size <= TINY and (page_cache.resident_bytes(descriptor) or 0) >= size:
             return compute(descriptor, size, algorithm, part_size)
         if size <= SMALL:

@@ -35,7 +35,7 @@ class Pace:
 
 
 class _Entry:
-    """A blob that waits; after the instant *due* it no longer waits for idle time."""
+    """A blob that waits for idle time, until the instant *due* at most."""
 
     def __init__(self, blob: Blob, due: float) -> None:
         self.blob = blob

@@ -12,7 +12,7 @@ from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
 
 MOST_ASKED = 256
-"""Most answers kept until they are needed."""
+"""Most answers kept until a comparison needs them."""
 
 
 class _Request:
@@ -57,7 +57,7 @@ class DigestPrefetch:
             request.ended.set()
 
     async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
-        """As ``Store.digest``."""
+        """As ``Store.digest``, answered by the early request if there is one."""
         request = self._requests.pop(generation.token(self._store.identity), None)
         if request is not None and not certain:
             await request.ended.wait()

@@ -40,7 +40,7 @@ from trimsfs.types import CHUNK_SIZE, Generation
 log = logging.getLogger(__name__)
 
 AskDigest = Callable[..., Awaitable[Digest | None]]
-"""``Store.digest``, or a function that consults another source first."""
+"""``Store.digest``, or a function that asks another source first."""
 
 SMALL = CHUNK_SIZE
 """Bytes up to which every digest is compared before the first open."""
@@ -127,7 +127,7 @@ class Integrity:
     async def run(self) -> None:
         """Run deferred comparisons, scrubs and repairs from quarantine until the server stops."""
         for blob in self._disk.complete_blobs():
-            if not blob.health.compared:  # the earlier server did not get to it
+            if not blob.health.compared:  # the previous server did not compare it
                 if self._mode == "wait":
                     self._compare_again(blob)
                 else:
@@ -141,7 +141,7 @@ class Integrity:
     # When blobs are compared with the store
 
     async def approve(self, blob: Blob) -> bool:
-        """Whether programs may read a complete blob, which the caller holds. May compare it, or defer that."""
+        """Whether programs may read a complete blob that the caller holds. Compares it now or later, if needed."""
         if blob.health.quarantined:
             return False
         if blob.health.compared:
@@ -281,7 +281,7 @@ class Integrity:
         self.quarantine.release(blob)
 
     def _remove_surplus(self, blob: Blob) -> None:
-        """Cut off bytes that somebody appended: the kernel may serve them, and repairs only restore truncated ones."""
+        """Cut off bytes that somebody appended: the kernel may serve them, and a repair would leave them."""
         try:
             if blob.surplus > 0:
                 blob.restore_size()

@@ -1,4 +1,4 @@
-"""Quarantine: local copies that are wrong and could not be repaired. Reads of them fail."""
+"""Quarantine: local copies that are damaged and could not be repaired. Reads of them fail."""
 
 import logging
 import math
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 300.0
-"""After which a copy that is in use is repaired again."""
+"""Seconds between repairs of a copy that is in use."""
 
 
 class Quarantine:
-    """The blobs of a disk tier that are in quarantine. *changed* hears of each that comes in or is released."""
+    """The blobs of a disk tier that are in quarantine. *changed* hears of each that is added or released."""
 
     def __init__(self, disk: DiskTier, *, changed: Callable[[Blob], None]) -> None:
         self._disk = disk
@@ -42,22 +42,22 @@ class Quarantine:
         self._changed(blob)
 
     def release(self, blob: Blob) -> None:
-        """A blob has been repaired, if it was in quarantine."""
+        """Take a blob out of quarantine, if it is in."""
         blob.health.quarantine = None
         self._since.pop(blob, None)
         self._changed(blob)
 
     def suspect(self, blob: Blob, reason: TrimsError) -> None:
-        """The file of a blob may have been damaged: it is in quarantine until it has been checked, soon."""
+        """Put a blob whose file may be damaged in quarantine, to be checked soon."""
         before = self._suspected.get(blob, -math.inf)
         self.add(blob, reason)
         now = trio.current_time()
-        if now - before > RETRY_INTERVAL_S:  # else it is damaged again and again
+        if now - before > RETRY_INTERVAL_S:  # else it was damaged again soon, and waits that long
             self._suspected[blob] = now
             self._since[blob] = -math.inf
 
     async def run(self, repair: Callable[[Blob], Awaitable[None]]) -> None:
-        """Evict what is in quarantine as soon as nobody uses it; *repair* it while somebody does."""
+        """Evict quarantined blobs that nobody uses; *repair* those in use, every RETRY_INTERVAL_S."""
         while True:
             while not self._since:
                 await self._added.wait()

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 TELL_S = 30.0
-"""How long *repaired* may take, in seconds."""
+"""Longest run of *repaired*, in seconds."""
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Repair:
         """Bytes that checks have read from the disk since the server started."""
 
     def findings(self, blob: Blob) -> Findings:
-        """What checks have found in an open blob; later checks add to it."""
+        """What checks have found in a blob; later checks add to it."""
         return self._findings.setdefault(blob, Findings())
 
     async def refetch(self, blob: Blob) -> int:

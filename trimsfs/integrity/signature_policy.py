@@ -144,12 +144,12 @@ class SignaturePolicy:
             if blob.health.compared or not blob.states:
                 return True
             digest = self._admitted[blob.token] = await self.manifests.signed(blob.generation)
-            return digest is None  # else it may have been repaired after the read
+            return digest is None  # a signed file may have been repaired since the read
         digest = self._admitted.get(blob.token)
         return digest is None or not blob.states or blob.health.digest == str(digest)
 
     def deadline(self) -> float:
-        """The instant, on trio's clock, until which a read that begins to wait now may wait."""
+        """The instant of trio's clock until which a read that starts to wait now may wait."""
         return trio.current_time() + COMPARED_WITHIN_S
 
     async def wait_until_it_stands(self, blob: Blob, deadline: float) -> None:
