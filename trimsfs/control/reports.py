@@ -110,7 +110,7 @@ class Reports:
         return as_json(await self._deduplication.shared_with(inode.generation, may_tell))
 
     def _may_tell(self, caller: Caller, path: str, blob: Blob) -> bool:
-        """Whether a caller may learn of a blob that is ready to be mapped.
+        """Whether a blob is ready to be mapped and the caller may learn of it.
 
         A container's root may read all files, so it learns of a tenant's model only at a path of the same tenant.
         """

@@ -163,7 +163,7 @@ def fence(writable: Iterable[Path]) -> None:
     """Restrict this process and its children for good, by landlock and seccomp.
 
     They gain no privileges by exec, and write only to *writable* paths and what is below, /proc and /dev/null. They
-    neither trace nor signal processes outside the fence, nor make administrators' system calls. Logs what is missing.
+    neither trace nor signal processes outside the fence, nor make system calls of root. Logs what the host lacks.
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     try:
