@@ -1,4 +1,4 @@
-"""The directories of which something is known, within a bound on memory."""
+"""The known directories of a store, within a bound on memory."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from trimsfs.namespace.directory import Directory
 
 MOST_BYTES = 128 << 20
-"""Bytes that may be known of all directories together: a listing of a million names fits in."""
+"""Memory for all directories together: a listing of a million names fits."""
 LOOKS = 8
-"""Directories that are looked at for one to be forgotten, at a time."""
+"""Most directories that one call of `weigh` considers forgetting."""
 
 
 class Directories:
-    """Directories by their prefixes, the one used longest ago first. That is forgotten when all take more than *most*
-    bytes, unless it is being listed, or an earlier server gave names of it to the kernel."""
+    """Directories by prefix, least recently used first.
+
+    Forgets from the front when all take more than *most* bytes. Spares a directory that is being listed, and one with
+    names that an earlier server gave to the kernel.
+    """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self._most = most
@@ -27,11 +30,11 @@ class Directories:
         return iter(self._known.items())
 
     def get(self, prefix: str) -> Directory | None:
-        """A directory, if something is known of it."""
+        """The directory of a prefix; None if it is not known."""
         return self._known.get(prefix)
 
     def use(self, prefix: str) -> Directory:
-        """A directory that is asked for."""
+        """Return the directory of a prefix, made if new, as the most recently used."""
         directory = self._known.get(prefix)
         if directory is None:
             directory = self._known[prefix] = Directory()
@@ -41,10 +44,10 @@ class Directories:
         return directory
 
     def weigh(self, prefix: str) -> None:
-        """More may be known of a directory now."""
+        """Measure a directory again, and forget others if all take too much memory."""
         directory = self._known.get(prefix)
         if directory is None:
-            return  # it was forgotten meanwhile
+            return  # forgotten meanwhile
         size = directory.size
         self.bytes += size - directory.weighed
         directory.weighed = size

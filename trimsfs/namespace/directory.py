@@ -1,4 +1,4 @@
-"""One directory of a store: which names are possible in it, its last listing, and answers for single names."""
+"""One directory of a store: its last listing, and the store's answers for single names."""
 
 import os
 
@@ -10,28 +10,31 @@ from trimsfs.namespace.listing import Entry, Listing, NonObject
 from trimsfs.types import Generation
 
 STALE_RETRY_S = 5.0
-"""How long a name that has expired is used on before the store is asked again."""
+"""After a failed request, how long expired answers serve before the store is asked again."""
 KNOWN_NAMES = 10_000
-"""Single names remembered in a directory that is too large to be listed for a lookup."""
+"""Most answers for single names that a directory keeps."""
 LEAST_ASKED = 8
-"""Single names that are asked for, at least, before a directory of several pages is listed for them."""
+"""Fewest single names to ask for before a directory of several pages is listed instead."""
 LONG_AGO = float("-inf")
 """Before any request."""
 _SIZE, _NAME_SIZE = 2048, 600
-"""Bytes of memory that a directory takes, without its listing, and a single name."""
+"""Estimated bytes of memory for a directory without its listing, and for one single name."""
 _NOTHING = Listing()
 
 
 class Directory:
     """What is known of one directory, and since when.
 
-    ``entries`` is the last whole listing, which was asked for at ``listed``; ``names`` holds answers for single names,
-    each with its time. ``restored`` is what an earlier server gave to the kernel: it counts only while the store cannot
-    be asked. ``recalled`` tells that the last listing of an earlier server was looked for. ``failure`` is why the store
-    could not be asked; it is not asked again before ``retry_at``. Answers to what was asked before ``distrusted`` are
-    outdated, and ``replaced`` tells that an object of the listing is known to have been; ``outdated`` has the names of
-    which alone that is so, or may be, and since when. A ``large`` directory takes several pages: once ``worth_listing``
-    single names have been asked for, a listing costs no more than they did.
+    ``entries`` is the last whole listing, requested at ``listed``. ``names`` holds answers for single names, each with
+    the time of its request. ``restored`` holds names that an earlier server gave to the kernel: it serves only while
+    the store does not. ``recalled`` is set once an earlier server's listing was looked for. ``failure`` is why the last
+    request failed; the next one waits until ``retry_at``.
+
+    Answers requested before ``distrusted`` are outdated; ``outdated`` has single names that may be, and since when.
+    While ``replaced`` is set, the server already knows that objects may have changed: a listing is then no news.
+
+    A ``large`` directory takes several pages: after ``worth_listing`` single names, a listing costs no more than they
+    did.
     """
 
     def __init__(self) -> None:
@@ -49,20 +52,23 @@ class Directory:
         self.retry_at = LONG_AGO
         self.lock = trio.Lock()
         self.weighed = 0
-        """The bytes that are counted for it."""
+        """Its size when `Directories` last measured it."""
 
     @property
     def size(self) -> int:
-        """About the bytes of memory that it takes."""
+        """Estimated bytes of memory."""
         return _SIZE + self.entries.size + _NAME_SIZE * len(self.names)
 
     @property
     def expired(self) -> bool:
-        """Whether the listing is known to be outdated, or there is none."""
+        """Whether the listing is outdated, or there is none."""
         return not self.complete or self.listed <= self.distrusted
 
     def stale(self, name: bytes, since: float) -> Entry | None:
-        """What a name was when the store was last asked for it, if that was after a time; None if nobody knows."""
+        """The last entry of a name, if requested after *since*; None if nothing is known, or the name is unreadable.
+
+        What an earlier server gave to the kernel stands in for a missing answer, an older one, or an absence.
+        """
         entry, asked = self.names.get(name, (None, LONG_AGO))
         if self.complete and self.listed > asked:
             entry, asked = self.entries.get(name, NonObject.ABSENT), self.listed
@@ -73,7 +79,7 @@ class Directory:
         return self.restored.get(name, entry) if entry is NonObject.ABSENT else entry
 
     def has_replaced(self, generation: Generation) -> bool:
-        """Whether the store has told of another content of an object of this directory, and nothing since."""
+        """Whether the store's latest answer shows another content of an object."""
         name = os.fsencode(generation.key[generation.key.rfind("/") + 1 :])
         entry, _ = self.names.get(name, (None, LONG_AGO))
         if entry is None and not self.expired:
@@ -81,16 +87,16 @@ class Directory:
         return is_replaced(generation, entry)
 
     def restore(self, name: bytes, entry: Entry) -> None:
-        """An earlier server gave this of a name to the kernel; of two generations the later one counts."""
+        """Record a name that an earlier server gave to the kernel; of two generations, the later modified one wins."""
         other = self.restored.get(name)
         if isinstance(other, Generation) and isinstance(entry, Generation) and entry.modified_ns < other.modified_ns:
             return
         self.restored[name] = entry
 
     def answered(self, name: bytes, entry: Entry, asked: float) -> bool:
-        """Keep the store's answer for a name, to a request of the time *asked*, unless it is outdated.
+        """Keep the store's answer for a name, requested at *asked*, unless it is outdated.
 
-        Returns whether it has another content than before: then nothing else that was known of the directory counts.
+        Returns whether the object has another content than before: the whole directory is then distrusted.
         """
         if asked <= max(self.distrusted, self.outdated.get(name, LONG_AGO)):
             return False
@@ -102,8 +108,7 @@ class Directory:
         return replaced
 
     async def relisted(self, entries: Listing, asked: float) -> bool:
-        """Keep a whole listing, which was requested at the time *asked*; whether it is news that one of its names has
-        another content."""
+        """Keep a whole listing, requested at *asked*. Returns whether it is news that an object has another content."""
         told = [*((name, entry) for name, (entry, _) in self.names.items()), *self.restored.items()]
         news = not self.replaced and any(is_replaced(entry, entries.get(name)) for name, entry in told)
         news = news or (not self.replaced and await entries.shows_another(self.entries))
@@ -114,18 +119,18 @@ class Directory:
         return news
 
     def distrust(self, now: float) -> None:
-        """What was asked before this time is outdated in part: it is not used on."""
+        """Mark answers requested before *now* as outdated, and drop those for single names."""
         self.expire(now)
         self.clear_names()
 
     def expire(self, now: float) -> None:
-        """What was asked before this time may be outdated: the store is to be asked again."""
+        """Mark answers requested before *now* as outdated: the next use asks the store."""
         self.retry_at = LONG_AGO
         self.distrusted = now
         self.replaced = True
 
     def asked(self, within_s: float) -> int:
-        """Count a single name that is asked for; how many have been in this time."""
+        """Count a request for a single name. Returns the count in the current window of *within_s* seconds."""
         now = trio.current_time()
         if now - self._asked_since > within_s:
             self._asked, self._asked_since = 0, now
@@ -133,39 +138,39 @@ class Directory:
         return self._asked
 
     def recall(self, entries: Listing, listed: float) -> None:
-        """An earlier server has listed the directory, so long ago that the store is to be asked first."""
+        """Take over an earlier server's listing of the time *listed*. It counts as expired: the store comes first."""
         self.entries, self.listed, self.complete = entries, listed, True
         self.distrusted = max(self.distrusted, listed)
 
     def clear_names(self) -> None:
-        """Single names say nothing any more."""
+        """Drop all answers for single names, and what an earlier server gave to the kernel."""
         self.names.clear()
         self.restored.clear()
 
     def may_be_outdated(self, name: bytes) -> bool:
-        """Whether what is known of a name may be outdated."""
+        """Whether a name was marked as outdated and has no newer answer."""
         since = self.outdated.get(name)
         return since is not None and (name not in self.names or self.names[name][1] <= since)
 
     def failed(self, error: StoreError) -> None:
-        """The store could not be asked just now; a recent failure that is raised again does not count anew."""
+        """Record that a request failed. A recent failure raised again does not count anew."""
         if self.recent_failure is None:
             self.failure = error
             self.retry_at = trio.current_time() + STALE_RETRY_S
 
     @property
     def recent_failure(self) -> StoreError | None:
-        """Why the store could not be asked lately, in spite of retries; a single failed attempt does not count."""
+        """Why a request failed recently, in spite of retries; None for a single failed attempt."""
         if trio.current_time() >= self.retry_at or isinstance(self.failure, TransientStoreError):
             return None
         return self.failure
 
     def raise_recent_failure(self) -> None:
-        """Spare the caller the wait for the same failure."""
+        """Raise the recent failure, if any, so that the caller does not wait for the same one."""
         if self.recent_failure is not None:
             raise self.recent_failure.with_traceback(None)
 
 
 def is_replaced(before: Entry | None, now: Entry | None) -> bool:
-    """Whether an object has another content now; not whether it has come or gone."""
+    """Whether an object has another content now; False if it appeared or disappeared."""
     return isinstance(before, Generation) and isinstance(now, Generation) and before.etag != now.etag

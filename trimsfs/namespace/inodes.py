@@ -1,4 +1,4 @@
-"""Inodes: the numbers that the kernel knows files and directories by, and how many references it has to each."""
+"""Inodes: the numbers by which the kernel knows files and directories, and its references to each."""
 
 import enum
 import hashlib
@@ -15,11 +15,11 @@ from trimsfs.types import Generation
 ROOT_INODE = 1
 _INODE_BITS = 62
 PASSTHROUGH_BIT = 1 << _INODE_BITS
-"""Set in the number by which a name leads to its object while its opens are passed through; programs never see it."""
+"""Set in the number of an object's inode whose opens are passed through; programs never see it."""
 
 
 class InodeKind(enum.Enum):
-    """What an inode is."""
+    """The kinds of inodes."""
 
     DIRECTORY = "directory"
     OBJECT = "object"
@@ -35,10 +35,10 @@ class Inode:
     """A file or directory that the kernel may know.
 
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
-    Control inodes have the path of what they are about, and for a file the ``control`` name. ``lookups`` counts
-    the kernel's references. ``replaced``: the store has shown another generation. An object has two inodes, told
-    apart by PASSTHROUGH_BIT in the number: the kernel passes opens of the ``passthrough`` one to the local file, and
-    the server answers reads of the other. ``slot`` is where the ledger has it, once the kernel has got it.
+    A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
+    kernel's references. ``replaced`` is set when the store has another generation. An object has two inodes, told
+    apart by PASSTHROUGH_BIT: the kernel reads the local file of the ``passthrough`` one, and the server answers reads
+    of the other. ``slot`` is its record in the ledger, made before the kernel gets it.
     """
 
     number: int
@@ -56,9 +56,9 @@ class Inode:
 
 
 class Inodes:
-    """The inodes that the kernel may know, those of earlier servers included.
+    """The inodes that the kernel may know, including those of earlier servers.
 
-    A number is a function of what the inode is, so every server finds the same.
+    A number is a hash of what the inode is, so every server computes the same.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -66,9 +66,9 @@ class Inodes:
         self._root = Inode(ROOT_INODE, InodeKind.DIRECTORY, "", lookups=1)
         self._by_number = {ROOT_INODE: self._root}
         self._named: dict[str, set[int]] = {}
-        """Files and directories of the store by the directory that they are in."""
+        """Numbers of the store's files and directories, by the directory that holds them."""
         self._links: dict[tuple[str, str], set[int]] = {}
-        """Links by the file and the content that they lead to."""
+        """Numbers of links, by the file that they lead to and its ETag."""
         for record in ledger.inherited(RecordKind.INODE):
             self._add(_unpacked(record))
 
@@ -86,7 +86,7 @@ class Inodes:
                     del index[key]
 
     def _indexed(self, inode: Inode) -> Iterator[tuple[dict[Any, set[int]], str | tuple[str, str]]]:
-        """The indexes that an inode is in, and under what."""
+        """The indexes that hold an inode, each with its key."""
         if inode.kind in IN_THE_STORE and not inode.control:
             yield self._named, directory_of(inode.path)
         generation = inode.generation
@@ -100,11 +100,11 @@ class Inodes:
         return iter(self._by_number.values())
 
     def get(self, number: int) -> Inode | None:
-        """An inode by its number, if it is known."""
+        """The inode of a number; None if it is not known."""
         return self._by_number.get(number)
 
     def __getitem__(self, number: int) -> Inode:
-        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
+        """The inode of a number that the kernel uses. Raises NoSuchEntryError if it is not known."""
         try:
             return self._by_number[number]
         except KeyError:
@@ -119,9 +119,9 @@ class Inodes:
         *,
         passthrough: bool = False,
     ) -> Inode:
-        """The inode of a thing, made when it is not known yet.
+        """Return the inode of a thing, made if new.
 
-        The caller counts with `count_lookup` what the kernel gets, and discards an inode that it does not get.
+        The caller calls `count_lookup` if the kernel gets the inode, `discard` if not.
         """
         if kind is InodeKind.DIRECTORY and not path:
             return self._root
@@ -137,7 +137,7 @@ class Inodes:
         raise AssertionError("unreachable: more salts than inodes were tried")
 
     def known_names(self, prefix: str, kinds: Set[InodeKind] = IN_THE_STORE) -> list[tuple[int, bytes]]:
-        """The names by which the kernel may know what is in a directory, each after the directory's inode number."""
+        """The names in a directory that the kernel may know, each after the directory's inode number."""
         directory = self.reference(InodeKind.DIRECTORY, prefix)
         self.discard(directory)
         inodes = (self._by_number[number] for number in self._named.get(prefix, ()))
@@ -145,7 +145,7 @@ class Inodes:
         return [(directory.number, os.fsencode(path[len(prefix) :].removesuffix("/"))) for path in paths]
 
     def known_names_below(self, path: str) -> list[tuple[int, bytes]]:
-        """Those of a file or directory (with its closing slash), and of all that is below it."""
+        """As `known_names`, of a file or directory (with its closing slash) and of everything below it."""
         name = os.fsencode(path[len(directory_of(path)) :].removesuffix("/"))
         found = [known for known in self.known_names(directory_of(path)) if known[1] == name] if path else []
         for prefix in list(self._named):
@@ -154,7 +154,7 @@ class Inodes:
         return found
 
     def cached_numbers(self, generation: Generation) -> list[int]:
-        """The numbers by which the kernel may know an object, and the links to it, that is served in cached mode."""
+        """The cached-mode numbers by which the kernel may know an object and the links to it."""
         file = replace(generation, key=generation.file, linked=None)
         itself = self.reference(InodeKind.OBJECT, file.key, file)
         self.discard(itself)
@@ -162,7 +162,7 @@ class Inodes:
         return [inode.number for inode in (itself, *links) if inode.lookups and not inode.passthrough]
 
     def count_lookup(self, inode: Inode) -> None:
-        """The kernel is about to get an inode once more."""
+        """Record that the kernel is about to get an inode once more."""
         inode.lookups += 1
         if inode.slot is not None:
             self._ledger.set_count(inode.slot, inode.lookups)
@@ -170,7 +170,7 @@ class Inodes:
             inode.slot = self._ledger.add(RecordKind.INODE, inode.number, _packed(inode), count=inode.lookups)
 
     def forget(self, number: int, lookups: int) -> None:
-        """The kernel gave up that many references to an inode."""
+        """Record that the kernel gave up *lookups* references to an inode."""
         inode = self._by_number.get(number)
         if inode is None or inode is self._root:
             return
@@ -181,24 +181,23 @@ class Inodes:
             self._remove(inode)
 
     def discard(self, inode: Inode) -> None:
-        """Drop an inode that the kernel did not get after all."""
+        """Drop an inode to which the kernel has no reference."""
         if inode.lookups <= 0 and inode is not self._root:
             self._remove(inode)
 
 
 def directory_of(path: str) -> str:
-    """The directory that a file or directory (with its closing slash) is in."""
+    """The directory that holds a file or directory (with its closing slash)."""
     return path[: path.rfind("/", 0, -1) + 1]
 
 
 def is_below(path: str, above: str) -> bool:
-    """Whether a path is another, or lies below it if that is a directory, with its closing slash; the root's is
-    empty."""
+    """Whether *path* equals *above* or lies below it. A directory ends with a slash; the root is empty."""
     return path == above or (path.startswith(above) and above[-1:] in {"", "/"})
 
 
 def _packed(inode: Inode) -> bytes:
-    """An inode for the ledger."""
+    """The content of an inode's ledger record."""
     generation = inode.generation
     content: tuple[object, ...] | None = None
     if generation is not None:

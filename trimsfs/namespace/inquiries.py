@@ -1,4 +1,4 @@
-"""Asks the store for names: with retries where nothing is known, else once, and not for long."""
+"""Requests to the store for names: with retries where nothing is known, else one attempt with a short timeout."""
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,16 +17,16 @@ from trimsfs.types import Generation
 T = TypeVar("T")
 
 REST_LIMIT = 100_000
-"""Entries that are requested at once after the first page; a store gives as many as it likes."""
+"""Entries requested at once after the first page; a store may return fewer."""
 PAGES_LIMIT, ENTRIES_LIMIT = 10_000, 1_000_000
-"""A longer listing is given up: it may have no end, and would fill the memory."""
+"""A longer listing is abandoned: it could be endless and fill the memory."""
 PATIENCE_S, LONGEST_PATIENCE_S = 1.0, 10.0
-"""How long the store may take to answer where an expired answer would do: longer each time that it takes longer."""
+"""The timeout of an impatient request at first, and at most: it doubles on failure and follows the store's latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """So many pages of a directory, with so many names; its *listing* if that was all."""
+    """Counts of the pages and names of a directory that were read; *listing* is None unless they are all."""
 
     pages: int
     names: int
@@ -34,8 +34,8 @@ class Listed:
 
 
 class Inquiries:
-    """Requests to a store. *impatient* is the same store without retries: who is not ``patient`` asks it once, and the
-    *breaker* hears what comes of it."""
+    """Requests to a store for names. *impatient* is the same store without retries, for requests that are not
+    ``patient``; the *breaker* hears their outcome."""
 
     def __init__(self, store: Store, impatient: Store, breaker: CircuitBreaker) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Inquiries:
         self._patience_s = PATIENCE_S
 
     async def listing(self, prefix: str, *, most: int, patient: bool) -> Listed:
-        """List a directory, if *most* pages hold it, and it is not longer than ENTRIES_LIMIT. Raises StoreError."""
+        """List a directory; gives up after *most* pages, or above ENTRIES_LIMIT names. Raises StoreError."""
         store = self._store if patient else self._impatient
         listing = Listing(prefix)
         page = await self._answer(f"/{prefix}", partial(store.list_page, prefix), patient=patient)
@@ -60,7 +60,7 @@ class Inquiries:
         return Listed(pages=pages, names=names, listing=listing)
 
     async def _answer(self, subject: str, request: Callable[[], Awaitable[T]], *, patient: bool) -> T:
-        """What the store answers; unless *patient*, it has to be quick. Raises StoreError, naming the *subject*."""
+        """The store's answer, within the timeout unless *patient*. Raises StoreError, which names the *subject*."""
         if patient:
             return await request()
         self._breaker.check(subject)
@@ -74,7 +74,7 @@ class Inquiries:
             raise TransientStoreError(f"no answer within {self._patience_s:.0f} s")
         except (TransientStoreError, StoreUnavailableError) as error:
             self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
-            self._breaker.failed(error, began)  # without the subject: it is told of others, too
+            self._breaker.failed(error, began)  # without the subject: the breaker quotes it for others
             if isinstance(error, TransientStoreError):
                 raise TransientStoreError(f"{subject}: {error}") from error
             raise
@@ -83,13 +83,13 @@ class Inquiries:
             raise
 
     async def probe(self, path: str, *, patient: bool) -> Entry:
-        """Ask for an object, and whether there is anything below its name. A directory wins."""
+        """Ask at once for an object and for anything below its name. A directory wins. Raises StoreError."""
         store, found, failed = self._store if patient else self._impatient, list[Generation](), list[StoreError]()
         async with trio.open_nursery() as nursery:
 
             @contextlib.contextmanager
             def failing() -> Iterator[None]:
-                """Collect the errors: a group of them could have a cancellation among them."""
+                """Collect errors: an exception group of them could include a cancellation."""
                 try:
                     yield
                 except StoreError as error:

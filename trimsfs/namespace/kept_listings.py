@@ -1,4 +1,4 @@
-"""Keeps listings over the end of the server: what the store said last, for while it does not answer the next one."""
+"""Kept listings: the last listings outlive the server, for a successor whose store does not answer."""
 
 import json
 import math
@@ -18,35 +18,34 @@ from trimsfs.tiers.index.listing_records import ListingRecords
 from trimsfs.types import Generation
 
 MOST_NAMES = 100_000
-"""Names of the longest listing that is kept."""
+"""Most names of a listing that is kept."""
 RENEWED_AFTER_S = 600.0
-"""How long a listing that says the same as the last one is not kept anew."""
+"""How long an unchanged listing is not recorded again."""
 RECALL_S = 1.0
-"""How long a lookup waits for a record: the disk may stand still, and the store be well."""
+"""How long a lookup waits for a record: the disk may hang while the store answers."""
 LARGEST = 64 << 20
-"""Bytes of the largest record, once it is unpacked."""
+"""Most bytes of a record, unpacked."""
 PIECE = 1 << 16
-"""Bytes that are unpacked at a time."""
+"""Bytes unpacked at a time."""
 MOST_KNOWN = 10_000
-"""Directories of which is known whether their record is as they are."""
+"""Directories whose recorded digest is remembered."""
 
 
 class KeptListings:
-    """The last listings of directories. Nobody waits until one is kept."""
+    """The last listings of directories, recorded in the background."""
 
     def __init__(self, records: ListingRecords) -> None:
         self._records = records
         self._kept = LRUCache[str, tuple[bytes, float]](maxsize=MOST_KNOWN)
-        """Digests of what is recorded, and since when it is."""
+        """Digest and time of the recorded listings."""
         self._background = Background()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep listings in the background, for as long as the server runs."""
+        """Record listings in the background until the server stops."""
         await self._background.run(task_status)
 
     async def last(self, prefix: str) -> tuple[Listing, float] | None:
-        """The last listing of a directory and its age in seconds, if there is one that can be read and understood, and
-        the disk gives it in time."""
+        """The last listing of a directory and its age in seconds; None if it is missing, damaged or slow to read."""
         found = None
         with trio.move_on_after(RECALL_S):
             found = await self._records.last(prefix)
@@ -57,7 +56,7 @@ class KeptListings:
         return None if entries is None else (entries, max(0.0, time.time() - listed))
 
     def keep(self, prefix: str, entries: Listing) -> None:
-        """The store has just listed a directory."""
+        """Record a new listing, unless it is too long or the recorded one is equal and recent."""
         if len(entries) <= MOST_NAMES and self._background.running:
             self._background.start(self._keep, prefix, entries)
 
@@ -70,7 +69,7 @@ class KeptListings:
 
 
 def packed(entries: Mapping[bytes, Entry]) -> bytes:
-    """A record of a listing: lines of JSON, each of so few names that it holds nobody up."""
+    """Pack a listing into a record: compressed lines of JSON, each short enough not to hold up other requests."""
     packer, left, record = zlib.compressobj(level=1), iter(entries.items()), b""
     while rows := [_packed(name, entry) for name, entry in islice(left, SLICE)]:
         record += packer.compress(json.dumps(rows).encode() + b"\n")
@@ -85,7 +84,7 @@ def _packed(name: bytes, entry: Entry) -> list[object]:
 
 
 async def unpacked(prefix: str, record: bytes) -> Listing | None:
-    """The entries of a directory by its record; None if it is damaged."""
+    """The listing of a directory from its record; None if the record is damaged."""
     listing = Listing(prefix)
     try:
         for line in _lines(record):
@@ -98,7 +97,7 @@ async def unpacked(prefix: str, record: bytes) -> Listing | None:
 
 
 def _lines(record: bytes) -> Iterator[bytes]:
-    """The lines of a record. Raises ValueError and zlib.error if it is damaged."""
+    """The lines of a record. Raises ValueError or zlib.error if it is damaged."""
     unpacker, text, size = zlib.decompressobj(), b"", 0
     while not unpacker.eof:
         piece = unpacker.decompress(record, PIECE)
@@ -111,7 +110,7 @@ def _lines(record: bytes) -> Iterator[bytes]:
 
 
 def _entry(prefix: str, item: object) -> tuple[str, Entry]:
-    """Raises ValueError for what no listing has."""
+    """A name and its entry from a recorded row. Raises ValueError for a row that no listing can have."""
     match item:
         case [str(name)] if possible(os.fsencode(name)):
             return name, NonObject.DIRECTORY

@@ -1,4 +1,4 @@
-"""Listings: what a directory holds, in columns, as it may have a million names."""
+"""Listings: the entries of a directory, in columns because it may have a million names."""
 
 import enum
 import hashlib
@@ -17,12 +17,12 @@ from trimsfs.stores.base import Page, moment
 from trimsfs.types import Generation
 
 CONTROL_NAME = b".trims"
-"""Reserved in every directory, for the control files."""
+"""Reserved in every directory for the control files."""
 NAME_MAX = 255
 STEP = 16
 """Names from one mark to the next."""
 SLICE = 250
-"""Names that are worked on at a time: other requests wait for a millisecond."""
+"""Names processed without a pause: other requests wait for about a millisecond."""
 
 
 class NonObject(enum.Enum):
@@ -34,20 +34,19 @@ class NonObject(enum.Enum):
 
 
 Entry = Generation | NonObject
-"""A name in a directory: the object of that name, a directory, known to be absent, or of which the store may not tell
-what it is."""
+"""What a name in a directory is: an object, a directory, absent, or unreadable (trimsfs may not learn its type)."""
 
 _KINDS = (None, NonObject.DIRECTORY, NonObject.UNREADABLE)
-"""What a row of a listing is, by its byte in the column of kinds; None for an object."""
+"""What a row is, by its byte in the column of kinds; None for an object."""
 
 
 def possible(name: bytes) -> bool:
-    """Whether a name from a store can be a file name here."""
+    """Whether a name from a store can be a file name."""
     return 0 < len(name) <= NAME_MAX and name not in {b".", b"..", CONTROL_NAME} and b"/" not in name and 0 not in name
 
 
 class _Texts(Sequence[bytes]):
-    """Byte strings in one piece of memory; ``rows`` tells where those at each place were appended, once in order."""
+    """Byte strings in one buffer. Once sorted, ``rows`` has for each place the number of the row that was appended."""
 
     __slots__ = ("data", "ends", "rows")
 
@@ -61,7 +60,7 @@ class _Texts(Sequence[bytes]):
         self.ends.append(len(self.data))
 
     def row(self, row: int) -> bytes:
-        """The one that was appended at this place."""
+        """The string appended as this row."""
         return bytes(self.data[self.ends[row] : self.ends[row + 1]])
 
     def __len__(self) -> int:
@@ -78,13 +77,13 @@ class _Texts(Sequence[bytes]):
 
     @property
     def size(self) -> int:
-        """Bytes of memory that they take."""
+        """Bytes of memory."""
         rows = self.rows.itemsize * len(self.rows) if isinstance(self.rows, array) else 0
         return len(self.data) + len(self.ends) * self.ends.itemsize + rows
 
 
 class _Items(ItemsView[bytes, Entry]):
-    """The entries of a listing, which need not be looked for one by one."""
+    """The entries of a listing, iterated without a search for each name."""
 
     def __init__(self, listing: "Listing") -> None:
         super().__init__(listing)
@@ -97,9 +96,8 @@ class _Items(ItemsView[bytes, Entry]):
 class Listing(Mapping[bytes, Entry]):
     """The entries of the directory *prefix* by name, in order of name.
 
-    It is filled page by page and then put in order, once, with pauses for other requests; it does not change any more
-    then. ``hidden`` counts keys that cannot be shown. A name takes some 90 bytes: entries are made as they are asked
-    for.
+    It is filled page by page and then sorted once, with pauses for other requests; after that it never changes.
+    ``hidden`` counts keys that cannot be shown. A name takes about 90 bytes, as entries are made on demand.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -111,16 +109,16 @@ class Listing(Mapping[bytes, Entry]):
         self._sizes = array("q")
         self._modified = array("q")
         self._linked: dict[int, Generation] = {}
-        """Objects with more to them than the columns have: links, and those with a version."""
+        """Objects that the columns cannot hold, by row: links, and objects with a version id."""
         self._marks: list[bytes] = []
-        """Every so many names, by which the others are found."""
+        """Every STEP-th name, to find the others by."""
         self._last = b""
         self._sorted = True
 
-    # Making it
+    # Filling
 
     async def add(self, page: Page) -> None:
-        """Take in a page; pages may come in any order."""
+        """Add a page; pages may come in any order."""
         start = len(self.prefix)
         await self.extend(
             [
@@ -131,7 +129,7 @@ class Listing(Mapping[bytes, Entry]):
         )
 
     async def extend(self, named: Iterable[tuple[str, Entry]]) -> None:
-        """Take in entries by their names."""
+        """Add entries by name."""
         left = iter(named)
         while rows := list(islice(left, SLICE)):
             self._extend(rows)
@@ -170,7 +168,7 @@ class Listing(Mapping[bytes, Entry]):
             self._modified.append(0)
 
     async def put_in_order(self) -> None:
-        """Put the rows in order of name, each name once. Where one is a directory as well as an object, it is that."""
+        """Sort the rows by name, each name once. Of an object and a directory of one name, the directory wins."""
         self.names.rows = range(len(self._kinds)) if self._sorted else await self._sorted_rows()
         for place in range(0, len(self.names), STEP):
             self._marks.append(self.names[place])
@@ -179,7 +177,7 @@ class Listing(Mapping[bytes, Entry]):
 
     async def _sorted_rows(self) -> "array[int]":
         name_of, count = self.names.row, len(self._kinds)
-        # Spread over parts of about a slice each, which then are sorted one by one.
+        # A sample sort: each part has about a slice of names, so the loop can pause between parts.
         bounds = list[bytes]()
         for first in range(0, count, SLICE):
             bounds.append(name_of(random.randrange(first, min(first + SLICE, count))))  # noqa: S311 a sample
@@ -193,7 +191,7 @@ class Listing(Mapping[bytes, Entry]):
             await trio.lowlevel.checkpoint()
         order = array("I")
         for part in parts:
-            for row in sorted(part, key=name_of):  # stable: of equal names the first counts
+            for row in sorted(part, key=name_of):  # stable: the first of equal names wins
                 if order and name_of(order[-1]) == name_of(row):
                     self._merge(order[-1], row)
                     continue
@@ -203,13 +201,13 @@ class Listing(Mapping[bytes, Entry]):
         return order
 
     def _merge(self, kept: int, other: int) -> None:
-        """Two rows have one name."""
+        """Merge two rows of one name."""
         kinds = {_KINDS[self._kinds[kept]], _KINDS[self._kinds[other]]}
         if NonObject.DIRECTORY in kinds and len(kinds) > 1:
             self.hidden += 1
             self._kinds[kept] = _KINDS.index(NonObject.DIRECTORY)
 
-    # Looking at it
+    # Reading
 
     def __len__(self) -> int:
         return len(self.names)
@@ -229,7 +227,7 @@ class Listing(Mapping[bytes, Entry]):
         return _Items(self)
 
     def items_from(self, start: int) -> Iterator[tuple[bytes, Entry]]:
-        """The entries from a place on."""
+        """The names and entries from a place on."""
         for place in range(start, len(self.names)):
             row = self.names.rows[place]
             yield self.names.row(row), self._entry(row)
@@ -247,16 +245,16 @@ class Listing(Mapping[bytes, Entry]):
 
     @property
     def links(self) -> list[Generation]:
-        """The links to files."""
+        """The objects that are links to other files."""
         return [link for row, link in self._linked.items() if link.linked is not None and not self._kinds[row]]
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, but for links."""
+        """Bytes of memory, without links."""
         return self.names.size + self._etags.size + 17 * len(self._kinds)
 
     def digest(self) -> bytes:
-        """Equal for listings that tell the same, made of the same pages."""
+        """A hash of the content: equal for equal entries that came in the same pages."""
         digest = hashlib.blake2b(repr(sorted(self._linked.items())).encode(errors="surrogateescape"), digest_size=16)
         texts = (self.names.ends, self.names.data, self._etags.ends, self._etags.data)
         for column in (*texts, self._kinds, self._sizes, self._modified):
@@ -264,7 +262,7 @@ class Listing(Mapping[bytes, Entry]):
         return digest.digest()
 
     async def shows_another(self, before: "Listing") -> bool:
-        """Whether an object of a listing *before* has another content in this one."""
+        """Whether an object of the listing *before* has another content in this one."""
         later = 0
         for place, name in enumerate(before.names):
             if later < len(self.names) and self.names[later] != name:
@@ -278,6 +276,6 @@ class Listing(Mapping[bytes, Entry]):
         return False
 
     def _etag(self, place: int) -> bytes:
-        """The ETag of the object at a place; none of what is no object."""
+        """The ETag of the object at a place; empty for anything else."""
         row = self.names.rows[place]
         return b"" if self._kinds[row] else self._etags.row(row)

@@ -1,4 +1,4 @@
-"""Who may read what: owner, group and mode of files and directories, by patterns of their paths."""
+"""Permissions: owner, group and mode of files and directories, by patterns of their paths."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from functools import lru_cache
 from trimsfs.options import MountOptions, searchable
 
 LATELY = 8192
-"""Paths of which the ownership is remembered."""
+"""Paths whose ownership is cached."""
 _READ, _SEARCH = 0o4, 0o1
 
 
@@ -21,13 +21,13 @@ class Ownership:
     mode: int
 
     def grants(self, bits: int, uid: int, groups: Set[int]) -> bool:
-        """Whether a user with these groups has permissions, as the kernel decides."""
+        """Whether a user with these groups has these permission *bits*, by the kernel's rules."""
         shift = 6 if uid == self.uid else 3 if self.gid in groups else 0
         return (self.mode >> shift) & bits == bits
 
 
 class Permissions:
-    """The ownership of paths on a mount, as its options have it."""
+    """The ownership of paths on a mount, by its options."""
 
     def __init__(self, options: MountOptions) -> None:
         self._default = options
@@ -54,7 +54,7 @@ class Permissions:
         return Ownership(uid, gid, dir_mode if directory else mode)
 
     def tenant(self, path: str) -> str | None:
-        """The tenant that a path belongs to, by the longest directory."""
+        """The tenant of a path, by its longest directory; None if there is none."""
         return next((prefix for prefix in self._tenants if path.startswith(prefix)), None)
 
     def may_read(self, path: str, uid: int, groups: Set[int]) -> bool:
@@ -64,7 +64,7 @@ class Permissions:
         return self.of(path, directory=False).grants(_READ, uid, groups) and self._may_enter(path, uid, groups)
 
     def may_list(self, path: str, uid: int, groups: Set[int]) -> bool:
-        """Whether a user can list the directory at a path, and look at what is in it."""
+        """Whether a user can list the directory at a path and look up names in it."""
         if self._may_all(uid, groups):
             return True
         path = path.rstrip("/")
@@ -82,5 +82,5 @@ class Permissions:
 
 
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether a pattern is that of a path, or of a directory above it."""
+    """Whether a pattern matches a path, or a directory above it."""
     return len(parts) >= len(pattern) and all(map(fnmatchcase, parts, pattern))

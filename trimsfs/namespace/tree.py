@@ -1,4 +1,4 @@
-"""The tree of names: the directories of a store, listed lazily and cached, also for while the store is down."""
+"""The tree of names: the directories of a store, listed lazily. Cached names also serve while the store is down."""
 
 import logging
 import os
@@ -31,18 +31,18 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 NEGATIVE_TTL_S = 5.0
-"""Longest that a name's absence is cached: a model that has just been uploaded should appear."""
+"""Longest that an absence is cached: a model just uploaded should appear soon."""
 ABSENT_AFTER_S = 3.0
-"""How long no request may have been answered, so that a name counts as absent that the last listing did not have."""
+"""How long the store must be silent before its last answer that a name is absent serves."""
 LISTED_TTL_S = 1.0
-"""How long a name may be cached at least that has just been listed, for programs that look at what they list."""
+"""Shortest that a listed name is cached, for programs that stat what they list."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
-"""As of the options, by default."""
+"""The defaults of the options."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceStatistics:
-    """``hidden_keys`` counts keys that cannot be file names, in the directories listed so far."""
+    """``hidden_keys`` counts keys that cannot be file names, in the listings in memory."""
 
     inodes: int
     directories: int
@@ -53,11 +53,11 @@ class Namespace:
     """The directories of a store, and the inodes. Names are cached for *ttl_s* seconds, absence for at most
     NEGATIVE_TTL_S.
 
-    While the store fails, expired answers are used on, for at most *stale_for_s* seconds: that a name exists at once,
-    that it does not after ABSENT_AFTER_S, by a whole listing or an answer for this name. A name of which nothing
-    is known raises StoreUnavailableError. *impatient* is the same store without retries: it is asked where an expired
-    answer would do. *kept* has listings of earlier servers. *invalidate* is called with a directory's inode number and
-    a name that the kernel should look up again; it must not block.
+    While the store fails, expired answers serve for at most *stale_for_s* seconds. That a name exists serves at once;
+    that it is absent, by a whole listing or an answer for the name, after ABSENT_AFTER_S. An unknown name raises
+    StoreUnavailableError. *impatient* is the same store without retries, for requests that an expired answer can
+    replace. *kept* has listings of earlier servers. *invalidate* gets a directory's inode number and a name that the
+    kernel should look up again; it must not block.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Namespace:
         self._stale_for_s = stale_for_s
         self._invalidate = invalidate
         self.on_replaced: Callable[[str], None] = lambda _: None
-        """Called with the prefix of a directory when an object in it is found to be replaced."""
+        """Called with a directory's prefix when the server finds that an object in it was replaced."""
         self._directories = Directories()
         self.inodes = Inodes(ledger or Ledger())
         for inode in self.inodes:
@@ -106,7 +106,7 @@ class Namespace:
     async def lookup(self, prefix: str, name: bytes) -> tuple[Entry, float]:
         """What *name* is in the directory *prefix*, and for how many more seconds that may be cached.
 
-        Raises StoreError when the store cannot be asked, and nothing that it has said before counts.
+        Raises StoreError when the request fails and no earlier answer serves.
         """
         if not possible(name):
             return NonObject.ABSENT, self._negative_ttl_s
@@ -120,11 +120,11 @@ class Namespace:
         return answer or await self._ask(directory, prefix, name)
 
     def known(self, prefix: str, name: bytes) -> tuple[Entry, float] | None:
-        """`lookup`, if the store need not be asked; else None."""
+        """`lookup` without a request to the store; None if that takes one."""
         return self._known(self._directory(prefix), name) if possible(name) else None
 
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
-        """The answer for a name after the directory has been listed, if *most* pages hold it; else None."""
+        """List a directory of at most *most* pages. Returns what is then known of a name; None for a longer one."""
         await self._recall(directory, prefix)
         patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
         try:
@@ -139,7 +139,7 @@ class Namespace:
     async def entries(self, prefix: str) -> Listing:
         """All entries of a directory by name.
 
-        Raises StoreError when the store cannot be asked, and no listing that it has given before counts.
+        Raises StoreError when the request fails and no earlier listing serves.
         """
         directory = self._directory(prefix)
         if not self._usable(directory):
@@ -155,13 +155,13 @@ class Namespace:
         return directory.entries
 
     async def recall_root(self) -> bool:
-        """Whether an earlier server has listed the root, not too long ago: then the store can be done without."""
+        """Whether an earlier server listed the root recently enough: then a mount works without the store."""
         directory = self._directory("")
         await self._recall(directory, "")
         return directory.complete and directory.listed >= self._oldest()
 
     async def _recall(self, directory: Directory, prefix: str) -> None:
-        """Look for the listing that an earlier server got, in case that the store cannot give another."""
+        """Load an earlier server's listing, once, in case the store does not give another."""
         if self._kept is None or directory.complete or directory.recalled:
             return
         directory.recalled = True
@@ -172,7 +172,7 @@ class Namespace:
             self._directories.weigh(prefix)
 
     def believed(self, prefix: str, listing: Listing) -> Callable[[bytes], float]:
-        """For how many more seconds each name of a listing of a directory may be cached."""
+        """A function that tells for how many more seconds a name of a listing may be cached."""
         directory = self._directories.get(prefix)
         if directory is None or directory.entries is not listing:
             return lambda _: 0.0
@@ -181,51 +181,53 @@ class Namespace:
         return lambda name: 0.0 if name in directory.outdated or name in directory.names else left
 
     def known_entries(self, prefix: str) -> Listing:
-        """The entries of a directory as it was last listed, in order of name; none when it was not."""
+        """The last listing of a directory; empty if there is none. Sends no request."""
         directory = self._directories.get(prefix)
         return directory.entries if directory is not None else Listing(prefix)
 
     @property
     def has_links(self) -> bool:
-        """Whether a name may be a link to the file of another one."""
+        """Whether names of this store may be links to other files."""
         return self._store.links
 
     def links(self) -> Iterator[Generation]:
-        """The links that listings have shown."""
+        """The links in the known listings."""
         if not self.has_links:
             return iter(())
         return (link for _, directory in self._directories for link in directory.entries.links)
 
     def replaced(self, generation: Generation) -> None:
-        """The store has another generation of an object: its directory is asked for at the next lookup in it."""
+        """Record that the store has another generation of an object: the next lookup in its directory asks again."""
         prefix = generation.key[: generation.key.rfind("/") + 1]
-        directory = self._directory(prefix)  # perhaps forgotten here, and its names not in the kernel
+        directory = self._directory(prefix)  # if forgotten, made anew: the kernel may still know its names
         if not directory.has_replaced(generation):
             directory.distrust(trio.current_time())
             self.mark_outdated(generation.key)
             self._forget_siblings(prefix)
 
     def is_replaced(self, generation: Generation) -> bool:
-        """Whether the directory of an object is known to have another generation of it; the store is not asked."""
+        """Whether another generation of an object is already known. Sends no request."""
         directory = self._directories.get(generation.key[: generation.key.rfind("/") + 1])
         return directory is not None and directory.has_replaced(generation)
 
     def _forget_siblings(self, prefix: str) -> None:
-        """An object of a directory has been replaced: the kernel looks all of its files up again, so that programs
-        which are started from now on get them as they are together."""
+        """Make the kernel look up all files of a directory again, as one of them was replaced.
+
+        Programs that start from now on then get files of one version.
+        """
         for directory, name in self.inodes.known_names(prefix, {InodeKind.OBJECT}):
             self._invalidate(directory, name)
         self.on_replaced(prefix)
 
     def mark_outdated(self, key: str) -> None:
-        """The object may not be what the directory says: ask the store for it at the next lookup."""
+        """Make the next lookup of an object ask the store: the directory's answer may be outdated."""
         prefix, slash, name = key.rpartition("/")
         directory = self._directories.get(prefix + slash)
         if directory is not None:
             directory.outdated[os.fsencode(name)] = trio.current_time()
 
     def expire(self, path: str) -> None:
-        """Ask the store at the next lookup in a directory (with its closing slash) or below; what is known is kept."""
+        """Make the next lookup in a directory (with its closing slash) or below it ask the store. Keeps old answers."""
         for prefix, directory in self._directories:
             if is_below(prefix, path):
                 directory.expire(trio.current_time())
@@ -233,11 +235,11 @@ class Namespace:
     def _directory(self, prefix: str) -> Directory:
         directory = self._directories.use(prefix)
         if directory.retry_at - STALE_RETRY_S <= self._breaker.closed_at:
-            directory.retry_at = LONG_AGO  # the failure was the outage that is over
+            directory.retry_at = LONG_AGO  # the failure belonged to an outage that is over
         return directory
 
     def _usable(self, directory: Directory) -> bool:
-        """Whether the listing may be used: it has not expired, or the store has just failed to give another."""
+        """Whether the listing may be used: it has not expired, or the store fails to give another."""
         now = trio.current_time()
         if not directory.expired and now < directory.listed + self._ttl_s:
             return True
@@ -245,11 +247,11 @@ class Namespace:
         return failing and directory.complete and directory.listed >= self._oldest()
 
     def _oldest(self) -> float:
-        """When the store must have said what is used on while it cannot be asked."""
+        """The time of the oldest answers that serve while the store fails."""
         return trio.current_time() - self._stale_for_s
 
     def _known(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """The cached answer for a name, and how long it holds; None when the store must be asked."""
+        """The cached answer for a name, and for how many seconds it holds; None when the store must be asked."""
         now = trio.current_time()
         if directory.may_be_outdated(name):
             return None
@@ -261,14 +263,14 @@ class Namespace:
         if not directory.expired:
             entry = directory.entries.get(name, NonObject.ABSENT)
             left = directory.listed + self._ttl(entry) - now
-            if left > 0 and entry is not NonObject.UNREADABLE:  # else the store tells why
+            if left > 0 and entry is not NonObject.UNREADABLE:  # of an unreadable name, the store tells why
                 return entry, left
         if self._breaker.failing or now < directory.retry_at:
             return self._stale(directory, name)
         return None
 
     def _stale(self, directory: Directory, name: bytes) -> tuple[Entry, float] | None:
-        """What is told of a name while the store cannot be asked for it: absence only once it is silent for a while."""
+        """The last answer for a name while the store fails; an absence only after ABSENT_AFTER_S of silence."""
         entry = directory.stale(name, self._oldest())
         if entry is None or (entry is NonObject.ABSENT and self._breaker.silent_s < ABSENT_AFTER_S):
             return None
@@ -281,7 +283,7 @@ class Namespace:
         return self._negative_ttl_s if entry is NonObject.ABSENT else self._ttl_s
 
     async def _ask(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float]:
-        """Ask the store for one name; when it cannot be asked, use an expired answer."""
+        """Ask the store for one name; if that fails, use an expired answer."""
         asked = trio.current_time()
         stale = None if directory.may_be_outdated(name) else directory.stale(name, self._oldest())
         known = self._exists(stale)
@@ -295,7 +297,7 @@ class Namespace:
             directory.raise_recent_failure()
             entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
-            if not isinstance(error, StoreAccessError):  # which may be about this object alone
+            if not isinstance(error, StoreAccessError):  # access may be denied to this object alone
                 directory.failed(error)
             if (answer := self._stale(directory, name)) is None:
                 raise
@@ -306,20 +308,21 @@ class Namespace:
         return entry, self._ttl(entry)
 
     async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
-        """The answer for a name of a large directory, if so many are asked for that it was better to list it.
+        """List a large directory once that is worth it. Returns what is then known of a name, else None.
 
-        To ask for a name takes two requests. So many names are asked for first, and so many pages at most are listed
-        then, that all requests are about twice as many as the better of the two ways takes, however many are to come.
+        A single name takes two requests. The thresholds bound all requests to about twice those of the better way,
+        however many names are still to come: a listing starts after `worth_listing` names, and ends after twice as
+        many pages as names were asked for.
         """
         asked = directory.asked(self._ttl_s)
         if asked < directory.worth_listing or self._usable(directory) or directory.lock.locked():
             return None
-        directory.worth_listing = 2 * asked  # unless it is listed to its end
+        directory.worth_listing = 2 * asked  # a complete listing resets it
         async with directory.lock:
             return await self._refreshed(directory, prefix, name, most=2 * asked)
 
     async def _refresh(self, directory: Directory, prefix: str, *, most: int, patient: bool) -> None:
-        """List a directory anew, if *most* pages hold it; unless *patient*, ask the store once. Raises StoreError."""
+        """List a directory of at most *most* pages anew; unless *patient*, without retries. Raises StoreError."""
         asked = trio.current_time()
         try:
             directory.raise_recent_failure()
@@ -331,11 +334,17 @@ class Namespace:
             raise
         directory.large = listed.pages > 1 or listed.listing is None
         if most == PAGES_LIMIT and listed.listing is None:
-            raise StoreUnavailableError(f"/{prefix}: more than {listed.names} names: too many to list")
+            raise StoreUnavailableError(
+                f"/{prefix}: more than {listed.names} names: too many to list: open its files by name"
+            )
         if listed.listing is not None:
             directory.worth_listing = max(LEAST_ASKED, listed.pages // 2)
             if listed.listing.hidden:
-                log.warning("/%s: %d keys cannot be file names: they are hidden", prefix, listed.listing.hidden)
+                log.warning(
+                    "/%s: %d keys are hidden, as they cannot be file names: rename the objects",
+                    prefix,
+                    listed.listing.hidden,
+                )
             if await directory.relisted(listed.listing, asked):
                 self._forget_siblings(prefix)
             self._directories.weigh(prefix)
