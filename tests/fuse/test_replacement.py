@@ -51,7 +51,7 @@ def test_one_file_that_was_replaced_has_its_siblings_looked_up_anew(tmp_path: Pa
             assert before.read() == old[0]
             assert os.getxattr(before.fileno(), "user.trims.replaced") == b"true"
             assert os.getxattr(files[0], "user.trims.replaced") == b"false"
-        assert "/model/: files have been replaced in the store while programs have 1 of them open" in mount.log()
+        assert "/model/: files were replaced in the store while programs have 1 of them open" in mount.log()
         assert "trimsfs_files_replaced_while_open_total 1.0" in (mount.path / ".trims/metrics").read_text()
 
 

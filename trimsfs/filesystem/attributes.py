@@ -12,13 +12,13 @@ from trimsfs.opening.passthrough import Passthrough
 from trimsfs.types import Generation
 
 FOREVER_S = 86400.0
-"""For attributes: an inode's never change, as another content is another inode."""
+"""How long the kernel caches attributes: an inode's never change, as another content is another inode."""
 CONTROL_TTL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attributes:
-    """The attributes of an inode. The kernel may use its name, not its content, for ``entry_ttl_s``."""
+    """The attributes of an inode. The kernel may cache the name that led to it for ``entry_ttl_s`` seconds."""
 
     inode: Inode
     directory: bool
@@ -29,7 +29,7 @@ class Attributes:
 
 
 class Describer:
-    """Gives the attributes of inodes and entries; *mounted_ns* is the time of what has none of its own."""
+    """Makes the attributes of inodes and entries. *mounted_ns* is the time of those without one of their own."""
 
     def __init__(self, inodes: Inodes, permissions: Permissions, passthrough: Passthrough, *, mounted_ns: int) -> None:
         self._inodes = inodes
@@ -68,12 +68,12 @@ class Describer:
         return self._passthrough.has(generation)
 
     def file(self, path: str, generation: Generation, control: str = "") -> Inode:
-        """The inode that a name leads to: of the two of an object, the one that it is opened by now."""
+        """The inode that a path leads to: the passthrough one if opens are passed through now, else the cached one."""
         passthrough = self.passed_through(generation)
         return self._inodes.reference(InodeKind.OBJECT, path, generation, control, passthrough=passthrough)
 
     def _ownership(self, inode: Inode, directory: bool) -> Ownership:
-        """A control file has the ownership of its subject; a derived blob is its user's alone."""
+        """The ownership of an inode: a control file has its subject's, and a derived blob belongs to one user."""
         ownership = self._permissions.of(inode.path, directory=directory)
         user = owner(inode.control) if inode.kind is InodeKind.OBJECT else None
         return ownership if user is None else Ownership(user, ownership.gid, 0o400)

@@ -1,4 +1,4 @@
-"""Files: what open, read and release mean, for model files and for control files."""
+"""Files: open, read and release, for model files and control files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
 
 MOST_SPARE = 1024
-"""Files for whose next open a handle is kept."""
+"""Most handles made in advance, each for the next open of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenReply:
-    """The answer to an open: the handle, and as in ``fuse_open_out`` whether the kernel may keep the file's pages, also
-    from an earlier open, or should pass on every read.
+    """The answer to an open: the handle, and two flags as in ``fuse_open_out``.
 
-    The kernel reads the local file of a handle by itself that has a backing id in its upper half.
+    With ``keep_cache``, the kernel keeps the file's pages, also those of earlier opens. With ``direct_io``, it passes
+    on every read. If the upper half of the handle is a backing id, the kernel reads the local file by itself.
     """
 
     handle: int
@@ -59,17 +59,17 @@ class Files:
         self._handles = handles
         self._ioctls = ioctls
         self._spare: dict[int, tuple[int, Blob]] = {}
-        """Handles for the next opens of files that the kernel reads by itself, by the numbers of their inodes."""
+        """Handles for the next opens of passed-through files, with their blobs, by inode number."""
         self._offered: tuple[Inode, Blob]
         self.reads = self.read_bytes = 0
 
     async def open(
         self, number: int, caller: Callable[[], Caller], interruptible: Interruptible, *, thread: int = 0
     ) -> OpenReply:
-        """Open a file for reading, for a thread of some process.
+        """Open a file for reading, for a *thread*.
 
-        Raises ObjectChangedError when the store is known to have replaced it, LookUpAgainError when the name leads to
-        another inode by now, InterruptedError for a signal while it waits.
+        Raises ObjectChangedError when the store has replaced it, LookUpAgainError when its name now leads to another
+        inode, InterruptedError when a signal ends the wait.
         """
         inode = self._names.inode(number)
         if inode.kind is InodeKind.CONTROL_FILE:
@@ -83,7 +83,7 @@ class Files:
             await self._opener.open(inode, blob, interruptible, thread)
         except BaseException as error:
             self._disk.release(blob)
-            if isinstance(error, ObjectChangedError):  # ESTALE, too
+            if isinstance(error, ObjectChangedError):  # its ESTALE makes the kernel reopen, too
                 self._opener.reopens.request(thread, inode.path)
                 self._names.replaced(inode)
             raise
@@ -93,9 +93,10 @@ class Files:
         return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
 
     def open_resident(self, number: int, request: int) -> int | None:
-        """`open` by a number that is passed through, if there is nothing to wait for: a handle that is `offered` as the
-        answer to a *request*. All that is not needed for the answer is left to `used`, which is to follow before
-        anything else. None if `open` has to see to it."""
+        """`open` by a passthrough number without waiting: a handle, `offered` as the answer to *request*.
+
+        Does only what the answer needs: call `used` next, before anything else. Returns None if it takes `open`.
+        """
         inode = self._names.known(number)
         if inode is None or inode.generation is None or self._trust.signature_policy is not None:
             return None
@@ -112,7 +113,7 @@ class Files:
         return handle
 
     def used(self, handle: int, thread: int, caller: Callable[[], Caller]) -> None:
-        """A thread has got the handle that `open_resident` has just given. Another one is made for the next open."""
+        """Complete the open by `open_resident`, whose handle a thread has got, and make one for the next open."""
         inode, blob = self._offered
         self._disk.use(blob, inode.generation or blob.generation)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
@@ -137,11 +138,11 @@ class Files:
         return OpenReply(handle=handle, keep_cache=False, direct_io=True)
 
     def offered(self, handle: int, request: int) -> None:
-        """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
+        """Record that the kernel is about to get a handle as the answer to *request*; 0 if its number is not known."""
         self._handles.offered(handle, request)
 
     def delivered(self, handle: int) -> None:
-        """The kernel has got the handle of an open file or directory."""
+        """Record that the kernel has got the handle of a file or directory."""
         self._handles.delivered(handle)
         file = self._handles.files.get(handle)
         if file is not None and file.reopened_by is not None:
@@ -149,9 +150,9 @@ class Files:
             file.reopened_by = None
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
-        """At most *size* bytes of an open file from *offset* on; fewer only at its end.
+        """Read at most *size* bytes of an open file from *offset* on; fewer only at its end.
 
-        Raises ObjectChangedError when bytes that are not here belong to a content that the store no longer has.
+        Raises ObjectChangedError when missing bytes belong to a content that the store no longer has.
         """
         control = self._handles.controls.get(handle)
         if control is not None:
@@ -173,12 +174,12 @@ class Files:
         return data
 
     def path(self, handle: int) -> str | None:
-        """The path of an open model file, from the root of the mount."""
+        """The path of an open model file below the mount; None for any other handle."""
         file = self._handles.files.get(handle)
         return None if file is None else file.inode.path
 
     def release(self, handle: int) -> None:
-        """The last reference to an open file, mappings included, or directory is gone."""
+        """Close a file or directory: its last reference, mappings included, is gone."""
         file = self._handles.remove(handle)
         if file is None:
             return

@@ -1,7 +1,7 @@
-"""The read-only file system over a store, put together from its names, files, ioctls and the takeover of what is open.
+"""The read-only file system over a store, assembled from names, files, ioctls and the takeover of open files.
 
-The path of one read: `names` looks the path up. `files` opens what it finds, in the way that `trimsfs.opening.opener`
-decides, and reads it. `trust` reads again what may not be given yet, and `trimsfs.fetch.fetcher` gets what is missing.
+The path of a read: `names` looks the path up. `files` opens the file in the way that `trimsfs.opening.opener` decides,
+and reads it. `trust` repeats a read whose bytes must not be served yet. `trimsfs.fetch.fetcher` gets missing bytes.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from trimsfs.tiers.disk.tier import DiskTier
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesystemStatistics:
-    """Handles open now, and of those in passthrough mode; opens of each mode, reads answered and bytes handed to the
-    kernel since the server started; and how often files of a directory were replaced while some of it were open."""
+    """Files open now, and those of them that are passed through; since the server started, the opens of each mode, the
+    reads that it answered and their bytes, and how often a directory's files were replaced while some were open."""
 
     open_handles: int
     passthrough_handles: int
@@ -41,7 +41,7 @@ class FilesystemStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """What the file system has of its mount: the ledger for the server after this one, and when it was mounted."""
+    """What the file system gets from its mount: the ledger for the next server, and the time of mounting."""
 
     ledger: Ledger
     mounted_ns: int
@@ -88,14 +88,14 @@ class Filesystem:
         )
 
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
-        """A handle on the listing of a directory as it is now; its files may be read next."""
+        """Open a directory: a handle on its current listing. Tells the prefetcher, as its files may be read next."""
         handle = await self.names.open_directory(number)
         readable = readable_by(self._control.authorisation, caller)
         self.handles.directories[handle].coming = self._prefetcher.record_listing(self._inodes[number], readable)
         return handle
 
     async def xattr(self, number: int, name: str, caller: Callable[[], Caller]) -> bytes | None:
-        """The value of an extended attribute; None when there is no such attribute, or not for the caller."""
+        """The value of an extended attribute; None if it does not exist, or not for this caller."""
         inode = self._inodes[number]
         await self._trust.admit_control(inode, name.removeprefix(xattrs.PREFIX))
         return await self._control.xattrs.value(inode, name, caller)
@@ -105,10 +105,10 @@ class Filesystem:
         return self._control.xattrs.names(self._inodes[number])
 
     def known_files(self) -> int:
-        """Files and directories that the kernel knows."""
+        """The number of files and directories that the kernel may know."""
         return len(self._inodes)
 
     def space(self) -> tuple[int, int]:
-        """Bytes of models that fit on disk, and how many more of them."""
+        """Bytes for models on disk: in total, and free."""
         free = self._disk.free_bytes()
         return self._disk.statistics().used_bytes + free, free

@@ -1,4 +1,4 @@
-"""What the kernel has open, by the handles that name it; the next server takes them over."""
+"""Handles: what the kernel has open, for the next server to take over."""
 
 import struct
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from trimsfs.namespace.listing import Listing
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
-"""The upper half of a file handle is the backing id that the kernel passes its reads to, 0 in cached mode."""
+"""The upper half of a file handle is the backing id of the local file that the kernel reads; 0 in cached mode."""
 _HANDLE, _INODE_SIZE = struct.Struct("=QQ"), 8
-"""A handle in the ledger: the inode, and the kernel's number of the open request."""
+"""The content of a handle's ledger record: the inode's number, and the kernel's number of the open request."""
 _MADE, _OFFERED, _DELIVERED = 1, 2, 3
-"""Counts of a handle in the ledger: the kernel knows nothing of it, is about to get it, or has it."""
+"""The count of a handle's ledger record: the kernel does not know the handle, is about to get it, or has it."""
 _RESERVE = 1 << 16
-"""Numbers of handles that are set apart at a time: those of a server that has died are not used again."""
+"""Handle numbers reserved at a time, so that no server reuses the numbers of one that died."""
 
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open file; its blob is kept for it. ``reopened_by`` is the thread that reopened it, until the kernel has the
-    handle; ``pattern`` is that of its reads, once the server has answered one."""
+    """An open file, and the blob that is kept for it. ``reopened_by`` is the thread that reopened it, until the kernel
+    has the handle. ``pattern`` describes its reads, from the first that the server answers."""
 
     inode: Inode
     blob: Blob
@@ -35,8 +35,8 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """An open directory; ``entries`` is None when it was opened by an earlier server, and is to be listed again. Files
-    of up to ``coming`` bytes are about to come."""
+    """An open directory. ``entries`` is None if an earlier server opened it, until it is listed again. The prefetcher
+    is fetching its files of up to ``coming`` bytes."""
 
     inode: Inode
     entries: Listing | None
@@ -44,13 +44,13 @@ class OpenDirectory:
 
 
 class _LostControl:
-    """A control file that an earlier server opened: its command has ended with that server."""
+    """A control file that an earlier server opened: its command ended with that server."""
 
     async def read(self, offset: int, size: int) -> bytes:
         raise LookUpAgainError("the control file was opened before the server was restarted: open it again")
 
     def close(self) -> None:
-        """Nothing goes on."""
+        """Do nothing: no command is left to end."""
 
 
 def passed_through(handle: int) -> bool:
@@ -61,8 +61,8 @@ def passed_through(handle: int) -> bool:
 class Handles:
     """Everything that is open. A handle is in the ledger before the kernel gets it, and no handle is used twice.
 
-    Of the opens that the server before this one may not have answered, it knows the handles until they are `resent`,
-    or certain not to be.
+    If an earlier server may not have answered an open, its handle is unconfirmed: until the open is `resent`, or all
+    unanswered ones are.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -77,28 +77,28 @@ class Handles:
         self._numbers = before[0].slot if before else ledger.add(RecordKind.HANDLE_NUMBERS, 0, b"", count=1)
 
     def add_file(self, file: OpenFile) -> int:
-        """The handle of a file that is being opened, passed through if the inode is."""
+        """Make the handle of a file that is being opened, passed through if the inode is."""
         handle = self.made(file.inode, file.blob)
         self.add(handle, file)
         return handle
 
     def made(self, inode: Inode, blob: Blob) -> int:
-        """A handle for a file that may be opened: `add` says that it is, `remove` that it is not."""
+        """Make a handle for a possible open: call `add` when it happens, `remove` when it will not."""
         return self._new(inode, blob.backing_id if inode.passthrough else 0)
 
     def add(self, handle: int, file: OpenFile) -> None:
-        """A file is opened by a handle that was made for it."""
+        """Record that a file is open by the handle made for it."""
         self.files[handle] = file
         file.blob.handles += 1
 
     def add_control(self, inode: Inode, control: ControlHandle) -> int:
-        """The handle of a control file that is being opened."""
+        """Make the handle of a control file that is being opened."""
         handle = self._new(inode)
         self.controls[handle] = control
         return handle
 
     def add_directory(self, inode: Inode, entries: Listing) -> int:
-        """The handle of a directory that is being opened."""
+        """Make the handle of a directory that is being opened."""
         handle = self._new(inode)
         self.directories[handle] = OpenDirectory(inode, entries)
         return handle
@@ -109,35 +109,35 @@ class Handles:
             self._ledger.set_count(self._numbers, self._reserved)
         handle = backing_id << BACKING_SHIFT | self._next % (1 << BACKING_SHIFT)
         self._next += 1
-        # Room for the number of the open request, which is known when it is answered.
+        # The 0 is room for the number of the open request, which is not known until the answer.
         self._slots[handle] = self._ledger.add(RecordKind.HANDLE, handle, _HANDLE.pack(inode.number, 0), count=_MADE)
         return handle
 
     def offered(self, handle: int, request: int) -> None:
-        """The kernel is about to get a handle as the answer to the open of this number, 0 where that is not known."""
+        """Record that the kernel is about to get a handle as the answer to *request*; 0 if its number is not known."""
         slot = self._slots.get(handle)
         if slot is not None:
             self._ledger.set_word(slot, _INODE_SIZE, request)
             self._ledger.set_count(slot, _OFFERED)
 
     def delivered(self, handle: int) -> None:
-        """The kernel has got a handle."""
+        """Record that the kernel has got a handle."""
         slot = self._slots.get(handle)
         if slot is not None:
             self._ledger.set_count(slot, _DELIVERED)
 
     def resent(self, request: int) -> int | None:
-        """The kernel sends an open again; the handle that an earlier server may have made for it, and nobody has."""
+        """Return the handle that an earlier server made for an open that the kernel sends again; None if none."""
         return self._unconfirmed.pop(request, None)
 
     def all_resent(self) -> None:
-        """The kernel has sent again what was not answered: it has all other handles."""
+        """Confirm all other handles: the kernel has sent again every open without an answer."""
         for handle in self._unconfirmed.values():
             self.delivered(handle)
         self._unconfirmed.clear()
 
     def remove(self, handle: int) -> OpenFile | None:
-        """Nobody has a handle any more; the file that it was of, if it was one."""
+        """Remove a handle that nobody has any more. Returns its open file; None for any other handle."""
         slot = self._slots.pop(handle, None)
         if slot is not None:
             self._ledger.set_count(slot, 0)
@@ -153,16 +153,16 @@ class Handles:
     def restore(
         self, inodes: Inodes, restored: Callable[[Inode, int], ControlHandle | None] = lambda *_: None
     ) -> dict[int, Inode]:
-        """Take over what the kernel has open, or may have, since before this server was started: inodes by handle.
+        """Take over what the kernel has open, or may have, since before this server started. Returns inodes by handle.
 
-        The caller finds the blobs of the files, and puts them into ``files``; *restored* finds the control files that
-        can go on.
+        The caller finds the blobs of files and fills ``files``. *restored* returns a control file that goes on, else
+        None.
         """
         found = {}
         for record in self._ledger.inherited(RecordKind.HANDLE):
             number, request = _HANDLE.unpack(record.content)
             handle, inode = record.number, inodes.get(number)
-            if inode is None or record.count == _MADE:  # the kernel has not got it
+            if inode is None or record.count == _MADE:  # the kernel never got it
                 self._ledger.set_count(record.slot, 0)
                 continue
             self._slots[handle] = record.slot

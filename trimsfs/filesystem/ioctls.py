@@ -1,4 +1,4 @@
-"""Ioctls of an open file: what of it is here, what programs have derived from it, copies of it on GPUs."""
+"""Ioctls of open files: residency, derived blobs and copies on GPUs."""
 
 from trimsfs.control.control_files import Control
 from trimsfs.errors import InvalidRequestError, NoSuchEntryError
@@ -17,7 +17,7 @@ UNKNOWN = (1 << 64) - 1
 
 
 class Ioctls:
-    """Answers ioctls; `closed` ends what was begun through an open file."""
+    """Answers ioctls; `closed` ends what a program began through an open file."""
 
     def __init__(
         self,
@@ -38,10 +38,13 @@ class Ioctls:
         self._handles = handles
 
     async def residency(self, number: int) -> tuple[int, int, int, int]:
-        """How much of a file is here: its size, bytes on disk, bytes in memory and flags, as in ``trimsfs.h``."""
+        """A file's residency, as in ``trimsfs.h``: its size, bytes on disk, bytes in memory, and flags.
+
+        Raises NoSuchEntryError for anything but a model file.
+        """
         inode = self._inodes[number]
         if inode.kind is not InodeKind.OBJECT or inode.generation is None:
-            raise NoSuchEntryError(f"{inode.path} is no model file")
+            raise NoSuchEntryError(f"{inode.path} is not a model file")
         here = await self._disk.residency(inode.generation)
         host = UNKNOWN if here.host_bytes is None else here.host_bytes
         flags = (
@@ -52,31 +55,31 @@ class Ioctls:
         return inode.generation.size, here.disk_bytes, host, flags
 
     def state(self, handle: int) -> int:
-        """Whether every byte of an open file is here and verified, and whether the mount has control files of what it
-        has in common with others: flags as in ``trimsfs.h``."""
+        """Flags as in ``trimsfs.h``: whether an open file is here and verified as a whole, and whether the mount has
+        control files that tell which blocks files share."""
         file = self._handles.files.get(handle)
         verified = IS_VERIFIED if file is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)
 
     async def derive(self, handle: int, piece: Piece) -> None:
-        """Take a piece of what was made of an open file. Raises as `DerivedBlobs.take`."""
+        """Take a piece of a blob derived from an open file. Raises as `DerivedBlobs.take`."""
         file = self._handles.files.get(handle)
         if file is None or file.inode.control:
             raise InvalidRequestError("not a model's file")
         await self._derived.take(file.blob.generation, handle, piece)
 
     async def lend(self, handle: int, uid: int, pid: int, device: str, memory: MemoryKind) -> IoctlAnswer:
-        """Load a copy of an open file to a GPU, and keep it for as long as the file is open."""
+        """Load a copy of an open file to a GPU, and lease it until the file is closed."""
         file = self._handles.files.get(handle)
         if file is None:
             raise InvalidRequestError("not a model's file")
         await self._trust.wait(file.blob)
         lent = await self._control.gpu.lend(file.blob.generation, handle, uid, pid, device, memory)
-        if handle not in self._handles.files:  # it has been closed meanwhile
+        if handle not in self._handles.files:  # closed meanwhile
             self._control.gpu.closed(handle)
         return lent
 
     def closed(self, handle: int) -> None:
-        """A file has been closed: what comes through it is not kept, and its copies on GPUs are given back."""
+        """End what began through a closed file: drop incomplete derived blobs, end its leases of GPU copies."""
         self._derived.closed(handle)
         self._control.gpu.closed(handle)

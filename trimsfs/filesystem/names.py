@@ -1,4 +1,4 @@
-"""Names: what lookup, forget and readdir mean, for the store's directories and for the control directories."""
+"""Names: lookup, forget and readdir, for the store's directories and the control directories."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from trimsfs.types import Generation
 log = logging.getLogger(__name__)
 
 LISTED_INODES = 100_000
-"""Inodes that listings give to the kernel; each takes some 800 bytes here, and more there."""
+"""Most inodes that listings give to the kernel; each takes about 800 bytes here, and more in the kernel."""
 
 
 class Names:
@@ -46,16 +46,16 @@ class Names:
         self._handles = handles
         namespace.on_replaced = self._tell_replaced
         self.replaced_while_open = 0
-        """How often the store was found to have replaced a file of a directory of which programs had files open."""
+        """How often the server found a file replaced while programs had files of its directory open."""
 
     # Inodes
 
     def known(self, number: int) -> Inode | None:
-        """An inode by its number, if it is known."""
+        """The inode of a number; None if it is not known."""
         return self._inodes.get(number)
 
     def inode(self, number: int) -> Inode:
-        """An inode that the kernel knows. Raises NoSuchEntryError for one it should not."""
+        """The inode of a number that the kernel uses. Raises NoSuchEntryError if it is not known."""
         return self._inodes[number]
 
     def attributes(self, number: int) -> Attributes:
@@ -63,28 +63,31 @@ class Names:
         return self._describe.inode(self._inodes[number], FOREVER_S)
 
     def count_lookup(self, attributes: Attributes) -> None:
-        """The kernel gets an inode once more; it will `forget` it as often."""
+        """Record that the kernel gets an inode once more; it will `forget` the inode as often."""
         self._inodes.count_lookup(attributes.inode)
 
     def may_be_counted(self, attributes: Attributes) -> bool:
-        """Whether the kernel gets the inode of what it lists. It rarely gives one up by itself, and each takes memory:
-        of more than LISTED_INODES it gets the names, and looks up those that programs ask for."""
+        """Whether the kernel gets the inode of a listed name, or only the name.
+
+        The kernel rarely gives up an inode by itself, and each takes memory. Beyond LISTED_INODES it gets only names,
+        and looks up those that programs use.
+        """
         return attributes.inode.lookups > 0 or len(self._inodes) <= LISTED_INODES
 
     def discard(self, attributes: Attributes) -> None:
-        """The kernel does not get an inode after all."""
+        """Drop an inode that the kernel does not get after all."""
         self._inodes.discard(attributes.inode)
 
     def forget(self, number: int, lookups: int) -> None:
-        """The kernel gives up so many references to an inode."""
+        """Record that the kernel gave up *lookups* references to an inode."""
         self._inodes.forget(number, lookups)
 
     # Lookup
 
     async def lookup(self, parent: int, name: bytes, *, thread: int = 0) -> Attributes:
-        """What a name is, for a thread of some process; the caller counts it with `count_lookup`.
+        """Look up a name for a *thread*. Returns its attributes, for which the caller calls `count_lookup`.
 
-        Raises NoSuchEntryError for a name that does not exist, NameTooLongError for one that cannot.
+        Raises NoSuchEntryError if the name does not exist, NameTooLongError if it is too long for any file.
         """
         directory = self._inodes[parent]
         if directory.kind is InodeKind.CONTROL_DIRECTORY:
@@ -93,17 +96,17 @@ class Names:
             inode = self._inodes.reference(InodeKind.CONTROL_DIRECTORY, directory.path)
             return self._describe.inode(inode, FOREVER_S)
         if len(name) > NAME_MAX:
-            raise NameTooLongError(f"a name of {len(name)} bytes")
+            raise NameTooLongError(f"the name has {len(name)} bytes: too long for a file name")
         entry, left = await self._namespace.lookup(directory.path, name)
         path = directory.path + os.fsdecode(name)
         if isinstance(entry, Generation) and self._reopens.expected(thread, path) and not self._is_here(entry):
-            # The kernel reopens only once: the thread must not meet what the store no longer has.
+            # The kernel reopens only once: an outdated answer would become the program's error.
             self._namespace.mark_outdated(path)
             entry, left = await self._namespace.lookup(directory.path, name)
         return self._found(directory, name, entry, left)
 
     def lookup_known(self, parent: int, name: bytes, *, thread: int) -> Attributes | None:
-        """`lookup`, of a file or directory of the store that is known; None for anything else."""
+        """`lookup` of a known file or directory of the store, without waiting; None for anything else."""
         directory = self._inodes.get(parent)
         if directory is None or directory.kind is not InodeKind.DIRECTORY or name == CONTROL_NAME:
             return None
@@ -116,11 +119,11 @@ class Names:
 
     def _found(self, directory: Inode, name: bytes, entry: Entry, left: float) -> Attributes:
         attributes = self._describe.entry(directory.path, name, entry, left)
-        attributes.inode.replaced = False  # this content is what the store has, perhaps again
+        attributes.inode.replaced = False  # the store has this content, perhaps again
         return attributes
 
     def _is_here(self, generation: Generation) -> bool:
-        """Whether all of a generation is known to be on disk."""
+        """Whether a generation is known to be on disk as a whole."""
         blob = self._disk.known(generation.token(self._disk.store))
         return blob is not None and blob.complete
 
@@ -150,7 +153,7 @@ class Names:
         return self._describe.inode(self._describe.file(derived.key, derived, name), CONTROL_TTL_S)
 
     def replaced(self, inode: Inode) -> None:
-        """The store has replaced an object: the kernel looks it and its siblings up again, and the store is asked."""
+        """Make the kernel look up a replaced object and its siblings again, and the server ask the store for them."""
         if inode.replaced or inode.generation is None:
             return
         inode.replaced = True
@@ -158,14 +161,14 @@ class Names:
         self._namespace.replaced(inode.generation)
 
     def _tell_replaced(self, prefix: str) -> None:
-        """Tell who may get files of two versions of a model: programs that had some open when it was replaced."""
+        """Warn of programs that may mix two versions of a model: they had files of it open when it was replaced."""
         paths = {file.inode.path for file in self._handles.files.values()}
         count = sum(path[: path.rfind("/") + 1] == prefix for path in paths)
         if count:
             self.replaced_while_open += 1
             log.warning(
-                "/%s: files have been replaced in the store while programs have %d of them open: these programs keep "
-                "what is open and get the new version of what they open next: start them again",
+                "/%s: files were replaced in the store while programs have %d of them open: these programs may mix two "
+                "versions: restart them",
                 prefix,
                 count,
             )
@@ -173,7 +176,7 @@ class Names:
     # Directories
 
     async def open_directory(self, number: int) -> int:
-        """A handle on the listing of a directory as it is now."""
+        """Open a directory: a handle on its current listing."""
         inode = self._inodes[number]
         return self._handles.add_directory(inode, await self._list(inode))
 
@@ -183,8 +186,8 @@ class Names:
     async def list_directory(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """The entries of a listing from position *start* on: name, attributes and the position after it.
 
-        The caller counts with `count_lookup` those that it passes on, and gives the first it cannot back by `discard`.
-        Control directories list their files; ``.trims`` itself is in no listing.
+        The caller calls `count_lookup` for each inode that the kernel gets, `discard` for any other. Control
+        directories list their files; ``.trims`` itself is in no listing.
         """
         directory = self._handles.directories.get(handle)
         if directory is None:
@@ -207,8 +210,11 @@ class Names:
             yield name, self._describe.entry(prefix, name, entry, ttl_s), place
 
     def _listed_ttl_s(self, coming: int, entry: Entry, left_s: float) -> float:
-        """How long the kernel may use a name that is listed. That of a file that is about to come, of up to *coming*
-        bytes, leads to another inode soon: an open by this one would be answered in vain."""
+        """For how many seconds the kernel may cache a listed name.
+
+        A file of up to *coming* bytes is being prefetched, and its name leads to another inode soon: 0, as an open by
+        this inode would be answered ESTALE.
+        """
         if entry is NonObject.UNREADABLE:
             return 0.0
         if isinstance(entry, Generation) and 0 < entry.size <= coming and not self._describe.passed_through(entry):

@@ -1,4 +1,4 @@
-"""Takeover: a server goes on with the files that the kernel has open since before it was started."""
+"""Takeover: a server goes on with the files that the kernel had open before the server started."""
 
 from trimsfs.control.control_files import Control
 from trimsfs.filesystem.files import Files
@@ -9,7 +9,7 @@ from trimsfs.tiers.disk.tier import DiskTier
 
 
 class Takeover:
-    """Reads from the ledger what is open, and which opens the kernel sends again."""
+    """Restores open files from the ledger, and sorts out the opens that the kernel sends again."""
 
     def __init__(
         self, inodes: Inodes, disk: DiskTier, control: Control, opener: Opener, handles: Handles, files: Files
@@ -22,7 +22,7 @@ class Takeover:
         self._files = files
 
     async def restore(self) -> None:
-        """Take over all that is open, before the first request is answered."""
+        """Take over everything that is open. Runs before the first request is answered."""
         self._opener.reopens.restore()
         found = self._handles.restore(self._inodes, self._control.restored)
         files = {handle: inode for handle, inode in found.items() if inode.kind is InodeKind.OBJECT}
@@ -36,11 +36,11 @@ class Takeover:
         self._control.gpu.all_restored()
 
     def resent(self, request: int) -> None:
-        """The kernel sends an open again that the server before did not answer: it never got the handle."""
+        """Release the handle of an open that the kernel sends again: it never got the earlier server's answer."""
         handle = self._handles.resent(request)
         if handle is not None:
             self._files.release(handle)
 
     def all_resent(self) -> None:
-        """The kernel has sent again what was not answered: it has got all other handles."""
+        """Confirm all other handles: the kernel has sent again every open without an answer."""
         self._handles.all_resent()

@@ -1,4 +1,4 @@
-"""What must be known of a file's bytes before a program gets them: that they are signed, and the store's digest."""
+"""Trust: which checks a file's bytes must pass before a program gets them: signature, and the store's digest."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
@@ -22,14 +22,14 @@ from trimsfs.types import Buffer
 T = TypeVar("T")
 
 MOST_ATTEMPTS = 8
-"""How often a read begins anew."""
+"""Most attempts of one read."""
 
 
 class Trust:
-    """Admits files to be opened, and reads of them.
+    """Admits opens and reads of files.
 
-    *compared* means that no bytes may be read before all of their file has been compared with the store's digest, as
-    far as there is room for it. *signature_policy* is None where it does not matter what has been signed.
+    With *compared*, no bytes are read before their whole file was compared with the store's digest, if the disk has
+    room for it. *signature_policy* is None if signatures do not matter.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Trust:
         self.signature_policy = signature_policy
 
     async def admit(self, blob: Blob, interruptible: Interruptible) -> None:
-        """Return when a blob that the caller uses may be opened. Raises SignatureError, and as opens do."""
+        """Return when a blob that the caller uses may be opened. Raises as `SignaturePolicy.admit`."""
         if self.signature_policy is not None:
             await self.signature_policy.admit(blob, interruptible)
 
@@ -59,25 +59,25 @@ class Trust:
 
     async def read(self, blob: Blob, start: int, stop: int, pattern: AccessPattern) -> Buffer:
         """The bytes ``[start, stop)`` of the blob of an open file. Raises as `Fetcher.read` and `wait`."""
-        # What is not kept cannot be compared.
+        # With a pattern, random reads bypass the disk: their bytes could not be compared.
         told = None if self._compared or self.signature_policy is not None else pattern
         return await self._read_until_trusted(blob, partial(self._fetcher.read_once, blob, start, stop, told))
 
     async def wait(self, blob: Blob) -> None:
         """Return when the blob of an open file may be read.
 
-        Raises BlobDamagedError or SignatureError for bytes that were lost and came back with another content, or have
-        not been compared in time, and StoreError when they cannot be fetched.
+        Raises BlobDamagedError or SignatureError when lost bytes came back with another content or were not compared
+        in time, and StoreError when they cannot be fetched.
         """
         await self._read_until_trusted(blob, _nothing)
 
     async def _read_until_trusted(self, blob: Blob, read: Callable[[], Awaitable[T | None]]) -> T:
-        """What *read* gives once it may be trusted.
+        """Repeat *read* until its result may be trusted.
 
-        An open file may lose bytes: they were found to be wrong, or did not reach the disk. So a read begins anew when
-        - bytes were lost while it waited for others (*read* gives None);
-        - what came for them has not been compared with the store's digest, where that has to be;
-        - what came for them has not been compared with what was signed.
+        An open file may lose bytes: a check found them wrong, or they did not reach the disk. A read starts over when
+        - bytes were lost while it waited for others (*read* returns None);
+        - the refetched bytes were not yet compared with the store's digest, where that is required;
+        - the refetched bytes were not yet compared with the signed digest, where that is required.
         """
         error: Callable[[Blob], TrimsError] = lost_repeatedly
         deadline: float | None = None
@@ -99,12 +99,12 @@ class Trust:
         raise error(blob)
 
     def _must_be_compared(self, blob: Blob, revision: int) -> bool:
-        """Whether what was read of a blob at this revision has to be compared with the store's digest first."""
+        """Whether bytes read at *revision* must first be compared with the store's digest."""
         compared = blob.health.compared and blob.health.revision == revision
         return self._compared and blob.attached and not compared
 
     async def _compare(self, blob: Blob) -> bool:
-        """Compare a blob with the store's digest; False if it cannot be, as the disk has no room for all of it."""
+        """Compare a blob with the store's digest. Returns False if the disk has no room for all of it."""
         if not blob.complete:
             if not blob.health.revision or self._disk.full(blob.generation):
                 return False
@@ -113,7 +113,7 @@ class Trust:
             except CacheFullError:
                 return False
         await self._passthrough.register(blob)
-        await trio.lowlevel.checkpoint_if_cancelled()  # who stops with the server says nothing of the file
+        await trio.lowlevel.checkpoint_if_cancelled()  # a stopping server says nothing of the file
         blob.health.check()
         return True
 
