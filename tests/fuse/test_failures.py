@@ -103,7 +103,7 @@ def test_a_mapping_that_cannot_be_completed_waits_for_one_deadline(mapped: tuple
 
 def test_the_log_names_each_program_whose_mapping_fails(scene: Scene, mapped: tuple[float, dict[str, int]]) -> None:
     _, ended = mapped
-    lines = [line for line in scene.mount.log().splitlines() if "models/mapped: read or mapped" in line]
+    lines = [line for line in scene.mount.log().splitlines() if "models/mapped: the file cannot be completed" in line]
     assert len(lines) == CHUNKS
     for pid, line in zip(ended, lines, strict=True):
         assert f"pid {pid} (" in line

@@ -18,8 +18,8 @@ async def test_a_line_names_process_file_and_reason(caplog: pytest.LogCaptureFix
     FailedReads().tell(threading.get_native_id(), "a/b", ERROR)
     name = status_of(os.getpid())["Name"]
     assert caplog.messages == [
-        f"pid {os.getpid()} ({name}): a/b: read or mapped, cannot be completed: Input/output error: "
-        "a/b at 0: connection refused (a read gives EIO, a mapping SIGBUS)"
+        f"pid {os.getpid()} ({name}): a/b: the file cannot be completed: Input/output error: "
+        "a/b at 0: connection refused (a read fails with EIO, a mapping with SIGBUS)"
     ]
 
 

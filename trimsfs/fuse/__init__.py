@@ -3,7 +3,7 @@
 import os
 import sys
 
-# The extension stands in for some of libfuse's functions: it has to be loaded, and found by all, before pyfuse3 is.
+# The extension replaces functions of libfuse: its symbols must be global before pyfuse3 is loaded.
 assert "pyfuse3" not in sys.modules
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)

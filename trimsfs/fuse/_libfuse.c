@@ -1,14 +1,13 @@
 /*
- * What pyfuse3 leaves out of libfuse: passthrough, noflush, ioctl and interrupts of open, who reads, reads of /dev/fuse
- * that do not block, answers without a task of their own, and going on with a connection that another process has
- * begun.
+ * Adds what pyfuse3 lacks: passthrough, noflush, ioctl, interrupts of open, the thread of a read, non-blocking reads of
+ * /dev/fuse, answers without a task, and continuing a connection that another process began.
  *
- * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. pyfuse3's calls of them come
- * here and are passed on, a little changed, to the real ones. What is changed depends on numbers that the server
- * itself chose, so no table is kept here:
+ * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. It gets pyfuse3's calls of these
+ * and passes them on to the real ones, slightly changed. The changes depend on numbers that the server itself chose, so
+ * this library keeps no table:
  *   - a file handle with a backing id in its upper half is opened in passthrough mode;
- *   - an inode number with PASSTHROUGH_BIT is told to programs without it;
- *   - of what is listed with NAME_ONLY_BIT the kernel gets the name and the number, and no inode.
+ *   - programs see an inode number without PASSTHROUGH_BIT;
+ *   - for a listed number with NAME_ONLY_BIT, the kernel gets the name and the number, but no inode.
  *
  * Callbacks run in the thread that processes requests, which holds the GIL.
  */
@@ -39,9 +38,9 @@
 #define BACKING_SHIFT 32
 
 /*
- * After an answer that waited for nothing, a program asks again within microseconds, before the event loop would have
- * come round: so long the next request is waited for, while no other request is under way; and so long requests are
- * answered before the loop has its turn.
+ * After an immediate answer, a program often sends its next request within microseconds, sooner than the event loop
+ * comes round. Wait this long for it while no other request is in flight, and answer requests this long before the loop
+ * has its turn.
  */
 #define NEXT_WITHIN_NS 50000
 #define PASS_NS 1000000
@@ -73,20 +72,20 @@ static struct {
 
 static struct fuse_session *session;
 
-/* The kernel's number of the request that is being processed, and where libfuse keeps it in a request (0: unknown). */
+/* The kernel's number of the current request, and its offset in libfuse's request (0: not known yet). */
 static uint64_t processed;
 static size_t unique_at;
 
-/* The id of the thread that made it. */
+/* The id of the thread that made the current request. */
 static uint32_t processed_for;
 
-/* Whether it has been answered, or needs no answer, and leaves nothing to the event loop. */
+/* Whether the current request is answered, or needs no answer, and leaves nothing to the event loop. */
 static int settled;
 
-/* The operations of pyfuse3, and ours over them. */
+/* pyfuse3's operations, and ours that wrap them. */
 static struct fuse_lowlevel_ops inner, outer;
 
-/* The function of libfuse that has this name; this library's own is the one that dlsym would find. */
+/* libfuse's function of a name; a plain dlsym would find this library's own. */
 static void *real(const char *name)
 {
 	static void *library;
@@ -146,8 +145,8 @@ static void on_interrupt(fuse_req_t req, void *data)
 }
 
 /*
- * libfuse does not tell a request's number. It is looked for in the request itself, once: beside the session, where it
- * has been for ever. Where it is not, opens cannot be told from each other.
+ * libfuse does not tell a request's number. Look for it in the request itself: it has always been right after the
+ * session. If it is not there, resent opens cannot be matched with handles.
  */
 static void find_unique(fuse_req_t req)
 {
@@ -157,7 +156,7 @@ static void find_unique(fuse_req_t req)
 	if (unique_at == 0 && word == processed)
 		unique_at = sizeof(void *);
 	else if (unique_at != 0 && word != processed)
-		unique_at = SIZE_MAX; /* it was by chance */
+		unique_at = SIZE_MAX; /* the first match was chance */
 }
 
 static uint64_t unique_of(fuse_req_t req)
@@ -175,7 +174,7 @@ static void wrapped_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_inf
 	inner.opendir(req, ino, fi);
 }
 
-/* The kernel gets an entry: what programs see of its number is without PASSTHROUGH_BIT. */
+/* Answer with an entry, whose number programs see without PASSTHROUGH_BIT. */
 static int reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
 {
 	struct fuse_entry_param ours = *entry;
@@ -184,7 +183,7 @@ static int reply_entry(fuse_req_t req, const struct fuse_entry_param *entry)
 	REAL(__typeof__(&fuse_reply_entry), "fuse_reply_entry")(req, &ours);
 }
 
-/* Answer a lookup of a name that is known. */
+/* Answer a lookup of a known name at once; leave any other to pyfuse3. */
 static void wrapped_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct fuse_entry_param entry = {0};
@@ -222,26 +221,26 @@ static int reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	REAL(__typeof__(&fuse_reply_open), "fuse_reply_open")(req, fi);
 }
 
-/* Answer an open with a handle, which is recorded as offered; what the kernel has not taken is given up. */
+/* Answer an open with a handle that is recorded as offered; release the handle if the kernel does not take it. */
 static int deliver(fuse_req_t req, const struct fuse_file_info *fi)
 {
 	struct fuse_file_info ours = *fi;
 	int failure;
 
-	ours.noflush = 1; /* nothing is ever written, so nothing is to be flushed at each close */
+	ours.noflush = 1; /* read-only: a close has nothing to flush */
 #ifdef FUSE_CAP_PASSTHROUGH
 	ours.backing_id = (int32_t)(fi->fh >> BACKING_SHIFT);
 	if (ours.backing_id != 0)
 		ours.keep_cache = 0;
 #endif
 	failure = reply_open(req, &ours);
-	/* Whoever asked is gone, so the kernel will not release it. */
+	/* The caller is gone, so the kernel will not release the handle. */
 	if (failure != 0)
 		call(wanted.on_release, fi->fh);
 	return failure;
 }
 
-/* Answer the open of a file that the kernel reads by itself, if it is ready for that; whether it is. */
+/* Answer the open of a passed-through file at once, if it is ready. Returns whether it did. */
 static int opened_at_once(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct fuse_ctx by = *fuse_req_ctx(req);
@@ -363,7 +362,7 @@ static void process(struct fuse_session *by, const struct fuse_buf *buf)
 	REAL(__typeof__(&fuse_session_process_buf), "fuse_session_process_buf")(by, buf);
 }
 
-/* Keep the first message, which is INIT: the process that goes on with the connection needs it. */
+/* Keep the first message, which is INIT: a process that continues the connection needs it. */
 static void keep_init(const void *message, size_t size)
 {
 	const struct fuse_init_in *terms = (const void *)((const char *)message + sizeof(struct fuse_in_header));
@@ -388,7 +387,7 @@ static int has_header(const struct fuse_buf *buf, struct fuse_in_header *header)
 	return 1;
 }
 
-/* A request is about to be processed. An open that an earlier server has not answered, or in vain, is told first. */
+/* Note the request that is about to be processed. First report an open that the kernel sends again. */
 static void note(const struct fuse_buf *buf)
 {
 	struct fuse_in_header header;
@@ -410,7 +409,7 @@ static uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* Whether there is another request, or one comes soon, where nobody is held up by waiting for it. */
+/* Whether another request is here; if no other is in flight, also whether one comes within NEXT_WITHIN_NS. */
 static int comes_next(struct fuse_session *from)
 {
 	struct pollfd connection = {.fd = fuse_session_fd(from), .events = POLLIN};
@@ -429,8 +428,8 @@ static int comes_next(struct fuse_session *from)
 }
 
 /*
- * Process a request, and those that follow it as long as the event loop has nothing to do for any: it takes longer to
- * come round than each of them. The buffer is one of pyfuse3's, which has no use for it afterwards.
+ * Process a request, and the next ones while they leave nothing to the event loop: the loop takes longer to come round
+ * than a request to answer. The buffer is pyfuse3's, which does not use it afterwards.
  */
 void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *buf)
 {
@@ -445,8 +444,8 @@ void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *bu
 }
 
 /*
- * /dev/fuse is read without blocking: the request that made it readable may have been taken back meanwhile. pyfuse3
- * takes EINTR for nothing to read, and EAGAIN for a failure.
+ * Reads of /dev/fuse do not block: the kernel may have withdrawn the request that made it readable. pyfuse3 takes EINTR
+ * as "nothing to read", but EAGAIN as a failure.
  */
 int fuse_session_receive_buf(struct fuse_session *from, struct fuse_buf *buf)
 {
@@ -478,8 +477,8 @@ static int reply_buf(fuse_req_t req, const char *buf, size_t size)
 }
 
 /*
- * The bytes are a mapping of the local file. They are brought in first: if the kernel has to wait for a page of them and
- * this process is killed meanwhile, it has already taken the request off its list, and fails it.
+ * The bytes are a mapping of the local file: read them into memory first. The kernel takes the request off its list
+ * before it copies the bytes. If it then waits for a page and this process is killed, the request fails.
  */
 int fuse_reply_buf(fuse_req_t req, const char *buf, size_t size)
 {
@@ -564,7 +563,7 @@ static PyObject *init_message(PyObject *self, PyObject *args)
 	return PyBytes_FromStringAndSize(agreed.init, (Py_ssize_t)agreed.init_size);
 }
 
-/* Have libfuse take up a connection as if the kernel had just begun it; the kernel ignores the answer. */
+/* Make libfuse continue a connection as if the kernel had just begun it; the kernel ignores the answer. */
 static PyObject *replay_init(PyObject *self, PyObject *args)
 {
 	struct fuse_buf buf = {0};

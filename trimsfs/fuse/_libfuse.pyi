@@ -1,26 +1,26 @@
-"""The extension over libfuse; what it does to pyfuse3's calls is told in ``_libfuse.c``."""
+"""The extension of libfuse; ``_libfuse.c`` tells how it changes pyfuse3's calls."""
 
 from collections.abc import Callable
 from typing import Final, TypedDict
 
 IOC_RESIDENCY: Final[int]
-"""Number of the ioctl that gives a ``struct trimsfs_residency``."""
+"""Number of the ioctl that returns a ``struct trimsfs_residency``."""
 IOC_STATE: Final[int]
-"""Number of the ioctl that tells whether all of a file is here, and has something in common with another."""
+"""Number of the ioctl that returns whether a file is here as a whole, and whether shared blocks are told."""
 IOC_DERIVED: Final[int]
 """Number of the ioctl that takes a ``struct trimsfs_piece``."""
 IOC_CALLER: Final[int]
-"""Number of the ioctl that gives the caller's user id."""
+"""Number of the ioctl that returns the caller's user id."""
 IOC_GPU: Final[int]
-"""Number of the ioctl that lends a ``struct trimsfs_gpu``."""
+"""Number of the ioctl that leases a GPU copy by a ``struct trimsfs_gpu``."""
 LIBFUSE: Final[str]
-"""Version of the libfuse that is loaded."""
+"""Version of the loaded libfuse."""
 PASSTHROUGH_BUILT: Final[int]
-"""1 where the libfuse of the build knows passthrough, else 0."""
+"""1 if libfuse at build time had passthrough, else 0."""
 
 _Entry = tuple[int, float, float, int, int, int, int, int, int]
-"""What the kernel gets of a name: number, seconds that the name and the attributes hold, mode, owner, group, size,
-preferred size of a read, and time in nanoseconds."""
+"""What the kernel gets of a name: inode number, seconds to cache the name and the attributes, mode, owner, group, size,
+preferred size of a read, and modification time in nanoseconds."""
 
 class _Connection(TypedDict):
     interposed: bool
@@ -44,38 +44,43 @@ def configure(
     on_release: Callable[[int], None],
     is_idle: Callable[[], bool],
 ) -> None:
-    """Tell, before the session is made, what to ask of the kernel.
+    """Set what to ask of the kernel, and the callbacks. Call it before the session is made.
 
-    ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. ``on_lookup`` gets the number of a directory, a
-    name and the caller's thread id, and gives what the name is; ``on_open`` gets the number of a file that the kernel
-    reads by itself and of the request, and gives a handle that it has recorded as offered: both None where that takes
-    longer, and pyfuse3 is to see to it. ``on_used`` gets such a handle once the kernel has it, and the caller's thread,
-    user and group id. ``on_ioctl`` gets a request, an inode number, a file handle, the caller's user and thread id, a
-    command and what the caller passed, and sees to a reply: whether it has replied; ``on_interrupt`` gets the id of a
-    thread whose open or ioctl a signal should end; ``on_asked_again`` gets the kernel's number of an open that an
-    earlier server has not answered, ``on_offered`` a handle and the number of the open that is about to be answered
-    with it, or 0 where that is not known; ``on_opened`` gets a handle once the kernel has it, ``on_release`` one that
-    nobody has any more, or that the kernel did not take; ``is_idle`` tells whether the event loop may be held up for
-    some microseconds. All are called in the thread that processes requests.
+    ``stack_depth`` is 1 where backing files lie on overlayfs, else 0. All callbacks run in the thread that processes
+    requests:
+
+    - ``on_lookup`` gets a directory's number, a name and the caller's thread id. It returns the entry, or None to leave
+      the answer to pyfuse3.
+    - ``on_open`` gets the number of a passed-through file, and of the request. It returns a handle that it has recorded
+      as offered, or None to leave the answer to pyfuse3.
+    - ``on_used`` gets such a handle once the kernel has it, and the caller's thread, user and group id.
+    - ``on_ioctl`` gets a request, an inode number, a file handle, the caller's user and thread id, a command and the
+      caller's data. It sees to a reply, and returns whether it has replied already.
+    - ``on_interrupt`` gets the id of a thread whose open or ioctl a signal should end.
+    - ``on_asked_again`` gets the kernel's number of an open that it sends again.
+    - ``on_offered`` gets a handle, and the number of the open that it is about to answer; 0 if that is not known.
+    - ``on_opened`` gets a handle once the kernel has it.
+    - ``on_release`` gets a handle that nobody has any more, or that the kernel did not take.
+    - ``is_idle`` returns whether the event loop may be held up for some microseconds.
     """
 
 def connection() -> _Connection:
-    """What came of it: whether pyfuse3 goes through this module, whether the kernel agreed to passthrough, and whether
-    it can send requests again that another process has left unanswered."""
+    """The connection: whether pyfuse3's calls go through this module, whether the kernel agreed to passthrough, whether
+    it can send unanswered requests again to another process, and the minor protocol version."""
 
 def init_message() -> bytes:
-    """The kernel's INIT message; empty before it came."""
+    """The kernel's INIT message; empty before it arrives."""
 
 def replay_init(message: bytes, /) -> None:
-    """Have the session take up a connection that another process began with this INIT message.
+    """Make the session continue a connection that another process began with this INIT message.
 
     Raises ValueError when there is no session or the message is too short.
     """
 
 def thread() -> int:
-    """The id of the thread that made the request processed last; 0 for one of another PID namespace.
+    """The id of the thread whose request was processed last; 0 for one in another PID namespace.
 
-    A handler that asks before its first ``await`` learns of its own request.
+    A handler that calls this before its first ``await`` gets the thread of its own request.
     """
 
 def reply_ioctl(request: int, data: bytes, /) -> int:

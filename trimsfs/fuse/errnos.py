@@ -21,7 +21,7 @@ from trimsfs.errors import (
 )
 
 _TABLE: tuple[tuple[type[Exception], int], ...] = (
-    # The first entry counts that an error is an instance of.
+    # The first entry that matches an error wins.
     (NameTooLongError, errno.ENAMETOOLONG),
     (NoSuchEntryError, errno.ENOENT),
     (NotPermittedError, errno.EPERM),

@@ -1,4 +1,4 @@
-"""Failed reads: the log names each program whose file cannot be completed, as SIGBUS tells a program nothing."""
+"""Failed reads: the log names each program whose file cannot be completed, as SIGBUS gives no reason."""
 
 import errno
 import logging
@@ -15,13 +15,13 @@ TOLD_AGAIN_AFTER_S = 5.0
 
 
 class FailedReads:
-    """Writes a line for each program and file, and the next one of the same later."""
+    """Logs a line for each program and file, and repeats it after TOLD_AGAIN_AFTER_S at the earliest."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[int, str], float] = {}
 
     def tell(self, thread: int, path: str, error: Exception) -> None:
-        """A read of a file on behalf of a thread fails. The kernel does not tell whether the file is mapped."""
+        """Log that a read for a thread failed. The kernel does not tell whether the file is read or mapped."""
         process, name = _program(thread)
         now = trio.current_time()
         self._told = {one: at for one, at in self._told.items() if now < at + TOLD_AGAIN_AFTER_S}
@@ -30,7 +30,7 @@ class FailedReads:
         self._told[process, path] = now
         number = errno_of(error)
         log.warning(
-            "%s: %s: read or mapped, cannot be completed: %s: %s (a read gives %s, a mapping SIGBUS)",
+            "%s: %s: the file cannot be completed: %s: %s (a read fails with %s, a mapping with SIGBUS)",
             f"pid {process} ({name})" if process else "a process of another PID namespace",
             path,
             os.strerror(number),
@@ -40,7 +40,7 @@ class FailedReads:
 
 
 def _program(thread: int) -> tuple[int, str]:
-    """The process and the name of a thread, as far as ``/proc`` tells."""
+    """The process id and the name of a thread, as far as ``/proc`` tells."""
     try:
         status = status_of(thread)
     except OSError:

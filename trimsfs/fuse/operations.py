@@ -1,4 +1,4 @@
-"""FUSE requests → calls of the filesystem: translates types and errors, and decides nothing."""
+"""FUSE requests as calls of the filesystem: translates types and errors, and decides nothing."""
 
 import errno
 import functools
@@ -29,15 +29,15 @@ R = TypeVar("R")
 
 BLOCK_SIZE = 4096
 READ_SIZE = 128 * 1024
-"""The ``st_blksize``: what programs that go by it read at a time."""
+"""The ``st_blksize``: the read size of programs that heed it."""
 
 NAME_ONLY_BIT = 1 << 63
-"""Set in the number of what is listed and of which the kernel gets no inode."""
+"""Set in the number of a listed name whose inode the kernel does not get."""
 LISTED_AT_ONCE = 50
-"""Names of a listing that the kernel is told before others have their turn."""
+"""Names of a listing between two pauses for other requests."""
 
 _EXPECTED = (NoSuchEntryError, NotPermittedError, LookUpAgainError, InterruptedError)
-"""Errors that are part of normal work: they are not logged."""
+"""Errors of normal work, which are not logged."""
 
 
 def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -60,7 +60,7 @@ def _translated(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Co
 
 
 class Operations(pyfuse3.Operations):
-    """The requests that a read-only file system gets; the kernel answers EROFS to all that would write."""
+    """The requests that a read-only file system gets; the kernel itself answers EROFS to those that would write."""
 
     supports_dot_lookup = False
 
@@ -74,7 +74,7 @@ class Operations(pyfuse3.Operations):
         self._interrupted: set[int] = set()
 
     def init(self) -> None:
-        # Whoever waits for this runs after libfuse has answered the kernel's INIT.
+        # Tasks that wait for this run after libfuse has answered the kernel's INIT.
         self._agreed.set()
 
     @_translated
@@ -87,7 +87,7 @@ class Operations(pyfuse3.Operations):
         return self._entry(attributes)
 
     def lookup_known(self, directory: int, name: bytes, thread: int) -> "_libfuse._Entry | None":
-        """What a name is, as `lookup` gives it to the kernel; None if that is not known at once."""
+        """`lookup` without waiting: what the kernel gets of a name; None if that is not known at once."""
         attributes = self._filesystem.names.lookup_known(directory, name, thread=thread)
         if attributes is None:
             return None
@@ -106,7 +106,7 @@ class Operations(pyfuse3.Operations):
         )
 
     def used(self, handle: int, thread: int, uid: int, gid: int) -> None:
-        """A thread has got the handle of a file that was opened at once."""
+        """Complete an open that was answered at once: a thread has got the handle."""
         self._filesystem.files.used(handle, thread, partial(_caller_of, uid, gid, thread))
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
@@ -160,7 +160,7 @@ class Operations(pyfuse3.Operations):
 
     @contextmanager
     def interruptible(self, thread: int) -> Iterator[None]:
-        """A part of a request that a signal to its thread ends. A thread of another PID namespace has the number 0."""
+        """A block that a signal to *thread* ends with InterruptedError. Thread 0 is in another PID namespace: none."""
         if thread == 0:
             yield
             return
@@ -176,11 +176,11 @@ class Operations(pyfuse3.Operations):
             raise InterruptedError
 
     def answered(self, thread: int) -> None:
-        """The request of a thread is answered: signals to it end nothing any more."""
+        """Record that a thread's request is answered: later signals end no block."""
         self._interrupted.discard(thread)
 
     def interrupt(self, thread: int) -> None:
-        """A signal ends the request that a thread waits for, or is about to wait for."""
+        """End the block that a thread waits in, or is about to enter: a signal came."""
         self._interrupted.add(thread)
         scope = self._waiting.get(thread)
         if scope is not None:
@@ -191,7 +191,7 @@ class Operations(pyfuse3.Operations):
         thread = _libfuse.thread()
         try:
             with self.waiters.waiting(thread):
-                # pyfuse3 takes any buffer, whatever its annotation says.
+                # pyfuse3 takes any buffer, despite its annotation.
                 return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
         except TrimsError as error:
             path = self._filesystem.files.path(fh)
@@ -252,5 +252,5 @@ def _caller_of(uid: int, gid: int, thread: int) -> Caller:
     try:
         groups = pyfuse3.get_sup_groups(thread)
     except (OSError, RuntimeError, ValueError):
-        groups = set()  # the process has ended, is in another PID namespace, or its name is no text
+        groups = set()  # the process has ended, is in another PID namespace, or has a name that is not text
     return Caller(uid=uid, groups=frozenset({gid, *groups}), pid=thread)

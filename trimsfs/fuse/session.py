@@ -1,4 +1,4 @@
-"""A FUSE session on a /dev/fuse descriptor that the keeper has mounted: serve, resume, answer ioctls, notify."""
+"""A FUSE session on a /dev/fuse descriptor that the keeper has mounted: serves, resumes, answers ioctls, notifies."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Ts = TypeVarTuple("Ts")
 
 _PIECE = struct.Struct("=QQII")
-"""What stands before the data in a ``struct trimsfs_piece``."""
+"""The fields before the data in a ``struct trimsfs_piece``."""
 
 _GPU = struct.Struct("=48sIIQQ64s40s112s")
 """A ``struct trimsfs_gpu``."""
@@ -40,15 +40,15 @@ _EXPIRE = struct.Struct("=IiQQII")
 follows."""
 
 MAX_TASKS = 1024
-"""Requests that are answered at once. Only those that wait for the store take long, and each costs little."""
+"""Most requests in flight. Only those that wait for the store take long, and each costs little."""
 MAX_BACKGROUND = 64
-"""Readahead requests of the kernel at once: its default of 12 leaves a store with any latency idle."""
+"""Most readahead requests of the kernel in flight: its default of 12 leaves a store with any latency idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What the kernel and libfuse have agreed on: the minor protocol version, whether files may be passed through, and
-    whether the kernel ``resends`` unanswered requests to the next server, which replays the ``init`` message."""
+    """What the kernel and libfuse agreed on: the minor protocol version, and whether files may be passed through. If it
+    ``resends``, the kernel sends unanswered requests again to the next server, which replays the ``init`` message."""
 
     minor: int
     passthrough: bool
@@ -57,7 +57,7 @@ class Connection:
 
 
 class Session:
-    """Answers the kernel's requests by calls of a file system."""
+    """Answers the kernel's requests with calls of a file system."""
 
     def __init__(self, filesystem: Filesystem, settings: ConnectionSettings) -> None:
         self._filesystem = filesystem
@@ -84,10 +84,10 @@ class Session:
 
     @contextmanager
     def on(self, descriptor: int) -> Iterator[None]:
-        """Speak FUSE on *descriptor* for the length of the block. Only the keeper unmounts."""
+        """Speak FUSE on *descriptor* within the block. Only the keeper unmounts."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
-        # libfuse takes /dev/fd/N for "already mounted, here is the connection".
+        # libfuse reads /dev/fd/N as "already mounted, use this connection".
         pyfuse3.init(self._operations, f"/dev/fd/{descriptor}", set())
         assert _libfuse.connection()["interposed"]
         try:
@@ -107,16 +107,16 @@ class Session:
         )
 
     def resume(self) -> None:
-        """Take over the connection of the server before: the kernel sends again what that left unanswered."""
+        """Take over an earlier server's connection: the kernel sends again what that server left unanswered."""
         assert self._descriptor is not None
         _libfuse.replay_init(bytes.fromhex(self._settings.init))
         os.write(self._descriptor, _RESEND)
 
     def expire(self, names: Iterable[tuple[int, bytes]]) -> None:
-        """Make the kernel look names up again when they are used next, each given after its directory's inode number.
+        """Make the kernel look names up again at their next use, each given after its directory's inode number.
 
-        For a worker thread: it waits for lookups in these directories. Not by pyfuse3, which would have the kernel drop
-        them: what is in use would be shown as deleted. (Before Linux 6.2 the kernel drops them all the same.)
+        Call it in a worker thread: it waits for lookups in these directories. pyfuse3's call would make the kernel drop
+        the names, and show files in use as deleted. (Before Linux 6.2, the kernel drops them anyway.)
         """
         assert self._descriptor is not None
         for directory, name in names:
@@ -125,7 +125,7 @@ class Session:
                 os.write(self._descriptor, message)
 
     async def serve(self) -> None:
-        """Answer requests until the file system is unmounted. For the main thread."""
+        """Answer requests until the file system is unmounted. Call it in the main thread."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._operations.waiters.run)
@@ -133,7 +133,7 @@ class Session:
             nursery.cancel_scope.cancel()
 
     def _on_ioctl(self, request: int, number: int, handle: int, uid: int, pid: int, command: int, data: bytes) -> bool:
-        """Answer an ioctl, or have it answered: whether it is."""
+        """Answer an ioctl, or start a task that does. Returns whether it is answered."""
         if self._nursery is None:
             _libfuse.reply_error(request, errno.ENOTTY)
         elif command == _libfuse.IOC_STATE:
@@ -178,7 +178,7 @@ class Session:
     async def _lend(self, handle: int, uid: int, pid: int, data: bytes) -> bytes:
         device, memory, *_ = _GPU.unpack(data)
         if memory not in _MEMORY:
-            raise InvalidRequestError(f"kind {memory} of GPU memory: there is no such kind")
+            raise InvalidRequestError(f"GPU memory of kind {memory}: not known: use 0 (VMM) or 1 (IPC)")
         name = device.split(b"\0")[0].decode(errors="replace")
         try:
             with self._operations.interruptible(pid):
@@ -190,14 +190,14 @@ class Session:
 
 
 def forget_attributes(numbers: Iterable[int]) -> None:
-    """Make the kernel ask for the attributes of inodes again. For a worker thread."""
+    """Make the kernel ask for the attributes of inodes again. Call it in a worker thread."""
     for number in numbers:
         with contextlib.suppress(OSError):  # the kernel does not know this one any more
             pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=True)
 
 
 def forget_pages(number: int) -> None:
-    """Make the kernel read a file in cached mode again. For a worker thread: the call waits for reads under way."""
+    """Make the kernel read a file in cached mode again. Call it in a worker thread: it waits for reads in flight."""
     with contextlib.suppress(OSError):  # the kernel does not know this one any more
         pyfuse3.invalidate_inode(pyfuse3.InodeT(number), attr_only=False)
 
@@ -205,10 +205,10 @@ def forget_pages(number: int) -> None:
 def why_no_passthrough() -> str:
     """Why the kernel and libfuse did not agree on passthrough, and the remedy."""
     if not _libfuse.PASSTHROUGH_BUILT:
-        return f"libfuse {_libfuse.LIBFUSE} has no passthrough: install 3.17 or newer and build trimsfs anew"
-    return "this kernel has no FUSE passthrough: Linux 6.9 or newer has"
+        return f"libfuse {_libfuse.LIBFUSE} has no passthrough: install 3.17 or newer and rebuild trimsfs"
+    return "this kernel has no FUSE passthrough: use Linux 6.9 or newer"
 
 
 def invalidate(directory: int, name: bytes) -> None:
-    """Make the kernel look a name up again. Returns at once: the kernel may make the notifier wait for requests."""
+    """Make the kernel look a name up again. Returns at once: a thread waits for requests in flight, if need be."""
     pyfuse3.invalidate_entry_async(pyfuse3.InodeT(directory), pyfuse3.FileNameT(name), ignore_enoent=True)

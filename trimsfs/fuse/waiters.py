@@ -1,9 +1,9 @@
-"""Ended threads that wait for an answer: the kernel keeps each until it has one, so the server ends its request.
+"""Waiters: the server ends the requests of killed threads, which otherwise live until the kernel has the answer.
 
-A signal ends a wait by itself only until the server has read the request, and of a read ahead the kernel tells no
-signal at all. FUSE_INTERRUPT is no help: it comes for every signal, also for those after which a program goes on and
-expects no error of a lookup or a read, only once, and to one server. So the server looks by itself for threads that are
-killed, and for the signals of the keyboard: a program that handles one of these gets EINTR, and goes on as it likes.
+A signal ends a wait only until the server has read the request; for a readahead, the kernel reports no signal at all.
+FUSE_INTERRUPT does not help. It comes for every signal, also if the program goes on and expects no error from a lookup
+or read; and it comes once, to one server. So the server itself looks for killed threads, and for SIGINT and SIGQUIT,
+the signals of the keyboard. A program that handles one of these gets EINTR.
 """
 
 import os
@@ -19,7 +19,7 @@ ENDING = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Waiters:
-    """Looks from time to time whether the threads are ended whose requests are under way."""
+    """Checks every CHECK_INTERVAL_S whether threads with requests in flight should end."""
 
     def __init__(self) -> None:
         self._under_way = 0
@@ -28,9 +28,9 @@ class Waiters:
 
     @contextmanager
     def waiting(self, thread: int) -> Iterator[None]:
-        """The length of a request: ended with InterruptedError once its thread is killed, or a signal should end it.
+        """A block for a request: ends with InterruptedError once its thread is killed, or a signal should end it.
 
-        A thread of another PID namespace has the number 0: its request goes on.
+        Thread 0 is in another PID namespace: its request goes on.
         """
         self._under_way += 1
         try:
@@ -50,11 +50,11 @@ class Waiters:
             self._under_way -= 1
 
     def idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is in flight."""
         return self._under_way == 0
 
     async def run(self) -> None:
-        """End requests whose threads are ended, for as long as the server runs."""
+        """End the requests of such threads until the server stops."""
         while True:
             await self._any.wait()
             before = set(self._waiting)
@@ -69,7 +69,7 @@ class Waiters:
 
 
 def status_of(thread: int) -> Mapping[str, str]:
-    """What ``/proc`` tells of a thread, by the names of lines. Raises OSError."""
+    """The fields of a thread's status in ``/proc``, by name. Raises OSError."""
     lines = Path(f"/proc/{thread}/status").read_bytes().decode(errors="replace").splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -85,13 +85,13 @@ def _exists(thread: int) -> bool:
 
 
 def _ended(thread: int) -> bool:
-    """Whether a thread ends as soon as it can, as SIGKILL is pending then whatever kills it, or should end."""
+    """Whether a thread is being killed (SIGKILL is then pending, whatever the cause), has ended, or should end."""
     try:
         status = status_of(thread)
     except (FileNotFoundError, ProcessLookupError):
-        return not _exists(thread)  # /proc may hide it, as another user's
+        return not _exists(thread)  # /proc may hide threads of other users
     except OSError:
-        return False  # unknown
+        return False  # not known
     own, shared, blocked = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
     pending = (own | shared) & ~blocked
     return bool(own & _bit(signal.SIGKILL)) or any(pending & _bit(one) for one in ENDING)
