@@ -26,8 +26,8 @@ struct record {
 };
 
 /*
- * A mapping under arrays. MXNet may free the last array in any thread, even after the interpreter has ended, so that
- * calls no Python: Python polls trimsfs_unused for mappings to release.
+ * A mapping under arrays. MXNet may free the last array in any thread, even after the interpreter has ended, so freeing
+ * one calls no Python: Python polls trimsfs_unused for mappings to release.
  */
 struct holder {
 	atomic_size_t arrays;
@@ -138,8 +138,8 @@ static void array_is_gone(struct managed *array)
 }
 
 /*
- * Have MXNet's function make arrays from count records. Returns how many it made, fewer than count when it failed, or -1
- * without memory. When all arrays are freed, or count is 0, trimsfs_unused reports the number.
+ * Make arrays from count records with MXNet's function. Returns how many it made, fewer than count when it failed, or
+ * -1 without memory. When all arrays are freed, or count is 0, trimsfs_unused reports the number.
  */
 long trimsfs_lend(const struct record *records, size_t count, int (*make)(struct managed *, int, void **),
 		  uint64_t number, void **handles)

@@ -1,9 +1,9 @@
 /* MD5 of 16 messages side by side.
 
-   Each step of MD5 waits for the one before, so that a core computes one message at the speed of its latency and leaves
-   most of its units idle. The parts of an object uploaded in parts are messages of one length, and steps of different
-   messages do not wait for each other: a vector holds one word of each. The compiler splits vectors that the processor
-   has not, and 16 lanes in registers of 8 (AVX2) or 4 (SSE2, NEON) hide the latency better than as many as fit. */
+   Each step of MD5 waits for the one before: one message alone leaves most units of a core idle. The parts of a
+   multipart object are messages of one length, and steps of different messages do not wait for each other. So a vector
+   holds one word of each message. The compiler splits vectors wider than the processor's registers: 16 lanes in
+   registers of 8 (AVX2) or 4 (SSE2, NEON) hide the latency better than as many lanes as one register holds. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -29,7 +29,7 @@ static const uint32_t CONSTANTS[64] = {
 };
 static const int SHIFTS[4][4] = {{7, 12, 17, 22}, {5, 9, 14, 20}, {4, 11, 16, 23}, {6, 10, 15, 21}};
 
-/* The words of a block of each message: word by word, not message by message. */
+/* Load a block of each message, word by word: each vector gets one word of all messages. */
 INLINED void load(vector words[16], const unsigned char *data, size_t stride)
 {
     for (size_t lane = 0; lane < LANES; lane++)
@@ -40,7 +40,7 @@ INLINED void load(vector words[16], const unsigned char *data, size_t stride)
         }
 }
 
-/* RFC 1321, 3.4. The loop has to be unrolled, so that what depends on the step alone is constant. */
+/* RFC 1321, 3.4. The loop must be unrolled, so that everything that depends only on the step is constant. */
 INLINED void add(vector state[4], const unsigned char *data, size_t stride)
 {
     for (size_t offset = 0; offset < stride; offset += BLOCK) {
