@@ -1,10 +1,10 @@
-/* What a program in a container does to a model: statically linked, so that it runs in any image.
+/* A program in a container that uses a model, or tries to break out. Statically linked, so that it runs in any image.
  *
- *   probe map FILE           map it, touch every page, say so and wait to be ended
- *   probe attributes PATH    the names and values of its extended attributes
- *   probe handle HEX PATH    open what a file handle of the host leads to, by way of the mount of PATH
- *   probe writable PATH      have the mount at PATH be writable, and write to FILE in it
- *   probe connect PATH       connect to a socket of messages, and send it one
+ *   probe map FILE           map FILE, touch every page, print the sum and wait to be killed
+ *   probe attributes PATH    print the names and values of PATH's extended attributes
+ *   probe handle HEX PATH    open a file handle of the host (KIND:HEX) on the mount of PATH
+ *   probe writable PATH      remount PATH writable, and write a file in it
+ *   probe connect PATH       connect to a SOCK_SEQPACKET socket, and send a message
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* Contexts: the primary ones, those that are made, and which is current in a thread. */
+/* Contexts: primary ones, created ones, and the current one of each thread. */
 #include <stdlib.h>
 
 #include "emulated.h"
@@ -10,7 +10,7 @@ static unsigned long long made;
 static _Thread_local struct context *stack[STACK_LIMIT];
 static _Thread_local int depth;
 
-/* To be called with the tables held, as all that is static here. */
+/* Call with the tables held, as for primary and end. */
 static struct context *make(int device, unsigned flags)
 {
 	struct context *context = calloc(1, sizeof(*context));
@@ -36,7 +36,7 @@ static struct context *primary(int device)
 	return context;
 }
 
-/* Its allocations go with it; what cuMemCreate made belongs to the process. */
+/* End a context and free its allocations. Memory of cuMemCreate belongs to the process and stays. */
 static void end(struct context *context)
 {
 	struct range *next;
@@ -62,7 +62,7 @@ CUresult find_context(struct context *context)
 	return CUDA_ERROR_INVALID_CONTEXT;
 }
 
-/* The context of the calling thread, if all is well with it. To be called with the tables held. */
+/* The calling thread's context, or its error. Call with the tables held. */
 CUresult current(struct context **context)
 {
 	TRY(ready());
@@ -239,7 +239,7 @@ API CUresult cuCtxGetCurrent(CUcontext *context)
 	return CUDA_SUCCESS;
 }
 
-/* The context of the calling thread for NULL. */
+/* Check a context; NULL stands for the calling thread's. */
 static CUresult given(struct context **context)
 {
 	TRY(ready());

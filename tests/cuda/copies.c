@@ -1,15 +1,15 @@
-/* Copies and fills: which are waited for, and which are put off. */
+/* Copies and fills: which ones the caller waits for, and which are deferred. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "emulated.h"
 
-/* Of pageable memory a true driver may stage as much, and return before it has arrived. */
+/* A true driver may stage this much pageable memory and return before the device has it. */
 #define STAGED_LIMIT ((size_t)64 << 10)
 
 enum side { HOST, DEVICE, EITHER };
 
-/* What is at an address, checked as a true driver checks it before anything happens. */
+/* Tell whether an address is device memory. Checks it before anything happens, as a true driver does. */
 static CUresult look(uintptr_t address, size_t size, enum side side, bool *device)
 {
 	*device = side != HOST && is_device(address, size);
@@ -33,7 +33,7 @@ static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side he
 	if (result != CUDA_SUCCESS || size == 0)
 		return result;
 	if (operation.to_device && operation.from_device)
-		wait = false; /* the host never waits for these, as is documented */
+		wait = false; /* as documented, the host never waits for these */
 	else if (to_pageable || (from_pageable && size > STAGED_LIMIT))
 		wait = true;
 	if (!wait && from_pageable) {
@@ -46,7 +46,7 @@ static CUresult copy(uintptr_t to, enum side there, uintptr_t from, enum side he
 	return submit(&operation, wait);
 }
 
-/* Not waited for, not even by those that are not called Async, as is documented. */
+/* As documented, the caller never waits, even without Async in the name. */
 static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t count, CUstream handle)
 {
 	struct operation operation = {
@@ -67,7 +67,7 @@ static CUresult fill(CUdeviceptr to, uint32_t pattern, unsigned width, size_t co
 	return result != CUDA_SUCCESS || count == 0 ? result : submit(&operation, false);
 }
 
-/* Each with its variant for programs whose default stream is the thread's own. */
+/* Each function has a variant for programs with a default stream per thread. */
 #define VARIANTS(suffix, stream) \
 	API CUresult cuMemcpy##suffix(CUdeviceptr to, CUdeviceptr from, size_t size) \
 	{ \

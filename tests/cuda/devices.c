@@ -1,4 +1,4 @@
-/* Initialisation, and what a device says of itself. */
+/* Initialisation, and the properties of devices. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@ pthread_mutex_t tables = PTHREAD_MUTEX_INITIALIZER;
 static int visible[DEVICES_LIMIT], count;
 static atomic_bool initialised, forked;
 
-/* As with a true driver, what a process has does not go to its children; nor does the connection, which is its life. */
+/* As with a true driver, a forked child inherits nothing. It closes the connection, which must end with its parent. */
 static void become_child(void)
 {
 	pthread_mutex_init(&tables, NULL); /* another thread may have held it */
@@ -46,12 +46,12 @@ static int named(const char *name, size_t length)
 
 static void see(int number)
 {
-	/* One that is lost when a process starts is not there: those behind it have other ordinals than before. */
+	/* A device that is lost when the process starts is missing, which shifts the ordinals of later ones. */
 	if (!registers->device[number].lost && count < DEVICES_LIMIT)
 		visible[count++] = number;
 }
 
-/* As documented: indices or beginnings of UUIDs; what comes after one that is not there is not seen. */
+/* As documented: indices or prefixes of UUIDs; the first unknown or repeated name hides all that follow. */
 static void look_around(void)
 {
 	const char *names = getenv("CUDA_VISIBLE_DEVICES");
@@ -215,12 +215,12 @@ API CUresult cuDeviceGetPCIBusId(char *name, int length, CUdevice device)
 	return CUDA_SUCCESS;
 }
 
-/* By number, as in CUdevice_attribute; what is not here is 0: not supported. */
+/* By number, as in CUdevice_attribute; the others are 0: not supported. */
 static const struct {
 	int attribute, value;
 } ATTRIBUTES[] = {
 	{1, 1024},    /* threads per block */
-	{2, 1024},    /* and in each dimension */
+	{2, 1024},    /* in each dimension */
 	{3, 1024},
 	{4, 64},
 	{5, 0x7fffffff}, /* blocks of a grid */

@@ -1,12 +1,12 @@
 /*
- * An emulated CUDA driver, for tests where there is no GPU: a test double at the ABI of libcuda.so.1.
+ * An emulated CUDA driver for tests without a GPU: a test double at the ABI of libcuda.so.1.
  *
- * Device memory is memfds that the emulated kernel driver (kernel.py) makes, counts and hands out, so what processes
- * share they truly share. Nothing is computed: there are no kernels to launch. What differs from a true driver is said
- * where it does; what a true one does, in turn, no test of this one shows.
+ * Device memory is memfds that the emulated kernel driver (kernel.py) makes, counts and hands out, so processes really
+ * share memory. It computes nothing and launches no kernels. Comments say where it differs from a true driver. Tests
+ * with it prove nothing about a true driver.
  *
- * Names and numbers of CUDA's are those of its documentation; handles are addresses of our own structures, which are
- * looked up before use and never freed, so that a stale one is an error and no crash.
+ * CUDA's names and numbers are those of its documentation. Handles are addresses of our own structures. They are looked
+ * up before use and never freed, so a stale handle is an error and not a crash.
  */
 #ifndef EMULATED_H
 #define EMULATED_H
@@ -61,7 +61,7 @@ typedef struct {
 	char reserved[HANDLE_SIZE];
 } CUipcMemHandle;
 
-/* What all processes see of a device, and what tests set; as DeviceRegisters in registers.py. */
+/* The state of a device that all processes see and tests set; as DeviceRegisters in registers.py. */
 struct device_registers {
 	unsigned char uuid[16];
 	char name[64];
@@ -78,30 +78,30 @@ struct registers {
 
 #define VERSION 1
 
-/* To the kernel driver and back; as Message in registers.py. */
+/* Messages to the kernel driver and back; as Message in registers.py. */
 enum verb { HELLO = 1, INFO, ALLOCATE, CREATE, DROP, EXPORT, IMPORT, IPC_GET, IPC_OPEN, MAPPED, UNMAPPED };
 
 struct message {
-	uint32_t what; /* a verb, and a CUresult in the answer */
+	uint32_t what; /* a verb; in the answer, a CUresult */
 	int32_t device;
 	uint64_t number, size, more;
 	unsigned char handle[HANDLE_SIZE];
 };
 
-/* The connection (wire.c). `received` may be NULL where no descriptor comes back; -1 sends none. */
+/* The connection (wire.c). `sent` is a descriptor or -1; `received` is NULL if none comes back. */
 extern struct registers *registers;
 CUresult connect_kernel(void);
 CUresult ask(struct message *message, int sent, int *received);
 bool kernel_is_gone(void);
 void forget_kernel(void);
 
-/* Devices (devices.c): an ordinal of this process's, which CUDA_VISIBLE_DEVICES decides, to the kernel driver's. */
+/* Devices (devices.c): this process's ordinals, by CUDA_VISIBLE_DEVICES, and the kernel driver's numbers. */
 CUresult ready(void);
 CUresult find_device(CUdevice device, int *number);
 CUdevice ordinal(int number);
 CUresult lost(int number);
 
-/* One mutex for all that is looked up. It is never held while anything is waited for. */
+/* One mutex for all tables. Nobody holds it while waiting for a device. */
 extern pthread_mutex_t tables;
 
 static inline pthread_mutex_t *taken(pthread_mutex_t *mutex)
@@ -136,7 +136,7 @@ struct context {
 	bool primary, destroyed;
 	unsigned references, flags;
 	unsigned long long id;
-	_Atomic(CUresult) error; /* stays, as with a true driver: the process has to start anew */
+	_Atomic(CUresult) error; /* sticky, as with a true driver: the process must be restarted */
 	struct stream default_stream, thread_stream;
 	struct context *next;
 };
@@ -160,7 +160,7 @@ CUresult find_context(struct context *context);
 CUresult find_stream(struct stream *handle, struct stream **stream);
 void forget_stacks(void);
 
-/* Physical memory, and what addresses mean (ranges.c). To be called with the tables held. */
+/* Physical memory, and address ranges (ranges.c). Call with the tables held. */
 struct memory {
 	uint64_t number, size;
 	int device, file;
@@ -198,7 +198,7 @@ bool is_page_locked(uintptr_t address, size_t size);
 void forget_memory(void);
 void free_range(struct range *range);
 
-/* What a stream has to do (engine.c). */
+/* The work of a stream (engine.c). */
 enum task { COPY, FILL, RECORD, AWAIT, CALL };
 
 struct operation {

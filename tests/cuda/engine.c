@@ -1,10 +1,10 @@
 /*
- * What streams have to do, and when it is done.
+ * The work of streams, and when it is done.
  *
- * Copies are put off until something waits for them: a program that does not wait sees what it did before the copy, or
- * copies what it has put into the buffer since. Every device has one engine, which whoever waits for it works, in an
- * order that streams and events allow; nobody who holds one waits for another, so that a device which stands still
- * keeps back only those who wait for it.
+ * Copies are deferred until somebody waits for them. So a program that forgets to wait reads old bytes, or copies bytes
+ * that it wrote to the buffer later. Each device has one engine. Whoever waits for the device runs the engine, in an
+ * order that streams and events allow. Nobody who holds one engine waits for another, so a paused device delays only
+ * those who wait for it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,13 +16,13 @@ bool eager;
 
 struct engine {
 	pthread_mutex_t mutex;
-	struct operation *first; /* with the tables held; what is under way is still there */
+	struct operation *first; /* with the tables held; includes the running operation */
 };
 
 static struct engine engines[DEVICES_LIMIT] = {[0 ... DEVICES_LIMIT - 1] = {.mutex = PTHREAD_MUTEX_INITIALIZER}};
 static uint64_t submitted; /* with the tables held */
 
-/* Which operations of a device: of a stream; of all streams of a context that heed its default stream; or all. */
+/* Chosen operations of a device: of a stream, of the blocking streams of a context, of a whole context, or all. */
 struct choice {
 	int device;
 	struct context *context;
@@ -51,7 +51,7 @@ static bool chosen(const struct choice *choice, const struct operation *operatio
 					   (choice->all || !operation->stream->nonblocking));
 }
 
-/* The oldest; it stays what it is while the engine is held, and NULL means that all are done. */
+/* The oldest chosen operation, which does not change while the engine is held; NULL when all are done. */
 static struct operation *oldest(const struct choice *choice)
 {
 	HOLD(tables);
@@ -74,7 +74,7 @@ static void end(struct engine *engine, struct operation *operation)
 
 static bool run(const struct choice *choice, struct choice *elsewhere);
 
-/* Run what an operation comes after. False as for `run`. */
+/* Run the operations that must precede this one. Returns false as `run` does. */
 static bool run_before(const struct operation *operation, struct choice *elsewhere)
 {
 	struct stream *stream = operation->stream;
@@ -93,7 +93,7 @@ static bool run_before(const struct operation *operation, struct choice *elsewhe
 	return oldest(&awaited) == NULL;
 }
 
-/* With the engine held. False when another device has to do something first, which *elsewhere then is. */
+/* Call with the engine held. Returns false, and sets *elsewhere, if another device must do something first. */
 static bool run(const struct choice *choice, struct choice *elsewhere)
 {
 	struct operation *operation;
@@ -106,7 +106,7 @@ static bool run(const struct choice *choice, struct choice *elsewhere)
 		CUresult result = context->error == CUDA_SUCCESS ? perform(operation) : context->error;
 		if (operation->told != NULL)
 			*operation->told = result;
-		/* What the host gave is wrong, the device is well; but one that is not waited for can tell nobody. */
+		/* A wrong argument leaves the device well, but if nobody waits, only the context can report it. */
 		if (result != CUDA_SUCCESS && (result != CUDA_ERROR_INVALID_VALUE || operation->told == NULL))
 			context->error = result;
 		end(&engines[choice->device], operation);
@@ -128,7 +128,7 @@ static void run_now(const struct choice *choice)
 		run_now(&elsewhere);
 }
 
-/* Put something at the end of a stream; a copy of it. Its result comes back where it is waited for. */
+/* Append a copy of an operation to its stream. Returns its result if the caller waits, else success. */
 CUresult submit(const struct operation *operation, bool wait)
 {
 	struct operation *added = malloc(sizeof(*added));
@@ -160,7 +160,7 @@ CUresult submit(const struct operation *operation, bool wait)
 	return result;
 }
 
-/* What a stream has done when it has come so far; the default stream, when all that heed it have. */
+/* The operations of a stream up to a number; for all of the default stream, also those of the blocking streams. */
 static struct choice everything(struct stream *stream, uint64_t upto)
 {
 	return stream->legacy && upto == UINT64_MAX ? of_context(stream->context, false, upto) :
@@ -184,8 +184,8 @@ CUresult finish_context(struct context *context)
 }
 
 /*
- * For memory that is about to go. A true driver waits for its device, and may wait for more; that it does not is to
- * show what a device which stands still keeps back.
+ * Wait for the device of memory that is about to be freed. A true driver may wait for more. This one does not, so that
+ * tests see exactly what a paused device delays.
  */
 void finish_device_of(uintptr_t address)
 {
@@ -201,9 +201,8 @@ void finish_device_of(uintptr_t address)
 }
 
 /*
- * Whether a stream has come so far. The first time that something is asked for it is still under way, the second time
- * it is done: so programs that ask see both, and those that ask until it is done come to an end. Nobody who only asks
- * waits for a device that stands still.
+ * Whether a stream has come so far. The first query of an operation says "not ready", the second runs it. So programs
+ * see both answers, and polling ends. A query never waits for a paused device.
  */
 CUresult inquire(struct stream *stream, uint64_t upto)
 {

@@ -8,7 +8,7 @@
 
 #define REGISTER_READ_ONLY 8u
 
-/* Whether a file system of this number is one in memory; those of memfds are in no list of mounts. */
+/* Whether this device number is a mounted tmpfs; the one of memfds is in no list of mounts. */
 static bool is_tmpfs(unsigned long device)
 {
 	char line[8192];
@@ -33,7 +33,7 @@ static bool is_memory(const char *name, unsigned long device)
 	       strncmp(name, "/dev/zero", 9) == 0 || is_tmpfs(device);
 }
 
-/* As current kernels have it: pages of files on disk, or of FUSE, cannot be locked for a device. */
+/* As with current kernels, pages of files on disk or FUSE cannot be locked for a device. */
 static bool can_lock(uintptr_t address, size_t size, bool writable)
 {
 	FILE *maps = fopen("/proc/self/maps", "re");
@@ -85,7 +85,7 @@ API CUresult cuMemAllocHost_v2(void **place, size_t size)
 	return cuMemHostAlloc(place, size, 0);
 }
 
-/* As a true driver, waits for what is under way on its device. */
+/* Waits for its device, as a true driver does. */
 API CUresult cuMemFreeHost(void *place)
 {
 	struct context *context;

@@ -1,4 +1,4 @@
-/* cuMemAlloc and the older way to share: handles of 64 bytes, and memory that goes with its owner. */
+/* cuMemAlloc and the older way to share: handles of 64 bytes, and memory that ends with its owner. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -21,7 +21,7 @@ API CUresult cuMemGetInfo_v2(size_t *free, size_t *total)
 	return CUDA_SUCCESS;
 }
 
-/* Addresses for what has just come from the kernel driver. */
+/* Reserve addresses for memory that the kernel driver has just sent. */
 static CUresult place(const struct message *message, int file, enum kind kind, struct context *context, CUdeviceptr *at)
 {
 	struct memory *memory = add_memory(message, file);
@@ -60,7 +60,7 @@ API CUresult cuMemAlloc_v2(CUdeviceptr *at, size_t size)
 	return place(&allocate, file, ALLOCATED, context, at);
 }
 
-/* As a true driver, waits for what is under way on its device. */
+/* Waits for its device, as a true driver does. */
 API CUresult cuMemFree_v2(CUdeviceptr at)
 {
 	struct context *context;
@@ -109,7 +109,7 @@ API CUresult cuIpcGetMemHandle(CUipcMemHandle *handle, CUdeviceptr at)
 	return CUDA_SUCCESS;
 }
 
-/* The same context gets the same address again, and has to close it as often. One's own cannot be opened. */
+/* A context that opens a handle again gets the same address, and must close it as often. It cannot open its own. */
 API CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *at, CUipcMemHandle handle, unsigned flags)
 {
 	struct context *context;

@@ -1,4 +1,4 @@
-/* Names: of errors, and of this library's functions, as programs ask for them. */
+/* Names of errors, and functions by name, as programs look them up. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -59,7 +59,7 @@ API CUresult cuGetErrorString(CUresult result, const char **meaning)
 	return describe(result, false, meaning);
 }
 
-/* Since which version a name means a function of another name, the latest first. All others mean themselves. */
+/* From which CUDA version on a name means a function with a suffix, latest first. Other names have no suffix. */
 static const struct {
 	const char *name;
 	int since;
@@ -101,7 +101,7 @@ static const struct {
 	{"cuGetProcAddress", 12000, "_v2"},
 };
 
-/* The suffix of a name as of a version; before all that are listed, the name means itself, if anything. */
+/* The suffix of a name as of a version; empty before the versions listed. */
 static const char *suffix(const char *name, int version)
 {
 	for (size_t row = 0; row < sizeof(VERSIONS) / sizeof(*VERSIONS); row++)

@@ -1,4 +1,4 @@
-/* Doing what a stream has to do. Bytes go by way of the files of device memory, so that nothing here can fault. */
+/* Performs the operations of streams. It reads and writes device memory as files, so nothing here can fault. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -8,7 +8,7 @@
 
 #define PIECE ((size_t)256 << 10)
 
-/* With the engine of the device held. */
+/* Use with the device's engine held. */
 static unsigned char buffers[DEVICES_LIMIT][PIECE];
 
 static double now_ms(void)
@@ -19,7 +19,7 @@ static double now_ms(void)
 	return (double)time.tv_sec * 1e3 + (double)time.tv_nsec / 1e6;
 }
 
-/* Whether tests have stopped it; which ends with the device, or with the kernel driver. */
+/* Whether tests have paused a device; a lost device, or one without its kernel driver, is not paused. */
 bool stands_still(int device)
 {
 	const struct device_registers *registered = &registers->device[device];
@@ -27,7 +27,7 @@ bool stands_still(int device)
 	return registered->paused && !registered->lost && !kernel_is_gone();
 }
 
-/* As slow as tests have made the device by now, counted from the start; and until they let it go on. */
+/* Sleep until a copy that began at start_ms is due at the speed set by tests, and while they pause the device. */
 static void dawdle(const struct device_registers *device, double start_ms, size_t bytes)
 {
 	const struct timespec moment = {.tv_nsec = 1000000};
@@ -41,7 +41,7 @@ static void dawdle(const struct device_registers *device, double start_ms, size_
 	}
 }
 
-/* A piece of device memory, held until it is let go. */
+/* A piece of device memory with a reference, until let_go. */
 struct piece {
 	struct memory *memory;
 	off_t offset;
@@ -69,7 +69,7 @@ static void let_go(const struct piece *piece)
 	drop_memory(piece->memory);
 }
 
-/* Memory of an owner who is gone has no bytes any more; what the host cannot read or write is the caller's fault. */
+/* No bytes: the owner of the memory is gone. EFAULT: the caller passed host memory that cannot be accessed. */
 static CUresult judged(ssize_t count)
 {
 	if (count > 0)
@@ -77,7 +77,7 @@ static CUresult judged(ssize_t count)
 	return count < 0 && errno == EFAULT ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
-/* From the device to the host, or back; how many bytes that were, as *size. */
+/* Copy from the device to the host, or back. Sets *size to the bytes copied. */
 static CUresult transfer(uintptr_t device, uintptr_t host, size_t *size, bool to_device)
 {
 	struct piece piece;
@@ -98,7 +98,7 @@ static CUresult transfer(uintptr_t device, uintptr_t host, size_t *size, bool to
 	return result;
 }
 
-/* Within devices, by way of a buffer; the counts are of bytes that cross the bus, or do not. */
+/* Copy within or between devices, through a buffer; counts as bytes_within. Sets *size to the bytes copied. */
 static CUresult move(uintptr_t to, uintptr_t from, size_t *size, unsigned char *buffer)
 {
 	struct piece source, target;
@@ -158,7 +158,7 @@ static CUresult fill(const struct operation *operation)
 	return CUDA_SUCCESS;
 }
 
-/* With the engine held. */
+/* Call with the engine held. */
 CUresult perform(const struct operation *operation)
 {
 	CUresult gone = lost(operation->stream->context->device);

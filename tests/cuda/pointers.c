@@ -1,4 +1,4 @@
-/* What is known of an address. */
+/* Attributes of addresses. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,14 +38,14 @@ union value {
 	uintptr_t address;
 };
 
-/* With the tables held. The size of the value; 0 for one that is not to be had of this address. */
+/* Call with the tables held. Returns the size of the value; 0 if the address has no such attribute. */
 static size_t get(enum attribute attribute, uintptr_t at, const struct range *range, union value *value)
 {
 	bool device = range->memory != NULL;
 
 	*value = (union value){.id = 0};
 	switch (attribute) {
-	case CONTEXT: /* none for what cuMemMap maps, which belongs to the process */
+	case CONTEXT: /* none for a mapping of cuMemMap, which belongs to the process */
 		value->address = (uintptr_t)range->context;
 		return sizeof(value->address);
 	case MEMORY_TYPE:
@@ -110,7 +110,7 @@ API CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr at)
 	return CUDA_SUCCESS;
 }
 
-/* As documented, of an address that is not known all is zero, and that is no error; no ordinal is -2. */
+/* As documented, an unknown address is not an error: all its attributes are 0, and its ordinal is -2. */
 API CUresult cuPointerGetAttributes(unsigned count, const int *attributes, void **data, CUdeviceptr at)
 {
 	static const struct memory none;

@@ -1,4 +1,4 @@
-/* Physical memory that this process holds, and what is at an address. All with the tables held. */
+/* The physical memory and the address ranges of this process. Call everything with the tables held. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -12,7 +12,7 @@ static struct memory *memories;
 static struct range *ranges;
 static unsigned long long made;
 
-/* Takes over the file, also where there is no memory for it. */
+/* Takes ownership of the file, even on failure. */
 struct memory *add_memory(const struct message *message, int file)
 {
 	struct memory *memory = calloc(1, sizeof(*memory));
@@ -50,14 +50,14 @@ void drop_memory(struct memory *memory)
 	free(memory);
 }
 
-/* In a child after a fork, which has no use for it: only its descriptors go, the lists may be half changed. */
+/* Close the descriptors in a forked child. The lists stay, as another thread may have been changing them. */
 void forget_memory(void)
 {
 	for (struct memory *memory = memories; memory != NULL; memory = memory->next)
 		close(memory->file);
 }
 
-/* Addresses that nobody else gets, and that the host cannot use; 0 where there are none. */
+/* Reserve addresses that nobody else gets and the host cannot access. Returns 0 on failure. */
 uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment)
 {
 	size_t whole = (size + GRANULARITY - 1) / GRANULARITY * GRANULARITY;
@@ -75,8 +75,8 @@ uintptr_t reserve(uintptr_t hint, size_t size, size_t alignment)
 }
 
 /*
- * Let the host do at the addresses of a range what a kernel on the device could. A true driver lets it do nothing
- * there, and so does this one unless it is to be transparent.
+ * Give the host the access to a range that a kernel on the device would have. A true driver gives it none, and neither
+ * does this one unless it is transparent.
  */
 CUresult protect(const struct range *range)
 {
@@ -92,7 +92,7 @@ CUresult protect(const struct range *range)
 	return CUDA_SUCCESS;
 }
 
-/* A range of device memory is counted as a mapping of that. NULL without memory. */
+/* Add a range; one of device memory counts as a mapping of it. Returns NULL without memory. */
 struct range *add_range(uintptr_t base, size_t size, enum kind kind, struct memory *memory)
 {
 	struct range *range = calloc(1, sizeof(*range));
@@ -116,7 +116,7 @@ struct range *add_range(uintptr_t base, size_t size, enum kind kind, struct memo
 	return range;
 }
 
-/* The addresses of device memory stay reserved. */
+/* Remove a range. The addresses of device memory stay reserved. */
 void remove_range(struct range *range)
 {
 	for (struct range **link = &ranges; *link != NULL; link = &(*link)->next)
@@ -136,7 +136,7 @@ void remove_range(struct range *range)
 	free(range);
 }
 
-/* Remove what is no mapping of cuMemMap's, and give its addresses back. */
+/* Remove a range that is not a mapping of cuMemMap, and release its addresses. */
 void free_range(struct range *range)
 {
 	uintptr_t base = range->base;
@@ -162,7 +162,7 @@ struct range *first_range(void)
 	return ranges;
 }
 
-/* Whether all of it is device memory: mappings side by side count as one. */
+/* Whether all of it is device memory; adjacent mappings count as one. */
 bool is_device(uintptr_t address, size_t size)
 {
 	uintptr_t at = address;

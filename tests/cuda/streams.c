@@ -10,7 +10,7 @@ static struct stream *streams;
 static struct event *events;
 static unsigned long long made = 2;
 
-/* The stream that a handle stands for, NULL for the default one of the current context. With the tables held. */
+/* The stream of a handle; NULL is the current context's default stream. Call with the tables held. */
 CUresult find_stream(struct stream *handle, struct stream **stream)
 {
 	struct context *context;
@@ -65,7 +65,7 @@ API CUresult cuStreamCreate(CUstream *stream, unsigned flags)
 	return cuStreamCreateWithPriority(stream, flags, 0);
 }
 
-/* What it has to do is done first; a true driver returns at once, and does it all the same. */
+/* Finishes the stream's work first. A true driver returns at once, and finishes it later. */
 API CUresult cuStreamDestroy_v2(CUstream handle)
 {
 	struct stream *stream;
@@ -161,7 +161,7 @@ API CUresult cuLaunchHostFunc(CUstream handle, void (*function)(void *), void *a
 	return function == NULL ? CUDA_ERROR_INVALID_VALUE : submit(&operation, false);
 }
 
-/* With the tables held. */
+/* Call with the tables held. */
 static CUresult find_event(struct event *event)
 {
 	TRY(ready());
@@ -177,7 +177,7 @@ API CUresult cuEventCreate(CUevent *event, unsigned flags)
 
 	HOLD(tables);
 	TRY(current(&context));
-	if (event == NULL || flags > 3) /* events of other processes are not emulated */
+	if (event == NULL || flags > 3) /* interprocess events are not emulated */
 		return CUDA_ERROR_INVALID_VALUE;
 	*event = calloc(1, sizeof(**event));
 	if (*event == NULL)
@@ -219,7 +219,7 @@ API CUresult cuEventRecordWithFlags(CUevent event, CUstream handle, unsigned fla
 	return cuEventRecord(event, handle);
 }
 
-/* Where in which stream an event is: it may be recorded anew meanwhile. One that never was is nowhere, and done. */
+/* Take an event's stream and position, as it may be recorded again meanwhile. One never recorded counts as done. */
 static CUresult locate(struct event *event, struct stream **stream, uint64_t *sequence)
 {
 	HOLD(tables);
@@ -277,7 +277,7 @@ API CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)
 	return cuEventElapsedTime_v2(milliseconds, start, end);
 }
 
-/* For programs whose default stream is the thread's own; which is one for all threads of a context here. */
+/* For programs with a default stream per thread. Here, all threads of a context share that one. */
 static CUstream own(CUstream handle)
 {
 	return handle == NULL ? THREAD : handle;

@@ -1,4 +1,4 @@
-/* Virtual memory management: physical memory, addresses, and which may do what with which. */
+/* Virtual memory management: physical memory, addresses and access rights. */
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -28,7 +28,7 @@ typedef struct {
 	unsigned flags;
 } CUmemAccessDesc;
 
-/* Numbers that are not used again, so that what has been released is known as such. */
+/* Handle numbers are never reused, so a released handle is recognised as such. */
 struct handle {
 	Handle number;
 	struct memory *memory;
@@ -55,7 +55,7 @@ static struct handle *find_handle(Handle number)
 	return handle;
 }
 
-/* Takes over a reference of the memory. */
+/* Takes over a reference to the memory. */
 static CUresult add_handle(struct memory *memory, Handle *number)
 {
 	struct handle *handle = memory == NULL ? NULL : calloc(1, sizeof(*handle));
@@ -177,7 +177,7 @@ API CUresult cuMemExportToShareableHandle(int *shared, Handle number, int type, 
 	return ask(&export, -1, shared);
 }
 
-/* The descriptor itself comes in place of an address of one; it stays the caller's. */
+/* `shared` is the descriptor itself, not its address; the caller keeps it. */
 API CUresult cuMemImportFromShareableHandle(Handle *number, void *shared, int type)
 {
 	int file;
@@ -189,7 +189,7 @@ API CUresult cuMemImportFromShareableHandle(Handle *number, void *shared, int ty
 	struct message import = {.what = IMPORT};
 	CUresult result = ask(&import, (int)(intptr_t)shared, &file);
 	if (result == CUDA_ERROR_UNKNOWN && !kernel_is_gone())
-		return CUDA_ERROR_INVALID_VALUE; /* it could not be sent: no descriptor */
+		return CUDA_ERROR_INVALID_VALUE; /* sending failed: not a descriptor */
 	TRY(result);
 	struct memory *memory = add_memory(&import, file);
 	if (memory != NULL)
@@ -263,7 +263,7 @@ API CUresult cuMemMap(CUdeviceptr at, size_t size, size_t offset, Handle number,
 	return add_range(at, size, MAPPING, handle->memory) == NULL ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
 
-/* The next of the mappings that make up a range, whole, or NULL. */
+/* The mapping that begins at *at and ends by end; advances *at. NULL if there is none. */
 static struct range *next_mapping(uintptr_t *at, uintptr_t end)
 {
 	struct range *range = find_range(*at);
@@ -284,7 +284,7 @@ static bool is_mapped(uintptr_t at, size_t size)
 	return size > 0;
 }
 
-/* Does not wait for copies, which then meet an illegal address. A true driver may wait, and need not. */
+/* Does not wait for copies, which then fail with an illegal address. A true driver may or may not wait. */
 API CUresult cuMemUnmap(CUdeviceptr at, size_t size)
 {
 	uintptr_t end = at + size;
@@ -310,7 +310,7 @@ static CUresult check_access(const CUmemAccessDesc *wanted, uintptr_t at, size_t
 		return CUDA_ERROR_INVALID_VALUE;
 	while (at < end)
 		if (next_mapping(&at, end)->memory->device != device)
-			return CUDA_ERROR_INVALID_DEVICE; /* devices here are no peers of each other */
+			return CUDA_ERROR_INVALID_DEVICE; /* no device here is a peer of another */
 	return lost(device);
 }
 

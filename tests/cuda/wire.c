@@ -1,4 +1,4 @@
-/* The connection to the emulated kernel driver: a question and its answer at a time. */
+/* The connection to the emulated kernel driver: one request and its answer at a time. */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -71,7 +71,7 @@ static bool receive_message(struct message *message, int *received)
 	return received == NULL || message->what != CUDA_SUCCESS || file >= 0;
 }
 
-/* Ask something; the message becomes the answer. */
+/* Send a request and wait; the message becomes the answer. */
 CUresult ask(struct message *message, int sent, int *received)
 {
 	HOLD(wire);
@@ -80,7 +80,7 @@ CUresult ask(struct message *message, int sent, int *received)
 	return (CUresult)message->what;
 }
 
-/* For what cannot fail but takes long: without a kernel driver there is nothing to wait for. */
+/* Whether the kernel driver has ended: then nobody waits for its devices any more. */
 bool kernel_is_gone(void)
 {
 	struct pollfd end = {.fd = connection, .events = 0};

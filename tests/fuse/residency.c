@@ -1,4 +1,4 @@
-/* Prints what the mount says of an open file: size, bytes on disk, bytes in memory, flags. */
+/* Prints the residency of a file: size, bytes on disk, bytes in memory, flags. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>

@@ -1,8 +1,7 @@
-/* Ends a process at a chosen system call that changes files: loaded by LD_PRELOAD into a Python that uses a cache.
+/* Kills a process at a chosen system call that changes files. LD_PRELOAD loads it into a Python that uses a cache.
  *
- * Calls are counted in a file that all processes map (`struct plan`, which points.py writes). Before the call whose
- * number is `at`, `victim` (0: whoever makes it) is killed. A process whose command line lacks $CRASH_PROGRAM does not
- * count.
+ * All processes map one file and count their calls in it (`struct plan`, which points.py writes). Before call number
+ * `at`, the caller kills `victim` (0: itself). A process whose command line lacks $CRASH_PROGRAM does not count.
  */
 
 #define _GNU_SOURCE
@@ -24,13 +23,13 @@ enum { KILL, TEAR, POWER };
 struct plan {
 	int64_t calls; /* counted so far */
 	int64_t at;    /* 0: only count */
-	int64_t how;   /* KILL; TEAR: half of what it writes is written before; POWER: the file system stops, too */
-	int64_t synced_at; /* before this call, all is brought to the disk; 0: never */
+	int64_t how;   /* KILL; TEAR: after half of the write; POWER: the file system stops, too */
+	int64_t synced_at; /* before this call, the file system is synced; 0: never */
 	int64_t victim;
 	char directory[216]; /* on the file system that stops */
 };
 
-/* XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN are one number; what is in the log's memory is lost as well. */
+/* XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN are the same number. The log in memory is lost, too. */
 #define GOING_DOWN _IOR('X', 125, uint32_t)
 #define NO_LOG_FLUSH 2
 
@@ -71,14 +70,14 @@ static void die(void)
 	kill(victim, SIGKILL);
 }
 
-/* If another thread has come to its point and power is lost: it is about to kill this process. */
+/* After a loss of power in another thread, wait: that thread is about to kill this process. */
 static void wait_for_the_end(void)
 {
 	if (plan && plan->at && plan->how == POWER && plan->calls >= plan->at)
 		sleep(10);
 }
 
-/* Counts a call; whether half of it is to be done before the end. */
+/* Count a call, and kill the victim at the chosen one. Returns 1 to have the caller write half first, and then die. */
 static int point(int can_tear)
 {
 	if (!plan)
@@ -142,7 +141,7 @@ int fallocate(int file, int mode, off_t offset, off_t size)
 	return fallocate64(file, mode, offset, size);
 }
 
-/* ext4 may say that a sync succeeded whose journal was stopped meanwhile: without power nobody would hear of it. */
+/* ext4 may report success for a sync whose journal was stopped meanwhile. A real loss of power lets nobody see that. */
 static int sync_at(int (*real)(int), int file)
 {
 	point(0);
