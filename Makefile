@@ -1,16 +1,16 @@
-# Everything from nothing on Debian 13 with root, Python 3.11 or newer, pip and apt:
-#   make demo    runs the main job: two processes load a ResNet-50 through a mount
-#   make test    passes the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
-#   make reliability  injects faults and prints a table of what was survived
-#   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
-#   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
-#   make bench   measures against a native file, rclone, JuiceFS and s3fs
-#   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
-#   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
-# And on a host with an NVIDIA GPU and its driver:
-#   make bench-gpu   measures models on the GPU beside plain copies and other loaders
-#   make test-gpu    passes the tests that only a GPU shows
-# All install what they need. Frameworks whose needs clash have an environment each.
+# Targets for Debian 13 with root, Python 3.11 or newer, pip and apt. Each installs what it needs:
+#   make demo         runs the main job: two processes load a ResNet-50 through a mount
+#   make test         runs the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
+#   make reliability  injects faults and prints a table of what trimsfs survived
+#   make model        compares long random sequences with a reference model: make model EXAMPLES=20000
+#   make soak         injects all faults at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
+#   make bench        measures trimsfs, a native file, rclone, JuiceFS and s3fs
+#   make engines      loads models with unchanged programs, from a mount of S3 and locally, and compares
+#   make eval         repeats the TrIMS paper's evaluation: what MXNet's networks gain from sharing
+# Targets for a host with an NVIDIA GPU and its driver:
+#   make bench-gpu    measures models on the GPU, plain copies and other loaders
+#   make test-gpu     runs the tests that need a GPU
+# Frameworks with conflicting requirements have separate environments.
 
 EXAMPLES ?= 1500
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -29,7 +29,7 @@ APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph
 	runc xfsprogs
 APT_BENCH := s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
-# Packages that are there already are not asked for, so that a user who is not root can go on.
+# The packages that are not installed; if there are none, make needs no root.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
@@ -39,7 +39,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
 
-# Compiled first, as hundreds of servers are started that cannot write what they compile.
+# Compiles first: tests start hundreds of servers, which cannot write bytecode.
 test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready lint
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
@@ -73,7 +73,7 @@ bench-gpu: card $(GPU)/ready
 test-gpu: card $(GPU)/ready-dev
 	TEST_GPU=$(abspath $(GPU)) $(GPU)/bin/python -m pytest -m gpu $(ARGS)
 
-# Says so and fails where there is none, before gigabytes are installed for it.
+# Fails if there is no GPU, before gigabytes are installed for one.
 card: $(MAIN)/ready-cuda
 	@$(MAIN)/bin/python -m tests.benchmarks.gpu --check
 
@@ -82,12 +82,12 @@ lint: $(MAIN)/ready-dev
 	$(MAIN)/bin/ruff format --check .
 	$(MAIN)/bin/mypy
 
-# Needs the Python package index; exit code 3 where it cannot be asked.
+# Needs the Python package index; exits with 3 if it cannot be reached.
 audit: $(MAIN)/ready-dev
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[audit]'
 	$(MAIN)/bin/python -m tests.security.audit
 
-# After a change of csi.proto.
+# Run it after a change of csi.proto.
 protocol: $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/csi --descriptor_set_out=mountctl/csi/csi.binpb \
 		--pyi_out=mountctl/csi csi.proto

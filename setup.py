@@ -1,4 +1,4 @@
-"""Builds what is in C; everything else is in pyproject.toml."""
+"""Builds the C extensions; everything else is in pyproject.toml."""
 
 import shlex
 import shutil
@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 
 
 def pkg_config(option: str) -> list[str]:
-    """What pkg-config says of libfuse. Ends the build with a remedy when it says nothing."""
+    """The options for libfuse from pkg-config. Ends the build with the remedy if libfuse is not installed."""
     try:
         done = subprocess.run(["pkg-config", option, "fuse3"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -17,7 +17,7 @@ def pkg_config(option: str) -> list[str]:
     return shlex.split(done.stdout)
 
 
-for before in Path(__file__).parent.glob("build/lib*"):  # setuptools would install what has been moved or removed since
+for before in Path(__file__).parent.glob("build/lib*"):  # or setuptools would install files that were moved or removed
     shutil.rmtree(before)
 
 setup(
@@ -37,10 +37,10 @@ setup(
                 "-Wall",
                 "-Wextra",
                 "-Wno-psabi",
-            ],  # vectors are passed to inlined functions only
-            optional=True,  # hashlib does it, at a sixth of the speed
+            ],  # no ABI matters: only inlined functions take vectors
+            optional=True,  # without it, hashlib is used, at a sixth of the speed
         ),
-        # No module, but a library for ctypes: other interpreters load it.
+        # A library for ctypes, not a module: other interpreters load it.
         Extension(
             "trimsfs.client._native",
             sources=["trimsfs/client/_dlpack.c", "trimsfs/client/_fold.c", "trimsfs/client/_params.c"],
