@@ -1,6 +1,6 @@
 # Targets for Debian 13 with root, Python 3.11 or newer, pip and apt. Each installs what it needs:
 #   make demo         runs the main job: two processes load a ResNet-50 through a mount
-#   make test         runs the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
+#   make test         runs the tests in several processes, with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
 #   make reliability  injects faults and prints a table of what trimsfs survived
 #   make model        compares long random sequences with a reference model: make model EXAMPLES=20000
 #   make soak         injects all faults at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'

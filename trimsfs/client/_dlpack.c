@@ -1,8 +1,8 @@
 /*
  * Makes DLPack capsules over memory that a Python object owns.
  *
- * In C because of the deleter: it may be called during an exception, which a Python function would lose, in any thread,
- * and after the interpreter has ended.
+ * In C because of the deleter. It may be called in any thread, after the interpreter has ended, or during an exception
+ * (which a Python function would lose).
  */
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>

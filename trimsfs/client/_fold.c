@@ -1,7 +1,7 @@
 /*
  * A step of folding: compares a part of memory with a part of a file, and maps the file there where they are equal.
  *
- * Plain C, loaded by ctypes, so that a framework's own threads can execute it: it needs no GIL, runs no finalizers, and
+ * Plain C, loaded by ctypes, so that a framework's own threads can execute it. It needs no GIL, runs no finalizers, and
  * may run after the interpreter has ended.
  */
 #include <errno.h>

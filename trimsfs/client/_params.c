@@ -26,7 +26,7 @@ struct record {
 };
 
 /*
- * A mapping under arrays. MXNet may free the last array in any thread, even after the interpreter has ended, so freeing
+ * A mapping under arrays. MXNet may free the last array in any thread, even after the interpreter has ended. So freeing
  * one calls no Python: Python polls trimsfs_unused for mappings to release.
  */
 struct holder {

@@ -27,8 +27,11 @@ from trimsfs.tiers.disk.tier import DiskTier
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesystemStatistics:
-    """Files open now, and those of them that are passed through; since the server started, the opens of each mode, the
-    reads that it answered and their bytes, and how often a directory's files were replaced while some were open."""
+    """Files open now, and how many of them are passed through; the other counts are since the server started.
+
+    ``reads`` and ``read_bytes`` are those that the server answered. ``replaced_while_open`` is how often the store
+    replaced a file while files of its directory were open.
+    """
 
     open_handles: int
     passthrough_handles: int

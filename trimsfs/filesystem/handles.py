@@ -61,8 +61,8 @@ def passed_through(handle: int) -> bool:
 class Handles:
     """Everything that is open. A handle is in the ledger before the kernel gets it, and no handle is used twice.
 
-    If an earlier server may not have answered an open, its handle is unconfirmed: until the open is `resent`, or all
-    unanswered ones are.
+    A handle that an earlier server offered is unconfirmed: `resent` returns it to be released, `all_resent` confirms
+    it.
     """
 
     def __init__(self, ledger: Ledger) -> None:

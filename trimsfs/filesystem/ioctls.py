@@ -55,8 +55,8 @@ class Ioctls:
         return inode.generation.size, here.disk_bytes, host, flags
 
     def state(self, handle: int) -> int:
-        """Flags as in ``trimsfs.h``: whether an open file is here and verified as a whole, and whether the mount has
-        control files that tell which blocks files share."""
+        """Flags as in ``trimsfs.h``: whether all of an open file is here and verified, and whether control files tell
+        which blocks files share."""
         file = self._handles.files.get(handle)
         verified = IS_VERIFIED if file is not None and file.blob.complete else 0
         return verified | (TELLS_COMMON if self._control.tells_common else 0)

@@ -212,8 +212,8 @@ class Names:
     def _listed_ttl_s(self, coming: int, entry: Entry, left_s: float) -> float:
         """For how many seconds the kernel may cache a listed name.
 
-        A file of up to *coming* bytes is being prefetched, and its name leads to another inode soon: 0, as an open by
-        this inode would be answered ESTALE.
+        It is 0 for a file of up to *coming* bytes, which is being prefetched. Its name leads to another inode soon, and
+        an open by this inode would be answered ESTALE.
         """
         if entry is NonObject.UNREADABLE:
             return 0.0

@@ -36,7 +36,7 @@ class Takeover:
         self._control.gpu.all_restored()
 
     def resent(self, request: int) -> None:
-        """Release the handle of an open that the kernel sends again: it never got the earlier server's answer."""
+        """Release the handle that an earlier server made for an open that the kernel sends again: nobody has it."""
         handle = self._handles.resent(request)
         if handle is not None:
             self._files.release(handle)

@@ -1,6 +1,6 @@
 /*
  * Adds what pyfuse3 lacks: passthrough, noflush, ioctl, interrupts of open, the thread of a read, non-blocking reads of
- * /dev/fuse, answers without a task, and continuing a connection that another process began.
+ * /dev/fuse, and answers without a task. It can also continue a connection that another process began.
  *
  * Loaded RTLD_GLOBAL before pyfuse3, this library defines some of libfuse's functions. It gets pyfuse3's calls of these
  * and passes them on to the real ones, slightly changed. The changes depend on numbers that the server itself chose, so
@@ -428,8 +428,8 @@ static int comes_next(struct fuse_session *from)
 }
 
 /*
- * Process a request, and the next ones while they leave nothing to the event loop: the loop takes longer to come round
- * than a request to answer. The buffer is pyfuse3's, which does not use it afterwards.
+ * Process a request, and the next ones while they leave nothing to the event loop. The loop takes longer to come round
+ * than such a request takes. The buffer is pyfuse3's, which does not use it afterwards.
  */
 void fuse_session_process_buf(struct fuse_session *by, const struct fuse_buf *buf)
 {

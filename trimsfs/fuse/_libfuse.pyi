@@ -20,7 +20,7 @@ PASSTHROUGH_BUILT: Final[int]
 
 _Entry = tuple[int, float, float, int, int, int, int, int, int]
 """What the kernel gets of a name: inode number, seconds to cache the name and the attributes, mode, owner, group, size,
-preferred size of a read, and modification time in nanoseconds."""
+read size, modification time in nanoseconds."""
 
 class _Connection(TypedDict):
     interposed: bool
@@ -65,8 +65,8 @@ def configure(
     """
 
 def connection() -> _Connection:
-    """The connection: whether pyfuse3's calls go through this module, whether the kernel agreed to passthrough, whether
-    it can send unanswered requests again to another process, and the minor protocol version."""
+    """The connection. ``interposed``: pyfuse3's calls go through this module. ``passthrough``: the kernel agreed to it.
+    ``resends``: the kernel can send unanswered requests again to another process. ``minor``: the protocol version."""
 
 def init_message() -> bytes:
     """The kernel's INIT message; empty before it arrives."""

@@ -160,7 +160,7 @@ class Operations(pyfuse3.Operations):
 
     @contextmanager
     def interruptible(self, thread: int) -> Iterator[None]:
-        """A block that a signal to *thread* ends with InterruptedError. Thread 0 is in another PID namespace: none."""
+        """A block that a signal to *thread* ends with InterruptedError; 0, in another PID namespace, gets none."""
         if thread == 0:
             yield
             return

@@ -28,7 +28,7 @@ class Directory:
     ``entries`` is the last whole listing, requested at ``listed``. ``names`` holds answers for single names, each with
     the time of its request. ``restored`` holds names that an earlier server gave to the kernel: it serves only while
     the store does not. ``recalled`` is set once an earlier server's listing was looked for. ``failure`` is why the last
-    request failed; the next one waits until ``retry_at``.
+    request failed: until ``retry_at``, expired answers serve instead.
 
     Answers requested before ``distrusted`` are outdated; ``outdated`` has single names that may be, and since when.
     While ``replaced`` is set, the server already knows that objects may have changed: a listing is then no news.

@@ -37,8 +37,8 @@ class Inode:
     ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
     A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
     kernel's references. ``replaced`` is set when the store has another generation. An object has two inodes, told
-    apart by PASSTHROUGH_BIT: the kernel reads the local file of the ``passthrough`` one, and the server answers reads
-    of the other. ``slot`` is its record in the ledger, made before the kernel gets it.
+    apart by PASSTHROUGH_BIT. The kernel reads the local file of the ``passthrough`` one; the server answers reads of
+    the other. ``slot`` is its record in the ledger, made before the kernel gets it.
     """
 
     number: int

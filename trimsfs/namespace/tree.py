@@ -120,11 +120,11 @@ class Namespace:
         return answer or await self._ask(directory, prefix, name)
 
     def known(self, prefix: str, name: bytes) -> tuple[Entry, float] | None:
-        """`lookup` without a request to the store; None if that takes one."""
+        """`lookup` without a request to the store; None if that gives no answer."""
         return self._known(self._directory(prefix), name) if possible(name) else None
 
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
-        """List a directory of at most *most* pages. Returns what is then known of a name; None for a longer one."""
+        """List a directory of at most *most* pages. Returns what is then known of a name. Raises StoreError."""
         await self._recall(directory, prefix)
         patient = not directory.complete and not self._exists(directory.stale(name, self._oldest()))
         try:
@@ -310,9 +310,9 @@ class Namespace:
     async def _listed(self, directory: Directory, prefix: str, name: bytes) -> tuple[Entry, float] | None:
         """List a large directory once that is worth it. Returns what is then known of a name, else None.
 
-        A single name takes two requests. The thresholds bound all requests to about twice those of the better way,
-        however many names are still to come: a listing starts after `worth_listing` names, and ends after twice as
-        many pages as names were asked for.
+        A single name takes two requests. A listing starts after `worth_listing` names, and ends after twice as many
+        pages as names were asked for. This bounds all requests to about twice those of the better way, however many
+        names are still to come.
         """
         asked = directory.asked(self._ttl_s)
         if asked < directory.worth_listing or self._usable(directory) or directory.lock.locked():

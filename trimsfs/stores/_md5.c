@@ -2,8 +2,8 @@
 
    Each step of MD5 waits for the one before: one message alone leaves most units of a core idle. The parts of a
    multipart object are messages of one length, and steps of different messages do not wait for each other. So a vector
-   holds one word of each message. The compiler splits vectors wider than the processor's registers: 16 lanes in
-   registers of 8 (AVX2) or 4 (SSE2, NEON) hide the latency better than as many lanes as one register holds. */
+   holds one word of each message. The compiler splits vectors wider than the processor's registers, of 8 words (AVX2)
+   or 4 (SSE2, NEON). 16 lanes hide the latency better than as many as one register holds. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
