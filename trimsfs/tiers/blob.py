@@ -28,7 +28,7 @@ class ChunkState(enum.IntEnum):
 
 
 class FileChange(enum.Enum):
-    """What other programs have done to a blob's file, as far as stat tells."""
+    """How another program changed a blob's file, as stat shows it."""
 
     NONE = enum.auto()
     TOUCHED = enum.auto()
@@ -39,7 +39,7 @@ class FileChange(enum.Enum):
 
 
 class OpenFiles(OrderedDict["Blob", None]):
-    """The blobs of a tier whose files are open, the one opened longest ago first; at most *most*."""
+    """The blobs of a tier whose files are open, at most ``most``; the one opened longest ago is first."""
 
     most = sys.maxsize
 
@@ -58,8 +58,8 @@ class Blob:
     the object is empty) never holds a chunk. ``backing_id`` is the kernel's id of the file while opens are passed
     through to it, else 0.
 
-    The server may close the file of a blob that nobody reads through it, and keeps the chunks' states; `fileno` opens
-    it again. There are many blobs, so each is small.
+    The server may close the file while no reader goes through the server; it keeps the chunks' states, and `fileno`
+    reopens the file. A server knows up to 131,072 blobs, hence the slots.
     """
 
     __slots__ = (
@@ -105,7 +105,7 @@ class Blob:
         self.backing_id = 0
         self.health = Health()
         self.resizes = 0
-        """How often the file's size was restored: bytes written around that time may be lost."""
+        """How often `restore_size` ran: bytes written around such a time may be lost."""
         self._directory = self._name = ""
         self._descriptor: int | None = None
         self._view: memoryview | None = None
@@ -123,10 +123,9 @@ class Blob:
         return self._descriptor is not None
 
     def fileno(self) -> int:
-        """The file's descriptor, while attached, valid as long as the blob has a user that reads it.
+        """The descriptor of the attached file, reopened if needed; valid while a user reads or writes through it.
 
-        Other threads than the event loop's may call this only while the file is open. Raises OSError when the file
-        cannot be opened again.
+        While the file is closed, only the event loop may call this. Raises OSError when the file cannot be opened.
         """
         if self._descriptor is not None:
             return self._descriptor
@@ -139,7 +138,7 @@ class Blob:
         descriptor = os.open(self._path, _FLAGS)
         if os.fstat(descriptor).st_ino != self._identity[0]:
             os.close(descriptor)
-            raise OSError(errno.ESTALE, "its file in the cache was replaced by another")
+            raise OSError(errno.ESTALE, "another program replaced its file in the cache")
         return descriptor
 
     @property
@@ -151,7 +150,7 @@ class Blob:
         self._open_files[self] = None
 
     def join(self, open_files: OpenFiles) -> None:
-        """Add the blob, loaded in a thread, to a tier, whose event loop may close its file from now on."""
+        """Join a tier, after a thread has loaded the blob: the event loop may close its file from now on."""
         self._open_files = open_files
         if self._descriptor is not None:
             open_files[self] = None
@@ -163,7 +162,7 @@ class Blob:
 
     @property
     def verified(self) -> bool:
-        """Whether every byte is here and the blob was compared with the store."""
+        """Whether the blob is complete, compared with the store's digest if there is one, and not in quarantine."""
         return self.complete and not self.health.quarantined and (self.health.compared or not self.states)
 
     @property
@@ -200,9 +199,9 @@ class Blob:
         return chunks_of(start, stop, self.chunk_size)
 
     def attach(self, path: str | Path, *, new: bool = False, keep_open: bool = True) -> bool:
-        """Find the file, or make it if it is missing, has the wrong size or is to be *new*; whether it was found.
+        """Find the file, or make it if it is missing, has the wrong size or must be *new*; return whether it was found.
 
-        A new file is open; a found one only with *keep_open*. Raises OSError.
+        Leaves a new file open, and a found one only with *keep_open*. Raises OSError.
         """
         status = None
         if not new:
@@ -215,7 +214,7 @@ class Blob:
             descriptor = os.open(path, _FLAGS)
             if os.fstat(descriptor).st_size != self.generation.size:
                 os.close(descriptor)
-                raise OSError("its file was truncated just now")
+                raise OSError("another program truncated its file in the cache")
             self._attached_to(path, descriptor)
         else:
             self._identity = status.st_ino, status.st_ctime_ns
@@ -223,7 +222,7 @@ class Blob:
         return True
 
     def _make_file(self, path: str | Path) -> None:
-        """Make a new file. Replaces an existing one, and never changes it: programs may still map it."""
+        """Make a new file. Unlinks an existing one and never truncates it, as programs may still map it."""
         try:
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -247,14 +246,14 @@ class Blob:
 
     @property
     def surplus(self) -> int:
-        """Bytes that others have appended to the file; negative if they truncated it. Raises OSError."""
+        """Bytes that other programs appended to the file; negative if they truncated it. Raises OSError."""
         if not self.attached:
             return 0
         status = os.stat(self._path) if self._descriptor is None else os.fstat(self._descriptor)
         return status.st_size - self.generation.size
 
     def change(self) -> FileChange:
-        """What other programs have done to the file. Raises OSError."""
+        """How another program changed the file. Raises OSError."""
         if self._descriptor is not None:
             resized = os.fstat(self._descriptor).st_size != self.generation.size
             return FileChange.RESIZED if resized else FileChange.NONE
@@ -277,13 +276,13 @@ class Blob:
         os.truncate(self.fileno(), self.generation.size)
 
     def close_file(self) -> None:
-        """Close the file until it is needed. Views in use keep its mapping."""
+        """Close the file until `fileno` reopens it. Views in use keep its mapping."""
         if self._descriptor is not None:
             try:
                 status = os.fstat(self._descriptor)
                 self._identity = status.st_ino, status.st_ctime_ns
             except OSError:
-                self._identity = (0, 0)  # it counts as replaced
+                self._identity = (0, 0)  # `change` then reports REPLACED
             self._close(self._descriptor)
 
     def detach(self) -> None:
@@ -304,7 +303,7 @@ class Blob:
             self._crcs[record.chunk] = record.crc
 
     def trust(self) -> None:
-        """Mark recorded chunks as VERIFIED: they have passed their checksums since the host was started."""
+        """Mark recorded chunks as VERIFIED: the earlier server has verified them."""
         for chunk, state in enumerate(self.states):
             if state == ChunkState.UNVERIFIED:
                 self.states[chunk] = ChunkState.VERIFIED
@@ -329,7 +328,7 @@ class Blob:
             os.close(descriptor)
 
     def commit(self, record: ChunkRecord) -> None:
-        """Mark a chunk as VERIFIED: its bytes are written and right."""
+        """Mark a chunk as VERIFIED: its bytes are written and match the checksum."""
         self._verified += self.states[record.chunk] != ChunkState.VERIFIED
         self._crcs[record.chunk] = record.crc
         self.states[record.chunk] = ChunkState.VERIFIED

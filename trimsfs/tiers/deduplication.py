@@ -29,11 +29,11 @@ REST = 3
 STEP = 2 << 20
 """Bytes to compare per lock of two files: readers wait less than a millisecond."""
 LEAST_BYTES = 1 << 20
-"""Bytes of the smallest blob that is worth comparing."""
+"""Size of the smallest blob worth comparing."""
 RELATIVES = 4
-"""Most blobs to compare with, part by part."""
+"""Most blobs to compare a blob with, part by part."""
 PROBES = 2
-"""Chunks of each to compare before it counts as unrelated."""
+"""Chunks to compare with each of these before it counts as unrelated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Deduplication:
         return blob is None or (blob.users == 0 and not blob.pinned)
 
     async def _compare(self, token: str) -> str | None:
-        """Share a blob's blocks; the token of a related blob, or None. Raises InUseError when the blob is not idle."""
+        """Share a blob's blocks; returns a related blob's token or None. Raises InUseError unless the blob is idle."""
         index = self._disk.index
         alone, related = [], []
         for chunk, twin in await self._threads.run(index.twins, token):
@@ -114,7 +114,7 @@ class Deduplication:
         return related[0] if related else None
 
     async def _share_parts(self, token: str, chunks: Sequence[int], other: str) -> bool:
-        """Share parts of chunks with the same chunks of another blob; whether any are equal."""
+        """Share parts of chunks with the same chunks of another blob; returns whether any are equal."""
         common = 0
         for number, chunk in enumerate(chunks):
             if number == PROBES and not common:
@@ -123,7 +123,7 @@ class Deduplication:
         return common > 0
 
     async def _share(self, token: str, chunk: int, other: str, other_chunk: int) -> int:
-        """Share the equal parts of two chunks, step by step; the number of bytes that they now share."""
+        """Share the equal parts of two chunks, step by step; returns the number of bytes that they now share."""
         chunk_size = self._disk.chunk_size
         shift = (other_chunk - chunk) * chunk_size
         common = 0
@@ -145,9 +145,9 @@ class Deduplication:
     async def shared_with(self, model: Generation, ready: Callable[[Blob], bool]) -> dict[str, object]:
         """Another model that is *ready* to be mapped, and the parts where both share blocks; empty if there is none.
 
-        ``path`` is relative to the model's directory, ``generation`` a name for the content. Each of the ``parts`` is
-        an offset in the model, one in the other model, and a length. All models of a family get the same other one
-        while it is ready; that one gets none.
+        ``path`` is relative to the model's directory; ``generation`` names the content. Each of the ``parts`` is an
+        offset in the model, an offset in the other model, and a length. All models of a family get the same other
+        model while that is ready; that model gets none.
         """
         token = model.token(self._disk.store)
         try:
@@ -165,7 +165,7 @@ class Deduplication:
 
 
 def _share_step(source: Path, at: int, target: Path, start: int) -> tuple[int, int]:
-    """Share the equal parts of one step of two files; the bytes that they shared before, and share now."""
+    """Share the equal parts of one step of two files; returns the bytes that they shared before, and share now."""
     with source.open("rb", buffering=0) as source_file, target.open("r+b", buffering=0) as target_file:
         one, other = source_file.fileno(), target_file.fileno()
         length = min(STEP, os.fstat(one).st_size - at, os.fstat(other).st_size - start)

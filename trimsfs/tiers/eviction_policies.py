@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evictable:
-    """What a policy knows of an idle entry.
+    """An idle entry, as a policy sees it.
 
     ``size`` is the bytes that its eviction frees. ``last_used`` grows with every use in the tier, ``loaded`` with every
     entry that enters it. ``uses`` counts the entry's uses. ``cost_s`` estimates the seconds to load it again. ``key``
-    is that of the object, by which it may belong to a tenant.
+    is the key of its object, which decides the tenant.
     """
 
     name: str
@@ -40,12 +40,12 @@ def fifo(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
 
 
 def lcu(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Evict the least commonly used entries; of equals, the least recently used."""
+    """Evict the least commonly used entries; among equals, the least recently used."""
     return _first(sorted(entries, key=lambda entry: (entry.uses, entry.last_used)), needed)
 
 
 def cost(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Evict the entries quickest to load again, per byte; of equals, the least recently used."""
+    """Evict the entries quickest to load again, per byte; among equals, the least recently used."""
     return _first(sorted(entries, key=lambda entry: (entry.cost_s / max(1, entry.size), entry.last_used)), needed)
 
 
@@ -55,7 +55,7 @@ def flush(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
 
 
 def never(entries: Iterable[Evictable], needed: int) -> list[Evictable]:
-    """Evict nothing: what does not fit is served without being kept."""
+    """Evict nothing: chunks that do not fit are served uncached."""
     del entries, needed
     return []
 

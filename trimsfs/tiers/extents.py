@@ -1,4 +1,4 @@
-"""Extents of files: finds and makes extents shared by two files, finds and punches holes.
+"""Extents of files: finds and makes extents that two files share; finds and punches holes.
 
 Copy-on-write file systems, XFS and btrfs, can share extents. All functions block on the disk and raise OSError.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 BLOCK = 4096
 LEAST_SHARED = 64 << 10
-"""The fewest bytes worth sharing: smaller parts would give a file many extents."""
+"""Fewest bytes worth sharing: smaller parts would fragment a file into many extents."""
 _DEDUPE = struct.Struct("=QQHHIqQQiI")
 """``struct file_dedupe_range`` for one other file: offset, length, count; descriptor, offset, bytes shared, status."""
 _FIDEDUPERANGE = 3 << 30 | 24 << 16 | 0x94 << 8 | 54
@@ -26,7 +26,7 @@ _FIEMAP, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
 file, on the disk, length, and flags as the sixth."""
 _FS_IOC_FIEMAP = 3 << 30 | _FIEMAP.size << 16 | ord("f") << 8 | 11
 _LAST, _NOT_ON_DISK = 1, 1 << 1 | 1 << 2 | 1 << 9 | 1 << 11
-"""Flags of extents: the file's last one; those without a known position, in the inode, or not written."""
+"""Extent flags: the last extent of the file; extents at an unknown position, in the inode, or not yet written."""
 _EXTENTS = 512
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,7 +35,7 @@ _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes
 
 @dataclass(frozen=True, slots=True)
 class SharedExtent:
-    """``length`` bytes at ``offset`` of one file and ``at`` an offset of another: the same blocks of the disk."""
+    """``length`` bytes at ``offset`` of one file and at ``at`` of another, which lie in the same blocks of the disk."""
 
     offset: int
     at: int
@@ -62,7 +62,7 @@ def has_hole(descriptor: int, start: int, stop: int) -> bool:
 
 
 def share(source: int, at: int, target: int, offset: int, length: int) -> int:
-    """Make a range of *target* share the blocks of a range of *source*; if they differ, their equal parts.
+    """Make a range of *target* share the blocks of a range of *source*; if they differ, only the equal parts.
 
     Returns the number of bytes shared. Both ranges begin at a block boundary, and end at one or at the end of the file.
     The kernel compares them itself while both files are locked, so no content changes.

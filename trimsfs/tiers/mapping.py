@@ -13,7 +13,7 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def map_pages(descriptor: int, start: int, size: int) -> int:
-    """Map a part of a file for reading and return the address. Raises OSError."""
+    """Map a part of a file for reading; returns the address. Raises OSError."""
     # Python's own mmap holds the GIL while it faults pages in, and hides its address.
     address: int | None = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
     if address == _MAP_FAILED or address is None:
@@ -27,7 +27,7 @@ def unmap(address: int, size: int) -> None:
 
 
 def mapped(descriptor: int, size: int) -> memoryview:
-    """The bytes of a file as a view. The mapping ends with the last view or slice of it. Raises OSError."""
+    """The bytes of a file as a view; unmapped with the last view or slice of it. Raises OSError."""
     address = map_pages(descriptor, 0, size)
     content = (ctypes.c_ubyte * size).from_address(address)
     weakref.finalize(content, unmap, address, size).atexit = False

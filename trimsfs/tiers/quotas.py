@@ -1,4 +1,4 @@
-"""Quotas: each tenant's share of a tier, and the rest for everybody else."""
+"""Quotas: each tenant's share of a tier, and the rest for models of no tenant."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ REST = ""
 
 
 class Quotas:
-    """The shares of tenants, in bytes, by their directories with the closing slash. A tenant may have no share (None).
+    """The shares of tenants in bytes, by directory with its trailing slash; None for a tenant without a share.
 
-    A share is a limit and a promise: a load evicts entries of its own tenant and of no tenant, never another tenant's.
+    A share is both limit and guarantee: a load evicts entries of its own tenant or of none, never of another tenant.
     """
 
     def __init__(self, shares: Mapping[str, int | None] | None = None) -> None:
@@ -26,13 +26,13 @@ class Quotas:
         return [*self._shares, REST]
 
     def pool(self, key: str) -> str:
-        """The pool that an object's bytes belong to."""
+        """The pool that an object's bytes count in."""
         return next((prefix for prefix in self._longest_first if key.startswith(prefix)), REST)
 
     def full(self, key: str, option: str) -> str | None:
-        """The message that the share of an object's tenant is full, with the remedy; None for an object of no tenant.
+        """The error message that the share of an object's tenant is full; None for an object of no tenant.
 
-        *option* is the name of the share's option.
+        *option* is the option that sets the share.
         """
         pool = self.pool(key)
         if pool == REST:
@@ -42,7 +42,7 @@ class Quotas:
         return f"tenant {tenant} is full ({option} {size}): evict or unpin its models, or raise it"
 
     def limit(self, pool: str, total: int | None) -> int | None:
-        """Most bytes of a pool in a tier of at most *total* bytes; None if there is no limit."""
+        """The limit of a pool in bytes, in a tier of at most *total* bytes; None if unlimited."""
         if pool != REST:
             return self._shares[pool]
         return None if total is None else max(0, total - sum(self._shares.values()))

@@ -1,4 +1,4 @@
-"""The files of blobs and their records in the index: loading, making and removing them."""
+"""Blob files and their records in the index: loads, makes and removes them."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ Known = tuple[BlobRecord, list[ChunkRecord]]
 Loaded = tuple[Blob, Sequence[ChunkRecord], bool]
 """A blob, its lost chunks, and whether it has no file because the disk is full."""
 FREED_TRIES, FREED_INTERVAL_S = 20, 0.05
-"""How often the server waits for the kernel to free the blocks of a removed file, and how long each time."""
+"""Number and length of the waits for the kernel to free the blocks of a removed file."""
 
 
 def is_full(error: OSError | sqlite3.Error) -> bool:
@@ -33,7 +33,7 @@ def is_full(error: OSError | sqlite3.Error) -> bool:
 
 
 def _log_failure(generation: Generation, error: OSError | sqlite3.Error) -> bool:
-    """Log why a blob has no file; whether the disk is full."""
+    """Log why a blob has no file; return whether the disk is full."""
     log.error("%s: cannot be cached: %s", generation.key, error)
     return is_full(error)
 
@@ -42,7 +42,7 @@ class BlobFiles:
     """The blob files of a store in a directory. All methods but `path` block on the disk.
 
     *usable* says whether the directory can be used, *compares* whether blobs are compared with the store's digests.
-    ``open_files`` has the blobs whose files are open.
+    ``open_files`` are the blobs whose files are open.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class BlobFiles:
 
     @property
     def no_digest(self) -> str | None:
-        """The digest of an uncompared blob: None if it is to be compared, else empty."""
+        """The digest of an uncompared blob: None if this server compares blobs, else empty."""
         return None if self._compares else ""
 
     def load(self, token: str, generation: Generation, *, attach: bool = True) -> Loaded:
         """Load a blob and open its file; without a file if none can be made, or unless *attach*.
 
-        The lost chunks are those in the index that the file does not have.
+        Lost chunks are in the index, but not in the file.
         """
         if not attach or not self._can_have_file(generation):
             return self._blob(token, generation), [], False
@@ -77,7 +77,7 @@ class BlobFiles:
         return self._attached(token, generation, known)
 
     def load_all(self, wanted: Mapping[str, Generation]) -> list[Loaded]:
-        """As `load`, for many blobs by their tokens. Only new files are open."""
+        """Load many blobs by token, as `load` does. Leaves only new files open."""
         try:
             known = self._index.load_all(wanted)
             new = {token: each for token, each in wanted.items() if token not in known and self._can_have_file(each)}
@@ -102,14 +102,14 @@ class BlobFiles:
         return blob
 
     def _attached(self, token: str, generation: Generation, known: Known | None, *, keep_open: bool = True) -> Loaded:
-        """As `load`, with the index's records of the blob. Unless *keep_open*, only a new file is open."""
+        """Load a blob, given its index records. Unless *keep_open*, leaves only a new file open."""
         blob, lost = self._blob(token, generation), list[ChunkRecord]()
         attach = partial(blob.attach, self._path(token), new=known is None, keep_open=keep_open)
         try:
             try:
                 fitting = attach()
             except FileNotFoundError:
-                self.path(token).parent.mkdir(mode=0o700, exist_ok=True)  # no parents: only somebody else removes them
+                self.path(token).parent.mkdir(mode=0o700, exist_ok=True)  # no parents: the server never removes them
                 fitting = attach()
             if known is not None:
                 record, chunks = known
@@ -129,13 +129,13 @@ class BlobFiles:
         return blob, lost, False
 
     def remove(self, token: str) -> dict[int, int]:
-        """Remove a blob; the bytes of its recorded chunks by number. Raises OSError and sqlite3.Error."""
+        """Remove a blob; returns the bytes of its recorded chunks by number. Raises OSError and sqlite3.Error."""
         try:
             freed = self._index.remove(token)
         except sqlite3.OperationalError as error:
             if not is_full(error):
                 raise
-            # Writing the index takes space, so remove the file first. After a crash here, recovery drops its record.
+            # A write to the index needs space, so remove the file first. After a crash here, recovery drops its record.
             self.path(token).unlink(missing_ok=True)
             freed = self._remove_once_freed(token)
         self.path(token).unlink(missing_ok=True)

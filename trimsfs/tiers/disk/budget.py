@@ -12,14 +12,14 @@ from trimsfs.tiers.eviction_policies import Policy, lru
 from trimsfs.tiers.quotas import Quotas
 
 FULL_FOR_S = 1.0
-"""How long the tier makes no further attempt to free space after one has failed."""
+"""How long the tier waits to free space again after an attempt has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLimits:
     """The limits of a disk tier, in bytes, and the eviction *policy* that keeps to them.
 
-    ``budget`` is for all models (None: only the disk limits them). ``min_free`` stays free on the file system.
+    ``budget`` is for all models (None: only the disk limits them). ``min_free`` bytes of the file system stay free.
     """
 
     budget: int | None = None
@@ -29,7 +29,7 @@ class DiskLimits:
 
 
 class Budget:
-    """Counts the bytes used within *limits*, in total and per tenant. *used* has the present ones by object key."""
+    """Counts the bytes used within *limits*, in total and per tenant; *used* are the first ones, by object key."""
 
     def __init__(self, directory: Path, limits: DiskLimits, *, used: Mapping[str, int]) -> None:
         self._directory = directory
@@ -52,7 +52,7 @@ class Budget:
         return self._used[pool]
 
     def add(self, key: str, size: int) -> None:
-        """Count *size* more bytes of an object; fewer if it is negative."""
+        """Add *size* bytes of an object, which may be negative."""
         self._used[self._quotas.pool(key)] += size
 
     def free(self) -> int:
@@ -69,7 +69,7 @@ class Budget:
         return None if limit is None else limit - self._used[pool]
 
     def full(self, key: str) -> bool:
-        """Whether the object's pool was recently full, or a write failed."""
+        """Whether the object's pool was full, or a write failed, within the last FULL_FOR_S."""
         return self.failing or trio.current_time() < self._full_until.get(self._quotas.pool(key), float("-inf"))
 
     @property
@@ -78,13 +78,13 @@ class Budget:
         return trio.current_time() < self._failing_until
 
     def found_full(self, key: str) -> None:
-        """Note that nothing can be evicted for an object, so that not each chunk of a large file triggers a search."""
+        """Note that no eviction helps an object, so that not each chunk of a large file searches for one."""
         self._full_until[self._quotas.pool(key)] = trio.current_time() + FULL_FOR_S
 
     def found_failing(self) -> None:
-        """Note that writes fail though the disk has space, so that not each chunk triggers another one."""
+        """Note that writes fail though the disk has space, so that not each chunk tries one."""
         self._failing_until = trio.current_time() + FULL_FOR_S
 
     def found_room(self) -> None:
-        """Note that something was evicted, or can be now."""
+        """Note that a blob was evicted, or can be evicted now."""
         self._full_until.clear()

@@ -1,4 +1,4 @@
-"""A cache directory: locks it, opens its index, and knows whether it can be used."""
+"""A cache directory: locks it, opens its index and checks whether it is usable."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ class CacheDirectory:
     """The directory of a disk tier. Raises CacheInUseError and CacheUnusableError.
 
     *lock* is the descriptor by which an earlier server locked it. With a *lock*, an unusable directory is no error:
-    ``problem`` then has the reason, and ``index`` is in memory.
+    ``problem`` holds the reason, and ``index`` is in memory.
     """
 
     def __init__(self, directory: Path, lock: int | None, *, chunk_size: int) -> None:
@@ -66,7 +66,7 @@ class CacheDirectory:
             os.close(descriptor)
 
     def removed(self) -> bool:
-        """Whether somebody removed the directory, or the blobs in it. Blocks on the disk."""
+        """Whether another program removed the directory, or the blobs in it. Blocks on the disk."""
         try:
             self.blobs.stat()
         except FileNotFoundError:
@@ -76,9 +76,9 @@ class CacheDirectory:
         return _identity(self.path) != self._identity
 
     def usable(self) -> bool:
-        """Whether an unusable directory can be used again. Blocks on the disk.
+        """Whether an unusable directory is usable again. Blocks on the disk.
 
-        A new directory at its path counts as usable untested: this server may lack the permission to write there.
+        A new directory at its path counts as usable without a test: this server may lack the permission to write there.
         """
         found = _identity(self.path)
         if found is None or found != self._identity:
@@ -95,7 +95,7 @@ class CacheDirectory:
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
-    """Device and inode number, which tell a directory from another one at its path; None if there is none."""
+    """Device and inode number, which distinguish a directory from a new one at its path; None if there is none."""
     with suppress(OSError):
         status = os.stat(directory)
         return status.st_dev, status.st_ino

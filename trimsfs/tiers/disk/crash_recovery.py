@@ -21,8 +21,7 @@ SLACK = 64 << 10
 
 
 class CrashRecovery:
-    """Reconciles the blob directory and the index, group by group. Blocks on the disk; raises OSError and
-    sqlite3.Error."""
+    """Reconciles blob files and index, group by group. Blocks on the disk; raises OSError and sqlite3.Error."""
 
     def __init__(self, index: BlobIndex, directory: Path, chunk_size: int) -> None:
         self._index = index
@@ -30,13 +29,13 @@ class CrashRecovery:
         self._chunk_size = chunk_size
 
     def groups(self) -> list[str]:
-        """The names of all groups of blobs, to `reconcile` one after the other."""
+        """The names of all groups of blobs, each to `reconcile`."""
         return sorted({path.name for path in self._directory.iterdir()} | set(self._index.groups()))
 
     def reconcile(self, group: str, known: Collection[str]) -> list[tuple[str, int]]:
         """Make files and records of a group agree, except those of the *known* blobs.
 
-        Returns, by key, the bytes of recorded chunks that were lost.
+        Returns keys, and the bytes of recorded chunks that the disk has lost.
         """
         directory, lost = self._directory / group, list[tuple[str, int]]()
         recorded = self._index.group(group)
@@ -67,7 +66,7 @@ class CrashRecovery:
 
 
 def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[ChunkRecord]) -> Collection[ChunkRecord]:
-    """The recorded chunks that a file cannot have: it is missing, has another size, or has holes from a power loss."""
+    """The recorded chunks that a file lacks: it is missing, has a wrong size, or has holes after a power loss."""
     try:
         file = path.open("rb", buffering=0)
     except FileNotFoundError:
@@ -86,16 +85,16 @@ def _missing_chunks(path: Path, size: int, chunk_size: int, recorded: Sequence[C
 
 
 def _lost_in_hole(descriptor: int, start: int, stop: int, crc: int) -> bool:
-    """Whether a chunk has holes that are not just zeros: it fails its checksum."""
+    """Whether a chunk has a hole and fails its checksum: zeros of the object may be a hole too."""
     return extents.has_hole(descriptor, start, stop) and crc32c(os.pread(descriptor, stop - start, start)) != crc
 
 
 def chunks_in_holes(blob: Blob, opened: int) -> list[int]:
     """The chunks of a whole blob that have holes and fail their checksum; *opened* is its descriptor.
 
-    Blocks on the disk; raises OSError.
+    Blocks on the disk. Raises OSError.
     """
-    descriptor, size = os.dup(opened), blob.generation.size  # the caller may close it meanwhile
+    descriptor, size = os.dup(opened), blob.generation.size  # the event loop may close it meanwhile
     try:
         if not extents.has_hole(descriptor, 0, size):
             return []

@@ -1,4 +1,4 @@
-"""Damage: records wrong, lost and repaired chunks of blobs, in step with index and budget."""
+"""Damage: discards wrong and lost chunks and records repairs, in step with index and budget."""
 
 import logging
 import sqlite3
@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Damage:
-    """Keeps index and budget in step with damage to a tier's blobs, and its repair. ``found`` counts damaged chunks."""
+    """Keeps index and budget in step with damage and repair of a tier's blobs. ``found`` counts damaged chunks."""
 
     def __init__(self, state: TierState) -> None:
         self._state = state
@@ -25,16 +25,16 @@ class Damage:
     # Found by the tier
 
     async def size_changed(self, blob: Blob) -> None:
-        """Discard all chunks of a blob because somebody has changed the size of its file.
+        """Discard all chunks of a blob, because another program has changed the size of its file.
 
-        A file that is passed through is repaired in place, in quarantine: open handles keep it.
+        Reports a passed-through file as suspect instead: open handles keep it, so it is repaired in place.
         """
         key, journal = blob.generation.key, self._state.journal
         async with journal.syncing, self._state.lock, journal.recording:  # a sync counts as a user
             if self._state.blobs.get(blob.token) is not blob or blob.change() is not FileChange.RESIZED:
                 return  # another open found it first
             if blob.users and blob.backing_id:
-                if not blob.health.quarantined:  # else it is being repaired
+                if not blob.health.quarantined:  # else a repair is under way
                     self._state.events.suspected(
                         blob, BlobDamagedError(f"{key}: its file in the cache has another size than its object")
                     )
@@ -42,7 +42,7 @@ class Damage:
             log.error("%s: its file in the cache has another size than its object: refetching", key)
             if blob.users:
                 try:
-                    blob.restore_size()  # before anything else is written
+                    blob.restore_size()  # before further writes
                 except OSError as error:
                     log.error("%s: cannot restore the size of its file in the cache: %s", key, error)
             await self._discard(blob, range(len(blob.states)))
@@ -65,7 +65,7 @@ class Damage:
             await self._state.journal.record()
 
     async def _discard(self, blob: Blob, chunks: Collection[int]) -> None:
-        """Discard chunks, and those not yet synced to the disk, so that they are refetched."""
+        """Discard chunks, and those not yet synced to the disk, so that the server refetches them."""
         if blob.users == 0:
             self._state.close(blob)
         gone = [
@@ -96,7 +96,7 @@ class Damage:
         return False
 
     def _discard_chunk(self, blob: Blob, chunk: int) -> None:
-        """Mark a chunk as missing, and free its part of the budget."""
+        """Mark a chunk as missing and return its bytes to the budget."""
         blob.forget(chunk)
         if chunk in blob.health.lost:
             blob.health.lost -= {chunk}  # the budget no longer counts it
@@ -104,12 +104,12 @@ class Damage:
             self._state.budget.add(blob.generation.file, -blob.length_of(chunk))
 
     def _compare_again(self, blob: Blob) -> None:
-        """Mark a blob as uncompared, because its bytes change."""
+        """Mark a blob as uncompared, because its bytes changed."""
         blob.health.bytes_changed(self._state.files.no_digest)
         self._state.journal.compared(blob, None)
 
     def repaired(self, blob: Blob, record: ChunkRecord) -> None:
-        """Record that a chunk's wrong bytes were overwritten with those of the store."""
+        """Record that a chunk was overwritten with the bytes of the store."""
         self.found += 1
         blob.health.revision += 1
         if blob.states[record.chunk] == ChunkState.MISSING:
@@ -123,7 +123,7 @@ class Damage:
         self._state.journal.wrote(blob, record)
 
     async def set_digest(self, blob: Blob, digest: str | None) -> None:
-        """Record that a blob has a digest; with None, recorded at once, that it is to be compared again."""
+        """Record that a blob matches a digest; with None, record at once that it must be compared again."""
         if digest is None:
             self._compare_again(blob)
             await self._state.journal.flush()
@@ -132,7 +132,7 @@ class Damage:
             self._state.journal.compared(blob, digest)
 
     async def record_scrub(self, blob: Blob) -> bool:
-        """Record that a blob's chunks on disk have passed their checksums; whether that succeeded."""
+        """Record that a blob's chunks on disk passed their checksums; returns whether the index could be written."""
         return await self._record(self._state.index.scrubbed, blob.token)
 
     async def next_to_scrub(self, before: float) -> Generation | None:
@@ -145,7 +145,7 @@ class Damage:
         return None if record is None else record.generation
 
     async def _record(self, function: Callable[[*Ts], None], *arguments: *Ts) -> bool:
-        """Write a record that may be lost to the index; whether that succeeded."""
+        """Write a dispensable record to the index; returns whether that succeeded."""
         try:
             await self._state.threads.run(function, *arguments)
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""The events of a disk tier, of which other components hear."""
+"""The events that a disk tier reports to other components."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from trimsfs.tiers.blob import Blob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierEvents:
-    """The listeners to a disk tier. They must not block.
+    """The callbacks of a disk tier. They must not block.
 
-    ``removed`` hears of each blob that leaves the tier, before it is closed. ``suspected`` hears of each blob in use
-    whose file may be damaged, and why.
+    ``removed`` gets each blob that leaves the tier, before it is closed. ``suspected`` gets each blob in use whose file
+    may be damaged, and the reason.
     """
 
     removed: Callable[[Blob], None]

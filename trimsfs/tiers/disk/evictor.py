@@ -38,7 +38,7 @@ class Evictor:
     async def try_remove(self, token: str, key: str) -> bool:
         """Evict a blob unless it is in use or pinned; False if the removal failed.
 
-        If the blob is being synced to the disk, wait for that first.
+        Waits for a sync of the blob first.
         """
         journal, blob = self._state.journal, self._state.blobs.get(token)
         try:
@@ -53,7 +53,7 @@ class Evictor:
         return True
 
     async def remove(self, token: str, key: str) -> int | None:
-        """Remove a blob; returns the bytes freed, or None if it is in use or pinned.
+        """Remove a blob; returns the bytes freed, None if it is in use or pinned.
 
         Raises OSError and sqlite3.Error.
         """

@@ -24,7 +24,7 @@ def lock_directory(directory: Path) -> int:
     except BlockingIOError:
         os.close(descriptor)
         holder = holder_of(directory)
-        who = shown(holder) if holder is not None else "whose pid the kernel does not tell"
+        who = shown(holder) if holder is not None else "pid unknown"
         raise CacheInUseError(
             f"cache directory {directory} is in use by another server, {who}: unmount that, or set --cache-dir"
         ) from None
@@ -36,7 +36,7 @@ def lock_directory(directory: Path) -> int:
 
 
 def holder_of(directory: Path) -> int | None:
-    """The process that holds the lock of a cache directory, or was the last one; None if the file does not tell."""
+    """The pid in the lock file: of the process that holds the lock, or last held it; None if there is none."""
     try:
         holder = (directory / "lock").read_text(errors="replace").strip()
     except OSError:
@@ -45,7 +45,7 @@ def holder_of(directory: Path) -> int | None:
 
 
 def is_lock_of(descriptor: int, directory: Path) -> bool:
-    """Whether a descriptor is of a directory's present lock file, not of a removed one."""
+    """Whether a descriptor refers to a directory's present lock file, not to a removed one."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(directory / "lock"))
     except OSError:
@@ -54,6 +54,6 @@ def is_lock_of(descriptor: int, directory: Path) -> bool:
 
 def write_pid(descriptor: int) -> None:
     """Write this process's pid into a lock file."""
-    with contextlib.suppress(OSError):  # on a full disk, another server's error names no pid
+    with contextlib.suppress(OSError):  # on a full disk, the error of another server lacks the pid
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -1,4 +1,4 @@
-"""Maintenance of a disk tier: records, syncs, recovers after a crash and watches that the directory is usable."""
+"""Maintenance of a disk tier: records, syncs, recovers after a crash and monitors the directory."""
 
 import logging
 import sqlite3
@@ -16,20 +16,19 @@ log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S, LONGEST_SYNC_INTERVAL_S = 2.0, 15.0
-"""How often what was written is synced to the disk, at most and at least: not while more is being written, if that does
-not go on for long, as whoever waits for it has a better use for the disk and the processors."""
+"""Shortest and longest time between syncs. Writes postpone a sync, as readers wait for them."""
 REST_S = 15.0
-"""How long the directory is not looked at while nothing is to be recorded or synced."""
+"""Time between checks of the directory while there is nothing to record or sync."""
 PATIENCE_S = 2.0
-"""How long the index may fail before the server ends."""
+"""How long writes to the index may fail before the server ends."""
 LOOK_INTERVAL_S = 5.0
-"""How often an unusable directory is tried again."""
+"""Time between checks of an unusable directory."""
 
 
 class Maintenance:
     """Maintains the directory of a disk tier.
 
-    ``unfinished`` has the blobs with a chunk whose fetch failed.
+    ``unfinished`` are the tokens of blobs with chunks that were reserved and not written.
     """
 
     def __init__(self, state: TierState, space: DiskSpace, open_blobs: OpenBlobs) -> None:
@@ -41,12 +40,12 @@ class Maintenance:
         self.unfinished: set[str] = set()
 
     def found_failing(self) -> None:
-        """The disk fails: the server ends."""
+        """Note that the disk fails: `run` then raises, and the server ends."""
         self._failing = True
         self._state.journal.wake()
 
     async def run(self) -> None:
-        """Record what was written and used, while the directory is usable; if it is not, wait until it is.
+        """Record writes and uses while the directory is usable; else wait until it is.
 
         Raises CacheUnusableError when that changes.
         """
@@ -76,7 +75,7 @@ class Maintenance:
                 await self._give_up()
 
     async def _rest(self) -> None:
-        """Sleep until there is something to do, and for a moment in which more may come."""
+        """Sleep until there is work, and for a moment longer, to batch it."""
         if self._state.journal.idle:
             with trio.move_on_after(REST_S):
                 await self._state.journal.noted()
@@ -115,7 +114,7 @@ class Maintenance:
                         free_unrecorded, blob.fileno(), blob.generation.size, blob.chunk_size, list(blob.records())
                     )
                 except OSError as error:
-                    log.error("%s: cannot free what a failed fetch has left: %s", blob.generation.key, error)
+                    log.error("%s: cannot free partly written chunks of a failed fetch: %s", blob.generation.key, error)
                 finally:
                     blob.users -= 1
                     self._state.blobs[token] = blob
@@ -138,11 +137,11 @@ class Maintenance:
                     log.error("crash recovery: cannot reconcile the blobs %s*: %s", group, error)
 
     async def _sync_recorded(self) -> None:
-        """Sync chunks that an earlier server recorded but did not sync: the next boot would drop them."""
+        """Sync chunks that an earlier server recorded but did not sync: a reboot would lose them."""
         try:
             for token in await self._state.threads.run(self._state.index.unsynced):
                 loaded = await self._state.threads.run(self._state.index.load, token)
-                if loaded is not None:  # else it was evicted meanwhile
+                if loaded is not None:  # else evicted meanwhile
                     blob = await self._open_blobs.open(token, loaded[0].generation)
                     self._state.journal.found_unsynced(
                         blob, await self._state.threads.run(self._state.index.unsynced_chunks, token)

@@ -1,4 +1,4 @@
-"""Open blobs: opens the blobs of a disk tier, closes files that the server does not need, and forgets blobs."""
+"""Open blobs: opens the blobs of a disk tier, closes files that nobody reads through the server, forgets blobs."""
 
 import logging
 import resource
@@ -13,14 +13,14 @@ from trimsfs.types import ChunkRecord, Generation
 log = logging.getLogger(__name__)
 
 MOST_KNOWN = 1 << 17
-"""Most blobs known at once. Each takes about 2 KiB here and as much in the kernel. To open a forgotten one again takes
-a search of the index, a checksum and a registration."""
+"""Most blobs known at once. Each takes about 2 KiB here and as much in the kernel. An open of a forgotten one costs a
+lookup in the index, checksums and a registration."""
 MOST_IDLE = 1024
-"""Most files kept open though the server does not need them: to open one again takes microseconds."""
+"""Most idle files kept open. A reopen takes microseconds."""
 LOOKS = 8
-"""Blobs to examine per release, in search of one to close."""
+"""Blobs to examine per release, to find one to close."""
 SPARE_DESCRIPTORS = 256
-"""Descriptors reserved for other purposes: without any, the server answers no request."""
+"""Descriptors reserved for other purposes: without one, the server answers no request."""
 
 
 class OpenBlobs:
@@ -109,7 +109,7 @@ class OpenBlobs:
         return [state.blobs[token] for token in tokens]
 
     def released(self, blob: Blob) -> None:
-        """Note that a blob has lost a user: close its file, or forget blobs, if too many are open or known."""
+        """Close files and forget blobs if too many are open or known, now that a blob has lost a user."""
         state = self._state
         if blob.users == 0:
             state.budget.found_room()
@@ -120,7 +120,7 @@ class OpenBlobs:
             self._forget(most=MOST_KNOWN, looks=LOOKS)
 
     def _close_files(self, *, most: int, looks: int) -> None:
-        """Close files that the server does not need, those opened longest ago first, until *most* are open."""
+        """Close files that nobody reads through the server, oldest open first, until *most* are open."""
         opened = self._state.open_files
         for _ in range(looks):
             if len(opened) <= most:
@@ -129,10 +129,10 @@ class OpenBlobs:
             if blob.users == blob.passed and self._state.journal.synced(blob):
                 blob.close_file()
             else:
-                opened.move_to_end(blob)  # so that the next search begins with others
+                opened.move_to_end(blob)  # the next search begins with others
 
     def _forget(self, *, most: int, looks: int) -> None:
-        """Forget blobs that nobody uses, those used longest ago first, until *most* are known."""
+        """Forget blobs that nobody uses, least recently used first, until *most* are known."""
         state = self._state
         for _ in range(looks):
             if len(state.blobs) <= most:
@@ -144,11 +144,11 @@ class OpenBlobs:
                 state.blobs.move_to_end(blob.token)
 
     def close_idle(self) -> None:
-        """Close files that the server does not need, except for the allowed number of idle ones."""
+        """Close files that nobody reads through the server, except for the allowed number."""
         self._close_files(most=self._most_idle, looks=len(self._state.open_files))
 
     async def _close_some(self) -> None:
-        """Close files because too many are open; sync to the disk if that allows more to be closed."""
+        """Close files, as too many are open; sync if that is not enough, as only synced files can be closed."""
         self.close_idle()
         if self._state.open_files.full:
             await self._state.journal.flush()

@@ -11,11 +11,11 @@ from trimsfs.types import Generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
-    """What of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
+    """How much of a generation is here: ``disk_bytes`` in the blob, ``host_bytes`` in the page cache (None: unknown).
 
-    ``verified`` says that every byte is here, was checked since the server started, and matches the store's ``digest``.
-    The digest is None if not compared, and empty if there is none. ``handles`` counts open handles; ``users`` includes
-    commands and fetches; ``uses`` counts all opens ever. ``last_used`` is in seconds since the epoch.
+    ``verified``: every byte is here, was verified since the server started, and matches the store's ``digest``. The
+    digest is None if not compared yet, and empty without one to compare with. ``handles`` counts open handles;
+    ``users`` includes commands and fetches; ``uses`` counts all opens ever. ``last_used``: seconds since the epoch.
     """
 
     generation: Generation
@@ -32,7 +32,7 @@ class Residency:
 
 
 def residency_of(record: BlobRecord, blob: Blob | None, path: Path) -> Residency:
-    """The residency by index record, open blob and page cache; *path* is the blob's file."""
+    """The residency from index record, known blob and page cache; *path* is the blob's file."""
     try:
         with path.open("rb") as file:
             host_bytes = resident_bytes(file.fileno())

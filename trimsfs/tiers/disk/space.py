@@ -1,4 +1,4 @@
-"""Space on the disk: decides whose blobs to evict, and how many."""
+"""Space on the disk: decides which pools to evict from, and how much."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from trimsfs.tiers.quotas import REST
 log = logging.getLogger(__name__)
 
 HEADROOM_CHUNKS = 4
-"""Chunks to evict beyond the need, so that not each chunk triggers a search of a full cache."""
+"""Chunks to evict beyond the need, so that not each chunk searches a full cache for victims."""
 
 
 class DiskSpace:
@@ -63,20 +63,20 @@ class DiskSpace:
         return True
 
     def _missing(self, pool: str, size: int) -> int:
-        """How many bytes a pool lacks for *size* more."""
+        """Bytes that a pool lacks for *size* more; negative if it has space left."""
         free, left = self._budget.free(), self._budget.left(pool)
         return size - (free if left is None else min(left, free))
 
     async def _free(self, size: int, pools: Set[str]) -> None:
-        """Evict blobs of some pools to free *size* bytes and the headroom; none if they hold less than *size*."""
+        """Evict blobs of some pools to free *size* bytes plus headroom; none if they hold less than *size*."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, pools, at_least=size)
 
     async def write_failed(self, key: str, size: int) -> None:
-        """Evict for *size* bytes of an object, as far as possible: the disk was full before statvfs said so."""
+        """Evict blobs for *size* bytes of an object, as far as possible: the disk was full before statvfs said so."""
         await self._choose(size + HEADROOM_CHUNKS * self._chunk_size, {self._quotas.pool(key), REST})
 
     async def keep(self) -> None:
-        """Evict what exceeds this server's limits: the last server's may have been higher."""
+        """Evict blobs beyond this server's limits: the last server's may have been higher."""
         with contextlib.suppress(OSError):
             for pool in self._quotas.pools():
                 left = self._budget.left(pool)

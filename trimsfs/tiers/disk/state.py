@@ -19,7 +19,7 @@ from trimsfs.tiers.threads import Threads
 class TierState:
     """The state of the disk tier of one *store*, in chunks of *chunk_size* bytes.
 
-    Invariants: ``blobs`` has every blob with users, the last used one at its end, so a token has at most one Blob.
+    Invariants: ``blobs`` holds every blob with users, the last used one at its end, so a token has at most one Blob.
     A load holds ``lock`` from the look-up in the index until the blob is in ``blobs``; a removal holds it from taking
     the blob out until its file is removed. ``budget`` counts chunks from the moment that space is reserved for them.
     """

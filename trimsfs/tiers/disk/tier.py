@@ -1,4 +1,4 @@
-"""The disk tier: blobs in a cache directory, within a budget; each server takes them over from the last."""
+"""The disk tier: blobs in a cache directory, within a budget; each server inherits them from the last."""
 
 import errno
 import logging
@@ -44,7 +44,7 @@ AHEAD_SHARE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskStatistics:
-    """Bytes in use now, and counts since the server started. ``budget_bytes`` is None if only free space limits."""
+    """Bytes in use now, and counts since the server started. ``budget_bytes`` is None if only the disk limits."""
 
     used_bytes: int
     budget_bytes: int | None
@@ -145,7 +145,7 @@ class DiskTier:
         return self._budget.full(generation.file)
 
     def tenant_full(self, blob: Blob) -> str | None:
-        """The message that a tenant's share has no room for the rest of a blob, with the remedy; None if it has."""
+        """The error message that a tenant's share has no space for the rest of a blob; None if it has."""
         key = blob.generation.file
         left = self._budget.left(self._quotas.pool(key))
         missing = blob.generation.size - blob.verified_bytes
@@ -164,10 +164,10 @@ class DiskTier:
         return [blob for blob in self._state.blobs.values() if blob.attached and blob.complete]
 
     async def run(self) -> None:
-        """Record what was written and used until the server stops.
+        """Record writes and uses until the server stops.
 
-        Raises CacheUnusableError when the directory becomes unusable, or usable again: then the next server starts
-        without it, or with it.
+        Raises CacheUnusableError when the directory becomes unusable, or usable again: the next server starts without
+        it, or with it.
         """
         await self._maintenance.run()
 
@@ -185,7 +185,7 @@ class DiskTier:
 
     @asynccontextmanager
     async def using(self, generation: Generation) -> AsyncIterator[Blob]:
-        """The blob of a generation, held for the length of the block."""
+        """Hold the blob of a generation for the length of the block."""
         blob = await self.acquire(generation)
         try:
             yield blob
@@ -194,7 +194,7 @@ class DiskTier:
 
     @asynccontextmanager
     async def inspecting(self, generation: Generation) -> AsyncIterator[Blob]:
-        """The blob of a generation, held for the length of the block, without recording a use."""
+        """Hold the blob of a generation for the length of the block, without recording a use."""
         token = generation.token(self.store)
         try:
             blob = self._unchanged(token)
@@ -224,14 +224,14 @@ class DiskTier:
         return blob
 
     def unchanged(self, blob: Blob) -> bool:
-        """Whether a blob is known to be that of its token, with nothing to be done about its file: `use` may follow."""
+        """Whether the tier knows a blob and no other program has changed its file: `use` may follow."""
         try:
             return self._state.blobs.get(blob.token) is blob and blob.change() is FileChange.NONE
         except OSError:
             return False
 
     def use(self, blob: Blob, generation: Generation) -> None:
-        """`acquire` the blob of a generation that is `unchanged`."""
+        """Acquire the blob of a generation, which is `unchanged`."""
         if generation.version_id is not None or generation.key != blob.generation.key:
             blob.generation = generation
         blob.users += 1
@@ -239,7 +239,7 @@ class DiskTier:
         self._journal.used(blob, 1)
 
     def _unchanged(self, token: str) -> Blob | None:
-        """The blob of this token, if it is known and its file unchanged; else None. Raises OSError.
+        """The blob of this token, if it is known and its file unchanged or resized; else None. Raises OSError.
 
         A file in use needs no check while the server has it closed: the kernel has it open.
         """
@@ -247,7 +247,7 @@ class DiskTier:
         if blob is None or blob.opened or blob.users:
             return blob
         if blob.change() in {FileChange.TOUCHED, FileChange.REPLACED}:
-            log.warning("%s: somebody has changed its file in the cache: checking it", blob.generation.key)
+            log.warning("%s: another program changed its file in the cache: verifying it", blob.generation.key)
         elif self._open_blobs.reopen(blob):
             return blob
         self._state.close(blob)
@@ -256,13 +256,13 @@ class DiskTier:
     async def _fails(self, generation: Generation, error: OSError) -> NoReturn:
         log.error("%s: cannot stat its file in the cache: %s", generation.key, error)
         self._maintenance.found_failing()
-        await trio.sleep(PATIENCE_S)  # the kernel repeats the request to the next server
+        await trio.sleep(PATIENCE_S)  # meanwhile the next server takes over, and gets the request again
         raise CacheUnusableError(f"{generation.key}: the disk of the cache fails: see the log of the mount")
 
     async def recall(self, generations: Sequence[Generation], *, checked: bool = False) -> list[Blob]:
         """The blobs of generations that an earlier server had in use, loaded together. The caller must hold them.
 
-        *checked* says that the earlier server had verified the chunks in the index: they may be served.
+        With *checked*, the earlier server had verified the chunks in the index, so they count as verified.
         """
         return await self._open_blobs.recall(generations, checked=checked)
 
@@ -273,7 +273,7 @@ class DiskTier:
         self._open_blobs.released(blob)
 
     async def reserve(self, blob: Blob, size: int) -> bool:
-        """Reserve space for *size* bytes about to be written to a blob; False if there is none, also for its tenant.
+        """Reserve space for *size* bytes to write to a blob; False if the disk or the tenant's share lacks it.
 
         `unreserve` returns the space of bytes that are not written after all.
         """
@@ -292,9 +292,9 @@ class DiskTier:
         self._maintenance.unfinished.add(blob.token)
 
     async def write_failed(self, blob: Blob, size: int, error: OSError, *, last: bool) -> None:
-        """Handle a failed write of *size* reserved bytes: make space for another attempt, unless it was the *last*.
+        """Handle a failed write of *size* reserved bytes: if the disk is full, make space for a retry, if any.
 
-        If space would not help, `reserve` declines for a while.
+        Otherwise, also after the *last* try, `reserve` declines for a while.
         """
         self.unreserve(blob, size)
         if not last and error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -308,7 +308,7 @@ class DiskTier:
         self._refused += 1
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
-        """Serve a whole chunk from now on: it has been written to reserved space."""
+        """Serve a chunk from now on: it is whole, and written to reserved space."""
         if blob.states[record.chunk] != ChunkState.MISSING and record.chunk not in blob.health.lost:
             self._budget.add(blob.generation.file, -record.length)  # fetched twice at the same time
         blob.health.lost -= {record.chunk}
@@ -316,9 +316,9 @@ class DiskTier:
         self._journal.wrote(blob, record)
 
     def room_ahead(self, generation: Generation, here: int) -> int:
-        """Bytes that prefetches for an object's load may take, of which *here* are on disk already.
+        """Bytes that prefetches for an object's load may take, including the bytes that are *here*.
 
-        That is the free space, or a quarter of the tenant's space if evictions can free more.
+        That is the free space, or a quarter of the tenant's space if that is more and the policy evicts.
         """
         pool = self._quotas.pool(generation.file)
         left = self._budget.left(pool)
@@ -327,10 +327,10 @@ class DiskTier:
         return max(free + here, share)
 
     async def check_holes(self, blob: Blob) -> None:
-        """Discard chunks in holes: a truncation before the last chunks arrived has left zeros. They are refetched."""
+        """Discard chunks in holes, to refetch them: a truncation before the last chunks arrived has left zeros."""
         blob.users += 1  # to keep its file open
         try:
-            if len(blob.states) <= 1:  # quicker than a switch to a thread
+            if len(blob.states) <= 1:  # faster than a switch to a thread
                 gone = chunks_in_holes(blob, blob.fileno())
             else:
                 gone = await self._threads.run(chunks_in_holes, blob, blob.fileno())
@@ -392,12 +392,12 @@ class DiskTier:
         await self._journal.flush()
 
     async def sync(self, blob: Blob) -> None:
-        """Return once a blob's written bytes have reached the disk. Raises BlobDamagedError when they cannot."""
+        """Wait until a blob's written bytes have reached the disk. Raises BlobDamagedError when the sync fails."""
         if not await self._journal.sync_blob(blob):
             raise BlobDamagedError(f"{blob.generation.key}: its chunks cannot be synced to the disk")
 
     async def wait_until_recorded(self, blob: Blob) -> None:
-        """Return once the chunks written to a blob so far are recorded."""
+        """Wait until a blob's written chunks are recorded. Raises CacheUnusableError when they cannot be."""
         await self._journal.wait_until_recorded(blob)
 
     async def _not_synced(self, blob: Blob, chunks: Collection[int]) -> None:
@@ -406,7 +406,7 @@ class DiskTier:
     # In worker threads
 
     async def _ask_index(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        """Call an index *function* for a command. Raises CacheUnusableError when the index fails."""
+        """Call a *function* of the index for a command. Raises CacheUnusableError when the index fails."""
         try:
             return await self._threads.run(function, *arguments)
         except sqlite3.Error as error:

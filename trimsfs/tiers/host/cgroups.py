@@ -1,4 +1,4 @@
-"""Memory limits of the control groups of this process (v1 and v2): how many bytes it may still lock."""
+"""How many bytes this process may still lock, by the memory limits of its control groups (v1 and v2)."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,17 +6,17 @@ from pathlib import Path
 
 ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 RESERVE = 64 << 20
-"""Bytes that are never locked: reading and writing take memory too."""
+"""Bytes left unlocked: reads and writes need memory too."""
 
 
 def lockable_bytes(root: Path = ROOT, own: Path = OWN) -> int | None:
-    """Bytes that may still be locked without the kernel killing a process for want of memory; None without a limit."""
+    """Bytes that may still be locked before the kernel's OOM killer acts; None without a limit."""
     left = [limit - used for limit, used in _limits(root, own)]
     return max(0, min(left) - RESERVE) if left else None
 
 
 def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
-    """The limit of each group that has one, and how much of it cannot be reclaimed."""
+    """The limit of each group that has one, and the bytes in it that the kernel cannot reclaim."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -28,10 +28,10 @@ def _limits(root: Path, own: Path) -> Iterator[tuple[int, int]]:
 
 
 def _of(root: Path, path: str, limit: str, unreclaimable: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-    """Those of a group and the groups above it, as far as they can be seen: a container may see its own as the root."""
+    """The limits of a group and its visible ancestors: a container may see its own group as the root."""
     group = root / path.lstrip("/")
     for directory in (group, *(above for above in group.parents if above == root or root in above.parents)):
         with suppress(OSError, ValueError):
-            most = int((directory / limit).read_text())  # "max" without one
+            most = int((directory / limit).read_text())  # "max" is no limit: ValueError
             found = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
             yield most, sum(int(found[name]) for name in unreclaimable)

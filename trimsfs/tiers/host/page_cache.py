@@ -1,4 +1,4 @@
-"""The page cache of a file: what is in it, populating, locking, dropping. All but `resident_bytes` may block."""
+"""The page cache of a file: measures, populates, locks and drops it. All but `resident_bytes` may block."""
 
 import ctypes
 import errno
@@ -29,7 +29,7 @@ class _CacheStat(ctypes.Structure):
 
 
 def resident_bytes(descriptor: int, start: int = 0, length: int = 0) -> int | None:
-    """Bytes of all or a part of a file that are in the page cache, in whole pages; None on a kernel before 6.5."""
+    """Bytes of a file, or of a part of it, in the page cache, in whole pages; None on a kernel before 6.5."""
     part = _Range(start, length)
     answer = _CacheStat()
     result = _libc.syscall(_SYS_CACHESTAT, descriptor, ctypes.byref(part), ctypes.byref(answer), 0)
@@ -39,7 +39,7 @@ def resident_bytes(descriptor: int, start: int = 0, length: int = 0) -> int | No
 def populate(descriptor: int, start: int, stop: int) -> None:
     """Read the bytes ``[start, stop)`` of a file into the page cache; *start* is a multiple of the page size.
 
-    Blocks until they are there, in huge pages where the file system has such: mapping them costs next to nothing then.
+    Blocks until they are there. Uses huge pages where the file system has them, which makes mapping cheap.
     Raises OSError.
     """
     if os.fstat(descriptor).st_size < stop:
@@ -55,7 +55,7 @@ def populate(descriptor: int, start: int, stop: int) -> None:
 
 
 def lock(descriptor: int, size: int) -> int:
-    """Map a whole file and lock its pages in memory; the mapping's address. Raises OSError when it is not allowed."""
+    """Map a whole file and lock its pages in memory; returns the address. Raises OSError when that is not allowed."""
     address = map_pages(descriptor, 0, size)
     if _libc.mlock(address, size) != 0:
         number = ctypes.get_errno()
@@ -70,6 +70,6 @@ def unlock(address: int, size: int) -> None:
 
 
 def drop(descriptor: int) -> None:
-    """Take a file out of the page cache, all but what is mapped somewhere. Raises OSError."""
-    os.fdatasync(descriptor)  # pages that are not written yet cannot be dropped
+    """Drop a file from the page cache, except mapped pages. Raises OSError."""
+    os.fdatasync(descriptor)  # the kernel does not drop dirty pages
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

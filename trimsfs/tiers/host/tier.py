@@ -1,7 +1,7 @@
-"""The host tier: the page cache of the blobs, steered.
+"""The host tier: keeps blobs in the page cache, within a budget.
 
-The server brings a blob into memory before programs map it, so the memory is charged to the server's control group and
-to none of theirs. What is evicted is dropped from memory, not from disk; the kernel keeps pages that are mapped.
+The server loads a blob into memory before programs map it, so the kernel charges the server's control group and none of
+theirs. An eviction drops a blob from memory, not from disk; the kernel keeps mapped pages.
 """
 
 import itertools
@@ -20,19 +20,19 @@ from trimsfs.tiers.quotas import Quotas
 log = logging.getLogger(__name__)
 
 Populate = Callable[[int, int, int], Awaitable[None]]
-"""Brings the bytes ``[start, stop)`` of a descriptor's file into the page cache. Raises OSError."""
+"""Reads the bytes ``[start, stop)`` of a descriptor's file into the page cache. Raises OSError."""
 
 CHECK_INTERVAL_S = 0.2
 READ_LATENCY_S = 1e-4
 READ_RATE = 1e9
-"""Bytes a second: about what loading from a local disk costs."""
+"""Bytes a second: with the latency, the approximate cost of a load from a local disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatistics:
-    """Bytes brought into memory and not evicted since, of those bytes locked, and evictions since the server started.
+    """Bytes loaded into memory and not evicted, the locked among them, and evictions since the server started.
 
-    The kernel may have reclaimed some of the bytes that are not locked: see the residency of a file.
+    The kernel may have reclaimed unlocked bytes: `Residency` measures a file's.
     """
 
     used_bytes: int
@@ -45,7 +45,7 @@ class HostStatistics:
 
 @dataclass(slots=True, eq=False)
 class _Hosted:
-    """A blob that is in memory. ``address`` is that of its locked mapping, None while it is not locked."""
+    """A blob in memory. ``address`` is the address of its locked mapping, None while unlocked."""
 
     blob: Blob
     loaded: int
@@ -55,10 +55,10 @@ class _Hosted:
 
 
 class HostTier:
-    """Blobs in memory: at most *budget* bytes (None: as many as the kernel keeps), but for what is open.
+    """Blobs in memory, at most *budget* bytes (None: as many as the kernel keeps).
 
-    A blob in use or pinned is never evicted; one that is opened is loaded even when the others leave no room. Locked
-    bytes never exceed the budget. Loading a blob delays no other: locks are held to evict and to pin only.
+    Blobs in use or pinned are never evicted. An opened blob is always loaded, so blobs in use may exceed the budget;
+    locked bytes never do. Loads run in parallel: only evictions and pins take locks.
     """
 
     def __init__(self, populate: Populate, *, budget: int | None, policy: Policy, quotas: Quotas | None = None) -> None:
@@ -75,7 +75,7 @@ class HostTier:
         self._evictions = self._evicted_bytes = 0
 
     async def run(self) -> None:
-        """Drop what came in beyond the budget, and with the policy eager what is idle, while the server runs."""
+        """Evict idle blobs beyond the budget, or all idle ones with the policy eager, until the server stops."""
         while True:
             while all(self._surplus(pool) <= 0 for pool in self._quotas.pools()):
                 await self._came.wait()
@@ -96,26 +96,27 @@ class HostTier:
         )
 
     def holds(self, blob: Blob) -> bool:
-        """Whether a blob was brought in and not evicted since."""
+        """Whether a blob was loaded and not evicted since."""
         return blob.token in self._hosted
 
     def used(self, blob: Blob) -> None:
-        """A blob that is in memory was opened."""
+        """Count an open of a blob, if it is in memory."""
         hosted = self._hosted.get(blob.token)
         if hosted is not None:
             hosted.uses += 1
             hosted.last_used = next(self._numbers)
 
     def adopt(self, blob: Blob) -> None:
-        """A blob that an earlier server brought in, as far as the kernel has kept it."""
+        """Count a blob as in memory, because it was loaded, maybe by an earlier server."""
         number = next(self._numbers)
         self._hosted[blob.token] = _Hosted(blob, loaded=number, last_used=number)
         self._came.set()
 
     async def load(self, blob: Blob, *, again: bool = False) -> None:
-        """Load a complete blob, which the caller uses, into memory; *again* also what the kernel has dropped since.
+        """Load a complete blob into memory; with *again*, reload pages that the kernel has reclaimed.
 
-        Raises OSError when it cannot be read, and TransientStoreError when the process that reads it ends.
+        The caller holds the blob. Raises OSError when the blob cannot be read, and TransientStoreError when the process
+        that reads it ends.
         """
         if self.holds(blob) and not again:
             return
@@ -135,7 +136,7 @@ class HostTier:
             async with self._lock:
                 pool = self._pool(blob)
                 await self._evict(self._excess(pool, size), pool)
-        if size <= blob.chunk_size:  # a look takes less than a thread does
+        if size <= blob.chunk_size:  # quicker than a switch to a thread
             resident = page_cache.resident_bytes(blob.fileno())
         else:
             resident = await trio.to_thread.run_sync(page_cache.resident_bytes, blob.fileno())
@@ -145,15 +146,15 @@ class HostTier:
             self.adopt(blob)
 
     async def pin(self, blob: Blob) -> str | None:
-        """Lock a complete blob, which the caller uses, in memory; why the host does not let it, if so.
+        """Lock a complete blob, which the caller holds, in memory; returns why the host forbids it, else None.
 
-        Raises CacheFullError when the budget forbids it, else as `load`.
+        Raises CacheFullError when the budget has no space, and the errors of `load`.
         """
         async with self._pinning:
             await self.load(blob, again=True)
             hosted = self._hosted[blob.token]
             hindrance = None if hosted.address is not None else await self._lock_pages(hosted)
-        if hindrance is not None:  # it stays on disk and, as far as memory lasts, in memory
+        if hindrance is not None:  # pinned on disk; in memory until the kernel reclaims it
             log.warning("%s: not locked in memory: %s", blob.generation.key, hindrance)
         return hindrance
 
@@ -174,7 +175,7 @@ class HostTier:
         return None
 
     async def unpin(self, blob: Blob) -> None:
-        """Leave it to budget and kernel whether a blob stays in memory."""
+        """Unlock a blob: budget and kernel decide again whether it stays in memory."""
         async with self._pinning:
             self._unlock(blob)
 
@@ -185,12 +186,12 @@ class HostTier:
             hosted.address = None
 
     def removed(self, blob: Blob) -> None:
-        """A blob has left the disk, and with it the memory."""
+        """Forget a blob that has left the disk tier."""
         self._unlock(blob)
         self._hosted.pop(blob.token, None)
 
     async def _evict(self, wanted: int, pool: str) -> None:
-        """Drop blobs of a pool, each of which keeps to its own share of memory."""
+        """Evict idle blobs of a pool to free the *wanted* bytes; each pool has its own share of memory."""
         if wanted <= 0:
             return
         idle = [
@@ -209,14 +210,14 @@ class HostTier:
             await self._drop(victim.name)
 
     async def _drop(self, token: str) -> None:
-        """Drop a blob from memory, unless it is used by now."""
+        """Drop a blob from memory, unless somebody uses it by now."""
         hosted = self._hosted.get(token)
         if hosted is None or not _idle(hosted):
             return
         blob = hosted.blob
         self._unlock(blob)
         del self._hosted[token]
-        blob.users += 1  # it must not be closed meanwhile
+        blob.users += 1  # keeps its file open
         try:
             await trio.to_thread.run_sync(page_cache.drop, blob.fileno())
         except OSError as error:
@@ -227,11 +228,11 @@ class HostTier:
         self._evicted_bytes += blob.generation.size
 
     def _surplus(self, pool: str) -> int:
-        """Bytes of a pool that are to be dropped once nobody uses them."""
+        """Bytes of a pool to evict once their blobs are idle."""
         return self._used(pool) if self._policy is eager else self._excess(pool)
 
     def _excess(self, pool: str, coming: int = 0) -> int:
-        """Bytes of a pool to drop so that *coming* more of it keep within its share."""
+        """Bytes of a pool to evict so that *coming* more fit into its share; negative if there is space."""
         limit = self._quotas.limit(pool, self._budget)
         return 0 if limit is None else self._used(pool) + coming - limit
 

@@ -1,4 +1,4 @@
-"""What the index tells of one blob."""
+"""The index record of one blob."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from trimsfs.types import Generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob as the index knows it; ``bytes`` is how much of it is on disk, ``digest`` as that of a `Residency`."""
+    """A blob in the index: ``bytes`` are on disk; ``digest`` means the same as in `Residency`."""
 
     token: str
     generation: Generation
@@ -19,5 +19,5 @@ class BlobRecord:
 
     @classmethod
     def empty(cls, token: str, generation: Generation) -> "BlobRecord":
-        """The record of a generation of which nothing is here."""
+        """The record of a generation that is not in the index."""
         return cls(token=token, generation=generation, pinned=False, uses=0, last_used=0.0, bytes=0, digest=None)

@@ -1,10 +1,10 @@
 """The SQLite index of the disk tier: which blobs exist, and which of their chunks are on the disk.
 
-The index is always at or behind the blobs: a chunk is recorded after its bytes are written, a row is deleted
-before its blob is. ``synced`` says that the bytes had reached the disk. A chunk that is not synced survives a
-killed server (the page cache has it) but not a boot, so opening the index after a boot forgets those.
+The index never runs ahead of the blobs: a chunk is recorded after its bytes are written, a row is deleted before its
+blob. ``synced`` chunks have reached the disk. Others survive a killed server, in the page cache, but no reboot: the
+index drops them when it is opened after one.
 
-All methods block on the disk and are called from worker threads, one at a time.
+All methods block on the disk and run in worker threads; a lock admits one at a time.
 """
 
 import os
@@ -23,15 +23,15 @@ from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
 
 _AT_ONCE = 500
-"""Blobs that one query is about."""
+"""Most blobs per query."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class BlobIndex:
     """The index of one cache directory. Raises CacheUnusableError when it can be neither opened nor rebuilt.
 
-    *trusted* says that an earlier process has checked it since the host was started, *strict* that records are dropped
-    that no disk tier with chunks of *chunk_size* bytes makes.
+    *trusted*: skip the check, as an earlier server has made it. *strict*: drop records that a disk tier with chunks of
+    *chunk_size* bytes cannot have made.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BlobIndex:
             raise CacheUnusableError(f"cache index {path}: {error}") from error
 
     def rebuild(self) -> None:
-        """Rebuild the index for the next server, if it is damaged. Raises sqlite3.Error and OSError."""
+        """Check the index for the next server, and rebuild it if it is damaged. Raises sqlite3.Error and OSError."""
         recovery.open_index(self._path, self._boot_id, chunk_size=self._chunk_size, checked=False, strict=True)[
             0
         ].close()
@@ -67,7 +67,7 @@ class BlobIndex:
             self._connection.close()
 
     def load(self, token: str) -> tuple[BlobRecord, list[ChunkRecord]] | None:
-        """A blob and the chunks it has, or None."""
+        """The records of a blob and of its chunks; None if the index lacks the blob."""
         with self._lock:
             rows = self._connection.execute(f"{_SELECT} WHERE token = ?", (token,)).fetchall()
             if not rows:
@@ -78,7 +78,7 @@ class BlobIndex:
         return _record(rows[0]), [ChunkRecord(chunk=c, length=n, crc=crc) for c, n, crc in chunks]
 
     def load_all(self, tokens: Iterable[str]) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
-        """The blobs of these tokens that there are, and the chunks they have."""
+        """The records of many blobs and of their chunks, by token, without unknown ones."""
         found: dict[str, tuple[BlobRecord, list[ChunkRecord]]] = {}
         rest = sorted(tokens)
         while rest:
@@ -98,7 +98,7 @@ class BlobIndex:
         self.add_all(store, {token: generation})
 
     def add_all(self, store: str, generations: Mapping[str, Generation]) -> None:
-        """Record blobs by their tokens, before their files are made."""
+        """Record blobs by token, before their files are made."""
         now = time.time()
         with self.transaction() as connection:
             numbered = list(enumerate(generations.items(), self._sequence + 1))
@@ -129,7 +129,7 @@ class BlobIndex:
             self._sequence += len(numbered)
 
     def add_chunks(self, chunks: Iterable[tuple[str, ChunkRecord]]) -> None:
-        """Record chunks whose bytes are written, not yet synced."""
+        """Record chunks that are written, but not synced yet."""
         with self.transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO chunks (token, chunk, bytes, crc, synced) VALUES (?, ?, ?, ?, 0)",
@@ -137,7 +137,7 @@ class BlobIndex:
             )
 
     def mark_synced(self, token: str, chunks: Iterable[int]) -> None:
-        """The bytes of these chunks have reached the disk."""
+        """Record that chunks have reached the disk."""
         with self.transaction() as connection:
             connection.executemany(
                 "UPDATE chunks SET synced = 1 WHERE token = ? AND chunk = ?",
@@ -145,7 +145,7 @@ class BlobIndex:
             )
 
     def remove_chunks(self, token: str, chunks: Iterable[int]) -> None:
-        """Forget chunks, because their bytes turned out to be wrong."""
+        """Delete the records of wrong or lost chunks, and the digest of their blob."""
         with self.transaction() as connection:
             connection.executemany(
                 "DELETE FROM chunks WHERE token = ? AND chunk = ?",
@@ -154,25 +154,25 @@ class BlobIndex:
             connection.execute("UPDATE checks SET digest = NULL WHERE token = ?", (token,))
 
     def set_digests(self, digests: Mapping[str, str | None]) -> None:
-        """What all bytes of blobs have, as the store says; None when they are to be compared with it again."""
+        """Record the store's digests that blobs match, by token; None: compare the blob again."""
         with self.transaction() as connection:
             connection.executemany(
                 _SET_DIGEST, [{"token": token, "digest": digest} for token, digest in digests.items()]
             )
 
     def scrubbed(self, token: str) -> None:
-        """What is on the disk of a blob is right."""
+        """Record that all chunks of a blob on the disk passed their checksums now."""
         with self.transaction() as connection:
             connection.execute(_SCRUBBED, {"token": token, "now": time.time()})
 
     def to_scrub(self, store: str, before: float) -> BlobRecord | None:
-        """The blob that was scrubbed longest ago, if that was before a time, in seconds since the epoch."""
+        """The blob scrubbed longest ago, if that was *before* a time in seconds since the epoch; else None."""
         with self._lock:
             rows = self._connection.execute(_TO_SCRUB, (os.fsencode(store), before)).fetchall()
         return _record(rows[0]) if rows else None
 
     def used(self, tokens: Mapping[str, int]) -> None:
-        """The blobs were used now, so many times each, in this order."""
+        """Record that blobs were used now: the number of uses by token, in order of use."""
         with self.transaction() as connection:
             for token, times in tokens.items():
                 self._sequence += 1
@@ -182,17 +182,17 @@ class BlobIndex:
                 )
 
     def set_pinned(self, token: str, pinned: bool) -> None:
-        """Pin a blob, or no longer; a loss of power does not undo it."""
+        """Pin or unpin a blob, durably even over a power loss."""
         with self._durably() as connection:
             connection.execute("UPDATE blobs SET pinned = ? WHERE token = ?", (pinned, token))
 
     def sync(self) -> None:
-        """Wait until what is recorded so far has reached the disk."""
+        """Wait until all records so far have reached the disk."""
         with self._durably() as connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('synced', ?)", (str(time.time_ns()),))
 
     def remove(self, token: str) -> dict[int, int]:
-        """Forget a blob, before its file is removed; the bytes of its chunks that were recorded, by their numbers."""
+        """Delete a blob's records, before its file is removed; returns the bytes of its recorded chunks by number."""
         with self.transaction() as connection:
             freed = dict(connection.execute("DELETE FROM chunks WHERE token = ? RETURNING chunk, bytes", (token,)))
             connection.execute("DELETE FROM blobs WHERE token = ?", (token,))
@@ -201,9 +201,9 @@ class BlobIndex:
         return freed
 
     def evictable(self, store: str) -> list[Evictable]:
-        """All blobs that hold bytes and are not pinned, least recently used first.
+        """All blobs with bytes on disk that are not pinned, least recently used first.
 
-        A pin counts only while the directory serves the store that it is for: nobody can take back another's.
+        Pins of another store do not count: no command of this server could undo them.
         """
         with self._lock:
             rows = self._connection.execute(
@@ -223,25 +223,25 @@ class BlobIndex:
             return [_record(row) for row in self._connection.execute(query, (os.fsencode(store),))]
 
     def unsynced(self) -> list[str]:
-        """The blobs with chunks that are not known to have reached the disk."""
+        """The tokens of blobs with chunks that may not have reached the disk."""
         query = "SELECT DISTINCT token FROM chunks WHERE synced = 0"
         with self._lock:
             return [token for (token,) in self._connection.execute(query)]
 
     def unsynced_chunks(self, token: str) -> list[int]:
-        """The chunks of a blob that are not known to have reached the disk."""
+        """The chunks of a blob that may not have reached the disk."""
         with self._lock:
             rows = self._connection.execute("SELECT chunk FROM chunks WHERE token = ? AND synced = 0", (token,))
             return [chunk for (chunk,) in rows]
 
     def groups(self) -> list[str]:
-        """What the names of blobs begin with: their directories."""
+        """The groups of the blobs: the first two digits of their tokens, which name their directories."""
         with self._lock:
             return [group for (group,) in self._connection.execute("SELECT DISTINCT substr(token, 1, 2) FROM blobs")]
 
     def group(self, group: str) -> dict[str, tuple[BlobRecord, list[ChunkRecord]]]:
-        """The blobs of a directory, and the chunks they have, by token."""
-        part = (group, f"{group}g")  # what follows is hexadecimal
+        """The records of a group's blobs and of their chunks, by token."""
+        part = (group, f"{group}g")  # "g" sorts after all hexadecimal digits
         with self._lock:
             rows = self._connection.execute(f"{_SELECT} WHERE token >= ? AND token < ?", part).fetchall()
             chunks = self._connection.execute(
@@ -252,28 +252,28 @@ class BlobIndex:
         return found
 
     def uncompared(self, least: int) -> list[str]:
-        """The whole blobs of at least so many bytes that have not been compared with others."""
+        """The tokens of whole blobs of at least *least* bytes that deduplication has not compared yet."""
         with self._lock:
             return [token for (token,) in self._connection.execute(_UNCOMPARED, (least,))]
 
     def set_compared(self, token: str, relative: str | None) -> None:
-        """A blob has been compared with those that are here, and one of them found to be related."""
+        """Record that a blob was compared with the compared ones, and a *relative* among them, if any."""
         with self.transaction() as connection:
             connection.execute(_SET_COMPARED, {"token": token, "relative": relative})
 
     def family(self, token: str) -> list[str]:
-        """The blobs that are related to one, and itself."""
+        """The tokens of a blob's family: related blobs and itself, in a fixed order."""
         with self._lock:
             return [other for (other,) in self._connection.execute(_FAMILY, (token,))]
 
     def twins(self, token: str) -> list[tuple[int, tuple[str, int] | None]]:
-        """The chunks of a blob, each with one of a compared blob that has its length and checksum, if there is one."""
+        """The chunks of a blob, each with a compared blob's chunk of the same length and checksum, or None."""
         with self._lock:
             rows = self._connection.execute(_TWINS, (token,)).fetchall()
         return [(chunk, None if other is None else (other, number)) for chunk, other, number in rows]
 
     def of_same_size(self, token: str, most: int) -> list[str]:
-        """Some blobs of the same size as another that have been compared."""
+        """At most *most* compared blobs of the same size as a blob."""
         with self._lock:
             return [other for (other,) in self._connection.execute(_OF_SAME_SIZE, (token, token, most))]
 
@@ -286,7 +286,7 @@ class BlobIndex:
         return self._one("SELECT coalesce(sum(bytes), 0) FROM chunks")
 
     def bytes_by_key(self) -> dict[str, int]:
-        """Bytes of all chunks on disk, by the keys of their objects."""
+        """Bytes of all chunks on disk, by object key."""
         query = "SELECT key, sum(bytes) FROM chunks JOIN blobs USING (token) GROUP BY key"
         with self._lock:
             return {os.fsdecode(key): size for key, size in self._connection.execute(query)}
@@ -297,7 +297,7 @@ class BlobIndex:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on the index, which ends with the block, or with the outermost one of several."""
+        """Run the block in a transaction; nested blocks share the outermost one."""
         with self._lock:
             if self._connection.in_transaction:
                 yield self._connection
@@ -308,7 +308,7 @@ class BlobIndex:
 
     @contextmanager
     def _durably(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that reaches the disk at its end, with all before it."""
+        """Run the block in a transaction that reaches the disk at its end, with all earlier ones."""
         with self._lock:
             self._connection.execute("PRAGMA synchronous = FULL")
             try:
@@ -362,7 +362,7 @@ def _gather(
     blobs: Iterable[Sequence[Any]],
     chunks: Iterable[Sequence[Any]],
 ) -> None:
-    """Add rows of blobs and chunks by token; chunks of other blobs are left out."""
+    """Add rows of blobs and chunks by token, without chunks of unknown blobs."""
     found.update((row[0], (_record(row), [])) for row in blobs)
     for token, chunk, length, crc in chunks:
         if token in found:

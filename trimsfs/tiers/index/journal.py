@@ -1,4 +1,4 @@
-"""Write-behind for the index: chunks, uses and digests are recorded some at a time, chunks then synced to the disk."""
+"""Write-behind for the index: records chunks, uses and digests in batches, then syncs the chunks to the disk."""
 
 import logging
 import sqlite3
@@ -15,14 +15,14 @@ from trimsfs.types import ChunkRecord
 log = logging.getLogger(__name__)
 
 COMPLAINT_INTERVAL_S = 60.0
-"""How often the log says that the index still cannot be written."""
+"""Time between log lines about an index that still cannot be written."""
 
 
 class Journal:
-    """Keeps the index in step with what is written and used, some at a time.
+    """Queues changes of chunks, uses and digests, and writes them to the index in batches.
 
-    ``recording`` is held while something is recorded, ``syncing`` while one blob is synced; whoever removes a blob from
-    the index holds both. *unsynced* hears of chunks that did not reach the disk.
+    ``recording`` is held during a write to the index, ``syncing`` while one blob is synced. The evictor holds
+    ``recording`` to remove a blob, and ``syncing`` to wait for its sync. *unsynced* gets chunks whose sync failed.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Journal:
         self._pending: list[tuple[str, ChunkRecord]] = []
         self._gone: dict[str, set[int]] = {}
         self._recorded_gone: dict[str, set[int]] = {}
-        """Those of them that are being recorded now."""
+        """The lost chunks whose loss is being recorded now."""
         self._uses: dict[str, int] = {}
         self._digests: dict[str, str | None] = {}
         self._unsynced: dict[Blob, set[int]] = {}
@@ -45,50 +45,50 @@ class Journal:
         self._failing_since: float | None = None
         self._complaint: tuple[str, float] | None = None
         self._marked = True
-        """Whether chunks were marked as synced since the index was, by an earlier server maybe."""
+        """Whether chunks were marked as synced after the last sync of the index; an earlier server may have done so."""
 
     @property
     def failing_s(self) -> float:
-        """For how long the index could not be written, for another reason than a full disk."""
+        """Seconds for which writes to the index have failed, except because of a full disk."""
         return 0.0 if self._failing_since is None else trio.current_time() - self._failing_since
 
     @property
     def pending(self) -> bool:
-        """Whether chunks, losses of chunks or digests are to be recorded."""
+        """Whether chunks, losses of chunks or digests wait to be recorded."""
         return bool(self._pending or self._gone or self._digests)
 
     @property
     def idle(self) -> bool:
-        """Whether all is recorded and synced."""
+        """Whether everything is recorded and synced."""
         return not (self.pending or self._uses or self._unsynced or self._marked or self._failing_since is not None)
 
     async def noted(self) -> None:
-        """Wait until something is noted that is to be recorded or synced, or was since the last call."""
+        """Wait for a change to record or sync; return at once if there was one since the last call."""
         await self._noted.wait()
         self._noted = trio.Event()
 
     def wake(self) -> None:
-        """Have whoever waits for something to be noted look at once."""
+        """End the wait in `noted`."""
         self._noted.set()
 
     def wrote(self, blob: Blob, record: ChunkRecord) -> None:
-        """A whole chunk has been written."""
+        """Queue a chunk that has been written whole."""
         self._pending.append((blob.token, record))
         self._unsynced.setdefault(blob, set()).add(record.chunk)
         self.wake()
 
     def found_unsynced(self, blob: Blob, chunks: Iterable[int]) -> None:
-        """An earlier server has recorded chunks and not synced them."""
+        """Queue chunks that an earlier server recorded, but did not sync, for a sync."""
         self._unsynced.setdefault(blob, set()).update(chunks)
         self.wake()
 
     def used(self, blob: Blob, times: int) -> None:
-        """A blob was used, so many times, the last time now."""
+        """Queue that a blob was used so many *times*, the last time now."""
         self._uses[blob.token] = self._uses.pop(blob.token, 0) + times
         self.wake()
 
     def compared(self, blob: Blob, digest: str | None) -> None:
-        """All bytes of a blob have a digest; None when that is not known any more."""
+        """Queue the store's digest that a blob matches; None: the blob must be compared again."""
         self._digests[blob.token] = digest
         self.wake()
 
@@ -97,15 +97,15 @@ class Journal:
         return blob not in self._unsynced
 
     def is_only_user(self, blob: Blob) -> bool:
-        """Whether a blob is in use only as it is being synced, which ends with ``syncing``."""
+        """Whether the sync of a blob, which holds ``syncing``, is its only user."""
         return self._being_synced is blob and blob.users == 1
 
     def gone(self, token: str) -> set[int]:
-        """Chunks of a blob that are not there any more, though they may still be recorded."""
+        """The lost chunks of a blob that may still be in the index."""
         return self._gone.get(token, set()) | self._recorded_gone.get(token, set())
 
     def lost(self, token: str, chunks: Iterable[int]) -> None:
-        """Chunks of a blob are not there any more: they are not to be recorded, and no longer if they are."""
+        """Queue the loss of chunks: delete their records, and drop those that wait to be written."""
         gone = set(chunks)
         if gone:
             self._gone.setdefault(token, set()).update(gone)
@@ -113,14 +113,16 @@ class Journal:
             self._pending = _without(self._pending, {token: gone})
 
     def discard(self, blob: Blob, chunks: Collection[int]) -> set[int]:
-        """`lost`, for chunks and for those that have not been synced; returns all of them. Needs ``recording``."""
+        """Queue the loss of chunks and of all unsynced ones; returns both. The caller holds ``recording``."""
         gone = set(chunks) | self._unsynced.pop(blob, set())
         self.lost(blob.token, gone)
         return gone
 
     def forget(self, token: str) -> tuple[dict[int, int], set[int]]:
-        """Record nothing of a blob. Returns the bytes of its chunks that were to be recorded, by their numbers, and the
-        chunks whose loss was. Needs ``recording``."""
+        """Drop all that is queued for a blob. The caller holds ``recording``.
+
+        Returns the bytes of its unrecorded chunks, by number, and the chunks whose loss was not recorded yet.
+        """
         unrecorded = {record.chunk: record.length for name, record in self._pending if name == token}
         self._pending = [item for item in self._pending if item[0] != token]
         self._uses.pop(token, None)
@@ -129,9 +131,9 @@ class Journal:
         return unrecorded, self._gone.pop(token, set())
 
     async def wait_until_recorded(self, blob: Blob) -> None:
-        """Return when what was written to a blob so far has been recorded; callers at once share one transaction.
+        """Wait until a blob's written chunks are recorded; concurrent callers share one transaction.
 
-        Raises CacheUnusableError when it cannot be.
+        Raises CacheUnusableError when the index cannot be written.
         """
         async with self.recording:
             if any(token == blob.token for token, _ in self._pending):
@@ -140,12 +142,12 @@ class Journal:
                 raise CacheUnusableError(f"{blob.generation.key}: the cache index cannot be written: see the log")
 
     async def flush(self) -> None:
-        """Record the chunks written and the blobs used so far."""
+        """Record all that is queued."""
         async with self.recording:
             await self.record()
 
     async def record(self) -> None:
-        """`flush`, which needs ``recording``."""
+        """`flush`, for a caller that holds ``recording``."""
         pending, self._pending = self._pending, []
         uses, self._uses = self._uses, {}
         digests, self._digests = self._digests, {}
@@ -161,7 +163,7 @@ class Journal:
             for token, chunks in gone.items():
                 self._gone.setdefault(token, set()).update(chunks)
             again = {token: times + uses.pop(token, 0) for token, times in self._uses.items()}
-            self._uses = uses | again  # in the order of the last use
+            self._uses = uses | again  # in order of last use
             self._digests = digests | self._digests
         else:
             self._failing_since = self._complaint = None
@@ -185,13 +187,13 @@ class Journal:
     ) -> None:
         with self._index.transaction():
             for token, chunks in gone.items():
-                self._index.remove_chunks(token, chunks)  # first: they may have come again since
+                self._index.remove_chunks(token, chunks)  # first: some may have been refetched since
             self._index.add_chunks(pending)
             self._index.used(uses)
             self._index.set_digests(digests)
 
     async def sync(self) -> None:
-        """Sync to the disk what was written so far, and the records of it."""
+        """Sync the chunks written so far to the disk, then the index."""
         for blob in list(self._unsynced):
             async with self.syncing:
                 await self._sync(blob)
@@ -205,7 +207,7 @@ class Journal:
                     self._failed(error)
 
     async def sync_blob(self, blob: Blob) -> bool:
-        """Sync to the disk what was written to a blob; whether all of it has reached it."""
+        """Sync a blob to the disk; returns whether all its chunks have reached it."""
         await self.flush()
         async with self.syncing:
             await self._sync(blob)
@@ -214,16 +216,16 @@ class Journal:
     async def _sync(self, blob: Blob) -> None:
         chunks = self._unsynced.get(blob)
         if chunks is None:
-            return  # it has been evicted meanwhile
+            return  # evicted meanwhile
         lost: OSError | None = None
         self._being_synced = blob
         blob.users += 1
         try:
-            async with self.recording:  # what is being recorded is not in the index yet
+            async with self.recording:  # wait for a write under way: only recorded chunks can be marked
                 done = chunks - {record.chunk for name, record in self._pending if name == blob.token}
-            chunks -= done  # what is written again meanwhile is to be synced again
+            chunks -= done  # a chunk rewritten during the sync needs another one
             if blob.attached:
-                blob.fileno()  # opened here, if need be, and not in a thread
+                blob.fileno()  # only the event loop may reopen it
             await self._threads.run(self._sync_file, blob, done)
             self._marked = True
             if done:

@@ -1,4 +1,4 @@
-"""Records of listings, kept in the index: what the store last said of each directory, as `trimsfs.namespace` has it."""
+"""Listing records in the index: the store's last listing of each directory, as `trimsfs.namespace` packs it."""
 
 import hashlib
 import logging
@@ -12,9 +12,9 @@ from trimsfs.tiers.threads import Threads
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
-"""Bytes of all records."""
+"""Most bytes of all records together."""
 READERS = 2
-"""Reads at a time. One that the disk holds up holds up no other thread of the disk tier."""
+"""Reads at a time, in threads of their own: a slow read delays no other work of the disk tier."""
 _FORGET = (
     "DELETE FROM listings WHERE place IN (SELECT place FROM "
     "(SELECT place, sum(length(names)) OVER (ORDER BY listed DESC, place) AS total FROM listings) WHERE total > ?)"
@@ -31,23 +31,22 @@ class ListingRecords:
         self._store = store
 
     async def last(self, directory: str) -> tuple[bytes, float] | None:
-        """What was recorded of the last listing of a directory, and when, in seconds since the epoch."""
+        """The record of a directory's last listing and its time in seconds since the epoch; None without one."""
         try:
             return await self._readers.ask(self._read, self._place(directory))
         except sqlite3.Error as error:
-            log.warning("/%s: cannot read what was listed of it: %s", directory, error)
+            log.warning("/%s: cannot read the record of its listing: %s", directory, error)
             return None
 
     async def record(self, directory: str, pack: Callable[[], bytes]) -> None:
-        """Record a listing of now, which *pack* makes in a thread; of too many those listed longest ago are
-        forgotten."""
+        """Record a listing of now, which *pack* makes in a thread. Beyond MOST_BYTES, forget the oldest ones."""
         try:
             await self._threads.run(self._write, self._place(directory), time.time(), pack)
         except sqlite3.Error as error:
-            log.warning("/%s: cannot record what was listed of it: %s", directory, error)
+            log.warning("/%s: cannot write the record of its listing: %s", directory, error)
 
     def _place(self, directory: str) -> str:
-        """What the index knows a directory by."""
+        """The name of a directory in the index: a hash."""
         return hashlib.sha256(f"{self._store}\0{directory}".encode(errors="surrogateescape")).hexdigest()[:32]
 
     def _read(self, place: str) -> tuple[bytes, float] | None:

@@ -1,4 +1,4 @@
-"""Records of loads: what the last load of each directory read, kept in the index. Only prefetching goes by them."""
+"""Load records in the index: what the last load of each directory read. Only prefetching uses them."""
 
 import hashlib
 import logging
@@ -11,12 +11,12 @@ from trimsfs.tiers.threads import Threads
 log = logging.getLogger(__name__)
 
 MOST_LOADS = 1024
-"""Directories of which the last load is recorded."""
+"""Most directories with a record."""
 _FORGET = "DELETE FROM loads WHERE place IN (SELECT place FROM loads ORDER BY recorded DESC LIMIT -1 OFFSET ?)"
 
 
 class LoadRecords:
-    """The records of the directories of a *store*. Nobody waits for them, and each may be lost."""
+    """The records of the directories of a *store*. Each may be lost."""
 
     def __init__(self, index: BlobIndex, threads: Threads, store: str) -> None:
         self._index = index
@@ -24,22 +24,22 @@ class LoadRecords:
         self._store = store
 
     async def last(self, directory: str) -> str | None:
-        """What was recorded of the last load of a directory, if it can be read."""
+        """The record of a directory's last load; None without a readable one."""
         try:
             return await self._threads.run(self._read, self._place(directory))
         except sqlite3.Error as error:
-            log.warning("/%s: cannot read what its last load read: %s", directory, error)
+            log.warning("/%s: cannot read the record of its last load: %s", directory, error)
             return None
 
     async def record(self, directory: str, files: str) -> None:
-        """Record what a load of a directory read; of too many directories those loaded longest ago are forgotten."""
+        """Record what a load of a directory read. Beyond MOST_LOADS directories, forget those loaded longest ago."""
         try:
             await self._threads.run(self._write, self._place(directory), files)
         except sqlite3.Error as error:
-            log.warning("/%s: cannot record what was read of it: %s", directory, error)
+            log.warning("/%s: cannot write the record of its last load: %s", directory, error)
 
     def _place(self, directory: str) -> str:
-        """What the index knows a directory by."""
+        """The name of a directory in the index: a hash."""
         return hashlib.sha256(f"{self._store}\0{directory}".encode(errors="surrogateescape")).hexdigest()[:32]
 
     def _read(self, place: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Opening the index of a disk tier: it is made where there is none, checked, and rebuilt where it is damaged.
+"""Opens the index of a disk tier: creates it if there is none, checks it, and rebuilds it if it is damaged.
 
-Wrong records are dropped: a chunk without a record is fetched again. A wrong record that is left does no harm, as all
-bytes have to pass their checksums before their first use.
+Wrong records are dropped: the server refetches chunks without a record. An unnoticed wrong record does no harm, as all
+bytes must pass their checksums before their first use.
 """
 
 import logging
@@ -32,9 +32,9 @@ CREATE TABLE IF NOT EXISTS blobs (
     modified_ns INTEGER NOT NULL,
     pinned INTEGER NOT NULL DEFAULT 0,
     uses INTEGER NOT NULL DEFAULT 0,
-    sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, whatever the clock does
-    loaded INTEGER NOT NULL,     -- grows with every blob that is made
-    last_used REAL NOT NULL      -- for people
+    sequence INTEGER NOT NULL,   -- grows with every use: the order of eviction, independent of the clock
+    loaded INTEGER NOT NULL,     -- grows with every new blob
+    last_used REAL NOT NULL      -- for display
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_by_sequence ON blobs (sequence);
 CREATE TABLE IF NOT EXISTS chunks (
@@ -47,25 +47,25 @@ CREATE TABLE IF NOT EXISTS chunks (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS chunks_by_checksum ON chunks (crc, bytes);
 CREATE TABLE IF NOT EXISTS compared (
-    token TEXT PRIMARY KEY,      -- has been compared with the blobs that were there before
-    family TEXT NOT NULL         -- is the same for blobs that were found to be related
+    token TEXT PRIMARY KEY,      -- deduplication has compared it with earlier blobs
+    family TEXT NOT NULL         -- the same for related blobs
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS compared_by_family ON compared (family);
 CREATE TABLE IF NOT EXISTS checks (
     token TEXT PRIMARY KEY,
-    digest TEXT,                 -- all bytes have it, as the store says; empty: it says nothing
-    scrubbed REAL NOT NULL       -- when what is on the disk was last known to be right
+    digest TEXT,                 -- the store's digest, which all bytes match; empty: none to compare with
+    scrubbed REAL NOT NULL       -- when all chunks on the disk last passed their checksums
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS checks_by_time ON checks (scrubbed);
 CREATE TABLE IF NOT EXISTS loads (
     place TEXT PRIMARY KEY,      -- a directory of a store, hashed
-    files TEXT NOT NULL,         -- what the last load of it read, as trimsfs/prefetch has it; a server may ignore it
+    files TEXT NOT NULL,         -- what the last load read, as trimsfs/prefetch packs it; optional
     recorded REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS loads_by_time ON loads (recorded);
 CREATE TABLE IF NOT EXISTS listings (
     place TEXT PRIMARY KEY,      -- a directory of a store, hashed
-    names BLOB NOT NULL,         -- what the store last listed, as trimsfs/namespace has it; a server may ignore it
+    names BLOB NOT NULL,         -- the last listing, as trimsfs/namespace packs it; optional
     listed REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS listings_by_time ON listings (listed);
@@ -84,13 +84,13 @@ _DROP_CHUNKS = (
 def open_index(
     path: Path, boot_id: str, *, chunk_size: int, checked: bool, strict: bool
 ) -> tuple[sqlite3.Connection, bool]:
-    """An index, and whether it was rebuilt because it was damaged. Raises sqlite3.Error and OSError.
+    """Open an index; returns its connection, and whether it was damaged and rebuilt. Raises sqlite3.Error and OSError.
 
-    One that is not *checked* yet is; *strict* says that records are dropped that no such tier makes.
+    Unless *checked*, checks it first. With *strict*, drops records that a tier of this *chunk_size* cannot have made.
     """
     damaged = Path(f"{path}{_DAMAGED}")
     if damaged.exists():
-        _remove(path)  # its rebuilding was interrupted
+        _remove(path)  # a rebuild was interrupted
     else:
         try:
             return _opened(path, boot_id, chunk_size if strict else None, checked=checked), False
@@ -113,13 +113,13 @@ def _remove(path: Path) -> None:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an index is damaged: it may be well when it is locked, or its disk is full or fails."""
+    """Whether an error means a damaged index, not one that is locked, or whose disk is full or fails."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     return not isinstance(error, sqlite3.OperationalError) or code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
 
 
 def _opened(path: Path, boot_id: str, chunk_size: int | None, *, checked: bool) -> sqlite3.Connection:
-    """An index; with a *chunk_size*, records that do not fit it are dropped."""
+    """Open an index; after a reboot drop unsynced chunks, and with a *chunk_size* records that do not fit it."""
     connection = _connected(path)
     try:
         if not checked:
@@ -159,7 +159,7 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 
 def _try_to_write(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.Error when an index cannot be written, unless it is because the disk is full now."""
+    """Raise sqlite3.Error if an index cannot be written, except because of a full disk."""
     try:
         with connection:
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('opened', ?)", (str(time.time_ns()),))
@@ -168,16 +168,16 @@ def _try_to_write(connection: sqlite3.Connection) -> None:
             raise
 
 
-# What is wrong
+# Checks
 
 
 def _check(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError when an index is not as SQLite, or this module, would have it."""
+    """Raise sqlite3.DatabaseError if SQLite finds an index damaged, or its tables differ from SCHEMA."""
     (problem,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)
     if any(_columns(connection, table) != wanted for table, wanted in _wanted_columns().items()):
-        raise sqlite3.DatabaseError("its tables are not as they were made")
+        raise sqlite3.DatabaseError("its tables differ from the schema")
 
 
 def _wanted_columns() -> dict[str, list[tuple[Any, ...]]]:
@@ -191,7 +191,7 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[Any, ...]
 
 
 def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None:
-    """Forget records that cannot be right."""
+    """Delete invalid records."""
     right: dict[str, Callable[[Row], bool]] = {
         "meta": _are_texts,
         "blobs": _is_blob,
@@ -213,7 +213,7 @@ def _drop_wrong_records(connection: sqlite3.Connection, chunk_size: int) -> None
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> list[Row]:
-    """The rows of a table, with texts as bytes: they may be none."""
+    """The rows of a table, with texts as bytes, as they may be invalid UTF-8."""
     connection.text_factory = bytes
     try:
         return connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
@@ -258,16 +258,16 @@ def _text(value: object) -> str | None:
     return None
 
 
-# What is right of a damaged index
+# Rebuild
 
 
 def _save(damaged: Path, connection: sqlite3.Connection) -> None:
-    """Take over the rows of a damaged index that can be read."""
+    """Copy the readable rows of a damaged index."""
     for table, columns in _wanted_columns().items():
         values = ", ".join("?" * len(columns))
         texts = [number for number, column in enumerate(columns) if column[2] == "TEXT"]
         with connection:
-            for order in ("ASC", "DESC"):  # from both ends, as far as it can be read
+            for order in ("ASC", "DESC"):  # from both ends, up to the damage
                 connection.executemany(
                     f"INSERT OR IGNORE INTO {table} VALUES ({values})",  # noqa: S608
                     _readable(damaged, table, columns, texts, order),
@@ -277,7 +277,7 @@ def _save(damaged: Path, connection: sqlite3.Connection) -> None:
 def _readable(
     damaged: Path, table: str, columns: list[tuple[Any, ...]], texts: list[int], order: str
 ) -> Iterator[list[Any]]:
-    """The rows of a table, up to the first that cannot be read."""
+    """The rows of a table, up to the first unreadable one."""
     query = f"SELECT * FROM {table} ORDER BY {columns[0][1]} {order}"  # noqa: S608
     with suppress(sqlite3.Error, UnicodeDecodeError), closing(sqlite3.connect(damaged)) as source:
         source.text_factory = bytes
