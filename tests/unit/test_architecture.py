@@ -1,4 +1,4 @@
-"""docs/architecture.md tells what the tree is."""
+"""docs/architecture.md and docs/glossary.md describe the tree."""
 
 import ast
 from pathlib import Path
@@ -8,9 +8,9 @@ from tests.support.ranks import RANKS
 ROOT = Path(__file__).parents[2]
 
 
-def rows(heading: str) -> list[list[str]]:
-    """The cells of the table below a heading of docs/architecture.md, without its own head."""
-    section = (ROOT / "docs/architecture.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def rows(heading: str, page: str = "docs/architecture.md") -> list[list[str]]:
+    """The cells of the table below a heading of a page, without its own head."""
+    section = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
@@ -48,7 +48,8 @@ def singular(term: str) -> str:
 
 
 def test_every_term_that_a_module_is_named_after_has_its_one_meaning() -> None:
-    terms = [singular(term) for words, _ in rows("Words") for term in words.split(", ")]
+    words = [*rows("Terms", "docs/glossary.md"), *rows("Names in the code", "docs/glossary.md")]
+    terms = [singular(term.lower()) for names, _ in words for term in names.split(", ")]
     named = {(path.parent.name if path.stem == "__init__" else path.stem).replace("_", " ") for path in modules()}
 
     assert len(terms) == len(set(terms))
