@@ -129,8 +129,16 @@ def tune(device: str) -> list[str]:
 
 
 def open_backing(connection: int, file: int) -> int:
-    """Register a backing file of a FUSE connection, both by descriptor; its id. Raises OSError."""
-    number: int = fcntl.ioctl(connection, _BACKING_OPEN, bytearray(struct.pack("=iIQ", file, 0, 0)), True)
+    """Register a backing file of a FUSE connection, both by descriptor; its id. Raises OSError.
+
+    The kernel gets a descriptor that only names the file: what it holds is no opener of the file, so a lease tells
+    whether a program still maps it.
+    """
+    named = os.open(f"/proc/self/fd/{file}", os.O_PATH | os.O_CLOEXEC)
+    try:
+        number: int = fcntl.ioctl(connection, _BACKING_OPEN, bytearray(struct.pack("=iIQ", named, 0, 0)), True)
+    finally:
+        os.close(named)
     return number
 
 

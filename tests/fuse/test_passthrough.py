@@ -119,40 +119,70 @@ def test_name_leads_to_the_same_file_before_and_after(store_directory: Path, tmp
 def test_evicted_file_is_served_again(mount: MountedStore) -> None:
     path = mount.path / "model"
     for _ in range(3):
+        assert trimsfs("warm", path).returncode == 0  # else a slow open streams, and the kernel keeps those pages
         assert path.read_bytes() == MODEL
         assert trimsfs("evict", path).returncode == 0
         assert not mount.info("model")["passthrough"]
     assert mount.metrics()["trimsfs_fetch_fetched_bytes_total"] == 3 * len(MODEL)
 
 
-def test_mapping_of_an_evicted_file_keeps_its_content(mount: MountedStore) -> None:
-    # Python's mmap keeps a descriptor of its own; with a plain mapping the file counts as closed.
-    program = textwrap.dedent(
-        """
-        import ctypes, hashlib, os, sys
-        libc = ctypes.CDLL(None)
-        libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-        fd = os.open(sys.argv[1], os.O_RDONLY)
-        size = os.fstat(fd).st_size
-        address = libc.mmap(None, size, 1, 1, fd, 0)
-        os.close(fd)
-        print("mapped", flush=True)
-        sys.stdin.readline()
-        print(hashlib.sha256(ctypes.string_at(address, size)).hexdigest(), flush=True)
-        """
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, mount.path / "model"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "mapped\n"
-    number = (mount.path / "model").stat().st_ino
-    wait_until(lambda: trimsfs("evict", mount.path / "model").returncode == 0)
-    assert (mount.path / "model").stat().st_ino == number
-    assert (mount.path / "model").read_bytes() == MODEL
-    output, _ = process.communicate("\n", timeout=30)
+MAPS = textwrap.dedent(
+    """
+    import ctypes, hashlib, os, sys
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    size = os.fstat(fd).st_size
+    address = libc.mmap(None, size, 1, 1, fd, 0)
+    os.close(fd)
+    print("mapped", flush=True)
+    sys.stdin.readline()
+    print(hashlib.sha256(ctypes.string_at(address, size)).hexdigest(), flush=True)
+    """
+)
+"""Maps a file and closes it, as loaders do: Python's mmap would keep a descriptor of its own."""
+
+
+@pytest.fixture
+def mapper(mount: MountedStore) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the model of `mount` mapped, and its file closed."""
+    program = [sys.executable, "-c", MAPS, mount.path / "model"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mapped\n"
+        wait_until(lambda: mount.metrics()["trimsfs_files_open_handles"] == 0)
+        yield process
+        process.kill()
+
+
+def test_mapped_file_is_not_evicted_though_it_is_closed(mount: MountedStore, mapper: subprocess.Popen[str]) -> None:
+    refused = trimsfs("evict", mount.path / "model")
+    assert (refused.returncode, f"(used by pid {mapper.pid} (" in refused.stderr) == (12, True)
+    os.kill(mount.control()["server_pid"], signal.SIGKILL)
+    assert trimsfs("evict", mount.path / "model").returncode == 12
+    output, _ = mapper.communicate("\n", timeout=30)
     assert output.strip() == hashlib.sha256(MODEL).hexdigest()
+    wait_until(lambda: trimsfs("evict", mount.path / "model").returncode == 0)
+
+
+def test_full_cache_evicts_others_than_a_mapped_file(store_directory: Path, tmp_path: Path) -> None:
+    names = [f"model-{number}" for number in range(6)]
+    for name in names:
+        (store_directory / name).write_bytes(MODEL)
+    options = ("--cache-size", "150MiB", "--min-free", "0", "--prefetch", "off")
+    with mounted(store_directory, tmp_path, *options) as mount:
+        for name in names[:3]:
+            assert (mount.path / name).read_bytes() == MODEL
+        program = [sys.executable, "-c", MAPS, mount.path / names[0]]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "mapped\n"
+            for name in [*names[1:], *names[1:]]:  # the mapped one is always the one used longest ago
+                assert (mount.path / name).read_bytes() == MODEL
+            assert mount.info(names[0])["residency"]["disk"] == len(MODEL)
+            assert mount.metrics()["trimsfs_disk_refused_chunks_total"] == 0
+            process.communicate("\n", timeout=30)
 
 
 def test_bind_mounted_file_is_served_before_and_after_an_eviction(mount: MountedStore, tmp_path: Path) -> None:

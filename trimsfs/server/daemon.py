@@ -75,6 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keeper_end = socket.socket(fileno=arguments.keeper_fd)
     os.umask(0o077)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # which leases send
     failure: TrimsError | None = None
     try:
         order = json.load(sys.stdin)

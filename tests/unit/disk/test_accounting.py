@@ -137,7 +137,7 @@ async def test_mended_and_evicted_before_it_is_recorded_again(cache: Path, chunk
         await tier.flush()
         async with tier.using(generation) as blob:
             tier.damage.repaired(blob, written(blob, 0, piece(a, 0)))  # as a scrub does
-        await tier.evictor.try_remove(blob.token, generation.key)  # one of several victims, chosen a moment ago
+        await tier.evictor.evict(blob.token, generation.key)  # one of several victims, chosen a moment ago
         assert tier.statistics().used_bytes == 0
 
 

@@ -49,7 +49,7 @@ async def test_what_is_open_or_pinned_is_not_evicted_by_command(cache: Path, chu
     async with opened(cache) as tier:
         generation = await fill(tier, "a", small("a", chunk_size))
         async with tier.using(generation) as blob:
-            with pytest.raises(InUseError, match="a is in use: it can be evicted once it is closed"):
+            with pytest.raises(InUseError, match="a is in use: it can be evicted once it is closed and unmapped"):
                 await tier.evict(generation)
             await tier.pin(blob, True)
         with pytest.raises(InUseError, match="a is pinned: unpin it first"):

@@ -231,7 +231,7 @@ async def test_a_blob_that_does_not_reach_the_disk_may_be_evicted_meanwhile(
             if not evicted_first:
                 failing.set()
                 await trio.testing.wait_all_tasks_blocked(0.2)
-            nursery.start_soon(tier.evictor.try_remove, blob.token, "a")
+            nursery.start_soon(tier.evictor.evict, blob.token, "a")
             await trio.testing.wait_all_tasks_blocked(0.2)
             failing.set()
             await trio.testing.wait_all_tasks_blocked(0.2)

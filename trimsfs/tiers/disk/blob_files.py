@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from trimsfs.tiers.blob import Blob, OpenFiles
 from trimsfs.tiers.disk.crash_recovery import free_unrecorded
 from trimsfs.tiers.index.blob_record import BlobRecord
 from trimsfs.tiers.index.index import BlobIndex
+from trimsfs.tiers.leases import has_other_openers
 from trimsfs.types import ChunkRecord, Generation
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,17 @@ class BlobFiles:
         except OSError as error:
             return blob, lost, _log_failure(generation, error) and not blob.attached
         return blob, lost, False
+
+    def mapped(self, token: str) -> bool:
+        """Whether a program has the file of a blob open or mapped, which the server has closed."""
+        try:
+            descriptor = os.open(self._path(token), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return has_other_openers(descriptor)
+        finally:
+            os.close(descriptor)
 
     def remove(self, token: str) -> dict[int, int]:
         """Remove a blob; returns the bytes of its recorded chunks by number. Raises OSError and sqlite3.Error."""

@@ -5,11 +5,18 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 
+import trio
+
+from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.state import TierState
 from trimsfs.tiers.eviction_policies import Evictable
+from trimsfs.tiers.leases import has_other_openers
 
 log = logging.getLogger(__name__)
+
+MAPPED_FOR_S = 10.0
+"""For how long a blob that was found mapped is no candidate: it is not looked at again for each chunk."""
 
 
 class Evictor:
@@ -22,21 +29,25 @@ class Evictor:
         self._state = state
         self._load_cost = load_cost
         self.evictions = self.evicted_bytes = 0
+        self._mapped: dict[str, float] = {}
 
     async def candidates(self) -> list[Evictable]:
-        """The blobs that are neither in use nor pinned. Raises sqlite3.Error."""
+        """The blobs that are neither in use nor pinned, as far as is known. Raises sqlite3.Error."""
         await self._state.journal.flush()
+        now = trio.current_time()
+        self._mapped = {token: until for token, until in self._mapped.items() if until > now}
         return [
             replace(entry, cost_s=self._load_cost(entry.size))
             for entry in await self._state.threads.run(self._state.index.evictable, self._state.store)
-            if (blob := self._state.blobs.get(entry.name)) is None or self._is_idle(blob)
+            if entry.name not in self._mapped
+            and ((blob := self._state.blobs.get(entry.name)) is None or self._is_idle(blob))
         ]
 
     def _is_idle(self, blob: Blob) -> bool:
         return blob.users == 0 or self._state.journal.is_only_user(blob)
 
-    async def try_remove(self, token: str, key: str) -> bool:
-        """Evict a blob unless it is in use or pinned; False if the removal failed.
+    async def evict(self, token: str, key: str) -> int | None:
+        """Evict a blob; returns the bytes freed, or None if it is in use or pinned. Raises CacheUnusableError.
 
         Waits for a sync of the blob first.
         """
@@ -44,21 +55,23 @@ class Evictor:
         try:
             if blob is not None and journal.is_only_user(blob):
                 async with journal.syncing:
-                    await self.remove(token, key)
-            else:
-                await self.remove(token, key)
+                    return await self.remove(token, key)
+            return await self.remove(token, key)
         except (OSError, sqlite3.Error) as error:
             log.error("%s: cannot evict blob %s: %s", key, token, error)
-            return False
-        return True
+            raise CacheUnusableError(f"{key}: cannot be evicted: {error}") from error
 
     async def remove(self, token: str, key: str) -> int | None:
         """Remove a blob; returns the bytes freed, None if it is in use or pinned.
 
+        A file that a program has mapped, and closed, is in use: without it the next program would have another copy.
         Raises OSError and sqlite3.Error.
         """
         state = self._state
         async with state.lock, state.journal.recording:
+            if await self._is_mapped(token):
+                self._mapped[token] = trio.current_time() + MAPPED_FOR_S
+                return None
             blob = state.blobs.get(token)
             if blob is not None:
                 if blob.users or blob.pinned:
@@ -79,3 +92,10 @@ class Evictor:
         self.evicted_bytes += size
         log.info("%s: evicted %d bytes (blob %s)", key, size, token)
         return size
+
+    async def _is_mapped(self, token: str) -> bool:
+        """Whether a program has the file of a blob open or mapped."""
+        blob = self._state.blobs.get(token)
+        if blob is None or not blob.opened:
+            return await self._state.threads.run(self._state.files.mapped, token)
+        return has_other_openers(blob.fileno())

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Set
 
 import trio
 
+from trimsfs.errors import CacheUnusableError
 from trimsfs.tiers.disk.budget import Budget, DiskLimits
 from trimsfs.tiers.eviction_policies import Evictable, eager
 from trimsfs.tiers.quotas import REST
@@ -21,7 +22,7 @@ class DiskSpace:
     """Keeps a disk tier within its limits, with some headroom.
 
     *candidates* returns the blobs that may be evicted, and raises sqlite3.Error. *evict* removes one by token and key,
-    and returns False if the disk fails.
+    and returns the bytes freed; None if it is in use, and no candidate for a while. Raises CacheUnusableError.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class DiskSpace:
         *,
         chunk_size: int,
         candidates: Callable[[], Awaitable[list[Evictable]]],
-        evict: Callable[[str, str], Awaitable[bool]],
+        evict: Callable[[str, str], Awaitable[int | None]],
     ) -> None:
         self._budget = budget
         self._quotas = limits.quotas
@@ -90,15 +91,19 @@ class DiskSpace:
             await self._choose(1, set(self._quotas.pools()))
 
     async def _choose(self, wanted: int, pools: Set[str], *, at_least: int = 0) -> None:
-        if wanted <= 0:
-            return
-        try:
-            candidates = [entry for entry in await self._candidates() if self._quotas.pool(entry.key) in pools]
-        except sqlite3.Error as error:
-            log.error("cannot read the cache index: %s", error)
-            return
-        if sum(entry.size for entry in candidates) < at_least:
-            return
-        for victim in self._policy(candidates, wanted):
-            if not await self._evict(victim.name, victim.key):
-                return
+        """Evict what the policy chooses to free *wanted* bytes, and others for what turns out to be in use."""
+        freed = 0
+        with contextlib.suppress(CacheUnusableError):
+            while freed < wanted:
+                try:
+                    candidates = [entry for entry in await self._candidates() if self._quotas.pool(entry.key) in pools]
+                except sqlite3.Error as error:
+                    log.error("cannot read the cache index: %s", error)
+                    return
+                if sum(entry.size for entry in candidates) < at_least - freed:
+                    return
+                victims = self._policy(candidates, wanted - freed)
+                sizes = [await self._evict(victim.name, victim.key) for victim in victims]
+                freed += sum(size or 0 for size in sizes)
+                if None not in sizes:
+                    return

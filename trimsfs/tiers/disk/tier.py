@@ -111,7 +111,7 @@ class DiskTier:
             limits,
             chunk_size=chunk_size,
             candidates=self.evictor.candidates,
-            evict=self.evictor.try_remove,
+            evict=self.evictor.evict,
         )
         self._open_blobs = OpenBlobs(self._state, self._space)
         self._maintenance = Maintenance(self._state, self._space, self._open_blobs)
@@ -383,7 +383,7 @@ class DiskTier:
             except (OSError, sqlite3.Error) as error:
                 raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:
-            message = f"{generation.key} is in use: it can be evicted once it is closed"
+            message = f"{generation.key} is in use: it can be evicted once it is closed and unmapped"
             raise InUseError(message, key=generation.key)
         return freed
 
