@@ -267,7 +267,7 @@ def test_doctor_tells_what_is_well_and_what_to_do(store_directory: Path, tmp_pat
     assert all(line.startswith("ok ") for line in good.stdout.splitlines())
     assert bad.returncode == 1
     assert "sharing: " in bad.stdout
-    assert "FAIL  store: store directory /nonexistent does not exist: create it" in bad.stdout
+    assert "FAIL  store: store directory /nonexistent does not exist: is it mounted" in bad.stdout
     assert not (tmp_path / "cache").exists()
 
 

@@ -91,6 +91,29 @@ def test_a_model_that_is_here_is_loaded_as_if_the_store_answered(
         wait_until((mount.path / "model" / ABSENT[0]).exists)
 
 
+def test_a_store_directory_that_is_gone_is_away(store_directory: Path, tmp_path: Path) -> None:
+    """As one on a network file system that is not mounted: nothing is absent, and it counts again once it is back."""
+    (store_directory / "model").mkdir()
+    for name in ("here", "not-here"):
+        (store_directory / "model" / name).write_bytes(name.encode() * 1000)
+    with mounted(store_directory, tmp_path, *OPTIONS, "--prefetch", "off") as mount:
+        assert (mount.path / "model/here").read_bytes() == b"here" * 1000
+        assert os.listdir(mount.path / "model") == ["here", "not-here"]
+        store_directory.rename(tmp_path / "moved")
+        time.sleep(1)
+        began = time.monotonic()
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.path / "model/not-here").read_bytes()
+        assert time.monotonic() - began >= DEADLINE_S / 2
+        wait_until(lambda: told(mount)[0] == 1)
+        assert "does not exist: is it mounted?" in (told(mount)[1] or "")
+        assert os.listdir(mount.path / "model") == ["here", "not-here"]
+        assert (mount.path / "model/here").read_bytes() == b"here" * 1000
+        (tmp_path / "moved").rename(store_directory)
+        wait_until(lambda: told(mount) == (0, None))
+        assert (mount.path / "model/not-here").read_bytes() == b"not-here" * 1000
+
+
 @OUTAGES
 def test_a_mount_starts_while_its_store_is_away(endpoint: tuple[S3Server, Switch], how: str, tmp_path: Path) -> None:
     server, switch = endpoint

@@ -4,6 +4,7 @@ import hashlib
 import mmap
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,6 +184,23 @@ def test_full_cache_evicts_others_than_a_mapped_file(store_directory: Path, tmp_
             assert mount.info(names[0])["residency"]["disk"] == len(MODEL)
             assert mount.metrics()["trimsfs_disk_refused_chunks_total"] == 0
             process.communicate("\n", timeout=30)
+
+
+def test_a_file_that_is_open_can_be_opened_after_its_cache_was_removed(mount: MountedStore) -> None:
+    """The kernel has the old file open, and refuses another one for the same inode."""
+    path, server = mount.path / "model", mount.control()["server_pid"]
+    assert path.read_bytes() == MODEL
+    assert mount.info("model")["passthrough"]
+    with path.open("rb") as held:
+        for entry in mount.cache.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        wait_until(lambda: mount.control()["server_pid"] != server)
+        for _ in range(5):
+            assert trimsfs("warm", path).returncode == 0
+            assert path.read_bytes() == MODEL
+        assert held.read() == MODEL
+    wait_until(lambda: (trimsfs("warm", path).returncode, mount.info("model")["passthrough"]) == (0, True))
+    assert path.read_bytes() == MODEL
 
 
 def test_bind_mounted_file_is_served_before_and_after_an_eviction(mount: MountedStore, tmp_path: Path) -> None:

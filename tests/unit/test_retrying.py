@@ -221,6 +221,17 @@ async def test_a_slow_failure_after_the_deadline_is_the_last(
     assert store.count("probe") == 1
 
 
+async def test_a_store_that_is_gone_once_reached_is_away(store: MemoryStore, autojump_clock: MockClock) -> None:
+    del autojump_clock
+    policy = Retrying(deadline_s=DEADLINE_S, on_failure=None, reached=True)
+    store.fail(BucketNotFoundError("no directory"), times=float("inf"))
+    began = trio.current_time()
+    with pytest.raises(StoreUnavailableError, match="no directory"):
+        await RetryingStore(as_store(store), policy).probe()
+    assert trio.current_time() - began >= DEADLINE_S
+    assert policy.breaker.open
+
+
 @pytest.mark.parametrize(
     "error",
     [

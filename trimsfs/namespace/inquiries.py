@@ -8,10 +8,16 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import ObjectNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.namespace.listing import Entry, Listing, NonObject
 from trimsfs.stores.base import Store
-from trimsfs.stores.circuit_breaker import CircuitBreaker
+from trimsfs.stores.circuit_breaker import CircuitBreaker, as_outage
 from trimsfs.types import Generation
 
 T = TypeVar("T")
@@ -72,11 +78,12 @@ class Inquiries:
                 self._patience_s = min(max(PATIENCE_S, 2 * (trio.current_time() - began)), LONGEST_PATIENCE_S)
                 return answer
             raise TransientStoreError(f"no answer within {self._patience_s:.0f} s")
-        except (TransientStoreError, StoreUnavailableError) as error:
+        except (TransientStoreError, StoreUnavailableError, BucketNotFoundError) as failure:
+            error = as_outage(failure)
             self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
             self._breaker.failed(error, began)  # without the subject: the breaker quotes it for others
             if isinstance(error, TransientStoreError):
-                raise TransientStoreError(f"{subject}: {error}") from error
+                raise TransientStoreError(f"{subject}: {error}") from failure
             raise
         except StoreError:
             self._breaker.answered()

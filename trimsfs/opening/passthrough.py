@@ -164,6 +164,8 @@ class Passthrough:
                 revision = blob.health.revision
                 if not await self._prepare(blob) or self._backing is None or blob.backing_id or not blob.complete:
                     return
+                if blob.passed:
+                    return  # handles of a file that was lost: the kernel refuses a second file for their inode
                 backing_id = await self._backing.open(blob.fileno())
                 if blob.complete and blob.health.revision == revision:
                     self._registered(blob, backing_id)

@@ -167,7 +167,9 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
 
 def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed) -> Fetching:
     breaker = CircuitBreaker(deadline_s=options.retry_deadline, ledger=environment.ledger)
-    retrying = Retrying(deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker)
+    retrying = Retrying(
+        deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker, reached=True
+    )
     store = RetryingStore(environment.store, retrying)
     kept = KeptListings(tiers.disk.listings)
     fetcher = Fetcher(

@@ -95,7 +95,7 @@ def _process_facts(environment: Environment) -> dict[str, object]:
     keeper, problem = _keeper(environment), None
     if keeper is None:
         remedy = f"`mountctl recover {shlex.quote(str(environment.mountpoint))}`"
-        problem = f"pid {environment.keeper_pid} has ended, and nothing would replace this server: run {remedy}"
+        problem = f"pid {environment.keeper_pid} has ended: no server takes over if this one ends: run {remedy}"
     return {
         "server_pid": os.getpid(),
         "keeper_pid": keeper,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import BucketNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.handover.ledger import Ledger, RecordKind
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,13 @@ TOLD_AFTER_S = 2.0
 """How long a store fails before `outage` reports it to waiting callers; a shorter failure ends at the first probe."""
 ATTEMPTS = 3
 """Most attempts that fail without an outage: one may have ended just before."""
+
+
+def as_outage(error: StoreError) -> TransientStoreError | StoreUnavailableError:
+    """The error as one of an outage: a store that existed and is gone, as a directory that is not mounted, is away."""
+    if isinstance(error, TransientStoreError | StoreUnavailableError):
+        return error
+    return TransientStoreError(str(error))
 
 
 class CircuitBreaker:
@@ -167,8 +174,8 @@ class CircuitBreaker:
                 self.answered()
                 return
             raise TransientStoreError(f"no answer within {PROBE_TIMEOUT_S:.0f} s")
-        except (TransientStoreError, StoreUnavailableError) as error:
-            self.failed(error, began)
+        except (TransientStoreError, StoreUnavailableError, BucketNotFoundError) as error:
+            self.failed(as_outage(error), began)
         except StoreError:
             self.answered()
 

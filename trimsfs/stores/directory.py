@@ -68,7 +68,7 @@ class LocalReader:
                 os.scandir(descriptor).close()
                 os.stat(".", dir_fd=descriptor)  # which takes the right to enter it
         except FileNotFoundError:
-            raise BucketNotFoundError(f"store directory {self.root} does not exist: create it") from None
+            raise BucketNotFoundError(f"store directory {self.root} does not exist: is it mounted?") from None
         except NotADirectoryError:
             raise BucketNotFoundError(f"store directory {self.root} is not a directory") from None
 

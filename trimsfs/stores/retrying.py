@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import BucketNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
@@ -50,7 +50,7 @@ class Retrying:
     Then it raises StoreUnavailableError, which names the last cause. Other errors pass at once. No attempt starts after
     the deadline; the store's own timeouts bound one under way, so that slow progress is not cut off. *on_failure*, if
     any, hears of every failed attempt. No attempt starts while the *breaker* is open, or for a blob with a recent
-    failure.
+    failure. With *reached*, the store is known to exist: if it is missing now, that is a transient failure.
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class Retrying:
         deadline_s: float,
         on_failure: Callable[[TransientStoreError], None] | None,
         breaker: CircuitBreaker | None = None,
+        reached: bool = False,
     ) -> None:
         self.deadline_s = deadline_s
+        self._reached = reached
         self._on_failure = on_failure
         self.breaker = breaker or CircuitBreaker(deadline_s=deadline_s)
         self._recent = RecentFailures()
@@ -122,7 +124,10 @@ class Retrying:
                 self.check(subject, token)
             try:
                 result = await attempt()
-            except TransientStoreError as error:
+            except (TransientStoreError, BucketNotFoundError) as raised:
+                if isinstance(raised, BucketNotFoundError) and not self._reached:
+                    raise
+                error = raised if isinstance(raised, TransientStoreError) else TransientStoreError(str(raised))
                 self._failed(subject, number, error)
                 silent_since = max(began, heard())
                 breaker.failed(error, silent_since)
