@@ -121,13 +121,13 @@ class Directory:
     def distrust(self, now: float) -> None:
         """Mark answers requested before *now* as outdated, and drop those for single names."""
         self.expire(now)
+        self.replaced = True
         self.clear_names()
 
     def expire(self, now: float) -> None:
         """Mark answers requested before *now* as outdated: the next use asks the store."""
         self.retry_at = LONG_AGO
         self.distrusted = now
-        self.replaced = True
 
     def asked(self, within_s: float) -> int:
         """Count a request for a single name. Returns the count in the current window of *within_s* seconds."""

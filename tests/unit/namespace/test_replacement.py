@@ -79,6 +79,22 @@ async def test_a_listing_with_another_content_tells_of_it(store: MemoryStore, au
     assert kernel.replaced == ["model/"]
 
 
+@pytest.mark.parametrize("path", ["model/", ""])
+async def test_what_a_refresh_finds_replaced_is_told_of(
+    store: MemoryStore, autojump_clock: MockClock, path: str
+) -> None:
+    fill(store, b"old")
+    kernel = Kernel(store, TTL_S)
+    await kernel.look()
+    await trio.sleep(1)
+    fill(store, b"new")
+    kernel.namespace.expire(path)
+    await trio.sleep(1)
+    await kernel.look()
+    assert kernel.replaced.count("model/") == 1
+    assert kernel.replaced.count("") == (path == "")
+
+
 @pytest.mark.parametrize("asked_before", [True, False])
 async def test_an_answer_for_one_name_counts_for_its_siblings(
     store: MemoryStore, autojump_clock: MockClock, asked_before: bool
