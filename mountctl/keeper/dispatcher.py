@@ -40,7 +40,7 @@ class Dispatcher:
             if not self._receive_next(server):
                 self._unregister(server)  # the keeper's loop notices that it has ended
         except protocol.ProtocolError as error:
-            self._reporter.log(f"server {server.pid} violated the protocol: {error}: killing it")
+            self._reporter.error(f"server {server.pid} violated the protocol: {error}: killing it")
             server.kill()
 
     def drain(self, server: ServerProcess) -> None:

@@ -113,7 +113,7 @@ class Keeper:
                         act()
         except Exception:
             # A defect. The server still serves, and a service manager starts another keeper for the mount.
-            self._reporter.log(traceback.format_exc())
+            self._reporter.error(f"keeper crashed: report the traceback\n{traceback.format_exc()}")
             self._control_socket.close()
             return 1
         finally:
@@ -172,19 +172,19 @@ class Keeper:
             pass  # it has been killed
         elif self._phase is Phase.UNMOUNTED and server is self._active and now > self._stop_by:
             self._phase = Phase.OVERDUE
-            self._reporter.log(
+            self._reporter.warning(
                 f"unmounted, but server {server.pid} has not ended in {STOP_TIMEOUT_S:.0f} s: killing it"
             )
             server.kill()
         elif now - server.heard_at > silence_limit_s and not server.standing_by and not server.has_message():
-            self._reporter.log(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
+            self._reporter.warning(f"server {server.pid} has sent nothing for {silence_limit_s:.0f} s: killing it")
             server.kill()
         elif now - server.heard_at > HURRY_AFTER_S:
             server.hurry()
 
     def _on_signals(self, numbers: bytes) -> None:
         if set(STOP_SIGNALS) & set(numbers):
-            self._reporter.log("the keeper got a signal to stop: unmounting")
+            self._reporter.info("the keeper got a signal to stop: unmounting")
             self._service_manager.stopping()
             self._unmount()
             self._end(0)
@@ -198,7 +198,7 @@ class Keeper:
             spare = self._active is not None and not self._replacement.under_way and not self._restart_policy.last_end
             server = ServerProcess(self._replacement.order, spare=spare)
         except OSError as error:
-            self._reporter.log(f"cannot start a server: {error}")
+            self._reporter.error(f"cannot start a server: {error}")
             self._replacement.fail(f"cannot start a server: {error}")
             if self._phase is Phase.STARTING:
                 self._end(1)
@@ -257,12 +257,12 @@ class Keeper:
         server.ready_at = time.monotonic()
         self._service_manager.ready()
         if self._phase.replaceable:
-            self._reporter.log(f"server {server.pid} has taken over the mount")
+            self._reporter.info(f"server {server.pid} has taken over the mount")
         elif self._phase is Phase.STARTING:
             self._phase = Phase.REPLACEABLE if resends else Phase.IRREPLACEABLE
             identity = self._connection.identity
             for problem in ["it is no longer mounted"] if identity is None else mounting.tune(identity.device):
-                self._reporter.log(f"cannot raise the read-ahead: {problem}")
+                self._reporter.warning(f"cannot raise the read-ahead: {problem}")
             self._listen()
         self._ledger_version = server.ledger_version
         self._reporter.outcome({"type": "ready"}, f"{self._source} is mounted at {self._mountpoint}")
@@ -285,7 +285,7 @@ class Keeper:
         elif self._phase is Phase.STARTING:
             self._reporter.outcome({"type": "failed", "kind": message.kind, "error": message.error}, message.error)
         else:
-            self._reporter.log(f"server {server.pid} failed: {message.error}")
+            self._reporter.error(f"server {server.pid} failed: {message.error}")
 
     def _on_end(self, server: ServerProcess) -> None:
         """Handle the end of a server: another server follows, or the keeper ends too."""
@@ -309,7 +309,7 @@ class Keeper:
         if server.order is self._replacement.order:
             self._replacement.fail(f"the new server ended ({server.end_reason()}): see the log")
         self._restart_policy.ended(server.end_reason(), server.ready_at)
-        self._reporter.log(f"server {server.pid} has ended ({server.end_reason()}): another takes over")
+        self._reporter.warning(f"server {server.pid} has ended ({server.end_reason()}): another takes over")
         self._give_up_if_exhausted()
 
     def _on_standby_end(self, server: ServerProcess) -> None:
@@ -322,7 +322,7 @@ class Keeper:
 
     def _give_up_if_exhausted(self) -> None:
         if self._restart_policy.exhausted and not self._ending:
-            self._reporter.log(f"servers keep crashing ({self._restart_policy.last_end}): giving up")
+            self._reporter.error(f"servers keep crashing ({self._restart_policy.last_end}): giving up")
             self._service_manager.gave_up()
             self._end(1)
 
@@ -337,7 +337,7 @@ class Keeper:
     def _listen(self) -> None:
         error = self._control_socket.listen(self._mountpoint)
         if error is not None:
-            self._reporter.log(f"mountctl cannot reach this keeper: {error}")
+            self._reporter.error(f"mountctl cannot reach this keeper: {error}")
 
     def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
         match request:
@@ -372,7 +372,7 @@ class Keeper:
     def _unmount(self) -> None:
         problem = self._connection.unmount()
         if problem is not None:
-            self._reporter.log(f"{self._mountpoint}: {problem}: detached")
+            self._reporter.warning(f"{self._mountpoint}: {problem}: detached")
             if self._active is not None:
                 self._active.terminate()
 

@@ -5,10 +5,12 @@ import json
 import os
 import select
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from mountctl.linux import logfile
+from trimsfs.text import printable
 
 
 class Reporter:
@@ -28,17 +30,36 @@ class Reporter:
             return
         self._reported = True
         if self._status is None:
-            self.log(text)
+            self._log("INFO" if message["type"] == "ready" else "ERROR", text)
             return
         with contextlib.suppress(OSError):  # the command has ended
             os.write(self._status, json.dumps(message).encode() + b"\n")
         os.close(self._status)
 
-    def log(self, text: str) -> None:
-        """Log a line, or drop it: a log that cannot be written, or whose reader is stuck, must not block the mount."""
+    def info(self, text: str) -> None:
+        """Log what the keeper does."""
+        self._log("INFO", text)
+
+    def warning(self, text: str) -> None:
+        """Log what the keeper mends by itself."""
+        self._log("WARNING", text)
+
+    def error(self, text: str) -> None:
+        """Log what ends the mount, a server or the keeper."""
+        self._log("ERROR", text)
+
+    def _log(self, level: str, text: str) -> None:
+        """Log a line as servers do, with further lines of *text* indented.
+
+        A log that cannot be written, or whose reader is stuck, must not block the mount: the line is dropped.
+        """
+        now = time.time()
+        stamp = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))},{int(now * 1000) % 1000:03}"
+        lines = "\n  ".join(printable(line) for line in text.rstrip().split("\n"))
         with contextlib.suppress(OSError, ValueError):
             if select.select([], [sys.stderr], [], 0)[1]:
-                os.write(sys.stderr.fileno(), f"trimsfs: {text}\n".encode(errors="backslashreplace"))
+                entry = f"{stamp} {level} mountctl.keeper: {lines}\n"
+                os.write(sys.stderr.fileno(), entry.encode(errors="backslashreplace"))
 
     def rotate_log(self) -> None:
         """Rotate the log if it is long."""

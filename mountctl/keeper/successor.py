@@ -58,5 +58,5 @@ def _successor(mountpoint: Path, status: int | None) -> Keeper:
         raise TakeoverError(f"{mountpoint}: another keeper is taking it over: wait") from None
     except OSError as error:
         raise TakeoverError(f"{mountpoint}: {error.filename}: {error.strerror}") from error
-    print(f"trimsfs: keeper pid {os.getpid()} takes over from a killed keeper", file=sys.stderr, flush=True)
+    Reporter(None, None).info(f"the keeper, pid {os.getpid()}, takes over from a killed one")
     return keeper

@@ -44,6 +44,7 @@ def test_every_warning_and_error_in_the_log_has_its_remedy() -> None:
 def logged() -> set[str]:
     """The formats of all warnings and errors."""
     functions = {"log.warning", "log.error", "log.critical", "log.exception"}
+    functions |= {"self._reporter.warning", "self._reporter.error"}
     calls = [
         node
         for package in ("trimsfs", "mountctl")
@@ -51,7 +52,14 @@ def logged() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in functions
     ]
-    return {ast.literal_eval(call.args[0]) for call in calls}
+    return {_format(call.args[0]).partition("\n")[0] for call in calls}
+
+
+def _format(text: ast.expr) -> str:
+    """A text with ``%s`` for what it says of the case."""
+    if isinstance(text, ast.JoinedStr):
+        return "".join("%s" if isinstance(part, ast.FormattedValue) else _format(part) for part in text.values)
+    return str(ast.literal_eval(text))
 
 
 def test_example_configuration_is_valid() -> None:
