@@ -32,6 +32,11 @@ class NamedMount:
         assert self.file is not None
         return [*([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []), self.file]
 
+    @property
+    def log_file(self) -> Path | None:
+        """The log that a declared mount has in the background; of an undeclared one, the default."""
+        return load_options({}, configs=self.configs if self.file else ()).resolved(self.mountpoint).log_file
+
     def command(self, *, foreground: bool = False) -> list[str]:
         """The command line that makes a declared mount."""
         options = ["--allow-empty", *(f"--config={file}" for file in self.configs)] + ["--foreground"] * foreground

@@ -310,8 +310,8 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     file = facts.get("log_file")
     if file is None and "hidden" in facts:
         raise NotPermittedError(f"{mount.name}: {facts['hidden']}, which knows where the log is")
-    if file is None and mount.file is not None:
-        file = mount.order(foreground=False)["options"]["log_file"]
+    if file is None and (mount.file is not None or facts["state"] == DEAD):
+        file = mount.log_file
     if file is None and facts["state"] == NOT_KEPT:
         file = public_status(mount.mountpoint, timeout_s=ANSWER_TIMEOUT_S).get("log_file")
     if file is None:
