@@ -142,6 +142,10 @@ def test_everything_that_would_write_is_refused_as_on_a_read_only_file_system(ow
         with pytest.raises(OSError, match="Read-only file system") as caught:
             attempt()
         assert caught.value.errno == errno.EROFS, name
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        model.rename(own_directory.store / "other")
+    with model.open("rb") as file, pytest.raises(PermissionError):
+        mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     assert model.read_bytes() == b"weights"
 
 
