@@ -63,7 +63,7 @@ ENGINE_ROWS: tuple[Engine, ...] = (
         "safetensors_files",
         LIGHT,
         load_file=("safetensors, `load_file`", ""),
-        safe_open=("safetensors, `safe_open`", ""),
+        safe_open=('safetensors, `safe_open(path, "pt")`', ""),
         o_direct=("a reader with `O_DIRECT`", _PLAIN_READ),
     ),
     *_of(

@@ -6,7 +6,7 @@ from tests.engines.engines import ENGINE_ROWS
 from tests.engines.matrix import Row
 
 HEAD = """\
-| engine | model | mapped | copied | cold / local | warm / local | why copied |
+| engine | model, MB | mapped | copied | cold / local | warm / local | why copied |
 | --- | ---: | ---: | ---: | ---: | ---: | --- |
 """
 
