@@ -188,7 +188,7 @@ def _down(mount: NamedMount, options: list[str]) -> int:
 def restart(name: str, directory: Path) -> None:
     """Replace the server, with the same options.
 
-    Readers wait for some milliseconds.
+    Readers pause for tens of milliseconds on an idle machine.
     """
     _replace(find_mount(name, directory), {"do": "replace"})
 
@@ -200,8 +200,8 @@ def restart(name: str, directory: Path) -> None:
 def upgrade(name: str, directory: Path) -> None:
     """Replace the server by one of the installed version.
 
-    The new server gets the options that are declared now. It starts beside the old one and takes over; readers wait
-    for some milliseconds. If it does not start, the old one keeps serving.
+    The new server gets the options that are declared now. It starts beside the old one and takes over; readers pause
+    for tens of milliseconds on an idle machine. If it does not start, the old one keeps serving.
     """
     mount = find_mount(name, directory)
     request: dict[str, Any] = {"do": "replace"}
@@ -331,8 +331,8 @@ def recover(name: str, directory: Path) -> None:
 
     The mount stays, and open files stay open.
 
-    The new keeper takes the mount over from the server that is left, and replaces that server; readers wait for some
-    tens of milliseconds. Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
+    The new keeper takes the mount over from the server that is left, and replaces that server; readers pause for tens of
+    milliseconds on an idle machine. Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
     """
     mount = find_mount(name, directory)
     _check_mounted(mount)
