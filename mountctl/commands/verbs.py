@@ -331,8 +331,8 @@ def recover(name: str, directory: Path) -> None:
 
     The mount stays, and open files stay open.
 
-    The new keeper takes the mount over from the server that is left, and replaces that server; readers pause for tens of
-    milliseconds on an idle machine. Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
+    The new keeper takes the mount over from the server that is left, and replaces that server; readers pause shortly.
+    Exit codes: 0 done, 1 no takeover is possible or the keeper is alive, 10 no server is left.
     """
     mount = find_mount(name, directory)
     _check_mounted(mount)
