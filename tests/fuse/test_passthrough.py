@@ -148,7 +148,7 @@ MAPS = textwrap.dedent(
 @pytest.fixture
 def mapper(mount: MountedStore) -> Iterator[subprocess.Popen[str]]:
     """A process that has the model of `mount` mapped, and its file closed."""
-    program = [sys.executable, "-c", MAPS, mount.path / "model"]
+    program: list[str | Path] = [sys.executable, "-c", MAPS, mount.path / "model"]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "mapped\n"
@@ -175,7 +175,7 @@ def test_full_cache_evicts_others_than_a_mapped_file(store_directory: Path, tmp_
     with mounted(store_directory, tmp_path, *options) as mount:
         for name in names[:3]:
             assert (mount.path / name).read_bytes() == MODEL
-        program = [sys.executable, "-c", MAPS, mount.path / names[0]]
+        program: list[str | Path] = [sys.executable, "-c", MAPS, mount.path / names[0]]
         with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "mapped\n"
