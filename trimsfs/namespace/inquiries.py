@@ -11,6 +11,7 @@ import trio
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectNotFoundError,
+    StoreAccessError,
     StoreError,
     StoreUnavailableError,
     TransientStoreError,
@@ -91,7 +92,8 @@ class Inquiries:
 
     async def probe(self, path: str, *, patient: bool) -> Entry:
         """Ask at once for an object and for anything below its name. A directory wins. Raises StoreError."""
-        store, found, failed = self._store if patient else self._impatient, list[Generation](), list[StoreError]()
+        store, found = self._store if patient else self._impatient, list[Generation]()
+        failed, denied = list[StoreError](), list[StoreAccessError]()
         async with trio.open_nursery() as nursery:
 
             @contextlib.contextmanager
@@ -105,7 +107,11 @@ class Inquiries:
 
             async def stat() -> None:
                 with failing(), contextlib.suppress(ObjectNotFoundError):
-                    generation = await self._answer(path, partial(store.stat, path), patient=patient)
+                    try:
+                        generation = await self._answer(path, partial(store.stat, path), patient=patient)
+                    except StoreAccessError as error:
+                        denied.append(error)  # as S3 does for a directory's name, if only some prefixes may be listed
+                        return
                     if generation.plausible:
                         found.append(generation)
 
@@ -116,4 +122,6 @@ class Inquiries:
             raise failed[0]
         if below.exists:
             return NonObject.DIRECTORY
+        if denied:
+            raise denied[0]
         return found[0] if found else NonObject.ABSENT

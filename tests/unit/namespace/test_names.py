@@ -256,3 +256,19 @@ async def test_name_that_is_not_utf8_is_asked_for_as_it_is(large_store: MemorySt
     entry, _ = await namespace.lookup("large/", b"\xe9t\xe9")
     assert entry == large_store.generation("large/\udce9t\udce9")
     assert b"\xe9t\xe9" in await namespace.entries("large/")
+
+
+async def test_a_directory_whose_name_the_store_refuses_to_look_up(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """S3 does so for a key that is none, to a user who may list only what begins with some prefix."""
+    store.put("dir/model", b"x")
+    namespace = namespace_of(store)
+    assert await look(namespace, "other") is NonObject.ABSENT
+    store.fail(StoreAccessError("403"), times=float("inf"), method="stat")
+    for name in ("dir", "other"):
+        namespace.mark_outdated(name)
+    await trio.sleep(0.1)
+    assert await look(namespace, "dir") is NonObject.DIRECTORY
+    with pytest.raises(StoreAccessError, match="403"):
+        await look(namespace, "other")
