@@ -348,6 +348,23 @@ async def test_what_is_wanted_again_in_a_moment_goes_on(workshop: Workshop, chun
     assert all(bench.store.reads("a").count(offset) == 1 for _, offset in bench.store.fetched)
 
 
+async def test_a_fetch_whose_caller_gives_up_and_comes_again_all_the_time_goes_on(
+    workshop: Workshop, chunk_size: int
+) -> None:
+    """As an open does that signals interrupt: one must not find it unwanted in the moments between."""
+    workshop.put("a", 3)
+    bench = await workshop.bench()
+    blob = await bench.acquire("a")
+    gate = bench.store.block()
+    for _ in range(100):
+        with trio.move_on_after(LINGER_S / 50):
+            await bench.fetcher.fetch_all(blob)
+        await trio.sleep(LINGER_S / 50)
+    gate.set()
+    await bench.fetcher.fetch_all(blob)
+    assert sorted(bench.store.reads("a")) == [0, chunk_size, 2 * chunk_size]
+
+
 async def test_a_reader_of_what_is_given_up_is_served(workshop: Workshop, chunk_size: int) -> None:
     content = workshop.put("a", 20)
     bench = await workshop.bench(requests=2)

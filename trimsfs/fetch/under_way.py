@@ -11,7 +11,7 @@ from trimsfs.fetch.scheduler import Flight, FlightScheduler
 from trimsfs.tiers.blob import Blob
 
 LINGER_S = 0.1
-"""How long an unwanted batch goes on: many programs open a file twice in a row."""
+"""How long an unwanted batch goes on: programs open a file twice in a row, and again after each signal."""
 
 
 class BatchesUnderWay:
@@ -28,6 +28,7 @@ class BatchesUnderWay:
         self._background = background
         self._land = land
         self._scopes: dict[trio.CancelScope, Sequence[Flight]] = {}
+        self._left: dict[Blob, float] = {}
 
     @contextmanager
     def going_on(self, batch: Sequence[Flight]) -> Iterator[None]:
@@ -40,12 +41,18 @@ class BatchesUnderWay:
                 del self._scopes[scope]
 
     def unwanted(self, blob: Blob) -> None:
-        """Note that a reader has left a blob: cancel its batches if nobody wants them after LINGER_S."""
+        """Note that a reader has left a blob: cancel its batches once nobody has wanted them for LINGER_S."""
         if self._background.running and any(_is_of(blob, batch) for batch in self._scopes.values()):
-            self._background.start(self._stop, blob)
+            if blob not in self._left:
+                self._background.start(self._stop, blob)
+            self._left[blob] = trio.current_time()
 
     async def _stop(self, blob: Blob) -> None:
-        await trio.sleep(LINGER_S)
+        try:
+            while trio.current_time() < self._left[blob] + LINGER_S:
+                await trio.sleep_until(self._left[blob] + LINGER_S)
+        finally:
+            del self._left[blob]
         for scope, batch in list(self._scopes.items()):
             if _is_of(blob, batch) and self._scheduler.unwanted(batch):
                 # Land them first: a later demand for these chunks then starts a new flight.
