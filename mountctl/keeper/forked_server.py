@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class OtherProcess:
-    """A process by its pidfd, for a `ServerProcess`. Raises OSError."""
+    """A process by its pidfd, which is closed once the process has ended, for a `ServerProcess`. Raises OSError."""
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
@@ -44,17 +44,22 @@ class OtherProcess:
                 self.returncode = os.waitstatus_to_exitcode(os.waitpid(self._pid, os.WNOHANG)[1])
             except ChildProcessError:
                 self.returncode = -signal.SIGKILL  # only its parent gets the exit code
+            os.close(self._pidfd)
         found: int | None = self.returncode
         return found
 
     def kill(self) -> None:
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.returncode is None:
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def wait(self, timeout: float | None = None) -> int:
-        if not select.select([self._pidfd], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self._pidfd], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(str(self._pid), timeout or 0.0)
         return self.poll() or 0
 

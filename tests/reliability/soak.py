@@ -289,7 +289,8 @@ class Soak:
         # What is left of objects that were replaced stays until room is needed: each blob is open, and mapped.
         due = 2 * len(list((mount.cache / "blobs").glob("*/*")))
         found["blobs open in the server"] = max(0, found.get("blobs open in the server", 0) - due)
-        return found | {"processes": len(list(descendants(self._keeper)))}
+        # Fetch processes stay for 30 s after the last job.
+        return found | {"processes": sum("trimsfs fetch" not in described(pid) for pid in descendants(self._keeper))}
 
     def _settle(self, outcome: Outcome) -> None:
         """All is quiet: everything is as it was put, and what was taken has been given back."""

@@ -146,6 +146,9 @@ def test_a_server_that_forks_the_next_one_is_followed_by_it(scene: Scene) -> Non
     assert (keeper._active, keeper._standby) == (forked, None)
     assert forked.wait(20)
     assert (forked.ended(), forked.exit_code) == (True, 0)
+    forked.kill()  # which does nothing any more
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(forked._process._pidfd)  # type: ignore[attr-defined]
     forked.channel.close()
     close(promotion)
 

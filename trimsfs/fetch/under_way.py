@@ -49,7 +49,7 @@ class BatchesUnderWay:
 
     async def _stop(self, blob: Blob) -> None:
         try:
-            while trio.current_time() < self._left[blob] + LINGER_S:
+            while trio.current_time() < self._left[blob] + LINGER_S:  # noqa: ASYNC110 - until nothing has happened
                 await trio.sleep_until(self._left[blob] + LINGER_S)
         finally:
             del self._left[blob]
