@@ -34,14 +34,21 @@ class _Output(io.FileIO):
 
 
 class CommandGroup(click.Group):
-    """Subcommands that are imported on use, listed in the order of *homes*: the module of each.
+    """Subcommands that are imported on use, and listed by *sections*: under each title, the module of each verb.
 
     *synonyms* are other names of subcommands. If standard output fails, a command ends as those of coreutils do.
     """
 
-    def __init__(self, *, homes: Mapping[str, str], synonyms: Mapping[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        sections: Mapping[str, Mapping[str, str]],
+        synonyms: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
-        self._homes = homes
+        self.sections = sections
+        self._homes = {name: home for verbs in sections.values() for name, home in verbs.items()}
         self._synonyms = synonyms or {}
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -54,9 +61,27 @@ class CommandGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(self._homes[name]), name.replace("-", "_"))
         return command
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self._homes))
+        for title, verbs in self.sections.items():
+            commands = [(name, self.get_command(context, name)) for name in verbs]
+            limit = formatter.width - width - 6
+            rows = [
+                (name.ljust(width), command.get_short_help_str(limit))
+                for name, command in commands
+                if command is not None and not command.hidden
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
     def main(self, *arguments: Any, **settings: Any) -> Any:
         with _writing(self.name):
             return super().main(*arguments, **settings)
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: what to type."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
 @contextmanager

@@ -3,24 +3,30 @@
 import click
 
 from trimsfs import __version__
-from trimsfs.command_group import CommandGroup
+from trimsfs.command_group import CommandGroup, examples
 
-_HOMES = {
-    "up": "mountctl.commands.verbs",
-    "down": "mountctl.commands.verbs",
-    "restart": "mountctl.commands.verbs",
-    "upgrade": "mountctl.commands.verbs",
-    "status": "mountctl.commands.verbs",
-    "logs": "mountctl.commands.verbs",
-    "recover": "mountctl.commands.verbs",
-    "abort": "mountctl.commands.verbs",
-    "run": "mountctl.commands.verbs",
-    "csi": "mountctl.csi.command",
-    "attach": "mountctl.containers.commands",
-    "detach": "mountctl.containers.commands",
-    "cdi": "mountctl.containers.commands",
-    "oci-hook": "mountctl.containers.commands",
-    "share": "mountctl.containers.commands",
+_SECTIONS = {
+    "Mounts": {
+        "up": "mountctl.commands.verbs",
+        "down": "mountctl.commands.verbs",
+        "status": "mountctl.commands.verbs",
+        "logs": "mountctl.commands.verbs",
+        "run": "mountctl.commands.verbs",
+    },
+    "Servers and keepers": {
+        "restart": "mountctl.commands.verbs",
+        "upgrade": "mountctl.commands.verbs",
+        "recover": "mountctl.commands.verbs",
+        "abort": "mountctl.commands.verbs",
+    },
+    "Containers and Kubernetes": {
+        "attach": "mountctl.containers.commands",
+        "detach": "mountctl.containers.commands",
+        "share": "mountctl.containers.commands",
+        "cdi": "mountctl.containers.commands",
+        "oci-hook": "mountctl.containers.commands",
+        "csi": "mountctl.csi.command",
+    },
 }
 """The module of each subcommand, imported when the subcommand runs."""
 
@@ -28,7 +34,8 @@ _HOMES = {
 @click.group(
     "mountctl",
     cls=CommandGroup,
-    homes=_HOMES,
+    sections=_SECTIONS,
+    epilog=examples("mountctl up", "mountctl status", "mountctl upgrade models"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__)

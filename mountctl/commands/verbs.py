@@ -21,6 +21,7 @@ from mountctl.keeper.control_socket import KeeperGoneError, KeeperRefusesError, 
 from mountctl.keeper.successor import recover as start_recovery
 from mountctl.linux import mounting, systemd
 from mountctl.linux.sd_notify import stored_descriptors
+from trimsfs.command_group import examples
 from trimsfs.errors import (
     ConfigurationError,
     MountpointError,
@@ -92,7 +93,7 @@ class _WaitsForStore(click.Command):
         return super().parse_args(ctx, [wait if each == "--wait-for-store" else each for each in args])
 
 
-@click.command(cls=_WaitsForStore)
+@click.command(cls=_WaitsForStore, epilog=examples("mountctl up", "mountctl up --wait-for-store models"))
 @_names
 @click.option(
     "--wait-for-store",
@@ -157,7 +158,7 @@ def _is_up(mount: NamedMount, mounted: Mount) -> int:
     return 0
 
 
-@click.command()
+@click.command(epilog=examples("mountctl down models"))
 @_names
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @click.option("--everywhere", is_flag=True, help="Also unmount it in containers, and its bind mounts on this host.")
@@ -181,7 +182,7 @@ def _down(mount: NamedMount, options: list[str]) -> int:
     return code
 
 
-@click.command()
+@click.command(epilog=examples("mountctl restart models", "mountctl restart /models"))
 @_name
 @_mounts_directory
 @_reported
@@ -193,7 +194,7 @@ def restart(name: str, directory: Path) -> None:
     _replace(find_mount(name, directory), {"do": "replace"})
 
 
-@click.command()
+@click.command(epilog=examples("pip install --upgrade trimsfs && mountctl upgrade models"))
 @_name
 @_mounts_directory
 @_reported
@@ -220,7 +221,7 @@ def _replace(mount: NamedMount, request: dict[str, Any]) -> None:
     click.echo(f"{mount.name}: the server is now pid {answer['server_pid']}")
 
 
-@click.command()
+@click.command(epilog=examples("mountctl status", "mountctl status --json models"))
 @_names
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_mounts_directory
@@ -294,7 +295,7 @@ def _state_without_keeper(mountpoint: Path) -> str:
     return DEAD if b"not connected" in message else NOT_KEPT
 
 
-@click.command()
+@click.command(epilog=examples("mountctl logs --follow models"))
 @_name
 @click.option("-n", "--lines", default=50, show_default=True, help="Number of lines to show, from the end.")
 @click.option("-f", "--follow", is_flag=True, help="Show new lines as they are written.")
@@ -322,7 +323,7 @@ def logs(name: str, lines: int, follow: bool, directory: Path) -> int:
     return code if code >= 0 else 128 - code
 
 
-@click.command()
+@click.command(epilog=examples("mountctl recover /models"))
 @_name
 @_mounts_directory
 @_reported
@@ -349,7 +350,7 @@ def recover(name: str, directory: Path) -> None:
     click.echo(f"{mount.name}: the keeper is now pid {facts['keeper_pid']}, the server pid {facts['server_pid']}")
 
 
-@click.command()
+@click.command(epilog=examples("mountctl abort /models"))
 @_name
 @_mounts_directory
 @_reported
@@ -367,7 +368,7 @@ def abort(name: str, directory: Path) -> None:
         raise NotMountedError(error.args[0]) from error
 
 
-@click.command(hidden=True)
+@click.command(hidden=True, epilog=examples("mountctl run models"))
 @_name
 @_mounts_directory
 @_reported

@@ -16,6 +16,7 @@ from mountctl.containers.child_process import TIMEOUT_S
 from mountctl.containers.engines import ENGINES, process_of
 from mountctl.containers.errors import ContainerError
 from mountctl.containers.mountpoints import gpu_socket, mountpoint_of
+from trimsfs.command_group import examples
 from trimsfs.text import printable
 
 LISTING_TIMEOUT_S = 20.0
@@ -46,7 +47,11 @@ def _reported(command: Callable[_P, None]) -> Callable[_P, None]:
     return run
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mountctl attach my-container /models/llama", "mountctl attach my-container /models/llama --at /opt/llama"
+    )
+)
 @click.argument("container")
 @click.argument("path", type=Path)  # not click.Path, which asks the file system about it
 @click.option("--at", metavar="TARGET", help="Where PATH appears in the container.  [default: PATH]")
@@ -65,7 +70,7 @@ def attach(container: str, path: Path, at: str | None, engine: str | None, timeo
     click.echo(f"{source.path} is at {target.path} in {container}")
 
 
-@click.command()
+@click.command(epilog=examples("mountctl detach my-container /models/llama"))
 @click.argument("container")
 @click.argument("target")
 @_engine
@@ -77,7 +82,7 @@ def detach(container: str, target: str, engine: str | None, timeout_s: float) ->
     click.echo(f"{target} is no longer in {container}")
 
 
-@click.command()
+@click.command(epilog=examples("mountctl cdi /models", "podman run --device trimsfs.dev/models=llama IMAGE"))
 @click.argument("mountpoint", type=Path, required=False)
 @click.option(
     "--output", type=Path, help="File to write, or - for standard output.  [default: /var/run/cdi/trimsfs-NAME.json]"
@@ -124,7 +129,7 @@ def cdi(mountpoint: Path | None, output: Path | None, depth: int, kind_class: st
     click.echo(f"{output}: {len(listing.models)} models of {mountpoint} as {spec['kind']}=MODEL")
 
 
-@click.command("oci-hook")
+@click.command("oci-hook", epilog=examples("mountctl oci-hook < state.json"))
 @_reported
 def oci_hook() -> None:
     """Mount models that annotations request (OCI hook).
@@ -143,7 +148,7 @@ def oci_hook() -> None:
         attachment.attach(source, target)
 
 
-@click.command()
+@click.command(epilog=examples("mountctl share /srv/mounts"))
 @click.argument("directory", type=Path)
 @_reported
 def share(directory: Path) -> None:

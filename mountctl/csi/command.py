@@ -8,12 +8,13 @@ from typing import NoReturn
 
 import click
 
+from trimsfs.command_group import examples
 from trimsfs.text import LineFormatter
 
 NODE_ID_LIMIT = 256
 
 
-@click.command()
+@click.command(epilog=examples("mountctl csi --endpoint unix:///csi/csi.sock --node-id node-1"))
 @click.option("--endpoint", required=True, envvar="CSI_ENDPOINT", help="Socket to serve: unix:///DIRECTORY/NAME.")
 @click.option("--node-id", required=True, help="Name of this node in the cluster.")
 @click.option(

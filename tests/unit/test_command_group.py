@@ -1,12 +1,16 @@
 """What all commands have in common: output that cannot be written, and what shells complete."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.shell_completion import CompletionItem, ShellComplete
+from click.testing import CliRunner
 
 from mountctl.commands import main as mountctl
 from tests.support.mounts import MOUNTCTL, TRIMSFS
@@ -15,6 +19,7 @@ from trimsfs.cli.main import main
 from trimsfs.command_group import CommandGroup
 from trimsfs.mountinfo import Mount
 
+GROUPS: list[CommandGroup] = [main, mountctl.main]
 VERBS = [(TRIMSFS, "warm", "--help"), (MOUNTCTL, "--version")]
 
 
@@ -82,3 +87,32 @@ def test_the_shell_is_told_by_the_command_itself() -> None:
             [TRIMSFS], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
         )
         assert (done.returncode, answer in done.stdout, done.stderr) == (0, True, "")
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_help_lists_each_verb_once_under_a_title(group: CommandGroup) -> None:
+    lines = CliRunner().invoke(group, ["--help"]).output.splitlines()
+    context = click.Context(group)
+    shown = [name for name in group.list_commands(context) if not command_of(group, name).hidden]
+
+    assert [line.split()[0] for line in lines if re.match("  [a-z]", line) and line.split()[0] in shown] == shown
+    assert [f"{title}:" in lines for title in group.sections] == [True] * len(group.sections)
+    assert not any(line.endswith("...") for line in lines[1:])
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_the_help_of_each_verb_ends_with_an_example_that_it_accepts(group: CommandGroup) -> None:
+    for name in group.list_commands(click.Context(group)):
+        output = CliRunner().invoke(group, [name, "--help"]).output
+        given = [shlex.split(line.partition(" <")[0]) for line in output.partition("Examples:\n")[2].splitlines()]
+        own = [words[words.index(name) + 1 :] for words in given if f"{group.name} {name}" in " ".join(words)]
+
+        assert own, f"{group.name} {name} --help has no example"
+        for words in own:
+            command_of(group, name).make_context(name, words)
+
+
+def command_of(group: CommandGroup, name: str) -> click.Command:
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    return command

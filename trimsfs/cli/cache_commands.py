@@ -17,7 +17,7 @@ from rich.table import Column
 from trimsfs.cli.control_files import control_directory, mount_of_path, read_json, read_lines
 from trimsfs.cli.gpu import VERIFY_GPU, Naming, counted, verifying, warming
 from trimsfs.cli.output import fail_if_any, reported, say
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import CacheFullError, ObjectChangedError, TrimsError
 from trimsfs.processes import usage
 from trimsfs.text import printable
@@ -34,7 +34,13 @@ _quiet = click.option("--quiet", is_flag=True, help="Show no progress bar and no
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON: one line for each step.")
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trimsfs warm /models/llama",
+        "trimsfs warm --background /models/llama /models/resnet50",
+        "trimsfs warm --to gpu /models/llama",
+    )
+)
 @_paths
 @click.option(
     "--to",
@@ -66,7 +72,7 @@ def warm(paths: tuple[Path, ...], tier: str, uid: int | None, background: bool, 
     _give(warming(tier, uid), paths, _Manner("warming", "warmed", quiet=quiet, as_json=as_json), background)
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs pin /models/llama"))
 @_paths
 @click.option("--best-effort", is_flag=True, help="Exit 0 even if models cannot be locked in memory.")
 @_background
@@ -84,7 +90,7 @@ def pin(paths: tuple[Path, ...], best_effort: bool, background: bool, quiet: boo
     _give(lambda _: "pin", paths, manner, background)
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs unpin /models/llama"))
 @_paths
 @_as_json
 @reported
@@ -93,7 +99,7 @@ def unpin(paths: tuple[Path, ...], as_json: bool) -> None:
     _give(lambda _: "unpin", paths, _Manner("unpinning", "unpinned", bar=False, as_json=as_json))
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs evict /models/llama"))
 @_paths
 @_as_json
 @reported
@@ -105,7 +111,7 @@ def evict(paths: tuple[Path, ...], as_json: bool) -> None:
     _give(lambda _: "evict", paths, _Manner("evicting", "evicted", bar=False, as_json=as_json))
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs verify /models/llama", "trimsfs verify --tier gpu /models"))
 @_paths
 @click.option(
     "--tier",

@@ -21,6 +21,7 @@ from trimsfs import cuda
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import reported, say
+from trimsfs.command_group import examples
 from trimsfs.cuda import CudaError, CudaUnavailableError
 from trimsfs.errors import CacheInUseError, NotPermittedError, StoreUnavailableError, TrimsError
 from trimsfs.mountinfo import file_systems, holding
@@ -43,7 +44,11 @@ class _Advice(Exception):  # noqa: N818 - not an error
     """A check that passed, though something could be better."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trimsfs doctor --store s3://my-models", "trimsfs doctor --config /etc/trimsfs/mounts.d/models.toml"
+    )
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
 @mount_options

@@ -15,6 +15,7 @@ import click
 from trimsfs.cli.mount import mount_store
 from trimsfs.cli.mount_options import is_flag
 from trimsfs.cli.output import reported
+from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
 from trimsfs.options import SCALARS, MountOptions, load_options
 
@@ -28,7 +29,7 @@ _OTHERS = re.compile(
 """Options for mount(8) itself, systemd or people. A trimsfs mount is always read-only, nosuid, nodev and noatime."""
 
 
-@click.command("mount.trimsfs")
+@click.command("mount.trimsfs", epilog=examples("mount -t trimsfs s3://my-models /models -o cache_size=500GiB"))
 @click.argument("source")
 @click.argument("mountpoint", type=Path)
 @click.option("-o", "texts", multiple=True, metavar="OPTIONS", help="Options, separated by commas.")

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from trimsfs.cli.control_files import ask_each, check_answers, mount_of_path, read_json
 from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import NoSuchEntryError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.text import printable
@@ -28,7 +28,11 @@ class _ListedByDefault(click.Group):
         return super().parse_args(ctx, args if named else ["list", *args])
 
 
-@click.group(cls=_ListedByDefault, subcommand_metavar="[PATH] | list [PATH] | cancel ID...")
+@click.group(
+    cls=_ListedByDefault,
+    subcommand_metavar="[PATH] | list [PATH] | cancel ID...",
+    epilog=examples("trimsfs jobs", "trimsfs jobs list /models/llama", "trimsfs jobs cancel ID"),
+)
 def jobs() -> None:
     """List or cancel background jobs.
 
@@ -37,7 +41,7 @@ def jobs() -> None:
     """
 
 
-@jobs.command(name="list")
+@jobs.command(name="list", epilog=examples("trimsfs jobs list --json /models/llama"))
 @click.argument("path", type=Path, shell_complete=complete_mounted, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported
@@ -90,7 +94,7 @@ def _age(seconds: float) -> str:
     return f"{max(0, seconds) // length:.0f}{unit}"
 
 
-@jobs.command()
+@jobs.command(epilog=examples("trimsfs jobs cancel ID"))
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @reported
 def cancel(ids: tuple[str, ...]) -> None:

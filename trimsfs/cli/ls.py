@@ -19,7 +19,7 @@ from trimsfs.cli.control_files import (
 )
 from trimsfs.cli.gpu import devices
 from trimsfs.cli.output import fail_if_any, left_out, reported, show
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.mountinfo import file_systems, mount_of
 from trimsfs.text import printable
 
@@ -44,7 +44,7 @@ class _Row:
             self.gpu[device] = self.gpu.get(device, 0) + size
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs ls", "trimsfs ls --files /models/llama"))
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=Path, shell_complete=complete_mounted)
 @click.option(
     "--mount",
@@ -63,6 +63,10 @@ def ls(paths: tuple[Path, ...], named: Path | None, lines: str | None, as_json: 
 
     Lists the models below PATH, or of all mounts, and how much of each is on disk, in memory and on GPUs. Each
     directory in PATH is one model, with everything below it.
+
+    DISK is the share that is in the cache directory. HOST is the share that is in memory, in the kernel's page cache.
+    HOST below 100 % with DISK at 100 %: the kernel has dropped pages, or not read them since a restart of the host.
+    Programs get them from the disk. OPEN counts open files, not programs; `trimsfs top` names those.
     """
     rows: dict[str, _Row] = {}
     has_device = False

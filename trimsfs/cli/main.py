@@ -3,24 +3,32 @@
 import click
 
 from trimsfs import __version__
-from trimsfs.command_group import CommandGroup
+from trimsfs.command_group import CommandGroup, examples
 
-_HOMES = {
-    "mount": "trimsfs.cli.mount",
-    "umount": "trimsfs.cli.umount",
-    "ls": "trimsfs.cli.ls",
-    "status": "trimsfs.cli.status",
-    "warm": "trimsfs.cli.cache_commands",
-    "pin": "trimsfs.cli.cache_commands",
-    "unpin": "trimsfs.cli.cache_commands",
-    "evict": "trimsfs.cli.cache_commands",
-    "verify": "trimsfs.cli.cache_commands",
-    "jobs": "trimsfs.cli.jobs",
-    "refresh": "trimsfs.cli.refresh",
-    "run": "trimsfs.cli.run",
-    "doctor": "trimsfs.cli.doctor",
+_SECTIONS = {
+    "Mounts": {
+        "mount": "trimsfs.cli.mount",
+        "umount": "trimsfs.cli.umount",
+        "status": "trimsfs.cli.status",
+        "doctor": "trimsfs.cli.doctor",
+    },
+    "Models": {
+        "ls": "trimsfs.cli.ls",
+        "warm": "trimsfs.cli.cache_commands",
+        "pin": "trimsfs.cli.cache_commands",
+        "unpin": "trimsfs.cli.cache_commands",
+        "evict": "trimsfs.cli.cache_commands",
+        "verify": "trimsfs.cli.cache_commands",
+        "refresh": "trimsfs.cli.refresh",
+    },
+    "Watch": {
+        "jobs": "trimsfs.cli.jobs",
+    },
+    "Run": {
+        "run": "trimsfs.cli.run",
+    },
 }
-"""The module of each subcommand, in the order of the help.
+"""The module of each subcommand, by title of the help.
 
 Each is imported on use: an import would delay every program that `trimsfs run` starts.
 """
@@ -29,8 +37,9 @@ Each is imported on use: an import would delay every program that `trimsfs run` 
 @click.group(
     "trimsfs",
     cls=CommandGroup,
-    homes=_HOMES,
+    sections=_SECTIONS,
     synonyms={"unmount": "umount"},
+    epilog=examples("trimsfs mount s3://my-models /models", "trimsfs ls", "trimsfs warm --help"),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__)

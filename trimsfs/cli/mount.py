@@ -18,7 +18,7 @@ from trimsfs.cli.control_files import check_answers
 from trimsfs.cli.mount_options import mount_options
 from trimsfs.cli.output import fail, reported
 from trimsfs.cli.umount import STOP_TIMEOUT_S
-from trimsfs.command_group import complete_path
+from trimsfs.command_group import complete_path, examples
 from trimsfs.errors import (
     BucketNotFoundError,
     CacheInUseError,
@@ -49,7 +49,14 @@ class _SourceFirst(click.Command):
         return rest
 
 
-@click.command(cls=_SourceFirst)
+@click.command(
+    cls=_SourceFirst,
+    epilog=examples(
+        "trimsfs mount s3://my-models/prefix /models",
+        "trimsfs mount s3://my-models /models --cache-dir /var/cache/models --cache-size 500GiB",
+        "trimsfs mount ~/.cache/huggingface/hub /hub",
+    ),
+)
 @click.argument("source", metavar="[STORE]")
 @click.argument("mountpoint", type=Path, shell_complete=complete_path, metavar="MOUNTPOINT", required=False)
 @click.option("--foreground", is_flag=True, help="Stay in the terminal and log to it.")

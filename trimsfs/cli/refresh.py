@@ -7,11 +7,11 @@ import click
 
 from trimsfs.cli.control_files import control_directory, read_json
 from trimsfs.cli.output import reported, say
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import NoSuchEntryError
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs refresh /models/resnet50"))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=Path, shell_complete=complete_mounted)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reported

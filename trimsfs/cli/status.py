@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_json, read_text
 from trimsfs.cli.gpu import add_details, has_failed, lines
 from trimsfs.cli.output import reported, say
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.control.metrics import parse
 from trimsfs.errors import TrimsError
 from trimsfs.mountinfo import Mount, file_systems
@@ -21,7 +21,7 @@ DEGRADED, NOT_ANSWERING = 1, 2
 """Exit codes."""
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs status", "trimsfs status --json /models"))
 @click.argument("mountpoint", type=Path, shell_complete=complete_mounted, required=False)
 @click.option("--gpu", "with_copies", is_flag=True, help="Show the copies on GPUs, and who uses them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -13,7 +13,7 @@ import click
 
 from trimsfs.cli.control_files import check_answers, read_json
 from trimsfs.cli.output import fail, reported, say
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import InUseError, MountpointError, NotMountedError, NotPermittedError, TrimsError
 from trimsfs.mount_namespaces import detach, namespaces, outliving
 from trimsfs.mountinfo import Mount, canonical, mount_of, mounts, trimsfs_at
@@ -27,7 +27,7 @@ PATIENCE_S = 0.5
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
-@click.command()
+@click.command(epilog=examples("trimsfs umount /models", "trimsfs umount --everywhere /models"))
 @click.argument("mountpoint", type=Path, shell_complete=complete_mounted)
 @click.option("--lazy", is_flag=True, help="Detach now; open files go on working until they are closed.")
 @click.option(
