@@ -26,7 +26,7 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio openssl podman radosgw \
-	runc xfsprogs
+	runc tmux xfsprogs
 APT_BENCH := s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.

@@ -37,6 +37,15 @@ def title_of(pid: int) -> str:
     return printable(title)
 
 
+def process_of(thread: int) -> int:
+    """The process of a thread; the thread's own number if it has ended."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_text(errors="replace")
+    except OSError:
+        return thread
+    return int(status.partition("\nTgid:")[2].split("\n", 1)[0])
+
+
 def shown(pid: int) -> str:
     """A process, for messages: its pid, its program and, if known, its container."""
     container = container_of(pid)
@@ -123,12 +132,26 @@ def usage(device: str, inode: int | None = None) -> Usage:
     others, found.hidden = namespaces()
     others.pop(os.getpid())
     found.mounted = [(pid, mount.mountpoint) for pid in others for mount in others[pid] if mount.device == device]
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+    for pid in _processes():
         with _looking(found):
-            if _has_open(pid, device, inode) or _has_mapped(pid, device, inode):
+            if any(file[0] == device and inode in {None, file[1]} for file in _files(pid, whole=inode is None)):
                 found.processes.append(pid)
     found.hidden &= os.geteuid() != 0  # root sees all that the kernel shows
     return found
+
+
+def holders(device: str) -> dict[int, list[int]]:
+    """The processes that have files of a file system open or mapped, by inode number, as far as this user may see."""
+    found: dict[int, list[int]] = {}
+    for pid in _processes():
+        with _looking(Usage()):
+            for inode in {file[1] for file in _files(pid) if file[0] == device}:
+                found.setdefault(inode, []).append(pid)
+    return found
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 @contextmanager
@@ -142,17 +165,19 @@ def _looking(usage: Usage) -> Iterator[None]:
         pass  # it has ended
 
 
-def _has_open(pid: int, device: str, inode: int | None) -> bool:
-    """Whether a process has a file of a device open, or, for any *inode*, is in a directory of it."""
+def _files(pid: int, *, whole: bool = False) -> Iterator[tuple[str, int]]:
+    """The device and inode number of each file that a process has open or mapped and, with *whole*, of its working
+    and root directories."""
     links = [f"fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
-    for link in [*links, *(() if inode is not None else ("cwd", "root"))]:
-        try:
-            file = _file_at(f"/proc/{pid}/{link}")
-        except FileNotFoundError:
-            continue  # closed meanwhile
-        if file[0] == device and inode in {None, file[1]}:
-            return True
-    return False
+    for link in [*links, *(("cwd", "root") if whole else ())]:
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield _file_at(f"/proc/{pid}/{link}")
+    with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
+        for line in maps:
+            _, _, _, device, inode, *_ = line.split(None, 5)
+            if inode != "0":  # a file's
+                major, minor = (int(number, 16) for number in device.split(":"))
+                yield f"{major}:{minor}", int(inode)
 
 
 def _file_at(link: str) -> tuple[str, int]:
@@ -162,14 +187,3 @@ def _file_at(link: str) -> tuple[str, int]:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     major, minor = _DEVICE.unpack_from(status)
     return f"{major}:{minor}", _INODE.unpack_from(status)[0]
-
-
-def _has_mapped(pid: int, device: str, inode: int | None) -> bool:
-    major, minor = map(int, device.split(":"))
-    wanted = f"{major:02x}:{minor:02x}"
-    with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
-        for line in maps:
-            _, _, _, mapped, number, *_ = line.split(None, 5)
-            if mapped == wanted and inode in {None, int(number)}:
-                return True
-    return False

@@ -104,7 +104,7 @@ def test_help_lists_each_verb_once_under_a_title(group: CommandGroup) -> None:
 def test_the_help_of_each_verb_ends_with_an_example_that_it_accepts(group: CommandGroup) -> None:
     for name in group.list_commands(click.Context(group)):
         output = CliRunner().invoke(group, [name, "--help"]).output
-        given = [shlex.split(line.partition(" <")[0]) for line in output.partition("Examples:\n")[2].splitlines()]
+        given = [shlex.split(re.split(" [<|]", line)[0]) for line in output.partition("Examples:\n")[2].splitlines()]
         own = [words[words.index(name) + 1 :] for words in given if f"{group.name} {name}" in " ".join(words)]
 
         assert own, f"{group.name} {name} --help has no example"

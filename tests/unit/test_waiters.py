@@ -124,3 +124,19 @@ async def test_no_request_is_under_way_once_all_are_answered() -> None:
         with pytest.raises(OSError, match="failed"), waiters.waiting(thread):
             raise OSError("failed")
     assert waiters.idle()
+
+
+async def test_who_waits_is_told_once_for_each_path_and_since_the_first_request(autojump_clock: MockClock) -> None:
+    waiters, thread = Waiters(), threading.get_native_id()
+    with waiters.waiting(thread, lambda: "model"):
+        await trio.sleep(2)
+        with (
+            waiters.waiting(thread, lambda: "model"),
+            waiters.waiting(thread, lambda: "other"),
+            waiters.waiting(thread),
+        ):
+            assert waiters.waits() == [
+                {"thread": thread, "path": "model", "seconds": 2},
+                {"thread": thread, "path": "other", "seconds": 0},
+            ]
+    assert waiters.waits() == []

@@ -103,33 +103,54 @@ class _Asking(Generic[T]):
         return cast("T | TrimsError", pickle.loads(self.said)) if self.said else unexpected  # noqa: S301 - own child
 
 
-def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tuple[Mount, T | TrimsError]]:
-    """Query all mounts at once: each mount with what *ask* returns, its TrimsError, or a NotMountedError if it hangs.
+class Questions(Generic[T]):
+    """What mounts are being asked, in child processes: one that waits for a hanging mount cannot be killed."""
 
-    Child processes run *ask*: a process that waits for a hanging mount cannot be killed.
-    """
-    asking: dict[int, _Asking[T]] = {}
-    for mount in mounts:
+    def __init__(self) -> None:
+        self._asking: dict[int, _Asking[T]] = {}
+        self._killed: list[int] = []
+
+    def ask(self, mount: Mount, ask: Callable[[Mount], T]) -> None:
+        """Begin to find out by *ask* about a mount."""
         receiver, sender = os.pipe()
         child = os.fork()
         if child == 0:
             _ask(partial(ask, mount), sender)
         os.close(sender)
-        asking[receiver] = _Asking(mount, child)
-    while asking:
-        for receiver in select.select(list(asking), [], [], 0.5)[0]:
+        self._asking[receiver] = _Asking(mount, child)
+
+    def under_way(self) -> list[Mount]:
+        """The mounts that have not answered."""
+        return [each.mount for each in self._asking.values()]
+
+    def answers(self, timeout_s: float, *beside: int) -> Iterator[tuple[Mount, T | TrimsError]]:
+        """The answers that come within *timeout_s*, or until a descriptor *beside* can be read; a NotMountedError of a
+        mount that hangs."""
+        readable = select.select([*self._asking, *beside], [], [], timeout_s)[0]
+        for receiver in self._asking.keys() & set(readable):
             piece = os.read(receiver, 1 << 20)
-            asking[receiver].said += piece
+            self._asking[receiver].said += piece
             if not piece:
                 os.close(receiver)
-                found = asking.pop(receiver)
+                found = self._asking.pop(receiver)
                 yield found.mount, found.result()
-        for receiver in [receiver for receiver, each in asking.items() if each.stands_still()]:
+        for receiver in [receiver for receiver, each in self._asking.items() if each.stands_still()]:
             os.close(receiver)
-            found = asking.pop(receiver)
+            found = self._asking.pop(receiver)
             os.kill(found.pid, signal.SIGKILL)
+            self._killed.append(found.pid)
             place = found.mount.mountpoint
             yield found.mount, NotMountedError(f"{place} does not answer for {STANDSTILL_S:.0f} s: see its log")
+        self._killed = [pid for pid in self._killed if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+
+
+def ask_each(mounts: Sequence[Mount], ask: Callable[[Mount], T]) -> Iterator[tuple[Mount, T | TrimsError]]:
+    """What *ask* finds out about each mount, all at once, as `Questions` has it."""
+    questions = Questions[T]()
+    for mount in mounts:
+        questions.ask(mount, ask)
+    while questions.under_way():
+        yield from questions.answers(0.5)
 
 
 def _ask(ask: Callable[[], object], sender: int) -> None:

@@ -49,12 +49,12 @@ def list_jobs(path: Path | None, as_json: bool) -> None:
     """List the jobs of all mounts, or those for PATH and everything below it."""
     failures: list[tuple[str, str]] = []
     if path is None:
-        found = left_out(ask_each(file_systems(), _jobs_of), failures)
+        found = left_out(ask_each(file_systems(), jobs_of), failures)
         jobs = [job for _, each in found for job in each]
     else:
         mount = mount_of_path(path)
         below = os.path.realpath(path)
-        jobs = [job for job in _jobs_of(mount) if PurePath(job["path"]).is_relative_to(below)]
+        jobs = [job for job in jobs_of(mount) if PurePath(job["path"]).is_relative_to(below)]
     if as_json:
         click.echo(json.dumps(jobs, indent=2))
     elif jobs:
@@ -74,7 +74,7 @@ def _show(jobs: list[dict[str, Any]]) -> None:
     show(rows, left=4)
 
 
-def _jobs_of(mount: Mount) -> list[dict[str, Any]]:
+def jobs_of(mount: Mount) -> list[dict[str, Any]]:
     """The jobs of a mount, with their paths on this host."""
     check_answers(mount.mountpoint)
     try:

@@ -22,6 +22,7 @@ _SECTIONS = {
         "refresh": "trimsfs.cli.refresh",
     },
     "Watch": {
+        "top": "trimsfs.cli.top",
         "jobs": "trimsfs.cli.jobs",
     },
     "Run": {

@@ -22,18 +22,17 @@ def say(line: str, *, error: bool = False) -> None:
     click.echo(printable(line), err=error)
 
 
-def show(rows: Sequence[Sequence[str]], *, left: int) -> None:
-    """Print a table; the first row has the headings.
-
-    The first *left* columns, and those without a heading, are aligned to the left, the others to the right.
-    """
+def show(rows: Sequence[Sequence[str]], *, left: int, last: bool = False) -> None:
+    """Print a table, of which the first row is its headings; all columns but the first *left* ones, and the *last* or
+    one without a heading, are aligned to the right."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
             space = " " * (width - cell_len(cell))
-            cells.append(cell + space if place < left or not rows[0][place] else space + cell)
+            to_left = place < left or not rows[0][place] or (last and place == len(row) - 1)
+            cells.append(cell + space if to_left else space + cell)
         lines.append("  ".join(cells).rstrip())
     click.echo("\n".join(lines))
 

@@ -21,6 +21,7 @@ from trimsfs.fuse import _libfuse
 from trimsfs.fuse.errnos import errno_of
 from trimsfs.fuse.failed_reads import FailedReads
 from trimsfs.fuse.waiters import Waiters
+from trimsfs.namespace.inodes import IN_THE_STORE
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self.waiters.waiting(ctx.pid):
+        with self.waiters.waiting(ctx.pid, partial(self._path, parent_inode, name)):
             attributes = await self._filesystem.names.lookup(parent_inode, name, thread=ctx.pid)
         self._filesystem.names.count_lookup(attributes)
         return self._entry(attributes)
@@ -148,7 +149,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EROFS)
         try:
-            with self.waiters.waiting(ctx.pid):
+            with self.waiters.waiting(ctx.pid, partial(self._path, inode)):
                 reply = await self._filesystem.files.open(
                     inode, partial(_caller, ctx), partial(self.interruptible, ctx.pid), thread=ctx.pid
                 )
@@ -190,8 +191,8 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         thread = _libfuse.thread()
         try:
-            with self.waiters.waiting(thread):
-                # pyfuse3 takes any buffer, despite its annotation.
+            with self.waiters.waiting(thread, partial(self._filesystem.files.path, fh)):
+                # pyfuse3 takes any buffer, whatever its annotation says.
                 return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
         except TrimsError as error:
             path = self._filesystem.files.path(fh)
@@ -224,6 +225,11 @@ class Operations(pyfuse3.Operations):
         data.f_ffree = data.f_favail = 0
         data.f_namemax = 255
         return data
+
+    def _path(self, number: int, name: bytes = b"") -> str | None:
+        """The path of a file or directory in the store, or of a name in it; None of other inodes."""
+        inode = self._filesystem.names.known(number)
+        return inode.path + os.fsdecode(name) if inode is not None and inode.kind in IN_THE_STORE else None
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()

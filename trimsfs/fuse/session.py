@@ -124,6 +124,10 @@ class Session:
             with contextlib.suppress(OSError):  # the kernel does not know this one any more
                 os.write(self._descriptor, message)
 
+    def waits(self) -> list[dict[str, object]]:
+        """As of `Waiters`."""
+        return self._operations.waiters.waits()
+
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted. Call it in the main thread."""
         async with trio.open_nursery() as nursery:

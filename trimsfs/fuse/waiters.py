@@ -8,8 +8,9 @@ the signals of the keyboard. A program that handles one of these gets EINTR.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -18,17 +19,26 @@ CHECK_INTERVAL_S = 0.25
 ENDING = (signal.SIGINT, signal.SIGQUIT)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A request under way: its thread, when it came, and the path that it is about, if it is one in the store."""
+
+    thread: int
+    since: float
+    path: Callable[[], str | None]
+
+
 class Waiters:
     """Checks every CHECK_INTERVAL_S whether threads with requests in flight should end."""
 
     def __init__(self) -> None:
         self._under_way = 0
-        self._waiting: dict[trio.CancelScope, int] = {}
+        self._waiting: dict[trio.CancelScope, _Wait] = {}
         self._any = trio.Event()
 
     @contextmanager
-    def waiting(self, thread: int) -> Iterator[None]:
-        """A block for a request: ends with InterruptedError once its thread is killed, or a signal should end it.
+    def waiting(self, thread: int, path: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+        """The length of a request: ended with InterruptedError once its thread is killed, or a signal should end it.
 
         Thread 0 is in another PID namespace: its request goes on.
         """
@@ -38,7 +48,7 @@ class Waiters:
                 yield
                 return
             with trio.CancelScope() as scope:
-                self._waiting[scope] = thread
+                self._waiting[scope] = _Wait(thread, trio.current_time(), path)
                 self._any.set()
                 try:
                     yield
@@ -53,6 +63,18 @@ class Waiters:
         """Whether no request is in flight."""
         return self._under_way == 0
 
+    def waits(self) -> list[dict[str, object]]:
+        """Which ``thread`` waits for which ``path`` of the store, and for how many ``seconds``: for its first request
+        of several, as of a readahead."""
+        since: dict[tuple[int, str], float] = {}
+        for wait in self._waiting.values():
+            path = wait.path()
+            if path is not None:
+                first = since.setdefault((wait.thread, path), wait.since)
+                since[wait.thread, path] = min(first, wait.since)
+        now = trio.current_time()
+        return [{"thread": thread, "path": path, "seconds": now - began} for (thread, path), began in since.items()]
+
     async def run(self) -> None:
         """End the requests of such threads until the server stops."""
         while True:
@@ -60,9 +82,9 @@ class Waiters:
             before = set(self._waiting)
             await trio.sleep(CHECK_INTERVAL_S)
             waiting = before & self._waiting.keys()
-            ended = {thread for thread in {self._waiting[scope] for scope in waiting} if _ended(thread)}
+            ended = {thread for thread in {self._waiting[scope].thread for scope in waiting} if _ended(thread)}
             for scope in waiting:
-                if self._waiting[scope] in ended:
+                if self._waiting[scope].thread in ended:
                     scope.cancel()
             if not self._waiting:
                 self._any = trio.Event()

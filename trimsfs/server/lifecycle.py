@@ -59,6 +59,7 @@ async def serve(
         keeper = KeeperClient(keeper_end, backing_limit=promotion.backing_limit)
         pool = WorkerPool(loaded.spawner, count=options.fetch_processes or 2)
         expire = LateBound[[Iterable[tuple[int, bytes]]], None]("expire")
+        waits = LateBound[[], list[dict[str, object]]]("waits")
         environment = Environment(
             mountpoint=mountpoint,
             mounted_ns=settings.mounted_ns,
@@ -76,10 +77,12 @@ async def serve(
             invalidate=invalidate,
             forget_pages=forget_pages,
             expire=expire,
+            waits=waits,
         )
         components = assemble(options, environment)
         session = Session(components.filesystem, settings)
         expire.bind(session.expire)
+        waits.bind(session.waits)
         try:
             if promotion.fuse is None:
                 await _reach_store(loaded.store, options, components)

@@ -154,6 +154,7 @@ async def test_control_tells_the_facts(server: Server, store: MemoryStore, tmp_p
         "cache_problem": None,
         "log_file": facts["log_file"],
         "passthrough": {"used": False, "reason": "not wanted"},
+        "waits": [],
         "gpu": {"unavailable": "there is none", "socket": None, "devices": []},
     }
 

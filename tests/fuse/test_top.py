@@ -1,0 +1,194 @@
+"""`trimsfs top` in a real terminal, on real mounts: what it shows, what its keys do, and that a mount that hangs does
+not hold it up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.services.fast import start_fast
+from tests.support.keepers import serving
+from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, wait_until
+from tests.support.processes import alive
+from tests.support.terminal import Terminal, terminal
+
+MIB = 1 << 20
+RATE = 8 * MIB
+"""Bytes a second of each connection: a chunk takes a second."""
+SIZES = {"large/weights": 1 << 30, "small/weights": 3 * MIB, "middle/weights": 5 * MIB}
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """A mount of a slow store."""
+    directory = tmp_path_factory.mktemp("top")
+    for name, size in SIZES.items():
+        path = directory / "buckets/bucket" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.truncate(path, size)
+    with start_fast(directory / "buckets", rate=RATE) as server:
+        options = ("--digests", "off", "--prefetch", "off")
+        with mounted("s3://bucket", directory / "mount", *options, environment=server.environment()) as mount:
+            yield mount
+
+
+@contextmanager
+def shown(mount: MountedStore, **size: int) -> Iterator[Terminal]:
+    """A terminal in which `trimsfs top` runs."""
+    with terminal([TRIMSFS, "top", "--interval", "0.2", str(mount.path)], **size) as top:
+        top.wait_for(f"{mount.path}: s3://bucket")
+        yield top
+
+
+@contextmanager
+def reader(path: Path, *, whole: bool = True) -> Iterator[int]:
+    """A process that has a file open, has read its first byte, or all of it, and goes on."""
+    program = "import sys, time; f = open(sys.argv[1], 'rb', 0); print(len(f.read(int(sys.argv[2]))), flush=True); "
+    command = [sys.executable, "-c", f"{program} time.sleep(600)", str(path), "-1" if whole else "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def models(top: Terminal) -> list[str]:
+    """The names of the models on the screen, in their order."""
+    return [Path(line.split()[0]).name for line in top.screen().splitlines() if line.startswith("/") and "%" in line]
+
+
+def test_models_their_users_fetches_and_waits_are_shown(mount: MountedStore) -> None:
+    with (
+        shown(mount) as top,
+        reader(mount.path / "small/weights", whole=False) as has,
+        reader(mount.path / "large/weights") as waits,
+    ):
+        row = top.wait_for("3.1 MB  100%  100%     1 ")
+        assert row.startswith(f"{mount.path}/small ")
+        assert str(has) in row
+        line = top.wait_for("waits ")
+        assert f" {waits} for {mount.path}/large/weights: " in line
+        assert "MB/s" in top.wait_for("  fetch ")
+        wait_until(lambda: any(bar in top.wait_for(f"{mount.path}/large  ") for bar in "▁▂▃▄▅▆▇█"))
+    wait_until(lambda: mount.metrics()["trimsfs_fetch_in_flight"] == 0)
+
+
+def test_keys_sort_pin_evict_and_end(mount: MountedStore) -> None:
+    for name in SIZES:
+        if not name.startswith("large"):
+            (mount.path / name).read_bytes()
+    (mount.path / "small/weights").read_bytes()
+    with shown(mount) as top:
+        top.wait_for(f"{mount.path}/small")
+        top.press("n")
+        top.wait_for("by name")
+        by_name = models(top)
+        top.press("s")
+        top.wait_for("by size")
+        by_size = models(top)
+        assert by_name == sorted(by_name)
+        assert [name for name in by_size if name != "large"] == ["middle", "small"]
+
+        top.press("n")
+        top.press(*["Down"] * len(by_name))
+        assert by_name[-1] == "small"
+        top.press("p")
+        top.wait_for(f"pin --background {mount.path}/small: job ")
+        wait_until(lambda: bool(mount.info("small/weights")["pinned"]))
+        top.wait_for(" yes")
+        top.press("e")
+        top.wait_for(f"evict {mount.path}/small? y or n")
+        top.press("y")
+        top.wait_for("is pinned: unpin it first")
+        top.press("p")
+        top.wait_for("unpinned 1 file")
+        top.press("e", "n")
+        time.sleep(1)
+        assert mount.info("small/weights")["residency"]["disk"] == SIZES["small/weights"]
+        top.press("e", "y")
+        top.wait_for("evicted 1 file")
+        assert mount.info("small/weights")["residency"]["disk"] == 0
+
+        top.press("q")
+        top.wait_for("ended with 0")
+        settings = top.screen()
+        assert " icanon" in settings
+        assert " echo " in settings
+
+
+def test_a_signal_leaves_the_terminal_as_it_was(mount: MountedStore) -> None:
+    with shown(mount) as top:
+        top.press("C-c")
+        assert "interrupted" in top.wait_for("interrupted")
+        top.wait_for("ended with 130")
+        assert " icanon" in top.screen()
+
+
+def test_a_mount_that_hangs_holds_nothing_up(mount: MountedStore, tmp_path: Path) -> None:
+    (mount.path / "middle/weights").read_bytes()
+    with shown(mount) as top:
+        top.wait_for(f"{mount.path}/middle")
+        server = serving(mount)
+        os.kill(server, signal.SIGSTOP)
+        try:
+            top.wait_for("no answer for 4 s")
+            top.press("s")
+            top.wait_for("by size", timeout_s=3)
+            assert "middle" in models(top), "what it told before is still there"
+            top.press("q")
+            top.wait_for("ended with 0", timeout_s=3)
+        finally:
+            os.kill(server, signal.SIGCONT)
+    assert alive(server)
+
+
+def test_a_small_terminal_shows_the_chosen_model(mount: MountedStore) -> None:
+    (mount.path / "middle/weights").read_bytes()
+    (mount.path / "small/weights").read_bytes()
+    with shown(mount, columns=100, lines=10) as top:
+        top.press("n")
+        top.wait_for("by name")
+        top.press(*["Down"] * 5)
+        top.wait_for("/small")
+        assert "by name" in top.screen().splitlines()[0]
+        assert "sort:" in top.screen().splitlines()[9]
+
+
+def test_in_a_pipe_all_is_told_once(mount: MountedStore) -> None:
+    with reader(mount.path / "small/weights", whole=False) as pid:
+        wait_until(lambda: mount.info("small/weights")["open"] == 1)
+        done = trimsfs("top", mount.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{mount.path}: s3://bucket"
+    headings = next(line.split() for line in lines if line.startswith("MODEL"))
+    assert headings == ["MODEL", "SIZE", "DISK", "HOST", "OPEN", "USES", "PINNED", "FETCH", "USED", "BY"]
+    (row,) = [line for line in lines if line.startswith(f"{mount.path}/small")]
+    assert row.endswith(f" {pid}")
+    assert "\x1b" not in done.stdout
+
+
+def test_only_who_may_read_a_file_learns_who_waits_for_it(tmp_path: Path) -> None:
+    bucket = tmp_path / "buckets/bucket"
+    bucket.mkdir(parents=True)
+    (bucket / "secret").touch()
+    os.truncate(bucket / "secret", 1 << 30)
+    rules = tmp_path / "config.toml"
+    rules.write_text('[[access]]\npath = "secret"\nmode = "0400"\n')
+    with (
+        start_fast(tmp_path / "buckets", rate=RATE) as server,
+        mounted("s3://bucket", tmp_path / "mount", "--config", str(rules), environment=server.environment()) as mount,
+        reader(mount.path / "secret"),
+    ):
+        wait_until(lambda: [wait["path"] for wait in mount.control()["waits"]] == ["secret"])
+        command = ["cat", str(mount.path / ".trims/control")]
+        told = subprocess.run(command, user=65534, capture_output=True, text=True, check=True)
+        assert json.loads(told.stdout)["waits"] == []
