@@ -1,16 +1,17 @@
-# Targets for Debian 13 with root, Python 3.11 or newer, pip and apt. Each installs what it needs:
-#   make demo         runs the main job: two processes load a ResNet-50 through a mount
-#   make test         runs the tests in several processes, with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
-#   make reliability  injects faults and prints a table of what trimsfs survived
-#   make model        compares long random sequences with a reference model: make model EXAMPLES=20000
-#   make soak         injects all faults at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
-#   make bench        measures trimsfs, a native file, rclone, JuiceFS and s3fs
-#   make engines      loads models with unchanged programs, from a mount of S3 and locally, and compares
-#   make eval         repeats the TrIMS paper's evaluation: what MXNet's networks gain from sharing
-# Targets for a host with an NVIDIA GPU and its driver:
-#   make bench-gpu    measures models on the GPU, plain copies and other loaders
-#   make test-gpu     runs the tests that need a GPU
-# Frameworks with conflicting requirements have separate environments.
+# Everything from nothing on Debian 13 with root, Python 3.11 or newer, pip and apt:
+#   make demo    runs the main job: two processes load a ResNet-50 through a mount
+#   make test    passes the tests, in several processes; with ARGS in one: make test ARGS='tests/unit/test_text.py -x'
+#   make reliability  injects faults and prints a table of what was survived
+#   make model   tries random sequences beside a reference model for long: make model EXAMPLES=20000
+#   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
+#   make bench   measures against a native file, rclone, JuiceFS and s3fs
+#   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
+#   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
+#   make man     writes man pages and completions, from the commands, into packaging/man and packaging/completions
+# And on a host with an NVIDIA GPU and its driver:
+#   make bench-gpu   measures models on the GPU beside plain copies and other loaders
+#   make test-gpu    passes the tests that only a GPU shows
+# All install what they need. Frameworks whose needs clash have an environment each.
 
 EXAMPLES ?= 1500
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -25,8 +26,8 @@ GPU := .venv-gpu
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
-APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio openssl podman radosgw \
-	runc tmux xfsprogs
+APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio fish man-db mandoc \
+	openssl podman radosgw runc tmux xfsprogs zsh
 APT_BENCH := s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.
@@ -34,7 +35,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint protocol clean apt-main apt-test apt-engines apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint man protocol clean apt-main apt-test apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -87,7 +88,10 @@ audit: $(MAIN)/ready-dev
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[audit]'
 	$(MAIN)/bin/python -m tests.security.audit
 
-# Run it after a change of csi.proto.
+man: $(MAIN)/ready
+	$(MAIN)/bin/python packaging/manual.py packaging
+
+# After a change of csi.proto.
 protocol: $(MAIN)/ready-dev
 	$(MAIN)/bin/python -m grpc_tools.protoc -Imountctl/csi --descriptor_set_out=mountctl/csi/csi.binpb \
 		--pyi_out=mountctl/csi csi.proto
@@ -153,4 +157,4 @@ $(HEAVY)/ready: tests/frameworks/requirements-heavy.txt | apt-main
 	touch $@
 
 clean:
-	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(ENGINES) $(HEAVY) $(GPU) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(ENGINES) $(HEAVY) $(GPU) build packaging/man packaging/completions *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
