@@ -7,6 +7,7 @@
 #   make bench   measures against a native file, rclone, JuiceFS and s3fs
 #   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
+#   make docs    writes the documentation as a site into build/site
 #   make man     writes man pages and completions, from the commands, into packaging/man and packaging/completions
 # And on a host with an NVIDIA GPU and its driver:
 #   make bench-gpu   measures models on the GPU beside plain copies and other loaders
@@ -35,7 +36,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint man protocol clean apt-main apt-test apt-engines apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean apt-main apt-test apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -88,6 +89,9 @@ audit: $(MAIN)/ready-dev
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[audit]'
 	$(MAIN)/bin/python -m tests.security.audit
 
+docs: $(MAIN)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(MAIN)/bin/mkdocs build
+
 man: $(MAIN)/ready
 	$(MAIN)/bin/python packaging/manual.py packaging
 
@@ -120,6 +124,10 @@ $(MAIN)/ready-dev: $(MAIN)/ready
 
 $(MAIN)/ready-bench: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[bench]'
+	touch $@
+
+$(MAIN)/ready-docs: $(MAIN)/ready
+	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[docs]'
 	touch $@
 
 $(MAIN)/ready-cuda: $(MAIN)/ready

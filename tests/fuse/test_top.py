@@ -176,19 +176,12 @@ def test_in_a_pipe_all_is_told_once(mount: MountedStore) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_only_who_may_read_a_file_learns_who_waits_for_it(tmp_path: Path) -> None:
-    bucket = tmp_path / "buckets/bucket"
-    bucket.mkdir(parents=True)
-    (bucket / "secret").touch()
-    os.truncate(bucket / "secret", 1 << 30)
-    rules = tmp_path / "config.toml"
-    rules.write_text('[[access]]\npath = "secret"\nmode = "0400"\n')
-    with (
-        start_fast(tmp_path / "buckets", rate=RATE) as server,
-        mounted("s3://bucket", tmp_path / "mount", "--config", str(rules), environment=server.environment()) as mount,
-        reader(mount.path / "secret"),
-    ):
-        wait_until(lambda: [wait["path"] for wait in mount.control()["waits"]] == ["secret"])
+def test_only_who_may_command_learns_who_waits_for_what(mount: MountedStore) -> None:
+    with reader(mount.path / "large/weights") as pid:
+        wait_until(lambda: bool(mount.control()["waits"]))
+        waits = mount.control()["waits"]
+        assert {(wait["thread"], wait["path"]) for wait in waits} <= {(pid, "large/weights")}
         command = ["cat", str(mount.path / ".trims/control")]
         told = subprocess.run(command, user=65534, capture_output=True, text=True, check=True)
-        assert json.loads(told.stdout)["waits"] == []
+        assert "waits" not in json.loads(told.stdout)
+    wait_until(lambda: mount.metrics()["trimsfs_fetch_in_flight"] == 0)

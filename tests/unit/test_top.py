@@ -61,7 +61,9 @@ def test_a_mount_that_answers_slowly_is_asked_less_often() -> None:
     found.asked = 100.0
     found.answered(FIRST, 100.1)
     assert found.due == 102.0
-    found.answered(NotMountedError("hangs"), 110.0)
+    found.answered(later(1.0, 4 * MIB), 101.0, mounts=3)
+    assert found.due == 101.0 + 3 * PAUSES
+    found.answered(NotMountedError("hangs"), 110.0, mounts=3)
     assert found.due == 110.0 + PAUSES * 10.0
 
 

@@ -129,7 +129,7 @@ class _Top:
                 live.update(self._view(console), refresh=True)
                 for mount, answer in self._questions.answers(TICK_S, 0):
                     if mount.number in self._histories:
-                        self._histories[mount.number].answered(answer, time.monotonic())
+                        self._histories[mount.number].answered(answer, time.monotonic(), len(self._histories))
                 for key in self._keys():
                     self._press(key)
 

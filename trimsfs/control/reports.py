@@ -23,8 +23,8 @@ from trimsfs.types import Generation
 class Reports:
     """Makes the contents of control files. Callers learn only of files that they may read.
 
-    *facts* tells about the mount, *waits* whose requests are under way, *metrics* renders the statistics of all
-    components, *links* and *entries* are as of `Namespace`.
+    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* and *entries* are as of
+    `Namespace`.
     """
 
     def __init__(
@@ -38,7 +38,6 @@ class Reports:
         *,
         metrics: Callable[[], bytes],
         facts: Callable[[], dict[str, object]],
-        waits: Callable[[], list[dict[str, object]]],
         links: Callable[[], Iterable[Generation]],
         entries: Callable[[str], Awaitable[Mapping[bytes, Entry]]],
     ) -> None:
@@ -50,7 +49,6 @@ class Reports:
         self._jobs = jobs
         self._render_metrics = metrics
         self._facts = facts
-        self._waits = waits
         self._links = links
         self._entries = entries
 
@@ -129,11 +127,11 @@ class Reports:
         return text
 
     async def mount(self, caller: Caller) -> bytes:
-        """Facts about the mount, and who waits for what the caller may read; its options for who may command."""
-        waits = [wait for wait in self._waits() if self._authorisation.may_read(str(wait["path"]), caller)]
-        facts = self._facts() | {"waits": waits}
+        """Facts about the mount; its options, and who waits for what, for who may command."""
+        facts = self._facts()
         if not self._authorisation.may_command(caller):
-            facts = {name: fact for name, fact in facts.items() if name != "options"}  # options name tenants
+            secret = {"options", "waits"}  # they name tenants, and what others read
+            facts = {name: fact for name, fact in facts.items() if name not in secret}
         return as_json(facts)
 
     async def gpu_copies(self, caller: Caller) -> bytes:

@@ -328,7 +328,6 @@ def _control(
         commands.jobs,
         metrics=calls.render_metrics,
         facts=facts(options, environment, tiers, fetching, gpu),
-        waits=environment.waits,
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
     )

@@ -50,6 +50,7 @@ def facts(
         "store_problem": breaker.outage[1] if breaker.outage is not None else None,
         "cache_problem": tiers.disk.unusable,
         "log_file": str(options.log_file),
+        "waits": environment.waits(),
         "passthrough": tiers.passthrough.facts(),
         "gpu": gpu.interface.facts(),
         "options": options.model_dump(mode="json", exclude_none=True),
