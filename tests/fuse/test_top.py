@@ -41,9 +41,9 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
 
 
 @contextmanager
-def shown(mount: MountedStore, **size: int) -> Iterator[Terminal]:
+def shown(mount: MountedStore, *before: str, **size: int) -> Iterator[Terminal]:
     """A terminal in which `trimsfs top` runs."""
-    with terminal([TRIMSFS, "top", "--interval", "0.2", str(mount.path)], **size) as top:
+    with terminal([*before, TRIMSFS, "top", "--interval", "0.2", str(mount.path)], **size) as top:
         top.wait_for(f"{mount.path}: s3://bucket")
         yield top
 
@@ -159,7 +159,12 @@ def test_a_small_terminal_shows_the_chosen_model(mount: MountedStore) -> None:
         top.press(*["Down"] * 5)
         top.wait_for("/small")
         assert "by name" in top.screen().splitlines()[0]
-        assert "sort:" in top.screen().splitlines()[9]
+        assert top.screen().splitlines()[9].startswith("sort: n s d h o u f ")
+
+
+def test_a_terminal_without_utf8_shows_what_it_can(mount: MountedStore) -> None:
+    with shown(mount, "env", "PYTHONIOENCODING=iso-8859-1") as top, reader(mount.path / "large/weights"):
+        wait_until(lambda: "?" in top.wait_for("  fetch "))
 
 
 def test_in_a_pipe_all_is_told_once(mount: MountedStore) -> None:

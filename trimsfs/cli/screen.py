@@ -24,7 +24,7 @@ ORDERS: dict[str, tuple[str, Callable[[Model, float], float]]] = {
 }
 """The orders of models by the key that asks for them: name, and what is sorted by, the largest first."""
 HEADINGS = ("MODEL", "SIZE", "DISK", "HOST", "GPU", "OPEN", "USES", "PINNED", "FETCH", "USED BY")
-LEVELS, PLAIN_LEVELS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
+LEVELS = " ▁▂▃▄▅▆▇█"
 """What a sparkline is made of, from nothing to the most."""
 SHOWN_WAITS = SHOWN_USERS = 5
 WIDE = 120
@@ -36,11 +36,11 @@ Row = tuple[str, Model, Sequence[float]]
 """A model's path, what is here of it, and its rates."""
 
 
-def sparkline(rates: Iterable[float], levels: str = LEVELS) -> str:
+def sparkline(rates: Iterable[float]) -> str:
     """Rates as a line of RATES bars, the highest for the largest of them, the last one at its right end."""
     rates = list(rates)
     most = max(rates, default=0)
-    return "".join(levels[math.ceil(rate / most * (len(levels) - 1)) if most else 0] for rate in rates).rjust(RATES)
+    return "".join(LEVELS[math.ceil(rate / most * (len(LEVELS) - 1)) if most else 0] for rate in rates).rjust(RATES)
 
 
 def ranked(histories: Iterable[History], order: str) -> list[Row]:
@@ -84,8 +84,9 @@ def _share(part: int, whole: int) -> str:
     return f"{min(part / whole, 1):.0%}" if part and whole else "-"
 
 
-def lines(history: History, now: float, *, asked: bool, levels: str = LEVELS) -> Iterator[str]:
-    """What is told of a mount; *asked* if its answer is still to come."""
+def lines(history: History, now: float, *, asked: bool, brief: bool = False) -> Iterator[str]:
+    """What is told of a mount, or what of it cannot wait if there is little room; *asked* if its answer is still to
+    come."""
     mount, sample = history.mount, history.sample
     yield f"{mount.mountpoint}: {mount.source}"
     if history.problem is not None:
@@ -98,6 +99,13 @@ def lines(history: History, now: float, *, asked: bool, levels: str = LEVELS) ->
     for what in ("keeper", "store", "cache"):
         if sample.facts.get(f"{what}_problem"):
             yield f"  problem  {what}: {sample.facts[f'{what}_problem']}"
+    if not brief:
+        yield from _numbers(history, sample)
+    yield from _waits(sample, now)
+
+
+def _numbers(history: History, sample: Sample) -> Iterator[str]:
+    """How much is here, and what comes."""
     budgets = {tier: sample.number(f"{tier}_budget_bytes") for tier in ("disk", "host")}
     limits = {tier: f" of {decimal(budget)}" if budget else "" for tier, budget in budgets.items()}
     yield (
@@ -108,7 +116,7 @@ def lines(history: History, now: float, *, asked: bool, levels: str = LEVELS) ->
     recent = sample.number("fetch_rate") if sample.number("fetch_in_flight") else 0
     yield (
         f"  fetch    {decimal(int(history.rates[-1]) if history.rates else recent)}/s "
-        f"{sparkline(history.rates, levels)} {counted(sample.number('fetch_in_flight'), 'request')} under way, "
+        f"{sparkline(history.rates)} {counted(sample.number('fetch_in_flight'), 'request')} under way, "
         f"readers wait for {counted(sample.number('fetch_waiting'), 'queued chunk')}"
     )
     yield (
@@ -116,7 +124,6 @@ def lines(history: History, now: float, *, asked: bool, levels: str = LEVELS) ->
         f"{counted(sample.number('store_failed_attempts_total'), 'attempt')} failed, "
         f"{counted(sample.number('fetch_failed_chunks_total'), 'chunk')} not fetched"
     )
-    yield from _waits(sample, now)
 
 
 def _waits(sample: Sample, now: float) -> Iterator[str]:
@@ -132,9 +139,7 @@ def _waits(sample: Sample, now: float) -> Iterator[str]:
         yield f"  job      {job['id']} {job['command']} {job['path']}, {done}{reason}"
 
 
-def view(
-    above: Sequence[str], rows: Sequence[Row], selected: str | None, footer: str, size: tuple[int, int], levels: str
-) -> Group:
+def view(above: Sequence[str], rows: Sequence[Row], selected: str | None, footer: str, size: tuple[int, int]) -> Group:
     """All that a terminal of a *size*, columns and lines, shows: lines, as many models as have room, the *selected* one
     among them, and a last line."""
     width, height = size
@@ -151,7 +156,7 @@ def view(
         grid.add_column(one_line(heading), justify="left" if outer else "right", no_wrap=not outer)
     for (path, _, rates), (*most, users) in zip(shown, body, strict=True):
         if width >= WIDE:
-            most[-1] = f"{sparkline(rates, levels)} {most[-1]:>10}"
+            most[-1] = f"{sparkline(rates)} {most[-1]:>10}"
         grid.add_row(*map(one_line, (*most, users)), style="reverse" if path == selected else "")
     told = [one_line(printable(line)) for line in above]
     filler = [Text("")] * (room - len(shown))

@@ -1,5 +1,6 @@
 """``trimsfs top``: mounts and models, live in a terminal, or once as text."""
 
+import io
 import os
 import select
 import signal
@@ -29,7 +30,8 @@ TICK_S = 0.5
 """How often the screen is drawn anew at least."""
 FIRST_ORDER = "u"
 KEYS = {b"\x1b[A": "up", b"\x1bOA": "up", b"k": "up", b"\x1b[B": "down", b"\x1bOB": "down", b"j": "down"}
-HELP = "sort: (n)ame (s)ize (d)isk (h)ost (o)pen (u)ses (f)etch   ↑↓ choose   (p)in or unpin   (e)vict   (q)uit"
+HELP = "sort: (n)ame (s)ize (d)isk (h)ost (o)pen (u)ses (f)etch   arrows choose   (p)in or unpin   (e)vict   (q)uit"
+SHORT_HELP = "sort: n s d h o u f   arrows choose   (p)in   (e)vict   (q)uit"
 
 Mounts = Callable[[], list[Mount]]
 
@@ -61,7 +63,7 @@ def top(mountpoint: Path | None, interval_s: float) -> None:
     def chosen() -> list[Mount]:
         return [mount_over(mountpoint)] if mountpoint is not None else file_systems()
 
-    if sys.stdin.isatty() and sys.stdout.isatty():
+    if sys.stdin.isatty() and sys.stdout.isatty() and not Console().is_dumb_terminal:
         _Top(chosen, interval_s).run()
     else:
         _print(chosen())
@@ -122,6 +124,8 @@ class _Top:
     def run(self) -> None:
         """Show what happens until a key ends it."""
         console = Console()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # not every terminal takes UTF-8
         with _keyboard(), Live(console=console, screen=True, auto_refresh=False) as live:
             while not self._ended:
                 self._ask()
@@ -147,18 +151,21 @@ class _Top:
 
     def _view(self, console: Console) -> Group:
         now = time.monotonic()
-        levels = screen.LEVELS if console.encoding.startswith("utf") else screen.PLAIN_LEVELS
         asked = {mount.number for mount in self._questions.under_way()}
-        above = [f"trimsfs top, by {screen.ORDERS[self._order][0]}, every {self._interval_s:g} s, {time.ctime()}"]
-        for number, history in self._histories.items():
-            above += ["", *screen.lines(history, now, asked=number in asked, levels=levels)]
-        if not self._histories:
-            above.append("no trimsfs mounts")
+        title = f"trimsfs top, by {screen.ORDERS[self._order][0]}, every {self._interval_s:g} s, {time.ctime()}"
+        for brief in (False, True):
+            above = [title, *([] if self._histories else ["no trimsfs mounts"])]
+            for number, history in self._histories.items():
+                gap = [] if brief else [""]
+                above += [*gap, *screen.lines(history, now, asked=number in asked, brief=brief)]
+            if len(above) <= console.height // 2:
+                break
         self._rows = screen.ranked(self._histories.values(), self._order)
         if self._selected not in {row[0] for row in self._rows}:
             self._selected = self._rows[0][0] if self._rows else None
-        footer = f"evict {self._to_evict}? y or n" if self._to_evict is not None else self._message or HELP
-        return screen.view(above, self._rows, self._selected, printable(footer), console.size, levels)
+        keys = HELP if console.width > len(HELP) else SHORT_HELP
+        footer = f"evict {self._to_evict}? y or n" if self._to_evict is not None else self._message or keys
+        return screen.view(above, self._rows, self._selected, printable(footer), console.size)
 
     def _keys(self) -> Iterator[str]:
         """The keys that have been pressed."""
@@ -199,7 +206,7 @@ class _Top:
             self._message = "the command before has not ended"
             return
         told = " ".join(command)
-        self._message = f"{told} …"
+        self._message = f"{told}: under way"
         process = subprocess.Popen(
             [sys.executable, "-m", "trimsfs", *command],
             stdin=subprocess.DEVNULL,
