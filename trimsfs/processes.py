@@ -38,12 +38,12 @@ def title_of(pid: int) -> str:
 
 
 def process_of(thread: int) -> int:
-    """The process of a thread; the thread's own number if it has ended."""
+    """The process that a thread belongs to; the thread itself once it has ended, or if the kernel hides it."""
     try:
         status = Path(f"/proc/{thread}/status").read_text(errors="replace")
-    except OSError:
+        return int(status.partition("\nTgid:")[2].split(None, 1)[0])
+    except (OSError, IndexError, ValueError):
         return thread
-    return int(status.partition("\nTgid:")[2].split("\n", 1)[0])
 
 
 def shown(pid: int) -> str:
