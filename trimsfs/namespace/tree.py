@@ -35,7 +35,7 @@ NEGATIVE_TTL_S = 5.0
 ABSENT_AFTER_S = 3.0
 """How long the store must be silent before its last answer that a name is absent serves."""
 LISTED_TTL_S = 1.0
-"""Shortest that a listed name is cached, for programs that stat what they list."""
+"""How long a listing must still be valid to be given again, for programs that stat what they list."""
 STALE_FOR_S, RETRY_DEADLINE_S = 86_400.0, 15.0
 """The defaults of the options."""
 
@@ -141,10 +141,10 @@ class Namespace:
 
         Raises StoreError when the request fails and no earlier listing serves.
         """
-        directory = self._directory(prefix)
-        if not self._usable(directory):
+        directory, spare_s = self._directory(prefix), min(LISTED_TTL_S, self._ttl_s / 2)
+        if not self._usable(directory, spare_s):
             async with directory.lock:
-                if not self._usable(directory):
+                if not self._usable(directory, spare_s):
                     await self._recall(directory, prefix)
                     held = directory.complete and directory.listed >= self._oldest()
                     try:
@@ -176,8 +176,7 @@ class Namespace:
         directory = self._directories.get(prefix)
         if directory is None or directory.entries is not listing:
             return lambda _: 0.0
-        left = 0.0 if directory.expired else directory.listed + self._ttl_s - trio.current_time()
-        left = max(left, LISTED_TTL_S)
+        left = 0.0 if directory.expired else max(0.0, directory.listed + self._ttl_s - trio.current_time())
         return lambda name: 0.0 if name in directory.outdated or name in directory.names else left
 
     def known_entries(self, prefix: str) -> Listing:
@@ -238,10 +237,10 @@ class Namespace:
             directory.retry_at = LONG_AGO  # the failure belonged to an outage that is over
         return directory
 
-    def _usable(self, directory: Directory) -> bool:
-        """Whether the listing may be used: it has not expired, or the store fails to give another."""
+    def _usable(self, directory: Directory, spare_s: float = 0.0) -> bool:
+        """Whether the listing may be used: it is valid for *spare_s* more, or the store fails to give another."""
         now = trio.current_time()
-        if not directory.expired and now < directory.listed + self._ttl_s:
+        if not directory.expired and now + spare_s < directory.listed + self._ttl_s:
             return True
         failing = self._breaker.failing or now < directory.retry_at
         return failing and directory.complete and directory.listed >= self._oldest()

@@ -13,7 +13,7 @@ from tests.unit.namespace.common import TTL_S, a_generation, look
 from trimsfs.namespace.directories import Directories
 from trimsfs.namespace.inodes import InodeKind
 from trimsfs.namespace.listing import SLICE, STEP, Entry, Listing, NonObject
-from trimsfs.namespace.tree import Namespace
+from trimsfs.namespace.tree import LISTED_TTL_S, Namespace
 from trimsfs.stores.base import Page
 from trimsfs.types import Generation
 
@@ -178,3 +178,18 @@ async def test_the_kernel_may_use_a_listed_name_as_long_as_its_listing_is_believ
     namespace.expire("dir/")
     await namespace.entries("dir/")
     assert namespace.believed("dir/", listing)(b"a") == 0.0
+
+
+@pytest.mark.parametrize("ttl_s", [0.5, TTL_S])
+async def test_a_listing_that_is_about_to_expire_is_requested_anew(autojump_clock: MockClock, ttl_s: float) -> None:
+    """Else the kernel would ask for each name at once, or use the names for longer than it may."""
+    store = MemoryStore({"dir/a": b"a"})
+    namespace = Namespace(as_store(store), ttl_s=ttl_s)
+    old, spare_s = await namespace.entries("dir/"), min(LISTED_TTL_S, ttl_s / 2)
+    await trio.sleep(ttl_s - spare_s * 1.1)
+    assert await namespace.entries("dir/") is old
+    await trio.sleep(spare_s * 0.2)
+    assert namespace.believed("dir/", old)(b"a") == pytest.approx(spare_s * 0.9)
+    new = await namespace.entries("dir/")
+    assert new is not old
+    assert namespace.believed("dir/", new)(b"a") == pytest.approx(ttl_s)
