@@ -104,14 +104,14 @@ class _Asking(Generic[T]):
 
 
 class Questions(Generic[T]):
-    """What mounts are being asked, in child processes: one that waits for a hanging mount cannot be killed."""
+    """Queries to mounts, in child processes: a process that waits for a hanging mount cannot be killed."""
 
     def __init__(self) -> None:
         self._asking: dict[int, _Asking[T]] = {}
         self._killed: list[int] = []
 
     def ask(self, mount: Mount, ask: Callable[[Mount], T]) -> None:
-        """Begin to find out by *ask* about a mount."""
+        """Start to query a mount with *ask*."""
         receiver, sender = os.pipe()
         child = os.fork()
         if child == 0:

@@ -23,8 +23,10 @@ def say(line: str, *, error: bool = False) -> None:
 
 
 def show(rows: Sequence[Sequence[str]], *, left: int, last: bool = False) -> None:
-    """Print a table, of which the first row is its headings; all columns but the first *left* ones, and the *last* or
-    one without a heading, are aligned to the right."""
+    """Print a table; the first row has the headings.
+
+    The first *left* columns, those without a heading and, if *last*, the last one are aligned to the left.
+    """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -23,8 +23,7 @@ from trimsfs.types import Generation
 class Reports:
     """Makes the contents of control files. Callers learn only of files that they may read.
 
-    *facts* tells about the mount, *metrics* renders the statistics of all components, *links* and *entries* are as of
-    `Namespace`.
+    *facts* returns facts about the mount, *metrics* renders all statistics. *links* and *entries* are of `Namespace`.
     """
 
     def __init__(

@@ -192,7 +192,7 @@ class Operations(pyfuse3.Operations):
         thread = _libfuse.thread()
         try:
             with self.waiters.waiting(thread, partial(self._filesystem.files.path, fh)):
-                # pyfuse3 takes any buffer, whatever its annotation says.
+                # pyfuse3 takes any buffer, despite its annotation.
                 return await self._filesystem.files.read(fh, off, size)  # type: ignore[return-value]
         except TrimsError as error:
             path = self._filesystem.files.path(fh)

@@ -38,7 +38,7 @@ class Waiters:
 
     @contextmanager
     def waiting(self, thread: int, path: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-        """The length of a request: ended with InterruptedError once its thread is killed, or a signal should end it.
+        """A block for a request: ends with InterruptedError once its thread is killed, or a signal should end it.
 
         Thread 0 is in another PID namespace: its request goes on.
         """

@@ -25,10 +25,10 @@ class Environment:
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
 
-    ``invalidate`` has the kernel look a name of a directory's inode up again, and must not block; ``forget_pages`` has
-    it read a file's inode again, and ``expire`` has it look names up again at their next use, each given after its
-    directory's inode number: both are called in a worker thread. ``waits`` tells whose requests are under way. Chunks,
-    and the memory of a request for one, are smaller in tests, and deferred comparisons have another pace.
+    ``invalidate`` makes the kernel look up a name in a directory's inode again, and must not block. ``forget_pages``
+    makes it drop the pages of an inode. ``expire`` makes it look up names, as pairs of directory inode and name, at
+    their next use. A worker thread calls the last two. ``waits`` returns whose requests are under way. Tests set
+    smaller chunks and requests, and another ``pace``.
     """
 
     mountpoint: Path
