@@ -187,3 +187,27 @@ def _file_at(link: str) -> tuple[str, int]:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     major, minor = _DEVICE.unpack_from(status)
     return f"{major}:{minor}", _INODE.unpack_from(status)[0]
+
+
+def open_paths(device: str) -> dict[int, set[str]]:
+    """The processes that have files of a *device* open or mapped, with the paths by which they know these; of those
+    that this user may look at."""
+    found: dict[int, set[str]] = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+        with suppress(OSError, ValueError):  # it has ended, or is another user's
+            paths = set(_mapped_paths(pid, device))
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                link = f"/proc/{pid}/fd/{number}"
+                with suppress(FileNotFoundError):
+                    if _file_at(link)[0] == device:
+                        paths.add(os.readlink(link))
+            if paths:
+                found[pid] = paths
+    return found
+
+
+def _mapped_paths(pid: int, device: str) -> Iterator[str]:
+    major, minor = map(int, device.split(":"))
+    mapped = f" {major:02x}:{minor:02x} "
+    with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
+        yield from (line.rstrip("\n").split(None, 5)[5] for line in maps if mapped in line)

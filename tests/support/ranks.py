@@ -3,6 +3,7 @@
 RANKS = {
     "trimsfs": [
         {"cli"},
+        {"exporter"},
         {"server"},
         {"fuse"},
         {"filesystem"},

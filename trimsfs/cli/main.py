@@ -24,6 +24,7 @@ _SECTIONS = {
     "Watch": {
         "top": "trimsfs.cli.top",
         "jobs": "trimsfs.cli.jobs",
+        "exporter": "trimsfs.cli.exporter",
     },
     "Run": {
         "run": "trimsfs.cli.run",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 import click
+import platformdirs
 
 from trimsfs.cli.control_files import check_answers
 from trimsfs.cli.mount_options import mount_options
@@ -95,10 +96,12 @@ def _mount(mountpoint: Path, options: MountOptions, *, foreground: bool) -> None
     keeper = [sys.executable, "-m", "mountctl.keeper"]
     if foreground:
         _warn_of_full_disk(options)
+        _export(options)
         _become(keeper, order)
     _start(keeper, order, options)
     check_answers(mountpoint)
     _warn_of_full_disk(options)
+    _export(options)
     click.echo(f"{options.store} is mounted at {printable(str(mountpoint))} (log: {options.log_file})")
 
 
@@ -184,6 +187,22 @@ def _warn_of_full_disk(options: MountOptions) -> None:
             f"{options.min_free >> 20}: models are not cached: free some space, lower --min-free or set --cache-dir",
             err=True,
         )
+
+
+def _export(options: MountOptions) -> None:
+    """Start the exporter of this host, if one is asked for and none listens there yet; warn where that fails."""
+    if options.metrics_listen is None:
+        return
+    command = [sys.executable, "-m", "trimsfs", "exporter", "--while-mounted", "--listen", options.metrics_listen]
+    directory = platformdirs.user_state_path("trimsfs") if os.geteuid() else Path("/var/log/trimsfs")
+    try:
+        with _open_log(directory / "exporter.log") as log_file:
+            done = subprocess.run(command, stdout=log_file, stderr=subprocess.PIPE, text=True, check=False, cwd="/")
+        problem = done.stderr.strip().removeprefix("trimsfs: ")
+    except CacheUnusableError as error:
+        problem = str(error)
+    if problem:
+        click.echo(f"trimsfs: warning: no metrics over HTTP: {printable(problem)}", err=True)
 
 
 def _make_default_store(store: Path) -> None:

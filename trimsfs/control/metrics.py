@@ -1,4 +1,4 @@
-"""Metrics: the components' statistics as Prometheus text. The only home of prometheus_client."""
+"""Metrics: the components' statistics as Prometheus text."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping

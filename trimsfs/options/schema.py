@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from trimsfs.listen_address import parse_address
 from trimsfs.mountinfo import escape
 
 FALLBACK_UID = 60874
@@ -54,6 +55,13 @@ def _inner_path(value: str) -> str:
 
 
 InnerPath = Annotated[str, AfterValidator(_inner_path)]
+
+
+def _local_address(value: str) -> str:
+    """A listen address that no other host reaches."""
+    if not parse_address(value).local:
+        raise ValueError("other hosts reach that: run `trimsfs exporter` with --token-file, or use 127.0.0.1")
+    return value
 
 
 PASSWORD = re.compile(r"(?<=://)[^/]*:[^/]*(?=@)")
@@ -182,6 +190,11 @@ class MountOptions(BaseModel):
         None, description="User that runs the server if root mounts. Default: trimsfs if it exists, else uid 60874."
     )
     fence: bool = Field(True, description="Confine the server with landlock and seccomp.")
+    metrics_listen: Annotated[str, AfterValidator(_local_address)] | None = Field(
+        None,
+        description="Serve metrics of all mounts, and a status page, at 127.0.0.1:PORT or unix:PATH: one process for "
+        "the host, which ends with the last mount.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_file: Path | None = Field(
         None,

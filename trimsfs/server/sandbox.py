@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
 CAP_DAC_READ_SEARCH = 2
 """The capability to read any file and to enter any directory."""
+CAP_SYS_PTRACE = 19
+"""The capability to look at the processes of others."""
 _CAPABILITY_VERSION = 0x20080522
 """_LINUX_CAPABILITY_VERSION_3 of <linux/capability.h>."""
 _TIOCSTI, _CLONE_NEWUSER = 0x5412, 0x10000000
@@ -150,6 +152,13 @@ def become(user: Identity, *, keep: int | None = None) -> None:
             f"option --server-user: cannot become {user.name}: {error.strerror}: "
             "let the container have SETUID and SETGID, or set --server-user root"
         ) from error
+
+
+def keep_only(*capabilities: int) -> None:
+    """Give up all other capabilities for good, and stay root. For a process with one thread."""
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
+    if not _hold(sum(1 << capability for capability in capabilities)):
+        _hold(0)
 
 
 def _hold(capabilities: int) -> bool:

@@ -1,0 +1,254 @@
+"""The exporter on real mounts: what it tells, of whom, and what it survives."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from trimsfs.mountinfo import file_systems
+from trimsfs.options import default_user
+from trimsfs.server.sandbox import identity
+
+MIB = 1 << 20
+TOKEN = "0123456789abcdef0123456789abcdef"
+UNPRIVILEGED = identity(default_user()).uid
+
+
+class Exporter:
+    """A running exporter, and what it answers."""
+
+    def __init__(self, process: "subprocess.Popen[str]", port: int, token: str | None) -> None:
+        self.process = process
+        self.port = port
+        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+
+    def get(self, path: str) -> str:
+        """The text at a path."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", path, headers=self._headers)
+            response = connection.getresponse()
+            assert response.status == 200
+            return response.read().decode()
+        finally:
+            connection.close()
+
+    def samples(self, mount: MountedStore) -> dict[str, float]:
+        """The samples of a mount, by name; those with labels of their own as the text has them."""
+        found = {}
+        for family in text_string_to_metric_families(self.get("/metrics")):
+            for sample in family.samples:
+                if sample.labels.pop("mountpoint") == str(mount.path):
+                    found[sample.name + (str(sample.labels) if sample.labels else "")] = sample.value
+        return found
+
+    def status(self, mount: MountedStore) -> dict[str, Any]:
+        """What the status page shows of a mount."""
+        mounts = json.loads(self.get("/api/status"))["mounts"]
+        return next(one for one in mounts if one["mountpoint"] == str(mount.path))
+
+
+@contextmanager
+def exporting(token_file: Path | None = None, listen: str = "127.0.0.1:0") -> Iterator[Exporter]:
+    """An exporter of this host's mounts."""
+    options = ["--token-file", str(token_file)] if token_file is not None else []
+    process = subprocess.Popen(
+        [TRIMSFS, "exporter", "--listen", listen, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r":(\d+)/$", line.strip())
+        token = token_file.read_text() if token_file is not None else None
+        yield Exporter(process, int(found[1]) if found else 0, token)
+    finally:
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+        assert "Traceback" not in said, said
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """A mount with a tenant, and two models of which one has been read."""
+    directory = tmp_path_factory.mktemp("exporter")
+    for name in ("llama", "tenant-a"):
+        (directory / "store" / name).mkdir(parents=True)
+        (directory / "store" / name / "weights").write_bytes(os.urandom(2 * MIB))
+    config = directory / "tenants.toml"
+    config.write_text('[[tenants]]\npath = "tenant-a"\ncache_size = "1GiB"\n')
+    with mounted(directory / "store", directory / "mount", "--config", str(config)) as made:
+        (made.path / "llama/weights").read_bytes()
+        yield made
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """A file with a token."""
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    return file
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def facts(pid: int) -> dict[str, str]:
+    """What /proc tells of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_everybody_gets_what_everybody_may_see(mount: MountedStore) -> None:
+    with exporting() as exporter:
+        samples, status = exporter.samples(mount), exporter.status(mount)
+        processes = [exporter.process.pid, *children(exporter.process.pid)]
+
+        assert samples["trimsfs_up"] == 1
+        assert samples["trimsfs_disk_used_bytes"] == 2 * MIB
+        assert samples["trimsfs_fetch_fetched_bytes_total"] == 2 * MIB
+        assert not [name for name in samples if "tenant" in name or "model'" in name]
+        assert [model["model"] for model in status["models"]] == ["llama"]
+        assert status["models"][0]["users"] == []
+        assert len(processes) == 2
+        for pid in processes:
+            told = facts(pid)
+            assert set(told["Uid"].split()) == {str(UNPRIVILEGED)}
+            assert (int(told["CapEff"], 16), int(told["CapPrm"], 16), told["NoNewPrivs"]) == (0, 0, "1")
+
+
+def test_who_has_the_token_gets_tenants_and_who_has_models_open(mount: MountedStore, token_file: Path) -> None:
+    with exporting(token_file) as exporter, (mount.path / "llama/weights").open("rb"):
+        samples, status = exporter.samples(mount), exporter.status(mount)
+        server, (scraper,) = exporter.process.pid, children(exporter.process.pid)
+
+        assert samples["trimsfs_disk_tenant_used_bytes{'tenant': 'tenant-a'}"] == 0
+        [model] = [model for model in status["models"] if model["model"] == "llama"]
+        assert model["open"] == 1
+        assert [user["pid"] for user in model["users"]] == [os.getpid()]
+        assert set(facts(server)["Uid"].split()) == {str(UNPRIVILEGED)}
+        assert int(facts(server)["CapPrm"], 16) == 0
+        assert int(facts(scraper)["CapPrm"], 16) == 1 << 19 | 1 << 2
+        assert str(scraper) not in Path(f"/proc/{server}/environ").read_text(errors="replace")
+        assert not _listens(scraper)
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a TCP socket."""
+    tcp = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+    return any(link.removeprefix("socket:[").removesuffix("]") in tcp for link in links)
+
+
+def test_a_server_that_is_killed_leaves_no_gap(mount: MountedStore) -> None:
+    with exporting() as exporter:
+        for _ in range(3):
+            before = mount.control()["server_pid"]
+            os.kill(before, signal.SIGKILL)
+            assert exporter.samples(mount)["trimsfs_up"] == 1
+            wait_until(lambda before=before: mount.control()["server_pid"] != before)  # type: ignore[misc]
+            time.sleep(1.1)  # an answer is given to others for a second
+        assert exporter.samples(mount)["trimsfs_server_restarts_total"] >= 3
+
+
+def test_a_server_that_hangs_is_down_and_keeps_no_other_waiting(mount: MountedStore, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with mounted(tmp_path / "store", tmp_path / "other") as other, exporting() as exporter:
+        assert exporter.samples(other)["trimsfs_up"] == 1
+        hanging = other.control()["server_pid"]
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            time.sleep(1.1)
+            for _ in range(2):  # once by a process that waits, once as that still does
+                assert exporter.samples(other) == {"trimsfs_up": 0}
+                assert exporter.samples(mount)["trimsfs_up"] == 1
+                time.sleep(1.1)
+            assert re.match("did not answer|has not answered", exporter.status(other)["error"])
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        wait_until(lambda: exporter.samples(other)["trimsfs_up"] == 1, timeout_s=60)
+
+
+def test_an_exporter_whose_scraper_is_killed_ends(mount: MountedStore) -> None:
+    with exporting() as exporter:
+        exporter.samples(mount)
+        os.kill(children(exporter.process.pid)[0], signal.SIGKILL)
+        assert exporter.process.wait(30) == 1
+        assert exporter.process.stderr is not None
+        assert "the scraper has ended, and the exporter with it: start it again" in exporter.process.stderr.read()
+
+
+@pytest.mark.alone
+def test_mounts_share_one_exporter_that_ends_with_the_last(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    others = file_systems()
+    address = f"unix:{tmp_path}/metrics.sock"
+    with mounted(tmp_path / "store", tmp_path / "one", "--metrics-listen", address):
+        [exporter] = _exporters(address)
+        assert set(facts(exporter)["Uid"].split()) == {str(UNPRIVILEGED)}
+        with mounted(tmp_path / "store", tmp_path / "two", "--metrics-listen", address):
+            assert _exporters(address) == [exporter]
+        assert _exporters(address) == [exporter]
+    if others:
+        os.kill(exporter, signal.SIGTERM)  # mounts of others keep it
+    wait_until(lambda: not Path(f"/proc/{exporter}").exists(), timeout_s=60)
+
+
+def _exporters(address: str) -> list[int]:
+    """The web servers of exporters at a Unix socket."""
+    path = address.removeprefix("unix:")
+    nodes = {line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines()[1:] if line.endswith(path)}
+    found = []
+    for directory in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(directory.parent.name)
+        try:
+            if directory.read_text().startswith("trimsfs exporter"):
+                links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+                found += [pid] * any(link.removeprefix("socket:[").removesuffix("]") in nodes for link in links)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_mount_goes_on_without_an_exporter(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "taken").write_text("")
+    mountpoint = tmp_path / "models"
+    done = trimsfs("mount", tmp_path / "store", mountpoint, "--metrics-listen", f"unix:{tmp_path}/taken")
+    try:
+        assert done.returncode == 0
+        warning = "another program listens there: end it, or choose another address"
+        assert done.stderr == f"trimsfs: warning: no metrics over HTTP: --listen unix:{tmp_path}/taken: {warning}\n"
+    finally:
+        unmount(mountpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--listen", "0.0.0.0:9099"], "option --listen 0.0.0.0:9099: other hosts reach that: set --token-file FILE"),
+        (["--listen", "nonsense"], "option --listen nonsense: is not an address such as 127.0.0.1:9099"),
+        (["--listen", "unix:/dev/null"], "--listen unix:/dev/null: another program listens there"),
+        (["--listen", "192.0.2.1:9099", "--token-file", "TOKEN"], "--listen 192.0.2.1:9099: Cannot assign requested"),
+        (["--token-file", "/absent"], "option --token-file /absent: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_listened_at_is_told_in_a_line(options: list[str], message: str, token_file: Path) -> None:
+    done = trimsfs("exporter", *(str(token_file) if option == "TOKEN" else option for option in options))
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"trimsfs: {message}")
+    assert done.stderr.count("\n") == 1

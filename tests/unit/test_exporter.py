@@ -1,0 +1,336 @@
+"""The exporter without mounts: directories stand in for them, and a pipe that nobody writes for one that hangs."""
+
+import base64
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPResponse
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from trimsfs.errors import ConfigurationError
+from trimsfs.exporter.exporter import listen, read_token
+from trimsfs.exporter.exposition import merged, parsed, total
+from trimsfs.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
+from trimsfs.exporter.mounts import Mounts
+from trimsfs.exporter.scraper import Scraper, scrape_forever
+from trimsfs.exporter.status import MOST_MODELS, status
+from trimsfs.exporter.web import MOST_REQUESTS, WebServer
+from trimsfs.listen_address import ListenAddress
+from trimsfs.mountinfo import Mount
+
+TEXT = """\
+# HELP trimsfs_files_open_handles Open files.
+# TYPE trimsfs_files_open_handles gauge
+trimsfs_files_open_handles 3.0
+# HELP trimsfs_fetch_fetched_bytes_total Bytes of models that came from the store.
+# TYPE trimsfs_fetch_fetched_bytes_total counter
+trimsfs_fetch_fetched_bytes_total 1024.0
+# HELP trimsfs_files_open_seconds Time that opens took.
+# TYPE trimsfs_files_open_seconds histogram
+trimsfs_files_open_seconds_bucket{le="1.0",why="store"} 1.0
+trimsfs_files_open_seconds_bucket{le="+Inf",why="store"} 2.0
+trimsfs_files_open_seconds_count{why="store"} 2.0
+trimsfs_files_open_seconds_sum{why="store"} 4.0
+"""
+HOSTILE = '<img src=x onerror=alert(1)>"\\\n\x1b[31m'
+TOKEN = "0123456789abcdef"
+
+
+def stand_in(directory: Path, name: str, metrics: str | None = TEXT, number: int = 1) -> Mount:
+    """A directory with the control files of a mount; without metrics, one that hangs."""
+    mountpoint = directory / name
+    control = mountpoint / ".trims"
+    control.mkdir(parents=True)
+    if metrics is None:
+        os.mkfifo(control / "metrics")
+    else:
+        (control / "metrics").write_text(metrics)
+    (control / "control").write_text(json.dumps({"version": "1", "store_problem": "no answer"}))
+    (control / "models").write_text(json.dumps({"models": [model(f"{HOSTILE}/weights", uses=1)]}))
+    return Mount(number=number, parent=1, mountpoint=mountpoint, device=f"0:{number}", kind="fuse.trimsfs", source=name)
+
+
+def model(path: str, *, uses: int, handles: int = 0) -> dict[str, object]:
+    """A file as the control file ``models`` has it."""
+    residency = {"disk": 10, "host": 5, "gpu": {}}
+    return {"path": path, "size": 10, "residency": residency, "open": handles, "uses": uses} | {
+        "pinned": False,
+        "last_used": 1.0,
+    }
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[..., WebServer]]:
+    """Starts a web server over these mounts, in threads."""
+    servers: list[WebServer] = []
+
+    def serve(mounts: list[Mount], token: str | None = None, address: ListenAddress | None = None) -> WebServer:
+        ours, others = Pipe()
+        scraper = Scraper(0.5, lambda: mounts)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            scrape_forever(others, scraper)
+            os._exit(0)
+        others.close()
+        listener = listen(address or ListenAddress("127.0.0.1", 0))
+        assert listener is not None
+        server = WebServer(listener, Mounts(ours, whole=token is not None), token)
+        server.ours = ours  # type: ignore[attr-defined]
+        server.scraper = pid  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+        server.ours.close()  # type: ignore[attr-defined]
+        os.waitpid(server.scraper, 0)  # type: ignore[attr-defined]
+
+
+def ask(server: WebServer, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, str]:
+    """A response and its text."""
+    connection = HTTPConnection("127.0.0.1", timeout=10)
+    if server.socket.family == socket.AF_UNIX:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(server.socket.getsockname())
+    else:
+        connection.port = server.socket.getsockname()[1]
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_every_sample_gets_its_mount_and_a_mount_that_hangs_keeps_none_waiting(tmp_path: Path) -> None:
+    mounts = [
+        stand_in(tmp_path, "a", number=1),
+        stand_in(tmp_path, "hangs", None, 2),
+        stand_in(tmp_path, "c", number=3),
+    ]
+    scraper = Scraper(0.5, lambda: mounts)
+    started = time.monotonic()
+    found = scraper.ask(["metrics"])
+
+    assert time.monotonic() - started < 5
+    assert [(Path(one["mountpoint"]).name, one["error"]) for one in found] == [
+        ("a", None),
+        ("c", None),
+        ("hangs", "did not answer in 0 s"),
+    ]
+    text = merged({one["mountpoint"]: None if one["error"] else parsed(one["answers"]["metrics"]) for one in found})
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+    assert all("mountpoint" in str(key) for key in samples)
+    up = {str(key[1][1]): value for key, value in samples.items() if key[0] == "trimsfs_up"}
+    assert up == {str(tmp_path / "a"): 1, str(tmp_path / "c"): 1, str(tmp_path / "hangs"): 0}
+    fetched = ("trimsfs_fetch_fetched_bytes_total", ("mountpoint", str(tmp_path / "c")))
+    assert samples[fetched] == 1024
+    bucket = (
+        "trimsfs_files_open_seconds_bucket",
+        ("le", "+Inf"),
+        ("mountpoint", str(tmp_path / "a")),
+        ("why", "store"),
+    )
+    assert samples[bucket] == 2
+    assert text.count(b"# TYPE trimsfs_fetch_fetched_bytes_total counter") == 1
+
+
+def test_a_mount_that_lets_nobody_in_is_told_apart_from_one_that_fails(tmp_path: Path) -> None:
+    mount, other = stand_in(tmp_path, "other", number=1), stand_in(tmp_path, "gone", number=2)
+    (other.mountpoint / ".trims/metrics").unlink()
+    mount.mountpoint.chmod(0)
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setresuid(12345, 12345, 12345)
+        os.write(writing, json.dumps(Scraper(5, lambda: [mount, other]).ask(["metrics"])).encode())
+        os._exit(0)
+    os.close(writing)
+    tmp_path.chmod(0o755)
+    with os.fdopen(reading) as pipe:
+        gone, hidden = json.load(pipe)
+    os.wait()
+
+    assert (hidden["error"], hidden["hidden"]) == ("Permission denied", True)
+    assert gone["hidden"] is (gone["error"] == "Permission denied")
+
+
+def test_what_a_hostile_server_tells_stays_its_own(tmp_path: Path) -> None:
+    lies = 'trimsfs_up{mountpoint="/other"} 1\nup 1\ntrimsfs_files_open_handles{mountpoint="/other"} 7\n'
+    text = merged({"/lies": parsed(lies), f"/{HOSTILE}": parsed(TEXT)}).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    assert {sample.labels["mountpoint"] for sample in samples} == {"/lies", f"/{HOSTILE[:-6]}\\n\\x1b[31m"}
+    assert "/other" not in text
+    for nonsense in ("trimsfs_x{", "trimsfs_x notanumber\n", 'trimsfs_x{a="b} 1\n', "# TYPE x nosuchtype\nx 1\n"):
+        with pytest.raises(ValueError, match="its metrics cannot be read"):
+            parsed(nonsense)
+
+
+def test_totals() -> None:
+    families = parsed(TEXT)
+
+    assert total(families, "trimsfs_fetch_fetched_bytes_total") == 1024
+    assert total(families, "trimsfs_files_open_seconds_count", why="store") == 2
+    assert total(families, "trimsfs_files_open_seconds_count", why="disk") == 0
+    assert total(families, "trimsfs_absent") == 0
+
+
+def test_an_hour_of_samples_is_kept_and_no_more() -> None:
+    history, families = History(), parsed(TEXT)
+    for number in range(2 * SAMPLES):
+        history.add(
+            number * INTERVAL_S, {"/models": families, "/silent": None} if number < SAMPLES else {"/models": None}
+        )
+    assert len(history.of("/models")) == SAMPLES
+    assert history.of("/models")[-1] == [(2 * SAMPLES - 1) * INTERVAL_S]
+    assert history.of("/silent") == []
+
+    for number in range(2 * MOST_MOUNTS):
+        history.add(1e6 + number, {f"/{number}": families})
+    assert sum(bool(history.of(f"/{number}")) for number in range(2 * MOST_MOUNTS)) == MOST_MOUNTS
+    assert history.of(f"/{2 * MOST_MOUNTS - 1}")[0][1:4] == [1024, 0, 0]
+
+
+def test_models_are_shown_by_use_with_who_has_them_open() -> None:
+    files = [model(f"model-{number}/weights", uses=number) for number in range(2 * MOST_MODELS)]
+    files += [model("open/a", uses=0, handles=1), model("open/b", uses=0)]
+    user = {"pid": 7, "program": "python", "container": None, "paths": ["/in/container/open/b", "/x/.trims/metrics"]}
+    result = {"mountpoint": "/m", "store": "s", "error": None, "hidden": False} | {
+        "answers": {"models": json.dumps({"models": files}), "users": [user], "control": "nonsense"}
+    }
+    [told] = json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"]
+
+    assert [one["model"] for one in told["models"][:2]] == ["open", f"model-{2 * MOST_MODELS - 1}"]
+    assert (len(told["models"]), told["more_models"]) == (MOST_MODELS, MOST_MODELS + 1)
+    assert told["models"][0]["users"] == [{"pid": 7, "program": "python", "container": None}]
+    assert told["models"][0] | {"files": 2, "size": 20, "disk": 20, "memory": 10} == told["models"][0]
+    result["answers"] = {"models": '{"models": [{"path": 1}]}'}
+    assert json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"][0]["models"] == []
+
+
+def test_requests(tmp_path: Path, served: Callable[..., WebServer]) -> None:
+    server = served([stand_in(tmp_path, "a")])
+    server.mounts.sample()
+
+    response, text = ask(server, "/metrics")
+    assert (response.status, response.headers["Content-Type"].split(";")[0]) == (200, "text/plain")
+    assert f'trimsfs_up{{mountpoint="{tmp_path}/a"}} 1.0\n' in text
+    response, text = ask(server, "/api/status?x=1")
+    [mount] = json.loads(text)["mounts"]
+    assert (mount["problems"], mount["numbers"]["fetched"]) == (["no answer"], 1024)
+    assert mount["models"][0]["model"] == HOSTILE
+    assert len(mount["history"]) == 1
+    for path, kind in (("/", "text/html"), ("/status.css", "text/css"), ("/status.js", "text/javascript")):
+        response, text = ask(server, path)
+        assert (response.status, response.headers["Content-Type"].split(";")[0]) == (200, kind)
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in text
+        assert "innerHTML" not in text
+    assert ask(server, "/", "HEAD")[1] == ""
+    assert ask(server, "/../../etc/passwd")[0].status == 404
+    assert ask(server, "/metrics", "POST")[0].status == 501
+    assert ask(server, "/", Host="evil.example:9099")[0].status == 421
+    assert ask(server, "/", Host="[::1]:9099")[0].status == 200
+    assert ask(server, "/", Host="localhost:9099")[0].status == 200
+
+
+def test_a_token_is_asked_of_everybody(tmp_path: Path, served: Callable[..., WebServer]) -> None:
+    server = served([stand_in(tmp_path, "a")], TOKEN)
+    password = base64.b64encode(f"anybody:{TOKEN}".encode()).decode()
+
+    for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Token {TOKEN}", "Basic %%%", "Bearer \xe9", "Basic /////w=="):
+        for path in ("/", "/metrics", "/api/status", "/absent"):
+            response, text = ask(server, path, Authorization=wrong)
+            assert (response.status, "trimsfs_up" in text) == (401, False), (wrong, path)
+    assert "Basic" in str(response.headers.get_all("WWW-Authenticate"))
+    for right in (f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Basic {password}"):
+        assert ask(server, "/metrics", Authorization=right, Host="trimsfs.example")[0].status == 200
+
+
+def test_a_unix_socket_and_one_that_is_left_over(tmp_path: Path, served: Callable[..., WebServer]) -> None:
+    address = ListenAddress(path=tmp_path / "metrics.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(address.path))
+    server = served([stand_in(tmp_path, "a")], address=address)
+
+    assert ask(server, "/metrics")[0].status == 200
+    with pytest.raises(ConfigurationError, match="another program listens there: end it, or choose another address"):
+        listen(address)
+    stayed = server.asked_to_stay
+    assert listen(address, shared=True) is None
+    assert server.asked_to_stay > stayed
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ConfigurationError, match="another program"):
+        listen(ListenAddress(path=tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match="No such file or directory: create its directory"):
+        listen(ListenAddress(path=tmp_path / "absent/b/c"))
+
+
+def test_clients_that_say_nothing_do_not_take_more_than_their_places(
+    tmp_path: Path, served: Callable[..., WebServer]
+) -> None:
+    server = served([stand_in(tmp_path, "a")])
+    silent = [socket.create_connection(server.socket.getsockname()) for _ in range(2 * MOST_REQUESTS)]
+    try:
+        turned_away = [one for one in silent[MOST_REQUESTS:] if not _ended(one)]
+        assert turned_away == []
+    finally:
+        for one in silent:
+            one.close()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            assert ask(server, "/")[0].status == 200
+            return
+        except ConnectionError:
+            assert time.monotonic() < deadline
+
+
+def _ended(connection: socket.socket) -> bool:
+    connection.settimeout(5)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [
+        (None, 0o600, "No such file or directory"),
+        (b"short\n", 0o600, "needs 16 ASCII characters: `openssl rand"),
+        (b"\xff" * 20, 0o600, "is not text"),
+        (b"x" * 20, 0o644, "all users can read it: `chmod o-r"),
+    ],
+)
+def test_token_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, mode: int, message: str) -> None:
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+        file.chmod(mode)
+    with pytest.raises(ConfigurationError, match=f"option --token-file {file}: {message}"):
+        read_token(file)
+
+
+def test_a_token_is_the_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\ncomment\n")
+    file.chmod(0o640)
+
+    assert read_token(file) == TOKEN

@@ -1,0 +1,1 @@
+"""The exporter: metrics of all mounts of a host over HTTP, and a status page."""

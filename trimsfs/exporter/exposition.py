@@ -1,0 +1,57 @@
+"""Makes one Prometheus text of those of all mounts, each sample with a label for its mount."""
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from trimsfs.text import printable
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LABEL = "mountpoint"
+UP = "trimsfs_up"
+
+Families = dict[str, Metric]
+
+
+def parsed(text: str) -> Families:
+    """The metrics in a text by their names. Raises ValueError."""
+    try:
+        return {family.name: family for family in text_string_to_metric_families(text)}
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"its metrics cannot be read: {error}") from error
+
+
+def merged(mounts: Mapping[str, Families | None]) -> bytes:
+    """The metrics of all mounts as one text; None is a mount that does not answer. Names that do not begin with
+    ``trimsfs_`` are left out, as is what a mount tells of another's."""
+    found: Families = {}
+    up = GaugeMetricFamily(UP, "1 while the mount answers, else 0.", labels=[LABEL])
+    for mountpoint, families in mounts.items():
+        label = {LABEL: printable(mountpoint)}
+        up.add_metric([label[LABEL]], int(families is not None))
+        for name, family in (families or {}).items():
+            if name.startswith("trimsfs_") and name != UP:
+                known = found.setdefault(name, Metric(name, family.documentation, family.type))
+                known.samples += [sample._replace(labels=sample.labels | label) for sample in family.samples]
+    registry = CollectorRegistry()
+    registry.register(_Collected([up, *found.values()]))
+    return generate_latest(registry)
+
+
+def total(families: Families, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels, by the sample's full name; 0 for none."""
+    family = families.get(name.removesuffix("_total")) or families.get(name.removesuffix("_count"))
+    samples: list[Sample] = family.samples if family is not None else []
+    return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -1,0 +1,74 @@
+"""The mounts of this host as the exporter knows them: what the scraper has told, shared by all who ask."""
+
+import json
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from trimsfs.exporter.exposition import Families, merged, parsed
+from trimsfs.exporter.history import History
+from trimsfs.exporter.status import status
+
+METRICS_AGE_S, STATUS_AGE_S = 1.0, 5.0
+"""How long an answer is given to others who ask: however many do, mounts are asked no more often."""
+_MOST_BYTES = 1 << 30
+
+Scraped = list[tuple[dict[str, Any], Families | None]]
+
+
+class ScraperGoneError(Exception):
+    """The scraper has ended."""
+
+
+class Mounts:
+    """Asks the scraper over its *connection*. *whole*: it may look at other users' processes, and does.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, connection: Connection, *, whole: bool) -> None:
+        self._connection = connection
+        self._whole = whole
+        self._lock = threading.Lock()
+        self._known: dict[bytes, tuple[float, Scraped]] = {}
+        self._history = History()
+
+    def sample(self) -> None:
+        """Take a sample of all mounts for the plots."""
+        self._history.add(time.time(), _families(self._ask(b"metrics", METRICS_AGE_S)))
+
+    def metrics(self) -> bytes:
+        """The metrics of all mounts, as Prometheus text."""
+        return merged(_families(self._ask(b"metrics", METRICS_AGE_S)))
+
+    def status(self) -> bytes:
+        """What the status page shows, as JSON."""
+        return status(self._ask(b"status", STATUS_AGE_S), self._history, whole=self._whole)
+
+    def _ask(self, question: bytes, most_age_s: float) -> Scraped:
+        with self._lock:
+            at, found = self._known.get(question, (0.0, []))
+            if time.monotonic() - at > most_age_s or not at:
+                try:
+                    self._connection.send_bytes(question)
+                    found = [_read(result) for result in json.loads(self._connection.recv_bytes(_MOST_BYTES))]
+                except (EOFError, OSError) as error:
+                    raise ScraperGoneError from error
+                self._known[question] = time.monotonic(), found
+            return found
+
+
+def _read(result: dict[str, Any]) -> tuple[dict[str, Any], Families | None]:
+    """What was told of a mount, with its metrics; None for one that does not answer."""
+    if result["error"] is not None:
+        return result, None
+    try:
+        return result, parsed(result["answers"]["metrics"])
+    except ValueError as error:
+        return result | {"error": str(error)}, None
+
+
+def _families(scraped: Scraped) -> dict[str, Families | None]:
+    """The metrics by mount point; of mounts that let nobody else in, nothing can be told."""
+    return {result["mountpoint"]: families for result, families in scraped if not result["hidden"]}

@@ -1,0 +1,153 @@
+"""Reads the control files of all mounts of this host at once.
+
+The scraper is a process of its own: it is the only one that may need root, and it parses nothing that a mount or a
+network has sent. It answers on a pipe, with JSON.
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from trimsfs.mountinfo import Mount, file_systems
+from trimsfs.processes import container_of, end_with_parent, open_paths, title_of
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long mounts have for their answers: half of what Prometheus waits for a scrape."""
+MOST_BYTES = 16 << 20
+"""Most bytes of one mount's answer."""
+QUESTIONS = {b"metrics": ("metrics",), b"status": ("metrics", "control", "models")}
+"""What can be asked, and the control files that answer it."""
+_LONGEST_QUESTION = 16
+
+
+def scrape_forever(connection: Connection, scraper: "Scraper") -> None:
+    """Answer each question that comes, until the other end is closed."""
+    while True:
+        try:
+            question = connection.recv_bytes(_LONGEST_QUESTION)
+            connection.send_bytes(json.dumps(scraper.ask(QUESTIONS[question])).encode())
+        except (EOFError, OSError, KeyError):
+            return
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A mount that is asked by a child process, and the lines that have come of it."""
+
+    mount: Mount
+    pid: int
+    said: bytes = b""
+
+
+class Scraper:
+    """Asks mounts in child processes: one that waits for a mount that hangs may not even end when it is killed."""
+
+    def __init__(self, timeout_s: float = ANSWER_TIMEOUT_S, mounts: Callable[[], list[Mount]] = file_systems) -> None:
+        self._timeout_s = timeout_s
+        self._mounts = mounts
+        self._stuck: dict[str, int] = {}
+        """Killed children that have not ended, by the device of the mount that they wait for."""
+
+    def ask(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """For each mount: ``mountpoint``, ``store``, ``answers`` by control file, ``error`` or None, and whether it is
+        ``hidden``, another user's that lets nobody else in."""
+        asked: dict[int, _Asked] = {}
+        found = []
+        self._stuck = {device: pid for device, pid in self._stuck.items() if not _ended(pid)}
+        for mount in self._mounts():
+            if mount.device in self._stuck:
+                found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:.0f} s"))
+                continue
+            receiver, sender = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                _answer(mount, names, sender)
+            os.close(sender)
+            asked[receiver] = _Asked(mount, pid)
+        deadline = time.monotonic() + self._timeout_s
+        while asked and (left := deadline - time.monotonic()) > 0:
+            for receiver in select.select(list(asked), [], [], left)[0]:
+                piece = os.read(receiver, 1 << 16)
+                asked[receiver].said += piece
+                if not piece or len(asked[receiver].said) > MOST_BYTES:
+                    found.append(self._end(receiver, asked.pop(receiver)))
+        for receiver, each in asked.items():
+            found.append(self._end(receiver, each, f"did not answer in {self._timeout_s:.0f} s"))
+        return sorted(found, key=lambda result: str(result["mountpoint"]))
+
+    def _end(self, receiver: int, each: _Asked, late: str | None = None) -> dict[str, Any]:
+        os.close(receiver)
+        with suppress(ProcessLookupError):
+            os.kill(each.pid, signal.SIGKILL)
+        if late is None:
+            os.waitpid(each.pid, 0)
+        elif not _ended(each.pid):
+            self._stuck[each.mount.device] = each.pid
+        return _result(each.mount, each.said, late)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
+    """What is told of a mount. One that has given its metrics answers, whatever else is late."""
+    answers: dict[str, Any] = {}
+    problem, hidden = late, False
+    for line in said.split(b"\n")[:-1]:
+        name, answer = json.loads(line)
+        if name == "error":
+            problem, hidden = answer
+        else:
+            answers[name] = answer
+    error = None if "metrics" in answers else problem or "its answer is too long"
+    return {
+        "mountpoint": str(mount.mountpoint),
+        "store": mount.source,
+        "answers": answers,
+        "error": error,
+        "hidden": hidden,
+    }
+
+
+def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
+    """Ask a mount, in a process of its own: a line of JSON for each answer, as soon as it is there."""
+    try:
+        end_with_parent()
+        with os.fdopen(sender, "wb", buffering=0) as pipe:
+            try:
+                for name in names:
+                    with (mount.mountpoint / ".trims" / name).open("rb") as file:
+                        _say(pipe.fileno(), name, file.read(MOST_BYTES).decode(errors="replace"))
+                if "models" in names and os.geteuid() == 0:
+                    _say(pipe.fileno(), "users", _users(mount.device))
+            except OSError as error:
+                hidden = error.errno in {errno.EACCES, errno.EPERM}
+                _say(pipe.fileno(), "error", [error.strerror or str(error), hidden])
+    finally:
+        os._exit(0)
+
+
+def _say(pipe: int, name: str, answer: object) -> None:
+    text = json.dumps([name, answer]).encode() + b"\n"
+    while text:
+        text = text[os.write(pipe, text) :]
+
+
+def _users(device: str) -> list[dict[str, object]]:
+    """The processes that have files of a file system open or mapped, and the paths by which they know these."""
+    return [
+        {"pid": pid, "program": title_of(pid), "container": container_of(pid), "paths": sorted(paths)}
+        for pid, paths in open_paths(device).items()
+    ]
