@@ -127,7 +127,7 @@ def test_every_sample_gets_its_mount_and_a_mount_that_hangs_keeps_none_waiting(t
     assert [(Path(one["mountpoint"]).name, one["error"]) for one in found] == [
         ("a", None),
         ("c", None),
-        ("hangs", "did not answer in 0 s"),
+        ("hangs", "did not answer in 0.5 s"),
     ]
     text = merged({one["mountpoint"]: None if one["error"] else parsed(one["answers"]["metrics"]) for one in found})
     samples = {

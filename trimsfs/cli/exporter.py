@@ -10,6 +10,7 @@ import click
 from trimsfs.cli.output import reported, say
 from trimsfs.errors import ConfigurationError
 from trimsfs.exporter.exporter import listen, read_token, run
+from trimsfs.exporter.scraper import ANSWER_TIMEOUT_S
 from trimsfs.listen_address import ListenAddress, parse_address
 from trimsfs.text import LineFormatter
 
@@ -24,9 +25,18 @@ DEFAULT = "127.0.0.1:9099"
     metavar="FILE",
     help="File with a token, which clients then have to send. Needed for addresses that other hosts reach.",
 )
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0.1, max=60),
+    metavar="S",
+    default=ANSWER_TIMEOUT_S,
+    show_default=True,
+    help="Seconds that a mount has to answer; less than Prometheus' scrape_timeout.",
+)
 @click.option("--while-mounted", is_flag=True, hidden=True, help="In the background; end with the last mount.")
 @reported
-def exporter(place: str, token_file: Path | None, while_mounted: bool) -> None:
+def exporter(place: str, token_file: Path | None, timeout_s: float, while_mounted: bool) -> None:
     """Serve metrics of all mounts, and a status page.
 
     Prometheus scrapes /metrics, browsers show /, programs read /api/status. Without a token it tells what every user of
@@ -51,7 +61,7 @@ def exporter(place: str, token_file: Path | None, while_mounted: bool) -> None:
     if address.path is None:
         address = ListenAddress(address.host, listener.getsockname()[1])
     say(f"listening at {address if address.path else f'http://{address}/'}")
-    run(listener, token, while_mounted=while_mounted)
+    run(listener, token, timeout_s=timeout_s, while_mounted=while_mounted)
 
 
 def _go_to_background() -> None:

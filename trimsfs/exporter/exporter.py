@@ -134,23 +134,24 @@ def _probe(address: ListenAddress) -> str | None:
         return ""
 
 
-def run(listener: socket.socket, token: str | None, *, while_mounted: bool) -> None:
+def run(listener: socket.socket, token: str | None, *, timeout_s: float, while_mounted: bool) -> None:
     """Serve until a signal comes or, *while_mounted*, some seconds after the last mount is gone.
 
     Root's exporter becomes an unprivileged user. Only with a *token*, root's scraper stays root: it then sees what
     mounts tell of tenants and models, and who has files open. Raises ConfigurationError.
     """
     root = os.geteuid() == 0
+    whole = root and token is not None
     user = identity(default_user()) if root else None
     ours, others = Pipe()
     if os.fork() == 0:
-        _scrape(others, (ours, listener), None if root and token is not None else user, root=root)
+        _scrape(others, (ours, listener), Scraper(timeout_s), None if whole else user, root=root)
     others.close()
     setproctitle(f"{TITLE_PREFIX}exporter")
     if user is not None:
         become(user)
     fence(())
-    mounts = Mounts(ours, whole=root and token is not None)
+    mounts = Mounts(ours, whole=whole)
     server = WebServer(listener, mounts, token)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -162,7 +163,12 @@ def run(listener: socket.socket, token: str | None, *, while_mounted: bool) -> N
 
 
 def _scrape(
-    connection: Connection, not_mine: tuple[Connection, socket.socket], user: Identity | None, *, root: bool
+    connection: Connection,
+    not_mine: tuple[Connection, socket.socket],
+    scraper: Scraper,
+    user: Identity | None,
+    *,
+    root: bool,
 ) -> None:
     """Be the scraper, in a process of its own: as a *user*, or with what root needs to look at processes."""
     try:
@@ -177,7 +183,7 @@ def _scrape(
             keep_only(CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH)
         if user is not None or not root:
             fence(())  # which would keep it from looking at the processes of others
-        scrape_forever(connection, Scraper())
+        scrape_forever(connection, scraper)
     finally:
         os._exit(0)
 

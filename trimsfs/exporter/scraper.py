@@ -64,7 +64,7 @@ class Scraper:
         self._stuck = {device: pid for device, pid in self._stuck.items() if not _ended(pid)}
         for mount in self._mounts():
             if mount.device in self._stuck:
-                found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:.0f} s"))
+                found.append(_result(mount, b"", f"has not answered for more than {self._timeout_s:g} s"))
                 continue
             receiver, sender = os.pipe()
             pid = os.fork()
@@ -80,7 +80,7 @@ class Scraper:
                 if not piece or len(asked[receiver].said) > MOST_BYTES:
                     found.append(self._end(receiver, asked.pop(receiver)))
         for receiver, each in asked.items():
-            found.append(self._end(receiver, each, f"did not answer in {self._timeout_s:.0f} s"))
+            found.append(self._end(receiver, each, f"did not answer in {self._timeout_s:g} s"))
         return sorted(found, key=lambda result: str(result["mountpoint"]))
 
     def _end(self, receiver: int, each: _Asked, late: str | None = None) -> dict[str, Any]:

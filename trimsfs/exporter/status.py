@@ -89,7 +89,7 @@ def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[st
     shown = sorted(models.values(), key=lambda model: (-model["open"], -model["uses"], model["model"]))[:MOST_MODELS]
     by_path = {file["path"]: _model_of(file["path"]) for file in files} if users else {}
     for user in users:
-        for name in {name for path in user["paths"] if (name := _model_at(path, by_path)) is not None}:
+        for name in {found for path in user["paths"] if (found := _model_at(path, by_path)) is not None}:
             models[name]["users"].append(
                 {"pid": user["pid"], "program": user["program"], "container": user["container"]}
             )

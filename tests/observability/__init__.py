@@ -1,0 +1,1 @@
+"""Rules and dashboard of packaging/observability."""
