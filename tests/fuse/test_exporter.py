@@ -1,21 +1,16 @@
 """The exporter on real mounts: what it tells, of whom, and what it survives."""
 
-import json
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.mounts import TRIMSFS, MountedStore, mounted, trimsfs, unmount, wait_until
+from tests.support.exporters import exporting
+from tests.support.mounts import MountedStore, mounted, trimsfs, unmount, wait_until
 from trimsfs.mountinfo import file_systems
 from trimsfs.options import default_user
 from trimsfs.server.sandbox import identity
@@ -23,59 +18,6 @@ from trimsfs.server.sandbox import identity
 MIB = 1 << 20
 TOKEN = "0123456789abcdef0123456789abcdef"
 UNPRIVILEGED = identity(default_user()).uid
-
-
-class Exporter:
-    """A running exporter, and what it answers."""
-
-    def __init__(self, process: "subprocess.Popen[str]", port: int, token: str | None) -> None:
-        self.process = process
-        self.port = port
-        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-
-    def get(self, path: str) -> str:
-        """The text at a path."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request("GET", path, headers=self._headers)
-            response = connection.getresponse()
-            assert response.status == 200
-            return response.read().decode()
-        finally:
-            connection.close()
-
-    def samples(self, mount: MountedStore) -> dict[str, float]:
-        """The samples of a mount, by name; those with labels of their own as the text has them."""
-        found = {}
-        for family in text_string_to_metric_families(self.get("/metrics")):
-            for sample in family.samples:
-                if sample.labels.pop("mountpoint") == str(mount.path):
-                    found[sample.name + (str(sample.labels) if sample.labels else "")] = sample.value
-        return found
-
-    def status(self, mount: MountedStore) -> dict[str, Any]:
-        """What the status page shows of a mount."""
-        mounts = json.loads(self.get("/api/status"))["mounts"]
-        return next(one for one in mounts if one["mountpoint"] == str(mount.path))
-
-
-@contextmanager
-def exporting(token_file: Path | None = None, listen: str = "127.0.0.1:0") -> Iterator[Exporter]:
-    """An exporter of this host's mounts."""
-    options = ["--token-file", str(token_file)] if token_file is not None else []
-    process = subprocess.Popen(
-        [TRIMSFS, "exporter", "--listen", listen, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r":(\d+)/$", line.strip())
-        token = token_file.read_text() if token_file is not None else None
-        yield Exporter(process, int(found[1]) if found else 0, token)
-    finally:
-        process.terminate()
-        _, said = process.communicate(timeout=30)
-        assert "Traceback" not in said, said
 
 
 @pytest.fixture(scope="module")

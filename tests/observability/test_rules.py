@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.observability.queries import DIRECTORY, metrics, queries
 from tests.services.prometheus import program
 from trimsfs.control.metrics import HELP
 
-DIRECTORY = Path(__file__).parents[2] / "packaging/observability"
 ALERTS = yaml.safe_load((DIRECTORY / "alerts.yml").read_text())["groups"][0]["rules"]
 RECORDING = yaml.safe_load((DIRECTORY / "recording.yml").read_text())["groups"][0]["rules"]
-DASHBOARD = json.loads((DIRECTORY / "dashboard.json").read_text())
 LABELS = 'instance="host:9099",job="trimsfs",mountpoint="/models"'
 
 
@@ -166,11 +165,6 @@ def test_recording_rules(tmp_path: Path) -> None:
     run_promtool(tmp_path, [{"interval": "1m", "input_series": told, "promql_expr_test": expected}])
 
 
-def metrics(expression: str) -> list[str]:
-    """The metrics of trimsfs in an expression."""
-    return re.findall(r"(?<![:\w])(?:trimsfs_\w+|up\b)", expression)
-
-
 def test_what_is_asked_for_is_what_servers_and_the_exporter_tell() -> None:
     known = {"up", "trimsfs_up"}
     for name in HELP.keys() | AGREED:
@@ -180,8 +174,3 @@ def test_what_is_asked_for_is_what_servers_and_the_exporter_tell() -> None:
     asked = {name for expression in expressions for name in metrics(expression)}
     assert len(asked) > 20
     assert asked - known == set()
-
-
-def queries() -> list[str]:
-    """The queries of the dashboard."""
-    return [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]

@@ -66,13 +66,21 @@ class Prometheus:
 
 
 @contextmanager
-def start_prometheus(directory: Path, target: str, rules: list[Path], *, interval: str = "1s") -> Iterator[Prometheus]:
+def start_prometheus(
+    directory: Path, target: str, token: str, rules: list[Path], *, interval: str
+) -> Iterator[Prometheus]:
     """A server for these rules that scrapes an exporter, at ``host:port``."""
     directory.mkdir(exist_ok=True)
     settings = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval, "scrape_timeout": interval},
         "rule_files": [str(file) for file in rules],
-        "scrape_configs": [{"job_name": "trimsfs", "static_configs": [{"targets": [target]}]}],
+        "scrape_configs": [
+            {
+                "job_name": "trimsfs",
+                "static_configs": [{"targets": [target]}],
+                "authorization": {"credentials": token},
+            }
+        ],
     }
     (directory / "prometheus.yml").write_text(json.dumps(settings))
     with reserved_ports() as ports:

@@ -3,7 +3,7 @@
 
 const INTERVAL_MS = 10000;
 const SVG = "http://www.w3.org/2000/svg";
-const HOUR_S = 3600;
+const LEAST_S = 300; // of time on a plot
 
 function element(name, attributes, ...children) {
   const made = document.createElement(name);
@@ -47,14 +47,14 @@ function values(history, at) {
   return history.map((sample) => [sample[0], sample.length > 1 ? sample[at] : null]);
 }
 
-function line(points, end, most, closed) {
+function line(points, { end, span }, most, closed) {
   let path = "";
   let first = null;
   let last = null;
   const close = () => (closed && first !== null ? `L${last} 100L${first} 100Z` : "");
   for (const [time, value] of points) {
-    const x = (100 * (1 - (end - time) / HOUR_S)).toFixed(2);
-    if (value === null || x < 0) { path += close(); first = null; continue; }
+    const x = Math.max(0, 100 * (1 - (end - time) / span)).toFixed(2);
+    if (value === null) { path += close(); first = null; continue; }
     path += `${first === null ? "M" : "L"}${x} ${(97 - 94 * (value / most)).toFixed(2)}`;
     if (first === null) first = x;
     last = x;
@@ -62,26 +62,26 @@ function line(points, end, most, closed) {
   return path + close();
 }
 
-function plot(title, series, shown, end) {
+function plot(title, series, shown, time) {
   const most = Math.max(...series.flatMap(({ points }) => points.map((point) => point[1] || 0)), 1e-9);
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", "0 0 100 100");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `${title}, the last hour, at most ${shown(most)}`);
+  svg.setAttribute("aria-label", `${title}, the last ${age(time.span)}, at most ${shown(most)}`);
   const add = (path, kind) => {
     const made = document.createElementNS(SVG, "path");
     made.setAttribute("d", path);
     made.setAttribute("class", kind);
     svg.append(made);
   };
-  if (series.length === 1) add(line(series[0].points, end, most, true), "fill");
-  series.forEach(({ points }, number) => add(line(points, end, most, false), number ? "two" : "one"));
+  if (series.length === 1) add(line(series[0].points, time, most, true), "fill");
+  series.forEach(({ points }, number) => add(line(points, time, most, false), number ? "two" : "one"));
   const keys = series.length > 1
     ? series.map(({ name }, number) => element("span", { class: `key ${number ? "two" : "one"}` }, ` ${name}`)) : [];
   return element("div", { class: "plot" },
     element("h3", {}, title, ...keys), svg,
-    element("div", { class: "axis" }, element("span", {}, "1 h ago"),
+    element("div", { class: "axis" }, element("span", {}, `${age(time.span)} ago`),
       element("span", {}, `most ${most > 1e-9 ? shown(most) : "0"}`), element("span", {}, "now")));
 }
 
@@ -149,15 +149,16 @@ function card(mount, told) {
         `version ${mount.version || "?"}, replaced ${count(numbers.restarts)} times`)));
   }
   if (history.length > 1) {
+    const time = { end: told.time, span: Math.max(LEAST_S, told.time - history[0][0]) };
     made.append(element("div", { class: "plots" },
-      plot("Fetch rate", [{ points: rates(history, at("fetched")) }], (most) => `${bytes(most)}/s`, told.time),
+      plot("Fetch rate", [{ points: rates(history, at("fetched")) }], (most) => `${bytes(most)}/s`, time),
       plot("Requests to the store", [{ name: "requests", points: rates(history, at("requests")) },
-        { name: "failed attempts", points: rates(history, at("errors")) }], (most) => `${count(most)}/s`, told.time),
+        { name: "failed attempts", points: rates(history, at("errors")) }], (most) => `${count(most)}/s`, time),
       plot("Opens", [{ name: "by the kernel", points: rates(history, at("passthrough")) },
-        { name: "through the server", points: rates(history, at("cached")) }], (most) => `${count(most)}/s`, told.time),
-      plot("Open files", [{ points: values(history, at("open")) }], count, told.time),
+        { name: "through the server", points: rates(history, at("cached")) }], (most) => `${count(most)}/s`, time),
+      plot("Open files", [{ points: values(history, at("open")) }], count, time),
       plot("Cached bytes", [{ name: "disk", points: values(history, at("disk")) },
-        { name: "memory", points: values(history, at("memory")) }], bytes, told.time)));
+        { name: "memory", points: values(history, at("memory")) }], bytes, time)));
   }
   if (!mount.error) {
     made.append(table(mount, told.whole, mount.models.some((model) => model.gpu)));

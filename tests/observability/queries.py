@@ -1,0 +1,18 @@
+"""The rules and the dashboard of packaging/observability, and what they ask for."""
+
+import json
+import re
+from pathlib import Path
+
+DIRECTORY = Path(__file__).parents[2] / "packaging/observability"
+
+
+def queries() -> list[str]:
+    """The queries of the dashboard."""
+    panels = json.loads((DIRECTORY / "dashboard.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
+def metrics(expression: str) -> list[str]:
+    """The metrics in an expression that servers and the exporter tell, not those of recording rules."""
+    return re.findall(r"(?<![:\w])(?:trimsfs_\w+|up)\b(?!:)", expression)
