@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mountctl.keeper.control_socket import ask
-from tests.support.mounts import MOUNTCTL, trimsfs, wait_until
+from tests.support.mounts import MOUNTCTL, TRIMSFS, trimsfs, wait_until
 from tests.support.processes import alive
 from tests.support.service_manager import Manager
 from trimsfs.mountinfo import mount_at
@@ -121,3 +121,15 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_the_unit_of_the_exporter(tmp_path: Path) -> None:
+    unit = tmp_path / "trimsfs-exporter.service"
+    text = UNIT.with_name("trimsfs-exporter.service").read_text().replace("User=trimsfs", "User=nobody")
+    unit.write_text(text.replace("/usr/local/bin/trimsfs", TRIMSFS))
+    for command in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=55"]):
+        done = subprocess.run(
+            ["systemd-analyze", *command, unit], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

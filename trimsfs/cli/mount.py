@@ -36,6 +36,8 @@ from trimsfs.text import printable
 from trimsfs.tiers.disk.lock import holder_of
 
 START_TIMEOUT_S = 60.0
+_FOR_EXPORTER = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH")
+"""The variables that an exporter gets: no credentials of a store."""
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/*(.+)")
 """A URL, also with too few or too many slashes."""
 
@@ -197,7 +199,10 @@ def _export(options: MountOptions) -> None:
     directory = platformdirs.user_state_path("trimsfs") if os.geteuid() else Path("/var/log/trimsfs")
     try:
         with _open_log(directory / "exporter.log") as log_file:
-            done = subprocess.run(command, stdout=log_file, stderr=subprocess.PIPE, text=True, check=False, cwd="/")
+            inherited = {name: os.environ[name] for name in _FOR_EXPORTER if name in os.environ}
+            done = subprocess.run(
+                command, stdout=log_file, stderr=subprocess.PIPE, env=inherited, text=True, check=False, cwd="/"
+            )
         problem = done.stderr.strip().removeprefix("trimsfs: ")
     except CacheUnusableError as error:
         problem = str(error)
