@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -211,8 +212,8 @@ def test_models_are_shown_by_use_with_who_has_them_open() -> None:
     files = [model(f"model-{number}/weights", uses=number) for number in range(2 * MOST_MODELS)]
     files += [model("open/a", uses=0, handles=1), model("open/b", uses=0)]
     user = {"pid": 7, "program": "python", "container": None, "paths": ["/in/container/open/b", "/x/.trims/metrics"]}
-    result = {"mountpoint": "/m", "store": "s", "error": None, "hidden": False} | {
-        "answers": {"models": json.dumps({"models": files}), "users": [user], "control": "nonsense"}
+    result: dict[str, Any] = {"mountpoint": "/m", "store": "s", "error": None, "hidden": False} | {
+        "answers": {"models": json.dumps({"models": files}), "users": [user]}
     }
     [told] = json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"]
 
@@ -220,7 +221,10 @@ def test_models_are_shown_by_use_with_who_has_them_open() -> None:
     assert (len(told["models"]), told["more_models"]) == (MOST_MODELS, MOST_MODELS + 1)
     assert told["models"][0]["users"] == [{"pid": 7, "program": "python", "container": None}]
     assert told["models"][0] | {"files": 2, "size": 20, "disk": 20, "memory": 10} == told["models"][0]
-    result["answers"] = {"models": '{"models": [{"path": 1}]}'}
+    result["answers"] = {"control": json.dumps({"waits": [{"thread": os.getpid(), "path": HOSTILE, "seconds": 2}]})}
+    [told] = json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"]
+    assert [(wait["path"], wait["seconds"]) for wait in told["waits"]] == [(HOSTILE, 2)]
+    result["answers"] = {"models": '{"models": [{"path": 1}]}', "control": "nonsense"}
     assert json.loads(status([(result, parsed(TEXT))], History(), whole=True))["mounts"][0]["models"] == []
 
 

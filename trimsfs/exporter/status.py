@@ -8,6 +8,7 @@ from typing import Any
 from trimsfs import __version__
 from trimsfs.exporter.exposition import Families, total
 from trimsfs.exporter.history import PLOTTED, History
+from trimsfs.processes import title_of
 
 MOST_MODELS = 200
 """How many models of a mount are listed: those that are open, and then those with the most uses."""
@@ -44,8 +45,9 @@ def _mount(result: dict[str, Any], families: Families | None, history: History) 
     control = _json(answers.get("control"))
     try:
         models = _models(_json(answers.get("models")).get("models") or [], answers.get("users") or [])
-    except (AttributeError, KeyError, TypeError):
-        models = {"models": [], "more_models": 0}  # a server that tells nonsense
+        waits = _waits(control.get("waits") or [])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        models, waits = {"models": [], "more_models": 0}, []  # a server that tells nonsense
     numbers = {name: total(families, metric) for name, metric in NUMBERS.items()} if families is not None else {}
     return {
         "mountpoint": result["mountpoint"],
@@ -56,9 +58,19 @@ def _mount(result: dict[str, Any], families: Families | None, history: History) 
         "started": control.get("started"),
         "problems": [control[name] for name in PROBLEMS if control.get(name)],
         "numbers": numbers,
+        "waits": waits,
         **models,
         "history": history.of(result["mountpoint"]),
     }
+
+
+def _waits(waits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Which programs wait for which paths, the longest first."""
+    longest = sorted(waits, key=lambda wait: -float(wait["seconds"]))[:MOST_USERS]
+    return [
+        {"program": title_of(int(wait["thread"])), "path": str(wait["path"]), "seconds": float(wait["seconds"])}
+        for wait in longest
+    ]
 
 
 def _json(text: str | None) -> dict[str, Any]:
@@ -71,10 +83,10 @@ def _json(text: str | None) -> dict[str, Any]:
 
 
 def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[str, Any]:
-    """The models of a mount by use: directories that hold files, and files at its root."""
+    """The models of a mount by use, as `trimsfs ls` has them: directories at its top, and files there."""
     models: dict[str, dict[str, Any]] = {}
     for file in files:
-        name = _model_of(file["path"])
+        name = file["path"].partition("/")[0]
         empty = {"model": name, "files": 0, "size": 0, "disk": 0, "memory": 0, "gpu": 0, "open": 0, "uses": 0}
         model = models.setdefault(name, empty | {"pinned": False, "last_used": 0, "users": []})
         model["files"] += 1
@@ -87,7 +99,7 @@ def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[st
         model["pinned"] |= file["pinned"]
         model["last_used"] = max(model["last_used"], file["last_used"] or 0)
     shown = sorted(models.values(), key=lambda model: (-model["open"], -model["uses"], model["model"]))[:MOST_MODELS]
-    by_path = {file["path"]: _model_of(file["path"]) for file in files} if users else {}
+    by_path = {file["path"]: file["path"].partition("/")[0] for file in files} if users else {}
     for user in users:
         for name in {found for path in user["paths"] if (found := _model_at(path, by_path)) is not None}:
             models[name]["users"].append(
@@ -97,12 +109,6 @@ def _models(files: list[dict[str, Any]], users: list[dict[str, Any]]) -> dict[st
         model["others"] = max(0, len(model["users"]) - MOST_USERS)
         model["users"] = model["users"][:MOST_USERS]
     return {"models": shown, "more_models": len(models) - len(shown)}
-
-
-def _model_of(path: str) -> str:
-    """The model that a file belongs to, as in the label ``model`` of metrics; what was derived from one is its part."""
-    directory = path.partition("/.trims/")[0] if "/.trims/" in path else path.rpartition("/")[0]
-    return directory or path
 
 
 def _model_at(path: str, models: dict[str, str]) -> str | None:

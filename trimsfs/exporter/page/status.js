@@ -160,6 +160,9 @@ function card(mount, told) {
       plot("Cached bytes", [{ name: "disk", points: values(history, at("disk")) },
         { name: "memory", points: values(history, at("memory")) }], bytes, time)));
   }
+  for (const wait of mount.waits) {
+    made.append(element("p", { class: "soft" }, `${wait.program} waits for ${wait.path}, ${age(wait.seconds)} by now`));
+  }
   if (!mount.error) {
     made.append(table(mount, told.whole, mount.models.some((model) => model.gpu)));
     if (mount.more_models) made.append(element("p", { class: "soft" }, `and ${mount.more_models} more models`));
