@@ -32,6 +32,7 @@ from tests.support.exporters import Exporter, exporting
 from tests.support.mounts import MOUNTCTL, MountedStore, mounted, trimsfs, wait_until
 from tests.support.parts import blob_files, flip_byte
 from tests.support.signing import new_key, pem
+from trimsfs.control.metrics import HELP
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
@@ -237,6 +238,18 @@ def test_copies_that_wait_for_their_comparison(host: Host) -> None:
     path = host.bucket.path / host.upload(40 * MIB)
     with host.alert("TrimsfsNotCompared", host.bucket):
         path.read_bytes()
+
+
+@pytest.mark.skipif("files_open_seconds" not in HELP, reason="servers of this version have no histograms")
+def test_cold_opens_that_wait_for_long(host: Host, tmp_path: Path) -> None:
+    options = ("--cold-open", "wait", "--stall-timeout", "6", "--retry-deadline", "60", "--prefetch", "off")
+    with mounted(f"s3://{BUCKET}", tmp_path, *options, environment=host.store.environment()) as mount:
+        wait_until(lambda: bool(host.prometheus.query(_sample("trimsfs_up", mount))), 60)
+        name = host.upload(3 * MIB)
+        with host.alert("TrimsfsColdOpensSlow", mount):
+            host.store.inject(Plan(faults=("stall",), first=2, only=name))
+            (mount.path / name).open("rb").close()
+            host.store.heal()
 
 
 def test_a_model_that_is_not_signed(host: Host, tmp_path: Path, store_directory: Path) -> None:
