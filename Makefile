@@ -29,6 +29,7 @@ DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
 APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph-osd crun fio fish man-db mandoc \
 	openssl podman radosgw runc tmux xfsprogs zsh
+APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.
@@ -36,7 +37,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean apt-main apt-test apt-engines apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean apt-main apt-test apt-all apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -46,7 +47,7 @@ test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
 
-test-all: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint
+test-all: apt-test apt-all $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
 reliability: apt-test $(MAIN)/ready-dev
@@ -105,6 +106,9 @@ apt-main:
 
 apt-test: apt-main
 	$(if $(call missing,$(APT_TEST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_TEST)))
+
+apt-all: apt-main
+	$(if $(call missing,$(APT_ALL)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_ALL)))
 
 apt-engines: apt-main
 	$(if $(shell command -v npm),,$(APT_GET) update && $(APT_GET) install -y --no-install-recommends npm)
