@@ -48,6 +48,7 @@ names = (f"model-{number}/weights" for number in itertools.count())
 class Host:
     """A mount of a bucket and one of a directory, with an exporter and a Prometheus."""
 
+    server: S3Server
     store: FaultyS3
     bucket: MountedStore
     directory: MountedStore
@@ -63,7 +64,7 @@ class Host:
     def upload(self, size: int) -> str:
         """Upload a model; its path on the mount of the bucket."""
         name = next(names)
-        with contextlib.closing(self.store.client()) as client:
+        with contextlib.closing(self.server.client()) as client:
             client.put_object(Bucket=BUCKET, Key=name, Body=random.Random(name).randbytes(size))
         return name
 
@@ -123,10 +124,17 @@ def host(tmp_path_factory: pytest.TempPathFactory, moto: S3Server) -> Iterator[H
             start_prometheus(directory / "prometheus", listen, TOKEN, rules, interval="2s")
         )
         exporter = stack.enter_context(ExitStack())
-        found = Host(store, bucket, files, prometheus, listen, token_file, exporter)
+        found = Host(moto, store, bucket, files, prometheus, listen, token_file, exporter)
         found.start_exporter()
         wait_until(lambda: len(prometheus.query("trimsfs_up == 1")) >= 2, timeout_s=60)
         yield found
+
+
+@pytest.fixture(autouse=True)
+def heals(host: Host) -> Iterator[None]:
+    """A test that fails leaves no fault to the next."""
+    yield
+    host.store.heal()
 
 
 def test_an_exporter_that_is_stopped(host: Host) -> None:
