@@ -40,6 +40,8 @@ MIB = 1 << 20
 BUCKET = "alerts"
 TOKEN = "0123456789abcdef0123456789abcdef"
 SHORTER = {"[5m]": "[20s]", "[10m]": "[20s]", "[15m]": "[60s]", "[1h]": "[20s]"}
+FEW, OPEN = 1600, 1340
+"""Descriptors that a server may have, and files to open: it keeps 256 for other purposes."""
 OUTAGE = Plan(faults=("reset",))
 names = (f"model-{number}/weights" for number in itertools.count())
 
@@ -188,14 +190,20 @@ def test_a_store_that_throttles(host: Host) -> None:
         host.store.heal()
 
 
-def test_a_server_with_few_descriptors(host: Host) -> None:
-    server = host.directory.control()["server_pid"]
-    soft, hard = resource.prlimit(server, resource.RLIMIT_NOFILE)
-    with host.alert("TrimsfsDescriptorsNearLimit", host.directory, stops=False):
-        few = int(host.directory.metrics()["trimsfs_server_open_descriptors"] * 1.2)
-        resource.prlimit(server, resource.RLIMIT_NOFILE, (few, hard))
-    resource.prlimit(server, resource.RLIMIT_NOFILE, (soft, hard))
-    host.sees("TrimsfsDescriptorsNearLimit", host.directory, fires=False)
+def test_a_server_with_few_descriptors(host: Host, tmp_path: Path, store_directory: Path) -> None:
+    """What the kernel reads by itself takes none."""
+    for number in range(OPEN):
+        (store_directory / f"weights-{number}").write_bytes(b"x")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limits = ("prlimit", f"--nofile={FEW}:{FEW}")
+    options = ("--no-passthrough", "--prefetch", "off")
+    with mounted(store_directory, tmp_path, *options, before=limits) as mount:
+        with host.alert("TrimsfsDescriptorsNearLimit", mount, stops=False), ExitStack() as held:
+            for number in range(OPEN):
+                held.enter_context((mount.path / f"weights-{number}").open("rb"))
+            host.sees("TrimsfsDescriptorsNearLimit", mount, fires=True)
+        host.sees("TrimsfsDescriptorsNearLimit", mount, fires=False)
 
 
 def test_a_model_that_does_not_fit_in_the_cache(host: Host) -> None:
