@@ -173,7 +173,8 @@ function card(mount, told) {
 async function refresh() {
   const state = document.getElementById("state");
   try {
-    const answer = await fetch("api/status", { cache: "no-store" });
+    // Of the address without a user and a password, which fetch refuses.
+    const answer = await fetch(new URL("api/status", location.origin + location.pathname), { cache: "no-store" });
     if (!answer.ok) throw new Error(`${answer.status} ${(await answer.text()).trim()}`);
     const told = await answer.json();
     document.getElementById("mounts").replaceChildren(...told.mounts.map((mount) => card(mount, told)));
