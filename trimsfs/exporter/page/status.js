@@ -78,7 +78,7 @@ function plot(title, series, shown, time) {
   if (series.length === 1) add(line(series[0].points, time, most, true), "fill");
   series.forEach(({ points }, number) => add(line(points, time, most, false), number ? "two" : "one"));
   const keys = series.length > 1
-    ? series.map(({ name }, number) => element("span", { class: `key ${number ? "two" : "one"}` }, ` ${name}`)) : [];
+    ? series.map(({ name }, number) => element("span", { class: `key ${number ? "two" : "one"}` }, name)) : [];
   return element("div", { class: "plot" },
     element("h3", {}, title, ...keys), svg,
     element("div", { class: "axis" }, element("span", {}, `${age(time.span)} ago`),
@@ -152,10 +152,10 @@ function card(mount, told) {
     const time = { end: told.time, span: Math.max(LEAST_S, told.time - history[0][0]) };
     made.append(element("div", { class: "plots" },
       plot("Fetch rate", [{ points: rates(history, at("fetched")) }], (most) => `${bytes(most)}/s`, time),
-      plot("Requests to the store", [{ name: "requests", points: rates(history, at("requests")) },
-        { name: "failed attempts", points: rates(history, at("errors")) }], (most) => `${count(most)}/s`, time),
-      plot("Opens", [{ name: "by the kernel", points: rates(history, at("passthrough")) },
-        { name: "through the server", points: rates(history, at("cached")) }], (most) => `${count(most)}/s`, time),
+      plot("Store requests", [{ name: "all", points: rates(history, at("requests")) },
+        { name: "failed", points: rates(history, at("errors")) }], (most) => `${count(most)}/s`, time),
+      plot("Opens", [{ name: "kernel", points: rates(history, at("passthrough")) },
+        { name: "server", points: rates(history, at("cached")) }], (most) => `${count(most)}/s`, time),
       plot("Open files", [{ points: values(history, at("open")) }], count, time),
       plot("Cached bytes", [{ name: "disk", points: values(history, at("disk")) },
         { name: "memory", points: values(history, at("memory")) }], bytes, time)));
