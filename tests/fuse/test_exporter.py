@@ -70,6 +70,7 @@ def test_everybody_gets_what_everybody_may_see(mount: MountedStore) -> None:
             told = facts(pid)
             assert set(told["Uid"].split()) == {str(UNPRIVILEGED)}
             assert (int(told["CapEff"], 16), int(told["CapPrm"], 16), told["NoNewPrivs"]) == (0, 0, "1")
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
 
 
 def test_who_has_the_token_gets_tenants_and_who_has_models_open(mount: MountedStore, token_file: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_server_that_is_killed_leaves_no_gap(mount: MountedStore) -> None:
 
 def test_a_server_that_hangs_is_down_and_keeps_no_other_waiting(mount: MountedStore, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    with mounted(tmp_path / "store", tmp_path / "other") as other, exporting() as exporter:
+    with mounted(tmp_path / "store", tmp_path / "other") as other, exporting(timeout_s=1) as exporter:
         assert exporter.samples(other)["trimsfs_up"] == 1
         hanging = other.control()["server_pid"]
         os.kill(hanging, signal.SIGSTOP)
@@ -172,7 +173,7 @@ def test_a_mount_goes_on_without_an_exporter(tmp_path: Path) -> None:
     done = trimsfs("mount", tmp_path / "store", mountpoint, "--metrics-listen", f"unix:{tmp_path}/taken")
     try:
         assert done.returncode == 0
-        warning = "another program listens there: end it, or choose another address"
+        warning = "this file is no socket: choose another address"
         assert done.stderr == f"trimsfs: warning: no metrics over HTTP: --listen unix:{tmp_path}/taken: {warning}\n"
     finally:
         unmount(mountpoint)
@@ -183,7 +184,7 @@ def test_a_mount_goes_on_without_an_exporter(tmp_path: Path) -> None:
     [
         (["--listen", "0.0.0.0:9099"], "option --listen 0.0.0.0:9099: other hosts reach that: set --token-file FILE"),
         (["--listen", "nonsense"], "option --listen nonsense: is not an address such as 127.0.0.1:9099"),
-        (["--listen", "unix:/dev/null"], "--listen unix:/dev/null: another program listens there"),
+        (["--listen", "unix:/dev/null"], "--listen unix:/dev/null: this file is no socket: choose another address"),
         (["--listen", "192.0.2.1:9099", "--token-file", "TOKEN"], "--listen 192.0.2.1:9099: Cannot assign requested"),
         (["--token-file", "/absent"], "option --token-file /absent: No such file or directory"),
     ],

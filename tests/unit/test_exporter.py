@@ -303,7 +303,7 @@ def test_a_unix_socket_and_one_that_is_left_over(tmp_path: Path, served: Callabl
     assert listen(address, shared=True) is None
     assert server.asked_to_stay > stayed
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ConfigurationError, match="another program"):
+    with pytest.raises(ConfigurationError, match="this file is no socket: choose another address"):
         listen(ListenAddress(path=tmp_path / "file"))
     with pytest.raises(ConfigurationError, match="No such file or directory: create its directory"):
         listen(ListenAddress(path=tmp_path / "absent/b/c"))

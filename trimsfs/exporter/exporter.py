@@ -106,15 +106,17 @@ def _place(address: ListenAddress) -> str | tuple[str, int]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Remove the socket that an exporter has left which has ended, and make the directory of root's."""
+    """Remove the socket that an exporter has left which has ended, and make the directory of root's. Raises ConfigurationError."""
     if os.geteuid() == 0:
         path.parent.mkdir(mode=0o755, exist_ok=True)
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
         return
+    if not is_socket:
+        raise ConfigurationError(f"--listen unix:{path}: this file is no socket: choose another address")
     with socket.socket(socket.AF_UNIX) as probe:
-        if is_socket and probe.connect_ex(str(path)) != 0:
+        if probe.connect_ex(str(path)) != 0:
             path.unlink()
 
 
@@ -156,7 +158,7 @@ def run(listener: socket.socket, token: str | None, *, timeout_s: float, while_m
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        _sample(mounts, server, while_mounted=while_mounted)
+        _sample(mounts, server, ours, while_mounted=while_mounted)
     except ScraperGoneError:
         log.error("the scraper has ended, and the exporter with it: start it again")
         sys.exit(1)
@@ -188,9 +190,10 @@ def _scrape(
         os._exit(0)
 
 
-def _sample(mounts: Mounts, server: WebServer, *, while_mounted: bool) -> None:
-    """Take samples for the plots. Returns when the exporter is not needed any more."""
+def _sample(mounts: Mounts, server: WebServer, scraper: Connection, *, while_mounted: bool) -> None:
+    """Take samples for the plots. Returns when the exporter is not needed any more. Raises ScraperGoneError."""
     changes = select.poll()
+    changes.register(scraper, 0)  # its end is told in any case
     with Path("/proc/self/mountinfo").open() as table:
         changes.register(table, select.POLLERR | select.POLLPRI)
         patience_s, sampled, mounted = START_S, 0.0, time.monotonic()
@@ -205,4 +208,6 @@ def _sample(mounts: Mounts, server: WebServer, *, while_mounted: bool) -> None:
                 server.shutdown()
                 return
             left_s = INTERVAL_S if mounted == now else 1.0
-            changes.poll(1000 * min(left_s, max(0.1, sampled + INTERVAL_S - now)))
+            told = changes.poll(1000 * min(left_s, max(0.1, sampled + INTERVAL_S - now)))
+            if any(descriptor == scraper.fileno() for descriptor, _ in told):
+                raise ScraperGoneError
