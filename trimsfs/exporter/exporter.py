@@ -106,7 +106,10 @@ def _place(address: ListenAddress) -> str | tuple[str, int]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Remove the socket that an exporter has left which has ended, and make the directory of root's. Raises ConfigurationError."""
+    """Remove the socket that an exporter has left which has ended, and make the directory of root's.
+
+    Raises ConfigurationError for another file.
+    """
     if os.geteuid() == 0:
         path.parent.mkdir(mode=0o755, exist_ok=True)
     try:
