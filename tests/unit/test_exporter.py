@@ -21,7 +21,7 @@ from trimsfs.exporter.exporter import listen, read_token
 from trimsfs.exporter.exposition import merged, parsed, total
 from trimsfs.exporter.history import INTERVAL_S, MOST_MOUNTS, SAMPLES, History
 from trimsfs.exporter.mounts import Mounts
-from trimsfs.exporter.scraper import Scraper, scrape_forever
+from trimsfs.exporter.scraper import LONGEST, Scraper, scrape_forever
 from trimsfs.exporter.status import MOST_MODELS, status
 from trimsfs.exporter.web import MOST_REQUESTS, WebServer
 from trimsfs.listen_address import ListenAddress
@@ -169,6 +169,16 @@ def test_a_mount_that_lets_nobody_in_is_told_apart_from_one_that_fails(tmp_path:
 
     assert (hidden["error"], hidden["hidden"]) == ("Permission denied", True)
     assert gone["hidden"] is (gone["error"] == "Permission denied")
+
+
+def test_what_a_mount_tells_without_end_is_not_listened_to(tmp_path: Path) -> None:
+    long, endless = stand_in(tmp_path, "long", "x" * (LONGEST["metrics"] + 1)), stand_in(tmp_path, "endless", number=2)
+    (endless.mountpoint / ".trims/models").unlink()
+    (endless.mountpoint / ".trims/models").symlink_to("/dev/zero")
+    found = {one["store"]: one for one in Scraper(30, lambda: [long, endless]).ask(["metrics", "models"])}
+
+    assert (found["long"]["error"], found["endless"]["error"]) == ("what it tells is too long", None)
+    assert "models" not in found["endless"]["answers"]
 
 
 def test_what_a_hostile_server_tells_stays_its_own(tmp_path: Path) -> None:

@@ -21,11 +21,14 @@ from trimsfs.processes import container_of, end_with_parent, open_paths, title_o
 
 ANSWER_TIMEOUT_S = 5.0
 """How long mounts have for their answers: half of what Prometheus waits for a scrape."""
-MOST_BYTES = 16 << 20
-"""Most bytes of one mount's answer."""
+LONGEST = {"metrics": 2 << 20, "control": 1 << 20, "models": 32 << 20}
+"""Most bytes of each control file, some ten times what a mount with 100 models and 10,000 files tells."""
+MOST_BYTES = 128 << 20
+"""Most bytes of one mount's answers as JSON."""
 QUESTIONS = {b"metrics": ("metrics",), b"status": ("metrics", "control", "models")}
 """What can be asked, and the control files that answer it."""
 _LONGEST_QUESTION = 16
+TOO_LONG = "what it tells is too long"
 
 
 def scrape_forever(connection: Connection, scraper: "Scraper") -> None:
@@ -77,8 +80,10 @@ class Scraper:
             for receiver in select.select(list(asked), [], [], left)[0]:
                 piece = os.read(receiver, 1 << 16)
                 asked[receiver].said += piece
-                if not piece or len(asked[receiver].said) > MOST_BYTES:
+                if not piece:
                     found.append(self._end(receiver, asked.pop(receiver)))
+                elif len(asked[receiver].said) > MOST_BYTES:
+                    found.append(self._end(receiver, asked.pop(receiver), TOO_LONG))
         for receiver, each in asked.items():
             found.append(self._end(receiver, each, f"did not answer in {self._timeout_s:g} s"))
         return sorted(found, key=lambda result: str(result["mountpoint"]))
@@ -111,7 +116,7 @@ def _result(mount: Mount, said: bytes, late: str | None) -> dict[str, Any]:
             problem, hidden = answer
         else:
             answers[name] = answer
-    error = None if "metrics" in answers else problem or "its answer is too long"
+    error = None if "metrics" in answers else problem or TOO_LONG
     return {
         "mountpoint": str(mount.mountpoint),
         "store": mount.source,
@@ -129,7 +134,9 @@ def _answer(mount: Mount, names: Sequence[str], sender: int) -> None:
             try:
                 for name in names:
                     with (mount.mountpoint / ".trims" / name).open("rb") as file:
-                        _say(pipe.fileno(), name, file.read(MOST_BYTES).decode(errors="replace"))
+                        text = file.read(LONGEST[name] + 1)
+                    if len(text) <= LONGEST[name]:
+                        _say(pipe.fileno(), name, text.decode(errors="replace"))
                 if "models" in names and os.geteuid() == 0:
                     _say(pipe.fileno(), "users", _users(mount.device))
             except OSError as error:
