@@ -21,7 +21,7 @@ MIB = 1 << 20
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 MODELS = {"llama-3-8b": 24, "resnet50": 9, "whisper-large": 12, "bert-base": 5, "qwen-0.5b": 7, HOSTILE: 1}
 PATIENCE_MS = 8000
-SIZES = {"desktop": "1280,960", "phone": "500,1500"}
+SIZES = {"desktop": "1280,680", "phone": "500,1500"}
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ function plot(title, series, shown, time) {
   return element("div", { class: "plot" },
     element("h3", {}, title, ...keys), svg,
     element("div", { class: "axis" }, element("span", {}, `${age(time.span)} ago`),
-      element("span", {}, `most ${most > 1e-9 ? shown(most) : "0"}`), element("span", {}, "now")));
+      element("span", {}, `max ${most > 1e-9 ? shown(most) : "0"}`), element("span", {}, "now")));
 }
 
 function number(label, value, note) {
