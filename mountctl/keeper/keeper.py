@@ -214,8 +214,8 @@ class Keeper:
         if self._standby is not None:
             self._dispatcher.add(self._standby)
         self._restart_policy.standby_promoted()
-        held, restarts = self._connection.for_server(), self._restart_policy.restarts
-        server.promote(held, unclaimed=self._unclaimed, restarts=restarts, for_forked=channel)
+        held = self._connection.for_server()
+        server.promote(held, self._restart_policy, unclaimed=self._unclaimed, for_forked=channel)
 
     def _on_message(self, server: ServerProcess, message: protocol.Message, descriptors: list[int]) -> None:
         connection = self._connection

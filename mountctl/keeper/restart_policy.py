@@ -21,6 +21,8 @@ class RestartPolicy:
         self.last_end: str | None = None
         self.last_end_at: float | None = None
         """How the last server ended that was not replaced on purpose, and when, in seconds since the epoch."""
+        self.vacant_since: float | None = None
+        """When the last server that has served ended, for whatever reason."""
         self._crashes = self._failed_standbys = 0
         self._not_before = 0.0
 
@@ -40,15 +42,19 @@ class RestartPolicy:
 
     def replaced(self) -> None:
         """Count a server that an operator has replaced."""
-        self.restarts += 1
+        self._vacant()
 
     def ended(self, reason: str, ready_at: float | None) -> None:
         """Count a server that has ended by itself. It was ready since *ready_at*; None if it never was."""
-        self.restarts += 1
+        self._vacant()
         self.last_end, self.last_end_at = reason, time.time()
         lived_s = 0.0 if ready_at is None else time.monotonic() - ready_at
         self._crashes = self._crashes + 1 if lived_s < STABLE_S else 0
         self._back_off(self._crashes - IMMEDIATE_RESTARTS)
+
+    def _vacant(self) -> None:
+        self.restarts += 1
+        self.vacant_since = time.monotonic()
 
     def standby_failed(self, reason: str, *, alone: bool) -> None:
         """Count a standby that could not start, or ended before it served. *alone*: no server serves meanwhile."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from mountctl.keeper import protocol
 from mountctl.keeper.connection import memory_of
+from mountctl.keeper.restart_policy import RestartPolicy
 
 STRAY_TIMEOUT_S = 0.5
 ENVIRONMENT = "environment"
@@ -99,12 +100,17 @@ class ServerProcess:
         return self._process.pid
 
     def promote(
-        self, held: dict[str, int], *, unclaimed: list[int], restarts: int, for_forked: socket.socket | None = None
+        self,
+        held: dict[str, int],
+        before: RestartPolicy,
+        *,
+        unclaimed: list[int],
+        for_forked: socket.socket | None = None,
     ) -> None:
         """Promote the standby: it gets the descriptors of the mount, by name, and serves.
 
-        *unclaimed* are backing ids that the previous server may have died before receiving, *restarts* counts the
-        servers before. *for_forked* is an end of a channel, for the server that it forks; this closes it.
+        *unclaimed* are backing ids that the previous server may have died before receiving, *before* tells how many
+        servers there were. *for_forked* is an end of a channel, for the server that it forks; this closes it.
         """
         self.standing_by = False
         self.heard_at = time.monotonic()
@@ -114,7 +120,8 @@ class ServerProcess:
             "unclaimed": unclaimed[-1] if unclaimed else None,  # for servers of earlier versions
             "all_unclaimed": unclaimed,
             "backing_limit": protocol.BACKING_LIMIT,
-            "restarts": restarts,
+            "restarts": before.restarts,
+            "vacant_since": before.vacant_since,
         }
         self.send(promotion, list(held.values()))
         if for_forked is not None:

@@ -60,7 +60,7 @@ def test_control_directory_can_be_reached_but_is_not_listed(own_model: OwnDirect
     mount = own_model.mount
     assert ".trims" not in os.listdir(mount.path)
     assert ".trims" not in os.listdir(own_model.path / "resnet50")
-    assert set(os.listdir(mount.path / ".trims")) == {"control", "gpu", "metrics", "models"}
+    assert set(os.listdir(mount.path / ".trims")) == {"control", "gpu", "metrics", "models", "traces"}
     assert "info" in os.listdir(own_model.path / "resnet50/.trims/params")
     assert mount.info(f"{own_model.path.name}/resnet50/params")["size"] == 17 * MIB
     with pytest.raises(FileNotFoundError):

@@ -24,6 +24,8 @@ from trimsfs.fetch.fetcher import Fetcher
 from trimsfs.fetch.speed import StoreSpeed, max_requests
 from trimsfs.ranges import chunk_span
 from trimsfs.stores.retrying import Retrying
+from trimsfs.telemetry.model_counters import ModelCounters
+from trimsfs.telemetry.trace import Spent
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.budget import DiskLimits
 from trimsfs.tiers.disk.events import TierEvents
@@ -184,7 +186,13 @@ class InLoop(ThreadCopier):
     """Tells of what has come in the event loop, as one that works in another process does."""
 
     async def fetch(
-        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
+        self,
+        generation: Generation,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        *,
+        spent: Spent | None = None,
     ) -> str | None:
         loop = trio.lowlevel.current_trio_token()
 
@@ -197,7 +205,8 @@ class InLoop(ThreadCopier):
 
             return tell
 
-        return await super().fetch(generation, extent, told(landed), None if arrived is None else told(arrived))
+        wanted = None if arrived is None else told(arrived)
+        return await super().fetch(generation, extent, told(landed), wanted, spent=spent)
 
 
 def copier(store: MemoryStore) -> ThreadCopier:
@@ -226,6 +235,7 @@ def fetcher_of(
         speed,
         memory_limit=memory_limit,
         streaming=store.streaming,
+        models=ModelCounters(),
         completed=nothing,
     )
 

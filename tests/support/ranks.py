@@ -15,6 +15,7 @@ RANKS = {
         {"tiers", "stores"},
         {"client", "handover"},
         {"formats", "concurrency"},
+        {"telemetry"},
         {"options"},
     ],
     "mountctl": [{"commands"}, {"containers", "csi"}, {"keeper"}, {"linux"}],

@@ -27,6 +27,7 @@ REFRESH = "refresh"
 SUBJECT = "subject"
 """Marks the inode of ``.trims/NAME``, to tell it from ``.trims`` itself."""
 CANCEL = "cancel-"
+TRACES = "traces"
 
 
 class Control:
@@ -62,6 +63,7 @@ class Control:
             "metrics": reports.metrics,
             "models": partial(reports.models, ""),
         }
+        self._traces = reports.traces
 
     def names(self, inode: Inode) -> list[str]:
         """The names of the control files in a control directory."""
@@ -74,7 +76,7 @@ class Control:
             return sorted([*looks, REFRESH, *self._commands.names()])
         if inode.control == GPU_DIRECTORY:
             return self.gpu.devices()
-        return sorted(self._root_files) if not inode.path else []
+        return sorted([*self._root_files, TRACES]) if not inode.path else []
 
     def find(self, inode: Inode, name: str) -> tuple[InodeKind, str] | None:
         """Look up a name in a control directory: its kind, and the ``control`` of its inode; None if there is none.
@@ -127,6 +129,8 @@ class Control:
             return Text(await self._tables.table(inode.generation))
         if name == "shared":
             return Text(await self._reports.shared(inode, caller))
+        if name == TRACES:
+            return self._traces(caller)
         return Text(await self._root_files[name](caller))
 
     def _check_may_command(self, inode: Inode, caller: Caller) -> None:

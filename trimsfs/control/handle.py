@@ -1,6 +1,7 @@
 """Handles of open control files."""
 
 import json
+from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -25,6 +26,22 @@ class Text:
 
     def close(self) -> None:
         """Do nothing: the content is complete."""
+
+
+class Lines:
+    """A control file of lines of JSON, each made when a read comes to it."""
+
+    def __init__(self, values: Iterator[object]) -> None:
+        self._values = values
+        self._text = b""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        while len(self._text) < offset + size and (line := next(map(as_json, self._values), None)) is not None:
+            self._text += line
+        return self._text[offset : offset + size]
+
+    def close(self) -> None:
+        """Nothing goes on."""
 
 
 def as_json(value: object) -> bytes:

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+
+from trimsfs.telemetry.histogram import Histogram
+from trimsfs.telemetry.model_counters import Labelled
 
 GAUGES = frozenset(
     {
@@ -33,6 +36,7 @@ GAUGES = frozenset(
         "processes",
         "rate",
         "request_limit",
+        "saved_bytes",
         "started",
         "tenant_used_bytes",
         "to_compare",
@@ -65,6 +69,8 @@ HELP = {
     "files_passthrough_handles": "Open files that the kernel reads without the server.",
     "files_passthrough_opens": "Opens in passthrough mode.",
     "files_cached_opens": "Opens in cached mode.",
+    "files_open_seconds": "Seconds that opens of files have waited, by why.",
+    "files_first_byte_seconds": "Seconds until a program could have the first byte of a file that was not resident.",
     "files_reads": "Reads answered by the server.",
     "files_read_bytes": "Bytes in reads answered by the server.",
     "files_replaced_while_open": "How often the store replaced files of a directory of which files were open.",
@@ -92,6 +98,10 @@ HELP = {
     "integrity_doubtful": "Local copies in quarantine: damaged and not repaired, so reads of them fail.",
     "integrity_to_compare": "Local copies still to be compared with the store's digest.",
     "keeper_connected": "1 while the keeper runs, 0 once it has ended: run `mountctl recover`.",
+    "integrity_comparison_seconds": "Seconds that comparisons of local copies with the store's digests took.",
+    "model_fetched_bytes": "Bytes that came from the store, of each model.",
+    "model_opens": "Opens of files of each model, by the tier that had the file.",
+    "model_saved_bytes": "Bytes of each model that programs would have in memory in addition if each had a copy.",
     "names_inodes": "Files and directories that the kernel knows.",
     "names_directories": "Directories whose listings are known.",
     "names_hidden_keys": "Hidden keys of the store: they cannot be files.",
@@ -114,6 +124,8 @@ HELP = {
     "store_failed_attempts": "Attempts at requests that failed transiently.",
     "store_circuit_open": "1 while the circuit breaker is open: requests fail at once, as the store does not answer.",
     "store_circuit_openings": "How often the circuit breaker opened.",
+    "server_takeover_seconds": "Seconds from the end of the server before until this one answered.",
+    "store_request_seconds": "Seconds that attempts at requests to the store took, by their outcome.",
 }
 """The help texts of the metrics, by component and field."""
 
@@ -123,7 +135,8 @@ Source = Callable[[], Any]
 class _Statistics(Collector):
     """Every field of every component's ``statistics()``, as ``trimsfs_<component>_<field>``.
 
-    A dictionary has one sample per key, in a label named after the field's first word.
+    A dictionary has one sample per key, in a label named after the field's first word. Those of `Labelled` and of
+    `Histogram` name their labels.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -136,16 +149,26 @@ class _Statistics(Collector):
                 value = getattr(statistics, field.name)
                 if value is None:
                     continue
-                family = GaugeMetricFamily if field.name in GAUGES else CounterMetricFamily
-                name = f"{component}_{field.name}"
-                if isinstance(value, dict):
-                    label, _, _ = field.name.partition("_")
-                    labelled = family(f"trimsfs_{name}", HELP[name], labels=[label])
-                    for which, number in value.items():
-                        labelled.add_metric([which.rstrip("/")], number)
-                    yield labelled
-                else:
-                    yield family(f"trimsfs_{name}", HELP[name], value=value)
+                yield _metric(f"{component}_{field.name}", value, gauge=field.name in GAUGES)
+
+
+def _metric(name: str, value: Any, *, gauge: bool) -> Metric:
+    full, told = f"trimsfs_{name}", HELP[name]
+    if isinstance(value, Histogram):
+        histogram = HistogramMetricFamily(full, told, labels=[value.label] if value.label is not None else [])
+        for which, buckets, total in value.buckets():
+            histogram.add_metric([which] if value.label is not None else [], buckets, total)
+        return histogram
+    family = GaugeMetricFamily if gauge else CounterMetricFamily
+    if isinstance(value, dict):
+        label, _, _ = name.partition("_")[2].partition("_")
+        value = Labelled((label,), {(which.rstrip("/"),): number for which, number in value.items()})
+    if isinstance(value, Labelled):
+        labelled = family(full, told, labels=value.labels)
+        for values, number in value.values.items():
+            labelled.add_metric(values, number)
+        return labelled
+    return family(full, told, value=value)
 
 
 def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:

@@ -1,18 +1,19 @@
 """Reports: the contents of control files on models, jobs, GPU copies, the mount and its metrics."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 from trimsfs.control.authorisation import Authorisation, Caller
-from trimsfs.control.handle import as_json
+from trimsfs.control.handle import ControlHandle, Lines, as_json
 from trimsfs.control.inventory import Inventory
 from trimsfs.control.jobs import Jobs
-from trimsfs.errors import StoreAccessError
+from trimsfs.errors import NotPermittedError, StoreAccessError
 from trimsfs.gpu.interface import GpuInterface
 from trimsfs.namespace.inodes import Inode
 from trimsfs.namespace.listing import Entry
 from trimsfs.opening.passthrough import Passthrough
+from trimsfs.telemetry.trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.residency import Residency
@@ -23,7 +24,8 @@ from trimsfs.types import Generation
 class Reports:
     """Makes the contents of control files. Callers learn only of files that they may read.
 
-    *facts* returns facts about the mount, *metrics* renders all statistics. *links* and *entries* are of `Namespace`.
+    *facts* returns facts about the mount, *metrics* renders all statistics. *links* and *entries* are of `Namespace`,
+    *traces* of `Tracer`.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Reports:
         facts: Callable[[], dict[str, object]],
         links: Callable[[], Iterable[Generation]],
         entries: Callable[[str], Awaitable[Mapping[bytes, Entry]]],
+        traces: Callable[[], Iterator[OpenTrace]],
     ) -> None:
         self._disk = disk
         self._passthrough = passthrough
@@ -50,6 +53,7 @@ class Reports:
         self._facts = facts
         self._links = links
         self._entries = entries
+        self._traces = traces
 
     async def info(self, inode: Inode, caller: Caller) -> bytes:
         """What is cached of a file, or of each file below a directory."""
@@ -119,11 +123,18 @@ class Reports:
         return same_tenant and self._passthrough.ready(blob) and self._authorisation.may_read(key, caller)
 
     async def metrics(self, caller: Caller) -> bytes:
-        """All statistics as Prometheus text; those of tenants only for callers who may command."""
+        """All statistics as Prometheus text; those of tenants and models only for callers who may command."""
         text = self._render_metrics()
         if not self._authorisation.may_command(caller):
-            text = b"".join(line for line in text.splitlines(keepends=True) if b'{tenant="' not in line)
+            lines = text.splitlines(keepends=True)
+            text = b"".join(line for line in lines if b'{tenant="' not in line and b'{model="' not in line)
         return text
+
+    def traces(self, caller: Caller) -> ControlHandle:
+        """The traces of the last cold opens, one a line, for who may command. Raises NotPermittedError."""
+        if not self._authorisation.may_command(caller):
+            raise NotPermittedError(f"traces: uid {caller.uid} may not command this mount")
+        return Lines(trace.facts() for trace in self._traces())
 
     async def mount(self, caller: Caller) -> bytes:
         """Facts about the mount; its options, and who waits for what, for who may command."""

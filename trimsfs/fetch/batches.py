@@ -13,6 +13,7 @@ from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.scheduler import Flight
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
+from trimsfs.telemetry.trace import REQUEST, Spent, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import ChunkRecord
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 class BatchFetcher:
     """Makes the chunks of batches readable: on the disk if there is room, else in memory.
 
-    Calls *landed* with each flight that succeeds, and *came* with the sizes of what the store sent. Calls *refused*
-    with a blob for which the disk has no room: its demanded chunks stay in memory, its others are not fetched.
+    Calls *landed* with each flight that succeeds, and *came* with the blob and size of what the store sent. Calls
+    *refused* with a blob for which the disk has no room: its demanded chunks stay in memory, its others are not
+    fetched.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class BatchFetcher:
         uncached: UncachedChunks,
         limit: AdaptiveLimit,
         landed: Callable[[Flight], None],
-        came: Callable[[int], None],
+        came: Callable[[Blob, int], None],
         refused: Callable[[Blob], None],
     ) -> None:
         self._copier = copier
@@ -75,9 +77,10 @@ class BatchFetcher:
         blob, chunk = flight.blob, flight.chunk
         start, stop = blob.span_of(chunk)
         try:
-            crc = await self._retrying.call_locally(
-                blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
-            )
+            with spanning(blob, "verify", offset=start):
+                crc = await self._retrying.call_locally(
+                    blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
+                )
         except OSError as error:
             log.error("%s: cannot read chunk %d: %s", blob.generation.key, chunk, error)
             crc = None
@@ -128,7 +131,7 @@ class BatchFetcher:
             heard = trio.current_time()
             self._retrying.breaker.answered()
             self._disk.wrote(blob, record)
-            self._came(record.length)
+            self._came(blob, record.length)
             self._landed(flights[record.chunk])
 
         def arrived(offset: int) -> None:
@@ -161,7 +164,7 @@ class BatchFetcher:
             await self.fetch_into(blob, flight.chunk, descriptor)
 
         flight.data = await self._uncached.fetch(blob, flight.chunk, fill)
-        self._came(stop - start)
+        self._came(blob, stop - start)
         self._landed(flight)
 
     async def fetch_into(self, blob: Blob, chunk: int, descriptor: int) -> ChunkRecord:
@@ -172,7 +175,7 @@ class BatchFetcher:
     async def fetch_range(self, blob: Blob, start: int, stop: int) -> memoryview:
         """The bytes ``[start, stop)`` from the store, not cached anywhere. Raises StoreError."""
         data = await in_memory(blob, stop - start, partial(self._get_into, blob, start, stop))
-        self._came(stop - start)
+        self._came(blob, stop - start)
         return data
 
     async def _get_into(self, blob: Blob, start: int, stop: int, descriptor: int) -> ChunkRecord:
@@ -188,16 +191,18 @@ class BatchFetcher:
         """Try once to copy bytes of the object to a file."""
         began, generation = trio.current_time(), blob.generation
         self._requests += 1
-        under_way = self._requests
+        under_way, spent = self._requests, Spent()
         try:
-            try:
-                version = await self._copier.fetch(generation, extent, landed, arrived)
-            except (ObjectChangedError, ObjectNotFoundError):
-                if generation.version_id is None:
-                    raise
-                # This version is gone, but the newest one may have the same content.
-                generation = replace(generation, version_id=None)
-                version = await self._copier.fetch(generation, extent, landed, arrived)
+            with spanning(blob, REQUEST, offset=extent.start, bytes=extent.size) as span:
+                try:
+                    version = await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
+                except (ObjectChangedError, ObjectNotFoundError):
+                    if generation.version_id is None:
+                        raise
+                    # This version is gone, but the newest one may have the same content.
+                    generation = replace(generation, version_id=None)
+                    version = await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
+                span.spent = spent if spent.first_byte else None
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{generation.key} has been deleted") from error
         finally:

@@ -6,6 +6,7 @@
 import mmap
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from trimsfs.errors import StoreError
 from trimsfs.fetch.page_writer import HUGE, PageWriter
 from trimsfs.stores.base import Store
 from trimsfs.stores.digests import Algorithm, compute
+from trimsfs.telemetry.trace import Spent
 from trimsfs.tiers.host.page_cache import populate
 from trimsfs.types import Buffer, ChunkRecord, Generation
 
@@ -60,11 +62,18 @@ class Copier(Protocol):
     """Moves bytes. Raises OSError when the file, not the store, fails."""
 
     async def fetch(
-        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
+        self,
+        generation: Generation,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        *,
+        spent: Spent | None = None,
     ) -> str | None:
         """Copy an extent of a generation. If it begins or ends within a chunk, *landed* gets a record of that part.
 
-        *arrived* is only called for a streaming store. Returns and raises what ``Store.read`` does, and OSError.
+        *arrived* is only called for a streaming store; *spent* is filled in at the end. Returns and raises what
+        ``Store.read`` does, and OSError.
         """
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:
@@ -95,7 +104,13 @@ class ThreadCopier:
         self._pages = PageWriter()
 
     async def fetch(
-        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
+        self,
+        generation: Generation,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        *,
+        spent: Spent | None = None,
     ) -> str | None:
         whole: list[ChunkRecord] = []
         streaming = self._store.streaming
@@ -110,6 +125,7 @@ class ThreadCopier:
             first,
             buffer,
             self._pages,
+            spent or Spent(),
         )
         try:
             version = await self._store.read(generation, extent.start, extent.size, writer)
@@ -154,7 +170,14 @@ class _ChunkWriter:
     """
 
     def __init__(
-        self, extent: Extent, landed: Landed, arrived: Arrived, first: int, buffer: bytearray, pages: PageWriter
+        self,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived,
+        first: int,
+        buffer: bytearray,
+        pages: PageWriter,
+        spent: Spent,
     ) -> None:
         self._descriptor = extent.descriptor
         self._offset = extent.start
@@ -169,6 +192,7 @@ class _ChunkWriter:
         self._buffer = memoryview(buffer)
         self._filled = 0
         self._pages = pages
+        self._spent = spent
         self._turn = threading.Lock()
         self._closed = False
 
@@ -181,6 +205,7 @@ class _ChunkWriter:
         with self._turn:
             if self._closed:
                 raise StoreError("no longer wanted")
+            self._spent.first_byte = self._spent.first_byte or time.perf_counter()
             self._take(memoryview(piece))
 
     def _take(self, view: memoryview) -> None:
@@ -190,7 +215,9 @@ class _ChunkWriter:
             part = view[: write_end - self._offset]
             if not part:
                 raise StoreError("the store sent more bytes than requested")
+            began = time.perf_counter()
             self._crc = crc32c(part, self._crc)
+            self._spent.checksum_s += time.perf_counter() - began
             self._buffer[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
             self._offset += len(part)
@@ -207,11 +234,12 @@ class _ChunkWriter:
                 self._arrived(self._offset)
 
     def _write(self, part: memoryview) -> None:
-        self._filled = 0
+        self._filled, began = 0, time.perf_counter()
         try:
             self._pages.write(self._descriptor, part, self._offset + self._shift - len(part))
         except OSError as error:
             raise _FileError(error.errno, error.strerror) from error
+        self._spent.write_s += time.perf_counter() - began
 
 
 def _checksum(descriptor: int, start: int, stop: int) -> int | None:

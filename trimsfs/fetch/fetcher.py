@@ -25,6 +25,7 @@ from trimsfs.fetch.statistics import FetchStatistics
 from trimsfs.fetch.uncached import UncachedChunks
 from trimsfs.fetch.under_way import BatchesUnderWay
 from trimsfs.stores.retrying import Retrying
+from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer, ChunkRecord
@@ -38,7 +39,8 @@ MOST_LOSSES = 8
 
 
 class Fetcher:
-    """Makes bytes of blobs readable. *copier* moves them. Calls *completed* with each blob that becomes whole.
+    """Makes bytes of blobs readable. *copier* moves them, *models* counts them. Calls *completed* with each blob that
+    becomes whole.
 
     Invariants: a flight is a user of its blob from its demand or start until it has landed. ``_under_way`` counts
     started batches; prefetched ones start within the adaptive limit, demanded ones within its maximum. Half of the
@@ -54,6 +56,7 @@ class Fetcher:
         *,
         memory_limit: int,
         streaming: bool,
+        models: ModelCounters,
         completed: Callable[[Blob], Awaitable[object]],
     ) -> None:
         self._disk = disk
@@ -61,6 +64,7 @@ class Fetcher:
         self._limit = speed.limit
         self._throughput = speed.throughput
         self._retrying = retrying
+        self._models = models
         self._completed = completed
         self._scheduler = FlightScheduler(batch_limit=BATCH_LIMIT if streaming else 1)
         self._uncached = UncachedChunks(limit=max(1, memory_limit // disk.chunk_size // 2))
@@ -235,7 +239,7 @@ class Fetcher:
         Raises as `read` does, and OSError.
         """
         record = await self._batches.fetch_into(blob, chunk, descriptor)
-        self._came(record.length)
+        self._came(blob, record.length)
         return record
 
     async def _check_running(self, blob: Blob) -> None:
@@ -325,11 +329,12 @@ class Fetcher:
             log.exception("%s: chunk %d not fetched: internal error", key, batch[0].chunk)
             self._fail(batch, StoreUnavailableError(f"{key}: internal error"))
 
-    def _came(self, size: int) -> None:
+    def _came(self, blob: Blob, size: int) -> None:
         self._succeeded_at = trio.current_time()
         self._throughput.add(size)
         self._fetched_bytes += size
         self._fetched += 1
+        self._models.fetched(blob.generation.key, size)
 
     def _fail(self, batch: Sequence[Flight], error: StoreError) -> None:
         self._failed += sum(not flight.done.is_set() for flight in batch)

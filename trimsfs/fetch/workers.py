@@ -22,6 +22,7 @@ from trimsfs.concurrency.channel import Channel, ChannelClosedError, Message, pa
 from trimsfs.errors import StoreError, TransientStoreError
 from trimsfs.fetch.copier import Arrived, Extent, Landed, ThreadCopier
 from trimsfs.stores.digests import Algorithm
+from trimsfs.telemetry.trace import Spent
 from trimsfs.text import set_process_title
 from trimsfs.types import ChunkRecord, Generation
 
@@ -146,8 +147,11 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
         channel.post({"id": number, "arrived": offset})
 
     answer: Message
+    spent = Spent()
     try:
-        answer = {"result": await _perform(copier, job, descriptor, landed, arrived)}
+        answer = {"result": await _perform(copier, job, descriptor, landed, arrived, spent)}
+        if spent.first_byte:
+            answer["spent"] = [spent.first_byte, spent.checksum_s, spent.write_s]
     except OSError as error:
         answer = {"errno": error.errno, "text": error.strerror}
     except StoreError as error:
@@ -161,14 +165,14 @@ async def _do(copier: ThreadCopier, job: Message, descriptor: int, channel: Chan
 
 
 async def _perform(
-    copier: ThreadCopier, job: Message, descriptor: int, landed: Landed, arrived: Arrived
+    copier: ThreadCopier, job: Message, descriptor: int, landed: Landed, arrived: Arrived, spent: Spent
 ) -> str | int | None:
     start, stop = job["start"], job["stop"]
     if job["do"] == "fetch":
         generation = Generation(**job["generation"])
         wanted = arrived if job["progress"] else None
         extent = Extent(start, stop, descriptor, job["position"], job["chunk_size"])
-        return await copier.fetch(generation, extent, landed, wanted)
+        return await copier.fetch(generation, extent, landed, wanted, spent=spent)
     if job["do"] == "checksum":
         return await copier.checksum(descriptor, start, stop)
     if job["do"] == "digest":
@@ -216,7 +220,13 @@ class WorkerPool:
                 self._nursery = None  # no job is given any more
 
     async def fetch(
-        self, generation: Generation, extent: Extent, landed: Landed, arrived: Arrived | None = None
+        self,
+        generation: Generation,
+        extent: Extent,
+        landed: Landed,
+        arrived: Arrived | None = None,
+        *,
+        spent: Spent | None = None,
     ) -> str | None:
         message = {
             "do": "fetch",
@@ -227,7 +237,10 @@ class WorkerPool:
             "chunk_size": extent.chunk_size,
             "progress": arrived is not None,
         }
-        version: str | None = await self._give(message, extent.descriptor, _Job(landed, arrived))
+        job = _Job(landed, arrived)
+        version: str | None = await self._give(message, extent.descriptor, job)
+        if spent is not None and "spent" in job.answer:
+            spent.first_byte, spent.checksum_s, spent.write_s = job.answer["spent"]
         return version
 
     async def checksum(self, descriptor: int, start: int, stop: int) -> int | None:

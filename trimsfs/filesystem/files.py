@@ -1,5 +1,6 @@
 """Files: open, read and release, for model files and control files."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.telemetry.model_counters import ModelCounters
+from trimsfs.telemetry.trace import OpenTrace, Why
+from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Buffer
@@ -49,7 +53,11 @@ class Files:
         trust: Trust,
         handles: Handles,
         ioctls: Ioctls,
+        tracer: Tracer,
+        models: ModelCounters,
     ) -> None:
+        self._tracer = tracer
+        self._models = models
         self._names = names
         self._disk = disk
         self._control = control
@@ -60,7 +68,7 @@ class Files:
         self._ioctls = ioctls
         self._spare: dict[int, tuple[int, Blob]] = {}
         """Handles for the next opens of passed-through files, with their blobs, by inode number."""
-        self._offered: tuple[Inode, Blob]
+        self._offered: tuple[Inode, Blob, float]
         self.reads = self.read_bytes = 0
 
     async def open(
@@ -76,7 +84,10 @@ class Files:
             return await self._open_control(inode, caller, interruptible)
         if inode.generation is None:
             raise IsADirectoryError(inode.path)
-        blob = await self._disk.acquire(inode.generation)
+        trace = self._tracer.begin(thread, inode.path)
+        with trace.spanning("index"):
+            blob = await self._disk.acquire(inode.generation)
+        self._tracer.about(trace, self._why(blob), inode.generation.size, blob)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         try:
             await self._trust.admit(blob, interruptible)
@@ -86,17 +97,37 @@ class Files:
             if isinstance(error, ObjectChangedError):  # its ESTALE makes the kernel reopen, too
                 self._opener.reopens.request(thread, inode.path)
                 self._names.replaced(inode)
+            self._end(trace, error)
             raise
         reopened = self._opener.reopens.arrived(thread, inode.path)
         self._prefetcher.opened(blob)
-        handle = self._handles.add_file(OpenFile(inode, blob, thread if reopened else None))
+        file = OpenFile(inode, blob, thread, thread if reopened else None)
+        handle = self._handles.add_file(file)
+        if self._tracer.answered(trace, streams=not blob.complete):
+            file.trace = trace
         return OpenReply(handle=handle, keep_cache=not inode.passthrough, direct_io=False)
+
+    def _why(self, blob: Blob) -> Why:
+        """What an open of a blob is about to wait for."""
+        if self._opener.passthrough.resident(blob):
+            return "resident"
+        if blob.missing_bytes:
+            return "store"
+        return "disk" if blob.complete and blob.health.compared else "verification"
+
+    def _end(self, trace: OpenTrace, error: BaseException) -> None:
+        """An open is answered with an error, perhaps with ESTALE: then the kernel goes on with it."""
+        if isinstance(error, LookUpAgainError | ObjectChangedError):
+            self._tracer.look_up_again(trace)
+        else:
+            self._tracer.failed(trace, error)
 
     def open_resident(self, number: int, request: int) -> int | None:
         """`open` by a passthrough number without waiting: a handle, `offered` as the answer to *request*.
 
         Does only what the answer needs: call `used` next, before anything else. Returns None if it takes `open`.
         """
+        began = time.perf_counter()
         inode = self._names.known(number)
         if inode is None or inode.generation is None or self._trust.signature_policy is not None:
             return None
@@ -109,19 +140,24 @@ class Files:
             return None
         handle = handle or self._handles.made(inode, blob)
         self._handles.offered(handle, request)
-        self._offered = inode, blob
+        self._offered = inode, blob, began
         return handle
 
     def used(self, handle: int, thread: int, caller: Callable[[], Caller]) -> None:
         """Complete the open by `open_resident`, whose handle a thread has got, and make one for the next open."""
-        inode, blob = self._offered
+        inode, blob, began = self._offered
+        answered = time.perf_counter()
         self._disk.use(blob, inode.generation or blob.generation)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         self._opener.opened(blob)
         if self._opener.reopens.arrived(thread, inode.path):
             self._opener.reopens.completed(thread, inode.path)
+            self._tracer.reopened(thread, inode.path)
+        else:
+            self._tracer.open_seconds.observe(answered - began, "resident")
+            self._models.opened_resident(inode.path)
         self._prefetcher.opened(blob)
-        self._handles.add(handle, OpenFile(inode, blob))
+        self._handles.add(handle, OpenFile(inode, blob, thread))
         self._handles.delivered(handle)
         while len(self._spare) >= MOST_SPARE:
             self._handles.remove(self._spare.pop(next(iter(self._spare)))[0])
@@ -164,11 +200,14 @@ class Files:
         if offset >= stop:
             return b""
         file.pattern = file.pattern or AccessPattern()
+        began = time.perf_counter()
         try:
             data = await self._trust.read(file.blob, offset, stop, file.pattern)
         except ObjectChangedError:
             self._names.replaced(file.inode)
             raise
+        if file.trace is not None:
+            self._tracer.has_read(file.trace, began)
         self.reads += 1
         self.read_bytes += len(data)
         return data
@@ -183,6 +222,8 @@ class Files:
         file = self._handles.remove(handle)
         if file is None:
             return
+        if file.trace is not None:
+            self._tracer.closed(file.trace)
         self._opener.closed(file.inode, file.blob)
         self._ioctls.closed(handle)
         self._prefetcher.closed(file.blob)

@@ -15,6 +15,7 @@ from trimsfs.filesystem.files import Files
 from trimsfs.filesystem.handles import Handles, passed_through
 from trimsfs.filesystem.ioctls import Ioctls
 from trimsfs.filesystem.names import Names
+from trimsfs.filesystem.savings import saved_bytes
 from trimsfs.filesystem.takeover import Takeover
 from trimsfs.filesystem.trust import Trust
 from trimsfs.handover.ledger import Ledger
@@ -22,6 +23,9 @@ from trimsfs.models.derived_blobs import DerivedBlobs
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.telemetry.histogram import Histogram
+from trimsfs.telemetry.model_counters import ModelCounters, ModelStatistics
+from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.disk.tier import DiskTier
 
 
@@ -30,7 +34,8 @@ class FilesystemStatistics:
     """Files open now, and how many of them are passed through; the other counts are since the server started.
 
     ``reads`` and ``read_bytes`` are those that the server answered. ``replaced_while_open`` is how often the store
-    replaced a file while files of its directory were open.
+    replaced a file while files of its directory were open. ``open_seconds`` is how long opens waited,
+    ``first_byte_seconds`` how long the first byte of a file that was not resident took.
     """
 
     open_handles: int
@@ -39,6 +44,8 @@ class FilesystemStatistics:
     cached_opens: int
     reads: int
     read_bytes: int
+    open_seconds: Histogram
+    first_byte_seconds: Histogram
     replaced_while_open: int
 
 
@@ -63,6 +70,8 @@ class Filesystem:
         opener: Opener,
         trust: Trust,
         mount: Mount,
+        tracer: Tracer,
+        models: ModelCounters,
     ) -> None:
         self._inodes = namespace.inodes
         self._disk = disk
@@ -70,13 +79,15 @@ class Filesystem:
         self._opener = opener
         self._trust = trust
         self._prefetcher = prefetcher
+        self._tracer = tracer
+        self._models = models
         self.handles = handles = Handles(mount.ledger)
         describe = Describer(
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
         )
-        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles)
+        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles, tracer)
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
-        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls)
+        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, models)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:
@@ -87,8 +98,15 @@ class Filesystem:
             cached_opens=self._opener.cached_opens,
             reads=self.files.reads,
             read_bytes=self.files.read_bytes,
+            open_seconds=self._tracer.open_seconds,
+            first_byte_seconds=self._tracer.first_byte_seconds,
             replaced_while_open=self.names.replaced_while_open,
         )
+
+    def model_statistics(self) -> ModelStatistics:
+        """What models were used for, and what sharing saves: bytes in memory times the processes that have them open,
+        less one."""
+        return self._models.statistics(saved_bytes(self.handles.files.values(), self._opener.passthrough.resident))
 
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
         """Open a directory: a handle on its current listing. Tells the prefetcher, as its files may be read next."""

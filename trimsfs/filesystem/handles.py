@@ -10,6 +10,7 @@ from trimsfs.fetch.access_pattern import AccessPattern
 from trimsfs.handover.ledger import Ledger, RecordKind
 from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Listing
+from trimsfs.telemetry.trace import OpenTrace
 from trimsfs.tiers.blob import Blob
 
 BACKING_SHIFT = 32
@@ -24,13 +25,19 @@ _RESERVE = 1 << 16
 
 @dataclass(slots=True)
 class OpenFile:
-    """An open file, and the blob that is kept for it. ``reopened_by`` is the thread that reopened it, until the kernel
-    has the handle. ``pattern`` describes its reads, from the first that the server answers."""
+    """An open file, and the blob that is kept for it.
+
+    ``thread`` opened it, 0 if unknown. ``reopened_by`` is the thread that reopened it, until the kernel has the handle.
+    ``pattern`` describes its reads, from the first that the server answers. ``trace`` is that of its open, while its
+    bytes arrive.
+    """
 
     inode: Inode
     blob: Blob
+    thread: int = 0
     reopened_by: int | None = None
     pattern: AccessPattern | None = None
+    trace: OpenTrace | None = None
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 
 from trimsfs.control.control_files import SUBJECT, Control
@@ -14,6 +15,7 @@ from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, No
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
 from trimsfs.prefetch.directory_readahead import LOOKED_AT
+from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import Generation
 
@@ -35,6 +37,7 @@ class Names:
         reopens: Reopens,
         describe: Describer,
         handles: Handles,
+        tracer: Tracer,
     ) -> None:
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -44,6 +47,7 @@ class Names:
         self._reopens = reopens
         self._describe = describe
         self._handles = handles
+        self._tracer = tracer
         namespace.on_replaced = self._tell_replaced
         self.replaced_while_open = 0
         """How often the server found a file replaced while programs had files of its directory open."""
@@ -89,7 +93,7 @@ class Names:
 
         Raises NoSuchEntryError if the name does not exist, NameTooLongError if it is too long for any file.
         """
-        directory = self._inodes[parent]
+        directory, began = self._inodes[parent], time.perf_counter()
         if directory.kind is InodeKind.CONTROL_DIRECTORY:
             return await self._lookup_control(directory, name)
         if name == CONTROL_NAME:
@@ -103,6 +107,7 @@ class Names:
             # The kernel reopens only once: an outdated answer would become the program's error.
             self._namespace.mark_outdated(path)
             entry, left = await self._namespace.lookup(directory.path, name)
+        self._tracer.looked_up(thread, path, began)
         return self._found(directory, name, entry, left)
 
     def lookup_known(self, parent: int, name: bytes, *, thread: int) -> Attributes | None:

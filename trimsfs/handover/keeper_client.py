@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Promotion:
     ``unclaimed`` are backing ids that the previous server may have died before receiving, ``restarts`` counts servers
     that another has replaced. ``backing_limit`` is how many files one message may register; None if an older keeper
     takes them one by one. ``standby`` is an end of a channel, for the standby that this server forks.
+    ``vacant_since`` is when the previous server ended, by `time.monotonic`; with an older keeper, when this one was
+    promoted.
     """
 
     ledger: int
@@ -42,6 +45,7 @@ class Promotion:
     unclaimed: tuple[int, ...]
     restarts: int
     backing_limit: int | None
+    vacant_since: float
 
 
 def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
@@ -69,6 +73,7 @@ def stand_by(end: socket.socket, *, forks: bool = False) -> Promotion | None:
         unclaimed=tuple(number for number in unclaimed if number is not None),
         restarts=promotion["restarts"],
         backing_limit=promotion.get("backing_limit"),
+        vacant_since=promotion.get("vacant_since") or time.monotonic(),
     )
 
 

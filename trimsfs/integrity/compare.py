@@ -3,6 +3,7 @@
 import enum
 import logging
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,8 @@ from trimsfs.integrity.quarantine import Quarantine
 from trimsfs.integrity.repair import Repair, held
 from trimsfs.stores.digests import TINY, Algorithm, Digest, compute, crc32c_of
 from trimsfs.stores.retrying import Retrying
+from trimsfs.telemetry.histogram import Histogram
+from trimsfs.telemetry.trace import spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host import page_cache
@@ -70,7 +73,8 @@ class DigestTrust:
 
 
 class Comparer:
-    """Compares blobs of a disk tier with digests. ``compared`` counts matches, ``differing`` mismatches."""
+    """Compares blobs of a disk tier with digests. ``compared`` counts matches, ``differing`` mismatches; ``seconds`` is
+    how long comparisons took, with refetches."""
 
     def __init__(
         self, disk: DiskTier, copier: Copier, retrying: Retrying, repair: Repair, quarantine: Quarantine
@@ -84,6 +88,7 @@ class Comparer:
         self.trust = DigestTrust()
         self.compared = 0
         self.differing = 0
+        self.seconds = Histogram("outcome", [*(match.name.lower() for match in Match), "failed"])
 
     def whole(self, blob: Blob) -> bool:
         """Whether a blob is complete, in its file, and still the one of its token."""
@@ -100,9 +105,15 @@ class Comparer:
         def undisturbed() -> bool:
             return blob.health.quarantine is quarantine and self.whole(blob)
 
-        match = await self._match(blob, expected, idle_until)
-        if match is Match.DIFFERENT and not self.trust.exhausted(expected):
-            match = await self._refetch(blob, expected, undisturbed)
+        began, outcome = time.perf_counter(), "failed"
+        try:
+            with spanning(blob, "compare digest"):
+                match = await self._match(blob, expected, idle_until)
+                if match is Match.DIFFERENT and not self.trust.exhausted(expected):
+                    match = await self._refetch(blob, expected, undisturbed)
+            outcome = match.name.lower()
+        finally:
+            self.seconds.observe(time.perf_counter() - began, outcome)
         if not undisturbed():
             return False
         if not expected.signed and blob.health.digest not in {None, known, str(expected)}:

@@ -33,6 +33,8 @@ from trimsfs.models.derived_blobs import model_key
 from trimsfs.opening.passthrough import Passthrough
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
+from trimsfs.telemetry.histogram import Histogram
+from trimsfs.telemetry.trace import spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import CHUNK_SIZE, Generation
@@ -49,7 +51,8 @@ SMALL = CHUNK_SIZE
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegrityStatistics:
     """Counts since the server started: copies that match the store's digest, digest mismatches, chunks overwritten and
-    bytes scrubbed. Counts of now: copies in quarantine (``doubtful``), and copies still ``to_compare``."""
+    bytes scrubbed, and how long comparisons took. Counts of now: copies in quarantine (``doubtful``), and copies still
+    ``to_compare``."""
 
     compared: int
     differing: int
@@ -57,6 +60,7 @@ class IntegrityStatistics:
     scrubbed_bytes: int
     doubtful: int
     to_compare: int
+    comparison_seconds: Histogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,7 @@ class Integrity:
             scrubbed_bytes=self.repair.checked_bytes,
             doubtful=self.quarantine.count,
             to_compare=len(self._deferred.tokens | self._soon.keys()),
+            comparison_seconds=self.comparer.seconds,
         )
 
     async def run(self) -> None:
@@ -147,7 +152,8 @@ class Integrity:
         if blob.health.compared:
             return True
         try:
-            expected = await self._expected(blob.generation)
+            with spanning(blob, "ask digest"):
+                expected = await self._expected(blob.generation)
             if expected is None:
                 await self._disk.damage.set_digest(blob, "")
                 return True

@@ -19,6 +19,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.errors import BlobDamagedError, CacheFullError, TrimsError
 from trimsfs.handover.ledger import Ledger, Record, RecordKind
+from trimsfs.telemetry.trace import spanning
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.tiers.host.tier import HostTier
@@ -144,6 +145,10 @@ class Passthrough:
         await event.wait()
         return blob.backing_id != 0 and self._may_be_opened(blob)
 
+    def resident(self, blob: Blob) -> bool:
+        """Whether an open of a blob has nothing to wait for."""
+        return self.ready(blob) or (blob.complete and self._served_in_cached_mode(blob))
+
     def _served_in_cached_mode(self, blob: Blob) -> bool:
         """Whether a blob needs nothing more: it is in memory and compared, and this mount has no passthrough."""
         return self._backing is None and self._host.holds(blob) and blob.health.compared
@@ -166,7 +171,8 @@ class Passthrough:
                     return
                 if blob.passed:
                     return  # handles of a file that was lost: the kernel refuses a second file for their inode
-                backing_id = await self._backing.open(blob.fileno())
+                with spanning(blob, "announce"):
+                    backing_id = await self._backing.open(blob.fileno())
                 if blob.complete and blob.health.revision == revision:
                     self._registered(blob, backing_id)
                     return
@@ -179,16 +185,19 @@ class Passthrough:
     async def _prepare(self, blob: Blob) -> bool:
         """Compare a blob and load it into memory; False if it may not be read. Raises OSError and TrimsError."""
         if not blob.backing_id:
-            await self._disk.check_holes(blob)
+            with spanning(blob, "check file"):
+                await self._disk.check_holes(blob)
             if not blob.complete:
                 return False
         try:
-            await self._disk.wait_until_recorded(blob)
+            with spanning(blob, "record"):
+                await self._disk.wait_until_recorded(blob)
         finally:  # without registration, the blob is served in cached mode
             approved = await self._approve(blob)
         if not approved:
             return False
-        await self._host.load(blob)
+        with spanning(blob, "load"):
+            await self._host.load(blob)
         if blob.pinned:
             await self._lock_again(blob)
         return True

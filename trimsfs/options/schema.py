@@ -163,6 +163,9 @@ class MountOptions(BaseModel):
     fetch_processes: Annotated[int, Field(ge=1, le=64)] | None = Field(
         None, description="Processes that fetch from the store. Default: one per core, 2 to 4."
     )
+    trace_opens: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of cold opens to trace, for trimsfs trace. 0: none."
+    )
     metadata_ttl: Seconds = Field(60.0, description="Seconds to cache names and sizes from the store.")
     stale_for: Seconds = Field(
         86400.0, description="Seconds to keep using expired names and sizes while the store does not answer."

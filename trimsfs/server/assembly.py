@@ -46,6 +46,8 @@ from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
+from trimsfs.telemetry.model_counters import ModelCounters
+from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
 from trimsfs.tiers.disk.budget import DiskLimits
@@ -73,13 +75,15 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     calls = Calls()
     speed = StoreSpeed(max_requests=max_requests(options.memory_limit, request_memory=environment.request_memory))
     tiers = _tiers(options, environment, calls, speed)
-    fetching = _fetching(options, environment, tiers, speed)
+    models = ModelCounters()
+    fetching = _fetching(options, environment, tiers, speed, models)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
     deduplication = Deduplication(tiers.disk)
     commands = _commands(environment, tiers, fetching, gpu, checks, derived)
-    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands)
+    tracer = Tracer(models, share=options.trace_opens)
+    control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
     filesystem = Filesystem(
@@ -97,8 +101,15 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
             signature_policy=checks.signature_policy,
         ),
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns),
+        tracer,
+        models,
     )
-    others = {"files": filesystem.statistics, "prefetch": prefetcher.statistics, "sharing": deduplication.statistics}
+    others = {
+        "files": filesystem.statistics,
+        "model": filesystem.model_statistics,
+        "prefetch": prefetcher.statistics,
+        "sharing": deduplication.statistics,
+    }
     calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | others))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
@@ -165,7 +176,9 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
     return Tiers(disk=disk, host=host, passthrough=passthrough)
 
 
-def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed) -> Fetching:
+def _fetching(
+    options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed, models: ModelCounters
+) -> Fetching:
     breaker = CircuitBreaker(deadline_s=options.retry_deadline, ledger=environment.ledger)
     retrying = Retrying(
         deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker, reached=True
@@ -179,6 +192,7 @@ def _fetching(options: MountOptions, environment: Environment, tiers: Tiers, spe
         speed,
         memory_limit=options.memory_limit,
         streaming=environment.store.streaming,
+        models=models,
         completed=tiers.passthrough.register,
     )
     return Fetching(
@@ -317,6 +331,7 @@ def _control(
     gpu: Gpu,
     deduplication: Deduplication,
     commands: Commands,
+    tracer: Tracer,
 ) -> Control:
     authorisation = Authorisation(options)
     reports = Reports(
@@ -330,6 +345,7 @@ def _control(
         facts=facts(options, environment, tiers, fetching, gpu),
         links=fetching.namespace.links,
         entries=fetching.namespace.entries,
+        traces=tracer.traces,
     )
     return Control(
         Xattrs(

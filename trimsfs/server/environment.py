@@ -11,6 +11,7 @@ from trimsfs.handover.ledger import Ledger
 from trimsfs.integrity.deferred import Pace
 from trimsfs.integrity.manifests import ReadManifest
 from trimsfs.stores import Store
+from trimsfs.telemetry.histogram import Histogram
 from trimsfs.types import CHUNK_SIZE
 
 
@@ -19,8 +20,8 @@ class Environment:
     """What a server connects to in production, and tests replace.
 
     ``mounted_ns`` and ``started``, since the epoch, are when the mount and this server began; ``restarts`` counts
-    earlier servers. ``lock`` is the descriptor of the cache directory's lock, from an earlier server. ``kept`` tells
-    whether the keeper runs.
+    earlier servers, and ``takeover_seconds`` is how long the mount was without one. ``lock`` is the descriptor of the
+    cache directory's lock, from an earlier server. ``kept`` tells whether the keeper runs.
 
     ``store`` does not retry; ``copier`` moves its bytes. ``no_gpu`` is why no GPU can be used, or None.
     ``read_manifest`` reads signed manifests; it is None if signatures are off.
@@ -51,3 +52,4 @@ class Environment:
     kept: Callable[[], bool] = lambda: True
     waits: Callable[[], list[dict[str, object]]] = list
     pace: Pace = field(default_factory=Pace)
+    takeover_seconds: Histogram = field(default_factory=Histogram)

@@ -127,6 +127,8 @@ async def _serve(
                 nursery.start_soon(trio.to_thread.run_sync, forget_attributes, numbers)
             environment.ledger.forget_inherited()
             await components.start_maintenance(nursery)
+            if promotion.fuse is not None:
+                environment.takeover_seconds.observe(time.monotonic() - promotion.vacant_since)
             log.info("serving %s at %s", options.store, environment.mountpoint)
             await session.serve()
             log.info("%s is unmounted", environment.mountpoint)

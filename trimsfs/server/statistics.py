@@ -13,6 +13,7 @@ from trimsfs.options import MountOptions
 from trimsfs.processes import open_descriptors, roles
 from trimsfs.server.components import Checks, Fetching, Gpu, Tiers
 from trimsfs.server.environment import Environment
+from trimsfs.telemetry.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +27,12 @@ class KeeperStatistics:
 class ServerStatistics:
     """``restarts`` counts the mount's earlier servers; ``started`` is in seconds since the epoch.
 
-    The descriptors are this server's, the processes the mount's.
+    ``takeover_seconds`` is how long its takeover took. The descriptors are this server's, the processes the mount's.
     """
 
     restarts: int
     started: float
+    takeover_seconds: Histogram
     open_descriptors: int
     descriptor_limit: int
     processes: int
@@ -85,6 +87,7 @@ def _server_statistics(environment: Environment) -> ServerStatistics:
     return ServerStatistics(
         restarts=environment.restarts,
         started=environment.started,
+        takeover_seconds=environment.takeover_seconds,
         open_descriptors=open_descriptors(),
         descriptor_limit=_descriptor_limit(),
         processes=sum(roles(_keeper(environment)).values()),

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +12,35 @@ from typing import TypeVar
 
 import trio
 
-from trimsfs.errors import BucketNotFoundError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
 from trimsfs.stores.recent_failures import RecentFailures
+from trimsfs.telemetry.histogram import Histogram
 from trimsfs.types import Generation
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+OUTCOMES: dict[type[BaseException], str] = {
+    TransientStoreError: "transient",
+    ObjectNotFoundError: "not_found",
+    ObjectChangedError: "changed",
+    StoreAccessError: "refused",
+    StoreError: "failed",
+    trio.Cancelled: "cancelled",
+}
+"""How attempts at requests end, but for "success", by the error; what else there is says nothing of the store."""
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 3.0
 
@@ -35,11 +54,13 @@ def _nothing_yet() -> float:
 class StoreStatistics:
     """Counts since the server started: requests (each with its retries), and attempts with a transient failure.
 
+    ``request_seconds`` is how long the attempts took, by outcome: of the store alone, not of work in fetch processes.
     ``circuit_open`` is 1 while requests fail at once, ``circuit_openings`` how often that began.
     """
 
     requests: int
     failed_attempts: int
+    request_seconds: Histogram
     circuit_open: int
     circuit_openings: int
 
@@ -67,11 +88,13 @@ class Retrying:
         self.breaker = breaker or CircuitBreaker(deadline_s=deadline_s)
         self._recent = RecentFailures()
         self._requests = self._failures = 0
+        self._request_seconds = Histogram("outcome", ["success", *OUTCOMES.values()])
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             requests=self._requests,
             failed_attempts=self._failures,
+            request_seconds=self._request_seconds,
             circuit_open=int(self.breaker.open),
             circuit_openings=self.breaker.openings,
         )
@@ -100,11 +123,22 @@ class Retrying:
         *heard* returns when the store last sent a part of the answer: the deadline counts from then. A fetch passes the
         *token* of its blob.
         """
-        return await self._call(subject, attempt, self.breaker, heard, token)
+        return await self._call(subject, partial(self._timed, attempt), self.breaker, heard, token)
 
     async def call_locally(self, subject: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """As `call`, for work that needs a fetch process but not the store."""
         return await self._call(subject, attempt, CircuitBreaker(deadline_s=math.inf), _nothing_yet)
+
+    async def _timed(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        began, outcome = time.perf_counter(), "success"
+        try:
+            return await attempt()
+        except BaseException as error:
+            outcome = next((told for kind, told in OUTCOMES.items() if isinstance(error, kind)), "")
+            raise
+        finally:
+            if outcome:
+                self._request_seconds.observe(time.perf_counter() - began, outcome)
 
     async def _call(
         self,

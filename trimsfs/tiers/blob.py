@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trimsfs.ranges import chunk_count, chunk_length, chunk_span, chunks_of
+from trimsfs.telemetry.trace import Activity
 from trimsfs.tiers.health import Health
 from trimsfs.tiers.mapping import mapped
 from trimsfs.types import CHUNK_SIZE, ChunkRecord, Generation
@@ -72,6 +73,7 @@ class Blob:
         "_open_files",
         "_verified",
         "_view",
+        "activity",
         "backing_id",
         "chunk_size",
         "generation",
@@ -112,6 +114,8 @@ class Blob:
         self._identity = (0, 0)
         """Inode number and ctime of the file when it was closed."""
         self._open_files = OpenFiles()
+        self.activity: Activity | None = None
+        """What is under way for the blob, for traces of its opens."""
 
     @property
     def attached(self) -> bool:

@@ -96,7 +96,7 @@ async def test_new_generation_has_its_own_attributes(serving: Serving, store: Me
 
 
 async def test_control_directories_list_what_they_hold(server: Server) -> None:
-    assert await server.listing(".trims") == ["control", "gpu", "metrics", "models"]
+    assert await server.listing(".trims") == ["control", "gpu", "metrics", "models", "traces"]
     for directory in (".trims/.trims", ".trims/net", "net/.trims/.trims"):
         assert await server.listing(directory) == sorted(["files", "info", "jobs", *COMMANDS])
     for file in (".trims/empty", "net/.trims/params"):
@@ -330,7 +330,7 @@ async def test_object_may_have_the_name_of_a_control_file(serving: Serving, stor
             assert await server.content(key) == b"an object"
             assert await server.attribute(key, "etag") == store.generation(key).etag
         assert (await server.info(f"folder/{name}"))["size"] == 9
-        assert {"control", "gpu", "metrics", "models"} == set(await server.listing(".trims"))
+        assert {"control", "gpu", "metrics", "models", "traces"} == set(await server.listing(".trims"))
         assert b"models" in await server.content(".trims/models")
 
 

@@ -1,0 +1,1 @@
+"""Telemetry: latency histograms, counters of each model, and traces of cold opens."""
