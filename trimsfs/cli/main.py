@@ -24,6 +24,7 @@ _SECTIONS = {
     "Watch": {
         "top": "trimsfs.cli.top",
         "jobs": "trimsfs.cli.jobs",
+        "trace": "trimsfs.cli.trace",
         "exporter": "trimsfs.cli.exporter",
     },
     "Run": {
