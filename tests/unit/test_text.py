@@ -81,6 +81,6 @@ class Statistics:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda name: not name.endswith("/")))
 @example('evil"} 1\ntrimsfs_disk_used_bytes 999\\')
 def test_any_name_can_be_the_label_of_a_metric(name: str) -> None:
-    text = renderer({"disk": lambda: Statistics({f"{name}/": 7})})().decode()
+    text = b"".join(renderer({"disk": lambda: Statistics({f"{name}/": 7})})()).decode()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     assert [(sample.labels, sample.value) for sample in samples] == [({"tenant": name}, 7)]

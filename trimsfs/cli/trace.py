@@ -95,14 +95,14 @@ def _show(traces: Sequence[dict[str, Any]]) -> None:
 def _longest(trace: dict[str, Any]) -> str:
     """The kinds of spans that cover most of the time, as ``request 0.81 s, wait 0.02 s``."""
     covered = {
-        name: _covered(span for span in trace["spans"] if span["name"] == name)
+        name: covered_s(span for span in trace["spans"] if span["name"] == name)
         for name in {span["name"] for span in trace["spans"]}
     }
     longest = sorted(covered.items(), key=lambda each: -each[1])[:SHOWN_SPANS]
     return ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in longest)
 
 
-def _covered(spans: Iterable[dict[str, Any]]) -> float:
+def covered_s(spans: Iterable[dict[str, Any]]) -> float:
     """How much time at least one of the spans takes."""
     total = reached = 0.0
     for start, stop in sorted((span["start"], span["start"] + span["duration"]) for span in spans):

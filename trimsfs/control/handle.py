@@ -29,15 +29,15 @@ class Text:
 
 
 class Lines:
-    """A control file of lines of JSON, each made when a read comes to it."""
+    """A control file of lines of JSON, each made when a read comes to it: a read gives one, so that none takes long."""
 
     def __init__(self, values: Iterator[object]) -> None:
         self._values = values
         self._text = b""
 
     async def read(self, offset: int, size: int) -> bytes:
-        while len(self._text) < offset + size and (line := next(map(as_json, self._values), None)) is not None:
-            self._text += line
+        if len(self._text) <= offset:
+            self._text += next(map(as_json, self._values), b"")
         return self._text[offset : offset + size]
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
 """Metrics: the components' statistics as Prometheus text."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -132,24 +132,14 @@ HELP = {
 Source = Callable[[], Any]
 
 
-class _Statistics(Collector):
-    """Every field of every component's ``statistics()``, as ``trimsfs_<component>_<field>``.
+class _Family(Collector):
+    """One metric, with all its samples."""
 
-    A dictionary has one sample per key, in a label named after the field's first word. Those of `Labelled` and of
-    `Histogram` name their labels.
-    """
-
-    def __init__(self, sources: Mapping[str, Source]) -> None:
-        self._sources = sources
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
 
     def collect(self) -> Iterable[Metric]:
-        for component, source in self._sources.items():
-            statistics = source()
-            for field in dataclasses.fields(statistics):
-                value = getattr(statistics, field.name)
-                if value is None:
-                    continue
-                yield _metric(f"{component}_{field.name}", value, gauge=field.name in GAUGES)
+        yield self._metric
 
 
 def _metric(name: str, value: Any, *, gauge: bool) -> Metric:
@@ -171,11 +161,23 @@ def _metric(name: str, value: Any, *, gauge: bool) -> Metric:
     return family(full, told, value=value)
 
 
-def renderer(sources: Mapping[str, Source]) -> Callable[[], bytes]:
-    """A function that renders the sources' current statistics as Prometheus text."""
-    registry = CollectorRegistry()
-    registry.register(_Statistics(sources))
-    return lambda: generate_latest(registry)
+def renderer(sources: Mapping[str, Source]) -> Callable[[], Iterator[bytes]]:
+    """A function that renders the sources' current statistics as Prometheus text, metric by metric.
+
+    Every field of every component's ``statistics()`` is ``trimsfs_<component>_<field>``. A dictionary has one sample per
+    key, in a label named after the field's first word. Those of `Labelled` and of `Histogram` name their labels.
+    """
+
+    def render() -> Iterator[bytes]:
+        for component, source in sources.items():
+            statistics = source()
+            for field in dataclasses.fields(statistics):
+                value = getattr(statistics, field.name)
+                if value is not None:
+                    metric = _metric(f"{component}_{field.name}", value, gauge=field.name in GAUGES)
+                    yield generate_latest(_Family(metric))
+
+    return render
 
 
 def parse(text: str) -> dict[str, float]:

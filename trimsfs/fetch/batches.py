@@ -13,7 +13,7 @@ from trimsfs.fetch.copier import Arrived, Copier, Extent, Landed
 from trimsfs.fetch.scheduler import Flight
 from trimsfs.fetch.uncached import UncachedChunks, in_memory
 from trimsfs.stores.retrying import Retrying
-from trimsfs.telemetry.trace import REQUEST, Spent, spanning
+from trimsfs.telemetry.trace import REQUEST, VERIFY, Spent, spanning
 from trimsfs.tiers.blob import Blob, ChunkState
 from trimsfs.tiers.disk.tier import DiskTier
 from trimsfs.types import ChunkRecord
@@ -77,7 +77,7 @@ class BatchFetcher:
         blob, chunk = flight.blob, flight.chunk
         start, stop = blob.span_of(chunk)
         try:
-            with spanning(blob, "verify", offset=start):
+            with spanning(blob, VERIFY, offset=start):
                 crc = await self._retrying.call_locally(
                     blob.generation.key, lambda: self._copier.checksum(blob.fileno(), start, stop)
                 )

@@ -3,7 +3,7 @@
 Tests build their servers here, too, each in its own environment.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Calls:
         self.blob_suspected = LateBound[[Blob, TrimsError], None]("blob_suspected")
         self.approve = LateBound[[Blob], Awaitable[bool]]("approve")
         self.expected_digest = LateBound[[Generation], Awaitable[Digest | None]]("expected_digest")
-        self.render_metrics = LateBound[[], bytes]("render_metrics")
+        self.render_metrics = LateBound[[], Iterator[bytes]]("render_metrics")
 
 
 def assemble(options: MountOptions, environment: Environment) -> Components:

@@ -10,7 +10,7 @@ from trimsfs.text import printable
 
 Tier = Literal["host", "disk", "store"]
 
-MOST_MODELS = 100
+MOST_MODELS = 64
 """Models with counters of their own; the first ones opened or fetched have them."""
 OTHERS = "(others)"
 """The model that all further ones are counted as."""

@@ -16,9 +16,9 @@ from trimsfs.telemetry.model_counters import shown
 Why = Literal["resident", "disk", "store", "verification"]
 """What an open waits for: nothing, the local disk, bytes from the store, or a checksum, digest or signature."""
 
-MOST_SPANS = 256
-"""Spans of a trace; further ones are left out."""
-REQUEST = "request"
+MOST_REQUESTS, MOST_SPANS = 96, 128
+"""Requests and verified chunks of a trace, and spans of any kind; further ones are left out."""
+REQUEST, VERIFY = "request", "verify"
 
 
 class Spent:
@@ -80,7 +80,7 @@ def spanning(subject: Subject, name: str, **facts: Any) -> Iterator[Span]:
     if activity is None:
         activity = subject.activity = Activity()
     span = Span(name, time.perf_counter(), None, facts)
-    if len(activity.spans) < MOST_SPANS:
+    if len(activity.spans) < (MOST_REQUESTS if name in {REQUEST, VERIFY} else MOST_SPANS):
         activity.spans[span] = None
     try:
         yield span

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from trimsfs.telemetry.histogram import Histogram
 from trimsfs.telemetry.model_counters import ModelCounters, Tier
-from trimsfs.telemetry.trace import MOST_SPANS, OpenTrace, Span, Subject, Why
+from trimsfs.telemetry.trace import OpenTrace, Span, Subject, Why
 
 KEPT = 64
 """Traces that are kept."""
@@ -119,7 +119,6 @@ class Tracer:
         if not streams and trace.error is None:
             self.first_byte_seconds.observe(waited)
         if trace.kept:
-            del trace.spans[MOST_SPANS:]
             self._kept.append(trace)
 
     def has_read(self, trace: OpenTrace, began: float) -> None:
