@@ -22,6 +22,7 @@ SHARDS, SIZE = 4, 64 << 20
 BUCKET, MODEL = "models", "llama"
 COLORS = {
     "lookup": "#9467bd",
+    "kernel": "#c5b0d5",
     "index": "#8c564b",
     "wait": "#d62728",
     "first byte": "#ffbb78",
@@ -35,6 +36,7 @@ COLORS = {
     "load": "#bcbd22",
     "announce": "#17becf",
     "reopen": "#000000",
+    "first read": "#ff7f0e",
 }
 
 
@@ -72,7 +74,7 @@ def _traces(work: Path) -> list[dict[str, Any]]:
 
 def _draw(traces: list[dict[str, Any]], path: Path) -> None:
     """A row for the spans of each open, and one for each of its requests."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
     labels: list[str] = []
     for trace in traces:

@@ -1,5 +1,6 @@
 """Sends traces to an OpenTelemetry receiver by OTLP over HTTP. The only home of opentelemetry, which is an extra."""
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,12 +33,24 @@ class Sender:
             raise ConfigurationError(f"--otlp {endpoint}: not a URL, as http://127.0.0.1:4318")
         self._endpoint = endpoint.rstrip("/") + ("" if url.path.strip("/") else TRACES_PATH)
         self._exporter = OTLPSpanExporter(endpoint=self._endpoint)
+        self._problems = _Problems()
+        logging.getLogger("opentelemetry").addHandler(self._problems)
 
     def send(self, traces: Sequence[dict[str, Any]]) -> None:
         """Send traces, as of `.trims/traces` with the ``mountpoint`` of each. Raises TrimsError."""
+        self._problems.first = None
         spans = [span for trace in traces for span in _spans(trace)]
         if spans and self._exporter.export(spans) is not SpanExportResult.SUCCESS:
-            raise TrimsError(f"{self._endpoint}: {len(traces)} traces not sent: is there a receiver of OTLP over HTTP?")
+            raise TrimsError(f"{self._endpoint}: {len(traces)} traces not sent: {self._problems.first}")
+
+
+class _Problems(logging.Handler):
+    """Remembers the first message of the exporter, which logs why it fails and does not tell its caller."""
+
+    first: str | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.first = self.first or record.getMessage()
 
 
 def _spans(trace: dict[str, Any]) -> Iterator[ReadableSpan]:

@@ -16,7 +16,6 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
-from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.telemetry.trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
@@ -54,10 +53,8 @@ class Files:
         handles: Handles,
         ioctls: Ioctls,
         tracer: Tracer,
-        models: ModelCounters,
     ) -> None:
         self._tracer = tracer
-        self._models = models
         self._names = names
         self._disk = disk
         self._control = control
@@ -155,7 +152,7 @@ class Files:
             self._tracer.reopened(thread, inode.path)
         else:
             self._tracer.open_seconds.observe(answered - began, "resident")
-            self._models.opened_resident(inode.path)
+            self._tracer.models.opened_resident(inode.path)
         self._prefetcher.opened(blob)
         self._handles.add(handle, OpenFile(inode, blob, thread))
         self._handles.delivered(handle)

@@ -24,7 +24,7 @@ from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
 from trimsfs.telemetry.histogram import Histogram
-from trimsfs.telemetry.model_counters import ModelCounters, ModelStatistics
+from trimsfs.telemetry.model_counters import ModelStatistics
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.disk.tier import DiskTier
 
@@ -71,7 +71,6 @@ class Filesystem:
         trust: Trust,
         mount: Mount,
         tracer: Tracer,
-        models: ModelCounters,
     ) -> None:
         self._inodes = namespace.inodes
         self._disk = disk
@@ -80,14 +79,13 @@ class Filesystem:
         self._trust = trust
         self._prefetcher = prefetcher
         self._tracer = tracer
-        self._models = models
         self.handles = handles = Handles(mount.ledger)
         describe = Describer(
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
         )
         self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles, tracer)
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
-        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer, models)
+        self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)
 
     def statistics(self) -> FilesystemStatistics:
@@ -106,7 +104,9 @@ class Filesystem:
     def model_statistics(self) -> ModelStatistics:
         """What models were used for, and what sharing saves: bytes in memory times the processes that have them open,
         less one."""
-        return self._models.statistics(saved_bytes(self.handles.files.values(), self._opener.passthrough.resident))
+        return self._tracer.models.statistics(
+            saved_bytes(self.handles.files.values(), self._opener.passthrough.resident)
+        )
 
     async def open_directory(self, number: int, caller: Callable[[], Caller]) -> int:
         """Open a directory: a handle on its current listing. Tells the prefetcher, as its files may be read next."""

@@ -46,7 +46,6 @@ from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
-from trimsfs.telemetry.model_counters import ModelCounters
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
@@ -75,14 +74,13 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
     calls = Calls()
     speed = StoreSpeed(max_requests=max_requests(options.memory_limit, request_memory=environment.request_memory))
     tiers = _tiers(options, environment, calls, speed)
-    models = ModelCounters()
-    fetching = _fetching(options, environment, tiers, speed, models)
+    tracer = Tracer(share=options.trace_opens)
+    fetching = _fetching(options, environment, tiers, speed, tracer)
     gpu = _gpu(options, environment, tiers, fetching)
     checks = _checks(options, environment, calls, tiers, fetching, gpu)
     derived = DerivedBlobs(tiers.disk, tiers.passthrough, allowed=options.derived)
     deduplication = Deduplication(tiers.disk)
     commands = _commands(environment, tiers, fetching, gpu, checks, derived)
-    tracer = Tracer(models, share=options.trace_opens)
     control = _control(options, environment, calls, tiers, fetching, gpu, deduplication, commands, tracer)
     prefetcher = _prefetcher(options, calls, tiers, fetching)
     reopens = Reopens(environment.ledger, tiers.disk.release)
@@ -93,24 +91,12 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         derived,
         prefetcher,
         Opener(fetching.fetcher, tiers.passthrough, checks.cold_opener, reopens),
-        Trust(
-            tiers.disk,
-            fetching.fetcher,
-            tiers.passthrough,
-            compared=_always_compared(options),
-            signature_policy=checks.signature_policy,
-        ),
+        _trust(options, tiers, fetching, checks),
         Mount(ledger=environment.ledger, mounted_ns=environment.mounted_ns),
         tracer,
-        models,
     )
-    others = {
-        "files": filesystem.statistics,
-        "model": filesystem.model_statistics,
-        "prefetch": prefetcher.statistics,
-        "sharing": deduplication.statistics,
-    }
-    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | others))
+    above = _sources_above(filesystem, prefetcher, deduplication)
+    calls.render_metrics.bind(metrics.renderer(sources(environment, tiers, fetching, gpu, checks) | above))
     maintenance: list[Service] = [tiers.disk.run, tiers.host.run, checks.integrity.run]
     if options.share_chunks:
         maintenance.append(deduplication.run)
@@ -142,6 +128,28 @@ def assemble(options: MountOptions, environment: Environment) -> Components:
         ),
         maintenance=tuple(maintenance),
     )
+
+
+def _trust(options: MountOptions, tiers: Tiers, fetching: Fetching, checks: Checks) -> Trust:
+    return Trust(
+        tiers.disk,
+        fetching.fetcher,
+        tiers.passthrough,
+        compared=_always_compared(options),
+        signature_policy=checks.signature_policy,
+    )
+
+
+def _sources_above(
+    filesystem: Filesystem, prefetcher: Prefetcher, deduplication: Deduplication
+) -> dict[str, metrics.Source]:
+    """What the components count that are built last, by the first word of the metrics' names."""
+    return {
+        "files": filesystem.statistics,
+        "model": filesystem.model_statistics,
+        "prefetch": prefetcher.statistics,
+        "sharing": deduplication.statistics,
+    }
 
 
 def _always_compared(options: MountOptions) -> bool:
@@ -177,7 +185,7 @@ def _tiers(options: MountOptions, environment: Environment, calls: Calls, speed:
 
 
 def _fetching(
-    options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed, models: ModelCounters
+    options: MountOptions, environment: Environment, tiers: Tiers, speed: StoreSpeed, tracer: Tracer
 ) -> Fetching:
     breaker = CircuitBreaker(deadline_s=options.retry_deadline, ledger=environment.ledger)
     retrying = Retrying(
@@ -192,7 +200,7 @@ def _fetching(
         speed,
         memory_limit=options.memory_limit,
         streaming=environment.store.streaming,
-        models=models,
+        models=tracer.models,
         completed=tiers.passthrough.register,
     )
     return Fetching(

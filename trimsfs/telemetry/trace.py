@@ -123,7 +123,7 @@ class OpenTrace:
         self.kept = kept
         self.opened = time.perf_counter()
         self.began = lookups[0].began if lookups else self.opened
-        self.spans = lookups
+        self.spans = [*lookups, *_between(lookups, self.opened)]
         self.why: Why | None = None
         self.size = 0
         self.answered: float | None = None
@@ -213,6 +213,12 @@ class OpenTrace:
         place = {"name": span.name, "start": span.began - self.began, "duration": ended - span.began}
         parts = [self._told(part) for part in _parts(span)]
         return place | ({"facts": span.facts} if span.facts else {}) | ({"parts": parts} if parts else {})
+
+
+def _between(lookups: list[Span], opened: float) -> list[Span]:
+    """The turns of the kernel and the program between their lookups and the open."""
+    begins = [span.began for span in lookups[1:]] + [opened]
+    return [Span("kernel", span.ended or began, began) for span, began in zip(lookups, begins, strict=False)]
 
 
 def _parts(span: Span) -> list[Span]:

@@ -22,10 +22,10 @@ TIERS: dict[Why, Tier] = {"resident": "host", "disk": "disk", "verification": "d
 
 
 class Tracer:
-    """Of the opens that find their file not resident, the *share* (0 to 1) is traced."""
+    """Of the opens that find their file not resident, the *share* (0 to 1) is traced; ``models`` counts all opens."""
 
-    def __init__(self, models: ModelCounters, *, share: float) -> None:
-        self._models = models
+    def __init__(self, *, share: float) -> None:
+        self.models = ModelCounters()
         self._share = share
         self.open_seconds = Histogram("why", TIERS)
         self.first_byte_seconds = Histogram()
@@ -113,7 +113,7 @@ class Tracer:
         waited = trace.answered - trace.opened
         self.open_seconds.observe(waited, why)
         if trace.error is None:
-            self._models.opened(trace.path, TIERS[why])
+            self.models.opened(trace.path, TIERS[why])
         if why == "resident":
             return
         if not streams and trace.error is None:
