@@ -27,7 +27,7 @@ from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import BOUNDS_S, Histogram
 from trimsfs.telemetry.model_counters import MOST_MODELS, OTHERS, ModelCounters, model_of
-from trimsfs.telemetry.trace import Activity, spanning
+from trimsfs.telemetry.trace import MOST_REQUESTS, Activity, OpenTrace, spanning
 from trimsfs.telemetry.tracer import KEPT
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
@@ -364,6 +364,42 @@ class Subject:
 
     activity: Activity | None = None
     complete = True
+
+
+def test_a_trace_takes_each_span_once_also_where_others_watch() -> None:
+    subject = Subject()
+    first, second = (OpenTrace("a", thread, [], kept=True) for thread in (1, 2))
+    for trace in (first, second):
+        trace.watch(subject)
+    with spanning(subject, "request"):
+        first.unwatch()
+        first.watch(subject)
+    with spanning(subject, "announce"):
+        pass
+    first.unwatch()
+    second.unwatch()
+    assert [span.name for span in second.spans] == ["request", "announce"]
+    assert [span.name for span in first.spans] == ["request", "request", "announce"]
+    assert first.spans[0].ended is not None
+    assert first.spans[0].ended <= first.spans[1].began
+    assert subject.activity is None
+
+
+def test_a_span_beyond_the_bound_ends_no_other_trace() -> None:
+    subject = Subject()
+    before, after = (OpenTrace("a", thread, [], kept=True) for thread in (1, 2))
+    before.watch(subject)
+    for _ in range(MOST_REQUESTS):
+        with spanning(subject, "request"):
+            pass
+    with spanning(subject, "request"):  # it is left out
+        before.unwatch()
+        after.watch(subject)
+    with spanning(subject, "announce"):
+        pass
+    after.unwatch()
+    assert len(before.spans) == MOST_REQUESTS
+    assert [span.name for span in after.spans] == ["announce"]
 
 
 def test_nothing_is_kept_of_what_nobody_traces() -> None:

@@ -91,7 +91,7 @@ def spanning(subject: Subject, name: str, **facts: Any) -> Iterator[Span]:
         span.ended = time.perf_counter()
         if not activity.watchers:
             activity.spans.pop(span, None)
-            if not activity.spans:
+            if not activity.spans and subject.activity is activity:
                 subject.activity = None
 
 
@@ -103,6 +103,7 @@ class OpenTrace:
         "_clock",
         "_number",
         "_subject",
+        "_taken_until",
         "_watched_since",
         "answered",
         "began",
@@ -132,6 +133,7 @@ class OpenTrace:
         self._clock = time.time() - self.opened
         self._number = random.getrandbits(128) if kept else 0
         self._subject: Subject | None = None
+        self._taken_until = self.opened
         self._watched_since: float | None = None
 
     @contextmanager
@@ -159,8 +161,9 @@ class OpenTrace:
         subject, self._subject = self._subject, None
         if subject is None or subject.activity is None:
             return
-        self.spans += self._taken(subject.activity)
         activity = subject.activity
+        self.spans += self._taken(activity)
+        self._taken_until = time.perf_counter()
         activity.watchers -= 1
         if not activity.watchers:
             activity.spans = {span: None for span in activity.spans if span.ended is None}
@@ -168,9 +171,9 @@ class OpenTrace:
                 subject.activity = None
 
     def _taken(self, activity: Activity) -> list[Span]:
-        """A blob's spans, as far as they overlap this open."""
-        now = time.perf_counter()
-        return [span.since(self.opened, now) for span in activity.spans if (span.ended or now) > self.opened]
+        """A blob's spans, as far as they overlap this open and were not taken before."""
+        since, now = self._taken_until, time.perf_counter()
+        return [span.since(since, now) for span in activity.spans if (span.ended or now) > since]
 
     def settle(self) -> None:
         """End the trace of a streamed file all of which has come."""
