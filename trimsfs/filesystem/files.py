@@ -16,6 +16,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind
 from trimsfs.opening.cold_open import Interruptible
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
+from trimsfs.telemetry.model_counters import Counts
 from trimsfs.telemetry.trace import OpenTrace, Why
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
@@ -63,9 +64,10 @@ class Files:
         self._trust = trust
         self._handles = handles
         self._ioctls = ioctls
-        self._spare: dict[int, tuple[int, Blob]] = {}
-        """Handles for the next opens of passed-through files, with their blobs, by inode number."""
-        self._offered: tuple[Inode, Blob, float]
+        self._resident_seconds = tracer.open_seconds.series("resident")
+        self._spare: dict[int, tuple[int, Blob, Counts]] = {}
+        """Handles for the next opens of passed-through files, with their blobs and counts, by inode number."""
+        self._offered: tuple[Inode, Blob, Counts | None, float]
         self.reads = self.read_bytes = 0
 
     async def open(
@@ -128,7 +130,7 @@ class Files:
         inode = self._names.known(number)
         if inode is None or inode.generation is None or self._trust.signature_policy is not None:
             return None
-        handle, blob = self._spare.pop(number, (0, None))
+        handle, blob, counts = self._spare.pop(number, (0, None, None))
         if blob is None or handle >> BACKING_SHIFT != blob.backing_id:
             self._handles.remove(handle)
             handle, blob = 0, self._disk.known(inode.generation.token(self._disk.store))
@@ -137,13 +139,14 @@ class Files:
             return None
         handle = handle or self._handles.made(inode, blob)
         self._handles.offered(handle, request)
-        self._offered = inode, blob, began
+        self._offered = inode, blob, counts, began
         return handle
 
     def used(self, handle: int, thread: int, caller: Callable[[], Caller]) -> None:
         """Complete the open by `open_resident`, whose handle a thread has got, and make one for the next open."""
-        inode, blob, began = self._offered
-        answered = time.perf_counter()
+        inode, blob, counts, began = self._offered
+        waited = time.perf_counter() - began
+        counts = counts or self._tracer.models.of(inode.path)
         self._disk.use(blob, inode.generation or blob.generation)
         self._prefetcher.record_open(blob, readable_by(self._control.authorisation, caller))
         self._opener.opened(blob)
@@ -151,14 +154,14 @@ class Files:
             self._opener.reopens.completed(thread, inode.path)
             self._tracer.reopened(thread, inode.path)
         else:
-            self._tracer.open_seconds.observe(answered - began, "resident")
-            self._tracer.models.opened_resident(inode.path)
+            self._resident_seconds.observe(waited)
+            counts.host += 1
         self._prefetcher.opened(blob)
         self._handles.add(handle, OpenFile(inode, blob, thread))
         self._handles.delivered(handle)
         while len(self._spare) >= MOST_SPARE:
             self._handles.remove(self._spare.pop(next(iter(self._spare)))[0])
-        self._spare[inode.number] = self._handles.made(inode, blob), blob
+        self._spare[inode.number] = self._handles.made(inode, blob), blob, counts
 
     async def _open_control(
         self, inode: Inode, caller: Callable[[], Caller], interruptible: Interruptible

@@ -36,7 +36,9 @@ class ModelStatistics:
     saved_bytes: Labelled
 
 
-class _Counts:
+class Counts:
+    """What is counted of one model: bytes fetched, and opens by tier."""
+
     __slots__ = ("disk", "fetched", "host", "store")
 
     def __init__(self) -> None:
@@ -47,26 +49,23 @@ class ModelCounters:
     """Counts since the server started."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, _Counts] = {}
+        self._counts: dict[str, Counts] = {}
 
-    def _of(self, key: str) -> _Counts:
+    def of(self, key: str) -> Counts:
+        """The counts of the model of a file."""
         counts = self._counts.get(model_of(key))
         return counts if counts is not None else self._new(model_of(key))
 
-    def _new(self, model: str) -> _Counts:
-        return self._counts.setdefault(model if len(self._counts) < MOST_MODELS else OTHERS, _Counts())
+    def _new(self, model: str) -> Counts:
+        return self._counts.setdefault(model if len(self._counts) < MOST_MODELS else OTHERS, Counts())
 
     def fetched(self, key: str, size: int) -> None:
         """Bytes of a file came from the store."""
-        self._of(key).fetched += size
-
-    def opened_resident(self, key: str) -> None:
-        """A file was opened that was in memory; the same as `opened`, as quick as it can be."""
-        self._of(key).host += 1
+        self.of(key).fetched += size
 
     def opened(self, key: str, tier: Tier) -> None:
         """A file was opened that a tier had."""
-        counts = self._of(key)
+        counts = self.of(key)
         setattr(counts, tier, getattr(counts, tier) + 1)
 
     def statistics(self, saved: dict[str, int]) -> ModelStatistics:
