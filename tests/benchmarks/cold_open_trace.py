@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def _traces(work: Path) -> list[dict[str, Any]]:
-    """The traces of a program that reads all shards, one after another."""
+    """The traces of a program that reads all shards at once."""
     shards = [f"{MODEL}/model-{number:05}-of-{SHARDS:05}.safetensors" for number in range(1, SHARDS + 1)]
     for shard in shards:
         path = work / "buckets" / BUCKET / shard
@@ -64,8 +65,9 @@ def _traces(work: Path) -> list[dict[str, Any]]:
         start_fast(work / "buckets", latency_ms=PROFILE_LATENCY_MS, rate=PROFILE_RATE) as server,
         mounted(f"s3://{BUCKET}", work / "mount", environment=server.environment()) as mount,
     ):
-        for shard in shards:
-            assert len((mount.path / shard).read_bytes()) == SIZE
+        with ThreadPoolExecutor(SHARDS) as threads:
+            sizes = threads.map(lambda shard: len((mount.path / shard).read_bytes()), shards)
+            assert list(sizes) == [SIZE] * SHARDS
         done = trimsfs("trace", mount.path / MODEL, "--json")
         assert done.returncode == 0, done.stderr
         found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -91,10 +93,10 @@ def _draw(traces: list[dict[str, Any]], path: Path) -> None:
     axes.set_yticks([number + 0.4 for number, label in enumerate(labels) if label], [one for one in labels if one])
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds since the first lookup")
-    axes.set_title(f"{SHARDS} shards of {SIZE >> 20} MiB, read one after another; store at {PROFILE_TEXT}")
-    used = {part["name"] for trace in traces for span in trace["spans"] for part in (span, *span.get("parts", ()))}
+    axes.set_title(f"{SHARDS} shards of {SIZE >> 20} MiB, read at once; store at {PROFILE_TEXT}")
+    used = {part["name"] for trace in traces for span in trace["spans"] for part in span.get("parts", (span,))}
     for name, color in COLORS.items():
-        if name in used and name != "request":
+        if name in used:
             axes.barh(0, 0, color=color, label=name)
     figure.legend(loc="outside right upper")
     axes.spines[["top", "right"]].set_visible(False)

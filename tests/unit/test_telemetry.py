@@ -27,7 +27,7 @@ from trimsfs.stores.digests import Digest
 from trimsfs.stores.retrying import Retrying
 from trimsfs.telemetry.histogram import BOUNDS_S, Histogram
 from trimsfs.telemetry.model_counters import MOST_MODELS, OTHERS, ModelCounters, model_of
-from trimsfs.telemetry.trace import MOST_REQUESTS, Activity, OpenTrace, spanning
+from trimsfs.telemetry.trace import MOST_REQUESTS, Activity, OpenTrace, Spent, spanning
 from trimsfs.telemetry.tracer import KEPT
 from trimsfs.tiers.blob import Blob
 from trimsfs.types import Generation
@@ -383,6 +383,18 @@ def test_a_trace_takes_each_span_once_also_where_others_watch() -> None:
     assert first.spans[0].ended is not None
     assert first.spans[0].ended <= first.spans[1].began
     assert subject.activity is None
+
+
+def test_a_request_tells_what_it_has_spent_also_after_the_open_is_answered() -> None:
+    subject, trace = Subject(), OpenTrace("a", 1, [], kept=True)
+    trace.watch(subject)
+    with spanning(subject, "request") as request:
+        trace.unwatch()
+        spent = Spent()
+        spent.first_byte = request.began
+        request.spent = spent
+    told = trace.facts()["spans"][-1]
+    assert [part["name"] for part in told["parts"]] == ["first byte", "receive", "checksum", "write"]
 
 
 def test_a_span_beyond_the_bound_ends_no_other_trace() -> None:

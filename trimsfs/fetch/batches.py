@@ -202,7 +202,8 @@ class BatchFetcher:
                     # This version is gone, but the newest one may have the same content.
                     generation = replace(generation, version_id=None)
                     version = await self._copier.fetch(generation, extent, landed, arrived, spent=spent)
-                span.spent = spent if spent.first_byte else None
+                if spent.first_byte:
+                    span.spent = spent
         except ObjectNotFoundError as error:
             raise ObjectChangedError(f"{generation.key} has been deleted") from error
         finally:

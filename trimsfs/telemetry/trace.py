@@ -36,7 +36,7 @@ class Spent:
 class Span:
     """An interval with a name; ``ended`` is None while it lasts. ``spent`` is of a request that has succeeded."""
 
-    __slots__ = ("began", "ended", "facts", "name", "spent")
+    __slots__ = ("_spent", "_whole", "began", "ended", "facts", "name")
 
     def __init__(
         self, name: str, began: float, ended: float | None = None, facts: dict[str, Any] | None = None
@@ -45,12 +45,22 @@ class Span:
         self.began = began
         self.ended = ended
         self.facts = facts or {}
-        self.spent: Spent | None = None
+        self._spent: Spent | None = None
+        self._whole: Span | None = None
+
+    @property
+    def spent(self) -> Spent | None:
+        # The last chunk lands, and an open is answered, a moment before the request tells what it has spent.
+        return self._spent if self._whole is None else self._whole.spent
+
+    @spent.setter
+    def spent(self, spent: Spent) -> None:
+        self._spent = spent
 
     def since(self, began: float, now: float) -> "Span":
         """The part of it from a time on, until now at most."""
         span = Span(self.name, max(self.began, began), self.ended or now, self.facts)
-        span.spent = self.spent
+        span._whole = self
         return span
 
 
