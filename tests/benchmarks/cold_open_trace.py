@@ -70,8 +70,7 @@ def _traces(work: Path) -> list[dict[str, Any]]:
             assert list(sizes) == [SIZE] * SHARDS
         done = trimsfs("trace", mount.path / MODEL, "--json")
         assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout)
-        return found
+        return sorted(json.loads(done.stdout), key=lambda trace: str(trace["path"]))
 
 
 def _draw(traces: list[dict[str, Any]], path: Path) -> None:
@@ -80,7 +79,7 @@ def _draw(traces: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     labels: list[str] = []
     for trace in traces:
-        offset = trace["began"] - traces[0]["began"]
+        offset = trace["began"] - min(each["began"] for each in traces)
         requests = [span for span in trace["spans"] if span["name"] == "request"]
         others = [span for span in trace["spans"] if span["name"] != "request"]
         rows = [others, *([request, *request.get("parts", ())] for request in requests)]
