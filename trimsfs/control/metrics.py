@@ -164,8 +164,8 @@ def _metric(name: str, value: Any, *, gauge: bool) -> Metric:
 def renderer(sources: Mapping[str, Source]) -> Callable[[], Iterator[bytes]]:
     """A function that renders the sources' current statistics as Prometheus text, metric by metric.
 
-    Every field of every component's ``statistics()`` is ``trimsfs_<component>_<field>``. A dictionary has one sample per
-    key, in a label named after the field's first word. Those of `Labelled` and of `Histogram` name their labels.
+    Every field of every component's ``statistics()`` is ``trimsfs_<component>_<field>``. A dictionary has one sample
+    per key, in a label named after the field's first word. Those of `Labelled` and of `Histogram` name their labels.
     """
 
     def render() -> Iterator[bytes]:
