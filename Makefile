@@ -6,6 +6,7 @@
 #   make soak    does everything at once for 15 minutes: make soak ARGS='--hours 8 --seed 2'
 #   make bench   measures against a native file, rclone, JuiceFS and s3fs
 #   make engines loads models by 30 unchanged programs, from a mount of S3 and locally, and compares
+#   make dist    builds wheels, a Debian package and a container image, each with its bill of materials, below dist/
 #   make eval    measures what sharing gains MXNet's networks: the TrIMS paper's evaluation
 #   make docs    writes the documentation as a site into build/site
 #   make man     writes man pages and completions, from the commands, into packaging/man and packaging/completions
@@ -24,6 +25,7 @@ FRAMEWORKS := .venv-frameworks
 ENGINES := .venv-engines
 HEAVY := .venv-heavy
 GPU := .venv-gpu
+DIST := .venv-dist
 DEMO_ENVIRONMENT := $(if $(HAS_MXNET),$(MXNET),$(FRAMEWORKS))
 
 APT_MAIN := fuse3 gcc libfuse3-dev pkg-config $(if $(filter /usr/bin/%,$(PYTHON)),python3-dev python3-venv)
@@ -31,13 +33,21 @@ APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph
 	openssl podman radosgw runc tmux xfsprogs zsh
 APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
+APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
+APT_DIST := $(APT_WHEELS) debhelper mmdebstrap podman
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean apt-main apt-test apt-all apt-engines apt-bench
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trimsfs/__init__.py)
+# Wheels are built for each of these that has its headers, one for each version; PYTHONS= names others.
+PYTHONS ?= $(PYTHON) $(wildcard /usr/bin/python3.1? /usr/local/bin/python3.1? $(HOME)/.pyenv/versions/3.*/bin/python)
+WITH_DIST = PATH=$(abspath $(DIST)/bin):$$PATH
+
+.PHONY: dist wheels wheelhouse deb image demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man \
+	protocol clean apt-main apt-test apt-all apt-wheels apt-dist apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -69,6 +79,24 @@ bench: apt-bench $(MAIN)/ready-bench $(FRAMEWORKS)/ready $(if $(HAS_MXNET),$(MXN
 
 eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready
 	$(MAIN)/bin/python -m tests.evaluation $(abspath $(MXNET)/bin/python) $(ARGS)
+
+dist: deb image
+
+wheels: apt-wheels $(DIST)/ready
+	rm -rf dist
+	$(WITH_DIST) packaging/wheels.sh dist $(VERSION) $(PYTHONS)
+
+# The wheel for Debian's Python and all that it needs, as the package and the image have it.
+wheelhouse: wheels
+	rm -rf build/wheelhouse
+	$(WITH_DIST) pip -q --python /usr/bin/python3 download --only-binary :all: -d build/wheelhouse \
+		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[csi,signatures]"
+
+deb: apt-dist wheelhouse
+	$(WITH_DIST) packaging/deb.sh dist build/wheelhouse $(VERSION)
+
+image: apt-dist wheelhouse
+	$(WITH_DIST) packaging/image.sh dist $(VERSION)
 
 bench-gpu: card $(GPU)/ready
 	$(GPU)/bin/python -m tests.benchmarks.gpu $(ARGS)
@@ -110,6 +138,12 @@ apt-test: apt-main
 apt-all: apt-main
 	$(if $(call missing,$(APT_ALL)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_ALL)))
 
+apt-wheels:
+	$(if $(call missing,$(APT_WHEELS)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_WHEELS)))
+
+apt-dist:
+	$(if $(call missing,$(APT_DIST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_DIST)))
+
 apt-engines: apt-main
 	$(if $(shell command -v npm),,$(APT_GET) update && $(APT_GET) install -y --no-install-recommends npm)
 
@@ -136,6 +170,11 @@ $(MAIN)/ready-docs: $(MAIN)/ready
 
 $(MAIN)/ready-cuda: $(MAIN)/ready
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[cuda]'
+	touch $@
+
+$(DIST)/ready: packaging/requirements.txt
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/pip install -q -r $<
 	touch $@
 
 $(GPU)/ready: tests/benchmarks/gpu/requirements-gpu.txt $(MAIN)/ready | card
@@ -169,4 +208,4 @@ $(HEAVY)/ready: tests/frameworks/requirements-heavy.txt | apt-main
 	touch $@
 
 clean:
-	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(ENGINES) $(HEAVY) $(GPU) build packaging/man packaging/completions *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(MAIN) $(MXNET) $(FRAMEWORKS) $(ENGINES) $(HEAVY) $(GPU) $(DIST) build dist packaging/man packaging/completions *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@
 
 __all__ = ["FormatError", "GpuError", "GpuFullError", "GpuLostError", "__version__", "open"]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # type checkers take it as true; `import typing` would take time
 if TYPE_CHECKING:
