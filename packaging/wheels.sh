@@ -31,8 +31,8 @@ if [ ! -e "$build/libfuse/lib/libfuse3.so" ]; then
     source=$(echo "$build"/debian/fuse3-*/)
   fi
   rm -rf "$build/meson"
-  meson setup "$build/meson" "$source" --prefix "$build/libfuse" --libdir lib --buildtype release --strip \
-    -D utils=false -D examples=false -D tests=false
+  meson setup "$build/meson" "$source" --prefix "$build/libfuse" --libdir lib --bindir /usr/bin --buildtype release \
+    --strip -D utils=false -D examples=false -D tests=false
   ninja -C "$build/meson" install
   mkdir -p "$build/licences" && cp "$source/LICENSE" "$source/LGPL2.txt" "$build/licences"
 fi

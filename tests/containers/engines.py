@@ -115,8 +115,8 @@ class Podman:
             "TEST_DEVICES": str(self.devices),
         }
 
-    def set_up(self, root: Path) -> None:
-        """Make its configuration and its image."""
+    def configure(self) -> None:
+        """Make its configuration."""
         self.devices.mkdir(parents=True)
         (self.directory / "containers.conf").write_text(
             '[containers]\ncgroups = "disabled"\nnetns = "none"\nlog_driver = "none"\ndefault_ulimits = []\n'
@@ -126,6 +126,10 @@ class Podman:
         (self.directory / "storage.conf").write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{self.directory}/images"\nrunroot = "{self.directory}/run"\n'
         )
+
+    def set_up(self, root: Path) -> None:
+        """Make its configuration and its image."""
+        self.configure()
         archive = self.directory / "root.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(root, ".")

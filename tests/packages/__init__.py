@@ -1,0 +1,1 @@
+"""What ``make dist`` has built, each tried in a clean root."""

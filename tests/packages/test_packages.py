@@ -1,0 +1,144 @@
+"""Wheel, Debian package and image: from a clean Debian without a compiler to a model that is read through a mount.
+
+``make dist`` has built them.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import trimsfs
+from tests.containers.engines import Podman
+from tests.packages.roots import Root, make_root
+
+REPOSITORY = Path(trimsfs.__file__).parents[1]
+DIST = REPOSITORY / "dist"
+WHEELHOUSE = REPOSITORY / "build/wheelhouse"
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1800)]
+
+
+def built(pattern: str) -> Path:
+    """What ``make dist`` has built of this version."""
+    (found,) = DIST.glob(pattern.format(version=trimsfs.__version__))
+    return found
+
+
+@contextmanager
+def measured(record: Callable[[str, object], None], artefact: Path) -> Iterator[None]:
+    """Print and record the seconds that the block takes, and the size of what it tries."""
+    began = time.monotonic()
+    yield
+    seconds, megabytes = round(time.monotonic() - began, 1), round(artefact.stat().st_size / 1e6, 1)
+    record("seconds", seconds)
+    record("megabytes", megabytes)
+    print(f"{artefact.name}: {seconds} s, {megabytes} MB")
+
+
+def test_wheel_mounts_in_a_root_without_a_compiler(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    root = make_root(tmp_path / "root", "python3-venv")
+    shutil.copytree(WHEELHOUSE, root.path / "wheelhouse")
+    with measured(record_property, next(WHEELHOUSE.glob("trimsfs-*.whl"))):
+        said = root.run("""
+            python3 -m venv /opt/trimsfs
+            . /opt/trimsfs/bin/activate
+            pip install -q --no-index --find-links /wheelhouse trimsfs
+            trimsfs mount /store /models
+            cmp /store/model /models/model
+            cat /proc/[0-9]*/maps | grep -o '/[^ ]*libfuse3[^ ]*' | sort -u
+            trimsfs doctor --store /store | grep libfuse
+            trimsfs umount /models
+            ! findmnt -t fuse.trimsfs
+        """)
+    (libfuse, doctor) = said.splitlines()
+    assert "/trimsfs.libs/libfuse3-" in libfuse
+    assert doctor.startswith("ok    libfuse: libfuse 3.")
+
+
+def test_wheels_say_what_they_contain() -> None:
+    for wheel in DIST.glob(f"trimsfs-{trimsfs.__version__}-*.whl"):
+        assert wheel.name.endswith("-manylinux_2_28_x86_64.whl")
+        assert {"trimsfs", "pyfuse3", "libfuse"} == components(wheel.with_suffix(".cdx.json"))
+
+
+def components(bill: Path) -> set[str]:
+    """The names in a bill of materials."""
+    document = json.loads(bill.read_text())
+    assert document["metadata"]["component"]["version"] == trimsfs.__version__
+    return {component["name"] for component in document["components"]}
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> Root:
+    """A Debian with systemd and the package's file, and what will be declared."""
+    root = make_root(tmp_path / "root", "systemd-sysv")
+    shutil.copy(built("trimsfs_{version}_*.deb"), root.path / "trimsfs.deb")
+    (root.path / "models.toml").write_text('mountpoint = "/models"\nstore = "/store"\n')
+    return root
+
+
+def test_debian_package_serves_and_leaves_nothing_behind(
+    declared: Root, record_property: Callable[[str, object], None]
+) -> None:
+    with declared.booted() as system:
+        system.run("apt-get -q update")
+        with measured(record_property, built("trimsfs_{version}_*.deb")):
+            system.run("""
+                apt-get -q -y install --no-install-recommends /trimsfs.deb
+                cp /models.toml /etc/trimsfs/mounts.d
+                systemctl enable --now trimsfs@models
+                cmp /store/model /models/model
+            """)
+        system.run("""
+            trimsfs status
+            test "$(ps -o user= -p "$(pgrep -f '^trimsfs server')")" = trimsfs
+            before=$(pgrep -f '^trimsfs server')
+            exec 3< /models/model
+            dpkg --install /trimsfs.deb                # an upgrade: another server, and the open file reads on
+            cmp /store/model - <&3
+            test "$before" != "$(pgrep -f '^trimsfs server')"
+        """)
+        system.run("""
+            apt-get -q -y remove trimsfs
+            ! findmnt -t fuse.trimsfs
+            ! pgrep -f ^trimsfs
+            test ! -e /run/trimsfs -a ! -e /usr/lib/trimsfs
+            test -e /etc/trimsfs/mounts.d/models.toml -a -d /var/cache/trimsfs
+            apt-get -q -y purge trimsfs
+        """)
+        left = system.run("find / -xdev -name '*trimsfs*' -not -path '/proc/*' -not -path '/trimsfs.deb'")
+    assert left == ""
+    assert {"trimsfs", "libfuse", "pyfuse3", "boto3"} <= components(built("trimsfs-{version}-deb.cdx.json"))
+
+
+def test_mount_by_hand_ends_with_the_package(declared: Root) -> None:
+    declared.run("""
+        apt-get -q update
+        apt-get -q -y install --no-install-recommends /trimsfs.deb
+        mount -t trimsfs /store /models
+        cmp /store/model /models/model
+        apt-get -q -y remove trimsfs
+        ! findmnt -t fuse.trimsfs
+    """)
+
+
+def test_image_mounts(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    archive = built("trimsfs-{version}-image.tar")
+    podman = Podman(tmp_path / "podman", image=f"localhost/trimsfs:{trimsfs.__version__}")
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "model").write_bytes(b"model" * 100_000)
+    podman.configure()
+    script = "mkdir /models; trimsfs mount /store /models; cmp /store/model /models/model; trimsfs umount /models"
+    with measured(record_property, archive):
+        done = podman("load", "--input", archive)
+        assert done.returncode == 0, done.stderr
+        podman.run("--privileged", "-v", f"{store}:/store:ro", command=["sh", "-euc", script])
+    assert {"trimsfs", "libfuse", "grpcio", "libc6"} <= components(built("trimsfs-{version}-image.cdx.json"))
