@@ -34,7 +34,7 @@ APT_TEST := attr btrfs-progs bubblewrap busybox-static ceph-common ceph-mon ceph
 APT_ALL := chromium fonts-dejavu-core
 APT_BENCH := s3fs
 APT_WHEELS := dpkg-dev pkg-config python3-dev python3-venv
-APT_DIST := $(APT_WHEELS) debhelper mmdebstrap podman
+APT_DIST := $(APT_WHEELS) debhelper mmdebstrap podman systemd-container
 APT_GET := DEBIAN_FRONTEND=noninteractive apt-get -q
 # The packages that are not installed; if there are none, make needs no root.
 missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $(1) 2>/dev/null \
@@ -57,7 +57,7 @@ test: apt-test $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)
 	$(MAIN)/bin/python -m compileall -q trimsfs mountctl
 	$(MAIN)/bin/python -m pytest -m 'not slow and not gpu' $(or $(ARGS),-n auto --maxprocesses 4)
 
-test-all: apt-test apt-all $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint
+test-all: apt-test apt-all $(MAIN)/ready-dev $(if $(HAS_MXNET),$(MXNET)/ready) $(FRAMEWORKS)/ready $(HEAVY)/ready lint dist
 	$(MAIN)/bin/python -m pytest -m 'not gpu' $(ARGS)
 
 reliability: apt-test $(MAIN)/ready-dev

@@ -40,10 +40,10 @@ def measured(record: Callable[[str, object], None], artefact: Path) -> Iterator[
     print(f"{artefact.name}: {seconds} s, {megabytes} MB")
 
 
-def test_wheel_mounts_in_a_root_without_a_compiler(
+def test_wheel_mounts_for_root_and_users_without_a_compiler(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    root = make_root(tmp_path / "root", "python3-venv")
+    root = make_root(tmp_path / "root", "python3-venv", "fuse3")
     shutil.copytree(WHEELHOUSE, root.path / "wheelhouse")
     with measured(record_property, next(WHEELHOUSE.glob("trimsfs-*.whl"))):
         said = root.run("""
@@ -55,6 +55,11 @@ def test_wheel_mounts_in_a_root_without_a_compiler(
             cat /proc/[0-9]*/maps | grep -o '/[^ ]*libfuse3[^ ]*' | sort -u
             trimsfs doctor --store /store | grep libfuse
             trimsfs umount /models
+            install -d -o 1000 /home/user /home/user/models
+            as_user() { setpriv --reuid 1000 --regid 1000 --clear-groups env HOME=/home/user "$@"; }
+            as_user trimsfs mount /store /home/user/models
+            as_user cmp /store/model /home/user/models/model
+            as_user trimsfs umount /home/user/models
             ! findmnt -t fuse.trimsfs
         """)
     (libfuse, doctor) = said.splitlines()
