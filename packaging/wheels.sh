@@ -68,7 +68,7 @@ print(next(each for each in needed if each.startswith("pyfuse3")))')"
     -e 's/^License-File: LICENSE$/&\nLicense-File: libfuse\/LICENSE\nLicense-File: libfuse\/LGPL2.txt\nLicense-File: pyfuse3/' \
     "${licences%/licenses}/METADATA"
   wheel pack -d "$work/packed" "$tree"
-  LD_LIBRARY_PATH=$build/libfuse/lib auditwheel -q repair --plat "manylinux_2_28_$(uname -m)" -w "$work/repaired" "$work"/packed/*.whl
+  LD_LIBRARY_PATH=$build/libfuse/lib auditwheel repair --plat "manylinux_2_28_$(uname -m)" -w "$work/repaired" "$work"/packed/*.whl
   wheel=$(echo "$work"/repaired/*.whl)
   python -m zipfile -e "$wheel" "$work/tree"
   python packaging/sbom.py trimsfs "$version" library "$work/tree" "$dist/$(basename "$wheel" .whl).cdx.json"
