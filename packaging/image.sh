@@ -8,7 +8,8 @@ base=docker.io/library/debian:13-slim
 if ! podman image exists "$base" && ! podman pull -q "$base" 2>/dev/null; then
   mmdebstrap --quiet --variant=apt --include=ca-certificates trixie - | podman import -q - "$base"
 fi
-podman build --pull=never --isolation chroot --network host -f packaging/Dockerfile -t "trimsfs:$version" .
+limits=(--ulimit "nofile=$(ulimit -Sn):$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Su):$(ulimit -Hu)") # podman's own may be above them
+podman build "${limits[@]}" --pull=never --isolation chroot --network host -f packaging/Dockerfile -t "trimsfs:$version" .
 rm -f "$dist/trimsfs-$version-image.tar"
 podman save --format oci-archive -o "$dist/trimsfs-$version-image.tar" "localhost/trimsfs:$version"
 tree=build/image

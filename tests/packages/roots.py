@@ -32,7 +32,14 @@ class Root:
         return _finished([*self._spawn(), "--console=pipe", *variables, "sh", "-euxc", script])
 
     def _spawn(self) -> list[str]:
-        options = ["--quiet", "--keep-unit", "--register=no", "--bind=/dev/fuse", f"--directory={self.path}"]
+        options = [
+            "--quiet",
+            "--keep-unit",
+            "--register=no",
+            "--timezone=off",
+            "--bind=/dev/fuse",
+            f"--directory={self.path}",
+        ]
         return ["systemd-nspawn", *options]
 
     @contextmanager
