@@ -72,7 +72,8 @@ def test_each_verb_and_option_is_in_its_page(manual: Path) -> None:
     for page, command in commands():
         text = text_of(manual / "man" / page)
         parts = [command, *(getattr(command, "commands", {}).values() if page.endswith("jobs.1") else ())]
-        options = {name for part in parts for option in part.params for name in (*option.opts, *option.secondary_opts)}
+        shown = [option for part in parts for option in part.params if not getattr(option, "hidden", False)]
+        options = {name for option in shown for name in (*option.opts, *option.secondary_opts)}
         assert {name for name in options if name.startswith("-") and not re.search(rf"\s{name}\b", text)} == set(), page
         help_text = " ".join((command.help or "").replace("`", "").split())
         assert help_text[:60] in " ".join(text.split()), page

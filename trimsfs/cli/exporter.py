@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from trimsfs.cli.output import reported, say
+from trimsfs.command_group import examples
 from trimsfs.errors import ConfigurationError
 from trimsfs.exporter.exporter import listen, read_token, run
 from trimsfs.exporter.scraper import ANSWER_TIMEOUT_S
@@ -17,7 +18,13 @@ from trimsfs.text import LineFormatter
 DEFAULT = "127.0.0.1:9099"
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trimsfs exporter",
+        "trimsfs exporter --listen unix:/run/trimsfs/metrics.sock",
+        "trimsfs exporter --listen 0.0.0.0:9099 --token-file /etc/trimsfs/metrics.token",
+    )
+)
 @click.option("--listen", "place", metavar="ADDRESS", default=DEFAULT, show_default=True, help="IP:PORT or unix:PATH.")
 @click.option(
     "--token-file",

@@ -12,7 +12,7 @@ import click
 from trimsfs.cli.chrome_trace import chrome_trace
 from trimsfs.cli.control_files import ask_each, check_answers, mount_over, read_lines
 from trimsfs.cli.output import fail_if_any, left_out, reported, say, show
-from trimsfs.command_group import complete_mounted
+from trimsfs.command_group import complete_mounted, examples
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, TrimsError
 from trimsfs.mountinfo import Mount, file_systems
 from trimsfs.text import printable
@@ -22,7 +22,13 @@ SHOWN_SPANS = 3
 """Kinds of spans of an open that the table names, those that took longest."""
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "trimsfs trace",
+        "trimsfs trace /models/llama --output llama.json",
+        "trimsfs trace --otlp http://127.0.0.1:4318 --follow",
+    )
+)
 @click.argument("path", type=Path, shell_complete=complete_mounted, required=False)
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write Chrome trace JSON; - is standard output."
