@@ -53,8 +53,8 @@ READERS, COMMANDERS = 4, 2
 SIZES = (1, 4096, 100_000, 700_000, 3 * MIB, 9 * MIB, 17 * MIB + 5)
 GROUPS = {"steady": 28, "changing": 10, "fleeting": 10}
 GAUGES = ("files_open_handles", "files_passthrough_handles", "fetch_in_flight", "fetch_waiting", "disk_open_blobs")
-SPARE = {"socket open in the server": 8, "memory open in the server": 4}
-"""Connections to the store that may be used again, and chunks that had no room on disk."""
+SPARE = {"socket open in the server": 16, "memory open in the server": 4}
+"""Connections to the store that may be used again, as many as requests may run at once; chunks without room on disk."""
 SILENT = {"flipped bit"}
 """What is not found before the whole of a file is here, so that readers of a part may see it."""
 OVER_S = 10.0

@@ -74,7 +74,7 @@ class FakeBacking:
         if self.error is not None:
             raise self.error
         number = len(self.opened) + 1
-        self._files[number] = os.dup(descriptor)
+        self._files[number] = os.open(f"/proc/self/fd/{descriptor}", os.O_PATH)  # as the keeper does
         self.opened.append(number)
         return number
 
@@ -87,7 +87,8 @@ class FakeBacking:
 
     def read(self, backing_id: int, offset: int, size: int) -> bytes:
         """What the kernel would read for a handle that is passed through."""
-        return os.pread(self._files[backing_id], size, offset)
+        with open(f"/proc/self/fd/{self._files[backing_id]}", "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, offset)
 
     def mapped(self, backing_id: int) -> int:
         """A descriptor for what a mapping of a handle that is passed through shows, whatever is closed."""

@@ -179,10 +179,12 @@ class Repair:
                 descriptor = os.dup(blob.fileno())
             except OSError as error:
                 raise CacheUnusableError(f"{blob.generation.key}: cannot be checked now: {error}") from error
+        blob.opened_again += 1
         try:
             yield descriptor
         finally:
             os.close(descriptor)
+            blob.opened_again -= 1
 
     async def _repair_chunk(self, blob: Blob, chunk: int) -> None:
         """Refetch a damaged chunk. If that fails, drop the chunk or put its blob into quarantine."""

@@ -57,7 +57,8 @@ class Blob:
     blob to stay; ``handles`` the handles among them; ``passed`` the handles whose reads the kernel passes through.
     Only the event loop touches these. A blob without a file (``attached`` is False: the cache could not make one, or
     the object is empty) never holds a chunk. ``backing_id`` is the kernel's id of the file while opens are passed
-    through to it, else 0.
+    through to it, else 0. ``opened_again`` counts further descriptors of the server: leases do not tell them from those
+    of programs.
 
     The server may close the file while no reader goes through the server; it keeps the chunks' states, and `fileno`
     reopens the file. A server knows up to 131,072 blobs, hence the slots.
@@ -79,6 +80,7 @@ class Blob:
         "generation",
         "handles",
         "health",
+        "opened_again",
         "passed",
         "pinned",
         "resizes",
@@ -105,6 +107,7 @@ class Blob:
         self._crcs = array("L", bytes(array("L").itemsize * len(self.states)))
         self._verified = 0
         self.backing_id = 0
+        self.opened_again = 0
         self.health = Health()
         self.resizes = 0
         """How often `restore_size` ran: bytes written around such a time may be lost."""

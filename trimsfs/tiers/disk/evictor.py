@@ -94,8 +94,10 @@ class Evictor:
         return size
 
     async def _is_mapped(self, token: str) -> bool:
-        """Whether a program has the file of a blob open or mapped."""
+        """Whether a program has the file of a blob open or mapped; False while the server checks it on the disk."""
         blob = self._state.blobs.get(token)
+        if blob is not None and blob.opened_again:
+            return False
         if blob is None or not blob.opened:
             return await self._state.threads.run(self._state.files.mapped, token)
         return has_other_openers(blob.fileno())
