@@ -9,7 +9,7 @@ cp -r packaging README.md CHANGELOG.md "$tree"
 mv "$tree/packaging/debian" "$tree"
 cp -r "$wheelhouse" "$tree/wheelhouse"
 cat > "$tree/debian/changelog" <<END
-trimsfs ($version) trixie; urgency=medium
+trimsfs (${version/.dev/\~dev}) trixie; urgency=medium
 
   * See /usr/share/doc/trimsfs/changelog.gz.
 
