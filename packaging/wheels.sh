@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a wheel for each interpreter: packaging/wheels.sh DIST VERSION PYTHON...
-# PyPI has no wheel of pyfuse3, and its pyfuse3 and the extension must call one libfuse. So both are in the wheel, below
+# PyPI has no wheel of pyfuse3, and pyfuse3 and the extension must call one libfuse. So these are in the wheel, below
 # trimsfs/fuse/_vendored and trimsfs.libs. zig compiles for the glibc of manylinux_2_28, whatever this host has.
 # LIBFUSE_SOURCE names a directory with the sources of libfuse; else Debian's are fetched with apt-get.
 set -euo pipefail
@@ -10,7 +10,7 @@ shift 2
 build=$PWD/build/wheels
 mkdir -p "$build" "$dist"
 
-# The machine's tools see only zig's headers and libfuse's.
+# It sees no headers and libraries of this host: only zig's own, libfuse's and Python's.
 cat > "$build/cc" <<END
 #!/bin/sh
 exec $(command -v python) -m ziglang cc -target $(uname -m)-linux-gnu.2.28 "\$@"
