@@ -41,13 +41,8 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	| sed -n 's/^installed //p' | sed 's/:.*//' | sort > /tmp/trimsfs-installed.$$$$; \
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trimsfs/__init__.py)
-# Wheels are built for each of these that has its headers, one for each version; PYTHONS= names others.
-PYTHONS ?= $(PYTHON) $(wildcard /usr/bin/python3.1? /usr/local/bin/python3.1? $(HOME)/.pyenv/versions/3.*/bin/python)
-WITH_DIST = PATH=$(abspath $(DIST)/bin):$$PATH
-
-.PHONY: dist wheels wheelhouse deb image demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man \
-	protocol clean apt-main apt-test apt-all apt-wheels apt-dist apt-engines apt-bench
+.PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean \
+	apt-main apt-test apt-all apt-engines apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -79,6 +74,13 @@ bench: apt-bench $(MAIN)/ready-bench $(FRAMEWORKS)/ready $(if $(HAS_MXNET),$(MXN
 
 eval: apt-main $(MAIN)/ready-bench $(MXNET)/ready
 	$(MAIN)/bin/python -m tests.evaluation $(abspath $(MXNET)/bin/python) $(ARGS)
+
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' trimsfs/__init__.py)
+# Wheels are built for each of these that has its headers, one for each version; PYTHONS= names others.
+PYTHONS ?= $(PYTHON) $(wildcard /usr/bin/python3.1? /usr/local/bin/python3.1? $(HOME)/.pyenv/versions/3.*/bin/python)
+WITH_DIST = PATH=$(abspath $(DIST)/bin):$$PATH
+
+.PHONY: dist wheels wheelhouse deb image apt-wheels apt-dist
 
 dist: deb image
 
