@@ -237,7 +237,7 @@ def test_a_receiver_that_is_none_is_told_in_one_line(mount: MountedStore) -> Non
         short = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
         done = trimsfs("trace", mount.path / MODEL, "--otlp", url, environment=short)
     assert done.returncode == 1
-    assert re.fullmatch(rf"trimsfs: {url}/v1/traces: {SHARDS} traces not sent: .*refused.*\n", done.stderr)
+    assert re.fullmatch(rf"trimsfs: {url}/v1/traces: {SHARDS} traces not sent: .+\n", done.stderr)
 
 
 # Takeover
