@@ -157,7 +157,7 @@ def test_a_small_terminal_shows_the_chosen_model(mount: MountedStore) -> None:
         top.press("n")
         top.wait_for("by name")
         top.press(*["Down"] * 5)
-        top.wait_for("/small")
+        top.wait_for("  3.1 MB  ")
         assert "by name" in top.screen().splitlines()[0]
         assert top.screen().splitlines()[9].startswith("sort: n s d h o u f ")
 

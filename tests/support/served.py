@@ -87,12 +87,15 @@ class FakeBacking:
 
     def read(self, backing_id: int, offset: int, size: int) -> bytes:
         """What the kernel would read for a handle that is passed through."""
-        with open(f"/proc/self/fd/{self._files[backing_id]}", "rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
+        descriptor = self.mapped(backing_id)
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
 
     def mapped(self, backing_id: int) -> int:
         """A descriptor for what a mapping of a handle that is passed through shows, whatever is closed."""
-        return os.dup(self._files[backing_id])
+        return os.open(f"/proc/self/fd/{self._files[backing_id]}", os.O_RDONLY)
 
     def dispose(self) -> None:
         """The mount is gone, and all ids with it."""
