@@ -293,7 +293,8 @@ class Namespace:
         if directory.large and (answer := await self._listed(directory, prefix, name)) is not None:
             return answer
         try:
-            directory.raise_recent_failure()
+            if not directory.may_be_outdated(name):  # else the last answer is wrong, and the store may be back
+                directory.raise_recent_failure()
             entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=not known)
         except StoreError as error:
             if not isinstance(error, StoreAccessError):  # access may be denied to this object alone

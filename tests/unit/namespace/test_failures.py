@@ -169,6 +169,20 @@ async def test_what_is_known_to_be_replaced_is_asked_for_though_an_attempt_has_f
     assert await look(namespace, "a") == known  # better than nothing: its content may be here
 
 
+async def test_what_is_known_to_be_replaced_is_asked_for_though_a_request_has_just_failed(
+    store: MemoryStore, autojump_clock: MockClock
+) -> None:
+    """A recent failure stands for the store's answer only where the last answer may still be right."""
+    namespace = namespace_of(store)
+    known = await look(namespace, "a")
+    await trio.sleep(TTL_S)
+    store.fail(down())
+    assert await look(namespace, "a") == known
+    store.put("a", b"another content")
+    namespace.mark_outdated("a")
+    assert await look(namespace, "a") == store.generation("a")
+
+
 async def test_a_doubtful_name_alone_is_asked_for(
     store: MemoryStore, large_store: MemoryStore, autojump_clock: MockClock
 ) -> None:
