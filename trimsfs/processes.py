@@ -144,7 +144,7 @@ def holders(device: str) -> dict[int, list[int]]:
     """The processes that have files of a file system open or mapped, by inode number, as far as this user may see."""
     found: dict[int, list[int]] = {}
     for pid in _processes():
-        with _looking(Usage()):
+        with suppress(OSError, ValueError):  # it has ended, or is another user's
             for inode in {file[1] for file in _files(pid) if file[0] == device}:
                 found.setdefault(inode, []).append(pid)
     return found
@@ -172,12 +172,17 @@ def _files(pid: int, *, whole: bool = False) -> Iterator[tuple[str, int]]:
     for link in [*links, *(("cwd", "root") if whole else ())]:
         with suppress(FileNotFoundError):  # closed meanwhile
             yield _file_at(f"/proc/{pid}/{link}")
+    yield from (file[:2] for file in _mapped(pid))
+
+
+def _mapped(pid: int) -> Iterator[tuple[str, int, str]]:
+    """The device, inode number and path of each mapping of a file in a process."""
     with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
         for line in maps:
-            _, _, _, device, inode, *_ = line.split(None, 5)
+            _, _, _, device, inode, *path = line.rstrip("\n").split(None, 5)
             if inode != "0":  # a file's
                 major, minor = (int(number, 16) for number in device.split(":"))
-                yield f"{major}:{minor}", int(inode)
+                yield f"{major}:{minor}", int(inode), "".join(path)
 
 
 def _file_at(link: str) -> tuple[str, int]:
@@ -193,9 +198,9 @@ def open_paths(device: str) -> dict[int, set[str]]:
     """The processes that have files of a *device* open or mapped, with the paths by which they know these; of those
     that this user may look at."""
     found: dict[int, set[str]] = {}
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+    for pid in _processes():
         with suppress(OSError, ValueError):  # it has ended, or is another user's
-            paths = set(_mapped_paths(pid, device))
+            paths = {path for found_at, _, path in _mapped(pid) if found_at == device}
             for number in os.listdir(f"/proc/{pid}/fd"):
                 link = f"/proc/{pid}/fd/{number}"
                 with suppress(FileNotFoundError):
@@ -204,10 +209,3 @@ def open_paths(device: str) -> dict[int, set[str]]:
             if paths:
                 found[pid] = paths
     return found
-
-
-def _mapped_paths(pid: int, device: str) -> Iterator[str]:
-    major, minor = map(int, device.split(":"))
-    mapped = f" {major:02x}:{minor:02x} "
-    with Path(f"/proc/{pid}/maps").open(errors="replace") as maps:
-        yield from (line.rstrip("\n").split(None, 5)[5] for line in maps if mapped in line)

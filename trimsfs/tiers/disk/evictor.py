@@ -69,13 +69,15 @@ class Evictor:
         """
         state = self._state
         async with state.lock, state.journal.recording:
+            if self._is_used(token):
+                return None
             if await self._is_mapped(token):
                 self._mapped[token] = trio.current_time() + MAPPED_FOR_S
                 return None
+            if self._is_used(token):  # opened meanwhile
+                return None
             blob = state.blobs.get(token)
             if blob is not None:
-                if blob.users or blob.pinned:
-                    return None
                 state.close(blob)
             unrecorded, gone = state.journal.forget(token)
             state.budget.add(key, -sum(unrecorded.values()))
@@ -92,6 +94,11 @@ class Evictor:
         self.evicted_bytes += size
         log.info("%s: evicted %d bytes (blob %s)", key, size, token)
         return size
+
+    def _is_used(self, token: str) -> bool:
+        """Whether a blob is known to be in use or pinned."""
+        blob = self._state.blobs.get(token)
+        return blob is not None and (blob.users > 0 or blob.pinned)
 
     async def _is_mapped(self, token: str) -> bool:
         """Whether a program has the file of a blob open or mapped; False while the server checks it on the disk."""
