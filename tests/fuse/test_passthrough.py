@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,10 +146,10 @@ MAPS = textwrap.dedent(
 """Maps a file and closes it, as loaders do: Python's mmap would keep a descriptor of its own."""
 
 
-@pytest.fixture
-def mapper(mount: MountedStore) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the model of `mount` mapped, and its file closed."""
-    program: list[str | Path] = [sys.executable, "-c", MAPS, mount.path / "model"]
+@contextmanager
+def mapping(mount: MountedStore, name: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has a file mapped, and closed."""
+    program: list[str | Path] = [sys.executable, "-c", MAPS, mount.path / name]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "mapped\n"
@@ -157,12 +158,13 @@ def mapper(mount: MountedStore) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_mapped_file_is_not_evicted_though_it_is_closed(mount: MountedStore, mapper: subprocess.Popen[str]) -> None:
-    refused = trimsfs("evict", mount.path / "model")
-    assert (refused.returncode, f"(used by pid {mapper.pid} (" in refused.stderr) == (12, True)
-    os.kill(mount.control()["server_pid"], signal.SIGKILL)
-    assert trimsfs("evict", mount.path / "model").returncode == 12
-    output, _ = mapper.communicate("\n", timeout=30)
+def test_mapped_file_is_not_evicted_though_it_is_closed(mount: MountedStore) -> None:
+    with mapping(mount, "model") as mapper:
+        refused = trimsfs("evict", mount.path / "model")
+        assert (refused.returncode, f"(used by pid {mapper.pid} (" in refused.stderr) == (12, True)
+        os.kill(mount.control()["server_pid"], signal.SIGKILL)
+        assert trimsfs("evict", mount.path / "model").returncode == 12
+        output, _ = mapper.communicate("\n", timeout=30)
     assert output.strip() == hashlib.sha256(MODEL).hexdigest()
     wait_until(lambda: trimsfs("evict", mount.path / "model").returncode == 0)
 
@@ -175,15 +177,11 @@ def test_full_cache_evicts_others_than_a_mapped_file(store_directory: Path, tmp_
     with mounted(store_directory, tmp_path, *options) as mount:
         for name in names[:3]:
             assert (mount.path / name).read_bytes() == MODEL
-        program: list[str | Path] = [sys.executable, "-c", MAPS, mount.path / names[0]]
-        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "mapped\n"
+        with mapping(mount, names[0]):
             for name in [*names[1:], *names[1:]]:  # the mapped one is always the one used longest ago
                 assert (mount.path / name).read_bytes() == MODEL
             assert mount.info(names[0])["residency"]["disk"] == len(MODEL)
             assert mount.metrics()["trimsfs_disk_refused_chunks_total"] == 0
-            process.communicate("\n", timeout=30)
 
 
 def test_a_file_that_is_open_can_be_opened_after_its_cache_was_removed(mount: MountedStore) -> None:

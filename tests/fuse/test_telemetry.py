@@ -240,6 +240,12 @@ def test_a_receiver_that_is_none_is_told_in_one_line(mount: MountedStore) -> Non
     assert re.fullmatch(rf"trimsfs: {url}/v1/traces: {SHARDS} traces not sent: .+\n", done.stderr)
 
 
+def test_a_file_that_cannot_be_written_is_told_in_one_line(mount: MountedStore) -> None:
+    done = trimsfs("trace", mount.path, "--output", "/nonexistent/traces.json")
+    assert done.returncode == 2
+    assert re.fullmatch(r"trimsfs: --output /nonexistent/traces.json: No such file.+: name another file\n", done.stderr)
+
+
 # Takeover
 
 

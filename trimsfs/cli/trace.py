@@ -53,7 +53,10 @@ def trace(path: Path | None, output: Path | None, endpoint: str | None, follow: 
     traces = _traces(path, failures)
     if output is not None:
         text = json.dumps(chrome_trace(traces))
-        click.echo(text) if str(output) == "-" else output.write_text(text)
+        try:
+            click.echo(text) if str(output) == "-" else output.write_text(text)
+        except OSError as error:
+            raise ConfigurationError(f"--output {output}: {error.strerror}: name another file") from None
     elif as_json:
         click.echo(json.dumps(traces, indent=2))
     elif traces:
