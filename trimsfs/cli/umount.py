@@ -24,6 +24,8 @@ STOP_TIMEOUT_S = 20.0
 ENDING_INTERVAL_S = 0.02
 PATIENCE_S = 0.5
 """How long a copy of a mount in another mount namespace may take to disappear by itself."""
+CONNECTION_TIMEOUT_S = 3.0
+"""How long the kernel may keep a connection after the unmount: it frees mount namespaces in the background."""
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -54,7 +56,7 @@ def umount(mountpoint: Path, lazy: bool, everywhere: bool) -> None:
         _check_others(mount, everywhere=everywhere, lazy=lazy)
     connection = _connection(mount)
     _unmount(mount, lazy=lazy, connection=connection)
-    if connection is not None and connection == _connection(mount):
+    if not _ends(mount, connection, 0 if lazy else CONNECTION_TIMEOUT_S):
         goes_on = f"its server runs on, and keeps its cache, while it is in use {usage(mount.device)}"
         if not lazy:
             raise InUseError(f"{mountpoint} is unmounted, but {goes_on}")
@@ -148,6 +150,16 @@ def _connection(mount: Mount) -> int | None:
     with suppress(OSError):
         return (CONNECTIONS / mount.device.partition(":")[2]).stat().st_ino
     return None
+
+
+def _ends(mount: Mount, connection: int | None, timeout_s: float) -> bool:
+    """Whether a FUSE connection ends in time; True if it is not known."""
+    deadline = time.monotonic() + timeout_s
+    while connection is not None and connection == _connection(mount):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(ENDING_INTERVAL_S)
+    return True
 
 
 def _processes(facts: dict[str, Any]) -> list[int]:

@@ -19,6 +19,7 @@ from tests.support.parts import (
 from tests.unit.disk.common import MISSING, small, store
 from trimsfs.errors import InUseError
 from trimsfs.tiers.blob import Blob
+from trimsfs.tiers.mapping import mapped
 
 # Commands
 
@@ -56,6 +57,32 @@ async def test_what_is_open_or_pinned_is_not_evicted_by_command(cache: Path, chu
             await tier.evict(generation)
         async with tier.using(generation) as blob:
             await tier.pin(blob, False)
+        assert await tier.evict(generation) == chunk_size
+
+
+async def test_eviction_by_command_waits_for_a_file_that_is_open_for_a_moment(cache: Path, chunk_size: int) -> None:
+    """As the server itself has, while it looks at what the page cache holds, and each process that it starts."""
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
+
+    async def close(descriptor: int, after_s: float) -> None:
+        await trio.sleep(after_s)
+        os.close(descriptor)
+
+    async with opened(cache) as tier, trio.open_nursery() as nursery:
+        nursery.start_soon(close, os.open(blob_files(cache)[0], os.O_RDONLY), 0.05)
+        assert await tier.evict(generation) == chunk_size
+
+
+async def test_a_file_that_stays_mapped_is_not_evicted_by_command(cache: Path, chunk_size: int) -> None:
+    async with opened(cache) as tier:
+        generation = await fill(tier, "a", small("a", chunk_size))
+    async with opened(cache) as tier:
+        with blob_files(cache)[0].open("rb") as file:
+            view = mapped(file.fileno(), chunk_size)
+        with pytest.raises(InUseError, match="closed and unmapped"):
+            await tier.evict(generation)
+        del view
         assert await tier.evict(generation) == chunk_size
 
 

@@ -17,6 +17,10 @@ log = logging.getLogger(__name__)
 
 MAPPED_FOR_S = 10.0
 """For how long a blob that was found mapped is no candidate: it is not looked at again for each chunk."""
+MAPPED_INTERVAL_S = 0.01
+"""When to look again whether a blob is mapped: the server opens files for moments too, and forks inherit them."""
+COMMAND_PATIENCE_S = 0.2
+"""For how long a command looks: unlike an eviction for space, it cannot take another blob."""
 
 
 class Evictor:
@@ -61,20 +65,27 @@ class Evictor:
             log.error("%s: cannot evict blob %s: %s", key, token, error)
             raise CacheUnusableError(f"{key}: cannot be evicted: {error}") from error
 
-    async def remove(self, token: str, key: str) -> int | None:
+    async def remove(self, token: str, key: str, *, patience_s: float = MAPPED_INTERVAL_S) -> int | None:
         """Remove a blob; returns the bytes freed, None if it is in use or pinned.
 
         A file that a program has mapped, and closed, is in use: without it the next program would have another copy.
-        Raises OSError and sqlite3.Error.
+        It is when it is so for *patience_s*. Raises OSError and sqlite3.Error.
         """
+        deadline = trio.current_time() + patience_s
+        while (freed := await self._remove(token, key)) is None and not self._is_used(token):
+            if trio.current_time() >= deadline:
+                self._mapped[token] = trio.current_time() + MAPPED_FOR_S
+                break
+            await trio.sleep(MAPPED_INTERVAL_S)
+        return freed
+
+    async def _remove(self, token: str, key: str) -> int | None:
+        """Remove a blob; returns the bytes freed, None if it is in use, pinned or mapped."""
         state = self._state
         async with state.lock, state.journal.recording:
             if self._is_used(token):
                 return None
-            if await self._is_mapped(token):
-                self._mapped[token] = trio.current_time() + MAPPED_FOR_S
-                return None
-            if self._is_used(token):  # opened meanwhile
+            if await self._is_mapped(token) or self._is_used(token):  # opened meanwhile
                 return None
             blob = state.blobs.get(token)
             if blob is not None:

@@ -19,7 +19,7 @@ from trimsfs.tiers.disk.cache_directory import CacheDirectory
 from trimsfs.tiers.disk.crash_recovery import chunks_in_holes
 from trimsfs.tiers.disk.damage import Damage
 from trimsfs.tiers.disk.events import TierEvents
-from trimsfs.tiers.disk.evictor import Evictor
+from trimsfs.tiers.disk.evictor import COMMAND_PATIENCE_S, Evictor
 from trimsfs.tiers.disk.maintenance import PATIENCE_S, Maintenance
 from trimsfs.tiers.disk.open_blobs import OpenBlobs
 from trimsfs.tiers.disk.residency import Residency, residency_of
@@ -379,7 +379,7 @@ class DiskTier:
             raise InUseError(f"{generation.key} is pinned: unpin it first")
         async with self._journal.syncing:
             try:
-                freed = await self.evictor.remove(token, generation.file)
+                freed = await self.evictor.remove(token, generation.file, patience_s=COMMAND_PATIENCE_S)
             except (OSError, sqlite3.Error) as error:
                 raise CacheUnusableError(f"{generation.key}: cannot be removed from the cache: {error}") from error
         if freed is None:
