@@ -48,16 +48,22 @@ class Kills:
             time.sleep(1.1)  # servers that end at once, again and again, are given up
         wait_until(self._comes, timeout_s=COMES_S)
         time.sleep(self._draw.uniform(0, 0.05))
-        used = self._used
+        used = self._metric("used_files_total")
         os.kill(pid, signal.SIGKILL)
         serving(self._mount, not_by=pid)
         self.killed += 1
         self.used_files += used
 
+    def use(self) -> None:
+        """Wait until programs have used what the last server has fetched ahead."""
+        wait_until(lambda: self._metric("used_files_total") > 0, timeout_s=COMES_S)
+        self.used_files += self._metric("used_files_total")
+
     def _comes(self) -> bool:
-        metrics = self._mount.metrics()
-        self._used = int(metrics["trimsfs_prefetch_used_files_total"])
-        return metrics["trimsfs_prefetch_coming_files"] > 0
+        return self._metric("coming_files") > 0
+
+    def _metric(self, name: str) -> int:
+        return int(self._mount.metrics()[f"trimsfs_prefetch_{name}"])
 
 
 def load_unnumbered(mount: MountedStore, bucket: Path) -> None:
@@ -107,6 +113,7 @@ def test_a_server_that_dies_while_it_fetches_ahead_costs_its_readers_nothing(
             try:
                 for _ in range(kills):
                     killing.kill()
+                killing.use()
             finally:
                 report = loaders.stop()
             assert (report.errors, report.wrong) == ([], [])

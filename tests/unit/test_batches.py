@@ -4,6 +4,7 @@ import errno
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -32,6 +33,7 @@ from trimsfs.errors import (
     TransientStoreError,
 )
 from trimsfs.fetch.fetcher import BATCH_LIMIT
+from trimsfs.fetch.under_way import LINGER_S
 from trimsfs.tiers.blob import Blob, ChunkState
 
 MISSING, UNVERIFIED, VERIFIED = ChunkState
@@ -548,6 +550,30 @@ async def test_a_write_that_fails_within_a_run_is_tried_again_for_what_is_left(
     assert batches(bench.store, chunk_size) == [range(4), range(2, 4)]
     assert bench.tier.statistics().evictions == 1
     assert bench.tier.statistics().used_bytes == 4 * chunk_size == await recorded_bytes(bench.tier)
+
+
+async def test_a_reader_may_leave_while_the_disk_makes_room(
+    streaming: Workshop, chunk_size: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    streaming.put("a", 4)
+    bench = await streaming.bench(requests=1)
+    blob = await bench.acquire("a")
+    break_writes(monkeypatch, errno.ENOSPC, begin=2 * chunk_size, times=1)
+    write_failed, reader = bench.tier.write_failed, trio.CancelScope()
+
+    async def slowly(*arguments: Any, **options: Any) -> None:
+        with trio.CancelScope(shield=True):  # as threads are
+            await write_failed(*arguments, **options)
+            reader.cancel()
+            await trio.sleep(2 * LINGER_S)
+
+    monkeypatch.setattr(bench.tier, "write_failed", slowly)
+    with reader:
+        await bench.fetcher.fetch_all(blob)
+    await until(bench.idle)
+    assert bench.tier.statistics().used_bytes == 2 * chunk_size
+    assert batches(bench.store, chunk_size) == [range(4)]
+    assert "internal error" not in caplog.text
 
 
 @pytest.mark.parametrize("bench_of", ["workshop", "streaming"])

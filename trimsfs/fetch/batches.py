@@ -96,15 +96,11 @@ class BatchFetcher:
         self._retrying.check(f"{blob.generation.key} at {_start(batch)}", blob.token)  # before evicting for it
         for last in (False, True):
             left = [flight for flight in batch if not flight.done.is_set()]
-            size = _stop(left) - _start(left)
-            if not await self._disk.reserve(blob, size):
+            if not left:
+                return  # cancelled while the disk made space
+            if not await self._disk.reserve(blob, _stop(left) - _start(left)):
                 break
-            try:
-                await self._fetch_into_blob(left)
-            except OSError as error:
-                unwritten = [flight for flight in left if not flight.done.is_set()]
-                await self._disk.write_failed(blob, _stop(unwritten) - _start(unwritten), error, last=last)
-            else:
+            if await self._fetch_into_blob(left, last=last):
                 return
         for flight in batch:
             if flight.done.is_set():
@@ -116,8 +112,12 @@ class BatchFetcher:
             else:
                 self._landed(flight)
 
-    async def _fetch_into_blob(self, batch: Sequence[Flight]) -> None:
-        """Fetch chunks into the blob. Raises OSError when it cannot be written; chunks written before have landed."""
+    async def _fetch_into_blob(self, batch: Sequence[Flight], *, last: bool) -> bool:
+        """Fetch chunks into the blob, whose space is reserved.
+
+        Returns False when it cannot be written, and makes space unless it was the *last* try; chunks written before
+        have landed.
+        """
         blob = batch[0].blob
         flights = {flight.chunk: flight for flight in batch}
         position, stop = _start(batch), _stop(batch)
@@ -151,9 +151,13 @@ class BatchFetcher:
         try:
             subject = f"{blob.generation.key} at {position}"
             await self._retrying.call(subject, attempt, heard=lambda: heard, token=blob.token)
+        except OSError as error:
+            await self._disk.write_failed(blob, stop - position, error, last=last)
+            return False
         except (StoreError, trio.Cancelled):
             self._disk.unreserve(blob, stop - position)
             raise
+        return True
 
     async def _fetch_uncached(self, flight: Flight) -> None:
         """Fetch a chunk into memory: the disk has no room for it."""
