@@ -66,6 +66,7 @@ class Succession:
         await self.server.idle()
         self._scope.cancel()
         await self._ended.wait()
+        _unlock(self.server)
         self.backing.dispose()
         self._ledger.close()
 
@@ -83,8 +84,7 @@ class Succession:
         """Start the next server."""
         await self._ended.wait()
         await self.kernel.lost()
-        for hosted in list(self._dead.host._hosted.values()):
-            self._dead.host.removed(hosted.blob)  # what it has locked in memory
+        _unlock(self._dead)
         self._old_ledger.close()
         shutil.rmtree(self._old_cache)
         await self._start()
@@ -103,6 +103,12 @@ class Succession:
                 task_status.started(scope)
                 await trio.sleep_forever()
         ended.set()
+
+
+def _unlock(ended: Server) -> None:
+    """Unmap what a server has locked in memory, as the end of its process does."""
+    for hosted in list(ended.host._hosted.values()):
+        ended.host.removed(hosted.blob)
 
 
 def _copied(ledger: Ledger) -> Ledger:

@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -71,12 +72,12 @@ class Evictor:
         A file that a program has mapped, and closed, is in use: without it the next program would have another copy.
         It is when it is so for *patience_s*. Raises OSError and sqlite3.Error.
         """
-        deadline = trio.current_time() + patience_s
+        deadline = time.monotonic() + patience_s  # whatever trio's clock does: threads and processes are waited for
         while (freed := await self._remove(token, key)) is None and not self._is_used(token):
-            if trio.current_time() >= deadline:
+            if time.monotonic() >= deadline:
                 self._mapped[token] = trio.current_time() + MAPPED_FOR_S
                 break
-            await trio.sleep(MAPPED_INTERVAL_S)
+            await self._state.threads.run(time.sleep, MAPPED_INTERVAL_S)
         return freed
 
     async def _remove(self, token: str, key: str) -> int | None:
