@@ -35,6 +35,12 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
+    if url.startswith("hf://"):
+        try:
+            from trimsfs.stores.huggingface import HubStore  # noqa: PLC0415 - an extra, wanted only here
+        except ImportError as error:
+            raise ConfigurationError(f"store {url}: {error}: pip install 'trimsfs[hf]'") from error
+        return HubStore(url, options, max_requests=max_requests)
     if "://" in url:
         return FsspecStore(url, max_requests=max_requests)
     if url:
