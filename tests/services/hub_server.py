@@ -80,6 +80,8 @@ class State:
         self.signature = 0
         """Addresses of the CDN with an older signature have expired."""
         self.throttled = self.per_page = 0
+        self.whole = False
+        """Whether the hub itself ignores ranges."""
         self.lock = threading.Lock()
 
 
@@ -219,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, headers: dict[str, str]) -> Reply:
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", ""))
-        if asked is None or not content:
+        if asked is None or not content or (self.server.state.whole and not self.server.cdn):
             return 200, content, headers
         start, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
         if start > last:
