@@ -98,6 +98,11 @@ class MountOptions(BaseModel):
     store: str | None = Field(
         None, description="Where models come from: s3://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION] or a directory."
     )
+    layout: Literal["plain", "hf-cache"] = Field(
+        "plain",
+        description="How to lay files out. plain: as in the store; hf-cache: repositories ORG/NAME as a Hugging Face "
+        "cache, for HF_HUB_CACHE.",
+    )
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
     endpoint_url: str | None = Field(
         None, description="Address of another S3 server than AWS, or of another Hugging Face hub."
