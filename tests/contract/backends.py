@@ -13,7 +13,7 @@ from tests.services import S3Server
 from tests.services.ceph import missing_programs
 from tests.services.hub import Hub
 from trimsfs.options import MountOptions
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.stores import Page, Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
@@ -134,6 +134,20 @@ class RetryingBackend(Backend):
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))
+
+
+async def pages(store: Store, prefix: str = "", *, limit: int = 1000) -> list[Page]:
+    """All pages of a directory."""
+    found = [await store.list_page(prefix, limit=limit)]
+    while (token := found[-1].next_token) is not None:
+        found.append(await store.list_page(prefix, token=token, limit=limit))
+        assert len(found) < 1000, "the pages do not end"
+    return found
+
+
+def names(page: Page) -> list[str]:
+    """All keys and prefixes of a page."""
+    return [generation.key for generation in page.objects] + list(page.prefixes)
 
 
 async def read(store: Store, generation: Generation, start: int = 0, stop: int | None = None) -> bytes:

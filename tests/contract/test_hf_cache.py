@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.backends import Backend, DirectoryBackend, read
-from tests.contract.test_stores import names, pages
+from tests.contract.backends import Backend, DirectoryBackend, names, pages, read
 from tests.services import HOST
 from tests.services.hub import Hub
 from trimsfs.errors import ObjectNotFoundError

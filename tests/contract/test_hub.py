@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.contract.backends import read
-from tests.contract.test_stores import names, pages
+from tests.contract.backends import names, pages, read
 from tests.services import HOST
 from tests.services.hub import TOKEN, Hub
 from trimsfs.errors import (

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from tests.contract.backends import Backend, S3Backend, read
+from tests.contract.backends import Backend, S3Backend, names, pages, read
 from trimsfs.errors import (
     BucketNotFoundError,
     ObjectChangedError,
@@ -48,20 +48,6 @@ ODD_NAMES = (
     "-",
     "x" * 255,
 )
-
-
-async def pages(store: Store, prefix: str = "", *, limit: int = 1000) -> list[Page]:
-    """All pages of a directory."""
-    found = [await store.list_page(prefix, limit=limit)]
-    while (token := found[-1].next_token) is not None:
-        found.append(await store.list_page(prefix, token=token, limit=limit))
-        assert len(found) < 1000, "the pages do not end"
-    return found
-
-
-def names(page: Page) -> list[str]:
-    """All keys and prefixes of a page."""
-    return [generation.key for generation in page.objects] + list(page.prefixes)
 
 
 def nothing(page: Page) -> bool:
