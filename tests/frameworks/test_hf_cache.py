@@ -29,7 +29,7 @@ PAGE = 4096
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What somebody publishes."""
     directory = tmp_path_factory.mktemp("hf") / "published"
-    command = [python_of("others"), PROGRAMS / "hub_build.py", directory]
+    command = [python_of("others"), str(PROGRAMS / "hub_build.py"), str(directory)]
     subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
     assert len(list(directory.glob("*.safetensors"))) > 2
     return directory

@@ -152,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         if found["call"] == "revision":
             return self._json({"id": found["name"], "sha": commit, "lastModified": repository.times[commit]})
         if found["call"] == "paths-info":
-            wanted = json.loads(body)["paths"]
+            wanted = parse_qs(body.decode(), keep_blank_values=True)["paths"]
             return self._json([described(path, files[path]) for path in wanted if path in files])
         prefix = f"{unquote(path)}/" if path else ""
         entries: dict[str, dict[str, object]] = {}

@@ -147,8 +147,9 @@ class HubStore:
             return _Head(revision, known)
         path = f"{repository.api}/revision/{quote(revision, safe='')}"
         about, _ = self._hub.ask(repository, path, {"expand": ["sha", "lastModified"]})
-        modified = datetime.fromisoformat(about["lastModified"]).timestamp()
-        head = _Head(str(about["sha"]), moment(int(modified * 1e9)))
+        modified = about.get("lastModified")  # some mirrors of the hub do not tell
+        seconds = datetime.fromisoformat(modified).timestamp() if modified else 0.0
+        head = _Head(str(about["sha"]), moment(int(seconds * 1e9)))
         with self._lock:
             self._times[head.commit] = head.modified_ns
         return head
@@ -218,7 +219,7 @@ class HubStore:
     def _find(self, key: str, found: Place) -> Generation:
         """The newest generation of a file. Raises ObjectNotFoundError and BucketNotFoundError."""
         repository, head = found.repository, self._head(found.repository, found.revision)
-        wanted = {"paths": [found.path], "expand": False}
+        wanted = {"paths": found.path, "expand": "False"}
         entries, _ = self._hub.ask(repository, f"{repository.api}/paths-info/{head.commit}", {}, wanted)
         for entry in entries:
             if entry["type"] == "file" and entry["path"] == found.path:

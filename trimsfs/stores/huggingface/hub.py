@@ -31,6 +31,7 @@ _EXPIRED = {400, 401, 403, 404, 410}
 _NEXT = re.compile(r'<[^>]*[?&]cursor=([^&>]+)[^>]*>;\s*rel="?next"?')
 
 Response = urllib3.BaseHTTPResponse
+Form = Mapping[str, str | list[str]] | None
 
 
 class Hub:
@@ -54,11 +55,14 @@ class Hub:
         self._lock = Lock()
 
     def ask(
-        self, repository: Repository | None, path: str, query: Mapping[str, str | list[str]], body: object = None
+        self, repository: Repository | None, path: str, query: Mapping[str, str | list[str]], form: Form = None
     ) -> tuple[Any, str | None]:
-        """The JSON answer of the API to a request below ``/api``, and the cursor of its next page, if any."""
+        """The JSON answer of the API to a request below ``/api``, and the cursor of its next page, if any.
+
+        With a *form*, the request is a POST of it.
+        """
         url = f"{self.endpoint}/api/{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
-        response, _ = self._follow(url, {}, body)
+        response, _ = self._follow(url, {}, form)
         if response.status >= 300:
             raise self._refused(response, repository)
         following = _NEXT.search(response.headers.get("link", ""))
@@ -117,12 +121,12 @@ class Hub:
         return refused(response, repository, endpoint=self.endpoint, has_token=self._has_token)
 
     def _follow(
-        self, url: str, headers: Mapping[str, str], body: object = None, expected: tuple[str, str, str] | None = None
+        self, url: str, headers: Mapping[str, str], form: Form = None, expected: tuple[str, str, str] | None = None
     ) -> tuple[Response, str]:
         """The answer behind any redirects, and its address. What the hub tells must be the commit, ETag and size
         *expected*."""
         for _ in range(MOST_REDIRECTS):
-            response = self._send(url, headers, body)
+            response = self._send(url, headers, form)
             if expected is not None and self._is_own(url) and response.status < 400:
                 _compare(response, *expected)
             location = response.headers.get("location")
@@ -132,15 +136,16 @@ class Hub:
             url = urljoin(url, location)
         raise TransientStoreError(f"more than {MOST_REDIRECTS} redirects")
 
-    def _send(self, url: str, headers: Mapping[str, str], body: object = None) -> Response:
+    def _send(self, url: str, headers: Mapping[str, str], form: Form = None) -> Response:
         own = self._own if self._is_own(url) else {}  # the CDN gets no token
+        typed = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
         return self._pool(url).request(
-            "GET" if body is None else "POST",
+            "GET" if form is None else "POST",
             url,
-            headers={"Accept-Encoding": "identity", **self._headers, **own, **headers},
+            headers={"Accept-Encoding": "identity", **self._headers, **own, **typed, **headers},
             preload_content=False,
             redirect=False,
-            json=body,
+            body=None if form is None else urlencode(form, doseq=True),
         )
 
     def _is_own(self, url: str) -> bool:
