@@ -190,6 +190,23 @@ async def test_a_revision_of_the_url_is_main_and_other_branches_are_there_too(
     await store.aclose()
 
 
+async def test_a_model_takes_few_requests_to_be_found(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, they are the time that a program waits before the first byte."""
+    monkeypatch.setenv("NO_PROXY", HOST)
+    name = f"org-{uuid.uuid4().hex[:12]}/m"
+    commit = hub.put(f"model/{name}", "config.json", b"1")
+    folder = f"models--{name.replace('/', '--')}"
+    store = open_store(MountOptions(store=f"hf://{name}", endpoint_url=hub.endpoint, layout="hf-cache"), max_requests=8)
+    hub.requests()
+    for prefix in ("", f"{folder}/", f"{folder}/refs/", f"{folder}/snapshots/", f"{folder}/snapshots/{commit}/"):
+        assert (await store.list_page(prefix)).exists
+    calls = [line.split()[1].removeprefix(f"/api/models/{name}/") for line in hub.requests()]
+    assert calls == ["refs", "refs", "refs", f"revision/{commit}", f"tree/{commit}"]
+    assert (await store.list_page(f"{folder}/snapshots/{commit}/")).exists
+    assert hub.requests() == []  # a commit does not change
+    await store.aclose()
+
+
 async def test_a_repository_may_have_no_owner(tmp_path: Path) -> None:
     backend: Backend = DirectoryBackend(tmp_path / "root")
     (tmp_path / "root").mkdir()

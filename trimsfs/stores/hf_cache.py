@@ -145,7 +145,7 @@ class HfCacheStore:
         if repository is None:
             return {}
         if not section:
-            there = (await self.store.list_page(f"{repository}/", limit=1)).exists
+            there = await self._exists(repository)
             return {f"{folder}/{name}/": None for name in ("blobs", "refs", "snapshots") if there}
         match section:
             case "refs":
@@ -191,6 +191,11 @@ class HfCacheStore:
             if sum(map(len, pages)) > MOST_FILES:
                 raise StoreUnavailableError(f"/{prefix}: more than {MOST_FILES} names: too many for --layout hf-cache")
         return pages
+
+    async def _exists(self, repository: str) -> bool:
+        if self._refs_of_hub is not None:
+            return bool(await self._refs(repository))
+        return (await self.store.list_page(f"{repository}/", limit=1)).exists
 
     async def _refs(self, repository: str) -> Mapping[str, str]:
         if self._refs_of_hub is None:

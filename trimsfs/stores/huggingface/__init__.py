@@ -230,13 +230,14 @@ class HubStore:
         found = self._place(f"{repository}/")
         if found is None:
             return {}
+        revision = self._source.revisions.get(found.repository.path, MAIN)
         try:
-            head = self._head(found.repository, found.revision)
             told, _ = self._hub.ask(found.repository, f"{found.repository.api}/refs", {})
+            listed = [ref for kind in ("branches", "tags", "converts") for ref in told.get(kind) or ()]
+            refs = {str(ref["name"]): str(ref["targetCommit"]) for ref in listed}
+            return refs | {MAIN: refs.get(revision) or self._head(found.repository, revision).commit}
         except BucketNotFoundError:
             return {}
-        listed = [ref for kind in ("branches", "tags", "converts") for ref in told.get(kind) or ()]
-        return {str(ref["name"]): str(ref["targetCommit"]) for ref in listed} | {MAIN: head.commit}
 
     # Bytes
 
