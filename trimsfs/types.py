@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import posixpath
 from dataclasses import dataclass
 
 CHUNK_SIZE = 8 * 1024 * 1024
@@ -69,14 +68,21 @@ class Symlink:
 
     @property
     def plausible(self) -> bool:
-        """Whether the kernel can follow it; callers drop links that are not plausible."""
+        """Whether the kernel can follow it and stays in the mount; callers drop links that are not plausible."""
         try:
-            return 0 < len(os.fsencode(self.target)) <= TARGET_MAX and "\0" not in self.target
+            return len(os.fsencode(self.target)) <= TARGET_MAX and "\0" not in self.target and self.leads_to is not None
         except UnicodeEncodeError:
             return False
 
     @property
     def leads_to(self) -> str | None:
-        """The path of a file or directory in the store that it leads to; None if it leads to the root or outside."""
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(self.key), self.target))
-        return None if path.startswith(("/", "../")) or path in {".", ".."} else path
+        """The path of a file or directory in the store that it leads to; None if it may lead to the root or outside.
+
+        ``..`` may only come first: after a name that is itself a link, it would lead elsewhere.
+        """
+        above, names = self.key.split("/")[:-1], self.target.split("/")
+        while names[0] == ".." and above and len(names) > 1:
+            del above[-1], names[0]
+        if names[0] == "" or ".." in names:
+            return None
+        return "/".join([*above, *(name for name in names if name not in {"", "."})]) or None

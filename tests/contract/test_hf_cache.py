@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.backends import Backend, DirectoryBackend, names, pages, read
+from tests.contract.backends import Backend, DirectoryBackend, S3Backend, names, pages, read
 from tests.services import HOST
 from tests.services.hub import Hub
 from trimsfs.errors import ObjectNotFoundError
@@ -187,6 +187,21 @@ async def test_a_revision_of_the_url_is_main_and_other_branches_are_there_too(
     refs = {name: await read(store, await store.stat(f"{folder}/refs/{name}")) for name in ("main", "v1", "feature/x")}
     assert refs == {"main": first.encode(), "v1": first.encode(), "feature/x": second.encode()}
     assert names(await store.list_page(f"{folder}/refs/")) == [f"{folder}/refs/{x}" for x in ("main", "v1", "feature/")]
+    await store.aclose()
+
+
+async def test_keys_that_lead_out_of_a_repository_are_not_in_it(s3: S3Backend) -> None:
+    """Who may write to a bucket makes no link out of the mount."""
+    for key in ("org/m/config.json", "org/m/../../../etc/passwd", "org/m/./x", "org/m//y", "../z/config.json"):
+        s3.put(key, b"{}")
+    inner = s3.open()
+    store = HfCacheStore(inner, None, share_links=True)
+    folder = "models--org--m"
+    assert names(await store.list_page("")) == [f"{folder}/"]
+    snapshot = f"{folder}/snapshots/{await commit_of(store, folder)}/"
+    assert names(await store.list_page(snapshot)) == [f"{snapshot}config.json"]
+    links = (await store.list_page(f"{folder}/blobs/")).symlinks
+    assert [link.leads_to for link in links] == [f"{snapshot}config.json"]
     await store.aclose()
 
 

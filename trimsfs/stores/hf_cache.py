@@ -230,9 +230,9 @@ class HfCacheStore:
         files, prefixes = dict[str, Generation | None](), [root]
         while prefixes:
             for page in await self._pages(prefixes.pop()):
-                files |= {file.key[len(root) :]: file for file in page.objects}
-                files |= {key[len(root) :]: None for key in page.unreadable}
-                prefixes += page.prefixes
+                files |= {file.key[len(root) :]: file for file in page.objects if _is_path(file.key)}
+                files |= {key[len(root) :]: None for key in page.unreadable if _is_path(key)}
+                prefixes += filter(_is_path, page.prefixes)
             if len(files) + len(prefixes) > MOST_FILES:
                 raise StoreUnavailableError(f"/{root}: more than {MOST_FILES} files: too many for --layout hf-cache")
         return files
@@ -255,7 +255,8 @@ class HfCacheStore:
 def _repository(folder: str) -> str | None:
     """The path in the store of a folder's repository; None if the folder is none."""
     found = _FOLDER.fullmatch(folder)
-    return None if found is None else f"{_KINDS[found[1]]}{'/'.join(filter(None, found.group(2, 3)))}"
+    path = "" if found is None else f"{_KINDS[found[1]]}{'/'.join(filter(None, found.group(2, 3)))}"
+    return path if path and _is_path(path) else None
 
 
 def _folder(place: str) -> str | None:
@@ -264,6 +265,11 @@ def _folder(place: str) -> str | None:
     kind = next(kind for kind, start in reversed(_KINDS.items()) if path.startswith(start))
     folder = "--".join((kind, *path.removeprefix(_KINDS[kind]).split("/")))
     return folder if _repository(folder) == path else None
+
+
+def _is_path(key: str) -> bool:
+    """Whether a key or prefix can be a path: a link to one with ``..`` in it would lead elsewhere."""
+    return {"", ".", ".."}.isdisjoint(key.removesuffix("/").split("/"))
 
 
 def _level(paths: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:

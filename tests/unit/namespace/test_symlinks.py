@@ -43,12 +43,15 @@ async def test_a_link_in_a_large_directory_is_found_without_listing_it(large_sto
     assert large_store.count("list_page", "large/") == listed
 
 
-@pytest.mark.parametrize("target", ["", "x" * 4096, "a\0b"])
-async def test_a_link_that_no_kernel_can_follow_is_hidden(target: str) -> None:
+@pytest.mark.parametrize(
+    "target", ["", "x" * 4096, "a\0b", "\ud800", "/etc/passwd", "../../etc/passwd", "v1/../../../etc/passwd"]
+)
+async def test_a_link_that_no_kernel_can_follow_or_that_leads_out_is_hidden(target: str) -> None:
     store = MemoryStore({"model/readme": b"r"})
     store.link("model/prod", target)
     namespace = namespace_of(store)
     assert list(await namespace.entries("model/")) == [b"readme"]
+    assert namespace.statistics().hidden_keys == 1
 
 
 async def test_listing_outlives_the_server_with_its_links() -> None:
@@ -126,7 +129,10 @@ async def test_commands_reach_the_files_that_links_lead_to_once(tmp_path: Path) 
     [
         ("model/prod", "v1", "model/v1"),
         ("a/b/c", "../../x/y", "x/y"),
-        ("a/b", "./c/../d", "a/d"),
+        ("a/b", "./c//d/.", "a/c/d"),
+        ("a/b", "c/../d", None),
+        ("a/b", "", None),
+        ("a", ".", None),
         ("a", "b/", "b"),
         ("a", "..", None),
         ("a/b", "..", None),
