@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import urllib3
 
 from tests.contract.backends import names, pages, read
 from tests.services import HOST
@@ -23,9 +24,11 @@ from trimsfs.errors import (
     ObjectNotFoundError,
     StoreAccessError,
     StoreThrottledError,
+    StoreUnavailableError,
 )
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
+from trimsfs.stores.huggingface.hub import Hub as RealHub
 from trimsfs.stores.huggingface.repositories import parse
 
 WEIGHTS = random.Random(4).randbytes(300_000)
@@ -55,7 +58,7 @@ def model(hub: Hub, owner: str) -> str:
 
 
 def options(hub: Hub, url: str, **more: Any) -> MountOptions:
-    return MountOptions(store=url, endpoint_url=hub.endpoint, **more)
+    return MountOptions(store=url, **{"endpoint_url": hub.endpoint} | more)
 
 
 def git_id(content: bytes) -> str:
@@ -277,6 +280,29 @@ async def test_a_revision_that_does_not_exist_is_told(hub: Hub, model: str) -> N
     async with opened(hub, f"hf://{model}@nowhere") as store:
         with pytest.raises(BucketNotFoundError, match=rf"hf://{model}: this revision does not exist.*nowhere"):
             await store.probe()
+
+
+async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_JSON", 50)
+    async with opened(hub, f"hf://{model}") as store:
+        with pytest.raises(StoreUnavailableError, match="more than 50 bytes"):
+            await store.list_page("")
+
+
+async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}", endpoint_url=f"{hub.endpoint}/elsewhere") as store:
+        with pytest.raises(BucketNotFoundError, match="does not exist: check the spelling, and HF_ENDPOINT"):
+            await store.probe()
+
+
+def test_a_hub_behind_tls_does_not_lead_to_addresses_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def redirect(*_arguments: object, **_named: object) -> urllib3.HTTPResponse:
+        return urllib3.HTTPResponse(status=302, headers={"location": "http://example.org/x"}, preload_content=False)
+
+    monkeypatch.setattr(urllib3.PoolManager, "request", redirect)
+    made = RealHub(MountOptions(endpoint_url="https://hub.example.org"), connections=1)
+    with pytest.raises(StoreUnavailableError, match="without TLS"):
+        made.ask(None, "models", {})
 
 
 # What URLs name

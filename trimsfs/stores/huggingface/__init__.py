@@ -146,7 +146,10 @@ class HubStore:
         if known is not None:
             return _Head(revision, known)
         path = f"{repository.api}/revision/{quote(revision, safe='')}"
-        about, _ = self._hub.ask(repository, path, {"expand": ["sha", "lastModified"]})
+        try:
+            about, _ = self._hub.ask(repository, path, {"expand": ["sha", "lastModified"]})
+        except ObjectNotFoundError as error:
+            raise BucketNotFoundError(f"{repository} does not exist: check the spelling, and HF_ENDPOINT") from error
         modified = about.get("lastModified")  # some mirrors of the hub do not tell
         seconds = datetime.fromisoformat(modified).timestamp() if modified else 0.0
         head = _Head(str(about["sha"]), moment(int(seconds * 1e9)))

@@ -17,12 +17,14 @@ import urllib3
 from cachetools import LRUCache
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not exported
 
-from trimsfs.errors import ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
 from trimsfs.options import MountOptions
 from trimsfs.stores.huggingface.errors import refused
 from trimsfs.stores.huggingface.repositories import Repository
 
 MOST_REDIRECTS = 5
+MOST_JSON = 64 << 20
+"""Bytes of the longest answer of the API."""
 MOST_ADDRESSES = 4096
 """Addresses of files on the CDN to remember."""
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -65,8 +67,12 @@ class Hub:
         response, _ = self._follow(url, {}, form)
         if response.status >= 300:
             raise self._refused(response, repository)
+        data = response.read(MOST_JSON + 1)
+        if len(data) > MOST_JSON:
+            response.close()
+            raise StoreUnavailableError(f"{repository or path}: the hub's answer has more than {MOST_JSON} bytes")
         following = _NEXT.search(response.headers.get("link", ""))
-        return json.loads(response.data), following[1] if following is not None else None
+        return json.loads(data), following[1] if following is not None else None
 
     def open(
         self, repository: Repository, commit: str, path: str, etag: str, start: int, length: int, size: int
@@ -134,6 +140,8 @@ class Hub:
                 return response, url
             response.drain_conn()
             url = urljoin(url, location)
+            if self._origin[0] == "https" and not url.startswith("https:"):
+                raise StoreUnavailableError(f"{self.endpoint}: it redirects to an address without TLS")
         raise TransientStoreError(f"more than {MOST_REDIRECTS} redirects")
 
     def _send(self, url: str, headers: Mapping[str, str], form: Form = None) -> Response:
