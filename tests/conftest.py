@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
+from tests.services.hub import Hub, start_hub
 from tests.services.moto import start_moto
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
@@ -145,6 +146,13 @@ def ceph() -> Iterator[Ceph]:
 def moto() -> Iterator[S3Server]:
     """An emulated S3 server, for what the real one here lacks."""
     with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[Hub]:
+    """A fake Hugging Face hub: no real one can be reached from here."""
+    with start_hub() as server:
         yield server
 
 

@@ -5,14 +5,15 @@ import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from tests.services import S3Server
 from tests.services.ceph import missing_programs
+from tests.services.hub import Hub
 from trimsfs.options import MountOptions
-from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.stores import Page, Retrying, RetryingStore, Store, open_store
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ MAX_REQUESTS = 16
 
 
 class Backend(ABC):
-    """A place for objects."""
+    """A place for objects. One that ``keeps`` what is replaced or deleted still gives the bytes of a generation."""
+
+    keeps: ClassVar[bool] = False
 
     @abstractmethod
     def put(self, key: str, content: bytes) -> None:
@@ -92,6 +95,29 @@ class S3Backend(Backend):
 
 
 @dataclass(frozen=True, slots=True)
+class HubBackend(Backend):
+    """A repository of a hub, for HubStore: what it has are the files of its last commit."""
+
+    hub: Hub
+    repository: str
+    keeps: ClassVar[bool] = True
+
+    def put(self, key: str, content: bytes) -> None:
+        self.hub.put(self.repository, key, content)
+
+    def delete(self, key: str) -> None:
+        self.hub.delete(self.repository, key)
+
+    def make_directory(self, key: str) -> None:
+        pytest.skip("git has no directories with nothing in them")
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        name = self.repository.removeprefix("model/")
+        url = f"hf://{name}{'-missing' if missing else ''}/{prefix}"
+        return open_store(MountOptions(store=url, endpoint_url=self.hub.endpoint), max_requests=MAX_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
 class RetryingBackend(Backend):
     """Another backend, its stores wrapped in RetryingStore."""
 
@@ -108,6 +134,20 @@ class RetryingBackend(Backend):
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))
+
+
+async def pages(store: Store, prefix: str = "", *, limit: int = 1000) -> list[Page]:
+    """All pages of a directory."""
+    found = [await store.list_page(prefix, limit=limit)]
+    while (token := found[-1].next_token) is not None:
+        found.append(await store.list_page(prefix, token=token, limit=limit))
+        assert len(found) < 1000, "the pages do not end"
+    return found
+
+
+def names(page: Page) -> list[str]:
+    """All keys and prefixes of a page."""
+    return [generation.key for generation in page.objects] + list(page.prefixes)
 
 
 async def read(store: Store, generation: Generation, start: int = 0, stop: int | None = None) -> bytes:
@@ -139,6 +179,13 @@ def use_only(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "/nonexistent")
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
+
+
+def new_repository(hub: Hub) -> HubBackend:
+    """A new repository with nothing in it."""
+    repository = f"model/org/contract-{uuid.uuid4().hex[:12]}"
+    hub.new(repository)
+    return HubBackend(hub, repository)
 
 
 def new_bucket(client: "S3Client") -> S3Backend:

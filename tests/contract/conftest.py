@@ -14,9 +14,10 @@ from tests.contract.backends import (
     S3Backend,
     needs_ceph,
     new_bucket,
+    new_repository,
     use_only,
 )
-from tests.services import S3Server
+from tests.services import HOST, S3Server
 from tests.services.ceph import Ceph
 from trimsfs.stores import Store
 
@@ -44,11 +45,14 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
     return _bucket(request, request.param, monkeypatch)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "retrying"])
+@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "hub", "retrying"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
     if request.param in {"ceph", "moto"}:
         return _bucket(request, request.param, monkeypatch)
+    if request.param == "hub":
+        monkeypatch.setenv("NO_PROXY", HOST)
+        return new_repository(request.getfixturevalue("hub"))
     root = tmp_path / "root"
     root.mkdir()
     if request.param == "fsspec":

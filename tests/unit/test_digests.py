@@ -46,6 +46,15 @@ def test_a_digest_of_all_bytes(descriptor: int, algorithm: Algorithm) -> None:
     assert compute(descriptor, len(CONTENT), algorithm, 0) == BY_HAND[algorithm]
 
 
+def test_the_id_that_git_gives_a_file(descriptor: int) -> None:
+    for size in (0, 5, len(CONTENT)):
+        git = subprocess.run(["git", "hash-object", "--stdin"], input=CONTENT[:size], capture_output=True, check=True)
+        found = compute(descriptor, size, "git-sha1", 0)
+        assert found is not None
+        assert found.hex() == git.stdout.decode().strip()
+    assert Digest(algorithm="git-sha1", value=b"").of_nothing.hex() == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+
+
 @pytest.mark.parametrize(("algorithm", "function"), [("md5", hashlib.md5), ("sha256", hashlib.sha256)])
 @pytest.mark.parametrize("part_size", [1000 * 1000, MIB, len(CONTENT), 2 * len(CONTENT)])
 def test_a_digest_of_parts(descriptor: int, algorithm: Algorithm, function: Any, part_size: int) -> None:

@@ -147,6 +147,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         ("botocore", "trimsfs.stores.s3"),
         ("google", "mountctl.csi"),
         ("grpc", "mountctl.csi"),
+        ("huggingface_hub", "trimsfs.stores.huggingface"),
         ("opentelemetry", "trimsfs.cli.otlp"),
         ("prometheus_client", ("trimsfs.control.metrics", "trimsfs.exporter.exposition")),
         ("pyfuse3", "trimsfs.fuse"),

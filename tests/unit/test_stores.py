@@ -20,7 +20,7 @@ from trimsfs.stores.s3.errors import translated
         ("gs://bucket", "gcsfs", "gs"),
         ("az://container", "adlfs", "az"),
         ("abfs://container", "adlfs", "az"),
-        ("hf://datasets/x", "huggingface_hub", "hf"),
+        ("hf://org/m", "huggingface_hub", "hf"),
         ("memory://x", "fsspec", "fsspec"),
         ("gs://bucket", "fsspec", "gs"),
     ],
@@ -28,6 +28,8 @@ from trimsfs.stores.s3.errors import translated
 def test_a_store_whose_package_is_not_installed_names_the_extra(
     url: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for loaded in [name for name in sys.modules if name.startswith("trimsfs.stores.huggingface")]:
+        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigurationError) as caught:
         open_store(MountOptions(store=url), max_requests=1)

@@ -95,13 +95,24 @@ class MountOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    store: str | None = Field(
+        None, description="Where models come from: s3://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION] or a directory."
+    )
+    layout: Literal["plain", "hf-cache"] = Field(
+        "plain",
+        description="How to lay files out. plain: as in the store; hf-cache: repositories ORG/NAME as a Hugging Face "
+        "cache, for HF_HUB_CACHE.",
+    )
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
-    endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
+    endpoint_url: str | None = Field(
+        None, description="Address of another S3 server than AWS, or of another Hugging Face hub."
+    )
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
-    anonymous: bool = Field(False, description="Send unsigned S3 requests.")
+    anonymous: bool = Field(
+        False, description="Send requests without credentials: unsigned to S3, without a token to a hub."
+    )
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(
         None, description="Most bytes of models on disk. Default: as many as --min-free leaves."

@@ -45,7 +45,7 @@ from trimsfs.server.sandbox import (
     raised,
     set_apart,
 )
-from trimsfs.stores import DirectoryStore, Store, open_store
+from trimsfs.stores import DirectoryStore, Store, beneath, open_store
 from trimsfs.stores.broker import Broker
 from trimsfs.text import LineFormatter, set_process_title
 
@@ -91,8 +91,8 @@ def main() -> None:
         read_manifest = _manifests(options)
         _settle_memory()
         cache_fails = _hand_over(options)
-        if isinstance(store, DirectoryStore):
-            _start_broker(options, store, mountpoint, keeper_end)
+        if isinstance(directory := beneath(store), DirectoryStore):
+            _start_broker(options, directory, mountpoint, keeper_end)
         _confine(options, cache_fails)
         gc.enable()
         sys.setswitchinterval(SWITCH_INTERVAL_S)

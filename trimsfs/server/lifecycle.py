@@ -25,7 +25,7 @@ from trimsfs.server.assembly import assemble, lies_on
 from trimsfs.server.components import Components
 from trimsfs.server.environment import Environment
 from trimsfs.server.late_binding import LateBound
-from trimsfs.stores import DirectoryStore, Store, reach
+from trimsfs.stores import DirectoryStore, Store, beneath, reach
 from trimsfs.stores.broker import Broker
 
 log = logging.getLogger(__name__)
@@ -112,8 +112,9 @@ async def _serve(
             await nursery.start(pool.run)
             await components.start(nursery)
             nursery.start_soon(keeper.run)
-            if isinstance(environment.store, DirectoryStore) and isinstance(environment.store.broker, Broker):
-                nursery.start_soon(environment.store.broker.watch)
+            directory = beneath(environment.store)
+            if isinstance(directory, DirectoryStore) and isinstance(directory.broker, Broker):
+                nursery.start_soon(directory.broker.watch)
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
             if environment.no_gpu is None:
                 await nursery.start(_serve_descriptors, keeper, components.gpu_interface)

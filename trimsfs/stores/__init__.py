@@ -1,4 +1,4 @@
-"""Stores: where models come from, behind one protocol; S3, a directory, fsspec, and a retrying wrapper."""
+"""Stores: where models come from, behind one protocol: S3, Hugging Face, a directory, fsspec; layouts; retries."""
 
 import logging
 import re
@@ -11,20 +11,55 @@ from trimsfs.options import MountOptions
 from trimsfs.stores.base import Page, Store
 from trimsfs.stores.directory import DirectoryStore
 from trimsfs.stores.fsspec import FsspecStore
+from trimsfs.stores.hf_cache import HfCacheStore
 from trimsfs.stores.retrying import Retrying, RetryingStore
 
-__all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store", "reach"]
+__all__ = [
+    "DirectoryStore",
+    "FsspecStore",
+    "HfCacheStore",
+    "Page",
+    "Retrying",
+    "RetryingStore",
+    "Store",
+    "beneath",
+    "open_store",
+    "reach",
+]
 
 log = logging.getLogger(__name__)
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
-    """The store that ``options.store`` names; *max_requests* reads may be under way at once.
+    """The store that ``options.store`` names, in its layout; *max_requests* reads may be under way at once.
 
     Raises ConfigurationError when the URL names no store.
     """
-    url = options.store or ""
     share_links = options.signatures == "off"  # else a file signed at one path could be opened at others
+    if (options.store or "").startswith("hf://"):
+        return _open_hub(options, max_requests, share_links)
+    store = _open(options, max_requests, share_links)
+    return store if options.layout == "plain" else HfCacheStore(store, None, share_links=share_links)
+
+
+def beneath(store: Store) -> Store:
+    """The store that a layout shows; any other store is itself."""
+    return store.store if isinstance(store, HfCacheStore) else store
+
+
+def _open_hub(options: MountOptions, max_requests: int, share_links: bool) -> Store:
+    url = options.store or ""
+    try:
+        from trimsfs.stores.huggingface import HubStore  # noqa: PLC0415 - an extra, wanted only here
+    except ImportError as error:
+        raise ConfigurationError(f"store {url}: {error}: pip install 'trimsfs[hf]'") from error
+    plain = options.layout == "plain"
+    hub = HubStore(url, options, max_requests=max_requests, whole=not plain)
+    return hub if plain else HfCacheStore(hub, hub.refs, share_links=share_links)
+
+
+def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
+    url = options.store or ""
     if url.startswith("s3://"):
         # Not parsed as a URL: a prefix may hold any character.
         bucket, _, prefix = url.removeprefix("s3://").partition("/")

@@ -16,7 +16,8 @@ try:
 except ImportError:  # the extension was not built: hashlib digests the parts one after the other
     _md5 = None  # type: ignore[assignment]
 
-Algorithm = Literal["crc32", "crc32c", "crc64nvme", "md5", "sha1", "sha256"]
+Algorithm = Literal["crc32", "crc32c", "crc64nvme", "git-sha1", "md5", "sha1", "sha256"]
+"""As in hashlib; "git-sha1" is the id that git gives a file: a SHA-1 of its size and bytes."""
 
 TINY = 1 << 16
 """Bytes up to which computing a digest is quicker than handing the work to a thread."""
@@ -108,14 +109,17 @@ class _CrcHash:
 
 
 def _digest_of(algorithm: Algorithm, data: bytes) -> bytes:
-    whole = _new(algorithm)
+    whole = _new(algorithm, len(data))
     whole.update(data)
     return whole.digest()
 
 
-def _new(algorithm: Algorithm) -> _Hash:
+def _new(algorithm: Algorithm, size: int) -> _Hash:
+    """The digest of *size* bytes, before the first of them."""
     if algorithm in _CRCS:
         return _CrcHash(*_CRCS[algorithm])
+    if algorithm == "git-sha1":
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
@@ -131,7 +135,7 @@ def compute(descriptor: int, size: int, algorithm: Algorithm, part_size: int) ->
     try:
         if not part_size:
             return file.digest(algorithm, 0, size)
-        of_parts = _new(algorithm)
+        of_parts = _new(algorithm, 0)  # no store has parts by git's ids
         for part in _digests_of_parts(file, size, algorithm, part_size):
             of_parts.update(part)
         return of_parts.digest()
@@ -168,7 +172,7 @@ class _File:
 
     def digest(self, algorithm: Algorithm, start: int, stop: int) -> bytes:
         """The digest of the bytes ``[start, stop)``."""
-        found = _new(algorithm)
+        found = _new(algorithm, stop - start)
         for offset in range(start, stop, PIECE):
             piece = self._buffer[: min(PIECE, stop - offset)]
             self._read(piece, offset)

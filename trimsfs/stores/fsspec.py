@@ -1,4 +1,4 @@
-"""The fsspec store: any URL that fsspec reads, such as gs://, abfs:// or hf://. The only user of fsspec, an extra."""
+"""The fsspec store: any URL that fsspec reads, such as gs:// or abfs://. The only user of fsspec, an extra."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -31,7 +31,6 @@ EXTRAS = {
     "az": "az",
     "gcs": "gs",
     "gs": "gs",
-    "hf": "hf",
 }
 """By URL scheme, the extra of trimsfs that installs what fsspec needs for it."""
 CONTENT_FIELDS = (

@@ -1,0 +1,348 @@
+"""The Hugging Face store against the fake hub: commits, digests, tokens, the CDN, and what its URLs name."""
+
+import hashlib
+import os
+import random
+import subprocess
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+import urllib3
+
+from tests.contract.backends import names, pages, read
+from tests.services import HOST
+from tests.services.hub import TOKEN, Hub
+from trimsfs.errors import (
+    BucketNotFoundError,
+    ConfigurationError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreThrottledError,
+    StoreUnavailableError,
+)
+from trimsfs.options import MountOptions
+from trimsfs.stores import Retrying, RetryingStore, Store, open_store, reach
+from trimsfs.stores.huggingface.hub import Hub as RealHub
+from trimsfs.stores.huggingface.repositories import parse
+
+WEIGHTS = random.Random(4).randbytes(300_000)
+
+
+@pytest.fixture(autouse=True)
+def _nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is neither a token nor a proxy."""
+    monkeypatch.setenv("NO_PROXY", HOST)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+
+
+@pytest.fixture
+def owner() -> str:
+    """An organisation of the test's own."""
+    return f"org-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def model(hub: Hub, owner: str) -> str:
+    """A repository with a small and a large file."""
+    hub.put(f"model/{owner}/m", "config.json", b"{}")
+    hub.put(f"model/{owner}/m", "model.safetensors", WEIGHTS)
+    return f"{owner}/m"
+
+
+def options(hub: Hub, url: str, **more: Any) -> MountOptions:
+    return MountOptions(store=url, **{"endpoint_url": hub.endpoint} | more)
+
+
+def git_id(content: bytes) -> str:
+    """What git itself calls a file."""
+    command = ["git", "hash-object", "--stdin"]
+    return subprocess.run(command, input=content, capture_output=True, check=True).stdout.decode().strip()
+
+
+@asynccontextmanager
+async def opened(hub: Hub, url: str, **more: Any) -> AsyncIterator[Store]:
+    store = open_store(options(hub, url, **more), max_requests=8)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+# Commits
+
+
+async def test_a_file_is_read_at_the_commit_that_it_was_found_at(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        (config, weights) = (await store.list_page("")).objects
+        hub.put(f"model/{model}", "model.safetensors", WEIGHTS[::-1])
+        assert await read(store, weights) == WEIGHTS
+        newest = await store.stat("model.safetensors")
+        assert (newest.etag, newest.version_id) != (weights.etag, weights.version_id)
+        assert await read(store, newest) == WEIGHTS[::-1]
+        assert (await store.stat("config.json")).etag == config.etag  # another commit, the same content
+
+
+async def test_pages_of_a_listing_are_of_one_commit_and_are_each_asked_for_once(hub: Hub, model: str) -> None:
+    for number in range(5):
+        hub.put(f"model/{model}", f"shards/{number}", b"old")
+    async with opened(hub, f"hf://{model}") as store:
+        hub.requests()
+        page = await store.list_page("shards/", limit=2)
+        hub.put(f"model/{model}", "shards/9", b"new")
+        found = [page]
+        while (token := found[-1].next_token) is not None:
+            found.append(await store.list_page("shards/", token=token, limit=2))
+        assert [name for page in found for name in names(page)] == [f"shards/{number}" for number in range(5)]
+        assert len({generation.version_id for page in found for generation in page.objects}) == 1
+        assert len(hub.requests()) == 1 + 3  # which commit it is, and each page
+        assert len(await pages(store, "shards/")) == 1
+
+
+async def test_a_commit_that_the_hub_has_dropped_is_read_at_the_newest_if_that_has_the_content(
+    hub: Hub, model: str
+) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        config, weights = (await store.list_page("")).objects
+        assert config.version_id is not None
+        hub.put(f"model/{model}", "model.safetensors", WEIGHTS[::-1])
+        hub.drop(f"model/{model}", config.version_id)
+        assert await read(store, config) == b"{}"
+        with pytest.raises(ObjectChangedError, match=r"\Amodel.safetensors: [^\n]+\Z"):
+            await read(store, weights)
+
+
+@pytest.mark.parametrize("revision", ["v1", "refs/pr/1", "feature%2Fx", "COMMIT"])
+async def test_the_url_names_a_revision(hub: Hub, model: str, revision: str) -> None:
+    commit = hub.put(f"model/{model}", "config.json", b'{"v": 1}')
+    if revision != "COMMIT":
+        hub.tag(f"model/{model}", revision.replace("%2F", "/"))
+    hub.put(f"model/{model}", "config.json", b'{"v": 2}')
+    async with opened(hub, f"hf://{model}@{revision.replace('COMMIT', commit)}") as store:
+        await store.probe()
+        (config,) = (generation for generation in (await store.list_page("")).objects if generation.size < 100)
+        assert await read(store, config) == b'{"v": 1}'
+        assert config.version_id == commit
+        if revision == "v1":
+            hub.tag(f"model/{model}", "v1")  # moved
+            assert await read(store, await store.stat("config.json")) == b'{"v": 2}'
+
+
+async def test_mounts_of_other_revisions_are_other_stores(hub: Hub, model: str) -> None:
+    urls = [f"hf://{model}", f"hf://{model}@main", f"hf://{model}@v1", f"hf://{model}/sub", f"hf://datasets/{model}"]
+    assert len({open_store(options(hub, url), max_requests=1).identity for url in urls}) == len(urls) - 1
+
+
+# Digests
+
+
+@pytest.mark.parametrize("content", [b"", b"small", WEIGHTS])
+async def test_the_hub_tells_digests_without_a_request(hub: Hub, model: str, content: bytes) -> None:
+    hub.put(f"model/{model}", "file", content)
+    async with opened(hub, f"hf://{model}") as store:
+        generation = await store.stat("file")
+        hub.requests()
+        digest = await store.digest(generation, certain=True)
+        assert digest is not None
+        assert hub.requests() == []
+        assert digest.binding
+        assert digest.value.hex() == (hashlib.sha256(content).hexdigest() if len(content) > 1000 else git_id(content))
+
+
+async def test_what_is_no_id_of_a_content_is_no_digest(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        generation = await store.stat("config.json")
+        for etag in ("x" * 40, "abc", "F" * 64):
+            assert await store.digest(replace(generation, etag=etag)) is None
+
+
+# Bytes
+
+
+async def test_the_address_on_the_cdn_is_asked_for_once_and_again_when_it_has_expired(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        weights = await store.stat("model.safetensors")
+        hub.requests()
+        for start in range(0, 300_000, 50_000):
+            assert await read(store, weights, start, start + 50_000) == WEIGHTS[start : start + 50_000]
+        asked = hub.requests()
+        assert [line.split()[0] for line in asked] == ["GET", *["CDN"] * 6]
+        hub.set("signature", random.randrange(1, 1 << 30))
+        assert await read(store, weights, 7, 9) == WEIGHTS[7:9]
+        assert [line.split()[0] for line in hub.requests()] == ["CDN", "GET", "CDN"]
+
+
+async def test_a_small_file_that_comes_whole_is_cut_to_the_range(hub: Hub, model: str) -> None:
+    content = bytes(range(250))
+    hub.put(f"model/{model}", "vocab", content)
+    hub.set("whole", True)
+    try:
+        async with opened(hub, f"hf://{model}") as store:
+            assert await read(store, await store.stat("vocab"), 100, 200) == content[100:200]
+    finally:
+        hub.set("whole", False)
+
+
+async def test_another_content_at_the_commit_is_noticed(hub: Hub, model: str) -> None:
+    """As of a proxy that serves something else."""
+    async with opened(hub, f"hf://{model}") as store:
+        for key in ("config.json", "model.safetensors"):
+            generation = await store.stat(key)
+            with pytest.raises(ObjectChangedError, match=rf"\A{key}: its ETag is now"):
+                await read(store, replace(generation, etag="0" * len(generation.etag)), 0, 1)
+        weights = await store.stat("model.safetensors")
+        with pytest.raises(ObjectChangedError, match="its size is now 300000"):
+            await read(store, replace(weights, size=299_999), 0, 1)
+
+
+def test_an_unused_store_works_in_a_forked_process(hub: Hub, model: str) -> None:
+    used, store = (open_store(options(hub, f"hf://{model}"), max_requests=8) for _ in range(2))
+    weights = trio.run(used.stat, "model.safetensors")
+    assert store.forkable
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = int(trio.run(read, store, weights) != WEIGHTS)
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# Access
+
+
+async def test_a_private_repository_needs_the_token_which_the_cdn_never_sees(
+    hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.restrict(f"model/{model}", "private")
+    async with opened(hub, f"hf://{model}") as store:
+        with pytest.raises(BucketNotFoundError, match="does not exist: check the spelling, or set HF_TOKEN"):
+            await store.probe()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    async with opened(hub, f"hf://{model}") as store:
+        await store.probe()
+        assert await read(store, await store.stat("model.safetensors")) == WEIGHTS
+    async with opened(hub, f"hf://{model}", anonymous=True) as store:
+        with pytest.raises(BucketNotFoundError):
+            await store.probe()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    async with opened(hub, f"hf://{model}") as store:
+        with pytest.raises(StoreAccessError, match=r"Invalid credentials.*: HF_TOKEN is not accepted: renew it"):
+            await store.probe()
+
+
+@pytest.mark.parametrize(
+    ("access", "token", "remedy"),
+    [
+        ("gated", "", "gated: accept its terms at {url} and set HF_TOKEN, or run `hf auth login`"),
+        ("gated, not granted", TOKEN, "gated: accept its terms at {url} with the account of the token"),
+    ],
+)
+async def test_a_gated_repository_names_the_remedy_before_it_is_mounted(
+    hub: Hub, model: str, access: str, token: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = None
+    async with opened(hub, f"hf://{model}") as store:
+        weights = await store.stat("model.safetensors")
+    hub.restrict(f"model/{model}", access)
+    monkeypatch.setenv("HF_TOKEN", token)
+    async with opened(hub, f"hf://{model}") as store:
+        with pytest.raises(StoreAccessError) as caught:
+            await reach(store, options(hub, f"hf://{model}"), deadline_s=1)
+        assert str(caught.value) == f"hf://{model}: " + remedy.format(url=f"{hub.endpoint}/{model}")
+        with pytest.raises(StoreAccessError, match="gated"):
+            await read(store, weights, 0, 1)
+
+
+async def test_a_hub_that_throttles_is_asked_again_by_the_common_wrapper_only(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}") as store:
+        hub.requests()
+        hub.set("throttled", 1)
+        with pytest.raises(StoreThrottledError, match="rate limited"):
+            await store.stat("config.json")
+        assert len(hub.requests()) == 1
+        hub.set("throttled", 2)
+        failures: list[Exception] = []
+        retrying = RetryingStore(store, Retrying(deadline_s=30, on_failure=failures.append))
+        assert (await retrying.stat("config.json")).size == 2
+        assert len(failures) == 2
+
+
+async def test_a_revision_that_does_not_exist_is_told(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}@nowhere") as store:
+        with pytest.raises(BucketNotFoundError, match=rf"hf://{model}: this revision does not exist.*nowhere"):
+            await store.probe()
+
+
+async def test_an_answer_without_an_end_is_not_taken_in(hub: Hub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimsfs.stores.huggingface.hub.MOST_JSON", 50)
+    async with opened(hub, f"hf://{model}") as store:
+        with pytest.raises(StoreUnavailableError, match="more than 50 bytes"):
+            await store.list_page("")
+
+
+async def test_what_is_no_hub_is_told(hub: Hub, model: str) -> None:
+    async with opened(hub, f"hf://{model}", endpoint_url=f"{hub.endpoint}/elsewhere") as store:
+        with pytest.raises(BucketNotFoundError, match="does not exist: check the spelling, and HF_ENDPOINT"):
+            await store.probe()
+
+
+def test_a_hub_behind_tls_does_not_lead_to_addresses_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def redirect(*_arguments: object, **_named: object) -> urllib3.HTTPResponse:
+        return urllib3.HTTPResponse(status=302, headers={"location": "http://example.org/x"}, preload_content=False)
+
+    monkeypatch.setattr(urllib3.PoolManager, "request", redirect)
+    made = RealHub(MountOptions(endpoint_url="https://hub.example.org"), connections=1)
+    with pytest.raises(StoreUnavailableError, match="without TLS"):
+        made.ask(None, "models", {})
+
+
+# What URLs name
+
+
+async def test_a_url_may_name_a_dataset_and_a_directory(hub: Hub, owner: str) -> None:
+    hub.put(f"dataset/{owner}/d", "data/train/0.parquet", WEIGHTS)
+    async with opened(hub, f"hf://datasets/{owner}/d/data") as store:
+        await store.probe()
+        assert names(await store.list_page("")) == ["train/"]
+        assert await read(store, await store.stat("train/0.parquet")) == WEIGHTS
+
+
+async def test_a_url_may_name_an_organisation(hub: Hub, model: str, owner: str) -> None:
+    hub.put(f"model/{owner}/n", "config.json", b"{}")
+    async with opened(hub, f"hf://{owner}") as store:
+        await store.probe()
+        assert [name for page in await pages(store, limit=1) for name in names(page)] == ["m/", "n/"]
+        assert names(await store.list_page("m/")) == ["m/config.json", "m/model.safetensors"]
+        assert await read(store, await store.stat("m/model.safetensors")) == WEIGHTS
+        assert not (await store.list_page("missing/", limit=1)).exists
+        for key in ("missing/config.json", "m", "m/none"):
+            with pytest.raises(ObjectNotFoundError):
+                await store.stat(key)
+
+
+async def test_a_url_may_name_several_repositories(hub: Hub, model: str, owner: str) -> None:
+    hub.put(f"dataset/{owner}/d", "a", b"a")
+    hub.tag(f"model/{model}", "v1")
+    hub.put(f"model/{model}", "config.json", b"{1}")
+    async with opened(hub, f"hf://{model}@v1,datasets/{owner}/d") as store:
+        await store.probe()
+        assert names(await store.list_page("")) == ["datasets/", f"{owner}/"]
+        assert names(await store.list_page(f"{owner}/")) == [f"{model}/"]
+        assert names(await store.list_page(f"datasets/{owner}/d/")) == [f"datasets/{owner}/d/a"]
+        assert await read(store, await store.stat(f"{model}/config.json")) == b"{}"
+        assert not (await store.list_page(f"{owner}/other/")).exists
+
+
+@pytest.mark.parametrize("url", ["hf://", "hf:///", "hf://a/b@", "hf://a/b@v1,", "hf://a b/c", "hf://a/b,c/d/e"])
+def test_a_url_that_names_no_repository_is_told(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"\Astore hf://[^\n]+\Z"):
+        parse(url)

@@ -1,0 +1,157 @@
+"""transformers loads a model by its name on the hub, offline, from a mount that is laid out as its cache.
+
+The hub is a fake, as no real one can be reached; a bucket with the same directories is a real S3 server's.
+"""
+
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.frameworks import PROGRAMS
+from tests.services.ceph import Ceph
+from tests.services.hub import Hub
+from tests.support.frameworks import TIMEOUT_S, python_of
+from tests.support.mounts import MountedStore, mounted
+from trimsfs.tiers.host.page_cache import resident_bytes
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody publishes."""
+    directory = tmp_path_factory.mktemp("hf") / "published"
+    command = [python_of("others"), str(PROGRAMS / "hub_build.py"), str(directory)]
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+    assert len(list(directory.glob("*.safetensors"))) > 2
+    return directory
+
+
+def load(names: Sequence[str | Path], cache: Path) -> list[dict[str, Any]]:
+    """Load models in as many processes, all at once, with a directory as huggingface_hub's cache."""
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [python_of("others"), PROGRAMS / "hub_load.py", name],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", process.communicate(timeout=TIMEOUT_S)
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        reports = []
+        for process in processes:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, err
+            reports.append(json.loads(out))
+        return reports
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def expected(local: Path) -> dict[str, Any]:
+    """What a program computes from the local files."""
+    return load([local], local)[0]
+
+
+@pytest.fixture(scope="module", params=["hub", "s3"])
+def mount(
+    request: pytest.FixtureRequest, local: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MountedStore]:
+    """A mount with the model ``org/m`` and another one."""
+    directory = tmp_path_factory.mktemp(request.param)
+    files = [path for path in local.iterdir() if path.is_file()]
+    if request.param == "hub":
+        hub: Hub = request.getfixturevalue("hub")
+        for path in files:
+            hub.put("model/org/m", path.name, path.read_bytes())
+        hub.put("model/other/n", "config.json", b"{}")
+        hub.requests()
+        options = ("--layout", "hf-cache", "--endpoint-url", hub.endpoint)
+        with mounted("hf://org/m,other/n", directory, *options, environment={"NO_PROXY": "127.0.0.1"}) as found:
+            yield found
+        return
+    ceph: Ceph = request.getfixturevalue("ceph")
+    bucket = "hf-cache"
+    client = ceph.client()
+    client.create_bucket(Bucket=bucket)
+    for path in files:
+        client.put_object(Bucket=bucket, Key=f"org/m/{path.name}", Body=path.read_bytes())
+    client.put_object(Bucket=bucket, Key="other/n/config.json", Body=b"{}")
+    client.close()
+    with mounted(f"s3://{bucket}", directory, "--layout", "hf-cache", environment=ceph.environment()) as found:
+        yield found
+
+
+def test_a_model_is_loaded_by_name_in_two_processes_cold_with_one_fetch_and_one_copy(
+    local: Path, expected: dict[str, Any], mount: MountedStore, request: pytest.FixtureRequest
+) -> None:
+    reports = load(["org/m", "org/m"], mount.path)
+
+    for report in reports:
+        assert (report["tokens"], report["logits"]) == (expected["tokens"], expected["logits"])
+        assert report["repositories"] == ["org/m", "other/n"]
+    assert reports[0]["files"] == reports[1]["files"]  # the same inodes
+    sizes = {path.name: path.stat().st_size for path in local.iterdir()}
+    shards = {name: size for name, size in sizes.items() if name.endswith(".safetensors")}
+    assert [Path(path).name for path, _, _ in reports[0]["files"]] == sorted(shards)
+    # Each byte came once from the store; refs and the other model are a few more.
+    fetched = mount.metrics()["trimsfs_fetch_fetched_bytes_total"]
+    assert sum(shards.values()) <= fetched < sum(sizes.values()) + 1000
+    if request.node.callspec.params["mount"] == "hub":
+        asked = Counter(line for line in request.getfixturevalue("hub").requests() if line.startswith("CDN"))
+        assert set(asked.values()) == {1}
+    # The pages are those of the one local copy: the kernel has none of them under the names in the mount.
+    under_names = [_cached(Path(path)) for path, _, _ in reports[0]["files"]]
+    assert under_names == [0] * len(shards)
+    blobs = sorted(
+        _cached(blob) for blob in (mount.cache / "blobs").rglob("*") if blob.stat().st_size >= min(shards.values())
+    )
+    assert blobs == sorted(-(-size // PAGE) * PAGE for size in shards.values())
+
+
+def _cached(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        found = resident_bytes(descriptor)
+    finally:
+        os.close(descriptor)
+    assert found is not None
+    return found
+
+
+def test_links_and_files_of_the_cache_are_what_the_kernel_shows(local: Path, mount: MountedStore) -> None:
+    model = mount.path / "models--org--m"
+    assert sorted(os.listdir(mount.path)) == ["models--org--m", "models--other--n"]
+    commit = (model / "refs/main").read_text()
+    assert os.listdir(model / "snapshots") == [commit]
+    contents = {path.name: path.read_bytes() for path in local.iterdir()}
+    assert {path.name: path.read_bytes() for path in (model / "snapshots" / commit).iterdir()} == contents
+    links = list((model / "blobs").iterdir())
+    assert len(links) == len(contents)
+    for link in links:
+        assert link.is_symlink()
+        assert os.lstat(link).st_size == len(os.readlink(link))
+        assert link.read_bytes() == contents[link.resolve().name]
+        assert link.resolve().parent == model / "snapshots" / commit

@@ -1,0 +1,187 @@
+"""Requests to a Hugging Face hub: its API, and the bytes of files from where the hub sends a reader to.
+
+huggingface_hub finds the address and the token. It does not make the requests: its calls repeat failed requests by
+themselves for half a minute, which would hide an outage from the circuit breaker, and read files to disk only.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import huggingface_hub
+import urllib3
+from cachetools import LRUCache
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not exported
+
+from trimsfs.errors import ObjectChangedError, StoreError, StoreUnavailableError, TransientStoreError
+from trimsfs.options import MountOptions
+from trimsfs.stores.huggingface.errors import refused
+from trimsfs.stores.huggingface.repositories import Repository
+
+MOST_REDIRECTS = 5
+MOST_JSON = 64 << 20
+"""Bytes of the longest answer of the API."""
+MOST_ADDRESSES = 4096
+"""Addresses of files on the CDN to remember."""
+_REDIRECTS = {301, 302, 303, 307, 308}
+_EXPIRED = {400, 401, 403, 404, 410}
+"""How a CDN answers when a signed address has expired."""
+_NEXT = re.compile(r'<[^>]*[?&]cursor=([^&>]+)[^>]*>;\s*rel="?next"?')
+
+Response = urllib3.BaseHTTPResponse
+Form = Mapping[str, str | list[str]] | None
+
+
+class Hub:
+    """A hub by its address, with the token of huggingface_hub's own chain. Its methods may be called from any thread.
+
+    They raise StoreErrors, and the errors of urllib3.
+    """
+
+    def __init__(self, options: MountOptions, *, connections: int) -> None:
+        self.endpoint = (options.endpoint_url or huggingface_hub.constants.ENDPOINT).rstrip("/")
+        self._origin = urlsplit(self.endpoint)[:2]
+        # The token is read now: later, the server is another user, who may not read root's token file.
+        headers = build_hf_headers(token=False if options.anonymous else None, library_name="trimsfs")
+        self._own = {name: value for name, value in headers.items() if name.lower() == "authorization"}
+        self._headers = {name: value for name, value in headers.items() if name not in self._own}
+        self._has_token = bool(self._own)
+        timeout = urllib3.Timeout(connect=options.stall_timeout, read=options.stall_timeout)
+        self._pool_options: dict[str, Any] = {"maxsize": connections, "timeout": timeout, "retries": False}
+        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._addresses = LRUCache[tuple[str, str, str], str](maxsize=MOST_ADDRESSES)
+        self._lock = Lock()
+
+    def ask(
+        self, repository: Repository | None, path: str, query: Mapping[str, str | list[str]], form: Form = None
+    ) -> tuple[Any, str | None]:
+        """The JSON answer of the API to a request below ``/api``, and the cursor of its next page, if any.
+
+        With a *form*, the request is a POST of it.
+        """
+        url = f"{self.endpoint}/api/{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
+        response, _ = self._follow(url, {}, form)
+        if response.status >= 300:
+            raise self._refused(response, repository)
+        data = response.read(MOST_JSON + 1)
+        if len(data) > MOST_JSON:
+            response.close()
+            raise StoreUnavailableError(f"{repository or path}: the hub's answer has more than {MOST_JSON} bytes")
+        following = _NEXT.search(response.headers.get("link", ""))
+        return json.loads(data), following[1] if following is not None else None
+
+    def open(
+        self, repository: Repository, commit: str, path: str, etag: str, start: int, length: int, size: int
+    ) -> Response:
+        """The answer whose body begins at byte *start* of a file of *size* bytes. The caller closes it.
+
+        Raises ObjectChangedError if the hub tells another commit, ETag or size.
+        """
+        headers = {"Range": f"bytes={start}-{start + length - 1}"}
+        name = (repository.path, commit, path)
+        with self._lock:
+            known = self._addresses.get(name)
+        if known is not None:
+            response = self._send(known, headers)
+            if response.status not in _EXPIRED:
+                return self._checked(response, repository, start, length, size)
+            response.close()
+        url = f"{self.endpoint}/{repository.path}/resolve/{commit}/{quote(path)}"
+        response, url = self._follow(url, headers, expected=(commit, etag, str(size)))
+        if not self._is_own(url):
+            with self._lock:
+                self._addresses[name] = url
+        return self._checked(response, repository, start, length, size)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for pool in self._pools.values():
+            pool.clear()
+
+    def _checked(self, response: Response, repository: Repository, start: int, length: int, size: int) -> Response:
+        """The answer, if its body is the range that was asked for, or the whole file up to it."""
+        try:
+            if response.status == 206:
+                sent, expected = response.headers.get("content-range"), f"bytes {start}-{start + length - 1}/{size}"
+                if sent != expected:
+                    raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+            elif response.status == 200:  # small files may come whole
+                if response.headers.get("content-length") not in {None, str(size)}:
+                    raise ObjectChangedError(f"the file has {response.headers['content-length']} bytes now")
+                while start > 0 and (skipped := response.read(min(start, 1 << 18))):
+                    start -= len(skipped)
+            elif response.status == 416:
+                raise ObjectChangedError("the file is shorter now")
+            else:
+                raise self._refused(response, repository)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    def _refused(self, response: Response, repository: Repository | None) -> StoreError:
+        return refused(response, repository, endpoint=self.endpoint, has_token=self._has_token)
+
+    def _follow(
+        self, url: str, headers: Mapping[str, str], form: Form = None, expected: tuple[str, str, str] | None = None
+    ) -> tuple[Response, str]:
+        """The answer behind any redirects, and its address. What the hub tells must be the commit, ETag and size
+        *expected*."""
+        for _ in range(MOST_REDIRECTS):
+            response = self._send(url, headers, form)
+            if expected is not None and self._is_own(url) and response.status < 400:
+                _compare(response, *expected)
+            location = response.headers.get("location")
+            if response.status not in _REDIRECTS or location is None:
+                return response, url
+            response.drain_conn()
+            url = urljoin(url, location)
+            if self._origin[0] == "https" and not url.startswith("https:"):
+                raise StoreUnavailableError(f"{self.endpoint}: it redirects to an address without TLS")
+        raise TransientStoreError(f"more than {MOST_REDIRECTS} redirects")
+
+    def _send(self, url: str, headers: Mapping[str, str], form: Form = None) -> Response:
+        own = self._own if self._is_own(url) else {}  # the CDN gets no token
+        typed = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
+        return self._pool(url).request(
+            "GET" if form is None else "POST",
+            url,
+            headers={"Accept-Encoding": "identity", **self._headers, **own, **typed, **headers},
+            preload_content=False,
+            redirect=False,
+            body=None if form is None else urlencode(form, doseq=True),
+        )
+
+    def _is_own(self, url: str) -> bool:
+        return urlsplit(url)[:2] == self._origin
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """The connections to a host: through the environment's proxy, if there is one for it."""
+        parts = urlsplit(url)
+        proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = (
+                    urllib3.PoolManager(**self._pool_options)
+                    if proxy is None
+                    else urllib3.ProxyManager(proxy, **self._pool_options)
+                )
+            return self._pools[proxy]
+
+
+def _compare(response: Response, commit: str, etag: str, size: str) -> None:
+    """Raises ObjectChangedError, and closes the answer, if the hub tells another commit, ETag or size of a file."""
+    told, linked = response.headers, "x-linked-etag" in response.headers
+    found = told.get("x-linked-etag") if linked else told.get("etag") if response.status in {200, 206} else None
+    for name, is_now, expected in (
+        ("commit", told.get("x-repo-commit"), commit),
+        ("ETag", found and found.removeprefix("W/").strip('"'), etag),
+        ("size", told.get("x-linked-size"), size),
+    ):
+        if is_now is not None and is_now != expected:
+            response.close()
+            raise ObjectChangedError(f"its {name} is now {is_now}")
