@@ -1,6 +1,8 @@
 """Values that all layers share."""
 
 import hashlib
+import os
+import posixpath
 from dataclasses import dataclass
 
 CHUNK_SIZE = 8 * 1024 * 1024
@@ -9,6 +11,8 @@ SIZE_MAX = 1 << 46
 """Bytes of the largest object that trimsfs shows, above what any store holds: records of chunks take memory."""
 ETAG_MAX = 1024
 """Characters of the longest ETag."""
+TARGET_MAX = 4095
+"""Bytes of the longest target of a symbolic link, as in Linux."""
 
 Buffer = bytes | memoryview
 
@@ -54,3 +58,25 @@ class Generation:
         """A name for this content in this store: 32 hexadecimal digits, safe as a file name."""
         identity = "\0".join((store_url, self.file, self.etag, str(self.size)))
         return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Symlink:
+    """A symbolic link in the mount. The kernel follows its *target*, relative to the directory of *key*."""
+
+    key: str
+    target: str
+
+    @property
+    def plausible(self) -> bool:
+        """Whether the kernel can follow it; callers drop links that are not plausible."""
+        try:
+            return 0 < len(os.fsencode(self.target)) <= TARGET_MAX and "\0" not in self.target
+        except UnicodeEncodeError:
+            return False
+
+    @property
+    def leads_to(self) -> str | None:
+        """The path of a file or directory in the store that it leads to; None if it leads to the root or outside."""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(self.key), self.target))
+        return None if path.startswith(("/", "../")) or path in {".", ".."} else path

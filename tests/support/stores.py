@@ -11,7 +11,7 @@ import trio
 from trimsfs.errors import ObjectChangedError, ObjectNotFoundError, StoreAccessError, StoreError
 from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
 from trimsfs.stores.digests import Digest
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 PIECE = 5000
 """Bytes passed on at a time: chunks are no multiple of it."""
@@ -79,6 +79,7 @@ class MemoryStore:
         self._streaming = streaming
         self._current: dict[str, Generation] = {}
         self._versions: dict[tuple[str, str], Generation] = {}
+        self._symlinks: dict[str, Symlink] = {}
         self._rules: list[_Rule] = []
         self._arrivals = trio.Event()
         self._clock = 0
@@ -110,6 +111,11 @@ class MemoryStore:
         if version_id is not None:
             self._versions[key, version_id] = generation
         return generation
+
+    def link(self, key: str, target: str) -> Symlink:
+        """Make or move a symbolic link."""
+        self._symlinks[key] = Symlink(key=key, target=target)
+        return self._symlinks[key]
 
     def delete(self, key: str) -> None:
         """Delete the newest generation of an object; one with a version id can still be read by that."""
@@ -216,17 +222,19 @@ class MemoryStore:
 
     async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
         async with self._serving(Request(method="list_page", key=prefix)):
-            entries: dict[str, Generation | None] = {}
-            for key in self._current:
+            entries: dict[str, Generation | Symlink | None] = {}
+            for key in (*self._current, *self._symlinks):
                 if key.startswith(prefix) and key != prefix:
                     name, slash, _ = key[len(prefix) :].partition("/")
-                    entries[prefix + name + slash] = None if slash else self.generation(key)
+                    entries[prefix + name + slash] = None if slash else self._symlinks.get(key) or self.generation(key)
             left = [name for name in sorted(entries) if token is None or name > token]
             page = left[: min(limit, PAGE_LIMIT)]
             return Page(
-                objects=tuple(entry for name in page if (entry := entries[name]) is not None),
+                objects=tuple(entry for name in page if isinstance(entry := entries[name], Generation)),
                 prefixes=tuple(name for name in page if entries[name] is None),
                 next_token=page[-1] if len(page) < len(left) else None,
+                symlinks=tuple(entry for name in page if isinstance(entry := entries[name], Symlink)),
+                symlink=self._symlinks.get(prefix.removesuffix("/")),
             )
 
     async def stat(self, key: str) -> Generation:

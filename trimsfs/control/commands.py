@@ -5,6 +5,7 @@ A job goes on after the file that started it is closed.
 
 import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
@@ -23,7 +24,7 @@ from trimsfs.namespace.listing import SLICE, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
 
@@ -178,25 +179,30 @@ class Commands:
         return await self._below(order)
 
     async def _below(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
-        """The command's file, or all files below its directory, and the errors of the names there."""
+        """The command's file, or all files below its directory or linked there, and the errors of the names there."""
         if order.generation is not None:
             return [order.generation], []
-        found, failures, prefixes = list[Generation](), list[TrimsError](), [order.path]
+        found, failures, prefixes = dict[str, Generation](), list[TrimsError](), [order.path]
         while prefixes:
             prefix = prefixes.pop()
             for place, (name, entry) in enumerate((await self._namespace.entries(prefix)).items(), 1):
                 if place % SLICE == 0:
                     await trio.lowlevel.checkpoint()
                 if isinstance(entry, Generation):
-                    found.append(entry)
+                    found[entry.key] = entry
                 elif entry is NonObject.DIRECTORY:
                     prefixes.append(f"{prefix}{name.decode(errors='surrogateescape')}/")
-                elif entry is NonObject.UNREADABLE:
+                else:
+                    path = entry.leads_to if isinstance(entry, Symlink) else prefix + os.fsdecode(name)
+                    above, slash, last = (path or "").rpartition("/")
                     try:
-                        await self._namespace.lookup(prefix, name)
+                        linked, _ = await self._namespace.lookup(above + slash, os.fsencode(last))
                     except TrimsError as error:
                         failures.append(error)
-        return found, failures
+                    else:
+                        if isinstance(linked, Generation):
+                            found[linked.key] = linked
+        return list(found.values()), failures
 
     async def _pinned(self, order: Order) -> tuple[list[Generation], list[TrimsError]]:
         """The pinned files at a path or below, and the pinned targets of links there; the errors of unreadable names.

@@ -9,7 +9,7 @@ import trio
 from trimsfs.control.handle import as_json
 from trimsfs.errors import InvalidRequestError, StoreAccessError
 from trimsfs.namespace.listing import SLICE, Entry, NonObject
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 
 class Inventory:
@@ -72,6 +72,8 @@ class Inventory:
                 found = self._here(entry)
                 if found is not None:
                     here[name] = found
+            elif isinstance(entry, Symlink):
+                continue  # counted where it leads to
             elif entry is not NonObject.DIRECTORY:
                 files[name] = 0  # the store refuses to describe it
             elif self._listable(below := f"{self._prefix}{name}/"):

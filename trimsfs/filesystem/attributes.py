@@ -1,6 +1,7 @@
 """The attributes that the kernel gets of files and directories."""
 
 import os
+import stat
 from dataclasses import dataclass
 
 from trimsfs.errors import NoSuchEntryError
@@ -9,7 +10,7 @@ from trimsfs.namespace.inodes import Inode, InodeKind, Inodes
 from trimsfs.namespace.listing import Entry, NonObject
 from trimsfs.namespace.permissions import Ownership, Permissions
 from trimsfs.opening.passthrough import Passthrough
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 FOREVER_S = 86400.0
 """How long the kernel caches attributes: an inode's never change, as another content is another inode."""
@@ -26,6 +27,13 @@ class Attributes:
     size: int
     modified_ns: int
     entry_ttl_s: float
+
+    @property
+    def mode(self) -> int:
+        """The type and the permission bits, as in ``st_mode``."""
+        if self.inode.kind is InodeKind.SYMLINK:
+            return stat.S_IFLNK | 0o777
+        return (stat.S_IFDIR if self.directory else stat.S_IFREG) | self.ownership.mode
 
 
 class Describer:
@@ -45,7 +53,7 @@ class Describer:
             inode=inode,
             directory=directory,
             ownership=self._ownership(inode, directory),
-            size=generation.size if generation is not None else 0,
+            size=generation.size if generation is not None else len(os.fsencode(inode.target)),
             modified_ns=generation.modified_ns if generation is not None else self._mounted_ns,
             entry_ttl_s=ttl_s,
         )
@@ -55,6 +63,8 @@ class Describer:
         if isinstance(entry, Generation):
             return self.inode(self.file(entry.key, entry), ttl_s)
         path = prefix + os.fsdecode(name)
+        if isinstance(entry, Symlink):
+            return self.inode(self._inodes.reference(InodeKind.SYMLINK, path, target=entry.target), ttl_s)
         if entry is NonObject.DIRECTORY:
             inode = self._inodes.reference(InodeKind.DIRECTORY, f"{path}/")
         elif entry is NonObject.UNREADABLE:  # listed only: its lookup fails

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from trimsfs.control.control_files import SUBJECT, Control
-from trimsfs.errors import LookUpAgainError, NameTooLongError, NoSuchEntryError
+from trimsfs.errors import InvalidRequestError, LookUpAgainError, NameTooLongError, NoSuchEntryError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.models.derived_blobs import DerivedBlobs
@@ -17,7 +17,7 @@ from trimsfs.opening.reopens import Reopens
 from trimsfs.prefetch.directory_readahead import LOOKED_AT
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.disk.tier import DiskTier
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,13 @@ class Names:
     def attributes(self, number: int) -> Attributes:
         """The attributes of an inode that the kernel knows."""
         return self._describe.inode(self._inodes[number], FOREVER_S)
+
+    def target(self, number: int) -> bytes:
+        """The target of a symbolic link. Raises InvalidRequestError for anything else."""
+        inode = self._inodes[number]
+        if inode.kind is not InodeKind.SYMLINK:
+            raise InvalidRequestError(f"{inode.path}: not a symbolic link")
+        return os.fsencode(inode.target)
 
     def count_lookup(self, attributes: Attributes) -> None:
         """Record that the kernel gets an inode once more; it will `forget` the inode as often."""
@@ -143,7 +150,7 @@ class Names:
         path, generation = directory.path, None
         if name != CONTROL_NAME:
             entry, _ = await self._namespace.lookup(directory.path, name)
-            if entry is NonObject.ABSENT:
+            if entry is NonObject.ABSENT or isinstance(entry, Symlink):  # a link's target has control files
                 raise NoSuchEntryError(f"{directory.path}{text}")
             path += text if isinstance(entry, Generation) else f"{text}/"
             generation = entry if isinstance(entry, Generation) else None

@@ -4,7 +4,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -98,7 +97,7 @@ class Operations(pyfuse3.Operations):
             attributes.inode.number,
             attributes.entry_ttl_s,
             FOREVER_S,
-            (stat.S_IFDIR if attributes.directory else stat.S_IFREG) | ownership.mode,
+            attributes.mode,
             ownership.uid,
             ownership.gid,
             attributes.size,
@@ -117,6 +116,10 @@ class Operations(pyfuse3.Operations):
     @_translated
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(self._filesystem.names.attributes(inode))
+
+    @_translated
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
+        return pyfuse3.FileNameT(self._filesystem.names.target(inode))
 
     @_translated
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
@@ -238,7 +241,7 @@ class Operations(pyfuse3.Operations):
         entry.entry_timeout = attributes.entry_ttl_s
         entry.attr_timeout = FOREVER_S
         ownership = attributes.ownership
-        entry.st_mode = pyfuse3.ModeT((stat.S_IFDIR if attributes.directory else stat.S_IFREG) | ownership.mode)
+        entry.st_mode = pyfuse3.ModeT(attributes.mode)
         entry.st_nlink = 1
         entry.st_uid = ownership.uid
         entry.st_gid = ownership.gid

@@ -23,18 +23,20 @@ class InodeKind(enum.Enum):
 
     DIRECTORY = "directory"
     OBJECT = "object"
+    SYMLINK = "symlink"
     CONTROL_DIRECTORY = "control directory"
     CONTROL_FILE = "control file"
 
 
-IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT}
+IN_THE_STORE = {InodeKind.DIRECTORY, InodeKind.OBJECT, InodeKind.SYMLINK}
 
 
 @dataclass(slots=True, eq=False)
 class Inode:
-    """A file or directory that the kernel may know.
+    """A file, directory or symbolic link that the kernel may know.
 
-    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty).
+    ``path`` is the object's key, or the directory's prefix with its closing slash (the root's is empty). A link with
+    another ``target`` is another inode.
     A control inode has the path of its subject, and a control file its name in ``control``. ``lookups`` counts the
     kernel's references. ``replaced`` is set when the store has another generation. An object has two inodes, told
     apart by PASSTHROUGH_BIT. The kernel reads the local file of the ``passthrough`` one; the server answers reads of
@@ -49,6 +51,7 @@ class Inode:
     lookups: int = 0
     replaced: bool = False
     slot: int | None = None
+    target: str = ""
 
     @property
     def passthrough(self) -> bool:
@@ -118,6 +121,7 @@ class Inodes:
         control: str = "",
         *,
         passthrough: bool = False,
+        target: str = "",
     ) -> Inode:
         """Return the inode of a thing, made if new.
 
@@ -125,13 +129,13 @@ class Inodes:
         """
         if kind is InodeKind.DIRECTORY and not path:
             return self._root
-        etag = generation.etag if generation is not None else ""
+        etag = generation.etag if generation is not None else target
         for salt in range(len(self._by_number) + 1):
             number = _number(kind, path, etag, control, salt) | (PASSTHROUGH_BIT if passthrough else 0)
             inode = self._by_number.get(number)
             if inode is None:
-                return self._add(Inode(number, kind, path, generation, control))
-            known = inode.generation.etag if inode.generation is not None else ""
+                return self._add(Inode(number, kind, path, generation, control, target=target))
+            known = inode.generation.etag if inode.generation is not None else inode.target
             if (inode.kind, inode.path, known, inode.control) == (kind, path, etag, control):
                 return inode
         raise AssertionError("unreachable: more salts than inodes were tried")
@@ -199,7 +203,7 @@ def is_below(path: str, above: str) -> bool:
 def _packed(inode: Inode) -> bytes:
     """The content of an inode's ledger record."""
     generation = inode.generation
-    content: tuple[object, ...] | None = None
+    content: tuple[object, ...] | str | None = inode.target or None
     if generation is not None:
         content = (generation.key, generation.etag, generation.size, generation.modified_ns, generation.version_id)
         if generation.linked is not None:
@@ -209,8 +213,8 @@ def _packed(inode: Inode) -> bytes:
 
 def _unpacked(record: Record) -> Inode:
     kind, path, control, content = json.loads(record.content)
-    generation = None
-    if content is not None:
+    generation, target = None, content if isinstance(content, str) else ""
+    if content is not None and not target:
         key, etag, size, modified_ns, version_id, *linked = content
         generation = Generation(
             key=key,
@@ -220,7 +224,9 @@ def _unpacked(record: Record) -> Inode:
             version_id=version_id,
             linked=linked[0] if linked else None,
         )
-    return Inode(record.number, InodeKind(kind), path, generation, control, lookups=record.count, slot=record.slot)
+    return Inode(
+        record.number, InodeKind(kind), path, generation, control, record.count, slot=record.slot, target=target
+    )
 
 
 def _number(kind: InodeKind, path: str, etag: str, control: str, salt: int) -> int:

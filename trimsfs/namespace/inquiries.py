@@ -91,7 +91,7 @@ class Inquiries:
             raise
 
     async def probe(self, path: str, *, patient: bool) -> Entry:
-        """Ask at once for an object and for anything below its name. A directory wins. Raises StoreError."""
+        """Ask at once for an object and for anything below its name. A directory or a link wins. Raises StoreError."""
         store, found = self._store if patient else self._impatient, list[Generation]()
         failed, denied = list[StoreError](), list[StoreAccessError]()
         async with trio.open_nursery() as nursery:
@@ -120,6 +120,8 @@ class Inquiries:
                 below = await self._answer(path, partial(store.list_page, f"{path}/", limit=1), patient=patient)
         if failed:
             raise failed[0]
+        if below.symlink is not None and below.symlink.plausible:
+            return below.symlink
         if below.exists:
             return NonObject.DIRECTORY
         if denied:

@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from trimsfs.concurrency.background import Background
 from trimsfs.namespace.listing import SLICE, Entry, Listing, NonObject, possible
 from trimsfs.tiers.index.listing_records import ListingRecords
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 MOST_NAMES = 100_000
 """Most names of a listing that is kept."""
@@ -80,6 +80,8 @@ def _packed(name: bytes, entry: Entry) -> list[object]:
     text = os.fsdecode(name)
     if isinstance(entry, Generation):
         return [text, entry.etag, entry.size, entry.modified_ns, entry.version_id, entry.linked]
+    if isinstance(entry, Symlink):
+        return [text, entry.target]
     return [text] if entry is NonObject.DIRECTORY else [text, None]
 
 
@@ -116,6 +118,8 @@ def _entry(prefix: str, item: object) -> tuple[str, Entry]:
             return name, NonObject.DIRECTORY
         case [str(name), None] if possible(os.fsencode(name)):
             return name, NonObject.UNREADABLE
+        case [str(name), str(target)] if possible(os.fsencode(name)):
+            return name, Symlink(key=prefix + name, target=target)
         case [
             str(name),
             str(etag),

@@ -14,7 +14,7 @@ from typing import overload
 import trio
 
 from trimsfs.stores.base import Page, moment
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 CONTROL_NAME = b".trims"
 """Reserved in every directory for the control files."""
@@ -33,11 +33,14 @@ class NonObject(enum.Enum):
     UNREADABLE = "unreadable"
 
 
-Entry = Generation | NonObject
-"""What a name in a directory is: an object, a directory, absent, or unreadable (trimsfs may not learn its type)."""
+Entry = Generation | Symlink | NonObject
+"""What a name in a directory is: an object, a symbolic link, a directory, absent, or unreadable (trimsfs may not learn
+its type)."""
 
 _KINDS = (None, NonObject.DIRECTORY, NonObject.UNREADABLE)
 """What a row is, by its byte in the column of kinds; None for an object."""
+_SYMLINK = len(_KINDS)
+"""That byte of a symbolic link, whose target is in the column of ETags."""
 
 
 def possible(name: bytes) -> bool:
@@ -125,6 +128,7 @@ class Listing(Mapping[bytes, Entry]):
                 *((generation.key[start:], generation) for generation in page.objects),
                 *((below[start:-1], NonObject.DIRECTORY) for below in page.prefixes),
                 *((key[start:], NonObject.UNREADABLE) for key in page.unreadable),
+                *((symlink.key[start:], symlink) for symlink in page.symlinks),
             ]
         )
 
@@ -143,7 +147,7 @@ class Listing(Mapping[bytes, Entry]):
                 name = os.fsencode(text)
             except UnicodeEncodeError:
                 name = b""
-            if possible(name) and (not isinstance(entry, Generation) or entry.plausible):
+            if possible(name) and (isinstance(entry, NonObject) or entry.plausible):
                 rows.append((name, entry))
             else:
                 self.hidden += 1
@@ -162,8 +166,8 @@ class Listing(Mapping[bytes, Entry]):
             self._sizes.append(entry.size)
             self._modified.append(moment(entry.modified_ns))
         else:
-            self._kinds.append(_KINDS.index(entry))
-            self._etags.append(b"")
+            self._kinds.append(_SYMLINK if isinstance(entry, Symlink) else _KINDS.index(entry))
+            self._etags.append(os.fsencode(entry.target) if isinstance(entry, Symlink) else b"")
             self._sizes.append(0)
             self._modified.append(0)
 
@@ -202,10 +206,10 @@ class Listing(Mapping[bytes, Entry]):
 
     def _merge(self, kept: int, other: int) -> None:
         """Merge two rows of one name."""
-        kinds = {_KINDS[self._kinds[kept]], _KINDS[self._kinds[other]]}
-        if NonObject.DIRECTORY in kinds and len(kinds) > 1:
+        kinds, directory = {self._kinds[kept], self._kinds[other]}, _KINDS.index(NonObject.DIRECTORY)
+        if directory in kinds and len(kinds) > 1:
             self.hidden += 1
-            self._kinds[kept] = _KINDS.index(NonObject.DIRECTORY)
+            self._kinds[kept] = directory
 
     # Reading
 
@@ -233,11 +237,14 @@ class Listing(Mapping[bytes, Entry]):
             yield self.names.row(row), self._entry(row)
 
     def _entry(self, row: int) -> Entry:
+        key = self.prefix + os.fsdecode(self.names.row(row))
+        if self._kinds[row] == _SYMLINK:
+            return Symlink(key=key, target=os.fsdecode(self._etags.row(row)))
         kind = _KINDS[self._kinds[row]]
         if kind is not None:
             return kind
         return self._linked.get(row) or Generation(
-            key=self.prefix + os.fsdecode(self.names.row(row)),
+            key=key,
             etag=self._etags.row(row).decode(),
             size=self._sizes[row],
             modified_ns=self._modified[row],

@@ -26,7 +26,7 @@ from trimsfs.namespace.kept_listings import KeptListings
 from trimsfs.namespace.listing import Entry, Listing, NonObject, possible
 from trimsfs.stores.base import Store
 from trimsfs.stores.circuit_breaker import CircuitBreaker
-from trimsfs.types import Generation
+from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,9 @@ class Namespace:
 
     def _restore(self, inode: Inode) -> None:
         """Take over the name of an inode that the kernel got from an earlier server."""
-        known = NonObject.DIRECTORY if inode.kind is InodeKind.DIRECTORY else inode.generation
+        known: Entry | None = NonObject.DIRECTORY if inode.kind is InodeKind.DIRECTORY else inode.generation
+        if inode.kind is InodeKind.SYMLINK:
+            known = Symlink(key=inode.path, target=inode.target)
         if inode.path and known is not None and inode.kind in IN_THE_STORE and not inode.control:
             prefix, slash, name = inode.path.removesuffix("/").rpartition("/")
             self._directory(prefix + slash).restore(os.fsencode(name), known)

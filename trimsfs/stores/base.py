@@ -7,7 +7,7 @@ from typing import Protocol
 
 from trimsfs.errors import ObjectNotFoundError
 from trimsfs.stores.digests import Digest
-from trimsfs.types import Buffer, Generation
+from trimsfs.types import Buffer, Generation, Symlink
 
 PAGE_LIMIT = 1000
 """Most entries in one page of a listing, as in S3."""
@@ -24,7 +24,8 @@ class Page:
 
     Keys and prefixes are whole; prefixes end in ``/``. ``next_token`` requests the next page; None means this is the
     last. ``empty`` says that the directory exists though the page has no name. ``unreadable`` has keys that exist, but
-    whose type trimsfs lacks the permission to learn.
+    whose type trimsfs lacks the permission to learn. ``symlinks`` are shown in the mount as such. ``symlink`` says that
+    the prefix is no directory but one of those, with its closing slash.
     """
 
     objects: tuple[Generation, ...]
@@ -32,10 +33,12 @@ class Page:
     next_token: str | None
     empty: bool = False
     unreadable: tuple[str, ...] = ()
+    symlinks: tuple[Symlink, ...] = ()
+    symlink: Symlink | None = None
 
     def __len__(self) -> int:
         """The number of names in the page."""
-        return len(self.objects) + len(self.prefixes) + len(self.unreadable)
+        return len(self.objects) + len(self.prefixes) + len(self.unreadable) + len(self.symlinks)
 
     @property
     def exists(self) -> bool:

@@ -4,7 +4,7 @@ from tests.support.stores import MemoryStore, as_store
 from trimsfs.errors import (
     StoreUnavailableError,
 )
-from trimsfs.namespace.listing import NonObject
+from trimsfs.namespace.listing import Entry
 from trimsfs.namespace.tree import Namespace
 from trimsfs.types import Generation
 
@@ -20,7 +20,7 @@ def namespace_of(store: MemoryStore, *, ttl_s: float = TTL_S) -> Namespace:
     return Namespace(as_store(store), ttl_s=ttl_s)
 
 
-async def look(namespace: Namespace, path: str) -> Generation | NonObject:
+async def look(namespace: Namespace, path: str) -> Entry:
     """What a path is."""
     prefix, slash, name = path.rpartition("/")
     entry, left = await namespace.lookup(prefix + slash, name.encode())
