@@ -46,6 +46,55 @@ def process_of(thread: int) -> int:
         return thread
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of this PID namespace, told from later ones of its *pid* by when it *started*, in clock ticks."""
+
+    pid: int
+    started: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended, so far as the kernel tells."""
+        found = _status_of(self.pid)
+        return found is not None and found[0] == self
+
+
+def lineage(pid: int) -> Iterator[tuple[Process, str]]:
+    """A process and those above it, each with its program's name, up to one that the kernel does not show."""
+    seen = set[int]()
+    while pid and pid not in seen:
+        seen.add(pid)
+        found = _status_of(pid)
+        if found is None:
+            return
+        process, parent, name = found
+        yield process, name
+        pid = parent
+
+
+def _status_of(pid: int) -> tuple[Process, int, str] | None:
+    """A process, its parent's pid and its program's name; None if it has ended, or the kernel hides it."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        head, _, tail = status.rpartition(")")
+        fields = tail.split()
+        return Process(pid, int(fields[19])), int(fields[1]), head.partition("(")[2]
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def exists(thread: int) -> bool:
+    """Whether a process or thread exists, also one that /proc hides from this user."""
+    try:
+        os.kill(thread, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def shown(pid: int) -> str:
     """A process, for messages: its pid, its program and, if known, its container."""
     container = container_of(pid)
@@ -53,12 +102,13 @@ def shown(pid: int) -> str:
 
 
 def container_of(pid: int) -> str | None:
-    """The identifier of a process's container, as engines show it; None if its control group names none."""
+    """The identifier of a process's container, the innermost one, as engines show it; None if its control group names
+    none."""
     try:
-        found = _CONTAINER.search(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
+        found = _CONTAINER.findall(Path(f"/proc/{pid}/cgroup").read_text(errors="replace"))
     except OSError:
         return None
-    return found[1] if found else None
+    return found[-1] if found else None
 
 
 def roles(keeper: int | None) -> dict[str, int]:

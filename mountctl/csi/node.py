@@ -123,14 +123,23 @@ class NodeService:
         """Whether the requested volume is mounted at the target; False if it may be replaced. Raises StatusError."""
         _check_ours(there)
         # The store may have deleted the directory meanwhile; if it reappears, it is the same one.
-        if there.device == source.device and there.root.removesuffix(DELETED) == _root(source, wanted.path):
-            return True
+        if there.device == source.device:
+            published, root = there.root.removesuffix(DELETED), _root(source, wanted.path)
+            if published == root:
+                return True
+            if os.path.dirname(published) == os.path.dirname(root) and self._is_link(source, wanted.path):
+                return True  # an alias, which has moved since, or leads to what is published
         if there.device in self._mounts.devices():
             raise StatusError(
                 grpc.StatusCode.ALREADY_EXISTS,
                 f"target_path {wanted.target}: {there.root} of {there.source} is published there: unpublish it first",
             )
         return False
+
+    def _is_link(self, source: Mount, path: str) -> bool:
+        """Whether a path of a mount is a symbolic link. Raises StatusError."""
+        done = self._children.run(source, ["readlink", "--", source.mountpoint / path], BIND_TIMEOUT_S)
+        return done is not None and done.returncode == 0
 
     def _bind(self, source: Mount, wanted: Publication, *, replace: bool) -> None:
         order = {

@@ -1,7 +1,9 @@
 """Volumes as kubelet asks for them, of a real mount, by a driver in a process of its own."""
 
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.csi.driver import (
 )
 from tests.support.mounts import trimsfs as trimsfs_command
 from tests.support.mounts import wait_until
+from tests.support.versions import in_directory, move, publish
 from trimsfs.mountinfo import mount_at
 
 pytestmark = needs_root
@@ -142,6 +145,24 @@ def test_calls_at_once_for_one_volume_are_done_one_after_the_other(driver: Drive
     target = driver.publish("a", path="resnet50")
     assert len(volumes(driver.pods)) == 1
     assert (target / "params").read_bytes() == b"weights"
+
+
+def test_a_volume_of_an_alias_keeps_the_version_that_it_had_at_its_start(directory: Path, driver: Driver) -> None:
+    put = in_directory(directory / "store")
+    for version in ("v1", "v2"):
+        publish(put, "llama", version, {"params": version.encode()})
+    move(put, "llama", "prod", "v1")
+    try:
+        target = driver.publish("a", path="llama/prod")
+        move(put, "llama", "prod", "v2")
+        assert driver.publish("a", path="llama/prod") == target  # as the kubelet repeats it
+        assert (target / "params").read_bytes() == b"v1"
+        with refused(grpc.StatusCode.ALREADY_EXISTS, "unpublish it first"):
+            driver.publish("a", path="llama/v2")
+        time.sleep(1)
+        assert (driver.publish("b", path="llama/prod") / "params").read_bytes() == b"v2"
+    finally:
+        shutil.rmtree(directory / "store/llama")
 
 
 def test_volumes_of_many_pods_are_apart(driver: Driver) -> None:

@@ -20,6 +20,7 @@ from trimsfs.filesystem.takeover import Takeover
 from trimsfs.filesystem.trust import Trust
 from trimsfs.handover.ledger import Ledger
 from trimsfs.models.derived_blobs import DerivedBlobs
+from trimsfs.namespace.alias_targets import AliasTargets
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.opener import Opener
 from trimsfs.prefetch.prefetcher import Prefetcher
@@ -83,7 +84,8 @@ class Filesystem:
         describe = Describer(
             namespace.inodes, control.authorisation.permissions, opener.passthrough, mounted_ns=mount.mounted_ns
         )
-        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles, tracer)
+        aliases = AliasTargets(mount.ledger)
+        self.names = Names(namespace, disk, control, derived, opener.reopens, describe, handles, tracer, aliases)
         self.ioctls = Ioctls(namespace.inodes, disk, control, derived, opener.passthrough, trust, handles)
         self.files = Files(self.names, disk, control, prefetcher, opener, trust, handles, self.ioctls, tracer)
         self.takeover = Takeover(namespace.inodes, disk, control, opener, handles, self.files)

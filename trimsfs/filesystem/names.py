@@ -4,13 +4,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from trimsfs.control.control_files import SUBJECT, Control
 from trimsfs.errors import InvalidRequestError, LookUpAgainError, NameTooLongError, NoSuchEntryError
 from trimsfs.filesystem.attributes import CONTROL_TTL_S, FOREVER_S, Attributes, Describer
 from trimsfs.filesystem.handles import Handles, OpenDirectory
 from trimsfs.models.derived_blobs import DerivedBlobs
-from trimsfs.namespace.inodes import Inode, InodeKind
+from trimsfs.namespace.alias_targets import AliasTargets
+from trimsfs.namespace.inodes import Inode, InodeKind, directory_of
 from trimsfs.namespace.listing import CONTROL_NAME, NAME_MAX, Entry, Listing, NonObject
 from trimsfs.namespace.tree import Namespace
 from trimsfs.opening.reopens import Reopens
@@ -21,6 +23,8 @@ from trimsfs.types import Generation, Symlink
 
 log = logging.getLogger(__name__)
 
+ALIAS_AGE_S = 0.5
+"""How old the store's answer may be by which a process gets its target of an alias."""
 LISTED_INODES = 100_000
 """Most inodes that listings give to the kernel; each takes about 800 bytes here, and more in the kernel."""
 
@@ -38,8 +42,10 @@ class Names:
         describe: Describer,
         handles: Handles,
         tracer: Tracer,
+        aliases: AliasTargets,
     ) -> None:
         self._namespace = namespace
+        self._aliases = aliases
         self._inodes = namespace.inodes
         self._disk = disk
         self._control = control
@@ -72,6 +78,27 @@ class Names:
         if inode.kind is not InodeKind.SYMLINK:
             raise InvalidRequestError(f"{inode.path}: not a symbolic link")
         return os.fsencode(inode.target)
+
+    async def follow(self, number: int, *, thread: int) -> bytes:
+        """The target of a symbolic link for a *thread*: that of an alias is its process's own choice.
+
+        Raises NoSuchEntryError when the link is gone.
+        """
+        inode, target = self._inodes[number], self.target(number)
+        if b"/" in target:
+            return target  # not the name of a version beside it
+        return os.fsencode(await self._aliases.follow(inode.path, thread, partial(self._newest_target, inode)))
+
+    async def _newest_target(self, inode: Inode) -> str:
+        """The target of an alias by an answer of the store that is at most ALIAS_AGE_S old."""
+        prefix = directory_of(inode.path)
+        entry = await self._namespace.recent(prefix, os.fsencode(inode.path[len(prefix) :]), ALIAS_AGE_S)
+        if not isinstance(entry, Symlink):
+            raise NoSuchEntryError(inode.path)
+        version = os.fsencode(entry.target)
+        if (await self._namespace.lookup(prefix, version))[0] is NonObject.ABSENT:
+            await self._namespace.recent(prefix, version, 0.0)  # it may be newer than that answer
+        return entry.target
 
     def count_lookup(self, attributes: Attributes) -> None:
         """Record that the kernel gets an inode once more; it will `forget` the inode as often."""

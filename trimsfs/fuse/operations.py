@@ -119,7 +119,9 @@ class Operations(pyfuse3.Operations):
 
     @_translated
     async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
-        return pyfuse3.FileNameT(self._filesystem.names.target(inode))
+        with self.waiters.waiting(ctx.pid, partial(self._path, inode)):
+            return pyfuse3.FileNameT(await self._filesystem.names.follow(inode, thread=ctx.pid))
+        raise AssertionError("unreachable: a killed thread's request raises")
 
     @_translated
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:

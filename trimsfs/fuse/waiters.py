@@ -6,7 +6,6 @@ or read; and it comes once, to one server. So the server itself looks for killed
 the signals of the keyboard. A program that handles one of these gets EINTR.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+
+from trimsfs.processes import exists
 
 CHECK_INTERVAL_S = 0.25
 ENDING = (signal.SIGINT, signal.SIGQUIT)
@@ -96,22 +97,12 @@ def status_of(thread: int) -> Mapping[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _exists(thread: int) -> bool:
-    try:
-        os.kill(thread, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _ended(thread: int) -> bool:
     """Whether a thread is being killed (SIGKILL is then pending, whatever the cause), has ended, or should end."""
     try:
         status = status_of(thread)
     except (FileNotFoundError, ProcessLookupError):
-        return not _exists(thread)  # /proc may hide threads of other users
+        return not exists(thread)  # /proc may hide threads of other users
     except OSError:
         return False  # not known
     own, shared, blocked = (int(status.get(name, "0"), 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))

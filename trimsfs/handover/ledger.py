@@ -32,7 +32,7 @@ UNRECORDED = 0
 
 
 class RecordKind(enum.IntEnum):
-    """The kind of a record. Its number is that of an inode, handle, backing id, thread or copy, or 0."""
+    """The kind of a record. Its number is that of an inode, handle, backing id, thread, process or copy, or 0."""
 
     CONNECTION = 1
     INODE = 2
@@ -45,6 +45,7 @@ class RecordKind(enum.IntEnum):
     GPU_LEASE = 9
     STORE_AWAY = 10
     JOB = 11
+    ALIAS_TARGET = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

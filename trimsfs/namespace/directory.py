@@ -50,7 +50,7 @@ class Directory:
         self.restored: dict[bytes, Entry] = {}
         self.failure: StoreError | None = None
         self.retry_at = LONG_AGO
-        self.lock = trio.Lock()
+        self.lock, self.rechecking = trio.Lock(), trio.Lock()
         self.weighed = 0
         """Its size when `Directories` last measured it."""
 
@@ -64,14 +64,19 @@ class Directory:
         """Whether the listing is outdated, or there is none."""
         return not self.complete or self.listed <= self.distrusted
 
+    def latest(self, name: bytes) -> tuple[Entry | None, float]:
+        """The last answer for a name, and when it was requested; None if there is none."""
+        entry, asked = self.names.get(name, (None, LONG_AGO))
+        if self.complete and self.listed > asked:
+            return self.entries.get(name, NonObject.ABSENT), self.listed
+        return entry, asked
+
     def stale(self, name: bytes, since: float) -> Entry | None:
         """The last entry of a name, if requested after *since*; None if nothing is known, or the name is unreadable.
 
         What an earlier server gave to the kernel stands in for a missing answer, an older one, or an absence.
         """
-        entry, asked = self.names.get(name, (None, LONG_AGO))
-        if self.complete and self.listed > asked:
-            entry, asked = self.entries.get(name, NonObject.ABSENT), self.listed
+        entry, asked = self.latest(name)
         if entry is NonObject.UNREADABLE:
             return None
         if entry is None or asked < since:

@@ -125,6 +125,29 @@ class Namespace:
         """`lookup` without a request to the store; None if that gives no answer."""
         return self._known(self._directory(prefix), name) if possible(name) else None
 
+    async def recent(self, prefix: str, name: bytes, age_s: float) -> Entry:
+        """What a name is, by an answer of at most *age_s* seconds; by the last one while the store does not answer.
+
+        Raises StoreError as `lookup`.
+        """
+        directory = self._directory(prefix)
+        async with directory.rechecking:  # so that those who ask at once share an answer
+            entry, asked = directory.latest(name)
+            now = trio.current_time()
+            if entry is not None and now - asked <= age_s and asked > directory.distrusted:
+                return entry
+            if possible(name) and not self._breaker.failing and now >= directory.retry_at:
+                try:
+                    entry = await self._inquiries.probe(prefix + os.fsdecode(name), patient=False)
+                except StoreError as error:
+                    if not isinstance(error, StoreAccessError):
+                        directory.failed(error)
+                else:
+                    if directory.answered(name, entry, now):
+                        self._forget_siblings(prefix)
+                    return entry
+        return (await self.lookup(prefix, name))[0]
+
     async def _refreshed(self, directory: Directory, prefix: str, name: bytes, most: int) -> tuple[Entry, float] | None:
         """List a directory of at most *most* pages. Returns what is then known of a name. Raises StoreError."""
         await self._recall(directory, prefix)

@@ -46,6 +46,7 @@ from trimsfs.server.statistics import facts, sources
 from trimsfs.stores import Retrying, RetryingStore
 from trimsfs.stores.circuit_breaker import CircuitBreaker
 from trimsfs.stores.digests import Digest
+from trimsfs.stores.versioned import VersionedStore
 from trimsfs.telemetry.tracer import Tracer
 from trimsfs.tiers.blob import Blob
 from trimsfs.tiers.deduplication import Deduplication
@@ -191,7 +192,8 @@ def _fetching(
     retrying = Retrying(
         deadline_s=options.retry_deadline, on_failure=speed.request_failed, breaker=breaker, reached=True
     )
-    store = RetryingStore(environment.store, retrying)
+    impatient = VersionedStore(environment.store)
+    store = RetryingStore(impatient, retrying)
     kept = KeptListings(tiers.disk.listings)
     fetcher = Fetcher(
         environment.copier,
@@ -210,7 +212,7 @@ def _fetching(
             store,
             ttl_s=options.metadata_ttl,
             stale_for_s=options.stale_for,
-            impatient=environment.store,
+            impatient=impatient,
             breaker=breaker,
             kept=kept,
             ledger=environment.ledger,
@@ -218,7 +220,7 @@ def _fetching(
         ),
         fetcher=fetcher,
         tables=TensorTables(tiers.disk, fetcher),
-        digest_prefetch=DigestPrefetch(environment.store, store),
+        digest_prefetch=DigestPrefetch(impatient, store),
     )
 
 

@@ -1,0 +1,371 @@
+"""Versions of models in any store: shows those that are published, and aliases as symbolic links to them.
+
+A directory ``NAME`` whose ``NAME/.trims-versions/`` holds anything is a versioned model. Of its directories only those
+exist that have a manifest there and no tombstone. Everything else in a store is shown as it is.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import trio
+from cachetools import LRUCache
+
+from trimsfs.errors import (
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    TransientStoreError,
+)
+from trimsfs.formats.table import FormatError
+from trimsfs.formats.versions import (
+    ALIASES,
+    DIRECTORY,
+    MOST_BYTES,
+    REMOVED,
+    Alias,
+    Manifest,
+    alias_of,
+    version_of_manifest,
+)
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink, Store
+from trimsfs.stores.digests import Digest
+from trimsfs.types import Generation, Symlink
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+MOST_DIRECTORIES = 10_000
+"""Most directories of which the store remembers whether they are versioned models; as many aliases."""
+MOST_MANIFESTS = 32
+"""Most manifests kept in memory."""
+RECHECK_S = 1.0
+"""How long a manifest counts that does not know a file's ETag: the version may have been published anew."""
+MOST_READS = 3
+"""Most attempts to read an alias that moves meanwhile."""
+LARGEST_ALIAS = 64 << 10
+IN_THREAD = 256 << 10
+"""Bytes from which a manifest is parsed in a thread."""
+_NOTHING = Page(objects=(), prefixes=(), next_token=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Published:
+    """What a model shows: names of versions, and links to them."""
+
+    versions: frozenset[str]
+    aliases: tuple[Symlink, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Digests:
+    """The ETag and SHA-256 of each file, by a manifest of this *etag* that was current when it was *asked* for."""
+
+    etag: str
+    asked: float
+    files: Mapping[str, tuple[str, bytes]]
+
+
+class VersionedStore:
+    """A store as a mount shows it. Requests for directories that are no versioned models are passed on.
+
+    Where it does not know yet whether a directory is one, it asks at the same time as it passes the request on.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._versioned: LRUCache[str, bool] = LRUCache(MOST_DIRECTORIES)
+        """Whether a directory is a versioned model, by its prefix."""
+        self._targets: LRUCache[str, tuple[str, str | None]] = LRUCache(MOST_DIRECTORIES)
+        """The ETag of an alias's object and the version that it names, by the key of the alias in the mount."""
+        self._listed: LRUCache[str, _Published] = LRUCache(MOST_MANIFESTS)
+        """What listings of several pages under way go by."""
+        self._manifests: LRUCache[str, _Digests] = LRUCache(MOST_MANIFESTS)
+        self._loading = trio.Lock()
+
+    @property
+    def identity(self) -> str:
+        return self._store.identity
+
+    @property
+    def streaming(self) -> bool:
+        return self._store.streaming
+
+    @property
+    def forkable(self) -> bool:
+        return self._store.forkable
+
+    @property
+    def links(self) -> bool:
+        return self._store.links
+
+    async def probe(self) -> None:
+        await self._store.probe()
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        if _describes(prefix):
+            return _NOTHING
+        if prefix and token is None and limit == 1:
+            return await self._probe_directory(prefix)
+        page = await self._store.list_page(prefix, token=token, limit=limit)
+        if not await self._is_versioned(prefix, page, token):
+            return page
+        published = self._listed.get(prefix) if token is not None else None
+        if published is None:
+            published = await self._published(prefix)
+        if page.next_token is not None:
+            self._listed[prefix] = published
+        return replace(
+            page,
+            prefixes=tuple(below for below in page.prefixes if below[len(prefix) : -1] in published.versions),
+            symlinks=page.symlinks + (published.aliases if token is None else ()),
+            empty=page.exists,
+        )
+
+    async def stat(self, key: str) -> Generation:
+        if _describes(key) or key in self._targets:
+            raise ObjectNotFoundError(f"{key}: no such object")
+        return await self._store.stat(key)
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        return await self._store.read(generation, offset, length, sink)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    # Directories
+
+    async def _is_versioned(self, prefix: str, page: Page, token: str | None) -> bool:
+        """Whether a directory is a versioned model, by a page of its listing as far as that tells."""
+        if f"{prefix}{DIRECTORY}/" in page.prefixes:
+            self._versioned[prefix] = True
+        elif token is None and page.next_token is None:
+            self._versioned[prefix] = False
+        elif token is None or prefix not in self._versioned:
+            await self._ask(prefix)
+        return self._versioned[prefix]
+
+    async def _ask(self, prefix: str) -> bool:
+        """Ask whether a directory is a versioned model."""
+        try:
+            exists = (await self._store.list_page(f"{prefix}{DIRECTORY}/", limit=1)).exists
+        except StoreAccessError:  # where only some prefixes may be listed
+            exists = False
+        self._versioned[prefix] = exists
+        return exists
+
+    async def _probe_directory(self, prefix: str) -> Page:
+        """The first entry of a directory, to see whether there is one: of a model's, only if it is a version."""
+        model, name = _split(prefix)
+        if prefix[:-1] in self._targets and (link := await self._alias(model, name)) is not None:
+            return replace(_NOTHING, symlink=link)
+        listing = partial(self._store.list_page, prefix, limit=1)
+        if self._versioned.get(model):
+            page, (published, link) = await _both(listing, partial(self._look, model, name))
+        else:  # perhaps not yet: a version must not be seen before its manifest is there
+            page, versioned = await _both(listing, partial(self._ask, model))
+            published, link = await self._look(model, name) if versioned else (True, None)
+        if published:
+            return replace(page, prefixes=tuple(filter(_shown, page.prefixes)), empty=page.exists)
+        return replace(_NOTHING, symlink=link)
+
+    async def _look(self, model: str, name: str) -> tuple[bool, Symlink | None]:
+        """Whether a name in a model is a version, and the link that it is if not."""
+        if version_of_manifest(f"{name}.json") is None and alias_of(f"{name}.json") is None:
+            return False, None
+        description = f"{model}{DIRECTORY}/"
+        (manifest, tombstone), link = await _both(
+            partial(
+                _each,
+                partial(self._find, f"{description}{name}.json"),
+                partial(self._find, f"{description}{REMOVED}/{name}.json"),
+            ),
+            partial(self._alias, model, name),
+        )
+        return manifest is not None and tombstone is None, link
+
+    async def _published(self, model: str) -> _Published:
+        """The versions and aliases of a model."""
+        description = f"{model}{DIRECTORY}/"
+        manifests, tombstones, aliases = await _each(
+            partial(self._files, description),
+            partial(self._files, f"{description}{REMOVED}/"),
+            partial(self._files, f"{description}{ALIASES}/"),
+        )
+        named = [(name, generation) for file, generation in aliases.items() if (name := alias_of(file)) is not None]
+        links = await _each(*(partial(self._link, model, name, generation) for name, generation in named))
+        removed = set(map(version_of_manifest, tombstones))
+        versions = {version for file in manifests if (version := version_of_manifest(file)) not in removed}
+        return _Published(
+            versions=frozenset(version for version in versions if version is not None),
+            aliases=tuple(link for link in links if link is not None),
+        )
+
+    async def _files(self, prefix: str) -> dict[str, Generation]:
+        """The files of a directory by name."""
+        page = await self._store.list_page(prefix)
+        found = list(page.objects)
+        while page.next_token is not None:
+            page = await self._store.list_page(prefix, token=page.next_token)
+            found += page.objects
+        return {generation.key[len(prefix) :]: generation for generation in found}
+
+    async def _find(self, key: str) -> Generation | None:
+        """The newest generation of an object; None if there is none."""
+        try:
+            return await self._store.stat(key)
+        except ObjectNotFoundError:
+            return None
+
+    # Aliases
+
+    async def _alias(self, model: str, name: str) -> Symlink | None:
+        """The link that an alias is now; None if there is no such alias."""
+        if alias_of(f"{name}.json") is None:
+            return None
+        for _ in range(MOST_READS):
+            generation = await self._find(f"{model}{DIRECTORY}/{ALIASES}/{name}.json")
+            if generation is None:
+                self._targets.pop(model + name, None)
+                return None
+            try:
+                return await self._link(model, name, generation)
+            except (ObjectChangedError, ObjectNotFoundError):
+                pass  # it has moved since
+        raise TransientStoreError(f"{model}{name}: the alias moved repeatedly while being read")
+
+    async def _link(self, model: str, name: str, generation: Generation) -> Symlink | None:
+        """The link that an alias is by this generation of its object; None if that is no valid one."""
+        key = model + name
+        known = self._targets.get(key)
+        if known is None or known[0] != generation.etag:
+            known = self._targets[key] = generation.etag, await self._target(generation)
+        return None if known[1] is None else Symlink(key=key, target=known[1])
+
+    async def _target(self, generation: Generation) -> str | None:
+        try:
+            if generation.size > LARGEST_ALIAS:
+                raise FormatError(f"larger than {LARGEST_ALIAS} bytes")
+            return Alias.parse(await self._content(generation)).version
+        except FormatError as error:
+            log.warning("/%s: not an alias, so it is not shown: %s", generation.key, error)
+            return None
+
+    # Digests
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        """The SHA-256 in the manifest of a version for its files; the store's digest for others."""
+        models = list(_models(generation.key))
+        told = partial(self._store.digest, generation, certain=certain)
+        unknown = [model for model in models if model not in self._versioned]
+        digest: Digest | None = None
+        asked = False
+        if unknown and not any(self._versioned.get(model) for model in models):
+            digest, _ = await _both(told, partial(_each, *(partial(self._ask, model) for model in unknown)))
+            asked = True
+        for model in reversed(models):
+            if self._versioned.get(model):
+                found = await self._published_digest(model, generation)
+                if found is not None:
+                    return found
+        return digest if asked else await told()
+
+    async def _published_digest(self, model: str, generation: Generation) -> Digest | None:
+        """A file's SHA-256 by the manifest of its version; None if that does not name the file."""
+        version, _, path = generation.key[len(model) :].partition("/")
+        if version_of_manifest(f"{version}.json") is None:
+            return None
+        key = f"{model}{DIRECTORY}/{version}.json"
+        async with self._loading:
+            known = self._manifests.get(key)
+            etag, value = known.files.get(path, ("", b"")) if known is not None else ("", b"")
+            if known is None or (etag != generation.etag and trio.current_time() - known.asked > RECHECK_S):
+                known = await self._load(key, known)
+                _, value = known.files.get(path, ("", b""))
+        return Digest(algorithm="sha256", value=value) if value else None
+
+    async def _load(self, key: str, known: _Digests | None) -> _Digests:
+        """The digests in a manifest, read again if it is not the one that is *known*."""
+        asked = trio.current_time()
+        generation = await self._find(key)
+        etag = generation.etag if generation is not None else ""
+        files: Mapping[str, tuple[str, bytes]] = known.files if known is not None and known.etag == etag else {}
+        if generation is not None and (known is None or known.etag != etag):
+            try:
+                if generation.size > MOST_BYTES:
+                    raise FormatError(f"larger than {MOST_BYTES} bytes")
+                content = await self._content(generation)
+                if len(content) < IN_THREAD:
+                    files = _digests_of(content)
+                else:
+                    files = await trio.to_thread.run_sync(_digests_of, content)
+            except FormatError as error:
+                log.warning("/%s: not a manifest, so the store's own digests count: %s", key, error)
+        self._manifests[key] = loaded = _Digests(etag=etag, asked=asked, files=files)
+        return loaded
+
+    async def _content(self, generation: Generation) -> bytes:
+        data = bytearray()
+        if generation.size:
+            await self._store.read(generation, 0, generation.size, data.extend)
+        return bytes(data)
+
+
+def _digests_of(content: bytes) -> dict[str, tuple[str, bytes]]:
+    """The ETag and SHA-256 of each file of a manifest. Raises FormatError."""
+    files = Manifest.parse(content).files
+    return {path: (file.etag, bytes.fromhex(file.sha256)) for path, file in files.items()}
+
+
+def _describes(key: str) -> bool:
+    """Whether an object or prefix belongs to what describes versions."""
+    return DIRECTORY in key.split("/")
+
+
+def _shown(prefix: str) -> bool:
+    return not prefix.endswith(f"/{DIRECTORY}/")
+
+
+def _split(prefix: str) -> tuple[str, str]:
+    """The directory that holds a directory, and its name there."""
+    model, slash, name = prefix[:-1].rpartition("/")
+    return model + slash, name
+
+
+def _models(key: str) -> Iterator[str]:
+    """The directories of which a file could belong to a version, from the root down."""
+    parts = key.split("/")
+    for depth in range(len(parts) - 1):
+        yield "".join(f"{part}/" for part in parts[:depth])
+
+
+async def _each(*calls: Callable[[], Awaitable[T]]) -> Sequence[T]:
+    """The results of calls that run at the same time. Raises the first StoreError by itself, not in a group."""
+    results: list[Any] = [None] * len(calls)
+    failed = list[StoreError]()
+
+    async def run(place: int, call: Callable[[], Awaitable[T]], scope: trio.CancelScope) -> None:
+        try:
+            results[place] = await call()
+        except StoreError as error:
+            failed.append(error)
+            scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for place, call in enumerate(calls):
+            nursery.start_soon(run, place, call, nursery.cancel_scope)
+    if failed:
+        raise failed[0]
+    return results
+
+
+async def _both(first: Callable[[], Awaitable[S]], second: Callable[[], Awaitable[T]]) -> tuple[S, T]:
+    """As `_each`, for two results of different types."""
+    calls: Sequence[Callable[[], Awaitable[Any]]] = (first, second)
+    one, other = await _each(*calls)
+    return one, other
