@@ -1,0 +1,240 @@
+"""The JSON objects that describe versions of a model in a store: manifests, aliases and tombstones.
+
+``NAME/VERSION/FILE`` is a file of a version; what describes it lies in ``NAME/.trims-versions/``. No I/O here.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from trimsfs.formats.table import FormatError
+
+T = TypeVar("T")
+
+FORMAT = 1
+DIRECTORY = ".trims-versions"
+"""The directory of a model that holds what describes its versions; a mount does not show it."""
+ALIASES = "aliases"
+REMOVED = "removed"
+HISTORY = 20
+"""Most earlier targets that an alias remembers."""
+MOST_BYTES = 16 << 20
+"""Bytes of the longest object that is parsed: enough for some 80,000 files."""
+PATH_MAX = 1024
+"""Bytes of the longest path of a file."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionFile:
+    """One file of a version: bytes, SHA-256 in hexadecimal digits, and its ETag as the store told it."""
+
+    size: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a version consists of: files by path below its directory. A version without it does not exist."""
+
+    version: str
+    created: datetime
+    files: Mapping[str, VersionFile]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def encode(self) -> bytes:
+        """The object in the store."""
+        files = {
+            path: {"size": file.size, "sha256": file.sha256, "etag": file.etag}
+            for path, file in sorted(self.files.items())
+        }
+        return _encoded(
+            {"version": self.version, "created": _text(self.created), "files": files, "bytes": self.size},
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Manifest":
+        """Raises FormatError."""
+        fields = _fields(data)
+        files = {check_path(path): _file(entry) for path, entry in _get(fields, "files", dict).items()}
+        manifest = cls(version=_name(fields), created=_time(fields, "created"), files=files)
+        if _get(fields, "bytes", int) != manifest.size:
+            raise FormatError("its files' sizes do not add up to its 'bytes'")
+        return manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """A name that leads to a version, and the versions that it led to before, newest first."""
+
+    version: str
+    history: tuple[str, ...]
+    moved: datetime
+
+    def encode(self) -> bytes:
+        """The object in the store."""
+        return _encoded({"version": self.version, "history": list(self.history), "moved": _text(self.moved)})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Alias":
+        """Raises FormatError."""
+        fields = _fields(data)
+        history = _get(fields, "history", list)
+        if len(history) > HISTORY:
+            raise FormatError(f"its 'history' has more than {HISTORY} versions")
+        return cls(
+            version=_name(fields),
+            history=tuple(check_version(version) for version in history),
+            moved=_time(fields, "moved"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """Says that a version is removed: not seen any more, deleted after *delete_after*."""
+
+    version: str
+    removed: datetime
+    delete_after: datetime
+
+    def encode(self) -> bytes:
+        """The object in the store."""
+        times = {"removed": _text(self.removed), "delete_after": _text(self.delete_after)}
+        return _encoded({"version": self.version, **times})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Tombstone":
+        """Raises FormatError."""
+        fields = _fields(data)
+        return cls(version=_name(fields), removed=_time(fields, "removed"), delete_after=_time(fields, "delete_after"))
+
+
+def check_version(name: object) -> str:
+    """A name that a version may have. Raises FormatError."""
+    if check_alias(name) in (ALIASES, REMOVED):
+        raise FormatError(f"a version may not be named {name!r}")
+    return str(name)
+
+
+def check_alias(name: object) -> str:
+    """A name that an alias may have. Raises FormatError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise FormatError(f"{name!r} is no name: at most 128 of A-Z a-z 0-9 . _ -, the first a letter or digit")
+    return name
+
+
+def manifest_key(model: str, version: str) -> str:
+    """The key of a version's manifest; *model* is the key of the model's directory, without ``/`` at its end."""
+    return f"{model}/{DIRECTORY}/{version}.json"
+
+
+def signature_key(model: str, version: str) -> str:
+    """The key of the signature beside a version's manifest."""
+    return f"{model}/{DIRECTORY}/{version}.sigstore.json"
+
+
+def alias_key(model: str, alias: str) -> str:
+    """The key of an alias."""
+    return f"{model}/{DIRECTORY}/{ALIASES}/{alias}.json"
+
+
+def tombstone_key(model: str, version: str) -> str:
+    """The key of a version's tombstone."""
+    return f"{model}/{DIRECTORY}/{REMOVED}/{version}.json"
+
+
+def version_of_manifest(name: str) -> str | None:
+    """The version whose manifest has this file name; None if it is no manifest."""
+    return _stem(name, check_version)
+
+
+def alias_of(name: str) -> str | None:
+    """The alias whose object has this file name; None if it is none."""
+    return _stem(name, check_alias)
+
+
+def _stem(name: str, check: Callable[[object], str]) -> str | None:
+    stem = name.removesuffix(".json")
+    if stem == name or stem.endswith(".sigstore"):
+        return None
+    try:
+        return check(stem)
+    except FormatError:
+        return None
+
+
+def _encoded(fields: Mapping[str, object]) -> bytes:
+    return json.dumps({"format": FORMAT, **fields}, indent=1).encode() + b"\n"
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """The object's fields; those that a later trimsfs adds are ignored. Raises FormatError."""
+    if len(data) > MOST_BYTES:
+        raise FormatError(f"longer than {MOST_BYTES >> 20} MiB")
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        raise FormatError("not JSON") from None
+    if not isinstance(fields, dict):
+        raise FormatError("not a JSON object")
+    if _get(fields, "format", int) != FORMAT:
+        raise FormatError(f"of format {fields['format']}, not {FORMAT}: a later trimsfs wrote it")
+    return fields
+
+
+def _get(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = fields.get(name)
+    if type(value) is not kind:  # bool is an int
+        raise FormatError(f"its {name!r} is {'missing' if value is None else 'not of type ' + kind.__name__}")
+    return value
+
+
+def _name(fields: Mapping[str, Any]) -> str:
+    return check_version(_get(fields, "version", str))
+
+
+def check_path(path: str) -> str:
+    """A path that a file of a version may have, below the version's directory. Raises FormatError."""
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts) or len(_bytes(path)) > PATH_MAX:
+        raise FormatError(f"{path!r} is no path of a file")
+    return path
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return path.encode()
+    except UnicodeEncodeError:
+        raise FormatError(f"{path!r} is not valid UTF-8") from None
+
+
+def _file(entry: object) -> VersionFile:
+    if not isinstance(entry, dict):
+        raise FormatError("an entry of its 'files' is not a JSON object")
+    size, sha256 = _get(entry, "size", int), _get(entry, "sha256", str)
+    if size < 0 or not _SHA256.fullmatch(sha256):
+        raise FormatError("an entry of its 'files' has an invalid size or SHA-256")
+    return VersionFile(size=size, sha256=sha256, etag=_get(entry, "etag", str))
+
+
+def _time(fields: Mapping[str, Any], name: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(_get(fields, name, str))
+    except ValueError:
+        raise FormatError(f"its {name!r} is not a time of ISO 8601") from None
+    if time.tzinfo is None:
+        raise FormatError(f"its {name!r} has no time zone")
+    return time
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
