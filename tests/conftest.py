@@ -16,6 +16,7 @@ from rich.table import Table
 from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.moto import start_moto
+from tests.services.seaweed import start_seaweed
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
@@ -145,6 +146,13 @@ def ceph() -> Iterator[Ceph]:
 def moto() -> Iterator[S3Server]:
     """An emulated S3 server, for what the real one here lacks."""
     with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[S3Server]:
+    """A real S3 server that heeds conditions and checksums of parts, too."""
+    with start_seaweed() as server:
         yield server
 
 

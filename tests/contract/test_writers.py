@@ -4,16 +4,14 @@ import base64
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.contract.backends import s3_options, use_only
-from tests.contract.conftest import CEPH
+from tests.contract.backends import WRITABLE, s3_options, use_only, writable
 from tests.services import S3Server
-from tests.services.seaweed import start_seaweed
 from trimsfs.checksums import crc32c
 from trimsfs.errors import BucketNotFoundError, ConfigurationError, ObjectChangedError, StoreUnavailableError
 from trimsfs.options import MountOptions
@@ -26,28 +24,15 @@ PART = 5 << 20
 LARGE = os.urandom(PART) + os.urandom(PART) + b"end"
 
 
-@pytest.fixture(scope="session")
-def seaweed() -> Iterator[S3Server]:
-    with start_seaweed() as server:
-        yield server
-
-
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PART_SIZE", PART)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "seaweed"])
+@pytest.fixture(params=WRITABLE)
 def options(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MountOptions:
     """An empty place of each kind; the environment has the credentials."""
-    if request.param == "directory":
-        return MountOptions(store=str(tmp_path))
-    server: S3Server = request.getfixturevalue(request.param)
-    use_only(server, monkeypatch)
-    bucket = f"writers-{os.urandom(6).hex()}"
-    with contextlib.closing(server.client()) as client:
-        client.create_bucket(Bucket=bucket)
-    return s3_options(server.endpoint_url, bucket, "some/prefix")
+    return writable(request, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -19,12 +19,15 @@ DIRECTORY = ".trims-versions"
 """The directory of a model that holds what describes its versions; a mount does not show it."""
 ALIASES = "aliases"
 REMOVED = "removed"
+PUSHES = "pushes"
+TENSORS = "tensors"
 HISTORY = 20
 """Most earlier targets that an alias remembers."""
 MOST_BYTES = 16 << 20
 """Bytes of the longest object that is parsed: enough for some 80,000 files."""
 PATH_MAX = 1024
 """Bytes of the longest path of a file."""
+_SIGNATURE = ".sigstore"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,7 +61,7 @@ class Manifest:
             for path, file in sorted(self.files.items())
         }
         return _encoded(
-            {"version": self.version, "created": _text(self.created), "files": files, "bytes": self.size},
+            {"version": self.version, "created": text(self.created), "files": files, "bytes": self.size},
         )
 
     @classmethod
@@ -82,7 +85,7 @@ class Alias:
 
     def encode(self) -> bytes:
         """The object in the store."""
-        return _encoded({"version": self.version, "history": list(self.history), "moved": _text(self.moved)})
+        return _encoded({"version": self.version, "history": list(self.history), "moved": text(self.moved)})
 
     @classmethod
     def parse(cls, data: bytes) -> "Alias":
@@ -108,7 +111,7 @@ class Tombstone:
 
     def encode(self) -> bytes:
         """The object in the store."""
-        times = {"removed": _text(self.removed), "delete_after": _text(self.delete_after)}
+        times = {"removed": text(self.removed), "delete_after": text(self.delete_after)}
         return _encoded({"version": self.version, **times})
 
     @classmethod
@@ -118,10 +121,34 @@ class Tombstone:
         return cls(version=_name(fields), removed=_time(fields, "removed"), delete_after=_time(fields, "delete_after"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Says that a push of a version is under way, or has died: *content* is a digest of all that it publishes.
+
+    Only a push of the same content goes on with it, so that no version ever has files of two.
+    """
+
+    version: str
+    content: str
+    started: datetime
+
+    def encode(self) -> bytes:
+        """The object in the store."""
+        return _encoded({"version": self.version, "content": self.content, "started": text(self.started)})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Claim":
+        """Raises FormatError."""
+        fields = _fields(data)
+        return cls(version=_name(fields), content=_get(fields, "content", str), started=_time(fields, "started"))
+
+
 def check_version(name: object) -> str:
     """A name that a version may have. Raises FormatError."""
     if check_alias(name) in (ALIASES, REMOVED):
         raise FormatError(f"a version may not be named {name!r}")
+    if str(name).endswith(_SIGNATURE):
+        raise FormatError(f"{name!r}: the name of a version may not end so")
     return str(name)
 
 
@@ -139,7 +166,12 @@ def manifest_key(model: str, version: str) -> str:
 
 def signature_key(model: str, version: str) -> str:
     """The key of the signature beside a version's manifest."""
-    return f"{model}/{DIRECTORY}/{version}.sigstore.json"
+    return f"{model}/{DIRECTORY}/{version}{_SIGNATURE}.json"
+
+
+def tensors_key(model: str, version: str) -> str:
+    """The key of the digests of a version's tensors and chunks, by which `trimsfs diff` compares it."""
+    return f"{model}/{DIRECTORY}/{TENSORS}/{version}.json"
 
 
 def alias_key(model: str, alias: str) -> str:
@@ -150,6 +182,11 @@ def alias_key(model: str, alias: str) -> str:
 def tombstone_key(model: str, version: str) -> str:
     """The key of a version's tombstone."""
     return f"{model}/{DIRECTORY}/{REMOVED}/{version}.json"
+
+
+def claim_key(model: str, version: str) -> str:
+    """The key of the claim of a version's push."""
+    return f"{model}/{DIRECTORY}/{PUSHES}/{version}.json"
 
 
 def version_of_manifest(name: str) -> str | None:
@@ -164,7 +201,7 @@ def alias_of(name: str) -> str | None:
 
 def _stem(name: str, check: Callable[[object], str]) -> str | None:
     stem = name.removesuffix(".json")
-    if stem == name or stem.endswith(".sigstore"):
+    if stem == name or stem.endswith(_SIGNATURE):
         return None
     try:
         return check(stem)
@@ -236,5 +273,6 @@ def _time(fields: Mapping[str, Any], name: str) -> datetime:
     return time
 
 
-def _text(time: datetime) -> str:
+def text(time: datetime) -> str:
+    """A time as the objects have it: ISO 8601 in UTC, in whole seconds."""
     return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

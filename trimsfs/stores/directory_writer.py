@@ -39,6 +39,8 @@ class DirectoryWriter:
         self._root = root
         self._scratch = root / scratch
         self._limiter = trio.CapacityLimiter(max_requests)
+        self._discarded = False
+        """Whether this writer has removed what dead ones left."""
         self._unfinished: dict[Path, int] = {}
         """The descriptors of uploads that are not complete."""
 
@@ -113,6 +115,9 @@ class DirectoryWriter:
         if not self._root.is_dir():
             raise BucketNotFoundError(f"store directory {self._root} does not exist: make it first")
         _make_directories(self._scratch)
+        if not self._discarded:
+            self._discard()
+            self._discarded = True
         new = self._scratch / uuid.uuid4().hex
         descriptor = os.open(new, _NEW, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
