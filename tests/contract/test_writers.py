@@ -184,7 +184,7 @@ async def test_a_large_object_does_not_replace_another(writer: Writer, request: 
     upload, _ = await put_parts(writer, "m/v/large", [0, 1, 2])
     await writer.put_if_absent("m/v/large", b"first")
     if "ceph" in request.node.name:
-        await upload.complete()  # Ceph 18.2 heeds no condition when it joins parts: pushes rely on their claim
+        await upload.complete()  # Ceph 18.2 heeds no condition when it joins parts: pushes rely on their reservation
         return
     with pytest.raises(ObjectChangedError):
         await upload.complete()

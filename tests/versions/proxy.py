@@ -32,6 +32,8 @@ class Proxy:
     requests: list[Request] = field(default_factory=list)
     before: Callable[[int], bool] = lambda _: False
     after: Callable[[int], bool] = lambda _: False
+    strip: frozenset[str] = frozenset()
+    """The headers, in lower case, that the server does not get: it must not check signatures then."""
     count: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,7 +81,9 @@ def proxy_of(target: S3Server) -> Iterator[Proxy]:
                 self.close_connection = True
                 return
             with contextlib.closing(http.client.HTTPConnection(urlsplit(target.endpoint_url).netloc)) as upstream:
-                headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+                headers = {
+                    name: value for name, value in self.headers.items() if name.lower() not in {"expect", *proxy.strip}
+                }
                 upstream.request(self.command, self.path, body, headers)
                 answer = upstream.getresponse()
                 content = answer.read()

@@ -28,6 +28,7 @@ _SECTIONS = {
         "alias": "trimsfs.cli.versions",
         "rollback": "trimsfs.cli.versions",
         "rm": "trimsfs.cli.versions",
+        "diff": "trimsfs.cli.diff",
     },
     "Watch": {
         "top": "trimsfs.cli.top",

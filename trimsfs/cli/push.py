@@ -21,11 +21,12 @@ from trimsfs.formats.table import FormatError
 from trimsfs.options import load_options
 from trimsfs.stores import Retrying, open_store
 from trimsfs.text import printable
-from trimsfs.versions.alignment import SUFFIX, aligned
+from trimsfs.versions.alignment import aligned
 from trimsfs.versions.catalog import Catalog
 from trimsfs.versions.content import Bytes, Content, LocalFile, files_of_directory, files_of_store, total
+from trimsfs.versions.description import SAFETENSORS, describe
 from trimsfs.versions.location import Location, parse
-from trimsfs.versions.push import Publication, content_id, describe, publish
+from trimsfs.versions.push import Publication, content_id, publish
 from trimsfs.versions.removal import expire
 
 SIGNATURE = "model.sig"
@@ -141,7 +142,7 @@ def import_(
 
 
 def _laid_out(file: LocalFile, align: bool) -> Content:
-    if not align or file.path.suffix != SUFFIX:
+    if not align or file.path.suffix != SAFETENSORS:
         return file
     try:
         return aligned(file)
@@ -159,7 +160,8 @@ async def _publish(
     bar: bool,
 ) -> tuple[Location, Publication]:
     """Publish contents, signed with a *key*; where, and what was done."""
-    files = await describe(contents)
+    with _progress("reading", total(contents), bar) as progress:
+        files = await describe(contents, progress)
     if key is not None:
         from trimsfs.integrity.signatures import load_private_key, sign  # noqa: PLC0415 - its package is an extra
 
@@ -196,7 +198,7 @@ def _tell(location: Location, publication: Publication, hidden: int, *, quiet: b
         click.echo(json.dumps(told))
         return
     if hidden:
-        say(f"trimsfs: left out {counted(hidden, 'hidden file')}", error=True)
+        say(f"trimsfs: left out {counted(hidden, 'hidden name')}", error=True)
     if not quiet:
         size = f"{counted(len(manifest.files), 'file')}, {decimal(manifest.size)}"
         say(f"{location}: published, {size}, of which {decimal(publication.sent_bytes)} were uploaded now")

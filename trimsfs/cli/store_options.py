@@ -45,7 +45,7 @@ def run_on_catalog(
     action: Callable[[Catalog], Awaitable[T]], location: Location, reach: dict[str, Any], *, conditions: bool = True
 ) -> T:
     """The result of an action on a model's versions. Raises TrimsError."""
-    options = load_options({**reach, "store": location.store})
+    options = reading(location, reach)
 
     async def act() -> T:
         writer = open_writer(options, scratch=location.scratch, max_requests=MOST_REQUESTS, conditions=conditions)
@@ -56,6 +56,11 @@ def run_on_catalog(
                 await writer.aclose()
 
     return run(act)
+
+
+def reading(location: Location, reach: dict[str, Any]) -> MountOptions:
+    """The options that reach the store of a location. Raises ConfigurationError."""
+    return load_options({**reach, "store": location.store})
 
 
 def run(action: Callable[[], Awaitable[T]]) -> T:

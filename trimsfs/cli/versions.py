@@ -1,4 +1,4 @@
-"""``trimsfs versions``, ``alias``, ``rollback``, ``rm`` and ``diff``: what a publisher does with a model's versions."""
+"""``trimsfs versions``, ``alias``, ``rollback`` and ``rm``: what a publisher does with a model's versions."""
 
 import json
 import re
@@ -16,7 +16,8 @@ from trimsfs.errors import ConfigurationError
 from trimsfs.formats import versions as formats
 from trimsfs.formats.table import FormatError
 from trimsfs.formats.versions import Alias, check_alias, check_version
-from trimsfs.versions import aliases, removal
+from trimsfs.versions import alias as aliases
+from trimsfs.versions import removal
 from trimsfs.versions.catalog import Catalog, Contents
 from trimsfs.versions.location import parse_model, parse_version
 
@@ -64,8 +65,8 @@ def versions(model: str, as_json: bool, reach: dict[str, Any]) -> None:
         if tombstone is not None:
             names = f"(removed, kept until {formats.text(tombstone.delete_after)})"
         rows.append((version, str(len(manifest.files)), decimal(manifest.size), created, names))
-    for version, claim in contents.unfinished.items():
-        rows.append((version, "", "", "", f"(unfinished push of {formats.text(claim.started)})"))
+    for version, reservation in contents.unfinished.items():
+        rows.append((version, "", "", "", f"(unfinished push of {formats.text(reservation.started)})"))
     if len(rows) == 1:
         say(f"trimsfs: {model}: it has no versions: `trimsfs push` makes one", error=True)
         return

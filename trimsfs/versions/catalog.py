@@ -1,24 +1,21 @@
-"""What a store knows of a model's versions: reads and writes manifests, aliases, tombstones and claims."""
+"""What a store knows of a model's versions: reads and writes manifests, aliases, tombstones and reservations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
 from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, VersionConflictError
+from trimsfs.formats import fingerprints
 from trimsfs.formats import versions as formats
+from trimsfs.formats.fingerprints import Fingerprint
 from trimsfs.formats.table import FormatError
-from trimsfs.formats.versions import Alias, Claim, Manifest, Tombstone
+from trimsfs.formats.versions import Alias, Manifest, Reservation, Tombstone
 from trimsfs.stores.writer import Writer
 
-
-class _Encodable(Protocol):
-    def encode(self) -> bytes: ...
-
-
-T = TypeVar("T", bound=_Encodable)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +25,7 @@ class Contents:
     manifests: Mapping[str, Manifest]
     aliases: Mapping[str, Alias]
     removed: Mapping[str, Tombstone]
-    unfinished: Mapping[str, Claim]
+    unfinished: Mapping[str, Reservation]
 
     @property
     def published(self) -> Mapping[str, Manifest]:
@@ -61,10 +58,16 @@ class Catalog:
         found = await self._read(formats.tombstone_key(self.name, version), Tombstone.parse)
         return found and found[0]
 
-    async def claim(self, version: str) -> Claim | None:
-        """The claim of an unfinished push."""
-        found = await self._read(formats.claim_key(self.name, version), Claim.parse)
+    async def reservation(self, version: str) -> Reservation | None:
+        """The reservation of an unfinished push."""
+        found = await self._read(formats.reservation_key(self.name, version), Reservation.parse)
         return found and found[0]
+
+    async def fingerprints(self, version: str) -> dict[str, Fingerprint]:
+        """The fingerprints of a version's files by path; none if its push has left none."""
+        key = formats.fingerprints_key(self.name, version)
+        found = await self._read(key, fingerprints.parse)
+        return found[0] if found else {}
 
     async def published(self, version: str) -> Manifest:
         """The manifest of a version that readers see. Raises NoSuchEntryError."""
@@ -72,7 +75,7 @@ class Catalog:
         if tombstone is not None:
             raise NoSuchEntryError(f"{self.of(version)}: it was removed at {formats.text(tombstone.removed)}")
         if manifest is None:
-            unfinished = await self.claim(version) is not None
+            unfinished = await self.reservation(version) is not None
             reason = "its push has not ended: push again" if unfinished else "no such version: see `trimsfs versions`"
             raise NoSuchEntryError(f"{self.of(version)}: {reason}")
         return manifest
@@ -83,7 +86,7 @@ class Catalog:
         manifests: dict[str, Manifest] = {}
         aliases: dict[str, Alias] = {}
         removed: dict[str, Tombstone] = {}
-        unfinished: dict[str, Claim] = {}
+        unfinished: dict[str, Reservation] = {}
 
         async def read(into: dict[str, T], key: str, name: str, parse: Callable[[bytes], T]) -> None:
             found = await self._read(key, parse)
@@ -100,12 +103,12 @@ class Catalog:
                     case [formats.REMOVED, file] if version := formats.version_of_manifest(file):
                         nursery.start_soon(read, removed, stored.key, version, Tombstone.parse)
                     case [formats.PUSHES, file] if version := formats.version_of_manifest(file):
-                        nursery.start_soon(read, unfinished, stored.key, version, Claim.parse)
+                        nursery.start_soon(read, unfinished, stored.key, version, Reservation.parse)
         return Contents(
             manifests=dict(sorted(manifests.items())),
             aliases=dict(sorted(aliases.items())),
             removed=dict(sorted(removed.items())),
-            unfinished={version: claim for version, claim in sorted(unfinished.items()) if version not in manifests},
+            unfinished={version: one for version, one in sorted(unfinished.items()) if version not in manifests},
         )
 
     async def check_conditions(self) -> None:

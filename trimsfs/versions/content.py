@@ -16,8 +16,8 @@ from trimsfs.stores.base import Store
 from trimsfs.stores.retrying import Retrying
 from trimsfs.types import Buffer, Generation
 
-_HASHING = 4 << 20
-"""Bytes read at a time to compute a digest."""
+_MOST_FILES = 50_000
+_DEEPEST = 32
 
 
 class Content(Protocol):
@@ -27,8 +27,8 @@ class Content(Protocol):
     def size(self) -> int:
         """Bytes in all."""
 
-    async def sha256(self) -> str:
-        """The SHA-256 in hexadecimal digits, computed if need be."""
+    async def sha256(self) -> str | None:
+        """The SHA-256 in hexadecimal digits, if it is known without reading the file."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range inside of the file. Raises StoreError and TrimsError."""
@@ -62,8 +62,8 @@ class LocalFile:
     def size(self) -> int:
         return self._size
 
-    async def sha256(self) -> str:
-        return await digest_of(self)
+    async def sha256(self) -> None:
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         return await trio.to_thread.run_sync(partial(self.read_now, offset, length))
@@ -95,11 +95,11 @@ class StoredFile:
     def size(self) -> int:
         return self._generation.size
 
-    async def sha256(self) -> str:
+    async def sha256(self) -> str | None:
         digest = await self._retrying.call("no digest", partial(self._store.digest, self._generation, certain=True))
         if digest is not None and digest.algorithm == "sha256" and digest.binding:
             return digest.value.hex()
-        return await digest_of(self)
+        return None
 
     async def read(self, offset: int, length: int) -> bytes:
         if not length:
@@ -120,17 +120,8 @@ class StoredFile:
         return await self._retrying.call(f"{key}: not read", attempt)
 
 
-async def digest_of(content: Content) -> str:
-    """The SHA-256 of content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    for offset in range(0, content.size, _HASHING):
-        data = await content.read(offset, min(_HASHING, content.size - offset))
-        await trio.to_thread.run_sync(digest.update, data)
-    return digest.hexdigest()
-
-
 def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], int]:
-    """The files of a model on this host, by path below its directory, and the number of hidden ones left out.
+    """The files of a model on this host, by path below its directory, and how many hidden names are left out.
 
     Links are followed. Raises ConfigurationError and NoSuchEntryError.
     """
@@ -155,16 +146,12 @@ def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], int]:
     return found, hidden
 
 
-_MOST_FILES = 50_000
-_DEEPEST = 32
-
-
 def _fail(error: OSError) -> None:
     raise NoSuchEntryError(f"{error.filename}: {error.strerror}") from None
 
 
 async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[dict[str, StoredFile], int]:
-    """The files of a store by key, and the number of hidden ones left out. Raises StoreError, ConfigurationError."""
+    """The files of a store by key, and how many hidden names are left out. Raises StoreError, ConfigurationError."""
     found: dict[str, StoredFile] = {}
     hidden = 0
     prefixes = [""]
@@ -177,7 +164,11 @@ async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[di
                     hidden += 1
                 else:
                     found[checked(generation.key)] = StoredFile(store, generation, retrying)
-            prefixes += [name for name in page.prefixes if not name.rstrip("/").rpartition("/")[2].startswith(".")]
+            for name in page.prefixes:
+                if name.rstrip("/").rpartition("/")[2].startswith("."):
+                    hidden += 1
+                else:
+                    prefixes.append(name)
             if page.unreadable:
                 raise StoreError(f"{url}: {page.unreadable[0]}: not readable")
             token = page.next_token

@@ -1,22 +1,25 @@
 """Publishes a version: uploads what is missing of its files, and then, in one request, the manifest that shows it.
 
-A claim, made before anything else, names the content. Only pushes of that content write files of the version, so that
-they may run at the same time, die at any point and be repeated.
+A reservation, made before anything else, names the content. Only pushes of that content write files of the version, so
+that they may run at the same time, die at any point and be repeated.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from trimsfs.errors import ObjectChangedError, TrimsError, VersionConflictError
+from trimsfs.formats import fingerprints
 from trimsfs.formats import versions as formats
-from trimsfs.formats.versions import Claim, Manifest, VersionFile
+from trimsfs.formats.versions import Manifest, Reservation, VersionFile
 from trimsfs.stores.writer import Stored, Upload, part_size
 from trimsfs.versions.catalog import Catalog, now
 from trimsfs.versions.content import Content
+from trimsfs.versions.description import Described
 
 PARTS_AT_ONCE = 8
 """Most parts, and most small files, that are in memory and on their way."""
@@ -34,29 +37,6 @@ class Publication:
     manifest: Manifest
     sent_files: int
     sent_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
-    """A file of a version, with the SHA-256 of its content."""
-
-    content: Content
-    sha256: str
-
-
-async def describe(contents: Mapping[str, Content]) -> dict[str, Described]:
-    """The files with their digests, which are computed two at a time."""
-    found: dict[str, Described] = {}
-    limiter = trio.CapacityLimiter(2)
-
-    async def one(path: str, content: Content) -> None:
-        async with limiter:
-            found[path] = Described(content=content, sha256=await content.sha256())
-
-    async with trio.open_nursery() as nursery:
-        for path, content in contents.items():
-            nursery.start_soon(one, path, content)
-    return dict(sorted(found.items()))
 
 
 def content_id(files: Mapping[str, Described]) -> str:
@@ -77,13 +57,13 @@ async def publish(
     manifest = await push.published()
     if manifest is None:
         await push.check_name()
-        await push.make_claim(conditions)
-        # Again: a push that ends deletes its claim after it has made the manifest.
+        await push.reserve(conditions)
+        # Again: a push that ends deletes its reservation after it has made the manifest.
         manifest = await push.published()
         if manifest is None:
             await push.upload()
             manifest = await push.make_manifest()
-    await catalog.writer.delete([formats.claim_key(catalog.name, version)])
+    await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
     return Publication(manifest=manifest, sent_files=push.sent_files, sent_bytes=push.sent_bytes)
 
 
@@ -117,16 +97,16 @@ class _Push:
         if await self._catalog.alias(self._version) is not None:
             raise self._conflict("an alias has this name: choose another version")
 
-    async def make_claim(self, conditions: bool) -> None:
-        """Claim the version for these files, or go on with a claim for them."""
-        key, content = formats.claim_key(self._catalog.name, self._version), content_id(self._files)
-        claim = Claim(version=self._version, content=content, started=now()).encode()
+    async def reserve(self, conditions: bool) -> None:
+        """Reserve the version for these files, or go on with a push of them."""
+        key, content = formats.reservation_key(self._catalog.name, self._version), content_id(self._files)
+        reservation = Reservation(version=self._version, content=content, started=now()).encode()
         while True:
             try:
-                await self._writer.put_if_absent(key, claim)
+                await self._writer.put_if_absent(key, reservation)
                 break
             except ObjectChangedError:
-                found = await self._catalog.claim(self._version)
+                found = await self._catalog.reservation(self._version)
             if found is not None and found.content != content:
                 raise self._conflict(
                     f"a push of other files has begun at {formats.text(found.started)}: let it end, or, if it is dead, "
@@ -135,12 +115,12 @@ class _Push:
             if found is not None:
                 return
         if conditions:
-            await self._check_conditions(key, claim)
+            await self._check_conditions(key, reservation)
         await self._writer.discard_uploads(self._prefix)  # parts of other content, from before the version was removed
 
-    async def _check_conditions(self, key: str, claim: bytes) -> None:
+    async def _check_conditions(self, key: str, reservation: bytes) -> None:
         try:
-            await self._writer.put_if_absent(key, claim)
+            await self._writer.put_if_absent(key, reservation)
         except ObjectChangedError:
             return
         await self._writer.delete([key])
@@ -240,13 +220,14 @@ class _Push:
     async def make_manifest(self) -> Manifest:
         """Show the version: the last step, once all files are in the store as they must be."""
         there = await self._there()
-        claim = await self._catalog.claim(self._version)
-        if claim is None and (other := await self.published()) is not None:
+        reservation = await self._catalog.reservation(self._version)
+        if reservation is None and (other := await self.published()) is not None:
             return other
-        if claim is None or claim.content != content_id(self._files):
+        if reservation is None or reservation.content != content_id(self._files):
             raise self._conflict("somebody has removed it while it was pushed: push again")
         if there.keys() != self._files.keys():
             raise self._conflict("files of it were deleted while it was pushed: push again")
+        await self._put_fingerprints()
         files = {
             path: VersionFile(size=file.content.size, sha256=file.sha256, etag=there[path].etag)
             for path, file in self._files.items()
@@ -258,14 +239,20 @@ class _Push:
             return await self.published() or manifest
         return manifest
 
+    async def _put_fingerprints(self) -> None:
+        """Put what `trimsfs diff` compares; two pushes of the same files put the same."""
+        found = {path: file.fingerprint for path, file in self._files.items() if file.fingerprint is not None}
+        data = fingerprints.encode(self._version, found)
+        if found and len(data) <= formats.MOST_BYTES:
+            with suppress(ObjectChangedError):
+                await self._writer.put_if_absent(formats.fingerprints_key(self._catalog.name, self._version), data)
+
     def _sent(self, count: int) -> None:
         self.sent_bytes += count
         self._progress(count)
 
     def _changed(self, path: str) -> TrimsError:
-        return ObjectChangedError(
-            f"{path}: the file changed while it was pushed: push it again once nobody writes to it"
-        )
+        return ObjectChangedError(f"{path}: it changed while it was pushed: push again once nobody writes to it")
 
     def _foreign(self, path: str) -> VersionConflictError:
         return self._conflict(

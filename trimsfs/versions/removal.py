@@ -26,7 +26,7 @@ async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
     except ObjectChangedError:
         return await catalog.tombstone(version) or tombstone
     try:
-        await _check_aliases(catalog, version)  # again: see `aliases.move`
+        await _check_aliases(catalog, version)  # again: see `alias.move`
     except InUseError:
         await catalog.writer.delete([key])
         raise
@@ -41,7 +41,7 @@ async def expire(catalog: Catalog) -> list[str]:
         manifest = [
             formats.manifest_key(catalog.name, version),
             formats.signature_key(catalog.name, version),
-            formats.tensors_key(catalog.name, version),
+            formats.fingerprints_key(catalog.name, version),
         ]
         # The tombstone is last: a removal that dies is repeated, and the version stays hidden.
         await _delete_files(catalog, version)
@@ -57,11 +57,11 @@ async def remove_unfinished(catalog: Catalog, version: str) -> None:
     """
     if await catalog.manifest(version) is not None:
         raise VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
-    claimed = await catalog.claim(version) is not None
-    # The claim is first: a push looks for it before it makes the manifest.
-    await catalog.writer.delete([formats.claim_key(catalog.name, version)])
+    reserved = await catalog.reservation(version) is not None
+    # The reservation is first: a push looks for it before it makes the manifest.
+    await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
     deleted = await _delete_files(catalog, version)
-    if not claimed and not deleted:
+    if not reserved and not deleted:
         raise NoSuchEntryError(f"{catalog.of(version)}: there is nothing of it: see `trimsfs versions`")
 
 

@@ -14,7 +14,7 @@ async def move(catalog: Catalog, alias: str, version: str, *, conditions: bool =
     ignores conditions, unless they are not to be relied on.
     """
     await catalog.published(version)
-    if await catalog.manifest(alias) is not None or await catalog.claim(alias) is not None:
+    if await catalog.manifest(alias) is not None or await catalog.reservation(alias) is not None:
         raise VersionConflictError(f"{catalog.of(alias)} is a version: choose another name for the alias")
     if conditions:
         await catalog.check_conditions()
