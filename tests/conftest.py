@@ -17,6 +17,7 @@ from tests.services import S3Server
 from tests.services.ceph import Ceph, start_ceph
 from tests.services.hub import Hub, start_hub
 from tests.services.moto import start_moto
+from tests.services.seaweed import start_seaweed
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
 from tests.support.survival import COLUMNS, Survival, Survived
@@ -153,6 +154,13 @@ def moto() -> Iterator[S3Server]:
 def hub() -> Iterator[Hub]:
     """A fake Hugging Face hub: no real one can be reached from here."""
     with start_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[S3Server]:
+    """A real S3 server that heeds conditions and checksums of parts, too."""
+    with start_seaweed() as server:
         yield server
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import keyword
 import os
 import signal
 import sys
@@ -58,7 +59,8 @@ class CommandGroup(click.Group):
         name = self._synonyms.get(name, name)
         if name not in self._homes:
             return None
-        command: click.Command = getattr(importlib.import_module(self._homes[name]), name.replace("-", "_"))
+        attribute = name.replace("-", "_") + "_" * keyword.iskeyword(name)
+        command: click.Command = getattr(importlib.import_module(self._homes[name]), attribute)
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

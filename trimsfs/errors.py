@@ -20,6 +20,7 @@
     ├── LookUpAgainError           the name now leads to another inode (ESTALE)
     ├── NotPermittedError          the caller lacks permission for the command
     ├── SignatureError             the file is unsigned, or does not match its signature
+    ├── VersionConflictError       a version or alias is not as a publisher expects it
     ├── InUseError                 the command needs a file that nobody uses
     ├── InvalidRequestError        the request has invalid arguments
     ├── DeviceError                the GPU is missing or has failed
@@ -117,6 +118,10 @@ class SignatureError(TrimsError):
     def other_content(cls, key: str) -> Self:
         """A SignatureError for a file that does not match its signature."""
         return cls(f"{key}: digest differs from the signed one: check who can write to the store")
+
+
+class VersionConflictError(TrimsError):
+    """A version or alias in the store is not as a publisher expects it, or somebody else has changed it meanwhile."""
 
 
 class InUseError(TrimsError):

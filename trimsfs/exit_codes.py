@@ -24,6 +24,7 @@ EXIT_CODES: dict[str, int] = {
     errors.CopyDamagedError.__name__: 17,
     errors.BlobDamagedError.__name__: 18,
     errors.SignatureError.__name__: 19,
+    errors.VersionConflictError.__name__: 20,
     errors.CommandNotRunnableError.__name__: 126,
     errors.CommandNotFoundError.__name__: 127,
     KeyboardInterrupt.__name__: 130,

@@ -1,5 +1,6 @@
 """What the contract tests need of a store's other side: put and delete objects, and open the store on them."""
 
+import contextlib
 import os
 import uuid
 from abc import ABC, abstractmethod
@@ -196,3 +197,15 @@ def new_bucket(client: "S3Client") -> S3Backend:
 
 
 needs_ceph = pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {', '.join(missing_programs())}")
+WRITABLE = ["directory", pytest.param("ceph", marks=needs_ceph), "moto", "seaweed"]
+"""Every kind of place that trimsfs can write to."""
+
+
+def writable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MountOptions:
+    """The options of an empty place, whose kind is the parameter of the fixture that asks."""
+    if request.param == "directory":
+        return MountOptions(store=str(tmp_path))
+    server: S3Server = request.getfixturevalue(request.param)
+    use_only(server, monkeypatch)
+    with contextlib.closing(server.client()) as client:
+        return s3_options(server.endpoint_url, new_bucket(client).bucket, "some/prefix")

@@ -3,7 +3,7 @@
 RANKS = {
     "trimsfs": [
         {"cli"},
-        {"exporter"},
+        {"exporter", "versions"},
         {"server"},
         {"fuse"},
         {"filesystem"},

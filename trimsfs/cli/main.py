@@ -21,6 +21,15 @@ _SECTIONS = {
         "verify": "trimsfs.cli.cache_commands",
         "refresh": "trimsfs.cli.refresh",
     },
+    "Versions": {
+        "push": "trimsfs.cli.push",
+        "import": "trimsfs.cli.push",
+        "versions": "trimsfs.cli.versions",
+        "alias": "trimsfs.cli.versions",
+        "rollback": "trimsfs.cli.versions",
+        "rm": "trimsfs.cli.versions",
+        "diff": "trimsfs.cli.diff",
+    },
     "Watch": {
         "top": "trimsfs.cli.top",
         "jobs": "trimsfs.cli.jobs",

@@ -55,7 +55,7 @@ def mount_options(command: Callable[..., None]) -> Callable[..., None]:
         if is_flag(name):
             option = f"{option}/--no-{option[2:]}"
         else:
-            attributes["metavar"] = _METAVARS.get(name, _metavar(field.annotation))
+            attributes["metavar"] = metavar(name)
         decorated = click.option(option, name, **attributes)(decorated)
     return click.option(
         "--config",
@@ -75,6 +75,11 @@ def _holds(annotation: Any, kind: type) -> bool:
     if isinstance(annotation, types.UnionType):
         return any(_holds(part, kind) for part in typing.get_args(annotation))
     return annotation is kind
+
+
+def metavar(name: str) -> str:
+    """What stands for the value of an option."""
+    return _METAVARS.get(name, _metavar(MountOptions.model_fields[name].annotation))
 
 
 def _metavar(annotation: Any) -> str:

@@ -19,12 +19,15 @@ DIRECTORY = ".trims-versions"
 """The directory of a model that holds what describes its versions; a mount does not show it."""
 ALIASES = "aliases"
 REMOVED = "removed"
+PUSHES = "pushes"
+FINGERPRINTS = "fingerprints"
 HISTORY = 20
 """Most earlier targets that an alias remembers."""
 MOST_BYTES = 16 << 20
 """Bytes of the longest object that is parsed: enough for some 80,000 files."""
 PATH_MAX = 1024
 """Bytes of the longest path of a file."""
+_SIGNATURE = ".sigstore"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -57,17 +60,17 @@ class Manifest:
             path: {"size": file.size, "sha256": file.sha256, "etag": file.etag}
             for path, file in sorted(self.files.items())
         }
-        return _encoded(
-            {"version": self.version, "created": _text(self.created), "files": files, "bytes": self.size},
+        return encoded(
+            {"version": self.version, "created": text(self.created), "files": files, "bytes": self.size},
         )
 
     @classmethod
     def parse(cls, data: bytes) -> "Manifest":
         """Raises FormatError."""
-        fields = _fields(data)
-        files = {check_path(path): _file(entry) for path, entry in _get(fields, "files", dict).items()}
-        manifest = cls(version=_name(fields), created=_time(fields, "created"), files=files)
-        if _get(fields, "bytes", int) != manifest.size:
+        fields = fields_of(data)
+        files = {check_path(path): _file(entry) for path, entry in get(fields, "files", dict).items()}
+        manifest = cls(version=_version(fields), created=_time(fields, "created"), files=files)
+        if get(fields, "bytes", int) != manifest.size:
             raise FormatError("its files' sizes do not add up to its 'bytes'")
         return manifest
 
@@ -82,17 +85,17 @@ class Alias:
 
     def encode(self) -> bytes:
         """The object in the store."""
-        return _encoded({"version": self.version, "history": list(self.history), "moved": _text(self.moved)})
+        return encoded({"version": self.version, "history": list(self.history), "moved": text(self.moved)})
 
     @classmethod
     def parse(cls, data: bytes) -> "Alias":
         """Raises FormatError."""
-        fields = _fields(data)
-        history = _get(fields, "history", list)
+        fields = fields_of(data)
+        history = get(fields, "history", list)
         if len(history) > HISTORY:
             raise FormatError(f"its 'history' has more than {HISTORY} versions")
         return cls(
-            version=_name(fields),
+            version=_version(fields),
             history=tuple(check_version(version) for version in history),
             moved=_time(fields, "moved"),
         )
@@ -108,20 +111,46 @@ class Tombstone:
 
     def encode(self) -> bytes:
         """The object in the store."""
-        times = {"removed": _text(self.removed), "delete_after": _text(self.delete_after)}
-        return _encoded({"version": self.version, **times})
+        times = {"removed": text(self.removed), "delete_after": text(self.delete_after)}
+        return encoded({"version": self.version, **times})
 
     @classmethod
     def parse(cls, data: bytes) -> "Tombstone":
         """Raises FormatError."""
-        fields = _fields(data)
-        return cls(version=_name(fields), removed=_time(fields, "removed"), delete_after=_time(fields, "delete_after"))
+        fields = fields_of(data)
+        return cls(
+            version=_version(fields), removed=_time(fields, "removed"), delete_after=_time(fields, "delete_after")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Says that a push of a version is under way, or has died: *content* is a digest of all that it publishes.
+
+    Only a push of the same content goes on with it, so that no version ever has files of two.
+    """
+
+    version: str
+    content: str
+    started: datetime
+
+    def encode(self) -> bytes:
+        """The object in the store."""
+        return encoded({"version": self.version, "content": self.content, "started": text(self.started)})
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Reservation":
+        """Raises FormatError."""
+        fields = fields_of(data)
+        return cls(version=_version(fields), content=get(fields, "content", str), started=_time(fields, "started"))
 
 
 def check_version(name: object) -> str:
     """A name that a version may have. Raises FormatError."""
     if check_alias(name) in (ALIASES, REMOVED):
         raise FormatError(f"a version may not be named {name!r}")
+    if str(name).endswith(_SIGNATURE):
+        raise FormatError(f"{name!r}: the name of a version may not end so")
     return str(name)
 
 
@@ -139,7 +168,12 @@ def manifest_key(model: str, version: str) -> str:
 
 def signature_key(model: str, version: str) -> str:
     """The key of the signature beside a version's manifest."""
-    return f"{model}/{DIRECTORY}/{version}.sigstore.json"
+    return f"{model}/{DIRECTORY}/{version}{_SIGNATURE}.json"
+
+
+def fingerprints_key(model: str, version: str) -> str:
+    """The key of the fingerprints of a version's files."""
+    return f"{model}/{DIRECTORY}/{FINGERPRINTS}/{version}.json"
 
 
 def alias_key(model: str, alias: str) -> str:
@@ -150,6 +184,11 @@ def alias_key(model: str, alias: str) -> str:
 def tombstone_key(model: str, version: str) -> str:
     """The key of a version's tombstone."""
     return f"{model}/{DIRECTORY}/{REMOVED}/{version}.json"
+
+
+def reservation_key(model: str, version: str) -> str:
+    """The key of the reservation of a version's push."""
+    return f"{model}/{DIRECTORY}/{PUSHES}/{version}.json"
 
 
 def version_of_manifest(name: str) -> str | None:
@@ -164,7 +203,7 @@ def alias_of(name: str) -> str | None:
 
 def _stem(name: str, check: Callable[[object], str]) -> str | None:
     stem = name.removesuffix(".json")
-    if stem == name or stem.endswith(".sigstore"):
+    if stem == name or stem.endswith(_SIGNATURE):
         return None
     try:
         return check(stem)
@@ -172,11 +211,12 @@ def _stem(name: str, check: Callable[[object], str]) -> str | None:
         return None
 
 
-def _encoded(fields: Mapping[str, object]) -> bytes:
-    return json.dumps({"format": FORMAT, **fields}, indent=1).encode() + b"\n"
+def encoded(fields: Mapping[str, object], *, indent: int | None = 1) -> bytes:
+    """An object of this format."""
+    return json.dumps({"format": FORMAT, **fields}, indent=indent).encode() + b"\n"
 
 
-def _fields(data: bytes) -> dict[str, Any]:
+def fields_of(data: bytes) -> dict[str, Any]:
     """The object's fields; those that a later trimsfs adds are ignored. Raises FormatError."""
     if len(data) > MOST_BYTES:
         raise FormatError(f"longer than {MOST_BYTES >> 20} MiB")
@@ -186,20 +226,21 @@ def _fields(data: bytes) -> dict[str, Any]:
         raise FormatError("not JSON") from None
     if not isinstance(fields, dict):
         raise FormatError("not a JSON object")
-    if _get(fields, "format", int) != FORMAT:
+    if get(fields, "format", int) != FORMAT:
         raise FormatError(f"of format {fields['format']}, not {FORMAT}: a later trimsfs wrote it")
     return fields
 
 
-def _get(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
+def get(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """A field that must be there. Raises FormatError."""
     value = fields.get(name)
     if type(value) is not kind:  # bool is an int
         raise FormatError(f"its {name!r} is {'missing' if value is None else 'not of type ' + kind.__name__}")
     return value
 
 
-def _name(fields: Mapping[str, Any]) -> str:
-    return check_version(_get(fields, "version", str))
+def _version(fields: Mapping[str, Any]) -> str:
+    return check_version(get(fields, "version", str))
 
 
 def check_path(path: str) -> str:
@@ -220,15 +261,15 @@ def _bytes(path: str) -> bytes:
 def _file(entry: object) -> VersionFile:
     if not isinstance(entry, dict):
         raise FormatError("an entry of its 'files' is not a JSON object")
-    size, sha256 = _get(entry, "size", int), _get(entry, "sha256", str)
+    size, sha256 = get(entry, "size", int), get(entry, "sha256", str)
     if size < 0 or not _SHA256.fullmatch(sha256):
         raise FormatError("an entry of its 'files' has an invalid size or SHA-256")
-    return VersionFile(size=size, sha256=sha256, etag=_get(entry, "etag", str))
+    return VersionFile(size=size, sha256=sha256, etag=get(entry, "etag", str))
 
 
 def _time(fields: Mapping[str, Any], name: str) -> datetime:
     try:
-        time = datetime.fromisoformat(_get(fields, name, str))
+        time = datetime.fromisoformat(get(fields, name, str))
     except ValueError:
         raise FormatError(f"its {name!r} is not a time of ISO 8601") from None
     if time.tzinfo is None:
@@ -236,5 +277,6 @@ def _time(fields: Mapping[str, Any], name: str) -> datetime:
     return time
 
 
-def _text(time: datetime) -> str:
+def text(time: datetime) -> str:
+    """A time as the objects have it: ISO 8601 in UTC, in whole seconds."""
     return time.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -14,8 +14,8 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
 from trimsfs.errors import ConfigurationError, SignatureError
 from trimsfs.stores.digests import Digest
@@ -24,6 +24,8 @@ _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MOST_PARTS = 1000
 """Most JSON values in an envelope: a real one has few, and parsing a forged one must not cost time."""
 _NONE = "not a model signature: sign the model again"
+_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
@@ -39,6 +41,51 @@ def load_key(path: Path) -> EllipticCurvePublicKey:
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
         raise ConfigurationError(f"option --signing-key {path}: must be an elliptic curve key of 256, 384 or 521 bits")
     return key
+
+
+def load_private_key(path: Path) -> EllipticCurvePrivateKey:
+    """The private key in a PEM file, without a passphrase. Raises ConfigurationError."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise ConfigurationError(f"option --sign {path}: {error.strerror}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigurationError(f"option --sign {path}: not a private key in PEM without a passphrase") from None
+    if not isinstance(key, EllipticCurvePrivateKey) or key.curve.key_size not in _HASHES:
+        raise ConfigurationError(f"option --sign {path}: must be an elliptic curve key of 256, 384 or 521 bits")
+    return key
+
+
+def sign(key: EllipticCurvePrivateKey, model: str, digests: Mapping[str, str]) -> bytes:
+    """The content of a signature file: *digests* are SHA-256 in hexadecimal digits, by paths below its directory.
+
+    The same each time, so that a push that is repeated signs what is in the store already.
+    """
+    names = sorted(digests)
+    whole = hashlib.sha256(b"".join(bytes.fromhex(digests[name]) for name in names)).hexdigest()
+    statement = {
+        "_type": _STATEMENT_TYPE,
+        "subject": [{"name": model, "digest": {"sha256": whole}}],
+        "predicateType": _PREDICATE_TYPE,
+        "predicate": {
+            "resources": [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names],
+            "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []},
+        },
+    }
+    payload = json.dumps(statement).encode()
+    algorithm = ECDSA(_HASHES[key.curve.key_size], deterministic_signing=True)
+    try:
+        signature = key.sign(_signed_bytes(_PAYLOAD_TYPE, payload), algorithm)
+    except UnsupportedAlgorithm:
+        raise ConfigurationError("option --sign: needs OpenSSL 3.2 or newer, as in the package cryptography") from None
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": _PAYLOAD_TYPE,
+        "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+    }
+    verification = {"publicKey": {"hint": ""}, "tlogEntries": []}
+    bundle = {"mediaType": _BUNDLE_TYPE, "verificationMaterial": verification, "dsseEnvelope": envelope}
+    return json.dumps(bundle).encode()
 
 
 def read_manifest(bundle: bytes, key: EllipticCurvePublicKey) -> Mapping[str, Digest]:

@@ -4,6 +4,7 @@ import logging
 import re
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from trimsfs.errors import BucketNotFoundError, ConfigurationError
@@ -22,10 +23,15 @@ __all__ = [
     "Retrying",
     "RetryingStore",
     "Store",
+    "Writer",
     "beneath",
     "open_store",
+    "open_writer",
     "reach",
 ]
+
+if TYPE_CHECKING:
+    from trimsfs.stores.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +67,7 @@ def _open_hub(options: MountOptions, max_requests: int, share_links: bool) -> St
 def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
     url = options.store or ""
     if url.startswith("s3://"):
-        # Not parsed as a URL: a prefix may hold any character.
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
-            raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
+        bucket, prefix = _bucket(url)
         from trimsfs.stores.s3 import S3Store  # noqa: PLC0415 - boto3 is slow to load, and other stores do not need it
 
         return S3Store(bucket, prefix, options, max_requests=max_requests)
@@ -75,6 +78,34 @@ def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
     if url:
         return DirectoryStore(Path(url), share_links=share_links)
     raise ConfigurationError("no store: write s3://BUCKET[/PREFIX] or a directory")
+
+
+def open_writer(options: MountOptions, *, scratch: str, max_requests: int, conditions: bool = True) -> "Writer":
+    """A writer of the store that ``options.store`` names; *max_requests* may be under way at once.
+
+    In a directory, files are written below the key *scratch*. Without *conditions*, a bucket is written to without any.
+    Raises ConfigurationError when the URL names no store that trimsfs can write to.
+    """
+    url = options.store or ""
+    if url.startswith("s3://"):
+        bucket, prefix = _bucket(url)
+        from trimsfs.stores.s3.writer import S3Writer  # noqa: PLC0415 - likewise
+
+        return S3Writer(bucket, prefix, options, max_requests=max_requests, conditions=conditions)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigurationError(f"store {url}: trimsfs cannot write to it: write s3://BUCKET[/PREFIX] or a directory")
+    from trimsfs.stores.directory_writer import DirectoryWriter  # noqa: PLC0415 - servers write nothing
+
+    root = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else Path(url)
+    return DirectoryWriter(root.absolute(), scratch=scratch, max_requests=max_requests)
+
+
+def _bucket(url: str) -> tuple[str, str]:
+    """Bucket and prefix. They are not parsed as a URL: a prefix may hold any character."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+        raise ConfigurationError(f"store {url!r}: {bucket!r} is not a bucket name: write s3://BUCKET[/PREFIX]")
+    return bucket, prefix
 
 
 async def reach(store: Store, options: MountOptions, *, deadline_s: float) -> None:

@@ -160,7 +160,7 @@ class LocalReader:
     def _generation(self, key: str, file: str, status: os.stat_result) -> Generation:
         return Generation(
             key=key,
-            etag=_etag(status),
+            etag=etag_of(status),
             size=status.st_size,
             modified_ns=moment(status.st_mtime_ns),
             linked=file if self._share_links and file != key else None,
@@ -215,7 +215,7 @@ def _names(descriptor: int, start: int) -> Iterator[tuple[str, int]]:
             place += length
 
 
-def _etag(status: os.stat_result) -> str:
+def etag_of(status: os.stat_result) -> str:
     identity = (
         status.st_dev,
         status.st_ino,
@@ -322,7 +322,7 @@ class DirectoryStore:
                 sink(buffer[:count])
                 done += count
             # A writer changes the times of the file with its bytes, so looking afterwards is enough.
-            now = _etag(os.fstat(descriptor))
+            now = etag_of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
         if now != generation.etag or done < length:

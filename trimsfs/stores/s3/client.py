@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT_S = 3.0
+JOINING_S = 60.0
+"""How long a store may take to answer a writer."""
 
 
-def make_client(options: MountOptions, connections: int) -> "S3Client":
-    """A client that tries each request once. Raises ConfigurationError for invalid options."""
+def make_client(options: MountOptions, connections: int, *, writes: bool = False) -> "S3Client":
+    """A client that tries each request once. Raises ConfigurationError for invalid options.
+
+    One that *writes* knows all of S3's operations, and waits longer: a store may take long to join parts.
+    """
     if options.endpoint_url is not None:
         _check_endpoint(options.endpoint_url)
     if options.region is not None and not re.fullmatch("[A-Za-z0-9-]+", options.region):
@@ -30,7 +35,7 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
     config = Config(
         signature_version=UNSIGNED if options.anonymous else None,
         connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=options.stall_timeout,
+        read_timeout=max(options.stall_timeout, JOINING_S) if writes else options.stall_timeout,
         max_pool_connections=connections,
         retries={"total_max_attempts": 1},
         s3={"addressing_style": options.addressing_style},
@@ -40,7 +45,8 @@ def make_client(options: MountOptions, connections: int) -> "S3Client":
     )
     try:
         session = Session(profile=options.profile)
-        use_less(session)
+        if not writes:
+            use_less(session)
         region = options.region or session.get_config_variable("region")
         if region is None and options.endpoint_url is not None:
             region = "us-east-1"  # a server other than AWS seldom cares, but a signature needs some region

@@ -1,0 +1,253 @@
+"""What every writer promises, on a directory and on real S3 servers."""
+
+import base64
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.contract.backends import WRITABLE, s3_options, use_only, writable
+from tests.services import S3Server
+from trimsfs.checksums import crc32c
+from trimsfs.errors import BucketNotFoundError, ConfigurationError, ObjectChangedError, StoreUnavailableError
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_writer
+from trimsfs.stores import writer as protocol
+from trimsfs.stores.writer import Writer
+
+PART = 5 << 20
+"""S3 has no smaller parts but the last."""
+LARGE = os.urandom(PART) + os.urandom(PART) + b"end"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "PART_SIZE", PART)
+
+
+@pytest.fixture(params=WRITABLE)
+def options(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MountOptions:
+    """An empty place of each kind; the environment has the credentials."""
+    return writable(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+async def writer(options: MountOptions) -> AsyncIterator[Writer]:
+    async with opened(options) as writer:
+        yield writer
+
+
+@contextlib.asynccontextmanager
+async def opened(options: MountOptions) -> AsyncIterator[Writer]:
+    writer = open_writer(options, scratch="m/.trims-versions/tmp", max_requests=4)
+    try:
+        yield writer
+    finally:
+        await writer.aclose()
+
+
+async def content(writer: Writer, key: str) -> bytes | None:
+    found = await writer.read(key)
+    return None if found is None else found[0]
+
+
+async def keys(writer: Writer, prefix: str = "m/") -> set[str]:
+    return {stored.key async for stored in writer.list(prefix)}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def test_an_object_is_made_once(writer: Writer) -> None:
+    await writer.put_if_absent("m/v/a", b"one", sha256=sha256(b"one"))
+    with pytest.raises(ObjectChangedError):
+        await writer.put_if_absent("m/v/a", b"two")
+
+    assert await content(writer, "m/v/a") == b"one"
+    found = await writer.find("m/v/a")
+    assert found is not None
+    assert (found.key, found.size, found.sha256) == ("m/v/a", 3, sha256(b"one"))
+    assert [stored.etag async for stored in writer.list("m/")] == [found.etag]
+
+
+async def test_of_many_who_make_an_object_one_succeeds(writer: Writer) -> None:
+    made = []
+
+    async def make(number: int) -> None:
+        with contextlib.suppress(ObjectChangedError):
+            await writer.put_if_absent("m/v/a", b"%d" % number)
+            made.append(b"%d" % number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(make, number)
+    assert [await content(writer, "m/v/a")] == made
+    assert await keys(writer) == {"m/v/a"}
+
+
+async def test_an_object_is_replaced_only_if_it_is_the_expected_one(writer: Writer) -> None:
+    await writer.put_if_absent("m/v/a", b"one")
+    found = await writer.read("m/v/a")
+    assert found is not None
+    await writer.put_if_match("m/v/a", b"two", found[1])
+    with pytest.raises(ObjectChangedError):
+        await writer.put_if_match("m/v/a", b"three", found[1])
+    with pytest.raises(ObjectChangedError):
+        await writer.put_if_match("m/v/missing", b"three", found[1])
+
+    assert await content(writer, "m/v/a") == b"two"
+    assert await keys(writer) == {"m/v/a"}
+
+
+async def test_of_many_who_replace_an_object_one_succeeds(writer: Writer) -> None:
+    await writer.put_if_absent("m/v/a", b"before")
+    found = await writer.read("m/v/a")
+    assert found is not None
+    etag, made = found[1], []
+
+    async def replace(number: int) -> None:
+        with contextlib.suppress(ObjectChangedError):
+            await writer.put_if_match("m/v/a", b"%d" % number, etag)
+            made.append(b"%d" % number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(replace, number)
+    assert [await content(writer, "m/v/a")] == made
+
+
+async def test_what_does_not_exist_is_not_found(writer: Writer) -> None:
+    assert await writer.find("m/v/a") is None
+    assert await writer.read("m/v/a") is None
+    assert await keys(writer) == set()
+    await writer.delete(["m/v/a"])
+    await writer.discard_uploads("m/")
+
+
+async def test_objects_are_deleted(writer: Writer) -> None:
+    for name in ("a", "b/c", "b/d"):
+        await writer.put_if_absent(f"m/v/{name}", b"")
+    assert await keys(writer) == {"m/v/a", "m/v/b/c", "m/v/b/d"}
+    await writer.delete(["m/v/b/c", "m/v/b/d"])
+    assert await keys(writer) == {"m/v/a"}
+
+
+async def put_parts(writer: Writer, key: str, numbers: list[int]) -> tuple[protocol.Upload, list[bool]]:
+    upload = await writer.upload(key, len(LARGE), sha256(LARGE))
+    assert upload.part_size == PART
+    return upload, [await upload.put_part(one, LARGE[one * PART : (one + 1) * PART]) for one in numbers]
+
+
+async def test_a_large_object_is_seen_once_it_is_complete(writer: Writer) -> None:
+    upload, sent = await put_parts(writer, "m/v/large", [2, 0, 1])
+    assert await keys(writer) == set()
+    await upload.complete()
+
+    assert await content(writer, "m/v/large") == LARGE
+    found = await writer.find("m/v/large")
+    assert found is not None
+    assert (sent, found.size, found.sha256) == ([True] * 3, len(LARGE), sha256(LARGE))
+    assert await keys(writer) == {"m/v/large"}
+
+
+async def test_parts_that_an_earlier_upload_left_are_not_sent_again(options: MountOptions) -> None:
+    async with opened(options) as writer:
+        await put_parts(writer, "m/v/large", [0, 2])
+        upload = await writer.upload("m/v/large", len(LARGE), sha256(LARGE))
+        await upload.put_part(1, b"x" * PART)  # other content than what comes later
+    async with opened(options) as writer:
+        upload, sent = await put_parts(writer, "m/v/large", [0, 1, 2])
+        await upload.complete()
+        assert await content(writer, "m/v/large") == LARGE
+        assert sent == ([True] * 3 if str(options.store)[0] == "/" else [False, True, False])
+
+
+async def test_uploads_that_are_discarded_leave_nothing(options: MountOptions, request: pytest.FixtureRequest) -> None:
+    async with opened(options) as writer:
+        upload, _ = await put_parts(writer, "m/v/large", [0])
+        await writer.discard_uploads("m/v/")
+        if "moto" not in request.node.name and options.endpoint_url is not None:  # moto fails
+            with pytest.raises(ObjectChangedError):
+                await upload.put_part(1, b"x" * PART)
+    async with opened(options) as writer:
+        _, sent = await put_parts(writer, "m/v/large", [0])
+        assert sent == [True]
+    assert await keys(writer) == set()
+
+
+async def test_a_large_object_does_not_replace_another(writer: Writer, request: pytest.FixtureRequest) -> None:
+    upload, _ = await put_parts(writer, "m/v/large", [0, 1, 2])
+    await writer.put_if_absent("m/v/large", b"first")
+    if "ceph" in request.node.name:
+        await upload.complete()  # Ceph 18.2 heeds no condition when it joins parts: pushes rely on their reservation
+        return
+    with pytest.raises(ObjectChangedError):
+        await upload.complete()
+    assert await content(writer, "m/v/large") == b"first"
+
+
+async def test_the_store_knows_the_checksum_of_a_large_object(
+    seaweed: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_only(seaweed, monkeypatch)
+    bucket = f"writers-{os.urandom(6).hex()}"
+    with contextlib.closing(seaweed.client()) as client:
+        client.create_bucket(Bucket=bucket)
+        async with opened(s3_options(seaweed.endpoint_url, bucket)) as writer:
+            upload, _ = await put_parts(writer, "large", [0, 1, 2])
+            await upload.complete()
+            await writer.put_if_absent("small", b"small")
+        large = client.head_object(Bucket=bucket, Key="large", ChecksumMode="ENABLED")
+        small = client.head_object(Bucket=bucket, Key="small", ChecksumMode="ENABLED")
+    assert base64.b64decode(large["ChecksumCRC32C"]) == crc32c(LARGE).to_bytes(4)
+    assert base64.b64decode(small["ChecksumSHA256"]).hex() == sha256(b"small")
+
+
+async def test_a_missing_store_is_named(options: MountOptions, request: pytest.FixtureRequest) -> None:
+    if "seaweed" in request.node.name:
+        return  # it makes the bucket
+    missing = options.model_copy(update={"store": f"{options.store}-missing/"})
+    if options.endpoint_url is not None:
+        missing = options.model_copy(update={"store": "s3://missing-bucket/prefix"})
+    async with opened(missing) as writer:
+        with pytest.raises(BucketNotFoundError, match="does not exist"):
+            await writer.put_if_absent("m/v/a", b"")
+
+
+async def test_what_a_killed_writer_leaves_in_a_directory_is_removed(tmp_path: Path) -> None:
+    async with opened(MountOptions(store=str(tmp_path))) as writer:
+        await put_parts(writer, "m/v/large", [0])
+        left = tmp_path / "m/.trims-versions/tmp/left"
+        left.write_bytes(b"x")
+        assert len(list(left.parent.iterdir())) == 2
+        await writer.discard_uploads("m/v/")
+        assert not left.exists()
+        assert len(list(left.parent.iterdir())) == 1  # that of the writer that lives
+    assert list(left.parent.iterdir()) == []
+
+
+async def test_files_of_a_directory_cannot_be_written_to(tmp_path: Path) -> None:
+    async with opened(MountOptions(store=str(tmp_path))) as writer:
+        await writer.put_if_absent("m/v/a", b"x")
+        upload, _ = await put_parts(writer, "m/v/large", [0, 1, 2])
+        await upload.complete()
+    assert [(tmp_path / "m/v" / name).stat().st_mode & 0o777 for name in ("a", "large")] == [0o444] * 2
+    assert (tmp_path / "m/v/large").read_bytes() == LARGE
+
+
+async def test_other_kinds_of_stores_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        open_writer(MountOptions(store="hf://org/model"), scratch="x", max_requests=1)
+
+
+async def test_an_object_that_is_not_small_is_not_read_whole(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("trimsfs.stores.directory_writer", "trimsfs.stores.s3.writer"):
+        monkeypatch.setattr(f"{module}.SMALL", 3)
+    await writer.put_if_absent("m/v/a", b"four")
+    with pytest.raises(StoreUnavailableError, match="larger"):
+        await writer.read("m/v/a")

@@ -1,0 +1,227 @@
+"""The publisher's commands, as a user types them."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.contract.backends import new_bucket, use_only
+from tests.services import S3Server
+from tests.support.signing import new_key, pem
+from tests.versions.safetensors_files import check_reference_rules, file_of
+from trimsfs.cli.main import main
+from trimsfs.errors import ConfigurationError
+from trimsfs.integrity.signatures import load_key, load_private_key, read_manifest
+from trimsfs.stores import writer
+from trimsfs.versions.location import parse
+
+PART = 5 << 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "llama"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "sub/tokenizer.json").write_text("[]")
+    (directory / "model.safetensors").write_bytes(file_of({"bias": b"123456", "weight": os.urandom(8192)}))
+    (directory / ".git").mkdir()
+    (directory / ".git/HEAD").write_text("ref")
+    (directory / ".gitattributes").write_text("")
+    return directory
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    directory = tmp_path / "models"
+    directory.mkdir()
+    return directory
+
+
+def trimsfs(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_a_model_is_pushed_by_one_command(model: Path, store: Path) -> None:
+    result = trimsfs("push", model, f"{store}/llama:v1")
+    assert result.stdout == f"{store}/llama:v1: published, 3 files, 8.3 kB, of which 8.3 kB were uploaded now\n"
+    assert result.stderr == "trimsfs: left out 2 hidden names\n"
+    found = {str(file.relative_to(store / "llama/v1")) for file in (store / "llama/v1").rglob("*") if file.is_file()}
+    assert found == {"config.json", "sub/tokenizer.json", "model.safetensors"}
+
+    again = json.loads(trimsfs("push", "--json", model, f"{store}/llama:v1").stdout)
+    assert (again["version"], again["files"], again["sent_bytes"], again["hidden"]) == ("v1", 3, 0, 2)
+    (model / "config.json").write_text("[]")
+    refused = trimsfs("push", model, f"{store}/llama:v1", code=20)
+    assert refused.stderr.count("\n") == 1
+    assert "v1: it is published with other files: choose another version" in refused.stderr
+
+
+def test_a_version_without_a_name_is_named_after_its_content(model: Path, store: Path) -> None:
+    first = json.loads(trimsfs("push", "--json", model, store / "llama").stdout)
+    again = json.loads(trimsfs("push", "--json", model, store / "llama").stdout)
+    assert (first["version"], again["sent_bytes"]) == (again["version"], 0)
+    (model / "config.json").write_text("[]")
+    assert json.loads(trimsfs("push", "--json", model, store / "llama").stdout)["version"] != first["version"]
+
+
+def test_versions_aliases_rollback_and_removal(model: Path, store: Path) -> None:
+    name = f"{store}/llama"
+    assert "no versions" in trimsfs("versions", name).stderr
+    for version in ("v1", "v2"):
+        (model / "config.json").write_text(version)
+        trimsfs("push", "--quiet", model, f"{name}:{version}")
+        trimsfs("alias", name, "prod", version)
+    lines = trimsfs("versions", name).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["VERSION", "v1", "v2"]
+    assert lines[2].endswith("prod")
+    told = json.loads(trimsfs("versions", "--json", name).stdout)
+    assert told["aliases"]["prod"]["history"] == ["v1"]
+
+    assert "alias prod leads to it" in trimsfs("rm", f"{name}:v2", code=12).stderr
+    assert trimsfs("rollback", name, "prod").stdout == "prod leads to v1\n"
+    assert "stay until" in trimsfs("rm", f"{name}:v2").stdout
+    assert "(removed, kept until" in trimsfs("versions", name).stdout
+    assert (store / "llama/v2").exists()
+    assert "no removed version whose grace period is over" in trimsfs("rm", "--expired", name).stdout
+    trimsfs("push", "--quiet", model, f"{name}:v3")
+    assert trimsfs("rm", "--grace", "0", f"{name}:v3").stdout == f"{name}:v3: its files are deleted\n"
+    assert not (store / "llama/v3").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["push", "{model}/missing", "{store}/m:v1"], 13),
+        (["push", "{model}", "{store}/missing/m:v1"], 5),
+        (["push", "{model}", "{store}/m:aliases"], 2),
+        (["push", "{model}", "hf://org/m:v1"], 2),
+        (["push", "--sign", "{model}/config.json", "{model}", "{store}/m:v1"], 2),
+        (["alias", "{store}/m", "prod", "v1"], 13),
+        (["alias", "{store}/m:v1", "prod", "v1"], 2),
+        (["alias", "{store}/m", "../x", "v1"], 2),
+        (["rollback", "{store}/m", "prod"], 13),
+        (["rm", "{store}/m"], 2),
+        (["rm", "{store}/m:v1"], 13),
+        (["rm", "--unfinished", "{store}/m:v1"], 13),
+        (["rm", "--unfinished", "--expired", "{store}/m"], 2),
+        (["rm", "--grace", "soon", "{store}/m:v1"], 2),
+        (["diff", "{store}/m:v1", "{store}/m:v2"], 13),
+        (["diff", "{store}/m", "{store}/m:v2"], 2),
+        (["import", "{store}/missing", "{store}/m:v1"], 5),
+    ],
+)
+def test_a_command_that_cannot_succeed_says_why_in_one_line(
+    model: Path, store: Path, arguments: list[str], code: int
+) -> None:
+    result = trimsfs(*(argument.format(model=model, store=store) for argument in arguments), code=code)
+    if "--grace" not in arguments:
+        assert result.stderr.startswith("trimsfs: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_pushed_model_can_be_aligned_and_signed(model: Path, store: Path, tmp_path: Path) -> None:
+    key = new_key()
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(pem(key))
+    for version in ("v1", "v1"):  # a signature is the same each time, so that a push can be repeated
+        trimsfs("push", "--align", "--sign", private, model, f"{store}/llama:{version}")
+
+    published = store / "llama/v1"
+    check_reference_rules((published / "model.safetensors").read_bytes())
+    assert (published / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes()
+    signed = read_manifest((published / "model.sig").read_bytes(), load_key(public))
+    manifest = json.loads((store / "llama/.trims-versions/v1.json").read_text())
+    assert {name: digest.value.hex() for name, digest in signed.items()} == {
+        name: file["sha256"] for name, file in manifest["files"].items() if name != "model.sig"
+    }
+    (model / "model.sig").write_text("old")
+    assert "--align changes what it signs" in trimsfs("push", "--align", model, f"{store}/llama:v2", code=2).stderr
+
+
+def test_keys_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256K1())
+    path = tmp_path / "key.pem"
+    path.write_bytes(pem(key))
+    with pytest.raises(ConfigurationError, match="not a private key"):
+        load_private_key(path)
+    with pytest.raises(ConfigurationError, match="No such file"):
+        load_private_key(tmp_path / "missing")
+
+
+def test_versions_are_compared(model: Path, store: Path) -> None:
+    trimsfs("push", "--quiet", model, f"{store}/llama:v1")
+    (model / "model.safetensors").write_bytes(file_of({"bias": b"123456", "weight": b"w" * 8192, "new": b"1"}))
+    trimsfs("push", "--quiet", model, f"{store}/llama:v2")
+    lines = trimsfs("diff", f"{store}/llama:v1", f"{store}/llama:v2").stdout.splitlines()
+    assert [line.split()[:2] for line in lines if line[0] in "~+-"] == [
+        ["~", "model.safetensors"],
+        ["+", "new"],
+        ["~", "weight"],
+    ]
+    assert "files: 2 equal, 1 changed" in lines
+    assert "tensors: 1 equal, 1 changed, 1 added" in lines
+
+    (store / "llama/.trims-versions/fingerprints/v2.json").unlink()
+    lines = trimsfs("diff", f"{store}/llama:v1", f"{store}/llama:v2").stdout.splitlines()
+    assert "tensors: 1 added, 2 of equal shape, but not compared" in lines
+
+
+def test_a_model_is_imported_from_another_store(
+    model: Path, moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "PART_SIZE", PART)
+    use_only(moto, monkeypatch)
+    large = os.urandom(2 * PART + 7)
+    with contextlib.closing(moto.client()) as client:
+        source, target = new_bucket(client), new_bucket(client)
+        for file in (file for file in model.rglob("*") if file.is_file()):
+            source.put(f"org/llama/{file.relative_to(model)}", file.read_bytes())
+        source.put("org/llama/large.bin", large)
+        into = [f"s3://{target.bucket}/llama:v1", "--endpoint-url", moto.endpoint_url, "--addressing-style", "path"]
+        arguments = ["import", f"s3://{source.bucket}/org/llama", *into, "--source-endpoint-url", moto.endpoint_url]
+        before = set(tmp_path.rglob("*"))
+        told = json.loads(trimsfs(*arguments, "--json").stdout)
+        assert (told["files"], told["hidden"], told["sent_files"]) == (4, 2, 4)
+        assert set(tmp_path.rglob("*")) == before
+        assert client.get_object(Bucket=target.bucket, Key="llama/v1/large.bin")["Body"].read() == large
+        assert json.loads(trimsfs(*arguments, "--json").stdout)["sent_bytes"] == 0
+
+
+def test_locations() -> None:
+    for text, store, name, version in [
+        ("s3://bucket/llama", "s3://bucket", "llama", None),
+        ("s3://bucket/org/llama:v1", "s3://bucket/org", "llama", "v1"),
+        ("/srv/models/llama:v1", "/srv/models", "llama", "v1"),
+        ("/llama", "/", "llama", None),
+        ("llama:v1.2", ".", "llama", "v1.2"),
+        ("models/llama/", "models", "llama", None),
+        ("file:///srv/models/llama", "file:///srv/models", "llama", None),
+    ]:
+        location = parse(text)
+        assert (location.store, location.name, location.version) == (store, name, version)
+    for text in ("", "s3://bucket", "/", "m:", "m:.x", ".", "..", "a/..", "m:removed", "s3://bucket/.trims-versions"):
+        with pytest.raises(ConfigurationError):
+            parse(text)
+
+
+def test_an_error_of_concurrent_tasks_is_told_alone(model: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "a").write_bytes(b"1")
+    (model / "b").write_bytes(b"2")
+
+    async def fails(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ConfigurationError("broken")
+
+    monkeypatch.setattr("trimsfs.stores.directory_writer.DirectoryWriter.find", fails)
+    monkeypatch.setattr("trimsfs.versions.content.LocalFile.read", fails)
+    assert trimsfs("push", model, f"{store}/llama:v1", code=2).stderr == "trimsfs: broken\n"

@@ -1,0 +1,173 @@
+"""A push that is killed at any point never shows a part of a version, and the next one uploads only what is missing."""
+
+import contextlib
+import hashlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.contract.backends import new_bucket, s3_options, use_only
+from tests.services import S3Server
+from tests.versions.proxy import Proxy, proxy_of
+from tests.versions.pusher import PART, ran, started
+from trimsfs.formats.versions import Manifest
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_writer
+
+SMALL_FILES = 5
+LARGE_SIZE = 2 * PART + 1000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of small files and one of three parts."""
+    directory = tmp_path_factory.mktemp("model")
+    (directory / "large.bin").write_bytes(os.urandom(LARGE_SIZE))
+    (directory / "more").mkdir()
+    for number in range(SMALL_FILES):
+        (directory / f"more/{number}.json").write_bytes(os.urandom(1000))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def own_proxy(seaweed: S3Server) -> Iterator[Proxy]:
+    with proxy_of(seaweed) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(own_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """A proxy in front of SeaweedFS, whose credentials are in the environment."""
+    use_only(own_proxy.target, monkeypatch)
+    return own_proxy
+
+
+def seen(options: MountOptions, version: str) -> Manifest | None:
+    """The manifest of a version, after a check that all of its files are as it says; None if it is not published."""
+
+    async def look() -> Manifest | None:
+        writer = open_writer(options, scratch="unused", max_requests=4)
+        try:
+            found = await writer.read(f"m/.trims-versions/{version}.json")
+            if found is None:
+                return None
+            manifest = Manifest.parse(found[0])
+            for path, file in manifest.files.items():
+                content = await writer.read(f"m/{version}/{path}")
+                assert content is not None, path
+                assert (len(content[0]), hashlib.sha256(content[0]).hexdigest()) == (file.size, file.sha256), path
+                assert content[1] == file.etag
+            return manifest
+        finally:
+            await writer.aclose()
+
+    return trio.run(look)
+
+
+def check_complete(options: MountOptions, version: str, model: Path) -> None:
+    manifest = seen(options, version)
+    assert manifest is not None
+    sizes = {str(file.relative_to(model)): file.stat().st_size for file in model.rglob("*") if file.is_file()}
+    assert {path: file.size for path, file in manifest.files.items()} == sizes
+
+
+def killed_at_requests(
+    proxy: Proxy, model: Path, directory: Path, choose: Callable[[int], list[tuple[int, bool]]]
+) -> None:
+    """Kill a push at each of the requests that *choose* draws of so many, before or after the server has got it."""
+    with contextlib.closing(proxy.target.client()) as client:
+        bucket = new_bucket(client).bucket
+    server, log = proxy.server, directory / "log"
+    environment = server.environment()
+
+    def push(version: str) -> list[str]:
+        return ["push", str(model), f"s3://{bucket}/m:{version}", "--addressing-style", "path"]
+
+    options = s3_options(proxy.target.endpoint_url, bucket)
+    proxy.restart()
+    assert ran(push("whole"), log, environment) == 0, log.read_text()
+    whole = len(proxy.uploads())
+    assert whole == SMALL_FILES + 3
+    for trial, (number, answered) in enumerate(choose(proxy.count)):
+        version = f"v{trial}"
+        proxy.restart()
+        with started(push(version), log, environment) as process:
+
+            def kill(count: int, number: int = number, process: object = process) -> bool:
+                if count == number:
+                    process.kill()  # type: ignore[attr-defined]
+                return count >= number
+
+            if answered:
+                proxy.after = kill
+            else:
+                proxy.before = kill
+            process.join(60)
+            assert process.exitcode is not None
+        first = set(proxy.uploads())
+        seen(options, version)
+        proxy.restart()
+        assert ran(push(version), log, environment) == 0, log.read_text()
+        check_complete(options, version, model)
+        second = proxy.uploads()
+        assert len(second) == len(set(second))
+        assert not first & set(second), "what the killed push had uploaded was uploaded again"
+        assert len(first) + len(second) == whole, (number, answered, first, second)
+
+
+def test_a_push_that_is_killed_at_some_requests(proxy: Proxy, model: Path, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    killed_at_requests(
+        proxy, model, tmp_path, lambda count: [(chance.randint(3, count), half > 2) for half in range(6)]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_push_that_is_killed_at_100_random_requests(proxy: Proxy, model: Path, tmp_path: Path) -> None:
+    chance = random.Random()
+    killed_at_requests(
+        proxy, model, tmp_path, lambda count: [(chance.randint(1, count), chance.random() < 0.5) for _ in range(100)]
+    )
+
+
+def killed_at_moments(model: Path, directory: Path, trials: int) -> None:
+    """Kill a push to a directory at random moments."""
+    store, log = directory / "store", directory / "log"
+    store.mkdir()
+    options = MountOptions(store=str(store))
+    chance = random.Random(11)
+    assert ran(["push", str(model), f"{store}/m:first"], log) == 0, log.read_text()  # loads what is forked later
+    before = time.monotonic()
+    assert ran(["push", str(model), f"{store}/m:second"], log) == 0, log.read_text()
+    usual = time.monotonic() - before
+    dead = 0
+    for trial in range(trials):
+        version = f"v{trial}"
+        with started(["push", str(model), f"{store}/m:{version}"], log) as process:
+            process.join(chance.uniform(0, usual))
+            process.kill()
+            process.join(30)
+            dead += process.exitcode != 0
+        seen(options, version)
+        files = {file: file.stat().st_ino for file in (store / "m" / version).rglob("*")}
+        assert ran(["push", str(model), f"{store}/m:{version}"], log) == 0, log.read_text()
+        check_complete(options, version, model)
+        assert {file: file.stat().st_ino for file in files} == files, "a file was written again"
+        assert list((store / "m/.trims-versions/scratch").iterdir()) == []
+    assert dead > 0
+
+
+def test_a_push_to_a_directory_that_is_killed_at_some_moments(model: Path, tmp_path: Path) -> None:
+    killed_at_moments(model, tmp_path, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_push_to_a_directory_that_is_killed_at_100_moments(model: Path, tmp_path: Path) -> None:
+    killed_at_moments(model, tmp_path, 100)

@@ -1,0 +1,391 @@
+"""Publishing versions in a bucket or a directory: what readers see, and what concurrent publishers cannot do."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.contract.backends import WRITABLE, new_bucket, s3_options, use_only, writable
+from tests.services import S3Server
+from tests.versions.proxy import proxy_of
+from trimsfs.errors import (
+    ConfigurationError,
+    InUseError,
+    NoSuchEntryError,
+    ObjectChangedError,
+    TrimsError,
+    VersionConflictError,
+)
+from trimsfs.formats.versions import Alias, Tombstone
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_writer
+from trimsfs.stores import writer as protocol
+from trimsfs.versions import alias as aliases
+from trimsfs.versions import removal
+from trimsfs.versions.catalog import Catalog, now
+from trimsfs.versions.content import Bytes, Content
+from trimsfs.versions.description import describe
+from trimsfs.versions.push import Publication, publish
+
+PART = 5 << 20
+SMALL = {"config.json": b"{}", "sub/tokenizer.json": b"[]", "empty": b""}
+LARGE = os.urandom(PART + 100)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "PART_SIZE", PART)
+
+
+@pytest.fixture(params=WRITABLE)
+def options(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MountOptions:
+    return writable(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+async def catalog(options: MountOptions) -> AsyncIterator[Catalog]:
+    async with opened(options) as catalog:
+        yield catalog
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[Catalog]:
+    """A model in a directory, where the kind of the store does not matter."""
+    async with opened(MountOptions(store=str(tmp_path))) as catalog:
+        yield catalog
+
+
+@contextlib.asynccontextmanager
+async def opened(options: MountOptions, *, conditions: bool = True) -> AsyncIterator[Catalog]:
+    writer = open_writer(options, scratch="m/.trims-versions/scratch", max_requests=8, conditions=conditions)
+    try:
+        yield Catalog(writer, "m")
+    finally:
+        await writer.aclose()
+
+
+async def push(
+    catalog: Catalog, version: str, files: Mapping[str, bytes | Content], *, conditions: bool = True
+) -> Publication:
+    contents = {path: Bytes(file) if isinstance(file, bytes) else file for path, file in files.items()}
+    described = await describe(contents)
+    return await publish(catalog, version, described, conditions=conditions, progress=lambda _: None)
+
+
+async def files_in(catalog: Catalog, version: str) -> dict[str, bytes]:
+    """What the store has below the directory of a version."""
+    prefix, found = f"{catalog.name}/{version}/", {}
+    async for stored in catalog.writer.list(prefix):
+        content = await catalog.writer.read(stored.key)
+        assert content is not None
+        found[stored.key.removeprefix(prefix)] = content[0]
+    return found
+
+
+async def test_a_version_is_published_as_plain_files(catalog: Catalog) -> None:
+    files = {**SMALL, "large.bin": LARGE}
+    published = await push(catalog, "v1", files)
+
+    assert (published.sent_files, published.sent_bytes) == (4, sum(map(len, files.values())))
+    assert await files_in(catalog, "v1") == files
+    manifest = await catalog.published("v1")
+    assert manifest == published.manifest
+    etags = {stored.key: stored.etag async for stored in catalog.writer.list("m/v1/")}
+    for path, file in manifest.files.items():
+        assert file.sha256 == hashlib.sha256(files[path]).hexdigest()
+        assert file.etag == etags[f"m/v1/{path}"]
+    assert {stored.key async for stored in catalog.writer.list("m/.trims-versions/")} == {"m/.trims-versions/v1.json"}
+
+
+async def test_a_version_that_is_there_is_left_as_it_is(catalog: Catalog) -> None:
+    first = await push(catalog, "v1", SMALL)
+    again = await push(catalog, "v1", SMALL)
+    assert (again.manifest, again.sent_files, again.sent_bytes) == (first.manifest, 0, 0)
+
+    with pytest.raises(VersionConflictError, match="other files"):
+        await push(catalog, "v1", SMALL | {"config.json": b"{1}"})
+    with pytest.raises(VersionConflictError, match="other files"):
+        await push(catalog, "v1", SMALL | {"more": b""})
+    assert await files_in(catalog, "v1") == SMALL
+    assert not (await catalog.contents()).unfinished
+
+
+class Failing(Bytes):
+    """Content that cannot be read any more once its digest is known."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        raise NoSuchEntryError("removed")
+
+
+class Changing(Bytes):
+    """Content that changes after its digest was computed."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return b"?" + (await super().read(offset, length))[1:]
+
+
+def group(kind: type[TrimsError], words: str) -> pytest.RaisesGroup[TrimsError]:
+    """Expect an error of concurrent tasks."""
+    return pytest.RaisesGroup(pytest.RaisesExc(kind, match=words), flatten_subgroups=True)
+
+
+async def test_nobody_sees_a_version_whose_push_has_not_ended(catalog: Catalog) -> None:
+    with group(NoSuchEntryError, "removed"):
+        await push(catalog, "v1", SMALL | {"z": Failing(b"z"), "large": LARGE})
+    contents = await catalog.contents()
+    assert not contents.published
+    assert list(contents.unfinished) == ["v1"]
+    with pytest.raises(NoSuchEntryError, match="has not ended"):
+        await catalog.published("v1")
+    with pytest.raises(NoSuchEntryError, match="has not ended"):
+        await aliases.move(catalog, "prod", "v1")
+
+    published = await push(catalog, "v1", SMALL | {"z": b"z", "large": LARGE})
+    assert published.sent_bytes <= len(LARGE) + sum(map(len, SMALL.values())) + 1
+    assert await files_in(catalog, "v1") == SMALL | {"z": b"z", "large": LARGE}
+    assert not (await catalog.contents()).unfinished
+
+
+@pytest.mark.parametrize("content", [b"small", LARGE])
+async def test_a_file_that_changes_while_it_is_pushed_is_not_published(catalog: Catalog, content: bytes) -> None:
+    with group(ObjectChangedError, "file: it changed"):
+        await push(catalog, "v1", {"file": Changing(content)})
+    assert await files_in(catalog, "v1") == {}
+    assert not (await catalog.contents()).published
+
+
+async def test_other_files_do_not_go_on_with_an_unfinished_push(catalog: Catalog) -> None:
+    with group(NoSuchEntryError, "removed"):
+        await push(catalog, "v1", {"a": b"old", "z": Failing(b"z")})
+    with pytest.raises(VersionConflictError, match=r"a push of other files has begun .* rm --unfinished"):
+        await push(catalog, "v1", {"a": b"new", "z": b"z"})
+
+    await removal.remove_unfinished(catalog, "v1")
+    await push(catalog, "v1", {"a": b"new", "z": b"z"})
+    assert await files_in(catalog, "v1") == {"a": b"new", "z": b"z"}
+    with pytest.raises(VersionConflictError, match="has ended"):
+        await removal.remove_unfinished(catalog, "v1")
+
+
+async def test_of_pushes_of_different_files_one_is_published_whole(catalog: Catalog) -> None:
+    ended: dict[bytes, object] = {}
+
+    async def one(content: bytes) -> None:
+        files = {f"{number}": content for number in range(5)} | {f"only-{content.decode()}": b""}
+        try:
+            ended[content] = await push(catalog, "v1", files)
+        except* VersionConflictError as error:
+            ended[content] = error
+
+    async with trio.open_nursery() as nursery:
+        for content in (b"one", b"two", b"six"):
+            nursery.start_soon(one, content)
+    [winner] = [content for content, result in ended.items() if isinstance(result, Publication)]
+    expected = {f"{number}": winner for number in range(5)} | {f"only-{winner.decode()}": b""}
+    assert await files_in(catalog, "v1") == expected
+    assert set((await catalog.published("v1")).files) == set(expected)
+    assert not (await catalog.contents()).unfinished
+
+
+async def test_pushes_of_equal_files_both_succeed(catalog: Catalog) -> None:
+    done = []
+
+    async def one() -> None:
+        done.append((await push(catalog, "v1", SMALL | {"more": b"x" * 1000})).manifest.files)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(one)
+    assert done[0] == done[1] == done[2] == (await catalog.published("v1")).files
+
+
+async def test_an_alias_moves_and_remembers(catalog: Catalog) -> None:
+    for version in ("v1", "v2", "v3"):
+        await push(catalog, version, {"file": version.encode()})
+    for version in ("v1", "v2", "v2", "v3"):
+        await aliases.move(catalog, "prod", version)
+    found = await catalog.alias("prod")
+    assert found is not None
+    assert (found[0].version, found[0].history) == ("v3", ("v2", "v1"))
+
+    assert (await aliases.rollback(catalog, "prod")).version == "v2"
+    moved = await aliases.rollback(catalog, "prod")
+    assert (moved.version, moved.history) == ("v1", ())
+    with pytest.raises(NoSuchEntryError, match="no other version"):
+        await aliases.rollback(catalog, "prod")
+    assert {stored.key async for stored in catalog.writer.list("m/.trims-versions/")} == {
+        *(f"m/.trims-versions/v{number}.json" for number in (1, 2, 3)),
+        "m/.trims-versions/aliases/prod.json",
+    }
+
+
+async def test_of_many_who_move_an_alias_each_hears_what_became_of_it(catalog: Catalog) -> None:
+    for number in range(6):
+        await push(catalog, f"v{number}", {"file": b""})
+    await aliases.move(catalog, "prod", "v0")
+    succeeded = []
+
+    async def one(version: str) -> None:
+        with contextlib.suppress(VersionConflictError):
+            await aliases.move(catalog, "prod", version)
+            succeeded.append(version)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 6):
+            nursery.start_soon(one, f"v{number}")
+    found = await catalog.alias("prod")
+    assert found is not None
+    assert succeeded
+    assert {found[0].version, *found[0].history} == {"v0", *succeeded}
+
+
+async def test_names_of_versions_and_aliases_differ(local: Catalog) -> None:
+    await push(local, "v1", SMALL)
+    await aliases.move(local, "prod", "v1")
+    with pytest.raises(VersionConflictError, match="alias"):
+        await push(local, "prod", SMALL)
+    with pytest.raises(VersionConflictError, match="is a version"):
+        await aliases.move(local, "v1", "v1")
+
+
+async def test_an_alias_leads_only_to_what_there_is(local: Catalog) -> None:
+    with pytest.raises(NoSuchEntryError, match="no such version"):
+        await aliases.move(local, "prod", "v1")
+    with pytest.raises(NoSuchEntryError, match="no such alias"):
+        await aliases.rollback(local, "prod")
+
+
+async def test_a_removed_version_is_hidden_at_once_and_deleted_later(catalog: Catalog) -> None:
+    await push(catalog, "v1", SMALL)
+    await push(catalog, "v2", {"file": b""})
+    tombstone = await removal.remove(catalog, "v1", timedelta(hours=1))
+    assert await removal.remove(catalog, "v1", timedelta(0)) == tombstone  # the first one counts
+
+    contents = await catalog.contents()
+    assert (list(contents.published), list(contents.removed)) == (["v2"], ["v1"])
+    assert await removal.expire(catalog) == []
+    assert await files_in(catalog, "v1") == SMALL
+    for action in (partial_move(catalog), partial_push(catalog)):
+        with pytest.raises((NoSuchEntryError, VersionConflictError), match="was removed"):
+            await action()
+
+    await expire_now(catalog, "v1")
+    assert await removal.expire(catalog) == ["v1"]
+    assert {stored.key async for stored in catalog.writer.list("m/")} == {"m/.trims-versions/v2.json", "m/v2/file"}
+    await push(catalog, "v1", {"file": b"anew"})
+
+
+def partial_move(catalog: Catalog) -> Callable[[], Awaitable[object]]:
+    return lambda: aliases.move(catalog, "prod", "v1")
+
+
+def partial_push(catalog: Catalog) -> Callable[[], Awaitable[object]]:
+    return lambda: push(catalog, "v1", SMALL)
+
+
+async def expire_now(catalog: Catalog, version: str) -> None:
+    """Let the grace period of a version be over."""
+    key = f"m/.trims-versions/removed/{version}.json"
+    found = await catalog.writer.read(key)
+    assert found is not None
+    await catalog.writer.put_if_match(
+        key, Tombstone(version=version, removed=now(), delete_after=now()).encode(), found[1]
+    )
+
+
+async def test_a_version_that_an_alias_leads_to_is_not_removed(local: Catalog) -> None:
+    await push(local, "v1", SMALL)
+    await push(local, "v2", SMALL)
+    await aliases.move(local, "prod", "v1")
+    with pytest.raises(InUseError, match="alias prod leads to it"):
+        await removal.remove(local, "v1", timedelta(0))
+    await aliases.move(local, "prod", "v2")
+    await removal.remove(local, "v1", timedelta(0))
+    assert await removal.expire(local) == ["v1"]
+    with pytest.raises(NoSuchEntryError, match="no other version"):
+        await aliases.rollback(local, "prod")  # to v1, which is gone
+
+
+async def test_who_moves_an_alias_and_who_removes_its_target_do_not_both_succeed(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(local, "v1", SMALL)
+    await push(local, "v2", SMALL)
+    await aliases.move(local, "prod", "v2")
+    put = local.writer.put_if_match
+
+    async def removed_before(key: str, data: bytes, etag: str) -> None:
+        if Alias.parse(data).version == "v1":
+            monkeypatch.setattr(local.writer, "put_if_match", put)
+            await removal.remove(local, "v1", timedelta(hours=1))
+        await put(key, data, etag)
+
+    monkeypatch.setattr(local, "check_conditions", trio.lowlevel.checkpoint)
+    monkeypatch.setattr(local.writer, "put_if_match", removed_before)
+    with pytest.raises(VersionConflictError, match="somebody is removing it"):
+        await aliases.move(local, "prod", "v1")
+    found = await local.alias("prod")
+    assert found is not None
+    assert found[0].version == "v2"
+
+
+async def test_an_alias_that_moves_while_its_target_is_removed_keeps_it(
+    local: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await push(local, "v1", SMALL)
+    put = local.writer.put_if_absent
+
+    async def moved_before(key: str, data: bytes, *, sha256: str | None = None) -> None:
+        if "/removed/" in key:
+            monkeypatch.setattr(local.writer, "put_if_absent", put)
+            await aliases.move(local, "prod", "v1")
+        await put(key, data, sha256=sha256)
+
+    monkeypatch.setattr(local.writer, "put_if_absent", moved_before)
+    with pytest.raises(InUseError, match="alias prod leads to it"):
+        await removal.remove(local, "v1", timedelta(hours=1))
+    assert list((await local.contents()).published) == ["v1"]
+
+
+async def test_a_push_whose_claim_is_removed_publishes_nothing(local: Catalog) -> None:
+    class Removing(Bytes):
+        async def read(self, offset: int, length: int) -> bytes:
+            await removal.remove_unfinished(local, "v1")
+            return await super().read(offset, length)
+
+    with pytest.raises(VersionConflictError, match="somebody has removed it"):
+        await push(local, "v1", {"file": Removing(b"x")})
+    assert not (await local.contents()).published
+
+
+@pytest.mark.parametrize("header", ["if-none-match", "if-match"])
+async def test_a_store_that_ignores_conditions_is_refused(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    use_only(moto, monkeypatch)
+    with proxy_of(moto) as proxy, contextlib.closing(moto.client()) as client:
+        proxy.strip = frozenset({header})
+        options = s3_options(proxy.server.endpoint_url, new_bucket(client).bucket)
+        async with opened(options) as catalog:
+            if header == "if-none-match":
+                with pytest.raises(ConfigurationError, match=r"ignores If-None-Match.*--single-writer"):
+                    await push(catalog, "v1", SMALL)
+                assert {stored.key async for stored in catalog.writer.list("m/")} == set()
+        async with opened(options, conditions=False) as catalog:
+            await push(catalog, "v1", SMALL, conditions=False)
+            assert await files_in(catalog, "v1") == SMALL
+            await push(catalog, "v2", SMALL, conditions=False)
+        async with opened(options) as catalog:
+            if header == "if-match":
+                with pytest.raises(ConfigurationError, match=r"ignores If-Match.*--single-writer"):
+                    await aliases.move(catalog, "prod", "v1")
+                assert (await catalog.contents()).aliases == {}
+        async with opened(options, conditions=False) as catalog:
+            for version in ("v1", "v2"):
+                await aliases.move(catalog, "prod", version, conditions=False)
+            assert (await aliases.rollback(catalog, "prod")).version == "v1"

@@ -1,0 +1,83 @@
+"""The options of commands that talk to a store themselves, without a mount."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from trimsfs.cli.mount_options import metavar
+from trimsfs.errors import TrimsError
+from trimsfs.options import MountOptions, flag, load_options
+from trimsfs.stores import open_writer
+from trimsfs.versions.catalog import Catalog
+from trimsfs.versions.location import Location
+
+T = TypeVar("T")
+
+MOST_REQUESTS = 16
+_NAMES = ("endpoint_url", "region", "profile", "addressing_style")
+
+
+def store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command with the options that say how to reach a store: it receives them as ``reach``."""
+
+    def wrapped(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _NAMES}
+        command(reach={name: value for name, value in given.items() if value is not None}, **arguments)
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    decorated: Callable[..., None] = wrapped
+    for name in reversed(_NAMES):
+        text = MountOptions.model_fields[name].description
+        decorated = click.option(flag(name), name, metavar=metavar(name), default=None, help=text)(decorated)
+    return decorated
+
+
+single_writer = click.option(
+    "--single-writer",
+    is_flag=True,
+    help="Use a store that ignores conditions. Nobody else may publish this model meanwhile.",
+)
+
+
+def run_on_catalog(
+    action: Callable[[Catalog], Awaitable[T]], location: Location, reach: dict[str, Any], *, conditions: bool = True
+) -> T:
+    """The result of an action on a model's versions. Raises TrimsError."""
+    options = reading(location, reach)
+
+    async def act() -> T:
+        writer = open_writer(options, scratch=location.scratch, max_requests=MOST_REQUESTS, conditions=conditions)
+        try:
+            return await action(Catalog(writer, location.name))
+        finally:
+            with trio.CancelScope(shield=True):
+                await writer.aclose()
+
+    return run(act)
+
+
+def reading(location: Location, reach: dict[str, Any]) -> MountOptions:
+    """The options that reach the store of a location. Raises ConfigurationError."""
+    return load_options({**reach, "store": location.store})
+
+
+def run(action: Callable[[], Awaitable[T]]) -> T:
+    """Run an action. Raises the first TrimsError of concurrent tasks, or KeyboardInterrupt."""
+    try:
+        return trio.run(action)
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group that was raised on purpose, else the first that was not."""
+    leaves = [*_leaves(error)]
+    return next((leaf for leaf in leaves if isinstance(leaf, TrimsError | KeyboardInterrupt)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

@@ -1,0 +1,1 @@
+"""Versions: what publishers do to the versions and aliases of a model in a store."""

@@ -1,0 +1,145 @@
+"""What a store knows of a model's versions: reads and writes manifests, aliases, tombstones and reservations."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import trio
+
+from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, VersionConflictError
+from trimsfs.formats import fingerprints
+from trimsfs.formats import versions as formats
+from trimsfs.formats.fingerprints import Fingerprint
+from trimsfs.formats.table import FormatError
+from trimsfs.formats.versions import Alias, Manifest, Reservation, Tombstone
+from trimsfs.stores.writer import Writer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """All that there is of a model, by the names of versions and aliases. *removed* versions have tombstones."""
+
+    manifests: Mapping[str, Manifest]
+    aliases: Mapping[str, Alias]
+    removed: Mapping[str, Tombstone]
+    unfinished: Mapping[str, Reservation]
+
+    @property
+    def published(self) -> Mapping[str, Manifest]:
+        """The versions that readers see."""
+        return {version: manifest for version, manifest in self.manifests.items() if version not in self.removed}
+
+
+class Catalog:
+    """The objects in ``NAME/.trims-versions/`` of a model."""
+
+    def __init__(self, writer: Writer, name: str) -> None:
+        self.writer = writer
+        self.name = name
+
+    def of(self, version: str) -> str:
+        """A version, for messages."""
+        return f"{self.writer.location}/{self.name}:{version}"
+
+    async def manifest(self, version: str) -> Manifest | None:
+        """The manifest of a version, removed or not; None if nobody has published it."""
+        found = await self._read(formats.manifest_key(self.name, version), Manifest.parse)
+        return found and found[0]
+
+    async def alias(self, alias: str) -> tuple[Alias, str] | None:
+        """An alias and the ETag of its object."""
+        return await self._read(formats.alias_key(self.name, alias), Alias.parse)
+
+    async def tombstone(self, version: str) -> Tombstone | None:
+        """The tombstone of a version."""
+        found = await self._read(formats.tombstone_key(self.name, version), Tombstone.parse)
+        return found and found[0]
+
+    async def reservation(self, version: str) -> Reservation | None:
+        """The reservation of an unfinished push."""
+        found = await self._read(formats.reservation_key(self.name, version), Reservation.parse)
+        return found and found[0]
+
+    async def fingerprints(self, version: str) -> dict[str, Fingerprint]:
+        """The fingerprints of a version's files by path; none if its push has left none."""
+        key = formats.fingerprints_key(self.name, version)
+        found = await self._read(key, fingerprints.parse)
+        return found[0] if found else {}
+
+    async def published(self, version: str) -> Manifest:
+        """The manifest of a version that readers see. Raises NoSuchEntryError."""
+        manifest, tombstone = await self.manifest(version), await self.tombstone(version)
+        if tombstone is not None:
+            raise NoSuchEntryError(f"{self.of(version)}: it was removed at {formats.text(tombstone.removed)}")
+        if manifest is None:
+            unfinished = await self.reservation(version) is not None
+            reason = "its push has not ended: push again" if unfinished else "no such version: see `trimsfs versions`"
+            raise NoSuchEntryError(f"{self.of(version)}: {reason}")
+        return manifest
+
+    async def contents(self) -> Contents:
+        """All objects of the model."""
+        directory = f"{self.name}/{formats.DIRECTORY}/"
+        manifests: dict[str, Manifest] = {}
+        aliases: dict[str, Alias] = {}
+        removed: dict[str, Tombstone] = {}
+        unfinished: dict[str, Reservation] = {}
+
+        async def read(into: dict[str, T], key: str, name: str, parse: Callable[[bytes], T]) -> None:
+            found = await self._read(key, parse)
+            if found is not None:  # else it was deleted meanwhile
+                into[name] = found[0]
+
+        async with trio.open_nursery() as nursery:
+            async for stored in self.writer.list(directory):
+                match stored.key.removeprefix(directory).split("/"):
+                    case [file] if version := formats.version_of_manifest(file):
+                        nursery.start_soon(read, manifests, stored.key, version, Manifest.parse)
+                    case [formats.ALIASES, file] if alias := formats.alias_of(file):
+                        nursery.start_soon(read, aliases, stored.key, alias, Alias.parse)
+                    case [formats.REMOVED, file] if version := formats.version_of_manifest(file):
+                        nursery.start_soon(read, removed, stored.key, version, Tombstone.parse)
+                    case [formats.PUSHES, file] if version := formats.version_of_manifest(file):
+                        nursery.start_soon(read, unfinished, stored.key, version, Reservation.parse)
+        return Contents(
+            manifests=dict(sorted(manifests.items())),
+            aliases=dict(sorted(aliases.items())),
+            removed=dict(sorted(removed.items())),
+            unfinished={version: one for version, one in sorted(unfinished.items()) if version not in manifests},
+        )
+
+    async def check_conditions(self) -> None:
+        """Check that the store heeds If-Match. Raises ConfigurationError."""
+        key = f"{self.name}/{formats.DIRECTORY}/conditions"
+        try:
+            await self.writer.put_if_match(key, b"", '"00000000000000000000000000000000"')
+        except ObjectChangedError:
+            return  # there is no such object, so a store that heeds it refuses
+        await self.writer.delete([key])
+        raise self.without_conditions("If-Match")
+
+    def without_conditions(self, header: str) -> ConfigurationError:
+        """The error for a store that does what it is asked though the condition does not hold."""
+        return ConfigurationError(
+            f"{self.writer.location}: the store ignores {header}: two publishers could mix their files: "
+            "install a later one, or set --single-writer while nobody else publishes this model"
+        )
+
+    async def _read(self, key: str, parse: Callable[[bytes], T]) -> tuple[T, str] | None:
+        found = await self.writer.read(key)
+        if found is None:
+            return None
+        try:
+            return parse(found[0]), found[1]
+        except FormatError as error:
+            raise VersionConflictError(
+                f"{self.writer.location}/{key}: {error}: see who can write to the store"
+            ) from None
+
+
+def now() -> datetime:
+    """The time, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,0 +1,192 @@
+"""The files of a version before it is published: on this host, in memory, or in another store."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from trimsfs.errors import ConfigurationError, NoSuchEntryError, ObjectChangedError, StoreError, TransientStoreError
+from trimsfs.formats.table import FormatError
+from trimsfs.formats.versions import check_path
+from trimsfs.stores.base import Store
+from trimsfs.stores.retrying import Retrying
+from trimsfs.types import Buffer, Generation
+
+_MOST_FILES = 50_000
+_DEEPEST = 32
+
+
+class Content(Protocol):
+    """The bytes of a file. They are read more than once, and must be the same each time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    async def sha256(self) -> str | None:
+        """The SHA-256 in hexadecimal digits, if it is known without reading the file."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range inside of the file. Raises StoreError and TrimsError."""
+
+
+class Bytes:
+    """Content in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        return len(self._data)
+
+    async def sha256(self) -> str:
+        return hashlib.sha256(self._data).hexdigest()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+class LocalFile:
+    """A file of this host. Raises ObjectChangedError when it gets shorter; `publish` notes any other change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = path.stat().st_size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def sha256(self) -> None:
+        return None
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await trio.to_thread.run_sync(partial(self.read_now, offset, length))
+
+    def read_now(self, offset: int, length: int) -> bytes:
+        """As `read`, in this thread."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                pieces, done = [], 0
+                while done < length and (piece := os.pread(file.fileno(), length - done, offset + done)):
+                    pieces.append(piece)
+                    done += len(piece)
+        except OSError as error:
+            raise NoSuchEntryError(f"{self.path}: {error.strerror}") from None
+        if done < length:
+            raise ObjectChangedError(f"{self.path}: it changed while it was read")
+        return b"".join(pieces)
+
+
+class StoredFile:
+    """An object of another store, in one generation. Its SHA-256 is what that store tells, if it tells one."""
+
+    def __init__(self, store: Store, generation: Generation, retrying: Retrying) -> None:
+        self._store = store
+        self._generation = generation
+        self._retrying = retrying
+
+    @property
+    def size(self) -> int:
+        return self._generation.size
+
+    async def sha256(self) -> str | None:
+        digest = await self._retrying.call("no digest", partial(self._store.digest, self._generation, certain=True))
+        if digest is not None and digest.algorithm == "sha256" and digest.binding:
+            return digest.value.hex()
+        return None
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if not length:
+            return b""
+        key = self._generation.key
+
+        async def attempt() -> bytes:
+            received = bytearray()
+
+            def sink(piece: Buffer) -> None:
+                received.extend(piece)
+
+            await self._store.read(self._generation, offset, length, sink)
+            if len(received) != length:
+                raise TransientStoreError(f"{key}: {len(received)} bytes instead of {length}")
+            return bytes(received)
+
+        return await self._retrying.call(f"{key}: not read", attempt)
+
+
+def files_of_directory(directory: Path) -> tuple[dict[str, LocalFile], int]:
+    """The files of a model on this host, by path below its directory, and how many hidden names are left out.
+
+    Links are followed. Raises ConfigurationError and NoSuchEntryError.
+    """
+    found: dict[str, LocalFile] = {}
+    hidden = 0
+    if not directory.is_dir():
+        raise NoSuchEntryError(f"{directory}: no such directory")
+    for parent, directories, names in os.walk(directory, followlinks=True, onerror=_fail):
+        if len(found) > _MOST_FILES or len(Path(parent).relative_to(directory).parts) > _DEEPEST:
+            raise ConfigurationError(f"{directory}: too many files, or links that lead round")
+        hidden += sum(name.startswith(".") for name in (*directories, *names))
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        for name in names:
+            file = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if not file.is_file():
+                raise ConfigurationError(f"{file}: neither a file nor a directory: remove it")
+            found[checked(str(file.relative_to(directory)))] = LocalFile(file)
+    if not found:
+        raise ConfigurationError(f"{directory}: there are no files in it")
+    return found, hidden
+
+
+def _fail(error: OSError) -> None:
+    raise NoSuchEntryError(f"{error.filename}: {error.strerror}") from None
+
+
+async def files_of_store(store: Store, retrying: Retrying, url: str) -> tuple[dict[str, StoredFile], int]:
+    """The files of a store by key, and how many hidden names are left out. Raises StoreError, ConfigurationError."""
+    found: dict[str, StoredFile] = {}
+    hidden = 0
+    prefixes = [""]
+    while prefixes:
+        prefix, token = prefixes.pop(), None
+        while True:
+            page = await retrying.call(f"{url}: not listed", partial(store.list_page, prefix, token=token))
+            for generation in page.objects:
+                if generation.key.rpartition("/")[2].startswith("."):
+                    hidden += 1
+                else:
+                    found[checked(generation.key)] = StoredFile(store, generation, retrying)
+            for name in page.prefixes:
+                if name.rstrip("/").rpartition("/")[2].startswith("."):
+                    hidden += 1
+                else:
+                    prefixes.append(name)
+            if page.unreadable:
+                raise StoreError(f"{url}: {page.unreadable[0]}: not readable")
+            token = page.next_token
+            if token is None:
+                break
+    if not found:
+        raise NoSuchEntryError(f"{url}: there are no files under it")
+    return found, hidden
+
+
+def checked(path: str) -> str:
+    """A path that a file of a version may have. Raises ConfigurationError."""
+    try:
+        return check_path(path)
+    except FormatError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def total(contents: Mapping[str, Content]) -> int:
+    """Bytes of all files."""
+    return sum(content.size for content in contents.values())

@@ -1,0 +1,176 @@
+"""Compares two versions: by file from their manifests, by tensor and chunk from their fingerprints. No I/O."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from trimsfs.formats.fingerprints import Fingerprint, TensorPrint
+from trimsfs.formats.versions import VersionFile
+from trimsfs.types import CHUNK_SIZE
+
+Change = Literal["equal", "changed", "added", "removed", "unknown"]
+"""What became of a file or tensor; of a tensor, it is unknown if one of its files has no fingerprint."""
+
+BLOCK = 4096
+"""Bytes of the blocks that a file system can share, as `trimsfs.tiers.extents` does."""
+LEAST_BYTES = 1 << 20
+"""Size of the smallest file of which the server shares blocks, as in `trimsfs.tiers.deduplication`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version as it is compared: files by path, and the fingerprints of those that have one."""
+
+    files: Mapping[str, VersionFile]
+    fingerprints: Mapping[str, Fingerprint]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """A file or tensor by name, how it differs, and its bytes: in the second version, if it is there."""
+
+    name: str
+    change: Change
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How a second version differs from a first.
+
+    ``fetched_bytes`` are those that a host fetches which has the first version whole and loads the second;
+    ``different_bytes`` those of them that are in no equal file, nor in an equal tensor. ``shared_bytes`` are those that
+    take no space of their own in a cache with ``--share-chunks``; None if a large file has no fingerprint.
+    """
+
+    files: tuple[Changed, ...]
+    tensors: tuple[Changed, ...]
+    fetched_bytes: int
+    different_bytes: int
+    shared_bytes: int | None
+
+
+def compare(first: Version, second: Version) -> Difference:
+    """The difference of two versions of a model."""
+    files = tuple(_files(first.files, second.files))
+    tensors = tuple(_tensors(first, second))
+    before = {file.sha256 for file in first.files.values()}
+    new = {path: file for path, file in second.files.items() if file.sha256 not in before}
+    known = sum(_equal_tensor_bytes(first, second, path) for path in new)
+    return Difference(
+        files=files,
+        tensors=tensors,
+        fetched_bytes=sum(file.size for file in second.files.values()),
+        different_bytes=sum(file.size for file in new.values()) - known,
+        shared_bytes=_shared(first, second),
+    )
+
+
+def _files(first: Mapping[str, VersionFile], second: Mapping[str, VersionFile]) -> Iterator[Changed]:
+    for path in sorted({*first, *second}):
+        if path not in second:
+            yield Changed(name=path, change="removed", nbytes=first[path].size)
+        elif path not in first:
+            yield Changed(name=path, change="added", nbytes=second[path].size)
+        else:
+            equal = first[path].sha256 == second[path].sha256
+            yield Changed(name=path, change="equal" if equal else "changed", nbytes=second[path].size)
+
+
+def _tensors(first: Version, second: Version) -> Iterator[Changed]:
+    """Tensors by name, in whatever file they are."""
+    one, other = _by_name(first), _by_name(second)
+    for name in sorted({*one, *other}):
+        if name not in other:
+            yield Changed(name=name, change="removed", nbytes=one[name][1].nbytes)
+        elif name not in one:
+            yield Changed(name=name, change="added", nbytes=other[name][1].nbytes)
+        else:
+            (file, before), (other_file, after) = one[name], other[name]
+            same_file = first.files[file].sha256 == second.files[other_file].sha256
+            yield Changed(name=name, change=_change(before, after, same_file), nbytes=after.nbytes)
+
+
+def _change(before: TensorPrint, after: TensorPrint, same_file: bool) -> Change:
+    if (before.dtype, before.shape) != (after.dtype, after.shape):
+        return "changed"
+    if same_file:
+        return "equal"
+    if before.crc64 is None or after.crc64 is None:
+        return "unknown"
+    return "equal" if before.crc64 == after.crc64 else "changed"
+
+
+def _by_name(version: Version) -> dict[str, tuple[str, TensorPrint]]:
+    """The file and fingerprint of each tensor; a name that two files have counts once."""
+    return {
+        name: (path, tensor)
+        for path, fingerprint in version.fingerprints.items()
+        if path in version.files
+        for name, tensor in fingerprint.tensors.items()
+    }
+
+
+def _equal_tensor_bytes(first: Version, second: Version, path: str) -> int:
+    """Bytes of a file of the second version that are tensors of the first."""
+    fingerprint = second.fingerprints.get(path)
+    if fingerprint is None:
+        return 0
+    before = {
+        (tensor.crc64, tensor.nbytes)
+        for one in first.fingerprints.values()
+        for tensor in one.tensors.values()
+        if tensor.crc64 is not None
+    }
+    return sum(one.nbytes for one in fingerprint.tensors.values() if (one.crc64, one.nbytes) in before)
+
+
+def _shared(first: Version, second: Version) -> int | None:
+    """Bytes that a cache shares with the first version: equal chunks anywhere, and equal tensors in the same place."""
+    for version in (first, second):
+        large = [path for path, file in version.files.items() if file.size >= LEAST_BYTES]
+        if not all(path in version.fingerprints and version.fingerprints[path].chunks for path in large):
+            return None
+    chunks: set[tuple[int, int]] = set()
+    for path, file in first.files.items():
+        if file.size >= LEAST_BYTES:
+            chunks |= {*_chunks(first.fingerprints[path], file.size)}
+    total = 0
+    for path, file in second.files.items():
+        if file.size < LEAST_BYTES:
+            continue
+        fingerprint = second.fingerprints[path]
+        sizes = list(_chunks(fingerprint, file.size))
+        alone = {number for number, chunk in enumerate(sizes) if chunk not in chunks}
+        total += sum(length for number, (_, length) in enumerate(sizes) if number not in alone)
+        before = first.fingerprints.get(path)
+        if (
+            path in first.files
+            and before is not None
+            and (len(alone) < len(sizes) or first.files[path].size == file.size)
+        ):
+            total += _in_place(before, fingerprint, alone)
+    return total
+
+
+def _chunks(fingerprint: Fingerprint, size: int) -> Iterator[tuple[int, int]]:
+    """The CRC and length of each chunk."""
+    for number, crc in enumerate(fingerprint.chunks):
+        yield crc, min(CHUNK_SIZE, size - number * CHUNK_SIZE)
+
+
+def _in_place(before: Fingerprint, after: Fingerprint, alone: set[int]) -> int:
+    """Bytes of whole blocks in the chunks *alone* that are of tensors which are equal at the same place."""
+    total = 0
+    for name, tensor in after.tensors.items():
+        other = before.tensors.get(name)
+        if other is None or other.crc64 is None or tensor.crc64 is None:
+            continue
+        if (other.offset, other.nbytes, other.crc64) != (tensor.offset, tensor.nbytes, tensor.crc64):
+            continue
+        begin, end = -(-tensor.offset // BLOCK) * BLOCK, (tensor.offset + tensor.nbytes) // BLOCK * BLOCK
+        while begin < end:
+            limit = min(end, (begin // CHUNK_SIZE + 1) * CHUNK_SIZE)
+            total += limit - begin if begin // CHUNK_SIZE in alone else 0
+            begin = limit
+    return total

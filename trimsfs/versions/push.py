@@ -1,0 +1,263 @@
+"""Publishes a version: uploads what is missing of its files, and then, in one request, the manifest that shows it.
+
+A reservation, made before anything else, names the content. Only pushes of that content write files of the version, so
+that they may run at the same time, die at any point and be repeated.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import trio
+
+from trimsfs.errors import ObjectChangedError, TrimsError, VersionConflictError
+from trimsfs.formats import fingerprints
+from trimsfs.formats import versions as formats
+from trimsfs.formats.versions import Manifest, Reservation, VersionFile
+from trimsfs.stores.writer import Stored, Upload, part_size
+from trimsfs.versions.catalog import Catalog, now
+from trimsfs.versions.content import Content
+from trimsfs.versions.description import Described
+
+PARTS_AT_ONCE = 8
+"""Most parts, and most small files, that are in memory and on their way."""
+LARGE_AT_ONCE = 4
+"""Most files whose parts are on their way."""
+
+Progress = Callable[[int], None]
+"""Hears of bytes that are in the store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A version that readers see, and what this push sent of it."""
+
+    manifest: Manifest
+    sent_files: int
+    sent_bytes: int
+
+
+def content_id(files: Mapping[str, Described]) -> str:
+    """A digest of all that a version consists of, in hexadecimal digits."""
+    entries = [[path, file.content.size, file.sha256] for path, file in sorted(files.items())]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+async def publish(
+    catalog: Catalog, version: str, files: Mapping[str, Described], *, conditions: bool = True, progress: Progress
+) -> Publication:
+    """Publish files as a version, or go on with a push of the same files. A version that has them is left as it is.
+
+    Raises VersionConflictError when the version has other files, is removed, or its name is an alias;
+    ConfigurationError when the store ignores *conditions*; ObjectChangedError when a file changes meanwhile.
+    """
+    push = _Push(catalog, version, files, progress)
+    manifest = await push.published()
+    if manifest is None:
+        await push.check_name()
+        await push.reserve(conditions)
+        # Again: a push that ends deletes its reservation after it has made the manifest.
+        manifest = await push.published()
+        if manifest is None:
+            await push.upload()
+            manifest = await push.make_manifest()
+    await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
+    return Publication(manifest=manifest, sent_files=push.sent_files, sent_bytes=push.sent_bytes)
+
+
+class _Push:
+    def __init__(self, catalog: Catalog, version: str, files: Mapping[str, Described], progress: Progress) -> None:
+        self._catalog = catalog
+        self._writer = catalog.writer
+        self._version = version
+        self._files = files
+        self._progress = progress
+        self._prefix = f"{catalog.name}/{version}/"
+        self._slots = trio.Semaphore(PARTS_AT_ONCE)
+        self._large = trio.CapacityLimiter(LARGE_AT_ONCE)
+        self.sent_files = self.sent_bytes = 0
+
+    async def published(self) -> Manifest | None:
+        """The manifest, if the version is published with these files. Raises VersionConflictError."""
+        manifest = await self._catalog.manifest(self._version)
+        tombstone = await self._catalog.tombstone(self._version)
+        if tombstone is not None:
+            raise self._conflict(f"it was removed at {formats.text(tombstone.removed)}: choose another version")
+        if manifest is None:
+            return None
+        theirs = {path: (file.size, file.sha256) for path, file in manifest.files.items()}
+        if theirs != {path: (file.content.size, file.sha256) for path, file in self._files.items()}:
+            raise self._conflict("it is published with other files: choose another version")
+        return manifest
+
+    async def check_name(self) -> None:
+        """Raises VersionConflictError when an alias has the name of the version."""
+        if await self._catalog.alias(self._version) is not None:
+            raise self._conflict("an alias has this name: choose another version")
+
+    async def reserve(self, conditions: bool) -> None:
+        """Reserve the version for these files, or go on with a push of them."""
+        key, content = formats.reservation_key(self._catalog.name, self._version), content_id(self._files)
+        reservation = Reservation(version=self._version, content=content, started=now()).encode()
+        while True:
+            try:
+                await self._writer.put_if_absent(key, reservation)
+                break
+            except ObjectChangedError:
+                found = await self._catalog.reservation(self._version)
+            if found is not None and found.content != content:
+                raise self._conflict(
+                    f"a push of other files has begun at {formats.text(found.started)}: let it end, or, if it is dead, "
+                    f"`trimsfs rm --unfinished {self._catalog.of(self._version)}`"
+                )
+            if found is not None:
+                return
+        if conditions:
+            await self._check_conditions(key, reservation)
+        await self._writer.discard_uploads(self._prefix)  # parts of other content, from before the version was removed
+
+    async def _check_conditions(self, key: str, reservation: bytes) -> None:
+        try:
+            await self._writer.put_if_absent(key, reservation)
+        except ObjectChangedError:
+            return
+        await self._writer.delete([key])
+        raise self._catalog.without_conditions("If-None-Match")
+
+    async def upload(self) -> None:
+        """Upload what is not there."""
+        there = await self._there()
+        async with trio.open_nursery() as nursery:
+            for path, file in self._files.items():
+                nursery.start_soon(self._put, path, file, path in there)
+
+    async def _there(self) -> dict[str, Stored]:
+        """The files in the store by path. Raises VersionConflictError for any that are none of this version."""
+        there = {one.key.removeprefix(self._prefix): one async for one in self._writer.list(self._prefix)}
+        for path, stored in there.items():
+            if path not in self._files or stored.size != self._files[path].content.size:
+                raise self._foreign(path)
+        return there
+
+    async def _put(self, path: str, file: Described, there: bool) -> None:
+        if not there and file.content.size > part_size(file.content.size):
+            async with self._large:
+                await self._put_large(path, file)
+            return
+        async with self._slots:
+            if there:
+                await self._check(path)
+                self._progress(file.content.size)
+            else:
+                await self._put_small(path, file)
+
+    async def _check(self, path: str) -> None:
+        """Check that a file in the store has the content of this version's."""
+        stored = await self._writer.find(self._prefix + path)
+        if stored is None or stored.sha256 != self._files[path].sha256:
+            raise self._foreign(path)
+
+    async def _put_small(self, path: str, file: Described) -> None:
+        data = await file.content.read(0, file.content.size)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise self._changed(path)
+        try:
+            await self._writer.put_if_absent(self._prefix + path, data, sha256=file.sha256)
+        except ObjectChangedError:
+            await self._check(path)  # another push of these files was quicker
+        self._sent(len(data))
+        self.sent_files += 1
+
+    async def _put_large(self, path: str, file: Described) -> None:
+        upload = await self._writer.upload(self._prefix + path, file.content.size, file.sha256)
+        sha256 = await self._put_parts(upload, file.content)
+        if sha256 is not None and sha256 != file.sha256:
+            await self._writer.discard_uploads(self._prefix + path)
+            raise self._changed(path)
+        try:
+            if sha256 is not None:
+                await upload.complete()
+        except ObjectChangedError:
+            sha256 = None
+        if sha256 is None:
+            await self._check(path)  # another push of these files has ended this upload
+        self.sent_files += 1
+
+    async def _put_parts(self, upload: Upload, content: Content) -> str | None:
+        """Read and put the parts of a file, several at once; its SHA-256, or None if somebody else ends the upload."""
+        digest = hashlib.sha256()
+        count = -(-content.size // upload.part_size)
+        turns = [trio.Event() for _ in range(count + 1)]
+        turns[0].set()
+        ended = False
+
+        async def put(number: int) -> None:
+            nonlocal ended
+            try:
+                offset = number * upload.part_size
+                data = await content.read(offset, min(upload.part_size, content.size - offset))
+                await turns[number].wait()  # to digest them in order
+                await trio.to_thread.run_sync(digest.update, data)
+                turns[number + 1].set()
+                try:
+                    sent = await upload.put_part(number, data)
+                except ObjectChangedError:
+                    ended = True
+                    nursery.cancel_scope.cancel()
+                else:
+                    (self._sent if sent else self._progress)(len(data))
+            finally:
+                self._slots.release()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                await self._slots.acquire()  # in order: the part whose turn it is always has one
+                nursery.start_soon(put, number)
+        return None if ended else digest.hexdigest()
+
+    async def make_manifest(self) -> Manifest:
+        """Show the version: the last step, once all files are in the store as they must be."""
+        there = await self._there()
+        reservation = await self._catalog.reservation(self._version)
+        if reservation is None and (other := await self.published()) is not None:
+            return other
+        if reservation is None or reservation.content != content_id(self._files):
+            raise self._conflict("somebody has removed it while it was pushed: push again")
+        if there.keys() != self._files.keys():
+            raise self._conflict("files of it were deleted while it was pushed: push again")
+        await self._put_fingerprints()
+        files = {
+            path: VersionFile(size=file.content.size, sha256=file.sha256, etag=there[path].etag)
+            for path, file in self._files.items()
+        }
+        manifest = Manifest(version=self._version, created=now(), files=files)
+        try:
+            await self._writer.put_if_absent(formats.manifest_key(self._catalog.name, self._version), manifest.encode())
+        except ObjectChangedError:  # by another push, or an attempt of which the answer was lost
+            return await self.published() or manifest
+        return manifest
+
+    async def _put_fingerprints(self) -> None:
+        """Put what `trimsfs diff` compares; two pushes of the same files put the same."""
+        found = {path: file.fingerprint for path, file in self._files.items() if file.fingerprint is not None}
+        data = fingerprints.encode(self._version, found)
+        if found and len(data) <= formats.MOST_BYTES:
+            with suppress(ObjectChangedError):
+                await self._writer.put_if_absent(formats.fingerprints_key(self._catalog.name, self._version), data)
+
+    def _sent(self, count: int) -> None:
+        self.sent_bytes += count
+        self._progress(count)
+
+    def _changed(self, path: str) -> TrimsError:
+        return ObjectChangedError(f"{path}: it changed while it was pushed: push again once nobody writes to it")
+
+    def _foreign(self, path: str) -> VersionConflictError:
+        return self._conflict(
+            f"{path} in the store is not of this version: `trimsfs rm --unfinished {self._catalog.of(self._version)}`"
+        )
+
+    def _conflict(self, reason: str) -> VersionConflictError:
+        return VersionConflictError(f"{self._catalog.of(self._version)}: {reason}")

@@ -1,0 +1,80 @@
+"""Removes versions: a tombstone hides one at once, and its files are deleted after a grace period."""
+
+from datetime import timedelta
+
+from trimsfs.errors import InUseError, NoSuchEntryError, ObjectChangedError, VersionConflictError
+from trimsfs.formats import versions as formats
+from trimsfs.formats.versions import Tombstone
+from trimsfs.versions.catalog import Catalog, now
+
+
+async def remove(catalog: Catalog, version: str, grace: timedelta) -> Tombstone:
+    """Hide a version, to be deleted after *grace*; a version that is removed already keeps its tombstone.
+
+    Raises InUseError when an alias leads to it, NoSuchEntryError when there is none.
+    """
+    found = await catalog.tombstone(version)
+    if found is not None:
+        return found
+    await catalog.published(version)
+    await _check_aliases(catalog, version)
+    time = now()
+    tombstone = Tombstone(version=version, removed=time, delete_after=time + grace)
+    key = formats.tombstone_key(catalog.name, version)
+    try:
+        await catalog.writer.put_if_absent(key, tombstone.encode())
+    except ObjectChangedError:
+        return await catalog.tombstone(version) or tombstone
+    try:
+        await _check_aliases(catalog, version)  # again: see `alias.move`
+    except InUseError:
+        await catalog.writer.delete([key])
+        raise
+    return tombstone
+
+
+async def expire(catalog: Catalog) -> list[str]:
+    """Delete the versions whose grace period is over; returns them."""
+    contents = await catalog.contents()
+    expired = [version for version, tombstone in contents.removed.items() if tombstone.delete_after <= now()]
+    for version in expired:
+        manifest = [
+            formats.manifest_key(catalog.name, version),
+            formats.signature_key(catalog.name, version),
+            formats.fingerprints_key(catalog.name, version),
+        ]
+        # The tombstone is last: a removal that dies is repeated, and the version stays hidden.
+        await _delete_files(catalog, version)
+        await catalog.writer.delete(manifest)
+        await catalog.writer.delete([formats.tombstone_key(catalog.name, version)])
+    return expired
+
+
+async def remove_unfinished(catalog: Catalog, version: str) -> None:
+    """Delete what a dead push has left of a version. A push that is not dead will notice, and fail.
+
+    Raises VersionConflictError when the version is published, NoSuchEntryError when there is nothing of it.
+    """
+    if await catalog.manifest(version) is not None:
+        raise VersionConflictError(f"{catalog.of(version)}: its push has ended: remove it without --unfinished")
+    reserved = await catalog.reservation(version) is not None
+    # The reservation is first: a push looks for it before it makes the manifest.
+    await catalog.writer.delete([formats.reservation_key(catalog.name, version)])
+    deleted = await _delete_files(catalog, version)
+    if not reserved and not deleted:
+        raise NoSuchEntryError(f"{catalog.of(version)}: there is nothing of it: see `trimsfs versions`")
+
+
+async def _delete_files(catalog: Catalog, version: str) -> int:
+    prefix = f"{catalog.name}/{version}/"
+    keys = [stored.key async for stored in catalog.writer.list(prefix)]
+    await catalog.writer.delete(keys)
+    await catalog.writer.discard_uploads(prefix)
+    return len(keys)
+
+
+async def _check_aliases(catalog: Catalog, version: str) -> None:
+    contents = await catalog.contents()
+    leading = [alias for alias, target in contents.aliases.items() if target.version == version]
+    if leading:
+        raise InUseError(f"{catalog.of(version)}: alias {', '.join(leading)} leads to it: move that first")
