@@ -1,24 +1,39 @@
 """What the contract tests need of a store's other side: put and delete objects, and open the store on them."""
 
+import base64
+import json
 import os
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
 
 import pytest
+import urllib3
 
-from tests.services import S3Server
+from tests.services import S3Server, azurite
+from tests.services.azurite import Azurite
 from tests.services.ceph import missing_programs
+from tests.services.fake_gcs import GoogleServer
+from tests.services.fast_clouds import FastCloud
 from trimsfs.options import MountOptions
 from trimsfs.stores import Retrying, RetryingStore, Store, open_store
+from trimsfs.stores.cloud.azure import API_VERSION
+from trimsfs.stores.cloud.azure_credentials import Account, signer
+from trimsfs.stores.cloud.connections import Request
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MAX_REQUESTS = 16
+ACCOUNT = Account(
+    name=azurite.ACCOUNT, endpoint=f"http://127.0.0.1/{azurite.ACCOUNT}", key=base64.b64decode(azurite.KEY)
+)
+"""Azurite's only account."""
 
 
 class Backend(ABC):
@@ -35,6 +50,10 @@ class Backend(ABC):
     @abstractmethod
     def make_directory(self, key: str) -> None:
         """Make a directory with nothing in it."""
+
+    def holds(self, name: str) -> bool:
+        """Whether an object may have this name."""
+        return True
 
     @abstractmethod
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
@@ -92,6 +111,96 @@ class S3Backend(Backend):
 
 
 @dataclass(frozen=True, slots=True)
+class GoogleBackend(Backend):
+    """A bucket of a stand-in of Google Cloud Storage, named by STORAGE_EMULATOR_HOST."""
+
+    endpoint_url: str
+    bucket: str
+
+    def put(self, key: str, content: bytes) -> None:
+        query = urlencode({"uploadType": "media", "name": key}, quote_via=quote)
+        headers = {"Content-Type": "application/octet-stream"}
+        self.request("POST", f"/upload/storage/v1/b/{self.bucket}/o?{query}", content, headers)
+
+    def delete(self, key: str) -> None:
+        self.request("DELETE", f"/storage/v1/b/{self.bucket}/o/{quote(key, safe='')}")
+
+    def make_directory(self, key: str) -> None:
+        self.put(f"{key}/", b"")
+
+    def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
+        """Send a request. Raises AssertionError unless it succeeds."""
+        answer = urllib3.request(method, self.endpoint_url + target, body=body, headers=headers)
+        assert 200 <= answer.status < 300, (method, target, answer.status, answer.data[:500])
+        return answer.data
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        url = f"gs://{'missing-' if missing else ''}{self.bucket}/{prefix}"
+        return open_store(MountOptions(store=url), max_requests=MAX_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
+class FastGoogleBackend(DirectoryBackend):
+    """A directory that an endpoint of the tests' own serves as a bucket of Google Cloud Storage."""
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        bucket = "missing" if missing else self.root.name
+        return open_store(MountOptions(store=f"gs://{bucket}/{prefix}"), max_requests=MAX_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
+class AzureBackend(Backend):
+    """A container of Azurite, named by AZURE_STORAGE_CONNECTION_STRING."""
+
+    endpoint_url: str
+    container: str
+
+    def holds(self, name: str) -> bool:
+        """Azure takes a backslash for a slash, and allows no control characters."""
+        return name.isprintable() and "\\" not in name
+
+    def create(self) -> None:
+        """Make the container."""
+        self._request("PUT", "", {"restype": "container"})
+
+    def put(self, key: str, content: bytes) -> None:
+        headers = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
+        self._request("PUT", f"/{quote(key, safe='/~')}", {}, content, headers)
+
+    def delete(self, key: str) -> None:
+        self._request("DELETE", f"/{quote(key, safe='/~')}", {})
+
+    def make_directory(self, key: str) -> None:
+        self.put(f"{key}/", b"")
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a request that the store's own code signs. Raises AssertionError unless it succeeds."""
+        length = {"Content-Length": str(len(body))} if body else {}
+        request = signer(ACCOUNT, "", "")(
+            Request(
+                method=method,  # type: ignore[arg-type]  # a store only reads
+                path=f"{ACCOUNT.path}/{self.container}{path}",
+                query=query,
+                headers={**API_VERSION, **(headers or {}), **length},
+            )
+        )
+        url = self.endpoint_url.removesuffix(ACCOUNT.path) + request.target
+        answer = urllib3.request(method, url, body=body, headers=request.headers)
+        assert 200 <= answer.status < 300, (method, url, answer.status, answer.data[:500])
+
+    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+        url = f"az://{'missing-' if missing else ''}{self.container}/{prefix}"
+        return open_store(MountOptions(store=url), max_requests=MAX_REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
 class RetryingBackend(Backend):
     """Another backend, its stores wrapped in RetryingStore."""
 
@@ -139,6 +248,30 @@ def use_only(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "/nonexistent")
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
+
+
+def use_cloud(server: GoogleServer | Azurite | FastCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name this server, and nothing else that Google's or Azure's clients would look at."""
+    others = ("AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
+    for name in [name for name in os.environ if name.startswith(others) or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def new_google_bucket(server: GoogleServer, *, versions: bool = False) -> GoogleBackend:
+    """A new bucket with nothing in it, which keeps what is replaced or deleted if *versions*."""
+    backend = GoogleBackend(server.endpoint_url, f"contract-{uuid.uuid4().hex[:12]}")
+    about = {"name": backend.bucket, "versioning": {"enabled": versions}}
+    backend.request("POST", "/storage/v1/b", json.dumps(about).encode(), {"Content-Type": "application/json"})
+    return backend
+
+
+def new_container(server: Azurite) -> AzureBackend:
+    """A new container with nothing in it."""
+    backend = AzureBackend(server.endpoint_url, f"contract-{uuid.uuid4().hex[:12]}")
+    backend.create()
+    return backend
 
 
 def new_bucket(client: "S3Client") -> S3Backend:

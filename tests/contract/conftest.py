@@ -10,14 +10,21 @@ import pytest
 from tests.contract.backends import (
     Backend,
     DirectoryBackend,
+    FastGoogleBackend,
     RetryingBackend,
     S3Backend,
     needs_ceph,
     new_bucket,
+    new_container,
+    new_google_bucket,
+    use_cloud,
     use_only,
 )
 from tests.services import S3Server
+from tests.services.azurite import Azurite, start_azurite
 from tests.services.ceph import Ceph
+from tests.services.fast_clouds import start_fast_cloud
+from tests.services.fake_gcs import GoogleServer, start_fake_gcs
 from trimsfs.stores import Store
 
 if TYPE_CHECKING:
@@ -44,17 +51,54 @@ def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Bac
     return _bucket(request, request.param, monkeypatch)
 
 
-@pytest.fixture(params=["directory", CEPH, "moto", "fsspec", "retrying"])
+@pytest.fixture(scope="session")
+def fake_gcs() -> Iterator[GoogleServer]:
+    with start_fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    with start_azurite() as server:
+        yield server
+
+
+@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite", "fsspec", "retrying"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """An empty backend of each kind."""
+    return _backend(request, monkeypatch, tmp_path)
+
+
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     if request.param in {"ceph", "moto"}:
         return _bucket(request, request.param, monkeypatch)
+    if request.param == "fake-gcs":
+        google: GoogleServer = request.getfixturevalue("fake_gcs")
+        use_cloud(google, monkeypatch)
+        return new_google_bucket(google)
+    if request.param == "azurite":
+        azure: Azurite = request.getfixturevalue("azurite")
+        use_cloud(azure, monkeypatch)
+        return new_container(azure)
     root = tmp_path / "root"
     root.mkdir()
     if request.param == "fsspec":
         return DirectoryBackend(root, "local://")
     directory = DirectoryBackend(root)
     return RetryingBackend(directory) if request.param == "retrying" else directory
+
+
+@pytest.fixture(params=["directory", CEPH, "moto", "fast-gcs", "azurite", "fsspec", "retrying"])
+def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Backend]:
+    """As `backend`, but an endpoint of ours in place of fake-gcs: that repeats all directories on every page."""
+    if request.param != "fast-gcs":
+        yield _backend(request, monkeypatch, tmp_path)
+        return
+    root = tmp_path / "root" / "bucket"
+    root.mkdir(parents=True)
+    with start_fast_cloud("gs", root.parent) as server:
+        use_cloud(server, monkeypatch)
+        yield FastGoogleBackend(root)
 
 
 @pytest.fixture

@@ -193,7 +193,8 @@ async def test_directory_with_nothing_in_it_exists(backend: Backend, store: Stor
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-async def test_pages_of_any_size_give_each_name_once(backend: Backend, store: Store, limit: int) -> None:
+async def test_pages_of_any_size_give_each_name_once(paged_backend: Backend, limit: int) -> None:
+    backend, store = paged_backend, paged_backend.open()
     # Random, so that names of both kinds meet at the pages' ends.
     draw = random.Random(limit)
     expected = set()
@@ -214,7 +215,8 @@ async def test_pages_of_any_size_give_each_name_once(backend: Backend, store: St
     assert all(1 <= len(names(page)) <= limit for page in found)
 
 
-async def test_name_may_be_an_object_and_begin_that_of_a_directory(backend: Backend, store: Store) -> None:
+async def test_name_may_be_an_object_and_begin_that_of_a_directory(paged_backend: Backend) -> None:
+    backend, store = paged_backend, paged_backend.open()
     for key in ("net", "net.onnx", "net-v2/params", "net0/params"):
         backend.put(key, b"x")
     for limit in (1, 2, 1000):
@@ -490,13 +492,14 @@ async def test_object_older_than_its_buckets_versions_can_be_read(s3: S3Backend,
 
 
 async def test_odd_names_are_listed_found_and_read(backend: Backend, store: Store) -> None:
-    for name in ODD_NAMES:
+    odd_names = [name for name in ODD_NAMES if backend.holds(name)]
+    for name in odd_names:
         backend.put(f"dir/{name}", name.encode())
         backend.put(f"below/{name}/model", name.encode())
 
-    assert sorted(names(await store.list_page("dir/"))) == sorted(f"dir/{name}" for name in ODD_NAMES)
-    assert sorted(names(await store.list_page("below/"))) == sorted(f"below/{name}/" for name in ODD_NAMES)
-    for name in ODD_NAMES:
+    assert sorted(names(await store.list_page("dir/"))) == sorted(f"dir/{name}" for name in odd_names)
+    assert sorted(names(await store.list_page("below/"))) == sorted(f"below/{name}/" for name in odd_names)
+    for name in odd_names:
         assert names(await store.list_page(f"below/{name}/")) == [f"below/{name}/model"]
         generation = await store.stat(f"dir/{name}")
         assert await read(store, generation, 0, generation.size) == name.encode(), name
@@ -507,6 +510,8 @@ async def test_odd_names_are_listed_found_and_read(backend: Backend, store: Stor
 async def test_names_with_control_characters_are_listed_found_and_read(backend: Backend, store: Store) -> None:
     # Not as directories: Ceph cannot list below such a name, nor go on with a listing after it.
     controls = [f"before{chr(code)}after" for code in (*range(1, 10), *range(11, 32), 127)]
+    if not any(map(backend.holds, controls)):
+        pytest.skip("this store allows no such names")
     for name in controls:
         backend.put(f"dir/{name}", name.encode())
 

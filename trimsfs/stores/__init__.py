@@ -1,4 +1,4 @@
-"""Stores: where models come from, behind one protocol; S3, a directory, fsspec, and a retrying wrapper."""
+"""Stores: where models come from, behind one protocol; S3, clouds, a directory, fsspec, and a retrying wrapper."""
 
 import logging
 import re
@@ -16,6 +16,9 @@ from trimsfs.stores.retrying import Retrying, RetryingStore
 __all__ = ["DirectoryStore", "FsspecStore", "Page", "Retrying", "RetryingStore", "Store", "open_store", "reach"]
 
 log = logging.getLogger(__name__)
+
+CLOUDS = ("gs://", "gcs://", "az://", "abfs://", "abfss://")
+"""How the URLs of cloud stores begin."""
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -35,6 +38,10 @@ def open_store(options: MountOptions, *, max_requests: int) -> Store:
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
+    if url.startswith(CLOUDS):
+        from trimsfs.stores.cloud import open_cloud  # noqa: PLC0415 - likewise urllib3
+
+        return open_cloud(url, options, max_requests=max_requests)
     if "://" in url:
         return FsspecStore(url, max_requests=max_requests)
     if url:

@@ -1,4 +1,4 @@
-"""The fsspec store: any URL that fsspec reads, such as gs://, abfs:// or hf://. The only user of fsspec, an extra."""
+"""The fsspec store: any URL that fsspec reads, such as sftp:// or hf://. The only user of fsspec, an extra."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -24,15 +24,7 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-EXTRAS = {
-    "abfs": "az",
-    "abfss": "az",
-    "adl": "az",
-    "az": "az",
-    "gcs": "gs",
-    "gs": "gs",
-    "hf": "hf",
-}
+EXTRAS = {"hf": "hf"}
 """By URL scheme, the extra of trimsfs that installs what fsspec needs for it."""
 CONTENT_FIELDS = (
     "ETag",

@@ -1,0 +1,56 @@
+"""Google's application default credentials: a key file, the user's login, workload identity, or the metadata server."""
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
+from trimsfs.stores.cloud.connections import Request, Sign, pool_manager
+from trimsfs.stores.cloud.service import one_line
+
+REMEDY = "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
+SCOPES = ("https://www.googleapis.com/auth/devstorage.read_only",)
+_TOKENS = "https://oauth2.googleapis.com"
+
+
+def default_credentials(subject: str, url: str) -> Sign:
+    """Signs requests with the credentials that google-auth finds: now, as root, or when the first request needs them.
+
+    *subject* begins the messages of its errors. Raises ConfigurationError when google-auth is not installed.
+    """
+    try:
+        import google.auth.exceptions  # noqa: PLC0415 - an extra
+        import google.auth.transport.urllib3  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(f"store {url}: {error}: pip install 'trimsfs[gs]', or --anonymous") from error
+
+    lock = threading.Lock()
+    untyped: Any = google.auth.transport.urllib3
+    transport = untyped.Request(pool_manager(_TOKENS, 1))
+    found: Any = None
+
+    def find() -> Any:
+        return google.auth.default(scopes=SCOPES)[0]
+
+    try:
+        found = find()
+    except google.auth.exceptions.GoogleAuthError:
+        found = None  # the metadata server may answer later
+
+    def sign(request: Request) -> Request:
+        nonlocal found
+        headers = dict(request.headers)
+        try:
+            with lock:
+                found = found or find()
+                if not found.valid:
+                    found.refresh(transport)
+                found.apply(headers)
+        except google.auth.exceptions.GoogleAuthError as error:
+            passing = isinstance(error, google.auth.exceptions.TransportError) or getattr(error, "retryable", False)
+            if passing:
+                raise TransientStoreError(f"{subject}: no token: {one_line(error)}") from error
+            raise StoreAccessError(f"{subject}: {one_line(error)}: {REMEDY}") from error
+        return replace(request, headers=headers)
+
+    return sign
