@@ -23,8 +23,8 @@ from tests.contract.backends import (
 from tests.services import S3Server
 from tests.services.azurite import Azurite, start_azurite
 from tests.services.ceph import Ceph
-from tests.services.fast_clouds import start_fast_cloud
 from tests.services.fake_gcs import GoogleServer, start_fake_gcs
+from tests.services.fast_clouds import start_fast_cloud
 from trimsfs.stores import Store
 
 if TYPE_CHECKING:
