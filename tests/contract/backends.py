@@ -56,8 +56,12 @@ class Backend(ABC):
         return True
 
     @abstractmethod
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        """Options for the store below a prefix (none, or a path without slashes at its ends), or a missing store."""
+
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        """The store below a prefix (none, or a path without a slash at either end), or one that does not exist."""
+        """The store of these options."""
+        return open_store(self.options(prefix, missing=missing), max_requests=MAX_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,9 @@ class DirectoryBackend(Backend):
     def make_directory(self, key: str) -> None:
         (self.root / key).mkdir()
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         root = self.root.with_name("missing") if missing else self.root
-        return open_store(MountOptions(store=f"{self.scheme}{root / prefix}"), max_requests=MAX_REQUESTS)
+        return MountOptions(store=f"{self.scheme}{root / prefix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +109,9 @@ class S3Backend(Backend):
         """From now on, keep what is replaced or deleted."""
         self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         bucket = f"missing-{self.bucket}" if missing else self.bucket
-        return open_store(s3_options(self.client.meta.endpoint_url, bucket, prefix), max_requests=MAX_REQUESTS)
+        return s3_options(self.client.meta.endpoint_url, bucket, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +138,16 @@ class GoogleBackend(Backend):
         assert 200 <= answer.status < 300, (method, target, answer.status, answer.data[:500])
         return answer.data
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        url = f"gs://{'missing-' if missing else ''}{self.bucket}/{prefix}"
-        return open_store(MountOptions(store=url), max_requests=MAX_REQUESTS)
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"gs://{'missing-' if missing else ''}{self.bucket}/{prefix}")
 
 
 @dataclass(frozen=True, slots=True)
 class FastGoogleBackend(DirectoryBackend):
     """A directory that an endpoint of the tests' own serves as a bucket of Google Cloud Storage."""
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        bucket = "missing" if missing else self.root.name
-        return open_store(MountOptions(store=f"gs://{bucket}/{prefix}"), max_requests=MAX_REQUESTS)
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"gs://{'missing' if missing else self.root.name}/{prefix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +197,8 @@ class AzureBackend(Backend):
         answer = urllib3.request(method, url, body=body, headers=request.headers)
         assert 200 <= answer.status < 300, (method, url, answer.status, answer.data[:500])
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        url = f"az://{'missing-' if missing else ''}{self.container}/{prefix}"
-        return open_store(MountOptions(store=url), max_requests=MAX_REQUESTS)
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"az://{'missing-' if missing else ''}{self.container}/{prefix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +215,9 @@ class RetryingBackend(Backend):
 
     def make_directory(self, key: str) -> None:
         self.inner.make_directory(key)
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return self.inner.options(prefix, missing=missing)
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))

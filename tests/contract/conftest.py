@@ -1,11 +1,13 @@
 """Fixtures of the contract tests: a backend of every kind, and the store opened on it."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from tests.contract.backends import (
     Backend,
@@ -20,6 +22,7 @@ from tests.contract.backends import (
     use_cloud,
     use_only,
 )
+from tests.contract.promises import PROMISES, STORES, gathered, promised
 from tests.services import S3Server
 from tests.services.azurite import Azurite, start_azurite
 from tests.services.ceph import Ceph
@@ -99,6 +102,45 @@ def paged_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     with start_fast_cloud("gs", root.parent) as server:
         use_cloud(server, monkeypatch)
         yield FastGoogleBackend(root)
+
+
+@pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite"])
+def forkable_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
+    """As `backend`, of those kinds whose stores work in forked processes."""
+    return _backend(request, monkeypatch, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _promises(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """Note which promises a test shows, for the table at the end of the run."""
+    for promise in promised(request.node):
+        record_property("promise", list(promise))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print which promises have been shown, and which have not."""
+    found: dict[bool, list[list[str]]] = {True: [], False: []}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and (report.when == "call" or report.failed):
+                told = [value for name, value in report.user_properties if name == "promise"]
+                found[report.passed] += [value for value in told if isinstance(value, list)]
+    if not (found[True] or found[False]):
+        return
+    shown, failed = gathered(found[True]), gathered(found[False])
+    drawn = Table("promise", *STORES)
+    for promise in PROMISES:
+        cells = []
+        for store in STORES:
+            broken = set(failed.get((store, promise), ()))
+            passed = [server for server in shown.get((store, promise), ()) if server not in broken]
+            cells.append(", ".join([*passed, *(f"{server} FAILED" for server in sorted(broken))]))
+        drawn.add_row(promise, *cells)
+    terminalreporter.section("promises that stores have kept")
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(drawn)
+    terminalreporter.write(capture.get())
 
 
 @pytest.fixture

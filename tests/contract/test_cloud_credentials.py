@@ -54,6 +54,7 @@ def token_answer(token: str, **more: object) -> Answer:
     return respond("200 OK", body, headers={"Content-Type": "application/json"})
 
 
+@pytest.mark.promise("credentials", on="gs")
 async def test_googles_own_chain_gets_a_token_once_and_renews_it(
     monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
 ) -> None:
@@ -74,6 +75,7 @@ async def test_googles_own_chain_gets_a_token_once_and_renews_it(
     assert used == [[b"first"]] * 3 + [[b"second"]]
 
 
+@pytest.mark.promise("credentials", on="az")
 async def test_azures_own_chain_gets_a_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A managed identity of App Service, the only one of azure-identity's that goes without https."""
     forget(monkeypatch)
