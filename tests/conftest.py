@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.services import S3Server
+from tests.services.azurite import Azurite, start_azurite
 from tests.services.ceph import Ceph, start_ceph
+from tests.services.fake_gcs import GoogleServer, start_fake_gcs
 from tests.services.moto import start_moto
 from tests.support.chunks import SMALL_CHUNK
 from tests.support.mounts import MountedStore, OwnDirectory, let_in, mounted, unmount_dead, wait_until
@@ -145,6 +147,20 @@ def ceph() -> Iterator[Ceph]:
 def moto() -> Iterator[S3Server]:
     """An emulated S3 server, for what the real one here lacks."""
     with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fake_gcs() -> Iterator[GoogleServer]:
+    """A stand-in of Google Cloud Storage."""
+    with start_fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """A stand-in of Azure Blob Storage."""
+    with start_azurite() as server:
         yield server
 
 

@@ -24,9 +24,9 @@ from tests.contract.backends import (
 )
 from tests.contract.promises import PROMISES, STORES, gathered, promised
 from tests.services import S3Server
-from tests.services.azurite import Azurite, start_azurite
+from tests.services.azurite import Azurite
 from tests.services.ceph import Ceph
-from tests.services.fake_gcs import GoogleServer, start_fake_gcs
+from tests.services.fake_gcs import GoogleServer
 from tests.services.fast_clouds import start_fast_cloud
 from trimsfs.stores import Store
 
@@ -52,18 +52,6 @@ def moto_client(moto: S3Server) -> Iterator["S3Client"]:
 def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Backend:
     """An empty bucket of each S3 server, whose credentials are in the environment."""
     return _bucket(request, request.param, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def fake_gcs() -> Iterator[GoogleServer]:
-    with start_fake_gcs() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def azurite() -> Iterator[Azurite]:
-    with start_azurite() as server:
-        yield server
 
 
 @pytest.fixture(params=["directory", CEPH, "moto", "fake-gcs", "azurite", "fsspec", "retrying"])

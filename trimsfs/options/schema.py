@@ -95,13 +95,15 @@ class MountOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str | None = Field(None, description="Where models come from: s3://BUCKET[/PREFIX] or a directory.")
+    store: str | None = Field(
+        None, description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], or a directory."
+    )
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
-    endpoint_url: str | None = Field(None, description="Address of an S3 server other than AWS.")
+    endpoint_url: str | None = Field(None, description="Address of the store's server, if it is not the service's own.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
-    anonymous: bool = Field(False, description="Send unsigned S3 requests.")
+    anonymous: bool = Field(False, description="Send requests without credentials.")
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(
         None, description="Most bytes of models on disk. Default: as many as --min-free leaves."

@@ -1,6 +1,9 @@
 """Google's application default credentials: a key file, the user's login, workload identity, or the metadata server."""
 
+import contextlib
+import math
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +13,8 @@ from trimsfs.stores.cloud.service import one_line
 
 REMEDY = "check the credentials: `gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS"
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_only",)
+LOOK_AGAIN_S = 30
+"""Seconds after which missing credentials are looked for again: a metadata server may answer by then."""
 _TOKENS = "https://oauth2.googleapis.com"
 
 
@@ -29,23 +34,32 @@ def default_credentials(subject: str, url: str) -> Sign:
     transport = untyped.Request(pool_manager(_TOKENS, 1))
     found: Any = None
 
-    def find() -> Any:
-        return google.auth.default(scopes=SCOPES)[0]
+    failure: Any = None
+    failed_at = -math.inf
 
-    try:
-        found = find()
-    except google.auth.exceptions.GoogleAuthError:
-        found = None  # the metadata server may answer later
+    def find() -> Any:
+        """The credentials. After a failure, it looks for them again only later: that can take 10 s."""
+        nonlocal found, failure, failed_at
+        if found is None and time.monotonic() > failed_at + LOOK_AGAIN_S:
+            try:
+                found = google.auth.default(scopes=SCOPES)[0]
+            except google.auth.exceptions.GoogleAuthError as error:
+                failure, failed_at = error, time.monotonic()
+        if found is None:
+            raise failure
+        return found
+
+    with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
+        find()  # as root
 
     def sign(request: Request) -> Request:
-        nonlocal found
         headers = dict(request.headers)
         try:
             with lock:
-                found = found or find()
-                if not found.valid:
-                    found.refresh(transport)
-                found.apply(headers)
+                credentials = find()
+                if not credentials.valid:
+                    credentials.refresh(transport)
+                credentials.apply(headers)
         except google.auth.exceptions.GoogleAuthError as error:
             passing = isinstance(error, google.auth.exceptions.TransportError) or getattr(error, "retryable", False)
             if passing:
