@@ -17,7 +17,8 @@ from trimsfs.stores import Store, open_store
 from trimsfs.types import Generation
 
 SIZE = 300_000
-STALL_S = 0.3
+STALL_S, PATIENCE_S = 0.3, 10.0
+"""Stall timeouts where an answer stalls, and where none does."""
 CONTENT = bytes(range(250)) * (SIZE // 250)
 SECRET = base64.b64encode(b"a secret key that no message shows").decode()
 RIGHT_RANGE = f"bytes 0-{SIZE - 1}/{SIZE}"
@@ -89,8 +90,11 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def opened(url: str, endpoint_url: str, *, anonymous: bool = True) -> AsyncIterator[Store]:
-    options = MountOptions(store=url, endpoint_url=endpoint_url, anonymous=anonymous, stall_timeout=STALL_S)
+async def opened(
+    url: str, endpoint_url: str, *, anonymous: bool = True, stall_s: float = PATIENCE_S
+) -> AsyncIterator[Store]:
+    """A store of this server."""
+    options = MountOptions(store=url, endpoint_url=endpoint_url, anonymous=anonymous, stall_timeout=stall_s)
     store = open_store(options, max_requests=MAX_REQUESTS)
     try:
         yield store
@@ -99,9 +103,9 @@ async def opened(url: str, endpoint_url: str, *, anonymous: bool = True) -> Asyn
 
 
 @asynccontextmanager
-async def served(cloud: Cloud, *answers: Answer) -> AsyncIterator[tuple[RawServer, Store]]:
+async def served(cloud: Cloud, *answers: Answer, stall_s: float = PATIENCE_S) -> AsyncIterator[tuple[RawServer, Store]]:
     """A store whose server gives these answers, and the server."""
-    async with raw_server(*answers) as server, opened(cloud.url, server.endpoint_url) as store:
+    async with raw_server(*answers) as server, opened(cloud.url, server.endpoint_url, stall_s=stall_s) as store:
         yield server, store
 
 

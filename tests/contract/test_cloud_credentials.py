@@ -75,6 +75,41 @@ async def test_googles_own_chain_gets_a_token_once_and_renews_it(
     assert used == [[b"first"]] * 3 + [[b"second"]]
 
 
+async def test_a_token_that_the_store_refuses_is_renewed_for_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
+) -> None:
+    forget(monkeypatch)
+    cloud = CLOUDS["gs"]
+    async with (
+        raw_server(token_answer("first", expires_in=3600), token_answer("second", expires_in=3600)) as tokens,
+        raw_server(cloud.part(), respond("401 Unauthorized"), cloud.part()) as server,
+    ):
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+            await read(store, cloud.generation)
+            with pytest.raises(StoreAccessError):
+                await read(store, cloud.generation)
+            for _ in range(2):
+                await read(store, cloud.generation)
+    used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
+    assert used == [[b"first"]] * 2 + [[b"second"]] * 2
+
+
+async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    async with raw_server(respond("407 Proxy Authentication Required")) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.endpoint_url)
+        monkeypatch.setenv("no_proxy", "direct.example")
+        async with opened("gs://bucket", "https://storage.example") as store:
+            with pytest.raises(TransientStoreError):
+                await store.stat("model")
+        assert proxy.requests[0].startswith(b"CONNECT storage.example:443 ")
+        async with opened("gs://bucket", "https://direct.example") as store:
+            with pytest.raises(TransientStoreError):
+                await store.stat("model")
+        assert len(proxy.requests) == 1
+
+
 @pytest.mark.promise("credentials", on="az")
 async def test_azures_own_chain_gets_a_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A managed identity of App Service, the only one of azure-identity's that goes without https."""

@@ -98,13 +98,17 @@ def signer(account: Account, subject: str, url: str) -> Sign:
 
 def _with_sas(sas: str) -> Sign:
     token = dict(parse_qsl(sas, keep_blank_values=True))
-    return lambda request: replace(request, query={**request.query, **token})
+
+    def sign(request: Request, *, renew: bool = False) -> Request:
+        return replace(request, query={**request.query, **token})
+
+    return sign
 
 
 def _shared_key(account: str, key: bytes) -> Sign:
     """Shared Key authorization, as Azure's documentation of the REST API describes it."""
 
-    def sign(request: Request) -> Request:
+    def sign(request: Request, *, renew: bool = False) -> Request:
         headers = {**request.headers, "x-ms-date": formatdate(usegmt=True)}
         by_name = {name.lower(): value for name, value in headers.items()}
         lines = [request.method, *(by_name.get(name, "") for name in _SIGNED)]
@@ -130,7 +134,7 @@ def _with_token(subject: str, url: str) -> Sign:
     lock = threading.Lock()
     token: Any = None
 
-    def sign(request: Request) -> Request:
+    def sign(request: Request, *, renew: bool = False) -> Request:
         nonlocal token
         try:
             with lock:

@@ -4,9 +4,10 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from http import HTTPStatus
+from typing import Any, Literal, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -44,11 +45,17 @@ class Answer:
     body: bytes
 
 
-Sign = Callable[[Request], Request]
-"""Adds credentials to a request, in any thread. Raises StoreError; it may ask a service for a token first."""
+class Sign(Protocol):
+    """Adds credentials to a request, in any thread."""
+
+    def __call__(self, request: Request, *, renew: bool = False) -> Request:
+        """The signed request; with *renew*, the store has refused the last token. Raises StoreError.
+
+        It may ask a service for a token first.
+        """
 
 
-def unsigned(request: Request) -> Request:
+def unsigned(request: Request, *, renew: bool = False) -> Request:
     """Send a request without credentials."""
     return request
 
@@ -61,6 +68,7 @@ class Connections:
 
     def __init__(self, endpoint: str, sign: Sign, *, connections: int, stall_timeout_s: float) -> None:
         self._sign = sign
+        self._refused = False
         self._timeout_s = 2 * stall_timeout_s
         self._manager = pool_manager(endpoint, connections)
         self._pool = self._manager.connection_from_url(endpoint)
@@ -68,8 +76,9 @@ class Connections:
 
     def send(self, request: Request) -> Any:
         """urllib3's response with its body unread, which the caller closes. Raises urllib3's errors."""
-        signed = self._sign(request)
-        return self._pool.urlopen(
+        renew, self._refused = self._refused, False
+        signed = self._sign(request, renew=renew)
+        response: Any = self._pool.urlopen(
             signed.method,
             signed.target,
             headers={"User-Agent": f"trimsfs/{__version__}", **signed.headers},
@@ -79,6 +88,8 @@ class Connections:
             preload_content=False,
             decode_content=False,
         )
+        self._refused = response.status == HTTPStatus.UNAUTHORIZED
+        return response
 
     def ask(self, request: Request) -> Answer:
         """Send a request and read the answer whole. Raises urllib3's errors and TransientStoreError."""

@@ -52,12 +52,12 @@ def default_credentials(subject: str, url: str) -> Sign:
     with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
         find()  # as root
 
-    def sign(request: Request) -> Request:
+    def sign(request: Request, *, renew: bool = False) -> Request:
         headers = dict(request.headers)
         try:
             with lock:
                 credentials = find()
-                if not credentials.valid:
+                if renew or not credentials.valid:
                     credentials.refresh(transport)
                 credentials.apply(headers)
         except google.auth.exceptions.GoogleAuthError as error:
