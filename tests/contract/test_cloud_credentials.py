@@ -186,6 +186,28 @@ def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration(monkeyp
             open_store(MountOptions(store=url), max_requests=1)
 
 
+@pytest.mark.parametrize("url", ["gs://bucket", "az://container"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:9000",
+        "http://",
+        "http://[::1",
+        "http://two words",
+        "ftp://host",
+        "http://h:port",
+        "http://h:99999",
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_a_mistake_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, url: str, endpoint: str
+) -> None:
+    forget(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"\A[^\n]*(endpoint URL|storage account)[^\n]*\Z"):
+        open_store(MountOptions(store=url, endpoint_url=endpoint, anonymous=True), max_requests=1)
+
+
 @pytest.mark.parametrize(
     ("url", "environment", "identity"),
     [

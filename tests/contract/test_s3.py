@@ -491,7 +491,7 @@ async def test_profile_gives_the_credentials(
         pytest.param({"store": "s3://"}, "bucket", id="no bucket"),
         pytest.param({"store": "s3:///prefix"}, "bucket", id="no bucket but a prefix"),
         pytest.param({"store": "s3://[bucket"}, "bucket", id="no URL"),
-        pytest.param({"store": "gs://bucket"}, "pip install 'trimsfs[gs]'", id="another scheme"),
+        pytest.param({"store": "ftp3://bucket"}, "ftp3", id="another scheme"),
         pytest.param({"store": "http://bucket"}, "aiohttp", id="HTTP"),
     ],
 )

@@ -11,7 +11,7 @@ from trimsfs.errors import ConfigurationError, ObjectNotFoundError
 from trimsfs.options import MountOptions
 from trimsfs.stores.base import moment
 from trimsfs.stores.cloud.azure_credentials import Account, find_account, signer
-from trimsfs.stores.cloud.connections import Answer, Connections, Request, checked_endpoint, unsigned
+from trimsfs.stores.cloud.connections import Answer, Connections, Request, unsigned
 from trimsfs.stores.cloud.service import Listed, content_name, etag_of
 from trimsfs.stores.cloud.store import METADATA_THREADS, CloudStore
 from trimsfs.types import Generation
@@ -31,10 +31,9 @@ def open_container(url: str, options: MountOptions, max_requests: int) -> CloudS
     if not _CONTAINER.fullmatch(container):
         raise ConfigurationError(f"store {url!r}: {container!r} is not a container name: write az://CONTAINER[/PREFIX]")
     account = find_account(url, host, options.endpoint_url, os.environ)
-    endpoint = checked_endpoint(account.endpoint)
-    service = AzureBlobs(account, endpoint, container)
+    service = AzureBlobs(account, container)
     connections = Connections(
-        endpoint,
+        account.endpoint,
         unsigned if options.anonymous else signer(account, service.subject, url),
         connections=max_requests + METADATA_THREADS,
         stall_timeout_s=options.stall_timeout,
@@ -50,9 +49,9 @@ class AzureBlobs:
         "check the credentials: AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN, or a role such as Storage Blob Data Reader"
     )
 
-    def __init__(self, account: Account, endpoint: str, container: str) -> None:
+    def __init__(self, account: Account, container: str) -> None:
         self.subject = f"container {container} of account {account.name}"
-        self.url = f"{endpoint}|az://{container}"
+        self.url = f"{account.endpoint}|az://{container}"
         self._path = f"{account.path}/{container}"
 
     def listing(self, prefix: str, token: str | None, limit: int) -> Request:

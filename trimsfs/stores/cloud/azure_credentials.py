@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from trimsfs.errors import ConfigurationError, StoreAccessError, TransientStoreError
-from trimsfs.stores.cloud.connections import Request, Sign
+from trimsfs.stores.cloud.connections import Request, Sign, checked_endpoint
 from trimsfs.stores.cloud.service import one_line
 
 SUFFIX = "core.windows.net"
@@ -50,7 +50,7 @@ class Account:
 def find_account(url: str, host: str, endpoint: str | None, environment: Mapping[str, str]) -> Account:
     """The account that *host* in the store's URL, the endpoint, or else the environment names.
 
-    Raises ConfigurationError when nothing names one, or the key is no base64.
+    Raises ConfigurationError when nothing names one, its endpoint is no URL, or its key no base64.
     """
     told = _connection_string(url, environment.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     name = host.partition(".")[0] or told.get("AccountName") or environment.get("AZURE_STORAGE_ACCOUNT")
@@ -63,6 +63,8 @@ def find_account(url: str, host: str, endpoint: str | None, environment: Mapping
     if endpoint is None and name:
         scheme, suffix = told.get("DefaultEndpointsProtocol", "https"), told.get("EndpointSuffix", SUFFIX)
         endpoint = f"{scheme}://{name}.blob.{suffix}"
+    if endpoint is not None:
+        endpoint = checked_endpoint(endpoint)
     if not name and endpoint:
         parts = urlsplit(endpoint)
         name = parts.path.strip("/") or (parts.hostname or "").partition(".")[0]
@@ -72,7 +74,7 @@ def find_account(url: str, host: str, endpoint: str | None, environment: Mapping
         decoded = base64.b64decode(key, validate=True) if key else None
     except (binascii.Error, ValueError):
         raise ConfigurationError(f"store {url}: the account key is not base64: check AZURE_STORAGE_KEY") from None
-    return Account(name=name, endpoint=endpoint.rstrip("/"), key=decoded, sas=sas.lstrip("?") if sas else None)
+    return Account(name=name, endpoint=endpoint, key=decoded, sas=sas.lstrip("?") if sas else None)
 
 
 def _connection_string(url: str, text: str) -> dict[str, str]:

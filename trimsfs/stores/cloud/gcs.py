@@ -29,9 +29,9 @@ def open_bucket(url: str, options: MountOptions, max_requests: int) -> CloudStor
     emulator = os.environ.get("STORAGE_EMULATOR_HOST")
     if emulator and "://" not in emulator:
         emulator = f"http://{emulator}"
-    endpoint = checked_endpoint(options.endpoint_url or emulator or ENDPOINT)
+    emulated = bool(emulator) and options.endpoint_url is None
+    endpoint = checked_endpoint(options.endpoint_url if options.endpoint_url is not None else emulator or ENDPOINT)
     service = GoogleStorage(endpoint, bucket)
-    emulated = bool(emulator) and not options.endpoint_url
     connections = Connections(
         endpoint,
         unsigned if options.anonymous or emulated else default_credentials(service.subject, url),
