@@ -66,8 +66,8 @@ class GoogleStorage:
         items = told.get("items", ())
         return Listed(
             objects=tuple(_generation(item) for item in items if item["name"] != prefix),
-            prefixes=tuple(str(name) for name in told.get("prefixes", ())),
-            next_token=told.get("nextPageToken") or None,
+            prefixes=tuple(map(_name, told.get("prefixes", ()))),
+            next_token=str(told["nextPageToken"]) if told.get("nextPageToken") else None,
             marker=any(item["name"] == prefix for item in items),
         )
 
@@ -98,7 +98,7 @@ class GoogleStorage:
         try:
             error = json.loads(answer.body)["error"]
             return str(error.get("status") or error["errors"][0]["reason"]), str(error["message"])
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return "", answer.body[:200].decode(errors="replace")
 
     def missing(self, code: str, message: str) -> bool:
@@ -118,11 +118,18 @@ def _json(answer: Answer) -> dict[str, Any]:
 def _generation(item: Mapping[str, Any]) -> Generation:
     number = str(int(item["generation"]))
     return Generation(
-        key=str(item["name"]),
+        key=_name(item["name"]),
         etag=etag_of(number, {"crc32c": item.get("crc32c"), "md5": item.get("md5Hash")}),
         size=int(item["size"]),
         modified_ns=moment(_nanoseconds(str(item["timeCreated"]))),
     )
+
+
+def _name(told: object) -> str:
+    """A name as it was told. Raises UnicodeEncodeError for one that JSON can hold, but UTF-8 cannot."""
+    name = str(told)
+    name.encode()
+    return name
 
 
 def _nanoseconds(text: str) -> int:

@@ -33,7 +33,11 @@ KEY_MAX = 1024
 """Characters of the longest key that any of these services allows."""
 EMPTY_PAGES = 100
 """Pages without a name after which a listing fails. The services may send some, and go on."""
-_MALFORMED = (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError, ParseError)
+MALFORMED = (
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError),
+    *(ParseError, RecursionError),
+)
+"""What parsers raise on an answer that is not the service's."""
 
 
 class CloudStore:
@@ -142,7 +146,7 @@ class CloudStore:
             raise StoreStalledError(f"timeout: {one_line(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise TransientStoreError(one_line(error)) from error
-        except _MALFORMED as error:
+        except MALFORMED as error:
             if "header value" in str(error):
                 # Without the cause: its text is the header, which contains the credentials.
                 message = f"{subject}: the credentials contain a character that cannot be sent: check them"
