@@ -42,7 +42,7 @@ missing = $(shell dpkg-query -W -f '$${db:Status-Status} $${binary:Package}\n' $
 	printf '%s\n' $(1) | sort | comm -23 - /tmp/trimsfs-installed.$$$$; rm -f /tmp/trimsfs-installed.$$$$)
 
 .PHONY: demo test test-all test-gpu reliability model soak audit engines bench bench-gpu eval card lint docs man protocol clean \
-	apt-main apt-test apt-all apt-engines apt-bench
+	apt-main apt-test apt-all apt-npm apt-bench
 
 demo: $(MAIN)/ready $(DEMO_ENVIRONMENT)/ready
 	$(MAIN)/bin/python -m tests.demo $(abspath $(DEMO_ENVIRONMENT)/bin/python)
@@ -92,7 +92,7 @@ wheels: apt-wheels $(DIST)/ready
 wheelhouse: wheels
 	rm -rf build/wheelhouse
 	$(WITH_DIST) pip -q --python /usr/bin/python3 download --only-binary :all: -d build/wheelhouse \
-		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[csi,signatures]"
+		"$$(ls $(CURDIR)/dist/trimsfs-$(VERSION)-$$(/usr/bin/python3 -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-*.whl)[az,csi,gs,signatures]"
 
 deb: apt-dist wheelhouse
 	$(WITH_DIST) packaging/deb.sh dist build/wheelhouse $(VERSION)
@@ -146,7 +146,7 @@ apt-wheels:
 apt-dist:
 	$(if $(call missing,$(APT_DIST)),$(APT_GET) update && $(APT_GET) install -y --no-install-recommends $(call missing,$(APT_DIST)))
 
-apt-engines: apt-main
+apt-npm: apt-main
 	$(if $(shell command -v npm),,$(APT_GET) update && $(APT_GET) install -y --no-install-recommends npm)
 
 apt-bench: apt-main
@@ -158,8 +158,10 @@ $(MAIN)/ready: pyproject.toml setup.py $(wildcard trimsfs/*/*.[ch]) | apt-main
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e .
 	touch $@
 
-$(MAIN)/ready-dev: $(MAIN)/ready
+# Azurite stands in for Azure.
+$(MAIN)/ready-dev: $(MAIN)/ready | apt-npm
 	PYTHONWARNINGS=ignore $(MAIN)/bin/pip install -q -e '.[dev]'
+	npm install --silent --no-fund --no-audit --prefix $(MAIN)/node 'azurite@^3'
 	touch $@
 
 $(MAIN)/ready-bench: $(MAIN)/ready
@@ -198,7 +200,7 @@ $(FRAMEWORKS)/ready: tests/frameworks/requirements-frameworks.txt | apt-main
 	$(FRAMEWORKS)/bin/pip install -q -r $<
 	touch $@
 
-$(ENGINES)/ready: tests/engines/requirements-engines.txt | apt-engines
+$(ENGINES)/ready: tests/engines/requirements-engines.txt | apt-npm
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/pip install -q -r $<
 	npm install --silent --no-fund --no-audit --prefix $(ENGINES)/node 'node-llama-cpp@^3'

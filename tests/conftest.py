@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.services import S3Server
+from tests.services.azurite import Azurite, start_azurite
 from tests.services.ceph import Ceph, start_ceph
+from tests.services.fake_gcs import GoogleServer, start_fake_gcs
 from tests.services.hub import Hub, start_hub
 from tests.services.moto import start_moto
 from tests.services.seaweed import start_seaweed
@@ -158,9 +160,23 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
+def fake_gcs() -> Iterator[GoogleServer]:
+    """A stand-in of Google Cloud Storage."""
+    with start_fake_gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def seaweed() -> Iterator[S3Server]:
     """A real S3 server that heeds conditions and checksums of parts, too."""
     with start_seaweed() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """A stand-in of Azure Blob Storage."""
+    with start_azurite() as server:
         yield server
 
 

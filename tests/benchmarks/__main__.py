@@ -23,7 +23,7 @@ from rich.console import Console
 from tests.benchmarks import machine, plots, report
 from tests.benchmarks.bench import FAILURES, PROFILE_LATENCY_MS, PROFILE_RATE, Bench
 from tests.benchmarks.data import BUCKET, Data
-from tests.benchmarks.measure import cold, growth, processes, service, warm, ways
+from tests.benchmarks.measure import cold, growth, processes, service, stores, warm, ways
 from tests.benchmarks.models.everything import models
 from tests.benchmarks.models.loads import Selection
 from tests.benchmarks.models.outages import outages
@@ -42,6 +42,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "small": growth.small_files,
     "cost": service.cost,
     "distant": cold.distant,
+    "stores": stores.stores,
     "directories": growth.directories,
     "sizes": growth.sizes,
     "busy": service.busy,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tests.benchmarks.measure import cold, growth, processes, service, warm
+from tests.benchmarks.measure import cold, growth, processes, service, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
 from tests.benchmarks.models import formulas
 from tests.benchmarks.models.cases import LLAMA, SMALL
@@ -129,6 +129,16 @@ def _first_byte(group: str, open_group: str) -> Formula:
     return formula
 
 
+def _beside_s3(kind: str) -> Formula:
+    """Time of a whole cold read by another kind of store / time by S3."""
+
+    def formula(results: Results) -> float | None:
+        names = stores.contender_name(kind), stores.contender_name(stores.S3)
+        return _worst(_ratio(results, stores.STORES, WHOLE, of, *names) for of in results.cases(stores.STORES, WHOLE))
+
+    return formula
+
+
 def _ratio(results: Results, group: str, name: str, case: str, above: str, below: str) -> float | None:
     one, other = results.median(group, name, case, above), results.median(group, name, case, below)
     return one / other if one and other else None
@@ -197,6 +207,18 @@ BUDGETS = (
         formula=_speed_of(cold.PROFILE, *PEERS),
         bound=1.5,
         least=True,
+    ),
+    Budget(
+        name="gs:// beside s3://",
+        description="time of a cold load / time by S3, 25 ms and 90 MB/s for each connection",
+        formula=_beside_s3(stores.GOOGLE),
+        bound=1.1,
+    ),
+    Budget(
+        name="az:// beside s3://",
+        description="the same of Azure",
+        formula=_beside_s3(stores.AZURE),
+        bound=1.1,
     ),
     Budget(
         name="first byte",

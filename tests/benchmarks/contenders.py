@@ -45,13 +45,13 @@ def native(files: Path) -> Contender:
     return Contender(NATIVE, mount)
 
 
-def trimsfs(*options: str, name: str = TRIMSFS) -> Contender:
-    """The file system of this project."""
+def trimsfs(*options: str, name: str = TRIMSFS, store: str = f"s3://{BUCKET}") -> Contender:
+    """The file system of this project, over a store of the server that it is given."""
 
     @contextmanager
     def mount(directory: Path, server: S3Server) -> Iterator[Mount]:
         try:
-            with mounted(f"s3://{BUCKET}", directory, *options, environment=server.environment()) as mount:
+            with mounted(store, directory, *options, environment=server.environment()) as mount:
                 facts = mount.control()
                 yield Mount(mount.path, mount.cache, (facts["server_pid"], facts["keeper_pid"]))
         except (KeyboardInterrupt, SystemExit):

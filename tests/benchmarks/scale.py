@@ -11,6 +11,7 @@ class Scale:
 
     big: int
     profile: int
+    store: int
     processes: tuple[int, ...]
     directories: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -42,6 +43,7 @@ class Scale:
 FULL = Scale(
     big=512 * MIB,
     profile=256 * MIB,
+    store=2 * GIB,
     processes=(1, 8, 32),
     directories=(10, 1_000, 10_000, 100_000),
     sizes=(8 * MIB, 64 * MIB, 512 * MIB),
@@ -70,6 +72,7 @@ FULL = Scale(
 QUICK = Scale(
     big=64 * MIB,
     profile=32 * MIB,
+    store=64 * MIB,
     processes=(1, 4),
     directories=(10, 1_000),
     sizes=(MIB, 8 * MIB, 64 * MIB),

@@ -1,26 +1,41 @@
 """What the contract tests need of a store's other side: put and delete objects, and open the store on them."""
 
+import base64
 import contextlib
+import json
 import os
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import quote, urlencode
 
 import pytest
+import urllib3
 
-from tests.services import S3Server
+from tests.services import S3Server, azurite
+from tests.services.azurite import Azurite
 from tests.services.ceph import missing_programs
+from tests.services.fake_gcs import GoogleServer
+from tests.services.fast_clouds import FastCloud
 from tests.services.hub import Hub
 from trimsfs.options import MountOptions
 from trimsfs.stores import Page, Retrying, RetryingStore, Store, open_store
+from trimsfs.stores.cloud.azure import API_VERSION
+from trimsfs.stores.cloud.azure_credentials import Account, signer
+from trimsfs.stores.cloud.connections import Request
 from trimsfs.types import Buffer, Generation
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MAX_REQUESTS = 16
+ACCOUNT = Account(
+    name=azurite.ACCOUNT, endpoint=f"http://127.0.0.1/{azurite.ACCOUNT}", key=base64.b64decode(azurite.KEY)
+)
+"""Azurite's only account."""
 
 
 class Backend(ABC):
@@ -40,9 +55,17 @@ class Backend(ABC):
     def make_directory(self, key: str) -> None:
         """Make a directory with nothing in it."""
 
+    def holds(self, name: str) -> bool:
+        """Whether an object may have this name."""
+        return True
+
     @abstractmethod
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        """Options for the store below a prefix (none, or a path without slashes at its ends), or a missing store."""
+
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
-        """The store below a prefix (none, or a path without a slash at either end), or one that does not exist."""
+        """The store of these options."""
+        return open_store(self.options(prefix, missing=missing), max_requests=MAX_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +88,9 @@ class DirectoryBackend(Backend):
     def make_directory(self, key: str) -> None:
         (self.root / key).mkdir()
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         root = self.root.with_name("missing") if missing else self.root
-        return open_store(MountOptions(store=f"{self.scheme}{root / prefix}"), max_requests=MAX_REQUESTS)
+        return MountOptions(store=f"{self.scheme}{root / prefix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +113,96 @@ class S3Backend(Backend):
         """From now on, keep what is replaced or deleted."""
         self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         bucket = f"missing-{self.bucket}" if missing else self.bucket
-        return open_store(s3_options(self.client.meta.endpoint_url, bucket, prefix), max_requests=MAX_REQUESTS)
+        return s3_options(self.client.meta.endpoint_url, bucket, prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class GoogleBackend(Backend):
+    """A bucket of a stand-in of Google Cloud Storage, named by STORAGE_EMULATOR_HOST."""
+
+    endpoint_url: str
+    bucket: str
+
+    def put(self, key: str, content: bytes) -> None:
+        query = urlencode({"uploadType": "media", "name": key}, quote_via=quote)
+        headers = {"Content-Type": "application/octet-stream"}
+        self.request("POST", f"/upload/storage/v1/b/{self.bucket}/o?{query}", content, headers)
+
+    def delete(self, key: str) -> None:
+        self.request("DELETE", f"/storage/v1/b/{self.bucket}/o/{quote(key, safe='')}")
+
+    def make_directory(self, key: str) -> None:
+        self.put(f"{key}/", b"")
+
+    def request(self, method: str, target: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
+        """Send a request. Raises AssertionError unless it succeeds."""
+        answer = urllib3.request(method, self.endpoint_url + target, body=body, headers=headers)
+        assert 200 <= answer.status < 300, (method, target, answer.status, answer.data[:500])
+        return answer.data
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"gs://{'missing-' if missing else ''}{self.bucket}/{prefix}")
+
+
+@dataclass(frozen=True, slots=True)
+class FastGoogleBackend(DirectoryBackend):
+    """A directory that an endpoint of the tests' own serves as a bucket of Google Cloud Storage."""
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"gs://{'missing' if missing else self.root.name}/{prefix}")
+
+
+@dataclass(frozen=True, slots=True)
+class AzureBackend(Backend):
+    """A container of Azurite, named by AZURE_STORAGE_CONNECTION_STRING."""
+
+    endpoint_url: str
+    container: str
+
+    def holds(self, name: str) -> bool:
+        """Azure takes a backslash for a slash, and allows no control characters."""
+        return name.isprintable() and "\\" not in name
+
+    def create(self) -> None:
+        """Make the container."""
+        self._request("PUT", "", {"restype": "container"})
+
+    def put(self, key: str, content: bytes) -> None:
+        headers = {"x-ms-blob-type": "BlockBlob", "Content-Type": "application/octet-stream"}
+        self._request("PUT", f"/{quote(key, safe='/~')}", {}, content, headers)
+
+    def delete(self, key: str) -> None:
+        self._request("DELETE", f"/{quote(key, safe='/~')}", {})
+
+    def make_directory(self, key: str) -> None:
+        self.put(f"{key}/", b"")
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a request that the store's own code signs. Raises AssertionError unless it succeeds."""
+        length = {"Content-Length": str(len(body))} if body else {}
+        request = signer(ACCOUNT, "", "")(
+            Request(
+                method=method,  # type: ignore[arg-type]  # a store only reads
+                path=f"{ACCOUNT.path}/{self.container}{path}",
+                query=query,
+                headers={**API_VERSION, **(headers or {}), **length},
+            )
+        )
+        url = self.endpoint_url.removesuffix(ACCOUNT.path) + request.target
+        answer = urllib3.request(method, url, body=body, headers=request.headers)
+        assert 200 <= answer.status < 300, (method, url, answer.status, answer.data[:500])
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return MountOptions(store=f"az://{'missing-' if missing else ''}{self.container}/{prefix}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +222,11 @@ class HubBackend(Backend):
     def make_directory(self, key: str) -> None:
         pytest.skip("git has no directories with nothing in them")
 
-    def open(self, prefix: str = "", *, missing: bool = False) -> Store:
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
         name = self.repository.removeprefix("model/")
-        url = f"hf://{name}{'-missing' if missing else ''}/{prefix}"
-        return open_store(MountOptions(store=url, endpoint_url=self.hub.endpoint), max_requests=MAX_REQUESTS)
+        return MountOptions(
+            store=f"hf://{name}{'-missing' if missing else ''}/{prefix}", endpoint_url=self.hub.endpoint
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +243,9 @@ class RetryingBackend(Backend):
 
     def make_directory(self, key: str) -> None:
         self.inner.make_directory(key)
+
+    def options(self, prefix: str = "", *, missing: bool = False) -> MountOptions:
+        return self.inner.options(prefix, missing=missing)
 
     def open(self, prefix: str = "", *, missing: bool = False) -> Store:
         return RetryingStore(self.inner.open(prefix, missing=missing), Retrying(deadline_s=5, on_failure=None))
@@ -187,6 +301,30 @@ def new_repository(hub: Hub) -> HubBackend:
     repository = f"model/org/contract-{uuid.uuid4().hex[:12]}"
     hub.new(repository)
     return HubBackend(hub, repository)
+
+
+def use_cloud(server: GoogleServer | Azurite | FastCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name this server, and nothing else that Google's or Azure's clients would look at."""
+    others = ("AZURE_", "GOOGLE_", "STORAGE_EMULATOR_")
+    for name in [name for name in os.environ if name.startswith(others) or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def new_google_bucket(server: GoogleServer, *, versions: bool = False) -> GoogleBackend:
+    """A new bucket with nothing in it, which keeps what is replaced or deleted if *versions*."""
+    backend = GoogleBackend(server.endpoint_url, f"contract-{uuid.uuid4().hex[:12]}")
+    about = {"name": backend.bucket, "versioning": {"enabled": versions}}
+    backend.request("POST", "/storage/v1/b", json.dumps(about).encode(), {"Content-Type": "application/json"})
+    return backend
+
+
+def new_container(server: Azurite) -> AzureBackend:
+    """A new container with nothing in it."""
+    backend = AzureBackend(server.endpoint_url, f"contract-{uuid.uuid4().hex[:12]}")
+    backend.create()
+    return backend
 
 
 def new_bucket(client: "S3Client") -> S3Backend:

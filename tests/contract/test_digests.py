@@ -46,6 +46,7 @@ def is_right(digest: Digest | None, descriptor: int) -> bool:
     }
 
 
+@pytest.mark.promise("digest")
 async def test_of_an_object_put_at_once(s3: S3Backend, descriptor: int) -> None:
     s3.put("model", CONTENT)
     digest = await told(s3)

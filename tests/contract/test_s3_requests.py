@@ -117,6 +117,7 @@ async def test_key_is_asked_for_as_the_sdk_does(key: str) -> None:
         await both_ways(server, s3_options(server.endpoint_url, "bucket"), generation(key))
 
 
+@pytest.mark.promise("conditional ranged read", on="s3")
 @pytest.mark.usefixtures("_frozen")
 async def test_condition_is_that_of_the_sdk() -> None:
     async with raw_server(PART) as server:
@@ -284,6 +285,7 @@ async def test_error_is_one_request() -> None:
 # Credentials
 
 
+@pytest.mark.promise("credentials", on="s3")
 async def test_credentials_that_are_renewed_are_used_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expiry = (datetime.now(UTC) + timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")  # so soon that all are renewed
     counted = tmp_path / "count"

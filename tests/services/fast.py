@@ -172,7 +172,10 @@ class _Connection:
         finally:
             os.close(descriptor)
 
-    def _send_object(self, method: str, name: str, descriptor: int, headers: Mapping[str, str]) -> None:
+    def _send_object(
+        self, method: str, name: str, descriptor: int, headers: Mapping[str, str], more: Mapping[str, str] | None = None
+    ) -> None:
+        """Send an object, or what a HEAD request asks of it, with *more* headers."""
         facts = os.fstat(descriptor)
         tag = etag(descriptor, facts)
         if stat.S_ISDIR(facts.st_mode):
@@ -185,6 +188,7 @@ class _Connection:
             "Last-Modified": formatdate(facts.st_mtime, usegmt=True),
             "Accept-Ranges": "bytes",
             "Content-Type": "binary/octet-stream",
+            **(more or {}),
         }
         checksum = told(descriptor, CHECKSUM) if headers.get("x-amz-checksum-mode") == "ENABLED" else None
         if checksum is not None and span is None:
@@ -268,20 +272,23 @@ def _span(text: str | None, size: int) -> range | None:
     return range(begin, end)
 
 
-def main() -> None:
-    """Serve until killed."""
+def main(connections: Mapping[str, type[_Connection]] | None = None) -> None:
+    """Serve until killed, by the kind of connection that ``--kind`` names, if there is a choice."""
     parser = argparse.ArgumentParser(description=__doc__)
+    if connections is not None:
+        parser.add_argument("--kind", choices=connections, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--latency-ms", type=float, default=0)
     parser.add_argument("--rate", type=int, default=0, help="bytes a second for each connection")
     options = parser.parse_args()
     buckets, counter = Buckets(options.root), _Counter()
+    kind = _Connection if connections is None else connections[options.kind]
     with socket.create_server((HOST, options.port), backlog=512) as listener:
         while True:
             client, _ = listener.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = _Connection(client, buckets, counter, options.latency_ms / 1000, options.rate)
+            connection = kind(client, buckets, counter, options.latency_ms / 1000, options.rate)
             threading.Thread(target=connection.serve, daemon=True).start()
 
 

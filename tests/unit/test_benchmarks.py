@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 from tests.benchmarks.budgets import BUDGETS, Budget, verdicts
 from tests.benchmarks.gpu import fill, load
 from tests.benchmarks.gpu import report as gpu_report
-from tests.benchmarks.measure import cold, processes, warm
+from tests.benchmarks.measure import cold, processes, stores, warm
 from tests.benchmarks.measure.references import ONE_LAST, PART, WHOLE
 from tests.benchmarks.models import cases, loads, partial_reads
 from tests.benchmarks.models.machine import LowWater, busy_s
@@ -102,6 +102,16 @@ def test_budgets_of_times_and_speeds() -> None:
     assert measured(results, "fetched once") == (1.25, "missed")
     assert measured(results, "one copy in memory") == (1.02, "met")
     assert measured(results, "server memory") == (None, "not measured")
+
+
+def test_stores_are_held_to_the_time_by_s3() -> None:
+    times = {"s3": [10.0], "gs": [10.5, 10.0, 11.0], "az": [12.0]}
+    results = results_of(
+        {(stores.STORES, WHOLE, "2 GB", stores.contender_name(kind)): value for kind, value in times.items()}
+    )
+
+    assert measured(results, "gs:// beside s3://") == (1.05, "met")
+    assert measured(results, "az:// beside s3://") == (1.2, "missed")
 
 
 def test_first_byte_is_that_of_the_streaming_mode_if_there_is_one() -> None:

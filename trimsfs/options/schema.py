@@ -96,7 +96,9 @@ class MountOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str | None = Field(
-        None, description="Where models come from: s3://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION] or a directory."
+        None,
+        description="Where models come from: s3://, gs:// or az://BUCKET[/PREFIX], hf://ORG/NAME[@REVISION] or a "
+        "directory.",
     )
     layout: Literal["plain", "hf-cache"] = Field(
         "plain",
@@ -104,14 +106,12 @@ class MountOptions(BaseModel):
         "cache, for HF_HUB_CACHE.",
     )
     allow_empty: bool = Field(False, description="Mount a prefix that holds no object yet.")
-    endpoint_url: str | None = Field(
-        None, description="Address of another S3 server than AWS, or of another Hugging Face hub."
-    )
+    endpoint_url: str | None = Field(None, description="Address of the store's server, if it is not the service's own.")
     region: str | None = Field(None, description="S3 region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How S3 requests name the bucket.")
     anonymous: bool = Field(
-        False, description="Send requests without credentials: unsigned to S3, without a token to a hub."
+        False, description="Send requests without credentials: unsigned, and to a hub without a token."
     )
     cache_dir: Path | None = Field(None, description="Directory of the disk tier; one server at a time may use it.")
     cache_size: ByteSize | None = Field(

@@ -63,7 +63,7 @@ def _configure_logging(options: MountOptions) -> None:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler])
     sys.excepthook = lambda *raised: log.critical("server crashed: report the traceback", exc_info=raised)
-    for name in ("boto3", "botocore", "urllib3"):
+    for name in ("azure", "boto3", "botocore", "google", "msal", "urllib3"):
         # At debug, they log headers with signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
 

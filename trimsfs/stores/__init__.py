@@ -1,4 +1,4 @@
-"""Stores: where models come from, behind one protocol: S3, Hugging Face, a directory, fsspec; layouts; retries."""
+"""Stores: where models come from, behind one protocol: S3, clouds, Hugging Face, a directory, fsspec; retries."""
 
 import logging
 import re
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from trimsfs.stores.writer import Writer
 
 log = logging.getLogger(__name__)
+
+CLOUDS = ("gs://", "gcs://", "az://", "abfs://", "abfss://")
+"""How the URLs of cloud stores begin."""
 
 
 def open_store(options: MountOptions, *, max_requests: int) -> Store:
@@ -73,6 +76,10 @@ def _open(options: MountOptions, max_requests: int, share_links: bool) -> Store:
         return S3Store(bucket, prefix, options, max_requests=max_requests)
     if url.startswith("file://"):
         return DirectoryStore(Path(unquote(urlsplit(url).path)), share_links=share_links)
+    if url.startswith(CLOUDS):
+        from trimsfs.stores.cloud import open_cloud  # noqa: PLC0415 - likewise urllib3
+
+        return open_cloud(url, options, max_requests=max_requests)
     if "://" in url:
         return FsspecStore(url, max_requests=max_requests)
     if url:

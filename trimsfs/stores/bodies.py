@@ -1,7 +1,7 @@
-"""Bodies of HTTP answers: passed on as they arrive, within the stall timeout."""
+"""Bodies of HTTP answers: passed on as they arrive, within the stall timeout; short ones read whole."""
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from trimsfs.errors import StoreStalledError, TransientStoreError
 from trimsfs.stores.base import Sink
@@ -10,6 +10,8 @@ PIECE = 1 << 18
 """Most bytes to read from a response at a time; each is followed by a check for a stall."""
 SLOWEST_RATE = 64 * 1024
 """Bytes a second under which a response counts as stalled."""
+ANSWER_LIMIT = 4 << 20
+"""Bytes of the longest answer: enough for 1000 names of 1024 bytes, each byte escaped as three."""
 
 
 class Body(Protocol):
@@ -35,3 +37,22 @@ def pass_on(stream: Body, length: int, sink: Sink, *, stall_timeout_s: float) ->
             if done - mark < elapsed * SLOWEST_RATE:
                 raise StoreStalledError(f"only {done - mark} bytes in {elapsed:.0f} s")
             mark, marked = done, time.monotonic()
+
+
+def received(raw: Any, timeout_s: float) -> bytes:
+    """The whole body of urllib3's stream *raw*. Raises TransientStoreError when it is too long or too slow."""
+    deadline = time.monotonic() + timeout_s
+    pieces, size = [], 0
+    try:
+        while piece := raw.read1(1 << 16):
+            pieces.append(piece)
+            size += len(piece)
+            if size > ANSWER_LIMIT:
+                raise TransientStoreError(f"answer larger than {ANSWER_LIMIT >> 20} MiB")
+            if time.monotonic() > deadline:
+                raise StoreStalledError(f"no complete answer in {timeout_s:g} s")
+    except BaseException:
+        raw.close()
+        raise
+    raw.release_conn()
+    return b"".join(pieces)

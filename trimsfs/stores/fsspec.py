@@ -1,4 +1,4 @@
-"""The fsspec store: any URL that fsspec reads, such as gs:// or abfs://. The only user of fsspec, an extra."""
+"""The fsspec store: any URL that fsspec reads, such as sftp://. The only user of fsspec, an extra."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -24,15 +24,6 @@ from trimsfs.types import Generation
 
 T = TypeVar("T")
 
-EXTRAS = {
-    "abfs": "az",
-    "abfss": "az",
-    "adl": "az",
-    "az": "az",
-    "gcs": "gs",
-    "gs": "gs",
-}
-"""By URL scheme, the extra of trimsfs that installs what fsspec needs for it."""
 CONTENT_FIELDS = (
     "ETag",
     "etag",
@@ -72,8 +63,7 @@ class FsspecStore:
 
             self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
-            extra = EXTRAS.get(url.partition("://")[0], "fsspec" if error.name == "fsspec" else None)
-            remedy = "" if extra is None else f": pip install 'trimsfs[{extra}]'"
+            remedy = ": pip install 'trimsfs[fsspec]'" if error.name == "fsspec" else ""
             raise ConfigurationError(f"store {url}: {error}{remedy}") from error
         except ValueError as error:
             raise ConfigurationError(f"store {url}: {error}: write s3://BUCKET[/PREFIX] or a directory") from error

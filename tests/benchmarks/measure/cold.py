@@ -36,7 +36,7 @@ def _cold_set(bench: Bench, group: str, server: FastS3, size: int) -> None:
     case = size_text(size)
     for _ in range(bench.scale.cold_repetitions):
         for contender in bench.contenders:
-            bench.take(group, case, contender.name, [FIRST, WHOLE], partial(_read, bench, contender, server, relative))
+            bench.take(group, case, contender.name, [FIRST, WHOLE], partial(read, bench, contender, server, relative))
         gets(bench, group, server, relative, size)
         for contender in bench.contenders:
             bench.take(group, case, contender.name, [SCAN], partial(_scan, bench, contender, server, relative))
@@ -55,8 +55,8 @@ def cold_open(bench: Bench) -> None:
             for _ in range(bench.scale.cold_repetitions):
                 for mode in MODES:
                     contender = trimsfs(f"--cold-open={mode}", name=cold_open_name(mode))
-                    read = partial(_read, bench, contender, server, relative, known=True)
-                    bench.take(group, size_text(size), contender.name, [FIRST, WHOLE], read)
+                    measured = partial(read, bench, contender, server, relative, known=True)
+                    bench.take(group, size_text(size), contender.name, [FIRST, WHOLE], measured)
         single_gets(bench, group, server, bench.data.file(max(bench.scale.cold_open_sizes)))
 
 
@@ -65,9 +65,8 @@ def cold_open_name(mode: str) -> str:
     return f"{TRIMSFS}, {mode}"
 
 
-def _read(
-    bench: Bench, contender: Contender, server: FastS3, relative: Path, *, known: bool = False
-) -> Sequence[float]:
+def read(bench: Bench, contender: Contender, server: FastS3, relative: Path, *, known: bool = False) -> Sequence[float]:
+    """Seconds until the first byte and until the last of a file that is not here; *known* if its name is."""
     with bench.cold(contender, relative, server) as mount:
         if known:
             measure("read", mount.path / bench.data.file(SMALL, "other"), bench.scale.timeout_s)

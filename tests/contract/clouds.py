@@ -1,0 +1,125 @@
+"""Clouds whose servers give the answers that a test wants."""
+
+import base64
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.contract.backends import MAX_REQUESTS, read
+from tests.contract.raw_server import Answer, RawServer, raw_server, respond
+from trimsfs.errors import StoreError
+from trimsfs.options import MountOptions
+from trimsfs.stores import Store, open_store
+from trimsfs.types import Generation
+
+SIZE = 300_000
+STALL_S, PATIENCE_S = 0.3, 10.0
+"""Stall timeouts where an answer stalls, and where none does."""
+CONTENT = bytes(range(250)) * (SIZE // 250)
+SECRET = base64.b64encode(b"a secret key that no message shows").decode()
+RIGHT_RANGE = f"bytes 0-{SIZE - 1}/{SIZE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """One kind of cloud: the store's URL, a generation, and the header that names the content of an answer."""
+
+    url: str
+    etag: str
+    header: str
+    other: str
+    """Another content, as that header tells it."""
+    missing: Answer
+    """The answer to a read where the container does not exist."""
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(key="dir/model", etag=self.etag, size=SIZE, modified_ns=0)
+
+    @property
+    def content(self) -> str:
+        return self.etag.partition(";")[0]
+
+    def part(
+        self, body: bytes = CONTENT, *, length: int = SIZE, content_range: str = RIGHT_RANGE, content: str | None = None
+    ) -> Answer:
+        """The answer to a ranged GET of the whole object, right except for what is given."""
+        headers = {"Content-Range": content_range, self.header: content or self.content}
+        return respond("206 Partial Content", body, length=length, headers=headers)
+
+
+def google_error(status: str, message: str) -> Answer:
+    code = int(status.split(maxsplit=1)[0])
+    error = {"code": code, "message": message, "errors": [{"reason": "because", "message": message}]}
+    return respond(status, json.dumps({"error": error}).encode(), headers={"Content-Type": "application/json"})
+
+
+def azure_error(status: str, code: str, message: str = "because") -> Answer:
+    body = f"\ufeff<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return respond(status, body.encode(), headers={"x-ms-error-code": code})
+
+
+CLOUDS = {
+    "gs": Cloud(
+        url="gs://bucket",
+        etag="1700000000000001;crc32c=AAAAAA==",
+        header="x-goog-generation",
+        other="1700000000000002",
+        missing=google_error("404 Not Found", "The specified bucket does not exist."),
+    ),
+    "az": Cloud(
+        url="az://container",
+        etag="0x8DB000000000001",
+        header="ETag",
+        other='"0x8DB000000000002"',
+        missing=azure_error("404 Not Found", "ContainerNotFound"),
+    ),
+}
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name no credentials, and google-auth look for none elsewhere."""
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_", "STORAGE_", "CLOUDSDK_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", "/nonexistent")
+
+
+@asynccontextmanager
+async def opened(
+    url: str, endpoint_url: str, *, anonymous: bool = True, stall_s: float = PATIENCE_S
+) -> AsyncIterator[Store]:
+    """A store of this server."""
+    options = MountOptions(store=url, endpoint_url=endpoint_url, anonymous=anonymous, stall_timeout=stall_s)
+    store = open_store(options, max_requests=MAX_REQUESTS)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@asynccontextmanager
+async def served(cloud: Cloud, *answers: Answer, stall_s: float = PATIENCE_S) -> AsyncIterator[tuple[RawServer, Store]]:
+    """A store whose server gives these answers, and the server."""
+    async with raw_server(*answers) as server, opened(cloud.url, server.endpoint_url, stall_s=stall_s) as store:
+        yield server, store
+
+
+async def everything(store: Store, generation: Generation) -> dict[str, StoreError]:
+    """The errors of all calls, by the call."""
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "probe": store.probe,
+        "list_page": lambda: store.list_page(""),
+        "stat": lambda: store.stat("model"),
+        "read": lambda: read(store, generation),
+    }
+    errors = {}
+    for name, call in calls.items():
+        with pytest.raises(StoreError, match=r"\A[^\r\n]+\Z") as caught:
+            await call()
+        errors[name] = caught.value
+    return errors

@@ -1,0 +1,232 @@
+"""Where cloud stores get their credentials, and what they say when there are none."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.contract.backends import (
+    read,
+)
+from tests.contract.clouds import (
+    CLOUDS,
+    SECRET,
+    azure_error,
+    everything,
+    forget,
+    opened,
+)
+from tests.contract.raw_server import Answer, hang_up, raw_server, respond, stall
+from trimsfs.errors import (
+    ConfigurationError,
+    StoreAccessError,
+    TransientStoreError,
+)
+from trimsfs.options import MountOptions
+from trimsfs.stores import open_store
+
+CHINA = "EndpointSuffix=core.chinacloudapi.cn"
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes the key file of a service account, whose tokens come from an address."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+    def write(token_uri: str) -> Path:
+        account = {"type": "service_account", "client_email": "reader@project", "private_key_id": "1"}
+        account |= {"private_key": private.decode(), "token_uri": token_uri, "project_id": "project"}
+        (tmp_path / "key.json").write_text(json.dumps(account))
+        return tmp_path / "key.json"
+
+    return write
+
+
+def token_answer(token: str, **more: object) -> Answer:
+    body = json.dumps({"access_token": token, "token_type": "Bearer", **more}).encode()
+    return respond("200 OK", body, headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.promise("credentials", on="gs")
+async def test_googles_own_chain_gets_a_token_once_and_renews_it(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
+) -> None:
+    forget(monkeypatch)
+    cloud = CLOUDS["gs"]
+    async with (
+        raw_server(token_answer("first", expires_in=3600), token_answer("second", expires_in=3600)) as tokens,
+        raw_server(cloud.part()) as server,
+    ):
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+            for _ in range(3):
+                await read(store, cloud.generation)
+        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+            await read(store, cloud.generation)
+    assert len(tokens.requests) == 2
+    used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
+    assert used == [[b"first"]] * 3 + [[b"second"]]
+
+
+async def test_a_token_that_the_store_refuses_is_renewed_for_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
+) -> None:
+    forget(monkeypatch)
+    cloud = CLOUDS["gs"]
+    async with (
+        raw_server(token_answer("first", expires_in=3600), token_answer("second", expires_in=3600)) as tokens,
+        raw_server(cloud.part(), respond("401 Unauthorized"), cloud.part()) as server,
+    ):
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+            await read(store, cloud.generation)
+            with pytest.raises(StoreAccessError):
+                await read(store, cloud.generation)
+            for _ in range(2):
+                await read(store, cloud.generation)
+    used = [re.findall(rb"(?i)authorization: Bearer (\w+)", request) for request in server.requests]
+    assert used == [[b"first"]] * 2 + [[b"second"]] * 2
+
+
+async def test_https_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    async with raw_server(respond("407 Proxy Authentication Required")) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.endpoint_url)
+        monkeypatch.setenv("no_proxy", "direct.example")
+        async with opened("gs://bucket", "https://storage.example") as store:
+            with pytest.raises(TransientStoreError):
+                await store.stat("model")
+        assert proxy.requests[0].startswith(b"CONNECT storage.example:443 ")
+        async with opened("gs://bucket", "https://direct.example") as store:
+            with pytest.raises(TransientStoreError):
+                await store.stat("model")
+        assert len(proxy.requests) == 1
+
+
+@pytest.mark.promise("credentials", on="az")
+async def test_azures_own_chain_gets_a_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A managed identity of App Service, the only one of azure-identity's that goes without https."""
+    forget(monkeypatch)
+    cloud = CLOUDS["az"]
+    async with raw_server(token_answer("first", expires_on="4000000000")) as tokens, raw_server(cloud.part()) as server:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens.endpoint_url}/msi")
+        monkeypatch.setenv("IDENTITY_HEADER", "header")
+        async with opened(cloud.url, server.endpoint_url, anonymous=False) as store:
+            for _ in range(3):
+                await read(store, cloud.generation)
+    assert len(tokens.requests) == 1
+    assert b"resource=https%3A%2F%2Fstorage.azure.com" in tokens.requests[0].replace(b":", b"%3A").replace(b"/", b"%2F")
+    assert all(b"Authorization: Bearer first" in request for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"), [("gs://bucket", "gcloud auth application-default login"), ("az://container", "az login")]
+)
+async def test_without_credentials_the_message_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, url: str, remedy: str
+) -> None:
+    forget(monkeypatch)
+    for name in ("PATH", "IDENTITY_ENDPOINT", "MSI_ENDPOINT"):
+        monkeypatch.setenv(name, "") if name == "PATH" else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")  # no managed identity is looked for
+    async with raw_server(respond("200 OK")) as server, opened(url, server.endpoint_url, anonymous=False) as store:
+        with pytest.raises(StoreAccessError, match=remedy):
+            await store.stat("model")
+    assert server.requests == []
+
+
+async def test_a_refused_token_is_told_and_a_busy_service_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, key_file: Callable[[str], Path]
+) -> None:
+    forget(monkeypatch)
+    refused = respond("401 Unauthorized", b'{"error": "invalid_grant"}', headers={"Content-Type": "application/json"})
+    async with raw_server(refused) as tokens, raw_server(respond("200 OK")) as server:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key_file(f"{tokens.endpoint_url}/token")))
+        async with opened("gs://bucket", server.endpoint_url, anonymous=False) as store:
+            with pytest.raises(StoreAccessError, match="check the credentials"):
+                await store.stat("model")
+    dead = key_file("http://127.0.0.1:1/token")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(dead))
+    async with opened("gs://bucket", server.endpoint_url, anonymous=False) as store:
+        with pytest.raises(TransientStoreError):
+            await store.stat("model")
+
+
+@pytest.mark.parametrize("end", ["", "\n"], ids=["as it is", "newline"])
+async def test_no_secret_is_in_an_error(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    forget(monkeypatch)
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", f"?sv=2021-12-02&sig={SECRET}{end}")
+    told = []
+    for answer in (azure_error("403 Forbidden", "AuthenticationFailed"), hang_up, stall):
+        async with (
+            raw_server(answer) as server,
+            opened("az://container", server.endpoint_url, anonymous=False) as store,
+        ):
+            told += [str(error) for error in (await everything(store, CLOUDS["az"].generation)).values()]
+        assert b"sig=" in server.requests[0]
+    assert len(told) == 12
+    assert not [text for text in told if SECRET[:8] in text or "sig=" in text]
+
+
+def test_an_account_that_nothing_names_is_a_mistake_in_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    for url, text in {
+        "az://container": "no storage account: set AZURE_STORAGE_ACCOUNT",
+        "az://Container": "is not a container name",
+        "gs://b/x": "is not a bucket name",
+    }.items():
+        with pytest.raises(ConfigurationError, match=text):
+            open_store(MountOptions(store=url), max_requests=1)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket", "az://container"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "127.0.0.1:9000",
+        "http://",
+        "http://[::1",
+        "http://two words",
+        "ftp://host",
+        "http://h:port",
+        "http://h:99999",
+    ],
+)
+def test_an_endpoint_that_cannot_be_is_a_mistake_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, url: str, endpoint: str
+) -> None:
+    forget(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"\A[^\n]*(endpoint URL|storage account)[^\n]*\Z"):
+        open_store(MountOptions(store=url, endpoint_url=endpoint, anonymous=True), max_requests=1)
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "identity"),
+    [
+        ("az://con/p", {"AZURE_STORAGE_ACCOUNT": "a"}, "https://a.blob.core.windows.net|az://con/p/"),
+        ("abfs://con/p/", {"AZURE_STORAGE_ACCOUNT": "a"}, "https://a.blob.core.windows.net|az://con/p/"),
+        ("abfss://con@a.dfs.core.windows.net/p", {}, "https://a.blob.core.windows.net|az://con/p/"),
+        (
+            "az://con",
+            {"AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a;AccountKey={SECRET};{CHINA}"},
+            "https://a.blob.core.chinacloudapi.cn|az://con/",
+        ),
+        ("gs://bucket/p", {}, "https://storage.googleapis.com|gs://bucket/p/"),
+        ("gcs://bucket", {"STORAGE_EMULATOR_HOST": "localhost:9"}, "http://localhost:9|gs://bucket/"),
+    ],
+)
+def test_a_url_leads_to_an_endpoint(
+    monkeypatch: pytest.MonkeyPatch, url: str, environment: Mapping[str, str], identity: str
+) -> None:
+    forget(monkeypatch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert open_store(MountOptions(store=url, anonymous=True), max_requests=1).identity == identity

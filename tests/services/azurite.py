@@ -1,0 +1,61 @@
+"""Azurite, Microsoft's emulator of Azure Blob Storage, from npm; it verifies signatures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import HOST, SCRATCH, accepts, reserved_ports, run_daemon
+
+log = logging.getLogger(__name__)
+
+ACCOUNT = "devstoreaccount1"
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""The key of that account, which Azure's documentation gives."""
+_NODE_MODULES = Path(__file__).parents[2] / ".venv/node/node_modules"
+
+
+@dataclass(frozen=True, slots=True)
+class Azurite:
+    """A running Azurite, whose account is in the path of its address."""
+
+    endpoint_url: str
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which the ``az`` command reaches this server."""
+        account = f"AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.endpoint_url}"
+        return {"AZURE_STORAGE_CONNECTION_STRING": account}
+
+
+def program() -> Path:
+    """Azurite's program for blobs."""
+    return _NODE_MODULES / ".bin/azurite-blob"
+
+
+@contextlib.contextmanager
+def start_azurite() -> Iterator[Azurite]:
+    """Run an empty Azurite until the context ends. Raises ServiceError when it does not answer within 60 seconds."""
+    node = shutil.which("node") or "node"
+    with (
+        tempfile.TemporaryDirectory(prefix="trimsfs-azurite-", dir=SCRATCH) as directory,
+        reserved_ports() as ports,
+        run_daemon(
+            "azurite",
+            [
+                *(node, str(program()), "--blobHost", HOST, "--blobPort", str(ports[0]), "--inMemoryPersistence"),
+                *("--silent", "--disableTelemetry", "--skipApiVersionCheck"),
+            ],
+            Path(directory) / "azurite.log",
+            os.environ,
+            cwd=Path(directory),
+        ) as daemon,
+    ):
+        daemon.wait_until(lambda: accepts(ports[0]), 60)
+        log.info("azurite answers at port %d", ports[0])
+        yield Azurite(f"http://{HOST}:{ports[0]}/{ACCOUNT}")

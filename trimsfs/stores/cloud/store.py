@@ -1,0 +1,222 @@
+"""The store of a cloud service's container, or of a prefix of one."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+from xml.etree.ElementTree import ParseError
+
+import trio
+import urllib3.exceptions
+
+from trimsfs.errors import (
+    ObjectChangedError,
+    ObjectNotFoundError,
+    StoreAccessError,
+    StoreError,
+    StoreStalledError,
+    StoreUnavailableError,
+    TransientStoreError,
+)
+from trimsfs.stores.base import PAGE_LIMIT, Page, Sink
+from trimsfs.stores.bodies import PIECE, pass_on
+from trimsfs.stores.cloud.connections import Answer, Connections, Request
+from trimsfs.stores.cloud.service import Service, content_name, digest_of, error_of, one_line
+from trimsfs.stores.digests import Digest
+from trimsfs.types import Generation
+
+T = TypeVar("T")
+
+METADATA_THREADS = 8
+KEY_MAX = 1024
+"""Characters of the longest key that any of these services allows."""
+EMPTY_PAGES = 100
+"""Pages without a name after which a listing fails. The services may send some, and go on."""
+MALFORMED = (
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError),
+    *(ParseError, RecursionError),
+)
+"""What parsers raise on an answer that is not the service's."""
+
+
+class CloudStore:
+    """The objects of a container under a prefix.
+
+    Every read names the content that it wants, and its answer is checked before its bytes, so that two generations
+    never mix. Requests are tried once: RetryingStore retries them.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        connections: Connections,
+        prefix: str,
+        *,
+        max_requests: int,
+        stall_timeout_s: float,
+    ) -> None:
+        self._service = service
+        self._connections = connections
+        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._stall_timeout_s = stall_timeout_s
+        self._reads = trio.CapacityLimiter(max_requests)
+        self._metadata = trio.CapacityLimiter(METADATA_THREADS)
+
+    @property
+    def identity(self) -> str:
+        return f"{self._service.url}/{self._prefix}"
+
+    @property
+    def streaming(self) -> bool:
+        return True  # the answer names its content before the bytes
+
+    @property
+    def forkable(self) -> bool:
+        return True
+
+    @property
+    def links(self) -> bool:
+        return False
+
+    async def probe(self) -> None:
+        await self._run(partial(self._list, "", None, 1))
+
+    async def list_page(self, prefix: str, *, token: str | None = None, limit: int = PAGE_LIMIT) -> Page:
+        if not _possible(self._prefix + prefix):
+            return Page(objects=(), prefixes=(), next_token=None)
+        for _ in range(EMPTY_PAGES):
+            page = await self._run(partial(self._list, prefix, token, limit), prefix)
+            if page.exists or page.next_token is None:
+                return page
+            token = page.next_token
+        raise TransientStoreError(f"{self._service.subject}: the listing has {EMPTY_PAGES} pages without a name")
+
+    async def stat(self, key: str) -> Generation:
+        if not _possible(self._prefix + key):
+            raise ObjectNotFoundError(f"{key!r} is not a valid key")
+        return await self._run(partial(self._stat, key), key)
+
+    async def read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        try:
+            return await self._read(generation, offset, length, sink)
+        except ObjectNotFoundError:
+            await self.stat(generation.key)
+            raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content of it") from None
+
+    async def digest(self, generation: Generation, *, certain: bool = False) -> Digest | None:
+        return digest_of(generation.etag)  # without a request
+
+    async def aclose(self) -> None:
+        self._connections.close()
+
+    async def _read(self, generation: Generation, offset: int, length: int, sink: Sink) -> str | None:
+        # Two calls, so that an abandoned thread whose answer begins late passes nothing on.
+        get = partial(self._get, generation, offset, length)
+        if length <= PIECE:
+            data, version = await self._run(partial(self._get_small, get, length), generation.key, limiter=self._reads)
+            sink(data)
+            return version
+        raw, version = await self._run(get, generation.key, limiter=self._reads)
+        receive = partial(self._receive, raw, length, sink)
+        await trio.to_thread.run_sync(
+            partial(self._translated, receive, generation.key), limiter=self._reads, abandon_on_cancel=True
+        )
+        return version
+
+    async def _run(self, function: Callable[[], T], key: str = "", *, limiter: trio.CapacityLimiter | None = None) -> T:
+        """Make a request in a thread, which is abandoned after twice the stall timeout. Raises StoreStalledError."""
+        timeout_s = 2 * self._stall_timeout_s
+        try:
+            with trio.fail_after(timeout_s):
+                return await trio.to_thread.run_sync(
+                    partial(self._translated, function, key), limiter=limiter or self._metadata, abandon_on_cancel=True
+                )
+        except trio.TooSlowError:
+            raise StoreStalledError(f"{self._service.subject}: no complete answer in {timeout_s:g} s") from None
+
+    def _translated(self, function: Callable[[], T], key: str) -> T:
+        """Call *function*. Raises only StoreErrors of one line, which show nothing that was sent."""
+        subject = f"{key}: {self._service.subject}" if key else self._service.subject
+        try:
+            return function()
+        except StoreError:
+            raise
+        except (urllib3.exceptions.TimeoutError, TimeoutError) as error:
+            raise StoreStalledError(f"timeout: {one_line(error)}") from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise TransientStoreError(one_line(error)) from error
+        except MALFORMED as error:
+            if "header value" in str(error):
+                # Without the cause: its text is the header, which contains the credentials.
+                message = f"{subject}: the credentials contain a character that cannot be sent: check them"
+                raise StoreAccessError(message) from None
+            message = f"{subject}: the answer is not from {self._service.product}: check the endpoint"
+            raise StoreUnavailableError(message) from error
+
+    def _ask(self, request: Request, key: str = "") -> Answer:
+        answer = self._connections.ask(request)
+        if answer.status != 200:
+            raise error_of(self._service, answer, key)
+        return answer
+
+    def _list(self, prefix: str, token: str | None, limit: int) -> Page:
+        whole = self._prefix + prefix
+        answer = self._ask(self._service.listing(whole, token, min(limit, PAGE_LIMIT)))
+        listed = self._service.listed(answer, whole)
+        strip = len(self._prefix)
+        return Page(
+            objects=tuple(replace(generation, key=generation.key[strip:]) for generation in listed.objects),
+            prefixes=tuple(name[strip:] for name in listed.prefixes),
+            next_token=listed.next_token,
+            empty=not whole or listed.marker,  # a container exists even if it is empty
+        )
+
+    def _stat(self, key: str) -> Generation:
+        whole = self._prefix + key
+        return replace(self._service.generation(self._ask(self._service.stat(whole), key), whole), key=key)
+
+    def _get(self, generation: Generation, offset: int, length: int) -> tuple[Any, str | None]:
+        """The response with its body unread and the version id of the bytes, once its headers match the request."""
+        raw = self._connections.send(self._service.get(self._prefix + generation.key, generation, offset, length))
+        try:
+            if raw.status not in {200, 206}:
+                raise error_of(self._service, self._connections.whole(raw), generation.key)
+            expected = f"bytes {offset}-{offset + length - 1}/{generation.size}"
+            sent = raw.headers.get("content-range")
+            if raw.status != 206 or sent != expected:
+                raise TransientStoreError(f"asked for {expected}, got {sent or 'no range'}")
+            content = self._service.content(raw.headers)
+            if content is None:
+                message = "the answer does not name its content: check the endpoint"
+                raise StoreUnavailableError(f"{generation.key}: {self._service.subject}: {message}")
+            if content != content_name(generation.etag):
+                raise ObjectChangedError(f"{generation.key}: {self._service.subject} has another content: {content}")
+            return raw, self._service.version(raw.headers)
+        except BaseException:
+            raw.close()
+            raise
+
+    def _get_small(self, get: Callable[[], tuple[Any, str | None]], length: int) -> tuple[bytes, str | None]:
+        """A small answer's bytes, read in the same call: another switch of threads takes longer than a few bytes."""
+        raw, version = get()
+        data = bytearray()
+        self._receive(raw, length, data.extend)
+        return bytes(data), version
+
+    def _receive(self, raw: Any, length: int, sink: Sink) -> None:
+        with closing(raw):
+            pass_on(raw, length, sink, stall_timeout_s=self._stall_timeout_s)
+
+
+def _possible(key: str) -> bool:
+    """Whether a name can be a key.
+
+    Names from the kernel are any bytes, with undecodable ones as surrogates. Servers and clients resolve dots in URLs:
+    they would lead out of the prefix.
+    """
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(key) <= KEY_MAX and {".", ".."}.isdisjoint(key.split("/"))
